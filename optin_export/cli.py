@@ -1,0 +1,158 @@
+"""The command line: parses, calls the pipeline, prints. Results on standard output, progress and errors on standard
+error; the exit code tells the verdict (see `errors`)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from optin_export import __version__
+from optin_export.errors import EnvironmentLacks, OptinError
+from optin_export.folder import STAGES, run_folder
+from optin_export.progress import choose
+from optin_export.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from optin_export.report.schema import Report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `optin-export`; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    if not options.verbose:
+        _silence_libraries()
+    try:
+        return _run(options)
+    except OptinError as error:
+        _print_error(error, options.json)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    except MemoryError:
+        lack = EnvironmentLacks(
+            "out of memory", "the model or a batch does not fit", "lower prune.score_samples or batch"
+        )
+        _print_error(lack, options.json)
+        return lack.exit_code
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a bug in optin_export; please report it with the lines above", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optin-export",
+        description="Make a trained transformer smaller without retraining, measure it as engines, and ship or refuse.",
+        epilog="exit codes: 0 all gates passed, 2 recipe or input wrong, 3 parity failed, 4 gate missed, "
+        "5 environment lacks something, 1 bug",
+    )
+    parser.add_argument("recipe", help="a YAML recipe")
+    parser.add_argument("--out", metavar="DIR", help="the run folder (default: runs/<name>)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="override a field, e.g. prune.budget.macs=0.5"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="validate, print the plan of work, touch nothing")
+    parser.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after a stage: {', '.join(STAGES)}")
+    parser.add_argument("--force", action="store_true", help="do every stage again, whatever can be reused")
+    parser.add_argument("--json", action="store_true", help="report as JSON on stdout, events as JSON lines on stderr")
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", "-q", action="store_true", help="only the verdict")
+    loudness.add_argument("--verbose", "-v", action="store_true", help="plain progress lines and library warnings")
+    parser.add_argument("--version", action="version", version=f"optin-export {__version__}")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.set)
+    folder = run_folder(recipe, options.out)
+    if options.dry_run:
+        from optin_export.outline import outline
+
+        lines = outline(recipe, folder)
+        if options.json:
+            print(json.dumps({"name": recipe.name, "stages": [{"name": name, "work": work} for name, work in lines]}))
+        else:
+            print(f"{recipe.name}: the recipe is valid; a run in {folder} would")
+            print("\n".join(f"  {name:<8} {work}" for name, work in lines))
+        return 0
+    # Only now: importing the pipeline imports torch.
+    from optin_export.pipeline import run
+
+    with choose(options.quiet, options.verbose, options.json) as display:
+        report = run(recipe, folder, stop_after=options.stop_after, force=options.force, display=display)
+    if report is None:
+        if options.json:
+            print(json.dumps({"name": recipe.name, "stopped_after": options.stop_after, "folder": str(folder)}))
+        else:
+            print(f"stopped after {options.stop_after}; results so far are in {folder}")
+        return 0
+    if options.json:
+        print(report.model_dump_json())
+    else:
+        _print_verdict(report, str(folder))
+    return exit_code(report)
+
+
+def exit_code(report: Report) -> int:
+    """0 if every gate passed, 3 if parity failed, else 4."""
+    if report.verdict.passed:
+        return 0
+    return 3 if any(gate.kind == "parity" and not gate.passed for gate in report.verdict.gates) else 4
+
+
+def _print_verdict(report: Report, folder: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(Text(report.verdict.summary, style="bold green" if report.verdict.passed else "bold red"))
+    gates = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("gate", "required", "measured", "", "how"):
+        gates.add_column(column, justify="right" if column == "measured" else "left")
+    for gate in report.verdict.gates:
+        measured = "not evaluated" if gate.measured is None else f"{gate.measured:.4g}"
+        gates.add_row(gate.name, gate.required, measured, "passed" if gate.passed else "MISSED", gate.note)
+    latency = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("latency", "batch", "base p50 ms", "pruned p50 ms", "speedup", "95 % interval", "noise floor"):
+        latency.add_column(column, justify="left" if column == "latency" else "right")
+    for one in report.latency:
+        latency.add_row(
+            one.target,
+            str(one.batch),
+            f"{one.base_ms.p50:.3g}",
+            f"{one.pruned_ms.p50:.3g}",
+            f"{one.speedup.median:.2f}x",
+            f"{one.speedup.ci_low:.2f} to {one.speedup.ci_high:.2f}",
+            f"{one.noise_floor:.1%}",
+        )
+    console.print(gates)
+    if report.latency:
+        console.print(latency)
+    console.print(f"report: {folder}/report.html   model: {folder}/onnx/pruned.onnx")
+
+
+def _print_error(error: OptinError, as_json: bool) -> None:
+    if as_json:
+        described = {"what": error.what, "why": error.why, "fix": error.fix, "exit_code": error.exit_code}
+        print(json.dumps({"error": described}))
+    print(str(error), file=sys.stderr)
+
+
+def _silence_libraries() -> None:
+    """Progress bars and advice of the libraries below are not for the users of this command."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import warnings
+
+    warnings.filterwarnings("ignore")

@@ -1,0 +1,56 @@
+"""Errors a user can act on. Each says what happened, why, and what to do; each carries the exit code of the process.
+
+Exit codes are a public contract: 0 all gates passed; 1 a bug in this package; 2 the recipe or its inputs are wrong;
+3 parity failed; 4 a gate was missed; 5 the environment lacks something.
+"""
+
+from __future__ import annotations
+
+
+class OptinError(Exception):
+    """A failure the user can mend.
+
+    what: what happened, one line. why: the reason, one line. fix: what to do, one line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str, fix: str) -> None:
+        super().__init__(what)
+        self.what, self.why, self.fix = (" ".join(str(part).split()) for part in (what, why, fix))
+
+    def __str__(self) -> str:
+        return f"error: {self.what}\n  why: {self.why}\n  fix: {self.fix}"
+
+
+class InputError(OptinError):
+    """The recipe, the model or the data is wrong."""
+
+    exit_code = 2
+
+
+class ParityError(OptinError):
+    """An engine does not reproduce the model it was built from."""
+
+    exit_code = 3
+
+
+class GateError(OptinError):
+    """A gate of the recipe was missed."""
+
+    exit_code = 4
+
+
+class EnvironmentLacks(OptinError):
+    """A package, a device or disk space is missing."""
+
+    exit_code = 5
+
+
+def missing_package(package: str, purpose: str, extra: str) -> EnvironmentLacks:
+    """The error for an optional package that is not installed."""
+    return EnvironmentLacks(
+        f"{purpose} needs the package '{package}'",
+        f"'{package}' cannot be imported in this environment",
+        f"pip install 'optin-export[{extra}]'",
+    )

@@ -1,0 +1,118 @@
+"""export: a dense model becomes a checked ONNX file. Knows nothing of engines.
+
+torch's dynamo exporter with a dynamic batch (and, for text, a dynamic sequence length); inputs are named as the
+forward's arguments. The graph is checked by onnx.checker and cleaned of everything that names this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optin_export.errors import InputError
+from optin_export.files import atomic_path
+from optin_export.sources import Inputs, TaskModel
+
+__all__ = ["OPSET", "Exported", "export_onnx"]
+
+OPSET = 20
+#: Protobuf refuses larger messages; such models would need external data.
+MAX_BYTES = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Facts about an ONNX file: its inputs and outputs, how many nodes it has, and its size."""
+
+    inputs: tuple[str, ...]
+    output: str
+    nodes: int
+    bytes: int
+    opset: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int, sequence: int | None) -> Exported:
+    """Export `model` to `path` with batch 1..max_batch and, for text, sequence 2..sequence.
+
+    inputs: real example inputs with at least two rows (one row would fix the batch size in the graph).
+    Raises InputError when the exporter or the checker refuses the model.
+    """
+    import onnx
+
+    batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
+    dynamic: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
+    if sequence is not None:
+        length = torch.export.Dim("sequence", min=2, max=max(sequence, 2))
+        for axes in dynamic.values():
+            axes[1] = length
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                (),
+                kwargs=dict(inputs),
+                input_names=list(inputs),
+                output_names=[model.output_name],
+                dynamic_shapes=dynamic,
+                opset_version=OPSET,
+                dynamo=True,
+                optimize=True,
+                verbose=False,
+            )
+        assert program is not None
+        proto = program.model_proto
+        _clean(proto)
+        if proto.ByteSize() > MAX_BYTES:
+            raise ValueError(f"the graph has {proto.ByteSize()} bytes; one ONNX file holds at most 2 GiB")
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # exporter and checker raise many types; all mean this model cannot be exported
+        raise InputError(
+            "the model cannot be exported to ONNX",
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300],
+            "check the versions of torch and onnxscript, or simplify the operation named above",
+        ) from error
+    with atomic_path(path) as temporary:
+        onnx.save_model(proto, temporary)
+    return Exported(tuple(inputs), model.output_name, len(proto.graph.node), path.stat().st_size, OPSET)
+
+
+def _clean(proto: Any) -> None:
+    """Drop stack traces and file names: they differ between machines and tell where the user's files are."""
+    del proto.metadata_props[:]
+    proto.doc_string = ""
+    graphs = [proto.graph, *proto.functions]
+    for graph in graphs:
+        del graph.metadata_props[:]
+        graph.doc_string = ""
+        for node in graph.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's warnings speak to its own developers."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,74 @@
+"""families: a module becomes a Structure (its blocks and units). One short file per architecture; see `_declare`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.families._costs import Costs, count_macs, count_params, measure_costs
+from optin_export.families._declare import Family, Producer, Structure, UnitGroup
+from optin_export.families._hooks import (
+    block_outputs,
+    get_module,
+    masked,
+    replayed,
+    rows_of,
+    set_module,
+    stopped_after,
+    tensor_of,
+    valid_rows,
+)
+
+__all__ = [
+    "Costs",
+    "Family",
+    "Producer",
+    "Structure",
+    "UnitGroup",
+    "block_outputs",
+    "count_macs",
+    "count_params",
+    "find_structure",
+    "get_module",
+    "masked",
+    "measure_costs",
+    "replayed",
+    "rows_of",
+    "set_module",
+    "stopped_after",
+    "supported",
+    "tensor_of",
+    "valid_rows",
+]
+
+
+def supported() -> tuple[Family, ...]:
+    """Every family: each public module of this folder declares one as `FAMILY`."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return tuple(importlib.import_module(f"{__name__}.{name}").FAMILY for name in names)
+
+
+def find_structure(model: nn.Module) -> Structure:
+    """The structure of a task module. Raises InputError if no family knows it, or if it has no units."""
+    families = supported()
+    for family in families:
+        found = [(path, module) for path, module in model.named_modules() if family.is_block(module)]
+        if not found:
+            continue
+        groups = [group for index, (path, block) in enumerate(found) for group in family.groups(block, path, index)]
+        groups = [group for group in groups if group.count > 0]
+        if not groups:
+            raise InputError(
+                "the model has nothing to prune", f"no block of family {family.name} has units", "use another model"
+            )
+        return Structure(family.name, tuple(path for path, _ in found), tuple(groups))
+    inner = getattr(model, "model", model)
+    known = "; ".join(f"{family.name} ({family.examples})" for family in families)
+    raise InputError(
+        f"the architecture {type(inner).__name__} is not supported",
+        f"no family knows its blocks; supported: {known}",
+        "use one of these, or add optin_export/families/NAME.py that declares FAMILY (docs/families.md)",
+    )

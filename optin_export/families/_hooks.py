@@ -1,0 +1,113 @@
+"""Reading and steering a forward pass through the structure: masks on units, block outputs, prefix replay."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from optin_export.families._declare import UnitGroup
+
+
+def get_module(model: nn.Module, path: str) -> nn.Module:
+    return model.get_submodule(path)
+
+
+def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+@contextlib.contextmanager
+def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Multiply every unit's slice of its consumer's input by its mask.
+
+    masks: group key -> float [count]; a group without an entry is left alone.
+    """
+
+    def hook_of(group: UnitGroup) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return (args[0] * masks[group.key].repeat_interleave(group.width), *args[1:])
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for group in groups:
+            if group.key in masks:
+                handle = get_module(model, group.consumer).register_forward_pre_hook(hook_of(group))
+                stack.callback(handle.remove)
+        yield
+
+
+def tensor_of(output: Any) -> torch.Tensor:
+    """A block's hidden states: the output itself, or the first entry of a tuple."""
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+@contextlib.contextmanager
+def block_outputs(model: nn.Module, blocks: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Collect each block's output (as returned, tuple or tensor) during the forward passes of the body."""
+    outputs: dict[str, Any] = {}
+
+    def hook_of(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            outputs[path] = output
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for path in blocks:
+            stack.callback(get_module(model, path).register_forward_hook(hook_of(path)).remove)
+        yield outputs
+
+
+@contextlib.contextmanager
+def replayed(model: nn.Module, outputs: Mapping[str, Any]) -> Iterator[None]:
+    """Let the named blocks return these outputs instead of computing: the prefix of a pass costs nothing."""
+    with contextlib.ExitStack() as stack:
+        for path, output in outputs.items():
+            block = get_module(model, path)
+            # An instance attribute shadows the class's forward; deleting it restores the original.
+            block.forward = lambda *args, _output=output, **kwargs: _output
+            stack.callback(delattr, block, "forward")
+        yield
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the block of interest has run."""
+
+
+@contextlib.contextmanager
+def stopped_after(model: nn.Module, path: str) -> Iterator[Callable[..., None]]:
+    """Yield a function that runs the model on named inputs up to and including this block, and no further."""
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        raise _Stop
+
+    def run(inputs: Mapping[str, torch.Tensor]) -> None:
+        with contextlib.suppress(_Stop):
+            model(**inputs)
+
+    # Registered last, so that hooks which record this block's output run before it.
+    handle = get_module(model, path).register_forward_hook(stop)
+    try:
+        yield run
+    finally:
+        handle.remove()
+
+
+def valid_rows(inputs: Mapping[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor | None:
+    """bool [batch * tokens]: rows of `like` [batch, tokens, ...] that are not padding; None if every row counts."""
+    mask = inputs.get("attention_mask")
+    if mask is None or like.dim() < 3 or mask.shape != like.shape[:2]:
+        return None
+    return mask.reshape(-1).bool()
+
+
+def rows_of(tensor: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """[..., features] -> [rows, features], without padding rows."""
+    flat = tensor.reshape(-1, tensor.shape[-1])
+    return flat if valid is None else flat[valid]

@@ -1,0 +1,69 @@
+"""Vision Transformers of timm: ViT, DeiT, DeiT-III (pre-norm, fused qkv, optional layer scale)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.families._declare import Family, Producer, UnitGroup
+
+
+def _is_block(module: nn.Module) -> bool:
+    return type(module).__name__ == "Block" and type(module).__module__ == "timm.models.vision_transformer"
+
+
+def _groups(block: nn.Module, path: str, index: int) -> tuple[UnitGroup, ...]:
+    attention, mlp = block.attn, block.mlp
+    plain_attention = type(attention).__name__ == "Attention" and isinstance(attention.norm, nn.Identity)
+    if not plain_attention or attention.gate is not None:
+        raise InputError(
+            f"'{path}.attn' is a variant of attention that the family vit cannot prune",
+            f"{type(attention).__name__} with a norm or gate across heads",
+            "prune only neurons (prune.units: [neurons]) or use a model with plain attention",
+        )
+    if type(mlp).__name__ != "Mlp" or not isinstance(mlp.norm, nn.Identity) or not isinstance(mlp.fc1, nn.Linear):
+        raise InputError(
+            f"'{path}.mlp' is a {type(mlp).__name__} that the family vit cannot prune",
+            "only fc1 -> activation -> fc2 without a norm between is known",
+            "prune only heads (prune.units: [heads]) or use a model with a plain MLP",
+        )
+    heads = UnitGroup(
+        block=index,
+        kind="heads",
+        count=attention.num_heads,
+        width=attention.head_dim,
+        producers=(Producer(f"{path}.attn.qkv", fused=3),),
+        consumer=f"{path}.attn.proj",
+        residual=(f"{path}.norm1", 0),
+        scale=_layer_scale(block.ls1, f"{path}.ls1"),
+        sizes=((f"{path}.attn.num_heads", 1), (f"{path}.attn.attn_dim", attention.head_dim)),
+        sublayer=f"{path}.attn",
+        bypass=((f"{path}.norm1", False),),
+    )
+    neurons = UnitGroup(
+        block=index,
+        kind="neurons",
+        count=mlp.fc1.out_features,
+        width=1,
+        producers=(Producer(f"{path}.mlp.fc1"),),
+        consumer=f"{path}.mlp.fc2",
+        residual=(f"{path}.norm2", 0),
+        scale=_layer_scale(block.ls2, f"{path}.ls2"),
+        sublayer=f"{path}.mlp",
+        bypass=((f"{path}.norm2", False),),
+    )
+    return heads, neurons
+
+
+def _layer_scale(module: nn.Module, path: str) -> str | None:
+    return None if isinstance(module, nn.Identity) else path
+
+
+FAMILY = Family(
+    name="vit",
+    library="timm",
+    examples="vit_*, deit_*, deit3_*",
+    units=("heads", "neurons"),
+    is_block=_is_block,
+    groups=_groups,
+)

@@ -1,0 +1,83 @@
+"""What has been done in a run folder, by content: a step is skipped only if what it was made from is unchanged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from optin_export.files import read_json, sha256_file, sha256_json, write_json
+
+ROOMS = (
+    "recipe",
+    "sources",
+    "families",
+    "scoring",
+    "search",
+    "surgery",
+    "export",
+    "engines",
+    "measure",
+    "ship",
+    "report",
+)
+FOLDER = ".stages"
+
+
+@lru_cache
+def code_hash(room: str) -> str:
+    """Hash of the source of a room and of all rooms before it: what code a step of that room can depend on."""
+    package = Path(__file__).parent
+    total = hashlib.sha256()
+    for name in ROOMS[: ROOMS.index(room) + 1]:
+        single = package / f"{name}.py"
+        files = [single] if single.exists() else sorted((package / name).rglob("*.*"))
+        for file in files:
+            if file.is_file() and file.suffix in (".py", ".j2"):
+                total.update(f"{file.relative_to(package)}".encode() + file.read_bytes())
+    return total.hexdigest()
+
+
+class Ledger:
+    """The steps done in one run folder. `changed` is called once, before the first step that is not reused."""
+
+    def __init__(self, run: Path, force: bool, changed: Callable[[], None]) -> None:
+        self.run, self.force, self._changed = run, force, changed
+        self.executed = 0
+
+    def step(
+        self,
+        room: str,
+        name: str,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[Path],
+        work: Callable[[], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Result of `work`, which writes `outputs`; from the last time if inputs, code and outputs are unchanged.
+
+        inputs: JSON-serialisable, with files given by their hash (`sha256_file`).
+        """
+        key = sha256_json({"name": name, "inputs": inputs, "code": code_hash(room)})
+        record = self.run / FOLDER / f"{name}.json"
+        if not self.force and (result := self._reuse(record, key)) is not None:
+            return result
+        if self.executed == 0:
+            self._changed()
+        self.executed += 1
+        result = work()
+        files = {path.relative_to(self.run).as_posix(): sha256_file(path) for path in outputs}
+        write_json(record, {"key": key, "files": files, "result": result})
+        return result
+
+    def _reuse(self, record: Path, key: str) -> dict[str, Any] | None:
+        try:
+            entry = read_json(record)
+            same = entry["key"] == key and all(
+                sha256_file(self.run / name) == digest for name, digest in entry["files"].items()
+            )
+            return entry["result"] if same else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            # No record, a damaged one, or a vanished output: the step is simply done again.
+            return None

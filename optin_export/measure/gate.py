@@ -1,0 +1,73 @@
+"""The gate: what was required against what was measured. It can fail, and an unmeasured gate never passes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from optin_export.measure.parity import TOLERANCE
+from optin_export.recipe import Budget, Gates
+
+if TYPE_CHECKING:
+    from optin_export.measure import Measured
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One requirement. measured: None if it could not be evaluated (then passed is False). kind tells the exit code."""
+
+    name: str
+    kind: Literal["parity", "gate"]
+    required: str
+    measured: float | None
+    passed: bool
+    note: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def judge(gates: Gates, budget: Budget, spent: float, measured: Measured) -> list[Gate]:
+    """All gates of a run. spent: the measured fraction of the budget's cost (MACs or parameters).
+
+    The speedup gate takes the lower end of the 95 % interval at the worst shipped batch size and target, because that
+    is what a user of that batch size gets.
+    """
+    parity, accuracy, latency = measured.parity, measured.accuracy, measured.latency
+    worst = max((max(case.max_error, case.spread) for case in parity), default=None)
+    verdicts = [
+        Gate(
+            "parity",
+            "parity",
+            f"<= {TOLERANCE:g}",
+            worst,
+            bool(parity) and all(case.passed for case in parity),
+            "largest relative difference between an engine and its torch model, any row and batch size",
+        ),
+        Gate(
+            f"budget.{budget.kind}",
+            "gate",
+            f"<= {budget.fraction:g}",
+            spent,
+            spent <= budget.fraction + 1e-9,
+            f"share of the unpruned model's {budget.kind} that the pruned model has, counted on the rebuilt model",
+        ),
+    ]
+    if gates.speedup is not None:
+        slowest = min(latency, key=lambda one: one.speedup.ci_low, default=None)
+        low = slowest.speedup.ci_low if slowest else None
+        where = f"batch {slowest.batch} on {slowest.target}" if slowest else "not evaluated: nothing was measured"
+        passed = low is not None and low >= gates.speedup
+        note = f"lower end of the 95 % interval at the slowest gain ({where})"
+        verdicts.append(Gate("speedup", "gate", f">= {gates.speedup:g}", low, passed, note))
+    if gates.accuracy_drop is not None:
+        drop = accuracy.drop if accuracy else None
+        passed = drop is not None and drop <= gates.accuracy_drop
+        note = (
+            f"points of {accuracy.metric}, engine against engine on {accuracy.rows} rows "
+            f"(95 % interval {accuracy.drop_low:+.2f} to {accuracy.drop_high:+.2f})"
+            if accuracy
+            else "not evaluated: no evaluation data"
+        )
+        verdicts.append(Gate("accuracy_drop", "gate", f"<= {gates.accuracy_drop:g}", drop, passed, note))
+    return verdicts

@@ -1,0 +1,150 @@
+"""Latency of two engines, interleaved: a speedup is claimed only by the lower end of its interval.
+
+Blocks in random order of base, base again (A/A, the noise floor) and pruned, in one process on the same inputs; warm
+up until the median is stable; bootstrap over blocks of the ratio of medians (PLATFORM, measuring latency honestly).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from optin_export.engines import Engine
+
+BLOCKS = 24
+#: Seconds of one arm of one block; at least MIN_RUNS runs, so that a block has a median.
+BLOCK_SECONDS = 0.12
+MIN_RUNS, MAX_RUNS = 3, 400
+WARM_UP_SECONDS, WARM_UP_LIMIT = 0.5, 10.0
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Milliseconds per call."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Ratio of median latencies base / pruned, with its 95 % bootstrap interval over blocks."""
+
+    median: float
+    ci_low: float
+    ci_high: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One measurement. noise_floor: how far base against itself strays from 1, at the far end of its interval.
+
+    samples: milliseconds of every call by arm and block, for plots and for whoever wants to compute it otherwise.
+    """
+
+    target: str
+    batch: int
+    sequence: int | None
+    base_ms: Quantiles
+    pruned_ms: Quantiles
+    speedup: Speedup
+    noise_floor: float
+    blocks: int
+    samples: dict[str, list[list[float]]]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Latency:
+        parts = {name: Quantiles(**value[name]) for name in ("base_ms", "pruned_ms")}
+        return cls(**{**value, **parts, "speedup": Speedup(**value["speedup"])})
+
+
+def measure_latency(
+    base: Engine,
+    pruned: Engine,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    target: str,
+    batch: int,
+    sequence: int | None,
+    seed: int,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Latency:
+    """Measure both engines on `inputs` in interleaved blocks."""
+    generator = np.random.default_rng(seed)
+    arms = {"base": base, "again": base, "pruned": pruned}
+    typical = {name: _warm_up(engine, inputs) for name, engine in (("base", base), ("pruned", pruned))}
+    runs = {
+        name: int(np.clip(BLOCK_SECONDS * 1e3 / typical["pruned" if name == "pruned" else "base"], MIN_RUNS, MAX_RUNS))
+        for name in arms
+    }
+    samples: dict[str, list[list[float]]] = {name: [] for name in arms}
+    for block in range(BLOCKS):
+        for name in generator.permutation(list(arms)):
+            samples[name].append([_time(arms[name], inputs) for _ in range(runs[name])])
+        tick(block + 1, BLOCKS)
+    again = ratio_of_medians(samples["base"], samples["again"], generator)
+    return Latency(
+        target=target,
+        batch=batch,
+        sequence=sequence,
+        base_ms=_quantiles(samples["base"] + samples["again"]),
+        pruned_ms=_quantiles(samples["pruned"]),
+        # The base arms are the same engine: the speedup uses both, block by block.
+        speedup=ratio_of_medians(
+            [first + second for first, second in zip(samples["base"], samples["again"], strict=True)],
+            samples["pruned"],
+            generator,
+        ),
+        noise_floor=max(abs(again.ci_low - 1), abs(again.ci_high - 1)),
+        blocks=BLOCKS,
+        samples=samples,
+    )
+
+
+def ratio_of_medians(
+    numerator: list[list[float]], denominator: list[list[float]], generator: np.random.Generator
+) -> Speedup:
+    """median(numerator) / median(denominator) with a 95 % interval by bootstrap over blocks.
+
+    Blocks, not single calls, are drawn: calls within a block share the machine's state and are not independent. Block
+    i of both arms was measured at the same time, so a draw takes both.
+    """
+    above, below = np.asarray(numerator), np.asarray(denominator)  # [blocks, runs]
+    draws = generator.integers(0, len(above), (RESAMPLES, len(above)))
+    ratios = [np.median(above[draw]) / np.median(below[draw]) for draw in draws]
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return Speedup(float(np.median(above) / np.median(below)), float(low), float(high))
+
+
+def _warm_up(engine: Engine, inputs: Mapping[str, np.ndarray]) -> float:
+    """Run for a minimum time and until the medians of two successive windows agree within 5 %; returns ms."""
+    start, previous = time.perf_counter(), float("inf")
+    while True:
+        window = [_time(engine, inputs) for _ in range(5)]
+        while sum(window) < WARM_UP_SECONDS * 1e3 / 2:
+            window.append(_time(engine, inputs))
+        median = float(np.median(window))
+        elapsed = time.perf_counter() - start
+        if (abs(median - previous) <= 0.05 * median and elapsed >= WARM_UP_SECONDS) or elapsed >= WARM_UP_LIMIT:
+            return median
+        previous = median
+
+
+def _time(engine: Engine, inputs: Mapping[str, np.ndarray]) -> float:
+    start = time.perf_counter_ns()
+    engine.run(inputs)
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def _quantiles(blocks: list[list[float]]) -> Quantiles:
+    p50, p90, p99 = np.percentile(np.concatenate([np.asarray(block) for block in blocks]), [50, 90, 99])
+    return Quantiles(float(p50), float(p90), float(p99))

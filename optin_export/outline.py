@@ -1,0 +1,56 @@
+"""`--dry-run`: what a run would do, from the recipe alone. Loads no torch, touches nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from optin_export.errors import InputError
+from optin_export.recipe import DataSource, Recipe
+
+
+def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
+    """(stage, what it would do) in order. Raises InputError for a file the recipe names that is not there."""
+    model, data, prune, export = recipe.model, recipe.data, recipe.prune, recipe.export
+    for source in (data.calibration, data.evaluation):
+        if source is not None:
+            _check_file(source)
+    if model.weights not in ("pretrained", "random") and not Path(model.weights).is_file():
+        raise InputError(f"cannot read the checkpoint {model.weights}", "no such file", "correct model.weights")
+    if model.source.startswith("/") and not Path(model.source).is_dir():
+        raise InputError(f"cannot load a model from {model.source}", "no such folder", "correct model.source")
+    shapes = ", ".join(f"{batch}x{export.sequence}" if recipe.is_text else str(batch) for batch in export.batch)
+    targets = ", ".join(target.name for target in recipe.targets)
+    rows = data.calibration.samples or "all"
+    evaluation = data.evaluation
+    return [
+        ("sources", f"load {model.source} ({model.task}), {rows} calibration rows of {data.calibration.source}"),
+        ("scoring", f"score {' and '.join(prune.units)} by {prune.score}" + _effort(recipe)),
+        ("search", f"keep the most score within {prune.budget.fraction:.0%} of the {prune.budget.kind}"),
+        ("surgery", "rebuild densely" + (", then repair by least squares" if prune.compensate else ", no repair")),
+        ("export", f"onnx/base.onnx and onnx/pruned.onnx in {export.precision}, batch up to {max(export.batch)}"),
+        ("engines", f"build both for {targets}"),
+        (
+            "measure",
+            f"parity, latency at batch {shapes}" + (f", {evaluation.metric}" if evaluation else ", no accuracy"),
+        ),
+        ("ship", ("Triton model repository if all gates pass, and " if recipe.ship.triton else "") + "manifest.json"),
+        ("report", f"report.json and report.html in {folder}; gates: {_gates(recipe)}"),
+    ]
+
+
+def _effort(recipe: Recipe) -> str:
+    prune = recipe.prune
+    return f" ({prune.probes} probes, {prune.score_samples} rows)" if prune.score == "optin" else ""
+
+
+def _gates(recipe: Recipe) -> str:
+    gates = recipe.gates
+    named = [f"speedup >= {gates.speedup:g}"] if gates.speedup is not None else []
+    named += [f"accuracy drop <= {gates.accuracy_drop:g} points"] if gates.accuracy_drop is not None else []
+    return ", ".join(["parity", "budget", *named])
+
+
+def _check_file(source: DataSource) -> None:
+    prefix, _, path = source.source.partition(":")
+    if prefix in ("csv", "tsv", "npz", "images") and not Path(path).exists():
+        raise InputError(f"cannot read {source.source}", "no such file", "check the path (relative to the recipe)")

@@ -1,0 +1,84 @@
+"""The order of the stages: recipe -> sources -> scoring -> search -> surgery -> export -> engines -> measure -> ship ->
+report. The only module that knows it; every stage reads what the one before wrote into the run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from optin_export.errors import InputError
+from optin_export.folder import STAGES, run_folder
+from optin_export.recipe import Recipe, load_recipe, validate
+from optin_export.report.schema import Report, StageResult
+from optin_export.workspace import Facts, Workspace
+
+
+class Display(Protocol):
+    """Where progress goes; `optin_export.progress` has the ones of the command line."""
+
+    def start(self, stage: str) -> None: ...
+
+    def tick(self, done: int, total: int) -> None: ...
+
+    def finish(self, stage: str, seconds: float, reused: bool) -> None: ...
+
+
+class _Silent:
+    def start(self, stage: str) -> None: ...
+
+    def tick(self, done: int, total: int) -> None: ...
+
+    def finish(self, stage: str, seconds: float, reused: bool) -> None: ...
+
+
+def run(
+    recipe: str | Path | dict[str, Any] | Recipe,
+    out: str | Path | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    stop_after: str | None = None,
+    force: bool = False,
+    display: Display | None = None,
+) -> Report | None:
+    """Run a recipe (a file, a dictionary, or a validated `Recipe`) in the folder `out` (default `runs/<name>`).
+
+    Returns the report, whose verdict may have failed; None if `stop_after` ended the run before the report.
+    Raises a subclass of OptinError for anything the user can mend.
+    """
+    if isinstance(recipe, str | Path):
+        recipe = load_recipe(recipe, overrides)
+    elif isinstance(recipe, dict):
+        recipe = validate(recipe, Path.cwd())
+    if stop_after is not None and stop_after not in STAGES:
+        raise InputError(f"unknown stage '{stop_after}'", f"the stages are {', '.join(STAGES)}", "name one of them")
+    return _stages(recipe, run_folder(recipe, out), force, display or _Silent(), stop_after)
+
+
+def _stages(recipe: Recipe, folder: Path, force: bool, display: Display, stop_after: str | None) -> Report | None:
+    work = Workspace(recipe, folder, force, display.tick)
+    methods: dict[str, Callable[[Facts], Any]] = {
+        "sources": work.load,
+        "scoring": work.score,
+        "search": work.search,
+        "surgery": work.operate,
+        "export": work.export,
+        "engines": work.build,
+        "measure": work.measure,
+        "ship": work.ship,
+        "report": lambda facts: work.report(facts, timings),
+    }
+    timings: list[StageResult] = []
+    facts: Facts = {}
+    for name in STAGES:
+        display.start(name)
+        start, executed = time.perf_counter(), work.ledger.executed
+        facts[name] = methods[name](facts)
+        # Loading and reporting are never skipped: the one finds out what can be, the other is cheap.
+        reused = work.ledger.executed == executed and name not in ("sources", "report")
+        timings.append(StageResult(name=name, seconds=round(time.perf_counter() - start, 3), reused=reused))
+        display.finish(name, timings[-1].seconds, reused)
+        if name == stop_after and name != "report":
+            return None
+    return facts["report"]

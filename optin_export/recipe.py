@@ -1,0 +1,305 @@
+"""The recipe: one YAML file, validated, frozen, with every path made absolute. Knows nothing of torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from optin_export.errors import InputError
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Task = Literal["text-classification", "feature-extraction", "image-classification"]
+Metric = Literal["accuracy", "spearman", "pearson"]
+#: Source prefixes whose remainder is a path (or, for `hf:`, may be one).
+MODEL_PREFIXES = ("hf", "timm", "py")
+DATA_PREFIXES = ("csv", "tsv", "npz", "images", "hf-dataset", "py")
+_TEXT_TASKS = ("text-classification", "feature-extraction")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Preprocess(_Section):
+    """Image preprocessing; a field left out is taken from the checkpoint's own configuration."""
+
+    size: tuple[Count, Count] | None = Field(None, description="height and width in pixels")
+    mean: tuple[float, ...] | None = Field(None, description="per channel, of pixels in 0..1")
+    std: tuple[float, ...] | None = Field(None, description="per channel, of pixels in 0..1")
+    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
+
+
+class ModelSection(_Section):
+    source: str = Field(description="'hf:ID', 'timm:NAME', 'py:FILE.py:FUNCTION' or a folder")
+    task: Task
+    weights: str = Field("pretrained", description="'pretrained', 'random', or a .safetensors / .pt checkpoint")
+    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the constructor")
+    pooling: Literal["mean", "cls"] | None = Field(None, description="feature-extraction only")
+    normalize: bool = Field(False, description="L2-normalise the sentence embedding inside the graph")
+    tokenizer: str | None = Field(None, description="where the tokenizer is, if not with the model")
+    preprocess: Preprocess = Preprocess()
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+
+class DataSource(_Section):
+    source: str = Field(description="'csv:', 'tsv:', 'npz:', 'images:', 'hf-dataset:' or 'py:FILE.py:FUNCTION'")
+    columns: dict[Literal["text", "text_pair", "image", "label"], int | str] = Field(default_factory=dict)
+    header: bool | None = Field(None, description="first line holds names; default: yes if columns are named")
+    split: str = Field("train", description="split of an hf-dataset")
+    label_pattern: str | None = Field(None, description="regular expression; group 1 of an image's file name")
+    samples: Count | None = Field(None, description="how many rows to draw (seeded); default: all")
+
+
+class Evaluation(DataSource):
+    split: str = Field("test", description="split of an hf-dataset")
+    metric: Metric
+
+
+class DataSection(_Section):
+    calibration: DataSource
+    evaluation: Evaluation | None = None
+
+
+class Budget(_Section):
+    """What the smaller model may cost, as a fraction of the unpruned model. Exactly one."""
+
+    macs: Fraction | None = None
+    params: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Budget:
+        if (self.macs is None) == (self.params is None):
+            raise ValueError("name exactly one of: macs, params")
+        return self
+
+    @property
+    def kind(self) -> Literal["macs", "params"]:
+        return "macs" if self.macs is not None else "params"
+
+    @property
+    def fraction(self) -> float:
+        return self.macs if self.macs is not None else self.params  # type: ignore[return-value]
+
+
+class PruneSection(_Section):
+    units: tuple[Literal["heads", "neurons"], ...] = Field(("heads", "neurons"), min_length=1)
+    score: Literal["optin", "magnitude", "random"] = "optin"
+    budget: Budget
+    compensate: bool = Field(True, description="sequential least-squares repair on the calibration data")
+    align: Count = Field(8, description="neurons are kept in multiples of this")
+    probes: Count = Field(64, description="random probes of the neuron score")
+    rows: Count = Field(768, description="token rows compared per batch and block")
+    score_samples: Count = Field(64, description="calibration rows used for scoring")
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of the distillation term, for logits")
+
+
+class TokensSection(_Section):
+    keep: Literal[1.0] = Field(1.0, description="share of tokens kept; merging is not part of this version")
+
+
+class ExportSection(_Section):
+    precision: Literal["fp32"] = "fp32"
+    batch: tuple[Count, ...] = Field((1, 8), min_length=1, description="batch sizes that are shipped and measured")
+    sequence: Count = Field(128, description="text: longest sequence in tokens; latency is measured at it")
+
+
+class Target(_Section):
+    engine: Literal["onnxruntime"] = "onnxruntime"
+    device: Literal["cpu"] = "cpu"
+    threads: Count = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine}-{self.device}-{self.threads}t"
+
+
+class Gates(_Section):
+    speedup: Annotated[float, Field(gt=0)] | None = Field(None, description="lower end of the 95 % interval")
+    accuracy_drop: float | None = Field(None, description="largest loss in points, engine against engine")
+
+
+class ShipSection(_Section):
+    triton: bool = False
+
+
+class Recipe(_Section):
+    """A whole run. Field names are a contract: fields are added, never renamed."""
+
+    recipe: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelSection
+    data: DataSection
+    prune: PruneSection
+    tokens: TokensSection = TokensSection()
+    export: ExportSection = ExportSection()
+    targets: tuple[Target, ...] = Field((Target(),), min_length=1)
+    gates: Gates = Gates()
+    ship: ShipSection = ShipSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.gates.accuracy_drop is not None and self.data.evaluation is None:
+            raise ValueError("gates.accuracy_drop needs data.evaluation to measure it on")
+        if self.model.pooling is not None and self.model.task != "feature-extraction":
+            raise ValueError("model.pooling is only for the task feature-extraction")
+        if len({target.name for target in self.targets}) != len(self.targets):
+            raise ValueError("targets: two entries are the same")
+        if len(set(self.export.batch)) != len(self.export.batch):
+            raise ValueError("export.batch: a batch size is named twice")
+        return self
+
+    @property
+    def is_text(self) -> bool:
+        return self.model.task in _TEXT_TASKS
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, override (`a.b=value`) and validate a recipe; paths become absolute.
+
+    Raises InputError for an unreadable file, YAML that is not a mapping, or any field that does not validate.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"cannot read the recipe {path}", str(reason), "give the path of a YAML recipe file") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML", str(error), "correct the line named above") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} is not a recipe", "its top level is not a mapping", "start it with 'recipe: 1'")
+    for override in overrides:
+        _apply(raw, override)
+    return validate(raw, folder=path.parent)
+
+
+def validate(raw: dict[str, Any], folder: Path) -> Recipe:
+    """Validate a recipe given as a dictionary; relative paths are looked up from `folder`."""
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise InputError("the recipe is not valid", _explain(error), "correct the field(s) named above") from None
+    return _with_absolute_paths(recipe, folder)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"cannot read --set {override}", "it has no '='", "write it as --set prune.budget.macs=0.5")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    *parents, last = key.split(".")
+    node: Any = raw
+    try:
+        for name in parents:
+            if isinstance(node, list):
+                node = node[int(name)]
+            else:
+                if node.get(name) is None:
+                    node[name] = {}
+                node = node[name]
+        node[int(last) if isinstance(node, list) else last] = parsed
+    except (AttributeError, TypeError, ValueError, IndexError):
+        raise InputError(
+            f"cannot apply --set {override}", f"'{key}' does not name a field of the recipe", "check the dotted path"
+        ) from None
+
+
+def _explain(error: ValidationError) -> str:
+    """All problems in one line: the dotted field, what is wrong, and the nearest known name for an unknown field."""
+    problems = []
+    items = error.errors()
+    for item in items:
+        # A list whose entries failed is also reported as too short: the entry's own error says it better.
+        if any(other is not item and other["loc"][: len(item["loc"])] == item["loc"] for other in items):
+            continue
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+            problems.append(f"{where}: unknown field ({hint})")
+        else:
+            got = "" if item["type"] in ("missing", "value_error") else f", not {item['input']!r:.60}"
+            message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
+            problems.append(f"{where}: {message}{got}".removeprefix(": "))
+    return "; ".join(problems)
+
+
+def _fields_at(location: Sequence[int | str]) -> list[str]:
+    model: Any = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        choices = [annotation, *get_args(annotation)]
+        model = next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    model = recipe.model
+    changes = {"source": absolute_source(model.source, folder, MODEL_PREFIXES)}
+    if model.weights not in ("pretrained", "random"):
+        changes["weights"] = str(_find(model.weights, folder))
+    if model.tokenizer is not None and _find(model.tokenizer, folder).exists():
+        changes["tokenizer"] = str(_find(model.tokenizer, folder))
+    data = recipe.data
+    calibration = _absolute_data(data.calibration, folder)
+    evaluation = None if data.evaluation is None else _absolute_data(data.evaluation, folder)
+    return recipe.model_copy(
+        update={
+            "model": model.model_copy(update=changes),
+            "data": data.model_copy(update={"calibration": calibration, "evaluation": evaluation}),
+        }
+    )
+
+
+def _absolute_data(data: DataSource, folder: Path) -> DataSource:
+    return data.model_copy(update={"source": absolute_source(data.source, folder, DATA_PREFIXES)})
+
+
+def absolute_source(source: str, folder: Path, prefixes: Sequence[str]) -> str:
+    """`csv:train.csv` -> `csv:/where/the/recipe/is/train.csv`; hub names and module names stay as they are.
+
+    A bare path gets no prefix. Raises InputError for an unknown prefix.
+    """
+    prefix, separator, rest = source.partition(":")
+    if not separator:
+        return str(_find(source, folder))
+    if prefix not in prefixes:
+        raise InputError(
+            f"unknown source '{source}'",
+            f"'{prefix}:' is not one of {', '.join(p + ':' for p in prefixes)}",
+            "use one of these prefixes, or a path",
+        )
+    if prefix in ("csv", "tsv", "npz", "images"):
+        return f"{prefix}:{_find(rest, folder)}"
+    if prefix == "py":
+        file, colon, function = rest.rpartition(":")
+        if not colon or not function.isidentifier():
+            raise InputError(f"cannot read the source '{source}'", "it names no function", "write py:FILE.py:FUNCTION")
+        return f"py:{_find(file, folder)}:{function}" if file.endswith(".py") else source
+    found = _find(rest, folder)
+    return f"{prefix}:{found}" if found.exists() and prefix != "timm" else source
+
+
+def _find(name: str, folder: Path) -> Path:
+    """Relative to the recipe; where nothing is there, relative to the working directory (for `--set` on the shell)."""
+    beside_recipe = (folder / Path(name).expanduser()).resolve()
+    here = Path(name).expanduser().resolve()
+    return here if here.exists() and not beside_recipe.exists() else beside_recipe

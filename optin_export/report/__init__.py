@@ -1,0 +1,9 @@
+"""report: everything the stages found out, verdict first, as report.json and a one-file report.html."""
+
+from __future__ import annotations
+
+from optin_export.report.compose import compose, prunings
+from optin_export.report.html import render_html
+from optin_export.report.schema import Report, Size, StageResult
+
+__all__ = ["Report", "Size", "StageResult", "compose", "prunings", "render_html"]

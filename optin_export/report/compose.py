@@ -1,0 +1,116 @@
+"""The report out of what the stages wrote: arithmetic on their results, and the verdict in one sentence."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from optin_export.families import Structure
+from optin_export.measure import TOLERANCE, Gate, Measured
+from optin_export.report.schema import (
+    AccuracyResult,
+    EngineResult,
+    GateResult,
+    GroupResult,
+    LatencyResult,
+    Parity,
+    ParityResult,
+    Report,
+    Size,
+    StageResult,
+    Verdict,
+)
+from optin_export.search import Plan
+
+
+def compose(
+    *,
+    gates: Iterable[Gate],
+    macs: Size,
+    params: Size,
+    measured: Measured,
+    engines: Iterable[Mapping[str, Any]],
+    stages: Sequence[StageResult],
+    **rest: Any,
+) -> Report:
+    """A Report from typed results; `rest` are its remaining fields (name, model, pruning, environment)."""
+    results = measured.to_json()
+    accuracy = AccuracyResult(**results["accuracy"]) if results["accuracy"] else None
+    latency = tuple(
+        LatencyResult(**{name: value for name, value in one.items() if name != "samples"}) for one in results["latency"]
+    )
+    cases = tuple(ParityResult(**case) for case in results["parity"])
+    return Report(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        verdict=make_verdict([GateResult(**gate.to_json()) for gate in gates], macs, accuracy, latency),
+        macs=macs,
+        params=params,
+        accuracy=accuracy,
+        parity=Parity(
+            passed=all(case.passed for case in cases),
+            tolerance=TOLERANCE,
+            max_error=max((case.max_error for case in cases), default=0.0),
+            cases=cases,
+        ),
+        latency=latency,
+        engines=tuple(EngineResult(**engine) for engine in engines),
+        stages=tuple(stages),
+        **rest,
+    )
+
+
+def prunings(
+    structure: Structure, plan: Plan, scores: Mapping[str, np.ndarray], repairs: Mapping[str, Mapping[str, float]]
+) -> tuple[GroupResult, ...]:
+    """What was removed, group by group, with the share of the group's score that stays and the repair's errors."""
+    results = []
+    for group in structure.groups:
+        kept = list(plan.groups[group.key].kept)
+        total = float(scores[group.key].sum())
+        repair = repairs.get(group.key, {})
+        results.append(
+            GroupResult(
+                block=group.block,
+                kind=group.kind,
+                count=group.count,
+                kept=len(kept),
+                score_kept=float(scores[group.key][kept].sum()) / total if total > 0 else 1.0,
+                error_before=repair.get("before"),
+                error_after=repair.get("after"),
+            )
+        )
+    return tuple(results)
+
+
+def make_verdict(
+    gates: Sequence[GateResult], macs: Size, accuracy: AccuracyResult | None, latency: Sequence[LatencyResult]
+) -> Verdict:
+    """The verdict and its one sentence: what was gained, what it cost, and what was missed."""
+    facts = []
+    if latency:
+        slowest = min(latency, key=lambda one: one.speedup.ci_low)
+        among = ", the smallest gain measured" if len(latency) > 1 else ""
+        facts.append(
+            f"{slowest.speedup.median:.2f}x faster at batch {slowest.batch} on {slowest.target} "
+            f"(95 % interval {slowest.speedup.ci_low:.2f} to {slowest.speedup.ci_high:.2f}{among})"
+        )
+    if accuracy is not None:
+        verb = "lost" if accuracy.drop >= 0 else "gained"
+        facts.append(
+            f"{abs(accuracy.drop):.2f} points of {accuracy.metric} {verb} "
+            f"({accuracy.base:.2f} to {accuracy.pruned:.2f})"
+        )
+    facts.append(f"{macs.ratio:.1%} of the MACs left")
+    missed = [gate for gate in gates if not gate.passed]
+    if missed:
+        facts.append("missed: " + ", ".join(_miss(gate) for gate in missed))
+    word = "FAILED" if missed else "PASSED"
+    return Verdict(passed=not missed, summary=f"{word}: {'; '.join(facts)}.", gates=tuple(gates))
+
+
+def _miss(gate: GateResult) -> str:
+    measured = "not evaluated" if gate.measured is None else f"measured {gate.measured:.4g}"
+    return f"{gate.name} (required {gate.required}, {measured})"

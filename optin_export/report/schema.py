@@ -1,0 +1,145 @@
+"""report.json as pydantic models: the published contract. `docs/schemas/report.schema.json` is generated from here."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class GateResult(_Part):
+    """One requirement; `measured` is null, and `passed` false, where it could not be evaluated."""
+
+    name: str
+    kind: Literal["parity", "gate"]
+    required: str = Field(description="as a condition, e.g. '>= 1.3'")
+    measured: float | None
+    passed: bool
+    note: str
+
+
+class Verdict(_Part):
+    passed: bool = Field(description="true only if every gate passed")
+    summary: str = Field(description="one sentence for people")
+    gates: tuple[GateResult, ...]
+
+
+class Size(_Part):
+    """Counted on the built torch models: MACs of one sample at the shipped shape, or parameters."""
+
+    base: int
+    pruned: int
+    ratio: float
+
+
+class AccuracyResult(_Part):
+    """Points (metric x 100) of the first target's engines on the same rows; interval: paired bootstrap over rows."""
+
+    metric: str
+    rows: int
+    base: float
+    pruned: float
+    drop: float
+    drop_low: float
+    drop_high: float
+
+
+class ParityResult(_Part):
+    target: str
+    model: Literal["base", "pruned"]
+    batch: int
+    rows: Literal["distinct", "identical"]
+    max_error: float
+    spread: float
+    passed: bool
+
+
+class Parity(_Part):
+    passed: bool
+    tolerance: float
+    max_error: float
+    cases: tuple[ParityResult, ...]
+
+
+class Milliseconds(_Part):
+    p50: float
+    p90: float
+    p99: float
+
+
+class SpeedupResult(_Part):
+    median: float
+    ci_low: float
+    ci_high: float
+
+
+class LatencyResult(_Part):
+    """Interleaved measurement of both engines; raw samples are in measure/latency.json."""
+
+    target: str
+    batch: int
+    sequence: int | None
+    base_ms: Milliseconds
+    pruned_ms: Milliseconds
+    speedup: SpeedupResult
+    noise_floor: float = Field(description="how far base against itself strays from 1")
+    blocks: int
+
+
+class StageResult(_Part):
+    name: str
+    seconds: float
+    reused: bool
+
+
+class EngineResult(_Part):
+    target: str
+    model: Literal["base", "pruned"]
+    build_seconds: float
+    facts: dict[str, Any]
+
+
+class GroupResult(_Part):
+    """One unit group of one block: units before and after, and the repair's squared error before and after."""
+
+    block: int
+    kind: str
+    count: int
+    kept: int
+    score_kept: float
+    error_before: float | None = None
+    error_after: float | None = None
+
+
+class Pruning(_Part):
+    family: str
+    method: str
+    info: dict[str, float]
+    budget: dict[str, float]
+    compensated: bool
+    masked_difference: float
+    optimality_gap: float
+    groups: tuple[GroupResult, ...]
+
+
+class Report(_Part):
+    """Everything a run found out, verdict first."""
+
+    version: Literal[1] = 1
+    name: str
+    created: str = Field(description="ISO 8601, UTC")
+    verdict: Verdict
+    model: dict[str, str]
+    macs: Size
+    params: Size
+    accuracy: AccuracyResult | None
+    parity: Parity
+    latency: tuple[LatencyResult, ...]
+    pruning: Pruning
+    engines: tuple[EngineResult, ...]
+    stages: tuple[StageResult, ...]
+    environment: dict[str, Any]

@@ -1,0 +1,152 @@
+"""sources: a recipe's `model` and `data` become a torch module, batches and labels. Knows nothing of pruning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from optin_export.errors import InputError
+from optin_export.files import sha256_json
+from optin_export.recipe import Recipe
+from optin_export.sources.batches import Batch, Inputs, Processor, batches, make_processor
+from optin_export.sources.data import Examples, load_examples
+from optin_export.sources.models import LoadedModel, build, load_model
+from optin_export.sources.tasks import TaskModel
+
+__all__ = ["Batch", "Dataset", "Examples", "Inputs", "LoadedModel", "Sources", "TaskModel", "build", "load_sources"]
+
+CALIBRATION_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Evaluation data: one list of batches per side (two sides for pairs that are embedded apart), and the labels."""
+
+    sides: tuple[tuple[Batch, ...], ...]
+    labels: np.ndarray
+    metric: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The model and data of a recipe, loaded and checked."""
+
+    recipe: Recipe
+    loaded: LoadedModel
+    processor: Processor
+    calibration_examples: Examples
+    evaluation_examples: Examples | None
+
+    @property
+    def model(self) -> TaskModel:
+        return self.loaded.model
+
+    @cached_property
+    def calibration(self) -> tuple[Batch, ...]:
+        return tuple(batches(self.processor, self.calibration_examples, CALIBRATION_BATCH))
+
+    @cached_property
+    def scoring(self) -> tuple[Batch, ...]:
+        """The first `prune.score_samples` calibration rows (the draw is already random)."""
+        count = min(self.recipe.prune.score_samples, len(self.calibration_examples))
+        chosen = np.random.default_rng(self.recipe.seed).permutation(len(self.calibration_examples))[:count]
+        return tuple(batches(self.processor, self.calibration_examples.take(np.sort(chosen)), CALIBRATION_BATCH))
+
+    def evaluation(self) -> Dataset | None:
+        """Encoded evaluation data in batches of the largest shipped size."""
+        examples, section = self.evaluation_examples, self.recipe.data.evaluation
+        if examples is None or section is None:
+            return None
+        size = max(self.recipe.export.batch)
+        sides = [examples]
+        if self.recipe.model.task == "feature-extraction":
+            sides = [Examples({"text": examples.columns[name]}) for name in ("text", "text_pair")]
+        encoded = tuple(tuple(batches(self.processor, side, size)) for side in sides)
+        return Dataset(encoded, self._labels(examples), section.metric)
+
+    def _labels(self, examples: Examples) -> np.ndarray:
+        """Labels as numbers; class names are looked up in the model's own configuration."""
+        values = []
+        for row, label in enumerate(examples.columns["label"]):
+            try:
+                values.append(float(self.loaded.labels.get(label, label)))
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"label {label!r} of row {row} is not a number",
+                    "it is none of the model's class names either",
+                    "use class indices, or check columns.label and header",
+                ) from None
+        return np.asarray(values)
+
+    def fixed(self, batch: int, distinct: bool = True) -> Inputs:
+        """`batch` real rows at the shipped shape (text padded to `export.sequence`), the same row if not `distinct`."""
+        examples = self.calibration_examples
+        rows = np.arange(batch) % len(examples) if distinct else np.zeros(batch, dtype=int)
+        return self.processor.encode(examples.take(rows), pad_to=self.recipe.export.sequence)
+
+    def digest(self) -> dict[str, str]:
+        """Content hashes of the weights and of the data: what makes a finished stage reusable."""
+        import hashlib
+
+        weights = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            weights.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            weights.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        first = self.fixed(1)
+        encoded = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in first.values())).hexdigest()
+        return {
+            "weights": weights.hexdigest(),
+            "architecture": sha256_json(self.loaded.architecture),
+            "calibration": self.calibration_examples.digest(),
+            "evaluation": self.evaluation_examples.digest() if self.evaluation_examples is not None else "",
+            "preprocessing": encoded,
+        }
+
+
+def load_sources(recipe: Recipe) -> Sources:
+    """Load the model and data of a recipe, and run one batch through it.
+
+    Raises InputError for anything that cannot be read, and for calibration data that makes the model's output NaN.
+    """
+    loaded = load_model(recipe.model, recipe.seed)
+    data = recipe.data
+    pairs = "text_pair" in data.calibration.columns
+    text = recipe.is_text
+    classify_pairs = text and recipe.model.task == "text-classification" and pairs
+    needs = (("text", "text_pair") if pairs else ("text",)) if text else ("image",)
+    calibration = load_examples(data.calibration, needs, recipe.seed)
+    if pairs and not classify_pairs:  # embedded apart: each sentence is a row of its own
+        columns = calibration.columns
+        calibration = Examples({"text": [*columns["text"], *columns["text_pair"]]})
+    evaluation = None
+    if data.evaluation is not None:
+        sides = ("text", "text_pair") if recipe.model.task == "feature-extraction" or classify_pairs else needs
+        evaluation = load_examples(data.evaluation, (*sides, "label"), recipe.seed)
+    processor = make_processor(loaded, recipe, classify_pairs)
+    sources = Sources(recipe, loaded, processor, calibration, evaluation)
+    _try_one_batch(sources)
+    return sources
+
+
+def _try_one_batch(sources: Sources) -> None:
+    inputs = sources.fixed(1)
+    try:
+        with torch.no_grad():
+            output = sources.model(**inputs)
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+        raise InputError(
+            f"the model does not run on the calibration data ({shapes})",
+            f"{type(error).__name__}: {error}"[:300],
+            "check model.task, model.args and model.preprocess",
+        ) from error
+    finite = torch.isfinite(output).all() and all(
+        torch.isfinite(t).all() for t in inputs.values() if t.is_floating_point()
+    )
+    if not finite:
+        raise InputError(
+            "the model's output is not finite", "calibration data or weights hold NaN or infinity", "check both"
+        )

@@ -1,0 +1,207 @@
+"""From rows to tensors: tokenising and image preprocessing, in batches of rows of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from optin_export.errors import InputError
+from optin_export.recipe import ModelSection, Recipe
+from optin_export.sources.data import Examples
+from optin_export.sources.models import LoadedModel
+from optin_export.sources.tasks import ImageModel
+
+#: Task inputs by argument name, each a tensor whose first dimension is the batch.
+Inputs = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of the data, encoded. rows: their positions in the examples, so that an order can be undone."""
+
+    inputs: Inputs
+    rows: np.ndarray
+
+
+class Processor(Protocol):
+    """Encodes rows of one kind of data into the arguments of the task module."""
+
+    def order(self, examples: Examples) -> np.ndarray:
+        """Row positions in the order that wastes least padding."""
+
+    def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
+        """All given rows as one batch; text is padded to `pad_to` tokens, or to its longest row."""
+
+
+class TextProcessor:
+    """Tokenises `text` (and `text_pair`, as a pair) to at most `sequence` tokens."""
+
+    def __init__(self, tokenizer: Any, sequence: int, pairs: bool) -> None:
+        self.tokenizer, self.sequence = tokenizer, sequence
+        # Segment ids only say something about pairs; without pairs they would be one more input of zeros.
+        self.segments = pairs and "token_type_ids" in tokenizer.model_input_names
+
+    def order(self, examples: Examples) -> np.ndarray:
+        encoded = self.tokenizer(*self._texts(examples), truncation=True, max_length=self.sequence)
+        return np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable")
+
+    def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
+        encoded = self.tokenizer(
+            *self._texts(examples),
+            truncation=True,
+            max_length=min(self.sequence, pad_to or self.sequence),
+            padding="max_length" if pad_to else "longest",
+            return_tensors="pt",
+        )
+        names = ["input_ids", "attention_mask"] + (["token_type_ids"] if self.segments else [])
+        return {name: encoded[name].to(torch.int64) for name in names}
+
+    @staticmethod
+    def _texts(examples: Examples) -> list[list[str]]:
+        return [list(examples.columns[name]) for name in ("text", "text_pair") if name in examples.columns]
+
+
+class ImageProcessor:
+    """Resizes and normalises images to [batch, channels, H, W] float32.
+
+    Arrays (uint8 [N, H, W] or [N, H, W, C], or float [N, C, H, W] that is left as it is) are stretched to the input
+    size; image files go through timm's evaluation transform for the checkpoint.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        channels, height, width = config["input_size"]
+        self.channels, self.size = channels, (height, width)
+        self.mean = torch.tensor(config["mean"], dtype=torch.float32).view(1, -1, 1, 1)
+        self.std = torch.tensor(config["std"], dtype=torch.float32).view(1, -1, 1, 1)
+
+    def order(self, examples: Examples) -> np.ndarray:
+        return np.arange(len(examples))
+
+    def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
+        images = examples.columns["image"]
+        pixels = self._from_array(images) if isinstance(images, np.ndarray) else self._from_files(list(images))
+        return {"pixel_values": pixels}
+
+    def _from_array(self, images: np.ndarray) -> torch.Tensor:
+        if images.dtype != np.uint8:
+            pixels = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
+        else:
+            planes = images[..., None] if images.ndim == 3 else images
+            pixels = torch.from_numpy(np.ascontiguousarray(planes)).permute(0, 3, 1, 2).float() / 255
+            if pixels.shape[-2:] != self.size:
+                smooth = {} if self.config["interpolation"] == "nearest" else {"align_corners": False}
+                mode = self.config["interpolation"]
+                pixels = torch.nn.functional.interpolate(pixels, self.size, mode=mode, **smooth)  # type: ignore[arg-type]
+            pixels = (pixels - self.mean) / self.std
+        if pixels.shape[1:] != (self.channels, *self.size):
+            raise InputError(
+                "the images do not fit the model",
+                f"an image is {tuple(pixels.shape[1:])}, the model takes {(self.channels, *self.size)}",
+                "set model.preprocess.size, or model.args, to match",
+            )
+        return pixels.contiguous()
+
+    def _from_files(self, paths: list[Any]) -> torch.Tensor:
+        from PIL import Image
+        from timm.data import create_transform
+
+        transform = create_transform(**self.config, is_training=False)
+        mode = "L" if self.channels == 1 else "RGB"
+        pixels = []
+        for path in paths:
+            try:
+                image = Image.open(path) if isinstance(path, str | Path) else path
+                pixels.append(transform(image.convert(mode)))
+            except (OSError, AttributeError) as error:
+                raise InputError(f"cannot read the image {path}", str(error), "remove or repair that file") from None
+        return torch.stack(pixels)
+
+
+def make_processor(loaded: LoadedModel, recipe: Recipe, pairs: bool) -> Processor:
+    """The processor that fits the task; raises InputError when the tokenizer cannot be loaded."""
+    if isinstance(loaded.model, ImageModel):
+        return ImageProcessor(image_config(loaded, recipe.model))
+    import transformers
+
+    name = recipe.model.tokenizer or loaded.origin
+    if name is None:
+        raise InputError("the model has no tokenizer", "its source brings none", "set model.tokenizer to a folder")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=recipe.model.trust_remote_code)
+    except Exception as error:  # missing files, broken JSON and network errors come as many types
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"cannot load the tokenizer of {name}", reason, "set model.tokenizer to a folder") from error
+    positions = getattr(getattr(loaded.model.model, "config", None), "max_position_embeddings", None)
+    if positions is not None and recipe.export.sequence > positions:
+        raise InputError(
+            f"export.sequence is {recipe.export.sequence}", f"the model has {positions} positions", "make it smaller"
+        )
+    return TextProcessor(tokenizer, recipe.export.sequence, pairs)
+
+
+def image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:
+    """timm's data configuration: the checkpoint's own, overridden field by field by the recipe's `preprocess`."""
+    from timm.data import resolve_model_data_config
+
+    module = loaded.model.model
+    if hasattr(module, "pretrained_cfg"):
+        config = resolve_model_data_config(module)
+    else:
+        config = _transformers_image_config(loaded)
+    wanted = section.preprocess
+    channels = _input_channels(module, config["input_size"][0])
+    config["input_size"] = (channels, *(wanted.size or config["input_size"][1:]))
+    for name in ("mean", "std", "interpolation"):
+        if getattr(wanted, name) is not None:
+            config[name] = getattr(wanted, name)
+    for name in ("mean", "std"):
+        values = tuple(config[name])
+        if len(values) not in (1, channels):
+            # A checkpoint configured for RGB with a first layer of another width: its statistics do not apply.
+            raise InputError(
+                f"preprocess.{name} has {len(values)} values", f"the model takes {channels} channels", f"set {name}"
+            )
+        config[name] = values * channels if len(values) == 1 else values
+    return config
+
+
+def _transformers_image_config(loaded: LoadedModel) -> dict[str, Any]:
+    """Size and statistics of a transformers image processor (which stretches to the input size: crop mode squash)."""
+    import transformers
+
+    config = getattr(loaded.model.model, "config", None)
+    size = getattr(config, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    result: dict[str, Any] = {
+        "input_size": (getattr(config, "num_channels", 3), height, width),
+        "interpolation": "bilinear",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(loaded.origin)
+    except Exception:  # random weights and bare folders bring none: the library's own defaults stand
+        return result
+    result["mean"], result["std"] = tuple(processor.image_mean), tuple(processor.image_std)
+    return result
+
+
+def _input_channels(module: torch.nn.Module, default: int) -> int:
+    first = next((part for part in module.modules() if isinstance(part, torch.nn.Conv2d)), None)
+    return first.in_channels if first is not None else default
+
+
+def batches(processor: Processor, examples: Examples, size: int) -> Iterator[Batch]:
+    """Batches of `size` rows of similar length; the last may be smaller."""
+    order = processor.order(examples)
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        yield Batch(processor.encode(examples.take(rows)), rows)

@@ -1,0 +1,224 @@
+"""Where data comes from: text tables, arrays, image folders, dataset repositories, or the user's own function."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optin_export.errors import InputError, missing_package
+from optin_export.recipe import DataSource
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+Column = Sequence[Any] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows as columns: `text`, `text_pair` (str), `image` (array [N, H, W] / [N, H, W, C] / paths), `label`."""
+
+    columns: dict[str, Column]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Examples:
+        return Examples(
+            {
+                name: column[np.asarray(indices)] if isinstance(column, np.ndarray) else [column[i] for i in indices]
+                for name, column in self.columns.items()
+            }
+        )
+
+    def digest(self) -> str:
+        """sha256 of the content (file contents for images given by path)."""
+        total = hashlib.sha256()
+        for name, column in self.columns.items():
+            total.update(f"{name}:{len(column)};".encode())
+            if isinstance(column, np.ndarray):
+                total.update(f"{column.dtype}{column.shape}".encode() + np.ascontiguousarray(column).tobytes())
+                continue
+            for value in column:
+                data = value.read_bytes() if isinstance(value, Path) else repr(value).encode()
+                total.update(hashlib.sha256(data).digest())
+        return total.hexdigest()
+
+
+def load_examples(section: DataSource, needs: Sequence[str], seed: int) -> Examples:
+    """Read a data source and draw `samples` rows of it under `seed`.
+
+    needs: the columns that must be there. Raises InputError for a missing file or column, no rows, or unusable values.
+    """
+    prefix, _, rest = section.source.partition(":")
+    reader = _READERS.get(prefix)
+    if reader is None:
+        raise InputError(
+            f"unknown data source '{section.source}'", "it has no known prefix", f"use {', '.join(_READERS)}:"
+        )
+    try:
+        columns = reader(rest, section, tuple(needs))
+    except OSError as error:
+        raise InputError(
+            f"cannot read {section.source}", error.strerror or str(error), "check the path (relative to the recipe)"
+        ) from None
+    for name in needs:
+        if name not in columns:
+            raise InputError(
+                f"{section.source} gives no '{name}'",
+                f"found: {', '.join(columns) or 'nothing'}",
+                f"set columns.{name}",
+            )
+    examples = Examples({name: columns[name] for name in needs})
+    lengths = {name: len(column) for name, column in examples.columns.items()}
+    if not len(examples) or len(set(lengths.values())) > 1:
+        raise InputError(f"{section.source} has no usable rows", f"rows per column: {lengths}", "check the data")
+    if section.samples is not None and section.samples < len(examples):
+        chosen = np.random.default_rng(seed).permutation(len(examples))[: section.samples]
+        examples = examples.take(np.sort(chosen))
+    _refuse_bad_values(examples, section.source)
+    return examples
+
+
+def _refuse_bad_values(examples: Examples, source: str) -> None:
+    for name, column in examples.columns.items():
+        if isinstance(column, np.ndarray):
+            bad = np.argwhere(~np.isfinite(column)) if column.dtype.kind == "f" else np.empty((0, 1))
+            row = int(bad[0][0]) if len(bad) else None
+        else:
+            row = next((i for i, value in enumerate(column) if _is_missing(value)), None)
+        if row is not None:
+            raise InputError(
+                f"{source} has an unusable value", f"'{name}' of row {row} is empty, NaN or infinite", "remove that row"
+            )
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.strip() or value.strip().lower() == "nan"
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _read_table(
+    path: str, section: DataSource, needs: tuple[str, ...], delimiter: str, quoting: int
+) -> dict[str, Column]:
+    by_name = any(isinstance(column, str) for column in section.columns.values())
+    header = section.header if section.header is not None else by_name
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        try:
+            rows = [row for row in csv.reader(file, delimiter=delimiter, quoting=quoting) if row]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"cannot parse {path}", str(error), "save it as UTF-8 text with one row a line") from None
+    names = rows.pop(0) if header and rows else []
+    columns: dict[str, Column] = {}
+    for name in needs:
+        wanted = section.columns.get(name)  # type: ignore[call-overload]
+        if wanted is None:
+            continue
+        if isinstance(wanted, str) and wanted not in names:
+            raise InputError(f"{path} has no column '{wanted}'", f"its header: {', '.join(names)}", "correct columns")
+        index = names.index(wanted) if isinstance(wanted, str) else wanted
+        short = next((i for i, row in enumerate(rows) if len(row) <= index), None)
+        if short is not None:
+            raise InputError(
+                f"{path} has a short row", f"row {short} has no column {index}", "check the separator and quotes"
+            )
+        columns[name] = [row[index] for row in rows]
+    return columns
+
+
+def _read_csv(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
+    return _read_table(path, section, needs, ",", csv.QUOTE_MINIMAL)
+
+
+def _read_tsv(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
+    # GLUE's files hold unbalanced quotes that are text, not quoting.
+    return _read_table(path, section, needs, "\t", csv.QUOTE_NONE)
+
+
+def _read_npz(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
+    defaults = {"image": "images", "label": "labels"}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            columns = {}
+            for name in needs:
+                key = str(section.columns.get(name, defaults.get(name, name)))  # type: ignore[call-overload]
+                if key not in arrays:
+                    raise InputError(f"{path} has no array '{key}'", f"it holds {arrays.files}", f"set columns.{name}")
+                columns[name] = arrays[key]
+            return columns
+    except ValueError as error:
+        raise InputError(f"cannot read {path}", str(error), "give a .npz file written by numpy.savez") from None
+
+
+def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
+    """One sub-folder per class in alphabetical order, or flat files with the class index found by `label_pattern`."""
+    root = Path(path)
+    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise InputError(
+            f"no images in {root}", "the folder is missing or holds none", f"use {', '.join(IMAGE_SUFFIXES)}"
+        )
+    columns: dict[str, Column] = {"image": files}
+    if "label" in needs:
+        if section.label_pattern is not None:
+            found = [re.search(section.label_pattern, file.name) for file in files]
+            missed = next((file for file, match in zip(files, found, strict=True) if not match), None)
+            if missed is not None:
+                raise InputError(
+                    f"no label in '{missed.name}'", "label_pattern does not match", "correct label_pattern"
+                )
+            columns["label"] = [match.group(1) for match in found if match]
+        else:
+            classes = sorted({file.parent.name for file in files})
+            columns["label"] = [classes.index(file.parent.name) for file in files]
+    return columns
+
+
+def _read_hub(name: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
+    try:
+        import datasets
+    except ImportError:
+        raise missing_package("datasets", f"the data source hf-dataset:{name}", "datasets") from None
+    identifier, _, configuration = name.partition(":")
+    try:
+        table = datasets.load_dataset(identifier, configuration or None, split=section.split)
+    except Exception as error:  # network, names and formats fail as many types
+        raise InputError(
+            f"cannot load hf-dataset:{name}", str(error)[:200], "check the name and the network"
+        ) from error
+    columns = {n: str(section.columns.get(n, n)) for n in needs}  # type: ignore[call-overload]
+    return {n: list(table[column]) for n, column in columns.items() if column in table.column_names}
+
+
+def _read_python(reference: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
+    from optin_export.sources.models import python_function
+
+    try:
+        rows = python_function(f"py:{reference}")()
+        rows = rows if isinstance(rows, dict) else list(rows)
+    except InputError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        raise InputError(
+            f"'py:{reference}' failed", f"{type(error).__name__}: {error}", "return columns or an iterable of rows"
+        ) from error
+    if isinstance(rows, dict):
+        return {n: rows[str(section.columns.get(n, n))] for n in needs if str(section.columns.get(n, n)) in rows}  # type: ignore[call-overload]
+    return {n: [row[n] for row in rows] for n in needs if all(n in row for row in rows)}
+
+
+_READERS: dict[str, Callable[[str, DataSource, tuple[str, ...]], dict[str, Column]]] = {
+    "csv": _read_csv,
+    "tsv": _read_tsv,
+    "npz": _read_npz,
+    "images": _read_images,
+    "hf-dataset": _read_hub,
+    "py": _read_python,
+}

@@ -1,0 +1,222 @@
+"""Where models come from: the hub or a folder (`hf:`), timm (`timm:`), or the user's own function (`py:`)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.recipe import ModelSection
+from optin_export.sources.tasks import TaskModel, wrap
+
+_AUTO_CLASS = {
+    "feature-extraction": "AutoModel",
+    "text-classification": "AutoModelForSequenceClassification",
+    "image-classification": "AutoModelForImageClassification",
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with all that is needed to build it again without its weights.
+
+    architecture: JSON-serialisable; `build(architecture)` gives the same modules with random weights.
+    origin: folder or hub name where tokenizer and preprocessing lie, if any. labels: class names by index, if known.
+    """
+
+    model: TaskModel
+    architecture: dict[str, Any]
+    origin: str | None = None
+    labels: dict[str, int] = field(default_factory=dict)
+
+
+def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
+    """Load the model of a recipe in float32 on the CPU, in eval mode and with eager attention.
+
+    Raises InputError for a missing or unreadable model, an unknown architecture, or weights that do not fit.
+    """
+    if section.source.startswith("/"):  # a bare path, made absolute by the recipe
+        prefix, rest = _kind_of_folder(Path(section.source)), section.source
+    else:
+        prefix, _, rest = section.source.partition(":")
+    torch.manual_seed(seed)  # for weights: random
+    loader = {"hf": _load_transformers, "timm": _load_timm, "py": _load_python}[prefix]
+    module, architecture, origin = loader(section, rest)
+    if section.weights not in ("pretrained", "random"):
+        _load_checkpoint(module, Path(section.weights))
+    _use_eager_attention(module)
+    architecture |= {"task": section.task, "pooling": section.pooling, "normalize": section.normalize}
+    labels = getattr(getattr(module, "config", None), "label2id", None) or {}
+    return LoadedModel(
+        wrap(module, section.task, section.pooling, section.normalize), architecture, origin, dict(labels)
+    )
+
+
+def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel:
+    """The unpruned model of an `architecture` dictionary, with random weights.
+
+    Raises InputError if the library has no such class, or if it names the user's own Python function and
+    `trust_python` is off: opening a model folder must not run code that the folder names.
+    """
+    library = architecture.get("library")
+    if library == "timm":
+        module = _create_timm(architecture["name"], architecture["args"], pretrained=False)
+    elif library == "transformers":
+        import transformers
+
+        model_class = getattr(transformers, architecture["class"], None)
+        if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+            raise InputError(
+                f"cannot rebuild a '{architecture['class']}'",
+                f"transformers {transformers.__version__} has no such model class",
+                "install the version of transformers named in manifest.json",
+            )
+        module = model_class(model_class.config_class.from_dict(architecture["config"]))
+    elif library == "python" and trust_python:
+        module = python_function(architecture["source"])(**architecture["args"])
+    else:
+        raise InputError(
+            "cannot rebuild this model",
+            f"its architecture comes from {architecture.get('source', library)!r}, which is code outside this package",
+            "pass trust_python=True if you trust that file",
+        )
+    _use_eager_attention(module)
+    return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"])
+
+
+def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], str]:
+    import transformers
+
+    auto = getattr(transformers, _AUTO_CLASS[section.task])
+    options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **options, **section.args)
+        config._attn_implementation = "eager"
+        if section.weights == "pretrained":
+            module = auto.from_pretrained(name, config=config, **options)
+        else:
+            module = auto.from_config(config, **options)
+    except Exception as error:  # transformers raises many types here; all of them mean the source cannot be used
+        raise InputError(
+            f"cannot load the model 'hf:{name}' for {section.task}",
+            _first_line(error),
+            "check the name or folder; a hub model needs network access once, a folder needs config.json and weights",
+        ) from error
+    architecture = {
+        "library": "transformers",
+        "class": type(module).__name__,
+        "config": json.loads(module.config.to_json_string(use_diff=False)),
+    }
+    architecture["config"].pop("_name_or_path", None)
+    return module, architecture, name
+
+
+def _load_timm(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], None]:
+    if Path(name).is_dir():
+        name = f"local-dir:{name}"
+    module = _create_timm(name, section.args, pretrained=section.weights == "pretrained")
+    if name.startswith("local-dir:"):
+        name = module.default_cfg["architecture"]
+    return module, {"library": "timm", "name": name, "args": section.args}, None
+
+
+def _create_timm(name: str, args: dict[str, Any], pretrained: bool) -> nn.Module:
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=pretrained, **args)
+    except Exception as error:  # unknown names, wrong arguments and download failures come as many types
+        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:8]}*")[:3])
+        raise InputError(
+            f"cannot create the model 'timm:{name}'", _first_line(error), f"check model.args and the name ({near} ...)"
+        ) from error
+
+
+def _load_python(section: ModelSection, reference: str) -> tuple[nn.Module, dict[str, Any], None]:
+    source = f"py:{reference}"
+    function = python_function(source)
+    try:
+        module = function(**section.args)
+    except Exception as error:  # the user's own code may raise anything
+        raise InputError(f"'{source}' failed", f"{type(error).__name__}: {error}", "correct that function") from error
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"'{source}' is not a model", f"it returned a {type(module).__name__}", "return a torch.nn.Module"
+        )
+    return module, {"library": "python", "source": source, "args": section.args}, None
+
+
+def python_function(source: str) -> Callable[..., Any]:
+    """The function of `py:/path/file.py:name` or `py:package.module:name`. Raises InputError if it is not there."""
+    where, _, name = source.removeprefix("py:").rpartition(":")
+    try:
+        if where.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+        return getattr(module, name)
+    except Exception as error:  # importing the user's file may raise anything
+        raise InputError(
+            f"cannot load '{source}'", f"{type(error).__name__}: {error}", "check the file, its imports and the name"
+        ) from error
+
+
+def _load_checkpoint(module: nn.Module, path: Path) -> None:
+    """Load weights from safetensors, or from a pickle read with `weights_only=True` (no code can run)."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # truncated files and disguised pickles raise many types
+        raise InputError(
+            f"cannot read the checkpoint {path}", _first_line(error), "give a .safetensors file or a plain state dict"
+        ) from error
+    for key in ("state_dict", "model"):
+        state = state.get(key, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"cannot use the checkpoint {path}", "it holds no state dict", "save model.state_dict()")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"the checkpoint {path} does not fit the model", str(error)[:300], "check model.args against the checkpoint"
+        ) from error
+
+
+def _kind_of_folder(folder: Path) -> str:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot load a model from {folder}", f"no readable config.json there ({error})", "give a model folder"
+        ) from None
+    return "hf" if "model_type" in config else "timm"
+
+
+def _use_eager_attention(module: nn.Module) -> None:
+    """Plain matmul-softmax-matmul: masks and hooks see it, MACs are counted, and engines fuse it better than sdpa."""
+    if hasattr(module, "set_attn_implementation"):
+        module.set_attn_implementation("eager")
+    for part in module.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = False
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"

@@ -1,0 +1,73 @@
+"""One module per kind of task: named tensor arguments in, one named tensor out. This is what is scored and exported."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+OutputKind = Literal["logits", "regression", "embedding"]
+
+
+class TextModel(nn.Module):
+    """A transformers encoder with its task output.
+
+    forward(input_ids, attention_mask[, token_type_ids]), each int64 [batch, sequence], returns
+    `logits` [batch, classes] or `sentence_embedding` [batch, hidden].
+    """
+
+    def __init__(self, model: nn.Module, task: str, pooling: str | None, normalize: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = pooling if task == "feature-extraction" else None
+        self.normalize = normalize
+        if self.pooling is not None and getattr(model, "pooler", None) is not None:
+            model.pooler = None  # its output is not used: do not count, ship or compute it
+        self.output_name = "logits" if self.pooling is None else "sentence_embedding"
+        labels = getattr(getattr(model, "config", None), "num_labels", 2)
+        self.output_kind: OutputKind = (
+            "embedding" if self.pooling is not None else "regression" if labels == 1 else "logits"
+        )
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        segments: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments)
+        if self.pooling is None:
+            return output.logits
+        hidden = output.last_hidden_state
+        if self.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+        return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
+
+
+class ImageModel(nn.Module):
+    """An image classifier of any library: forward(pixel_values [batch, channels, H, W]) -> logits [batch, classes]."""
+
+    output_name = "logits"
+    output_kind: OutputKind = "logits"
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        output = self.model(pixel_values)
+        return output if isinstance(output, torch.Tensor) else output.logits
+
+
+TaskModel = TextModel | ImageModel
+
+
+def wrap(model: nn.Module, task: str, pooling: str | None, normalize: bool) -> TaskModel:
+    """The task's module around `model`, ready for inference: float32, eval mode, no gradients of the weights."""
+    if task == "image-classification":
+        wrapped: TaskModel = ImageModel(model)
+    else:
+        wrapped = TextModel(model, task, (pooling or "mean") if task == "feature-extraction" else None, normalize)
+    return wrapped.float().eval().requires_grad_(False)

@@ -1,0 +1,76 @@
+"""surgery: a model and a plan become a smaller dense model, repaired in closed form. Knows nothing of ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from optin_export.errors import InputError
+from optin_export.families import Structure, masked
+from optin_export.search import Plan
+from optin_export.sources import Batch, Inputs, TaskModel
+from optin_export.surgery.architecture import Architecture, load_model, save_model
+from optin_export.surgery.compensate import Repair, compensate
+from optin_export.surgery.rebuild import rebuild
+
+__all__ = ["Architecture", "Operation", "compensate", "load_model", "operate", "rebuild", "save_model"]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """The dense model, how exactly it equals the masked original before compensation, and the repair per group."""
+
+    dense: TaskModel
+    masked_difference: float
+    repairs: dict[str, Repair]
+
+    def to_json(self) -> dict[str, Any]:
+        repairs = {key: asdict(repair) for key, repair in self.repairs.items()}
+        return {"masked_difference": self.masked_difference, "repairs": repairs}
+
+
+#: Largest relative difference between masked and dense outputs: float32 rounding through a deep model stays below.
+MASKED_TOLERANCE = 1e-4
+
+
+def operate(
+    model: TaskModel,
+    structure: Structure,
+    plan: Plan,
+    batches: Sequence[Batch],
+    inputs: Inputs,
+    *,
+    repair: bool,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Operation:
+    """Rebuild `model` densely by `plan`, check it against the masked original, and repair it on `batches`.
+
+    inputs: a few real rows, for tracing and for the check. Raises InputError if the repair does not stay finite,
+    RuntimeError (a bug) if the dense model is not the masked one.
+    """
+    dense, smaller = rebuild(model, structure, plan.groups, inputs)
+    difference = masked_difference(model, dense, structure, plan, inputs)
+    if difference > MASKED_TOLERANCE:
+        raise RuntimeError(f"the rebuilt model differs from the masked one by {difference:.2e}")
+    repairs = compensate(model, dense, structure, smaller, batches, tick) if repair else {}
+    if not all(torch.isfinite(tensor).all() for tensor in dense.state_dict().values() if tensor.is_floating_point()):
+        raise InputError(
+            "compensation did not give finite weights", "activations are NaN or constant", "set prune.compensate: false"
+        )
+    return Operation(dense, difference, repairs)
+
+
+def masked_difference(model: TaskModel, dense: TaskModel, structure: Structure, plan: Plan, inputs: Inputs) -> float:
+    """Largest difference between the masked original's and the dense model's output, relative to the output's scale."""
+    masks = {}
+    for group in structure.groups:
+        masks[group.key] = torch.zeros(group.count)
+        masks[group.key][list(plan.groups[group.key].kept)] = 1.0
+    with torch.no_grad():
+        with masked(model, structure.groups, masks):
+            expected = model(**inputs)
+        got = dense(**inputs)
+    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12))

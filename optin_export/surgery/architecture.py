@@ -1,0 +1,110 @@
+"""A pruned model on disk: `architecture.json` (what to build) and `model.safetensors` (its weights); never a pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from optin_export.errors import InputError
+from optin_export.families import find_structure
+from optin_export.files import atomic_path, write_text
+from optin_export.search import Plan
+from optin_export.sources import Inputs, TaskModel, build
+from optin_export.surgery.rebuild import rebuild
+
+
+class GroupSize(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    count: Annotated[int, Field(ge=1)]
+    kept: Annotated[int, Field(ge=0)]
+
+
+class Architecture(BaseModel):
+    """The unpruned architecture and how many units of each group the pruned model has.
+
+    inputs: shapes and dtypes of example inputs, by name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["optin-export-architecture"] = "optin-export-architecture"
+    version: Literal[1] = 1
+    base: dict[str, Any]
+    family: str
+    groups: dict[str, GroupSize]
+    inputs: dict[str, tuple[Literal["int64", "float32"], tuple[Annotated[int, Field(ge=1, le=65536)], ...]]]
+    output: str
+
+
+def save_model(
+    folder: Path, dense: TaskModel, base: dict[str, Any], family: str, plan: Plan, inputs: Inputs
+) -> Architecture:
+    """Write architecture.json and model.safetensors of a pruned model, each whole or not at all."""
+    architecture = Architecture(
+        base=base,
+        family=family,
+        groups={key: GroupSize(count=group.count, kept=len(group.kept)) for key, group in plan.groups.items()},
+        inputs={
+            name: ("float32" if tensor.is_floating_point() else "int64", tuple(tensor.shape))
+            for name, tensor in inputs.items()
+        },
+        output=dense.output_name,
+    )
+    # Tied weights are one storage under several names: safetensors wants each tensor to own its memory.
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in dense.state_dict().items()}
+    with atomic_path(folder / "model.safetensors") as path:
+        save_file(state, path, metadata={"format": "pt"})
+    write_text(folder / "architecture.json", architecture.model_dump_json(indent=2) + "\n")
+    return architecture
+
+
+def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
+    """Rebuild a pruned model from a run's `model/` folder, in eval mode.
+
+    Raises InputError for missing, damaged or unfitting files. `trust_python` allows an architecture that names a
+    Python file of the user, which is then executed.
+    """
+    folder = Path(folder)
+    try:
+        text = (folder / "architecture.json").read_text(encoding="utf-8")
+        architecture = Architecture.model_validate_json(text)
+        state = load_file(folder / "model.safetensors")
+    except (OSError, UnicodeDecodeError, ValidationError, SafetensorError) as error:
+        raise InputError(
+            f"cannot load a pruned model from {folder}", str(error)[:300], "give the model/ folder of a finished run"
+        ) from None
+    try:
+        model = build(architecture.base, trust_python)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"cannot rebuild the model in {folder}", f"{type(error).__name__}: {error}", "the file is not one of ours"
+        ) from error
+    structure = find_structure(model)
+    structure = structure.only({key.partition(".")[2] for key in architecture.groups})
+    groups = Plan.keep_first({key: (size.count, size.kept) for key, size in architecture.groups.items()})
+    inputs = {
+        name: torch.ones(shape, dtype=getattr(torch, kind)) for name, (kind, shape) in architecture.inputs.items()
+    }
+    dense, _ = rebuild(model, structure, groups, inputs)
+    _adopt_new_biases(dense, state)
+    try:
+        dense.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"the weights in {folder} do not fit its architecture.json", str(error)[:300], "run surgery again"
+        ) from error
+    return dense.eval().requires_grad_(False)
+
+
+def _adopt_new_biases(dense: TaskModel, state: dict[str, torch.Tensor]) -> None:
+    """Compensation gives a projection without bias one of its own: make room for it."""
+    known = dense.state_dict()
+    for name in state.keys() - known.keys():
+        path, _, leaf = name.rpartition(".")
+        if leaf == "bias" and f"{path}.weight" in known:
+            dense.get_submodule(path).bias = torch.nn.Parameter(torch.zeros_like(state[name]))

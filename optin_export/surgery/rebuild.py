@@ -1,0 +1,119 @@
+"""From a plan to a smaller dense model: torch-pruning's dependency graph with explicit indices, sub-layers dropped."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.families import Structure, UnitGroup, get_module, set_module
+from optin_export.search import GroupPlan
+from optin_export.sources import Inputs, TaskModel
+
+
+class Constant(nn.Module):
+    """What a sub-layer without units computes: its bias, whatever comes in. bias: [hidden]."""
+
+    def __init__(self, bias: torch.Tensor, returns_tuple: bool) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.returns_tuple = returns_tuple
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return (self.bias, None) if self.returns_tuple else self.bias
+
+
+class Passthrough(nn.Module):
+    """Stands where a module's output is no longer used: gives back its first argument."""
+
+    def __init__(self, returns_tuple: bool) -> None:
+        super().__init__()
+        self.returns_tuple = returns_tuple
+
+    def forward(self, first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (first, None) if self.returns_tuple else first
+
+
+def rebuild(
+    model: TaskModel, structure: Structure, groups: Mapping[str, GroupPlan], inputs: Inputs
+) -> tuple[TaskModel, Structure]:
+    """A dense copy of `model` with only the kept units, and its structure (group counts updated, empty groups kept).
+
+    inputs: any valid inputs, to trace the dependency graph. The masked original and the result are equal up to float
+    rounding. Raises InputError if the plan is not one for this model.
+    """
+    _check(structure, groups)
+    dense = copy.deepcopy(model)
+    # The graph is traced through autograd, so weights must ask for gradients while it is built.
+    dense.requires_grad_(True)
+    graph = torch_pruning.DependencyGraph().build_dependency(dense, example_inputs=dict(inputs))
+    for group in structure.groups:
+        kept = groups[group.key].kept
+        if kept and len(kept) < group.count:
+            removed = sorted(set(range(group.count)) - set(kept))
+            _remove(dense, graph, group, removed)
+    dense.requires_grad_(False)
+    for group in structure.groups:
+        if not groups[group.key].kept:
+            drop(dense, group)
+    return dense, shrunk(structure, groups)
+
+
+def shrunk(structure: Structure, groups: Mapping[str, GroupPlan]) -> Structure:
+    """The structure after the plan: same groups, with the number of units that stay."""
+    changed = tuple(UnitGroup(**{**group.__dict__, "count": len(groups[group.key].kept)}) for group in structure.groups)
+    return Structure(structure.family, structure.blocks, changed)
+
+
+def drop(model: TaskModel, group: UnitGroup) -> None:
+    """Replace a sub-layer that keeps no unit by its output bias, and what only fed it by nothing."""
+    consumer = get_module(model, group.consumer)
+    assert isinstance(consumer, nn.Linear)
+    bias = consumer.bias.detach().clone() if consumer.bias is not None else torch.zeros(consumer.out_features)
+    set_module(model, group.sublayer, Constant(bias, group.returns_tuple))
+    for path, returns_tuple in group.bypass:
+        set_module(model, path, Passthrough(returns_tuple))
+
+
+def _check(structure: Structure, groups: Mapping[str, GroupPlan]) -> None:
+    expected = {group.key: group.count for group in structure.groups}
+    given = {key: plan.count for key, plan in groups.items()}
+    if expected != given:
+        wrong = sorted(set(expected.items()) ^ set(given.items()))[0]
+        raise InputError("the plan is not one for this model", f"they differ at {wrong}", "search again on this model")
+
+
+def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int]) -> None:
+    columns = [unit * group.width + offset for unit in removed for offset in range(group.width)]
+    if any(producer.fused > 1 for producer in group.producers):
+        # The graph cannot see which rows of a fused projection belong together after reshape and unbind.
+        for producer in group.producers:
+            span = group.count * group.width
+            rows = [slab * span + column for slab in range(producer.fused) for column in columns]
+            torch_pruning.prune_linear_out_channels(get_module(model, producer.path), rows)
+        torch_pruning.prune_linear_in_channels(get_module(model, group.consumer), columns)
+    else:
+        first = get_module(model, group.producers[0].path)
+        graph.get_pruning_group(first, torch_pruning.prune_linear_out_channels, columns).prune()
+    left = group.count - len(removed)
+    _check_shapes(model, group, left)
+    for attribute, per_unit in group.sizes:
+        path, _, name = attribute.rpartition(".")
+        setattr(get_module(model, path), name, per_unit * left)
+
+
+def _check_shapes(model: TaskModel, group: UnitGroup, left: int) -> None:
+    """The dependency graph must have cut exactly what the family declares; anything else is a bug of ours."""
+    shapes = {
+        producer.path: (get_module(model, producer.path).weight.shape[0], producer.fused * left * group.width)  # type: ignore[union-attr,index]
+        for producer in group.producers
+    }
+    shapes[group.consumer] = (get_module(model, group.consumer).weight.shape[1], left * group.width)  # type: ignore[union-attr,index]
+    wrong = {path: pair for path, pair in shapes.items() if pair[0] != pair[1]}
+    if wrong:
+        raise RuntimeError(f"{group.key}: (size, expected) {wrong} after removing {group.count - left} units")

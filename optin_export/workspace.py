@@ -1,0 +1,331 @@
+"""The stages over one run folder. Each method takes what lies in the folder, writes its result there, and returns facts
+about it as JSON; the order is not known here (see `pipeline`)."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from optin_export import engines, measure, scoring, search, ship, surgery
+from optin_export.environment import describe
+from optin_export.errors import InputError
+from optin_export.export import export_onnx
+from optin_export.families import Costs, Structure, count_macs, count_params, find_structure, measure_costs
+from optin_export.files import atomic_path, read_json, sha256_file, sha256_json, write_json, write_text
+from optin_export.ledger import Ledger
+from optin_export.recipe import Recipe, Target
+from optin_export.report import Report, Size, StageResult, compose, prunings, render_html
+from optin_export.report.schema import Pruning
+from optin_export.sources import Inputs, Sources, TaskModel, load_sources
+
+MODELS = ("base", "pruned")
+Arrays = dict[str, np.ndarray]
+Facts = dict[str, Any]
+Tick = Callable[[int, int], None]
+
+
+class Workspace:
+    """One recipe, its run folder, and what has been loaded so far."""
+
+    def __init__(self, recipe: Recipe, folder: Path, force: bool, tick: Tick) -> None:
+        self.recipe, self.folder, self.tick = recipe, folder, tick
+        self.ledger = Ledger(folder, force, self._forget_conclusions)
+
+    # What several stages need, loaded on first use only: a run that is reused whole loads no pruned model.
+
+    @cached_property
+    def sources(self) -> Sources:
+        return load_sources(self.recipe)
+
+    @cached_property
+    def digest(self) -> dict[str, str]:
+        return self.sources.digest()
+
+    @cached_property
+    def structure(self) -> Structure:
+        structure = find_structure(self.sources.model).only(self.recipe.prune.units)
+        if not structure.groups:
+            raise InputError(
+                f"the model has no {' or '.join(self.recipe.prune.units)}",
+                f"family {structure.family} offers none of them",
+                "name other kinds in prune.units",
+            )
+        return structure
+
+    @cached_property
+    def costs(self) -> Costs:
+        return measure_costs(self.sources.model, self.structure, self.sources.fixed(1))
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        return describe()
+
+    @cached_property
+    def dense(self) -> TaskModel:
+        return surgery.load_model(self.folder / "model", trust_python=True)  # the recipe named that file itself
+
+    @cached_property
+    def plan(self) -> search.Plan:
+        return search.Plan.model_validate_json((self.folder / "plan" / "plan.json").read_text(encoding="utf-8"))
+
+    def _forget_conclusions(self) -> None:
+        """Something is about to change: a verdict and a shipped repository of before no longer hold."""
+        for name in ("report.json", "report.html", "manifest.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "triton", ignore_errors=True)
+
+    def load(self, facts: Facts) -> None:
+        """Load and check everything that can be checked before hours of work and before anything is written."""
+        for target in self.recipe.targets:
+            engines.versions(target)
+        if self.recipe.ship.triton:
+            ship.check_tools()
+        search.check_budget(self._cost_table(), self._unit_counts(), self.recipe.prune.budget)
+        write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
+
+    def score(self, facts: Facts) -> dict[str, Any]:
+        prune, path = self.recipe.prune, self.folder / "scores" / "scores.safetensors"
+        wanted = prune.model_dump(mode="json", exclude={"budget", "compensate", "align"})
+
+        def work() -> dict[str, Any]:
+            sources = self.sources
+            scores = scoring.score(sources.model, self.structure, sources.scoring, prune, self.recipe.seed, self.tick)
+            with atomic_path(path) as temporary:
+                save_file(dict(sorted(scores.values.items())), temporary)
+            return scores.info
+
+        inputs = {**self._digest_for_calibration(), "prune": wanted, "seed": self.recipe.seed}
+        return self.ledger.step("scoring", "scoring", inputs, [path], work)
+
+    def search(self, facts: Facts) -> dict[str, Any]:
+        path = self.folder / "plan" / "plan.json"
+        scores_path = self.folder / "scores" / "scores.safetensors"
+        prune, costs = self.recipe.prune, self._cost_table()
+        align = {group.key: 1 if group.kind == "heads" else prune.align for group in self.structure.groups}
+
+        def work() -> dict[str, Any]:
+            plan = search.find_plan(load_file(scores_path), costs, prune.budget, align)
+            write_text(path, plan.model_dump_json(indent=2) + "\n")
+            return {}
+
+        inputs = {
+            "scores": sha256_file(scores_path),
+            "costs": self.costs.to_json(),
+            "budget": prune.budget.model_dump(),
+            "align": align,
+        }
+        return self.ledger.step("search", "search", inputs, [path], work)
+
+    def operate(self, facts: Facts) -> dict[str, Any]:
+        folder, prune = self.folder / "model", self.recipe.prune
+
+        def work() -> dict[str, Any]:
+            sources = self.sources
+            inputs = sources.fixed(2)
+            operation = surgery.operate(
+                sources.model,
+                self.structure,
+                self.plan,
+                sources.calibration if prune.compensate else (),
+                inputs,
+                repair=prune.compensate,
+                tick=self.tick,
+            )
+            surgery.save_model(
+                folder, operation.dense, sources.loaded.architecture, self.structure.family, self.plan, inputs
+            )
+            one = sources.fixed(1)
+            size = {"macs": count_macs(operation.dense, one), "params": count_params(operation.dense)}
+            return {**operation.to_json(), **size}
+
+        inputs = {
+            **self._digest_for_calibration(),
+            "plan": sha256_file(self.folder / "plan" / "plan.json"),
+            "compensate": prune.compensate,
+        }
+        return self.ledger.step(
+            "surgery", "surgery", inputs, [folder / "architecture.json", folder / "model.safetensors"], work
+        )
+
+    def export(self, facts: Facts) -> dict[str, Any]:
+        section = self.recipe.export
+        origin = {
+            "base": {key: self.digest[key] for key in ("weights", "architecture")},
+            "pruned": {
+                name: sha256_file(self.folder / "model" / name) for name in ("architecture.json", "model.safetensors")
+            },
+        }
+        exported = {}
+        for done, which in enumerate(MODELS):
+            path = self._onnx(which)
+
+            def work(which: str = which, path: Path = path) -> dict[str, Any]:
+                model = self.sources.model if which == "base" else self.dense
+                # Two rows at least: a batch of one would be frozen into the graph.
+                inputs = self.sources.fixed(2)
+                sequence = section.sequence if self.recipe.is_text else None
+                return export_onnx(model, inputs, path, max_batch=max(section.batch), sequence=sequence).to_json()
+
+            inputs = {**origin[which], "export": section.model_dump(mode="json"), "torch": torch.__version__}
+            exported[which] = self.ledger.step("export", f"export.{which}", inputs, [path], work)
+            self.tick(done + 1, len(MODELS))
+        return exported
+
+    def build(self, facts: Facts) -> list[dict[str, Any]]:
+        built = []
+        for target in self.recipe.targets:
+            for which in MODELS:
+                path = engines.artefact(self.folder, target, which)
+
+                def work(target: Target = target, which: str = which, path: Path = path) -> dict[str, Any]:
+                    start = time.perf_counter()
+                    properties = engines.build(self._onnx(which), target, path)
+                    return {"build_seconds": round(time.perf_counter() - start, 3), "facts": properties}
+
+                inputs = {
+                    "onnx": sha256_file(self._onnx(which)),
+                    "target": target.model_dump(),
+                    "versions": engines.versions(target),
+                    "cpu": self.environment["cpu"],
+                }
+                result = self.ledger.step("engines", f"engines.{target.name}.{which}", inputs, [path], work)
+                built.append({"target": target.name, "model": which, **result})
+        return built
+
+    def measure(self, facts: Facts) -> dict[str, Any]:
+        paths = {name: self.folder / "measure" / f"{name}.json" for name in ("parity", "accuracy", "latency")}
+        export, evaluation = self.recipe.export, self.recipe.data.evaluation
+
+        def work() -> dict[str, Any]:
+            measured = measure.measure_engines(
+                {
+                    target.name: {
+                        which: engines.load(engines.artefact(self.folder, target, which), target) for which in MODELS
+                    }
+                    for target in self.recipe.targets
+                },
+                {"base": _as_function(self.sources.model), "pruned": _as_function(self.dense)},
+                lambda batch, distinct: _arrays(self.sources.fixed(batch, distinct)),
+                self.sources.evaluation(),
+                batches=export.batch,
+                sequence=export.sequence if self.recipe.is_text else None,
+                seed=self.recipe.seed,
+                tick=self.tick,
+            ).to_json()
+            for name, path in paths.items():
+                write_json(path, measured[name])
+            return {}
+
+        built = [engines.artefact(self.folder, target, which) for target in self.recipe.targets for which in MODELS]
+        inputs = {
+            "engines": {path.relative_to(self.folder).as_posix(): sha256_file(path) for path in built},
+            "digest": self.digest,
+            "export": export.model_dump(mode="json"),
+            "metric": evaluation.metric if evaluation else None,
+            "seed": self.recipe.seed,
+            "cpu": self.environment["cpu"],
+        }
+        self.ledger.step("measure", "measure", inputs, list(paths.values()), work)
+        return {name: read_json(path) for name, path in paths.items()}
+
+    def _gates(self, facts: dict[str, Any]) -> list[measure.Gate]:
+        budget = self.recipe.prune.budget
+        spent = facts["surgery"][budget.kind] / self._cost_table().of(budget.kind)[0]
+        return measure.judge(self.recipe.gates, budget, spent, measure.Measured.from_json(facts["measure"]))
+
+    def ship(self, facts: Facts) -> None:
+        """A model repository only for a run that passed, and a manifest for every run."""
+        passed = all(gate.passed for gate in self._gates(facts))
+        if passed and self.recipe.ship.triton:
+            repository = self.folder / "triton"
+            written = [repository / self.recipe.name / name for name in ("config.pbtxt", "1/model.onnx")]
+
+            def work() -> dict[str, Any]:
+                ship.write_repository(self._onnx("pruned"), repository, self.recipe.name, self.recipe.export.batch)
+                return {}
+
+            inputs = {
+                "onnx": sha256_file(self._onnx("pruned")),
+                "batch": self.recipe.export.batch,
+                "name": self.recipe.name,
+            }
+            self.ledger.step("ship", "ship.triton", inputs, written, work)
+        elif (self.folder / "triton").exists():
+            shutil.rmtree(self.folder / "triton")
+        ship.write_manifest(
+            self.folder,
+            {
+                "recipe": sha256_json(self.recipe.model_dump(mode="json")),
+                "model": self.recipe.model.source,
+                "inputs": self.digest,
+                "seed": self.recipe.seed,
+                "passed": passed,
+                "environment": self.environment,
+            },
+        )
+
+    def report(self, facts: Facts, stages: Sequence[StageResult]) -> Report:
+        operated = facts["surgery"]
+        macs, params = (
+            Size(base=base, pruned=operated[kind], ratio=operated[kind] / base)
+            for kind, base in (("macs", self.costs.macs), ("params", self.costs.params))
+        )
+        scores = load_file(self.folder / "scores" / "scores.safetensors")
+        report = compose(
+            name=self.recipe.name,
+            model={"source": self.recipe.model.source, "task": self.recipe.model.task},
+            gates=self._gates(facts),
+            macs=macs,
+            params=params,
+            measured=measure.Measured.from_json(facts["measure"]),
+            pruning=Pruning(
+                family=self.structure.family,
+                method=self.recipe.prune.score,
+                info=facts["scoring"],
+                budget=dict(self.plan.budget),
+                compensated=self.recipe.prune.compensate,
+                masked_difference=operated["masked_difference"],
+                optimality_gap=self.plan.optimality_gap,
+                groups=prunings(self.structure, self.plan, scores, operated["repairs"]),
+            ),
+            engines=facts["engines"],
+            stages=stages,
+            environment=self.environment,
+        )
+        write_text(self.folder / "report.json", report.model_dump_json(indent=2) + "\n")
+        write_text(self.folder / "report.html", render_html(report, self.folder))
+        return report
+
+    def _cost_table(self) -> search.CostTable:
+        return search.CostTable(**self.costs.to_json())
+
+    def _unit_counts(self) -> dict[str, int]:
+        return {group.key: group.count for group in self.structure.groups}
+
+    def _digest_for_calibration(self) -> dict[str, str]:
+        return {key: value for key, value in self.digest.items() if key != "evaluation"}
+
+    def _onnx(self, which: str) -> Path:
+        return self.folder / "onnx" / f"{which}.onnx"
+
+
+def _arrays(inputs: Inputs) -> Arrays:
+    return {name: tensor.numpy() for name, tensor in inputs.items()}
+
+
+def _as_function(model: TaskModel) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+    """A torch model as a function of named arrays: the reference its engine is compared with."""
+
+    def function(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        with torch.no_grad():
+            return model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).numpy()
+
+    return function
