@@ -61,13 +61,13 @@ def _stages(recipe: Recipe, folder: Path, force: bool, display: Display, stop_af
     methods: dict[str, Callable[[Facts], Any]] = {
         "sources": work.load,
         "scoring": work.score,
-        "search": work.search,
+        "search": work.find_plan,
         "surgery": work.operate,
-        "export": work.export,
-        "engines": work.build,
-        "measure": work.measure,
-        "ship": work.ship,
-        "report": lambda facts: work.report(facts, timings),
+        "export": work.export_models,
+        "engines": work.build_engines,
+        "measure": work.measure_engines,
+        "ship": work.ship_run,
+        "report": lambda facts: work.write_report(facts, timings),
     }
     timings: list[StageResult] = []
     facts: Facts = {}

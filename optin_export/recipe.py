@@ -100,7 +100,13 @@ class PruneSection(_Section):
 
 
 class TokensSection(_Section):
-    keep: Literal[1.0] = Field(1.0, description="share of tokens kept; merging is not part of this version")
+    keep: Fraction = Field(1.0, description="share of tokens kept")
+
+    @model_validator(mode="after")
+    def _not_yet(self) -> TokensSection:
+        if self.keep != 1.0:
+            raise ValueError("token merging is not part of this version; keep must be 1.0")
+        return self
 
 
 class ExportSection(_Section):

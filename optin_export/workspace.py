@@ -105,7 +105,7 @@ class Workspace:
         inputs = {**self._digest_for_calibration(), "prune": wanted, "seed": self.recipe.seed}
         return self.ledger.step("scoring", "scoring", inputs, [path], work)
 
-    def search(self, facts: Facts) -> dict[str, Any]:
+    def find_plan(self, facts: Facts) -> dict[str, Any]:
         path = self.folder / "plan" / "plan.json"
         scores_path = self.folder / "scores" / "scores.safetensors"
         prune, costs = self.recipe.prune, self._cost_table()
@@ -155,7 +155,7 @@ class Workspace:
             "surgery", "surgery", inputs, [folder / "architecture.json", folder / "model.safetensors"], work
         )
 
-    def export(self, facts: Facts) -> dict[str, Any]:
+    def export_models(self, facts: Facts) -> dict[str, Any]:
         section = self.recipe.export
         origin = {
             "base": {key: self.digest[key] for key in ("weights", "architecture")},
@@ -179,7 +179,7 @@ class Workspace:
             self.tick(done + 1, len(MODELS))
         return exported
 
-    def build(self, facts: Facts) -> list[dict[str, Any]]:
+    def build_engines(self, facts: Facts) -> list[dict[str, Any]]:
         built = []
         for target in self.recipe.targets:
             for which in MODELS:
@@ -200,7 +200,7 @@ class Workspace:
                 built.append({"target": target.name, "model": which, **result})
         return built
 
-    def measure(self, facts: Facts) -> dict[str, Any]:
+    def measure_engines(self, facts: Facts) -> dict[str, Any]:
         paths = {name: self.folder / "measure" / f"{name}.json" for name in ("parity", "accuracy", "latency")}
         export, evaluation = self.recipe.export, self.recipe.data.evaluation
 
@@ -241,7 +241,7 @@ class Workspace:
         spent = facts["surgery"][budget.kind] / self._cost_table().of(budget.kind)[0]
         return measure.judge(self.recipe.gates, budget, spent, measure.Measured.from_json(facts["measure"]))
 
-    def ship(self, facts: Facts) -> None:
+    def ship_run(self, facts: Facts) -> None:
         """A model repository only for a run that passed, and a manifest for every run."""
         passed = all(gate.passed for gate in self._gates(facts))
         if passed and self.recipe.ship.triton:
@@ -272,7 +272,7 @@ class Workspace:
             },
         )
 
-    def report(self, facts: Facts, stages: Sequence[StageResult]) -> Report:
+    def write_report(self, facts: Facts, stages: Sequence[StageResult]) -> Report:
         operated = facts["surgery"]
         macs, params = (
             Size(base=base, pruned=operated[kind], ratio=operated[kind] / base)
@@ -290,7 +290,7 @@ class Workspace:
                 family=self.structure.family,
                 method=self.recipe.prune.score,
                 info=facts["scoring"],
-                budget=dict(self.plan.budget),
+                budget={self.recipe.prune.budget.kind: self.recipe.prune.budget.fraction},
                 compensated=self.recipe.prune.compensate,
                 masked_difference=operated["masked_difference"],
                 optimality_gap=self.plan.optimality_gap,

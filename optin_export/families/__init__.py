@@ -12,6 +12,7 @@ from optin_export.families._costs import Costs, count_macs, count_params, measur
 from optin_export.families._declare import Family, Producer, Structure, UnitGroup
 from optin_export.families._hooks import (
     block_outputs,
+    get_linear,
     get_module,
     masked,
     replayed,
@@ -32,6 +33,7 @@ __all__ = [
     "count_macs",
     "count_params",
     "find_structure",
+    "get_linear",
     "get_module",
     "masked",
     "measure_costs",

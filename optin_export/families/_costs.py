@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from optin_export.families._declare import Structure, UnitGroup
-from optin_export.families._hooks import get_module
+from optin_export.families._hooks import get_linear, get_module
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,14 @@ def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torc
 def _macs(model: nn.Module, group: UnitGroup, shape: torch.Size) -> int:
     tokens = shape[-2]
     positions = shape[:-1].numel()  # of all windows, where attention runs in windows
-    rows = sum(producer.fused * _linear(model, producer.path).in_features for producer in group.producers)
-    linear = positions * group.width * (rows + _linear(model, group.consumer).out_features)
+    rows = sum(producer.fused * get_linear(model, producer.path).in_features for producer in group.producers)
+    linear = positions * group.width * (rows + get_linear(model, group.consumer).out_features)
     return linear + (2 * positions * tokens * group.width if group.kind == "heads" else 0)
 
 
 def _params(model: nn.Module, group: UnitGroup) -> int:
-    total = _linear(model, group.consumer).out_features * group.width
+    total = get_linear(model, group.consumer).out_features * group.width
     for producer in group.producers:
-        linear = _linear(model, producer.path)
+        linear = get_linear(model, producer.path)
         total += producer.fused * group.width * (linear.in_features + (linear.bias is not None))
     return total
-
-
-def _linear(model: nn.Module, path: str) -> nn.Linear:
-    module = get_module(model, path)
-    assert isinstance(module, nn.Linear), f"{path} is declared as a Linear but is a {type(module).__name__}"
-    return module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -85,7 +85,7 @@ class Family:
     examples: str
     units: tuple[UnitKind, ...]
     is_block: Callable[[nn.Module], bool]
-    groups: Callable[[nn.Module, str, int], tuple[UnitGroup, ...]]
+    groups: Callable[[Any, str, int], tuple[UnitGroup, ...]]
 
 
 def class_named(*names: str) -> Callable[[nn.Module], bool]:

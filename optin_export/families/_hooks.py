@@ -16,6 +16,12 @@ def get_module(model: nn.Module, path: str) -> nn.Module:
     return model.get_submodule(path)
 
 
+def get_linear(model: nn.Module, path: str) -> nn.Linear:
+    module = model.get_submodule(path)
+    assert isinstance(module, nn.Linear), f"{path} is declared as a Linear but is a {type(module).__name__}"
+    return module
+
+
 def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)

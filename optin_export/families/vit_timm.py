@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from optin_export.errors import InputError
@@ -12,7 +14,7 @@ def _is_block(module: nn.Module) -> bool:
     return type(module).__name__ == "Block" and type(module).__module__ == "timm.models.vision_transformer"
 
 
-def _groups(block: nn.Module, path: str, index: int) -> tuple[UnitGroup, ...]:
+def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     attention, mlp = block.attn, block.mlp
     plain_attention = type(attention).__name__ == "Attention" and isinstance(attention.norm, nn.Identity)
     if not plain_attention or attention.gate is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from optin_export.families._declare import Family, Producer, UnitGroup, class_named
 
 
-def _groups(block: nn.Module, path: str, index: int) -> tuple[UnitGroup, ...]:
+def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     attention = block.attention
     heads = UnitGroup(
         block=index,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from optin_export.families import Structure, UnitGroup, get_module
+from optin_export.families import Structure, UnitGroup, get_linear
 from optin_export.sources import TaskModel
 
 
@@ -15,10 +15,10 @@ def magnitude_scores(model: TaskModel, structure: Structure) -> dict[str, np.nda
 
 
 def _squared_norms(model: TaskModel, group: UnitGroup) -> torch.Tensor:
-    consumer: torch.Tensor = get_module(model, group.consumer).weight.detach()  # type: ignore[assignment]
+    consumer = get_linear(model, group.consumer).weight.detach()
     total = consumer.square().sum(0).view(group.count, group.width).sum(1)
     for producer in group.producers:
-        weight: torch.Tensor = get_module(model, producer.path).weight.detach()  # type: ignore[assignment]
+        weight = get_linear(model, producer.path).weight.detach()
         total = total + weight.square().sum(1).view(producer.fused, group.count, group.width).sum((0, 2))
     return total
 

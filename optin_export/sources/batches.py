@@ -97,7 +97,7 @@ class ImageProcessor:
             if pixels.shape[-2:] != self.size:
                 smooth = {} if self.config["interpolation"] == "nearest" else {"align_corners": False}
                 mode = self.config["interpolation"]
-                pixels = torch.nn.functional.interpolate(pixels, self.size, mode=mode, **smooth)  # type: ignore[arg-type]
+                pixels = torch.nn.functional.interpolate(pixels, self.size, mode=mode, **smooth)
             pixels = (pixels - self.mean) / self.std
         if pixels.shape[1:] != (self.channels, *self.size):
             raise InputError(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -106,7 +106,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _read_table(
-    path: str, section: DataSource, needs: tuple[str, ...], delimiter: str, quoting: int
+    path: str, section: DataSource, needs: tuple[str, ...], delimiter: str, quoting: Literal[0, 3]
 ) -> dict[str, Column]:
     by_name = any(isinstance(column, str) for column in section.columns.values())
     header = section.header if section.header is not None else by_name

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -22,6 +22,13 @@ _AUTO_CLASS = {
     "text-classification": "AutoModelForSequenceClassification",
     "image-classification": "AutoModelForImageClassification",
 }
+
+
+@runtime_checkable
+class _HasAttention(Protocol):
+    """transformers models: the attention implementation can be chosen."""
+
+    def set_attn_implementation(self, name: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
                 f"transformers {transformers.__version__} has no such model class",
                 "install the version of transformers named in manifest.json",
             )
+        assert model_class.config_class is not None
         module = model_class(model_class.config_class.from_dict(architecture["config"]))
     elif library == "python" and trust_python:
         module = python_function(architecture["source"])(**architecture["args"])
@@ -124,7 +132,7 @@ def _load_timm(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, A
         name = f"local-dir:{name}"
     module = _create_timm(name, section.args, pretrained=section.weights == "pretrained")
     if name.startswith("local-dir:"):
-        name = module.default_cfg["architecture"]
+        name = str(getattr(module, "default_cfg", {})["architecture"])
     return module, {"library": "timm", "name": name, "args": section.args}, None
 
 
@@ -210,11 +218,11 @@ def _kind_of_folder(folder: Path) -> str:
 
 def _use_eager_attention(module: nn.Module) -> None:
     """Plain matmul-softmax-matmul: masks and hooks see it, MACs are counted, and engines fuse it better than sdpa."""
-    if hasattr(module, "set_attn_implementation"):
+    if isinstance(module, _HasAttention):
         module.set_attn_implementation("eager")
     for part in module.modules():
-        if hasattr(part, "fused_attn"):
-            part.fused_attn = False
+        if "fused_attn" in vars(part):  # timm: a plain attribute of each attention
+            vars(part)["fused_attn"] = False
 
 
 def _first_line(error: Exception) -> str:

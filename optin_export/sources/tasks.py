@@ -23,7 +23,7 @@ class TextModel(nn.Module):
         self.pooling = pooling if task == "feature-extraction" else None
         self.normalize = normalize
         if self.pooling is not None and getattr(model, "pooler", None) is not None:
-            model.pooler = None  # its output is not used: do not count, ship or compute it
+            model.register_module("pooler", None)  # its output is not used: do not count, ship or compute it
         self.output_name = "logits" if self.pooling is None else "sentence_embedding"
         labels = getattr(getattr(model, "config", None), "num_labels", 2)
         self.output_kind: OutputKind = (

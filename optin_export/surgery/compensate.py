@@ -22,6 +22,7 @@ from optin_export.families import (
     Structure,
     UnitGroup,
     block_outputs,
+    get_linear,
     get_module,
     replayed,
     rows_of,
@@ -192,8 +193,7 @@ def _parameters(model: TaskModel, group: UnitGroup) -> tuple[torch.Tensor, torch
         constant = get_module(model, group.sublayer)
         assert isinstance(constant, Constant)
         return constant.bias.new_zeros(len(constant.bias), 0), constant.bias
-    consumer = get_module(model, group.consumer)
-    assert isinstance(consumer, nn.Linear)
+    consumer = get_linear(model, group.consumer)
     if consumer.bias is None:
         consumer.bias = nn.Parameter(torch.zeros(consumer.out_features), requires_grad=False)
     return consumer.weight, consumer.bias
@@ -201,4 +201,8 @@ def _parameters(model: TaskModel, group: UnitGroup) -> tuple[torch.Tensor, torch
 
 def _scale(model: TaskModel, group: UnitGroup) -> torch.Tensor | float:
     """Layer scale between the projection and the residual stream, [hidden]; 1 without one."""
-    return get_module(model, group.scale).gamma.detach() if group.scale is not None else 1.0  # type: ignore[return-value,union-attr]
+    if group.scale is None:
+        return 1.0
+    gamma = get_module(model, group.scale).gamma
+    assert isinstance(gamma, torch.Tensor)
+    return gamma.detach()

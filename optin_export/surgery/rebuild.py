@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch_pruning
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.families import Structure, UnitGroup, get_module, set_module
+from optin_export.families import Structure, UnitGroup, get_linear, get_module, set_module
 from optin_export.search import GroupPlan
 from optin_export.sources import Inputs, TaskModel
 
@@ -66,14 +67,13 @@ def rebuild(
 
 def shrunk(structure: Structure, groups: Mapping[str, GroupPlan]) -> Structure:
     """The structure after the plan: same groups, with the number of units that stay."""
-    changed = tuple(UnitGroup(**{**group.__dict__, "count": len(groups[group.key].kept)}) for group in structure.groups)
+    changed = tuple(dataclasses.replace(group, count=len(groups[group.key].kept)) for group in structure.groups)
     return Structure(structure.family, structure.blocks, changed)
 
 
 def drop(model: TaskModel, group: UnitGroup) -> None:
     """Replace a sub-layer that keeps no unit by its output bias, and what only fed it by nothing."""
-    consumer = get_module(model, group.consumer)
-    assert isinstance(consumer, nn.Linear)
+    consumer = get_linear(model, group.consumer)
     bias = consumer.bias.detach().clone() if consumer.bias is not None else torch.zeros(consumer.out_features)
     set_module(model, group.sublayer, Constant(bias, group.returns_tuple))
     for path, returns_tuple in group.bypass:
@@ -110,10 +110,10 @@ def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int]) 
 def _check_shapes(model: TaskModel, group: UnitGroup, left: int) -> None:
     """The dependency graph must have cut exactly what the family declares; anything else is a bug of ours."""
     shapes = {
-        producer.path: (get_module(model, producer.path).weight.shape[0], producer.fused * left * group.width)  # type: ignore[union-attr,index]
+        producer.path: (get_linear(model, producer.path).out_features, producer.fused * left * group.width)
         for producer in group.producers
     }
-    shapes[group.consumer] = (get_module(model, group.consumer).weight.shape[1], left * group.width)  # type: ignore[union-attr,index]
+    shapes[group.consumer] = (get_linear(model, group.consumer).in_features, left * group.width)
     wrong = {path: pair for path, pair in shapes.items() if pair[0] != pair[1]}
     if wrong:
         raise RuntimeError(f"{group.key}: (size, expected) {wrong} after removing {group.count - left} units")

@@ -1,0 +1,171 @@
+"""report.html: the report for people, one file that loads nothing. Takes the Report and, for plots, the run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from optin_export.errors import InputError
+from optin_export.report import plots
+from optin_export.report.schema import GateResult, Report, Verdict
+
+NOT_EVALUATED = "not evaluated"
+COMMAND = "optin-export recipe.yaml"
+_CONDITION = re.compile(r"\s*(>=|<=)\s*([-+0-9.eE]+)\s*")
+
+
+def render_html(report: Report, run: Path) -> str:
+    """The page as text; the same report and run folder give the same text.
+
+    run: the run folder. `measure/latency.json`, `scores/scores.safetensors` and `recipe.yaml` are shown where present.
+    Raises InputError if one of them is present but cannot be read.
+    """
+    scores = _read(run / "scores" / "scores.safetensors", load_file) or {}
+    samples = _read(run / "measure" / "latency.json", lambda path: json.loads(path.read_text(encoding="utf-8"))) or []
+    speedup_gate = next((gate for gate in report.verdict.gates if gate.name == "speedup"), None)
+    condition = _condition(speedup_gate) if speedup_gate else None
+    groups = report.pruning.groups
+    drawn = {
+        "network": plots.network(groups),
+        "latency": plots.latency(samples),
+        "importance": plots.importance(scores, groups),
+        "speedup": plots.speedup(report.latency, condition[1] if condition else None),
+        "compensation": plots.compensation(groups),
+    }
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            plots={name: Markup(svg) for name, svg in drawn.items()},
+            recipe=_read(run / "recipe.yaml", lambda path: path.read_text(encoding="utf-8")),
+            command=COMMAND,
+        )
+    )
+
+
+def sentence(verdict: Verdict) -> str:
+    """The verdict's sentence without its first word where that repeats the badge."""
+    return verdict.summary.removeprefix("PASSED: " if verdict.passed else "FAILED: ")
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits: 0.0512 ms, 3.46 ms, 128 ms."""
+    return NOT_EVALUATED if value is None else f"{_significant(value)} ms"
+
+
+def times(value: float | None) -> str:
+    return NOT_EVALUATED if value is None else f"{value:.2f}x"
+
+
+def points(value: float | None, sign: bool = False) -> str:
+    return NOT_EVALUATED if value is None else f"{_minus(format(value, '+.2f' if sign else '.2f'))} points"
+
+
+def percent(value: float | None) -> str:
+    return NOT_EVALUATED if value is None else f"{100 * value:.1f} %"
+
+
+def count(value: int | None, unit: str = "") -> str:
+    """Three significant digits with an SI prefix before the unit: 1.36 GMACs, 22.6 M."""
+    if value is None:
+        return NOT_EVALUATED
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * size:
+            return f"{_significant(value / size)} {prefix}{unit}"
+    return f"{value} {unit}".strip()
+
+
+def number(value: Any) -> str:
+    """Any other value: floats with four significant digits, None as not evaluated, a sequence with commas."""
+    if value is None:
+        return NOT_EVALUATED
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(number(item) for item in value) or "none"
+    return _minus(f"{value:.4g}") if isinstance(value, float) else str(value)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as rows: {"packages": {"torch": "2.9"}} -> ("packages.torch", "2.9")."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def gate_unit(gate: GateResult) -> str:
+    return {"speedup": "x", "accuracy_drop": " points"}.get(gate.name, "")
+
+
+def gate_measured(gate: GateResult) -> str:
+    """The measured value with its unit, rounded, but never so far that it contradicts the verdict beside it."""
+    if gate.measured is None:
+        return NOT_EVALUATED
+    if gate.kind == "parity" or not math.isfinite(gate.measured):
+        return f"{gate.measured:.3g}"
+    condition = _condition(gate)
+    decimals = 2 if gate_unit(gate) else 3
+    while condition and decimals < 9 and _holds(round(gate.measured, decimals), *condition) != gate.passed:
+        decimals += 1
+    return _minus(f"{gate.measured:.{decimals}f}") + gate_unit(gate)
+
+
+def _condition(gate: GateResult) -> tuple[str, float] | None:
+    """('>=', 1.3) of a gate's required '>= 1.3'; None for a condition that is written otherwise."""
+    match = _CONDITION.fullmatch(gate.required)
+    try:
+        return (match[1], float(match[2])) if match else None
+    except ValueError:
+        return None
+
+
+def _holds(value: float, relation: str, limit: float) -> bool:
+    return value >= limit if relation == ">=" else value <= limit
+
+
+def _significant(value: float) -> str:
+    """Three significant digits, never in exponent notation within the range of what is measured here."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = 2 - math.floor(math.log10(abs(float(f"{value:.3g}"))))
+    return f"{round(value, decimals):.{max(decimals, 0)}f}"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}", 1) if text.startswith("-") else text
+
+
+def _read(path: Path, reader: Any) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return reader(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"cannot read {path}", str(error), "run again, or delete the file to do without it") from error
+
+
+def _environment() -> Environment:
+    # autoescape=True, not by file name: names in a report come from recipes and file systems.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    shown = (sentence, milliseconds, times, points, percent, count, number, flat, gate_unit, gate_measured)
+    environment.filters.update({function.__name__: function for function in shown})
+    return environment
