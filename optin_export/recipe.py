@@ -3,35 +3,79 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from optin_export.errors import InputError
+from optin_export.strict_yaml import parse_yaml
 
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):  # Python takes True for 1; in a recipe it is a slip
+        raise ValueError(f"should be a number, not {value!r}")
+    return value
+
+
+def _column(value: Any) -> int | str:
+    if isinstance(value, str) or (type(value) is int and value >= 0):
+        return value
+    raise ValueError(f"should be a column's name or its position from 0, not {value!r:.60}")
+
+
+def _pattern_with_group(value: str) -> str:
+    try:
+        groups = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(f"should be a regular expression: {error}") from None
+    if groups < 1:
+        raise ValueError("should have a group (...) that holds the label")
+    return value
+
+
+_Number = BeforeValidator(_no_truth_value)
+Fraction = Annotated[float, _Number, Field(gt=0.0, le=1.0)]
+Positive = Annotated[float, _Number, Field(gt=0.0)]
+Count = Annotated[int, _Number, Field(ge=1)]
+Column = Annotated[int | str, BeforeValidator(_column)]
+Pattern = Annotated[str, AfterValidator(_pattern_with_group)]
 Task = Literal["text-classification", "feature-extraction", "image-classification"]
 Metric = Literal["accuracy", "spearman", "pearson"]
-#: Source prefixes whose remainder is a path (or, for `hf:`, may be one).
-MODEL_PREFIXES = ("hf", "timm", "py")
+#: What a source may start with; "" is a bare path.
+MODEL_PREFIXES = ("", "hf", "timm", "py")
 DATA_PREFIXES = ("csv", "tsv", "npz", "images", "hf-dataset", "py")
 _TEXT_TASKS = ("text-classification", "feature-extraction")
+_METRICS: dict[str, tuple[str, ...]] = {
+    "text-classification": ("accuracy", "spearman", "pearson"),  # the correlations for models of one output
+    "feature-extraction": ("spearman", "pearson"),
+    "image-classification": ("accuracy",),
+}
+_MAX_BYTES = 1_000_000
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Preprocess(_Section):
     """Image preprocessing; a field left out is taken from the checkpoint's own configuration."""
 
     size: tuple[Count, Count] | None = Field(None, description="height and width in pixels")
-    mean: tuple[float, ...] | None = Field(None, description="per channel, of pixels in 0..1")
-    std: tuple[float, ...] | None = Field(None, description="per channel, of pixels in 0..1")
+    mean: tuple[float, ...] | None = Field(None, min_length=1, description="per channel, of pixels in 0..1")
+    std: tuple[Positive, ...] | None = Field(None, min_length=1, description="per channel, of pixels in 0..1")
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
 
 
@@ -39,7 +83,7 @@ class ModelSection(_Section):
     source: str = Field(description="'hf:ID', 'timm:NAME', 'py:FILE.py:FUNCTION' or a folder")
     task: Task
     weights: str = Field("pretrained", description="'pretrained', 'random', or a .safetensors / .pt checkpoint")
-    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the constructor")
+    args: dict[str, JsonValue] = Field(default_factory=dict, description="keyword arguments of the constructor")
     pooling: Literal["mean", "cls"] | None = Field(None, description="feature-extraction only")
     normalize: bool = Field(False, description="L2-normalise the sentence embedding inside the graph")
     tokenizer: str | None = Field(None, description="where the tokenizer is, if not with the model")
@@ -49,10 +93,10 @@ class ModelSection(_Section):
 
 class DataSource(_Section):
     source: str = Field(description="'csv:', 'tsv:', 'npz:', 'images:', 'hf-dataset:' or 'py:FILE.py:FUNCTION'")
-    columns: dict[Literal["text", "text_pair", "image", "label"], int | str] = Field(default_factory=dict)
+    columns: dict[Literal["text", "text_pair", "image", "label"], Column] = Field(default_factory=dict)
     header: bool | None = Field(None, description="first line holds names; default: yes if columns are named")
     split: str = Field("train", description="split of an hf-dataset")
-    label_pattern: str | None = Field(None, description="regular expression; group 1 of an image's file name")
+    label_pattern: Pattern | None = Field(None, description="regular expression; group 1 of an image's file name")
     samples: Count | None = Field(None, description="how many rows to draw (seeded); default: all")
 
 
@@ -96,7 +140,7 @@ class PruneSection(_Section):
     probes: Count = Field(64, description="random probes of the neuron score")
     rows: Count = Field(768, description="token rows compared per batch and block")
     score_samples: Count = Field(64, description="calibration rows used for scoring")
-    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of the distillation term, for logits")
+    temperature: Positive = Field(1.0, description="of the distillation term, for logits")
 
 
 class TokensSection(_Section):
@@ -126,8 +170,10 @@ class Target(_Section):
 
 
 class Gates(_Section):
-    speedup: Annotated[float, Field(gt=0)] | None = Field(None, description="lower end of the 95 % interval")
-    accuracy_drop: float | None = Field(None, description="largest loss in points, engine against engine")
+    speedup: Positive | None = Field(None, description="lower end of the 95 % interval")
+    accuracy_drop: Annotated[float, _Number] | None = Field(
+        None, description="largest loss in points, engine against engine"
+    )
 
 
 class ShipSection(_Section):
@@ -137,9 +183,9 @@ class ShipSection(_Section):
 class Recipe(_Section):
     """A whole run. Field names are a contract: fields are added, never renamed."""
 
-    recipe: Literal[1]
+    recipe: Annotated[Literal[1], _Number]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, _Number, Field(ge=0, lt=2**32)] = 0
     model: ModelSection
     data: DataSection
     prune: PruneSection
@@ -155,6 +201,9 @@ class Recipe(_Section):
             raise ValueError("gates.accuracy_drop needs data.evaluation to measure it on")
         if self.model.pooling is not None and self.model.task != "feature-extraction":
             raise ValueError("model.pooling is only for the task feature-extraction")
+        evaluation, known = self.data.evaluation, _METRICS[self.model.task]
+        if evaluation is not None and evaluation.metric not in known:
+            raise ValueError(f"data.evaluation.metric for {self.model.task} is {' or '.join(known)}")
         if len({target.name for target in self.targets}) != len(self.targets):
             raise ValueError("targets: two entries are the same")
         if len(set(self.export.batch)) != len(self.export.batch):
@@ -175,15 +224,11 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises InputError for an unreadable file, YAML that is not a mapping, or any field that does not validate.
     """
     path = Path(path)
+    text = _read(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(f"cannot read the recipe {path}", str(reason), "give the path of a YAML recipe file") from None
-    try:
-        raw = yaml.safe_load(text)
+        raw = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML", str(error), "correct the line named above") from None
+        raise InputError(f"{path} is not a usable YAML file", str(error), "correct the line named above") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path} is not a recipe", "its top level is not a mapping", "start it with 'recipe: 1'")
     for override in overrides:
@@ -200,12 +245,24 @@ def validate(raw: dict[str, Any], folder: Path) -> Recipe:
     return _with_absolute_paths(recipe, folder)
 
 
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise InputError(f"{path} is not a recipe", f"it is larger than {_MAX_BYTES} bytes", "give a recipe file")
+        return data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"cannot read the recipe {path}", str(reason), "give the path of a YAML recipe file") from None
+
+
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
-        raise InputError(f"cannot read --set {override}", "it has no '='", "write it as --set prune.budget.macs=0.5")
+        raise InputError(f"cannot read --set {override}", "it is not KEY=VALUE", "write --set prune.budget.macs=0.5")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = parse_yaml(value)
     except yaml.YAMLError:
         parsed = value
     *parents, last = key.split(".")
@@ -230,20 +287,22 @@ def _explain(error: ValidationError) -> str:
     problems = []
     items = error.errors()
     for item in items:
+        where = item["loc"]
         # A list whose entries failed is also reported as too short: the entry's own error says it better.
-        if any(other is not item and other["loc"][: len(item["loc"])] == item["loc"] for other in items):
+        if any(len(other["loc"]) > len(where) and other["loc"][: len(where)] == where for other in items):
             continue
-        where = ".".join(str(part) for part in item["loc"])
+        dotted = ".".join(str(part) for part in where)
         if item["type"] == "extra_forbidden":
-            known = _fields_at(item["loc"][:-1])
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            known = _fields_at(where[:-1])
+            near = difflib.get_close_matches(str(where[-1]), known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
-            problems.append(f"{where}: unknown field ({hint})")
+            problems.append(f"{dotted}: unknown field ({hint})")
         else:
             got = "" if item["type"] in ("missing", "value_error") else f", not {item['input']!r:.60}"
             message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
-            problems.append(f"{where}: {message}{got}".removeprefix(": "))
-    return "; ".join(problems)
+            problems.append(f"{dotted}: {message}{got}".removeprefix(": "))
+    more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
+    return "; ".join(problems[:5] + more)
 
 
 def _fields_at(location: Sequence[int | str]) -> list[str]:
@@ -282,17 +341,16 @@ def _absolute_data(data: DataSource, folder: Path) -> DataSource:
 def absolute_source(source: str, folder: Path, prefixes: Sequence[str]) -> str:
     """`csv:train.csv` -> `csv:/where/the/recipe/is/train.csv`; hub names and module names stay as they are.
 
-    A bare path gets no prefix. Raises InputError for an unknown prefix.
+    A bare path gets no prefix. Raises InputError for an unknown prefix, or nothing after it.
     """
     prefix, separator, rest = source.partition(":")
-    if not separator:
+    if not separator and "" in prefixes and source:
         return str(_find(source, folder))
-    if prefix not in prefixes:
-        raise InputError(
-            f"unknown source '{source}'",
-            f"'{prefix}:' is not one of {', '.join(p + ':' for p in prefixes)}",
-            "use one of these prefixes, or a path",
-        )
+    if prefix not in prefixes or not rest:
+        known = ", ".join(f"{name}:" for name in prefixes if name)
+        why = f"'{prefix}:' names nothing" if prefix in prefixes else f"it starts with none of {known}"
+        fix = "use one of these prefixes" + (", or the path of a folder" if "" in prefixes else "")
+        raise InputError(f"unknown source '{source}'", why, fix if prefix not in prefixes else "name what to load")
     if prefix in ("csv", "tsv", "npz", "images"):
         return f"{prefix}:{_find(rest, folder)}"
     if prefix == "py":
@@ -306,6 +364,9 @@ def absolute_source(source: str, folder: Path, prefixes: Sequence[str]) -> str:
 
 def _find(name: str, folder: Path) -> Path:
     """Relative to the recipe; where nothing is there, relative to the working directory (for `--set` on the shell)."""
-    beside_recipe = (folder / Path(name).expanduser()).resolve()
-    here = Path(name).expanduser().resolve()
-    return here if here.exists() and not beside_recipe.exists() else beside_recipe
+    try:
+        beside_recipe = (folder / Path(name).expanduser()).resolve()
+        here = Path(name).expanduser().resolve()
+        return beside_recipe if beside_recipe.exists() or not here.exists() else here
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown ~user, a loop of links, a name too long
+        raise InputError(f"cannot use the path '{name:.60}'", str(error)[:200], "correct the path") from None

@@ -36,7 +36,7 @@ def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, to
 
     def hook_of(group: UnitGroup) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            return (args[0] * masks[group.key].repeat_interleave(group.width), *args[1:])
+            return (args[0] * masks[group.key].to(args[0]).repeat_interleave(group.width), *args[1:])
 
         return hook
 

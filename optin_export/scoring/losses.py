@@ -89,10 +89,10 @@ def trajectory_probe(
     reference: Reference, outputs: Mapping[str, Any], blocks: Sequence[str], generator: torch.Generator
 ) -> torch.Tensor:
     """v . r for the trajectory residuals r and one random v ~ N(0, I): a scalar whose gradient is taken."""
-    total = torch.zeros(())
+    total = reference.output.new_zeros(())
     for path in blocks:
         rows = F.normalize(pick(outputs[path], reference.rows[path]), dim=-1)
-        direction = torch.randn(len(rows), len(rows), generator=generator)
+        direction = _noise((len(rows), len(rows)), rows, generator)
         # <V, N N^T> without forming N N^T in the graph: half the memory of the backward pass.
         total = total + ((direction @ rows) * rows).sum()
     return total
@@ -108,10 +108,15 @@ def output_probe(
     """
     if model.output_kind == "logits":
         root = F.softmax(output.detach() / temperature, -1).sqrt()
-        noise = torch.randn(output.shape, generator=generator)
+        noise = _noise(output.shape, output, generator)
         direction = root * noise - root.square() * (root * noise).sum(-1, keepdim=True)
         return (direction * output).sum() / (temperature * 2**0.5)
     if model.output_kind == "regression":
-        return (torch.randn(output.shape, generator=generator) * output).sum()
+        return (_noise(output.shape, output, generator) * output).sum()
     rows = F.normalize(output, dim=-1)
-    return ((torch.randn(len(rows), len(rows), generator=generator) @ rows) * rows).sum()
+    return ((_noise((len(rows), len(rows)), rows, generator) @ rows) * rows).sum()
+
+
+def _noise(shape: Sequence[int], like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """N(0, 1), drawn on the CPU so that a seed means the same on every device."""
+    return torch.randn(tuple(shape), generator=generator).to(like)

@@ -1,0 +1,52 @@
+"""YAML to plain values, with limits: what a configuration file written by anybody may do to the reader is bounded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+#: More than any configuration needs, and little enough to be handled at once.
+MAX_NODES, MAX_DEPTH = 20_000, 50
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML allows and a recipe must not hold: a key given twice, of which one would silently win, and
+    aliases or nesting that a few lines can blow up without bound."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        root = super().get_single_node()
+        waiting, seen = [(root, 1)] if root is not None else [], 0
+        while waiting:
+            node, depth = waiting.pop()
+            seen += 1
+            if seen > MAX_NODES or depth > MAX_DEPTH:
+                problem = f"more than {MAX_NODES} values or {MAX_DEPTH} levels once its aliases are written out"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            children = node.value if isinstance(node, yaml.SequenceNode) else []
+            if isinstance(node, yaml.MappingNode):
+                keys: set[Any] = set()
+                for key, value in node.value:
+                    if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                        problem = f"the key '{key.value}' is given twice"
+                        raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                    keys.add(key.value if isinstance(key, yaml.ScalarNode) else key)
+                    children = [*children, key, value]
+            waiting += [(child, depth + 1) for child in children]
+        return root
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML to values that share nothing, so that an override of one place leaves the others; raises yaml.YAMLError."""
+    try:
+        return _unshared(yaml.load(text, Loader=_Loader))
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # PyYAML raises many types: endless nesting, dates and numbers that are none
+        raise yaml.YAMLError(f"a value cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _unshared(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value

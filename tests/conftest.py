@@ -1,0 +1,189 @@
+"""Small random models and data, made once a session in a temporary folder; nothing is read from outside the clone."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+ROOT = Path(__file__).parent.parent
+WORDS = "a man is playing the guitar while two dogs run over green grass near some old red house by night".split()
+VIT_ARGS: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "in_chans": 1,
+    "num_classes": 5,
+    "embed_dim": 32,
+    "depth": 3,
+    "num_heads": 4,
+}
+
+
+def shared_folder() -> Path | None:
+    """The folder of real data and weights, if this machine has it."""
+    folder = Path(os.environ.get("OPTIN_EXPORT_SHARED", ROOT.parent / "shared"))
+    return folder if (folder / "data").is_dir() else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if shared_folder() is None:
+        skip = pytest.mark.skip(reason="no shared data: set OPTIN_EXPORT_SHARED to the folder that holds data/")
+        for item in items:
+            if "shared_data" in item.keywords:
+                item.add_marker(skip)
+
+
+def enlarge(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Random weights large enough that every unit matters: the libraries' initialisation leaves them near zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+            elif name.endswith("bias"):
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    generator = np.random.default_rng(seed)
+    return [" ".join(generator.choice(WORDS, generator.integers(3, 12))) for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of three small blocks with random weights and its tokenizer, as `from_pretrained` finds it."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("bert")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(WORDS))]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        num_labels=3,
+    )
+    model = enlarge(transformers.BertForSequenceClassification(config))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pairs.csv (no header: text, text, score 0..5) and classes.tsv (header: sentence, label 0..2)."""
+    folder = tmp_path_factory.mktemp("text")
+    generator = np.random.default_rng(0)
+    with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = zip(sentences(60, 1), sentences(60, 2), generator.uniform(0, 5, 60).round(2), strict=True)
+        csv.writer(file).writerows(rows)
+    lines = [f"{text}\t{label}" for text, label in zip(sentences(60, 3), generator.integers(0, 3, 60), strict=True)]
+    (folder / "classes.tsv").write_text("sentence\tlabel\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """images.npz: 80 random grey 32x32 images with labels 0..4."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (80, 32, 32), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images, labels=generator.integers(0, 5, 80))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a timm ViT of three small blocks (arguments: VIT_ARGS)."""
+    import timm
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("vit") / "vit.safetensors"
+    model = enlarge(timm.create_model("vit_tiny_patch16_224", pretrained=False, **VIT_ARGS))
+    save_file(model.state_dict(), path)
+    return path
+
+
+Make = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def vit_recipe(vit_checkpoint: Path, image_data: Path) -> Make:
+    """A recipe for the small ViT as a dictionary; keyword arguments replace top-level sections."""
+
+    def make(**sections: Any) -> dict[str, Any]:
+        source = {"source": f"npz:{image_data / 'images.npz'}"}
+        return {
+            "recipe": 1,
+            "name": "tiny-vit",
+            "model": {
+                "source": "timm:vit_tiny_patch16_224",
+                "task": "image-classification",
+                "weights": str(vit_checkpoint),
+                "args": VIT_ARGS,
+                "preprocess": {"size": [32, 32], "mean": [0.5], "std": [0.5]},
+            },
+            "data": {"calibration": {**source, "samples": 48}, "evaluation": {**source, "metric": "accuracy"}},
+            "prune": {"budget": {"macs": 0.6}, "probes": 12, "rows": 64, "score_samples": 16},
+            "export": {"batch": [1, 3]},
+            **sections,
+        }
+
+    return make
+
+
+@pytest.fixture
+def bert_recipe(bert_folder: Path, text_data: Path) -> Make:
+    """A recipe for the small BERT as a sentence encoder; keyword arguments replace top-level sections."""
+
+    def make(**sections: Any) -> dict[str, Any]:
+        source = f"csv:{text_data / 'pairs.csv'}"
+        return {
+            "recipe": 1,
+            "name": "tiny-bert",
+            "model": {"source": str(bert_folder), "task": "feature-extraction", "pooling": "mean"},
+            "data": {
+                "calibration": {"source": source, "columns": {"text": 0}, "samples": 48},
+                "evaluation": {
+                    "source": source,
+                    "columns": {"text": 0, "text_pair": 1, "label": 2},
+                    "metric": "spearman",
+                },
+            },
+            "prune": {"budget": {"macs": 0.6}, "probes": 12, "rows": 64, "score_samples": 16},
+            "export": {"batch": [1, 3], "sequence": 16},
+            **sections,
+        }
+
+    return make
+
+
+@pytest.fixture
+def classifier_recipe(bert_recipe: Make, bert_folder: Path, text_data: Path) -> Make:
+    """The small BERT as a text classifier on a table with a header."""
+
+    def make(**sections: Any) -> dict[str, Any]:
+        source = {"source": f"tsv:{text_data / 'classes.tsv'}"}
+        columns = {"text": "sentence", "label": "label"}
+        data = {
+            "calibration": {**source, "columns": {"text": "sentence"}, "samples": 48},
+            "evaluation": {**source, "columns": columns, "metric": "accuracy"},
+        }
+        model = {"source": str(bert_folder), "task": "text-classification"}
+        return bert_recipe(**{"name": "tiny-classifier", "model": model, "data": data, **sections})
+
+    return make

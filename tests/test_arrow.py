@@ -1,0 +1,93 @@
+"""The house: imports follow the arrow of the rooms, heavy packages load lazily, modules stay small."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import optin_export
+from optin_export.ledger import ROOMS
+
+PACKAGE = Path(optin_export.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+#: Optional packages, and the one file each may be imported in, inside a function.
+LAZY = {
+    "onnxruntime": {"engines/onnxruntime.py"},
+    "tritonclient": {"ship/triton.py"},
+    "datasets": {"sources/data.py"},
+    "tensorrt": set(),
+    "tensorrt_rtx": set(),
+    "ray": set(),
+}
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.lineno, node.module
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "optin_export" and len(parts) > 1 and parts[1] in ROOMS else None
+
+
+def against_the_arrow(room: str, source: str) -> list[str]:
+    order = {name: index for index, name in enumerate(ROOMS)}
+    return [
+        f"line {line}: {room} imports {other}"
+        for line, module in imported(ast.parse(source))
+        if (other := room_of(module)) is not None and order[other] > order[room]
+    ]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_imports_follow_the_arrow(file: Path) -> None:
+    room = file.relative_to(PACKAGE).with_suffix("").parts[0]
+    if room in ROOMS:
+        assert against_the_arrow(room, file.read_text(encoding="utf-8")) == []
+
+
+def test_an_import_against_the_arrow_is_found() -> None:
+    assert against_the_arrow("search", "from optin_export import engines")
+    assert against_the_arrow("search", "def f():\n    import optin_export.surgery.rebuild")
+    assert not against_the_arrow("surgery", "from optin_export.search import Plan")
+
+
+def test_only_the_pipeline_and_its_workspace_import_late_rooms_from_outside() -> None:
+    """Modules outside the rooms are tools of all (errors, files ...) or the pipeline; tools know no room but recipe."""
+    allowed = {"pipeline.py", "workspace.py", "__init__.py", "cli.py"}
+    for file in PACKAGE.glob("*.py"):
+        rooms = {room_of(module) for _, module in imported(ast.parse(file.read_text(encoding="utf-8")))}
+        assert file.name in allowed or rooms <= {None, "recipe"}, f"{file.name} imports {rooms}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_optional_packages_are_imported_lazily_in_one_file(file: Path) -> None:
+    name = file.relative_to(PACKAGE).as_posix()
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    top_level = {module.split(".")[0] for node in tree.body for _, module in imported(node) if not _is_guard(node)}
+    anywhere = {module.split(".")[0] for _, module in imported(tree)}
+    for package, files in LAZY.items():
+        assert package not in {module for module in top_level if not _is_function_only(tree, module)}
+        assert package not in anywhere or name in files, f"{name} imports {package}"
+
+
+def _is_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If)
+
+
+def _is_function_only(tree: ast.Module, module: str) -> bool:
+    plain = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return all(module != name.split(".")[0] for node in plain for _, name in imported(node))
+
+
+def test_modules_stay_small() -> None:
+    long = {file.name: lines for file in FILES if (lines := file.read_text(encoding="utf-8").count("\n")) > 400}
+    assert long == {}
