@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from optin_export.errors import InputError
-from optin_export.recipe import DataSource, Recipe
+from optin_export.recipe import Recipe
 
 
 def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
@@ -13,11 +13,14 @@ def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
     model, data, prune, export = recipe.model, recipe.data, recipe.prune, recipe.export
     for source in (data.calibration, data.evaluation):
         if source is not None:
-            _check_file(source)
+            _check_file(source.source)
+    _check_file(model.source)
     if model.weights not in ("pretrained", "random") and not Path(model.weights).is_file():
         raise InputError(f"cannot read the checkpoint {model.weights}", "no such file", "correct model.weights")
-    if model.source.startswith("/") and not Path(model.source).is_dir():
-        raise InputError(f"cannot load a model from {model.source}", "no such folder", "correct model.source")
+    if model.source.startswith("/") and not (Path(model.source) / "config.json").is_file():
+        raise InputError(
+            f"cannot load a model from {model.source}", "no folder with a config.json", "correct model.source"
+        )
     shapes = ", ".join(f"{batch}x{export.sequence}" if recipe.is_text else str(batch) for batch in export.batch)
     targets = ", ".join(target.name for target in recipe.targets)
     rows = data.calibration.samples or "all"
@@ -50,7 +53,13 @@ def _gates(recipe: Recipe) -> str:
     return ", ".join(["parity", "budget", *named])
 
 
-def _check_file(source: DataSource) -> None:
-    prefix, _, path = source.source.partition(":")
-    if prefix in ("csv", "tsv", "npz", "images") and not Path(path).exists():
-        raise InputError(f"cannot read {source.source}", "no such file", "check the path (relative to the recipe)")
+def _check_file(source: str) -> None:
+    prefix, _, path = source.partition(":")
+    if prefix == "py":
+        path = path.rpartition(":")[0]
+    if prefix in ("csv", "tsv", "npz") or (prefix == "py" and path.endswith(".py")):
+        found, kind = Path(path).is_file(), "file"
+    else:
+        found, kind = prefix != "images" or Path(path).is_dir(), "folder"
+    if not found:
+        raise InputError(f"cannot read {source}", f"no such {kind}", "check the path (relative to the recipe)")

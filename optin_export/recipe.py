@@ -63,7 +63,7 @@ _METRICS: dict[str, tuple[str, ...]] = {
     "feature-extraction": ("spearman", "pearson"),
     "image-classification": ("accuracy",),
 }
-_MAX_BYTES = 1_000_000
+_MAX_BYTES = 200_000
 
 
 class _Section(BaseModel):

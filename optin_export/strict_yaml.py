@@ -23,7 +23,7 @@ class _Loader(yaml.SafeLoader):
             if seen > MAX_NODES or depth > MAX_DEPTH:
                 problem = f"more than {MAX_NODES} values or {MAX_DEPTH} levels once its aliases are written out"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-            children = node.value if isinstance(node, yaml.SequenceNode) else []
+            children = list(node.value) if isinstance(node, yaml.SequenceNode) else []
             if isinstance(node, yaml.MappingNode):
                 keys: set[Any] = set()
                 for key, value in node.value:
@@ -31,7 +31,7 @@ class _Loader(yaml.SafeLoader):
                         problem = f"the key '{key.value}' is given twice"
                         raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                     keys.add(key.value if isinstance(key, yaml.ScalarNode) else key)
-                    children = [*children, key, value]
+                    children += [key, value]
             waiting += [(child, depth + 1) for child in children]
         return root
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -65,14 +66,19 @@ class Sources:
         if self.recipe.model.task == "feature-extraction":
             sides = [Examples({"text": examples.columns[name]}) for name in ("text", "text_pair")]
         encoded = tuple(tuple(batches(self.processor, side, size)) for side in sides)
-        return Dataset(encoded, self._labels(examples), section.metric)
+        return Dataset(encoded, self.labels(examples), section.metric)
 
-    def _labels(self, examples: Examples) -> np.ndarray:
-        """Labels as numbers; class names are looked up in the model's own configuration."""
+    def labels(self, examples: Examples) -> np.ndarray:
+        """Labels as numbers; class names are looked up in the model's own configuration.
+
+        Raises InputError for one that is neither.
+        """
         values = []
         for row, label in enumerate(examples.columns["label"]):
             try:
                 values.append(float(self.loaded.labels.get(label, label)))
+                if not math.isfinite(values[-1]):
+                    raise ValueError
             except (TypeError, ValueError):
                 raise InputError(
                     f"label {label!r} of row {row} is not a number",
@@ -123,11 +129,19 @@ def load_sources(recipe: Recipe) -> Sources:
         calibration = Examples({"text": [*columns["text"], *columns["text_pair"]]})
     evaluation = None
     if data.evaluation is not None:
+        if recipe.model.task == "text-classification" and pairs != ("text_pair" in data.evaluation.columns):
+            raise InputError(
+                "calibration and evaluation differ in kind",
+                "columns.text_pair is set in one of them only",
+                "set columns.text_pair in both, or in neither",
+            )
         sides = ("text", "text_pair") if recipe.model.task == "feature-extraction" or classify_pairs else needs
         evaluation = load_examples(data.evaluation, (*sides, "label"), recipe.seed)
     processor = make_processor(loaded, recipe, classify_pairs)
     sources = Sources(recipe, loaded, processor, calibration, evaluation)
     _try_one_batch(sources)
+    if evaluation is not None:
+        sources.labels(evaluation)  # wrong labels show now, not after hours of work
     return sources
 
 
@@ -148,5 +162,5 @@ def _try_one_batch(sources: Sources) -> None:
     )
     if not finite:
         raise InputError(
-            "the model's output is not finite", "calibration data or weights hold NaN or infinity", "check both"
+            "the model's output is not finite", "the weights are, so the calibration data overflow it", "check the data"
         )

@@ -41,8 +41,8 @@ class Processor(Protocol):
 class TextProcessor:
     """Tokenises `text` (and `text_pair`, as a pair) to at most `sequence` tokens."""
 
-    def __init__(self, tokenizer: Any, sequence: int, pairs: bool) -> None:
-        self.tokenizer, self.sequence = tokenizer, sequence
+    def __init__(self, tokenizer: Any, sequence: int, pairs: bool, vocabulary: int | None = None) -> None:
+        self.tokenizer, self.sequence, self.vocabulary = tokenizer, sequence, vocabulary
         # Segment ids only say something about pairs; without pairs they would be one more input of zeros.
         self.segments = pairs and "token_type_ids" in tokenizer.model_input_names
 
@@ -58,6 +58,13 @@ class TextProcessor:
             padding="max_length" if pad_to else "longest",
             return_tensors="pt",
         )
+        highest = int(encoded["input_ids"].max())
+        if self.vocabulary is not None and highest >= self.vocabulary:
+            raise InputError(
+                "the tokenizer does not fit the model",
+                f"it gives token {highest}, the model has {self.vocabulary}",
+                "set model.tokenizer to the one the model was trained with",
+            )
         names = ["input_ids", "attention_mask"] + (["token_type_ids"] if self.segments else [])
         return {name: encoded[name].to(torch.int64) for name in names}
 
@@ -89,6 +96,19 @@ class ImageProcessor:
         return {"pixel_values": pixels}
 
     def _from_array(self, images: np.ndarray) -> torch.Tensor:
+        if 0 in images.shape or images.ndim not in ((3, 4) if images.dtype == np.uint8 else (4,)):
+            raise InputError(
+                "the array of images has a wrong shape",
+                f"it is {images.dtype} {list(images.shape)}",
+                "give uint8 [N, H, W] or [N, H, W, C], or float [N, C, H, W]",
+            )
+        channels = images.shape[1] if images.dtype != np.uint8 else images.shape[3] if images.ndim == 4 else 1
+        if channels != self.channels:  # before normalising, which would stretch one channel to all
+            raise InputError(
+                "the images do not fit the model",
+                f"they have {channels} channel(s), the model takes {self.channels}",
+                "convert the images, or set the model's channels in model.args",
+            )
         if images.dtype != np.uint8:
             pixels = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
         else:
@@ -116,17 +136,20 @@ class ImageProcessor:
         pixels = []
         for path in paths:
             try:
-                image = Image.open(path) if isinstance(path, str | Path) else path
+                image = Image.open(path) if isinstance(path, Path) else path
                 pixels.append(transform(image.convert(mode)))
-            except (OSError, AttributeError) as error:
-                raise InputError(f"cannot read the image {path}", str(error), "remove or repair that file") from None
+            except Exception as error:  # damaged, gigantic or no images at all: as many types as formats
+                name = path if isinstance(path, Path) else f"given as a {type(path).__name__}"
+                raise InputError(
+                    f"cannot read the image {name}", f"{type(error).__name__}: {error}", "remove or repair it"
+                ) from None
         return torch.stack(pixels)
 
 
 def make_processor(loaded: LoadedModel, recipe: Recipe, pairs: bool) -> Processor:
     """The processor that fits the task; raises InputError when the tokenizer cannot be loaded."""
     if isinstance(loaded.model, ImageModel):
-        return ImageProcessor(image_config(loaded, recipe.model))
+        return ImageProcessor(_image_config(loaded, recipe.model))
     import transformers
 
     name = recipe.model.tokenizer or loaded.origin
@@ -137,15 +160,25 @@ def make_processor(loaded: LoadedModel, recipe: Recipe, pairs: bool) -> Processo
     except Exception as error:  # missing files, broken JSON and network errors come as many types
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load the tokenizer of {name}", reason, "set model.tokenizer to a folder") from error
-    positions = getattr(getattr(loaded.model.model, "config", None), "max_position_embeddings", None)
+    if tokenizer.pad_token is None:
+        raise InputError(f"the tokenizer of {name} cannot pad", "it has no padding token", "give it one and save it")
+    config = getattr(loaded.model.model, "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and recipe.export.sequence > positions:
         raise InputError(
             f"export.sequence is {recipe.export.sequence}", f"the model has {positions} positions", "make it smaller"
         )
-    return TextProcessor(tokenizer, recipe.export.sequence, pairs)
+    least = tokenizer.num_special_tokens_to_add(pair=pairs) + 1
+    if recipe.export.sequence < least:
+        raise InputError(
+            f"export.sequence is {recipe.export.sequence}",
+            "the tokenizer's own marks leave no room for text",
+            f"make it at least {least}",
+        )
+    return TextProcessor(tokenizer, recipe.export.sequence, pairs, getattr(config, "vocab_size", None))
 
 
-def image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:
+def _image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:
     """timm's data configuration: the checkpoint's own, overridden field by field by the recipe's `preprocess`."""
     from timm.data import resolve_model_data_config
 
@@ -153,7 +186,7 @@ def image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:
     if hasattr(module, "pretrained_cfg"):
         config = resolve_model_data_config(module)
     else:
-        config = _transformers_image_config(loaded)
+        config = _transformers_image_config(loaded, section)
     wanted = section.preprocess
     channels = _input_channels(module, config["input_size"][0])
     config["input_size"] = (channels, *(wanted.size or config["input_size"][1:]))
@@ -171,7 +204,7 @@ def image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:
     return config
 
 
-def _transformers_image_config(loaded: LoadedModel) -> dict[str, Any]:
+def _transformers_image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:
     """Size and statistics of a transformers image processor (which stretches to the input size: crop mode squash)."""
     import transformers
 
@@ -187,10 +220,13 @@ def _transformers_image_config(loaded: LoadedModel) -> dict[str, Any]:
         "crop_mode": "squash",
     }
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(loaded.origin)
+        # Said outright: left open, the library asks at the terminal whether it may run code.
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            loaded.origin, trust_remote_code=section.trust_remote_code
+        )
+        result["mean"], result["std"] = tuple(processor.image_mean), tuple(processor.image_std)
     except Exception:  # random weights and bare folders bring none: the library's own defaults stand
         return result
-    result["mean"], result["std"] = tuple(processor.image_mean), tuple(processor.image_std)
     return result
 
 

@@ -6,7 +6,8 @@ import csv
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,9 +47,16 @@ class Examples:
                 total.update(f"{column.dtype}{column.shape}".encode() + np.ascontiguousarray(column).tobytes())
                 continue
             for value in column:
-                data = value.read_bytes() if isinstance(value, Path) else repr(value).encode()
-                total.update(hashlib.sha256(data).digest())
+                total.update(hashlib.sha256(_content(value)).digest())
         return total.hexdigest()
+
+
+def _content(value: Any) -> bytes:
+    if isinstance(value, Path):
+        return value.read_bytes()
+    if hasattr(value, "tobytes") and hasattr(value, "size"):  # a PIL image, whose repr is its address
+        return f"{value.size}".encode() + value.tobytes()
+    return repr(value).encode()
 
 
 def load_examples(section: DataSource, needs: Sequence[str], seed: int) -> Examples:
@@ -75,7 +83,7 @@ def load_examples(section: DataSource, needs: Sequence[str], seed: int) -> Examp
                 f"found: {', '.join(columns) or 'nothing'}",
                 f"set columns.{name}",
             )
-    examples = Examples({name: columns[name] for name in needs})
+    examples = Examples({name: _as_column(columns[name], name, section.source) for name in needs})
     lengths = {name: len(column) for name, column in examples.columns.items()}
     if not len(examples) or len(set(lengths.values())) > 1:
         raise InputError(f"{section.source} has no usable rows", f"rows per column: {lengths}", "check the data")
@@ -84,6 +92,21 @@ def load_examples(section: DataSource, needs: Sequence[str], seed: int) -> Examp
         examples = examples.take(np.sort(chosen))
     _refuse_bad_values(examples, section.source)
     return examples
+
+
+def _as_column(values: Any, name: str, source: str) -> Column:
+    """One value per row, as `Examples` holds it: numbers and pixels as an array, all else as a list."""
+    if isinstance(values, np.ndarray) and values.ndim > 0:
+        return values if values.dtype.kind in "uif" else values.tolist()
+    if not isinstance(values, list | tuple):
+        raise InputError(
+            f"{source} gives no usable '{name}'",
+            f"it is a {type(values).__name__}, not one value per row",
+            "return lists or numpy arrays",
+        )
+    if name == "image":
+        return [Path(value) if isinstance(value, str) else value for value in values]
+    return list(values)
 
 
 def _refuse_bad_values(examples: Examples, source: str) -> None:
@@ -96,6 +119,13 @@ def _refuse_bad_values(examples: Examples, source: str) -> None:
         if row is not None:
             raise InputError(
                 f"{source} has an unusable value", f"'{name}' of row {row} is empty, NaN or infinite", "remove that row"
+            )
+        row = next((i for i, value in enumerate(column) if not isinstance(value, str)), None)
+        if name in ("text", "text_pair") and row is not None:
+            raise InputError(
+                f"{source} has an unusable value",
+                f"'{name}' of row {row} is a {type(column[row]).__name__}, not text",
+                f"correct columns.{name}",
             )
 
 
@@ -110,9 +140,10 @@ def _read_table(
 ) -> dict[str, Column]:
     by_name = any(isinstance(column, str) for column in section.columns.values())
     header = section.header if section.header is not None else by_name
-    with Path(path).open(encoding="utf-8", newline="") as file:
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
         try:
-            rows = [row for row in csv.reader(file, delimiter=delimiter, quoting=quoting) if row]
+            # strict: an unbalanced quote would otherwise swallow the rest of the file as one field.
+            rows = [row for row in csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True) if row]
         except (csv.Error, UnicodeDecodeError) as error:
             raise InputError(f"cannot parse {path}", str(error), "save it as UTF-8 text with one row a line") from None
     names = rows.pop(0) if header and rows else []
@@ -144,17 +175,21 @@ def _read_tsv(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[st
 
 def _read_npz(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
     defaults = {"image": "images", "label": "labels"}
+    keys = {name: str(section.columns.get(name, defaults.get(name, name))) for name in needs}  # type: ignore[call-overload]
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            columns = {}
-            for name in needs:
-                key = str(section.columns.get(name, defaults.get(name, name)))  # type: ignore[call-overload]
-                if key not in arrays:
-                    raise InputError(f"{path} has no array '{key}'", f"it holds {arrays.files}", f"set columns.{name}")
-                columns[name] = arrays[key]
-            return columns
-    except ValueError as error:
-        raise InputError(f"cannot read {path}", str(error), "give a .npz file written by numpy.savez") from None
+        with zipfile.ZipFile(path) as archive:
+            held = [name.removesuffix(".npy") for name in archive.namelist()]
+        missing = next((name for name, key in keys.items() if key not in held), None)
+        if missing is None:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[key] for name, key in keys.items()}
+    except OSError:
+        raise
+    except Exception as error:  # damaged archives and pickled objects raise many types
+        raise InputError(
+            f"cannot read {path}", f"{type(error).__name__}: {error}", "give a .npz file of plain arrays (numpy.savez)"
+        ) from None
+    raise InputError(f"{path} has no array '{keys[missing]}'", f"it holds {', '.join(held)}", f"set columns.{missing}")
 
 
 def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
@@ -176,6 +211,11 @@ def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> dict
                 )
             columns["label"] = [match.group(1) for match in found if match]
         else:
+            stray = next((file for file in files if file.parent == root), None)
+            if stray is not None:
+                raise InputError(
+                    f"no label for '{stray.name}'", "it is in no class folder", "set label_pattern, or use sub-folders"
+                )
             classes = sorted({file.parent.name for file in files})
             columns["label"] = [classes.index(file.parent.name) for file in files]
     return columns
@@ -198,20 +238,22 @@ def _read_hub(name: str, section: DataSource, needs: tuple[str, ...]) -> dict[st
 
 
 def _read_python(reference: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
-    from optin_export.sources.models import python_function
+    from optin_export.sources.models import call_python
 
+    source = f"py:{reference}"
+    rows = call_python(source, {})
+    columns = {n: section.columns.get(n, n) for n in needs}  # type: ignore[call-overload]
+    if isinstance(rows, Mapping):
+        return {n: rows[column] for n, column in columns.items() if column in rows}
     try:
-        rows = python_function(f"py:{reference}")()
-        rows = rows if isinstance(rows, dict) else list(rows)
-    except InputError:
-        raise
-    except Exception as error:  # the user's own code may raise anything
+        rows = list(rows)
+        return {n: [row[column] for row in rows] for n, column in columns.items() if all(column in row for row in rows)}
+    except Exception as error:  # rows of the user's own code may be anything, and a generator may raise anything
         raise InputError(
-            f"'py:{reference}' failed", f"{type(error).__name__}: {error}", "return columns or an iterable of rows"
+            f"cannot use the rows of '{source}'",
+            f"{type(error).__name__}: {error}",
+            "return a dictionary of columns, or an iterable of dictionaries",
         ) from error
-    if isinstance(rows, dict):
-        return {n: rows[str(section.columns.get(n, n))] for n in needs if str(section.columns.get(n, n)) in rows}  # type: ignore[call-overload]
-    return {n: [row[n] for row in rows] for n in needs if all(n in row for row in rows)}
 
 
 _READERS: dict[str, Callable[[str, DataSource, tuple[str, ...]], dict[str, Column]]] = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -59,6 +60,7 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
     module, architecture, origin = loader(section, rest)
     if section.weights not in ("pretrained", "random"):
         _load_checkpoint(module, Path(section.weights))
+    _refuse_bad_weights(module, section.source)
     _use_eager_attention(module)
     architecture |= {"task": section.task, "pooling": section.pooling, "normalize": section.normalize}
     labels = getattr(getattr(module, "config", None), "label2id", None) or {}
@@ -89,7 +91,7 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
         assert model_class.config_class is not None
         module = model_class(model_class.config_class.from_dict(architecture["config"]))
     elif library == "python" and trust_python:
-        module = python_function(architecture["source"])(**architecture["args"])
+        module = call_python(architecture["source"], architecture["args"])
     else:
         raise InputError(
             "cannot rebuild this model",
@@ -109,15 +111,23 @@ def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dic
         config = transformers.AutoConfig.from_pretrained(name, **options, **section.args)
         config._attn_implementation = "eager"
         if section.weights == "pretrained":
-            module = auto.from_pretrained(name, config=config, **options)
+            module, info = auto.from_pretrained(name, config=config, output_loading_info=True, **options)
         else:
-            module = auto.from_config(config, **options)
+            module, info = auto.from_config(config, **options), {}
     except Exception as error:  # transformers raises many types here; all of them mean the source cannot be used
         raise InputError(
             f"cannot load the model 'hf:{name}' for {section.task}",
             _first_line(error),
             "check the name or folder; a hub model needs network access once, a folder needs config.json and weights",
         ) from error
+    # The pooler is not part of a sentence embedding, and is dropped with it.
+    missing = sorted(key for key in info.get("missing_keys", ()) if not key.startswith("pooler."))
+    if missing:
+        raise InputError(
+            f"'hf:{name}' has no weights for {section.task}",
+            f"{len(missing)} are missing, such as {missing[0]}: they would stay random",
+            "name a model trained for this task, or correct model.task",
+        )
     architecture = {
         "library": "transformers",
         "class": type(module).__name__,
@@ -128,12 +138,13 @@ def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dic
 
 
 def _load_timm(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], None]:
-    if Path(name).is_dir():
-        name = f"local-dir:{name}"
-    module = _create_timm(name, section.args, pretrained=section.weights == "pretrained")
-    if name.startswith("local-dir:"):
-        name = str(getattr(module, "default_cfg", {})["architecture"])
-    return module, {"library": "timm", "name": name, "args": section.args}, None
+    pretrained, args = section.weights == "pretrained", dict(section.args)
+    if not Path(name).is_absolute():
+        return _create_timm(name, args, pretrained), {"library": "timm", "name": name, "args": args}, None
+    module = _create_timm(f"local-dir:{name}", args, pretrained)
+    config = _read_config(Path(name))
+    args = {**config.get("model_args", {}), **args}  # what the folder says of itself is needed to build it elsewhere
+    return module, {"library": "timm", "name": config["architecture"], "args": args}, None
 
 
 def _create_timm(name: str, args: dict[str, Any], pretrained: bool) -> nn.Module:
@@ -142,19 +153,16 @@ def _create_timm(name: str, args: dict[str, Any], pretrained: bool) -> nn.Module
     try:
         return timm.create_model(name, pretrained=pretrained, **args)
     except Exception as error:  # unknown names, wrong arguments and download failures come as many types
-        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:8]}*")[:3])
+        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
+        hint = f"; similar names: {', '.join(near)}" if near else ""
         raise InputError(
-            f"cannot create the model 'timm:{name}'", _first_line(error), f"check model.args and the name ({near} ...)"
+            f"cannot create the model 'timm:{name}'", _first_line(error), f"check model.args and the name{hint}"
         ) from error
 
 
 def _load_python(section: ModelSection, reference: str) -> tuple[nn.Module, dict[str, Any], None]:
     source = f"py:{reference}"
-    function = python_function(source)
-    try:
-        module = function(**section.args)
-    except Exception as error:  # the user's own code may raise anything
-        raise InputError(f"'{source}' failed", f"{type(error).__name__}: {error}", "correct that function") from error
+    module = call_python(source, section.args)
     if not isinstance(module, nn.Module):
         raise InputError(
             f"'{source}' is not a model", f"it returned a {type(module).__name__}", "return a torch.nn.Module"
@@ -162,8 +170,16 @@ def _load_python(section: ModelSection, reference: str) -> tuple[nn.Module, dict
     return module, {"library": "python", "source": source, "args": section.args}, None
 
 
-def python_function(source: str) -> Callable[..., Any]:
-    """The function of `py:/path/file.py:name` or `py:package.module:name`. Raises InputError if it is not there."""
+def call_python(source: str, args: Mapping[str, Any]) -> Any:
+    """Result of the user's function `py:/path/file.py:name` or `py:package.module:name`; InputError where it fails."""
+    function = _python_function(source)
+    try:
+        return function(**args)
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        raise InputError(f"'{source}' failed", _first_line(error), "correct that function") from error
+
+
+def _python_function(source: str) -> Callable[..., Any]:
     where, _, name = source.removeprefix("py:").rpartition(":")
     try:
         if where.endswith(".py"):
@@ -174,9 +190,9 @@ def python_function(source: str) -> Callable[..., Any]:
         else:
             module = importlib.import_module(where)
         return getattr(module, name)
-    except Exception as error:  # importing the user's file may raise anything
+    except (Exception, SystemExit) as error:  # importing the user's file may raise anything
         raise InputError(
-            f"cannot load '{source}'", f"{type(error).__name__}: {error}", "check the file, its imports and the name"
+            f"cannot load '{source}'", _first_line(error), "check the file, its imports and the name"
         ) from error
 
 
@@ -195,7 +211,9 @@ def _load_checkpoint(module: nn.Module, path: Path) -> None:
         ) from error
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
         raise InputError(f"cannot use the checkpoint {path}", "it holds no state dict", "save model.state_dict()")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     try:
@@ -206,14 +224,34 @@ def _load_checkpoint(module: nn.Module, path: Path) -> None:
         ) from error
 
 
+def _refuse_bad_weights(module: nn.Module, source: str) -> None:
+    bad = next((name for name, value in module.state_dict().items() if not torch.isfinite(value).all()), None)
+    if bad is not None:
+        raise InputError(f"the weights of {source} are unusable", f"{bad} holds NaN or infinity", "repair the weights")
+
+
 def _kind_of_folder(folder: Path) -> str:
+    config = _read_config(folder)
+    kind = next((kind for key, kind in (("model_type", "hf"), ("architecture", "timm")) if key in config), None)
+    if kind is None:
+        raise InputError(
+            f"cannot load a model from {folder}",
+            "its config.json has neither 'model_type' (transformers) nor 'architecture' (timm)",
+            "give a folder written by save_pretrained or by timm",
+        )
+    return kind
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(config, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"cannot load a model from {folder}", f"no readable config.json there ({error})", "give a model folder"
         ) from None
-    return "hf" if "model_type" in config else "timm"
+    return config
 
 
 def _use_eager_attention(module: nn.Module) -> None:
@@ -225,6 +263,6 @@ def _use_eager_attention(module: nn.Module) -> None:
             vars(part)["fused_attn"] = False
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"

@@ -53,7 +53,7 @@ def rebuild(
     dense = copy.deepcopy(model)
     # The graph is traced through autograd, so weights must ask for gradients while it is built.
     dense.requires_grad_(True)
-    with warnings.catch_warnings():
+    with torch.enable_grad(), warnings.catch_warnings():
         # It warns of bare parameters (class token, layer scale); none is on a path that is cut, see _check_untouched.
         warnings.simplefilter("ignore")
         graph = torch_pruning.DependencyGraph().build_dependency(dense, example_inputs=dict(inputs))

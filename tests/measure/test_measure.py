@@ -1,0 +1,229 @@
+"""The measurements and the gate can fail, and do when they should. No test here depends on how fast the machine is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from optin_export.errors import InputError
+from optin_export.measure import Accuracy, Latency, Measured, ParityCase, judge, latency, measure_engines
+from optin_export.measure.accuracy import evaluate, points
+from optin_export.measure.parity import compare
+from optin_export.recipe import Budget, Gates
+from optin_export.sources import Batch, Dataset
+
+
+class FakeEngine:
+    """Computes a function of its input; `ms` is what the faked clock says a call takes."""
+
+    inputs, outputs = ("x",), ("y",)
+
+    def __init__(self, function=lambda x: 2 * x, ms: float = 1.0) -> None:  # type: ignore[no-untyped-def]
+        self.function, self.ms, self.calls = function, ms, 0
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.calls += 1
+        return {"y": self.function(inputs["x"])}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> np.random.Generator:
+    """Latency of a call = the engine's `ms` with 2 % noise, without waiting."""
+    generator = np.random.default_rng(0)
+
+    def timed(engine: FakeEngine, inputs: Mapping[str, np.ndarray]) -> float:
+        engine.run(inputs)
+        return engine.ms * float(generator.normal(1.0, 0.02))
+
+    monkeypatch.setattr(latency, "_time", timed)
+    monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.0)
+    return generator
+
+
+def measured(base: float, pruned: float) -> Latency:
+    x = {"x": np.ones((2, 3), np.float32)}
+    return latency.measure_latency(
+        FakeEngine(ms=base), FakeEngine(ms=pruned), x, target="t", batch=2, sequence=None, seed=0
+    )
+
+
+def test_speedup_is_the_ratio_with_an_interval_around_it(clock: np.random.Generator) -> None:
+    result = measured(20.0, 10.0)
+    assert result.speedup.ci_low <= result.speedup.median <= result.speedup.ci_high
+    assert result.speedup.median == pytest.approx(2.0, rel=0.02)
+    assert result.speedup.ci_high - result.speedup.ci_low < 0.1
+    assert result.noise_floor < 0.05
+    assert result.base_ms.p50 < result.base_ms.p90 < result.base_ms.p99
+
+
+def test_no_speedup_is_reported_as_none(clock: np.random.Generator) -> None:
+    result = measured(10.0, 10.0)
+    assert result.speedup.ci_low < 1.0 + result.noise_floor
+    assert result.speedup.median == pytest.approx(1.0, abs=0.02)
+
+
+def test_arms_are_interleaved_in_random_order(monkeypatch: pytest.MonkeyPatch, clock: np.random.Generator) -> None:
+    order: list[float] = []
+    inner = latency._time
+    monkeypatch.setattr(latency, "_time", lambda engine, inputs: order.append(engine.ms) or inner(engine, inputs))
+    measured(50.0, 40.0)
+    changes = sum(first != second for first, second in zip(order, order[1:], strict=False))
+    assert changes > latency.BLOCKS / 2
+    blocks = [order[i] for i in range(len(order) - 9 * latency.BLOCKS, len(order), 9)]
+    assert len(set(blocks)) == 2  # some blocks begin with base, some with pruned
+
+
+def test_the_interval_comes_from_blocks_not_from_calls() -> None:
+    """Calls within a block are alike, blocks differ: many calls in few blocks must not make the interval narrow."""
+    generator = np.random.default_rng(0)
+    drift = generator.normal(1.0, 0.2, 10)
+    slow = [[10.0 * d] * 300 for d in drift]
+    fast = [[5.0 * d] * 300 for d in generator.permutation(drift)]
+    result = latency.ratio_of_medians(slow, fast, generator)
+    assert result.ci_high - result.ci_low > 0.2
+
+
+def test_latency_survives_json(clock: np.random.Generator) -> None:
+    result = measured(20.0, 10.0)
+    assert Latency.from_json(result.to_json()) == result
+
+
+X = {"x": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
+
+
+def case(function, identical: bool = False) -> ParityCase:  # type: ignore[no-untyped-def]
+    inputs = {"x": np.repeat(X["x"][:1], 3, 0)} if identical else X
+    engine = FakeEngine(function)
+    return compare(engine, lambda given: 2 * given["x"], inputs, target="t", model="base", identical=identical)
+
+
+def test_parity_passes_for_rounding_only() -> None:
+    assert case(lambda x: 2 * x * np.float32(1 + 1e-6)).passed
+
+
+def swapped(x: np.ndarray) -> np.ndarray:
+    return 2 * x[::-1]
+
+
+def later_rows_wrong(x: np.ndarray) -> np.ndarray:
+    return 2 * x * np.array([[1], [1], [1.01]], np.float32)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        swapped,
+        later_rows_wrong,
+        lambda x: 2 * x + np.nan,
+        lambda x: 2 * x[:2],
+        lambda x: 2 * x * 1.001,
+    ],
+    ids=["rows swapped", "last row wrong", "nan", "rows missing", "scaled"],
+)
+def test_parity_fails_for_wrong_outputs(function) -> None:  # type: ignore[no-untyped-def]
+    result = case(function)
+    assert not result.passed
+    assert np.isfinite(result.max_error)  # JSON has no infinity
+
+
+def test_identical_rows_must_give_identical_outputs() -> None:
+    result = case(later_rows_wrong, identical=True)
+    assert result.spread > 0.009
+    assert not result.passed
+
+
+def dataset(labels: np.ndarray) -> Dataset:
+    x = np.linspace(-1, 1, len(labels)).astype(np.float32)
+    import torch
+
+    batches = tuple(
+        Batch({"x": torch.from_numpy(np.stack([x[rows], -x[rows]], 1))}, rows)
+        for rows in np.array_split(np.random.default_rng(0).permutation(len(labels)), 4)
+    )
+    return Dataset((batches,), labels, "accuracy")
+
+
+def test_accuracy_is_measured_on_the_engine_in_the_rows_order(clock: np.random.Generator) -> None:
+    labels = (np.linspace(-1, 1, 40) < 0).astype(float)
+    good, bad = FakeEngine(), FakeEngine(lambda x: -2 * x)
+    for pruned, expected in ((good, 0.0), (bad, 100.0)):
+        result = measure_engines(
+            {"t": {"base": good, "pruned": pruned}},
+            {"base": lambda given: 2 * given["x"], "pruned": lambda given: pruned.function(given["x"])},  # noqa: B023
+            lambda batch, distinct: {"x": X["x"][:batch] if distinct else np.repeat(X["x"][:1], batch, 0)},
+            dataset(labels),
+            batches=[2],
+            sequence=None,
+            seed=0,
+            tick=lambda done, total: None,
+        )
+        assert result.accuracy is not None
+        assert result.accuracy.base == 100.0
+        assert result.accuracy.drop == expected
+        assert result.accuracy.drop_low <= expected <= result.accuracy.drop_high
+        assert Measured.from_json(result.to_json()) == result
+
+
+def test_nothing_is_timed_when_parity_fails(clock: np.random.Generator) -> None:
+    wrong = FakeEngine(lambda x: 3 * x)
+    result = measure_engines(
+        {"t": {"base": FakeEngine(), "pruned": wrong}},
+        {"base": lambda given: 2 * given["x"], "pruned": lambda given: 2 * given["x"]},
+        lambda batch, distinct: {"x": np.ones((batch, 4), np.float32)},
+        dataset(np.zeros(8)),
+        batches=[2],
+        sequence=None,
+        seed=0,
+        tick=lambda done, total: None,
+    )
+    assert result.accuracy is None
+    assert result.latency == ()
+    assert wrong.calls == 2  # distinct and identical rows
+
+
+def test_metrics() -> None:
+    labels = np.array([0.0, 1.0, 2.0, 3.0])
+    assert points("accuracy", np.array([0, 1, 0, 3]), labels) == 75.0
+    assert points("spearman", np.array([0.1, 0.2, 0.9, 5.0]), labels) == pytest.approx(100.0)
+    assert points("pearson", -labels, labels) == pytest.approx(-100.0)
+    with pytest.raises(InputError):
+        points("spearman", labels, np.ones(4))
+
+
+def test_the_drop_interval_is_paired() -> None:
+    """The same errors on both sides cancel: a drop of zero has no spread, however inaccurate both are."""
+    labels = np.random.default_rng(0).integers(0, 2, 500).astype(float)
+    predictions = np.random.default_rng(1).integers(0, 2, 500)
+    result = evaluate(predictions, predictions.copy(), labels, "accuracy", 0)
+    assert result.drop == result.drop_low == result.drop_high == 0.0
+
+
+GOOD = ParityCase("t", "base", 1, "distinct", 1e-6, 0.0, True)
+ACCURACY = Accuracy("accuracy", 100, 90.0, 89.5, 0.5, -0.2, 1.2)
+
+
+def verdicts(gates: Gates, spent: float = 0.6, **changes: object) -> dict[str, bool]:
+    values = {"parity": (GOOD,), "accuracy": ACCURACY, "latency": (), **changes}
+    return {gate.name: gate.passed for gate in judge(gates, Budget(macs=0.6), spent, Measured(**values))}  # type: ignore[arg-type]
+
+
+def test_gates_compare_with_what_was_required(clock: np.random.Generator) -> None:
+    two = (measured(20.0, 10.0), measured(12.0, 10.0))
+    assert verdicts(Gates(speedup=1.1, accuracy_drop=0.5), latency=two) == {
+        "parity": True,
+        "budget.macs": True,
+        "speedup": True,
+        "accuracy_drop": True,
+    }
+    # The slowest gain counts, and by the lower end of its interval.
+    assert not verdicts(Gates(speedup=1.5), latency=two)["speedup"]
+    assert not verdicts(Gates(speedup=two[1].speedup.median), latency=two[1:])["speedup"]
+    assert not verdicts(Gates(accuracy_drop=0.4))["accuracy_drop"]
+    assert not verdicts(Gates(), spent=0.61)["budget.macs"]
+
+
+def test_what_was_not_evaluated_never_passes() -> None:
+    result = verdicts(Gates(speedup=0.1, accuracy_drop=99.0), parity=(), accuracy=None)
+    assert result == {"parity": False, "budget.macs": True, "speedup": False, "accuracy_drop": False}
