@@ -112,7 +112,8 @@ def _print_verdict(report: Report, folder: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(soft_wrap=True, highlight=False)
+    # In a log nothing has to be wrapped to a terminal's width.
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print(Text(report.verdict.summary, style="bold green" if report.verdict.passed else "bold red"))
     gates = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("gate", "required", "measured", "", "how"):

@@ -346,11 +346,12 @@ def absolute_source(source: str, folder: Path, prefixes: Sequence[str]) -> str:
     prefix, separator, rest = source.partition(":")
     if not separator and "" in prefixes and source:
         return str(_find(source, folder))
-    if prefix not in prefixes or not rest:
+    if prefix not in prefixes:
         known = ", ".join(f"{name}:" for name in prefixes if name)
-        why = f"'{prefix}:' names nothing" if prefix in prefixes else f"it starts with none of {known}"
         fix = "use one of these prefixes" + (", or the path of a folder" if "" in prefixes else "")
-        raise InputError(f"unknown source '{source}'", why, fix if prefix not in prefixes else "name what to load")
+        raise InputError(f"unknown source '{source}'", f"it starts with none of {known}", fix)
+    if not rest:
+        raise InputError(f"cannot read the source '{source}'", "it names nothing", "name what to load")
     if prefix in ("csv", "tsv", "npz", "images"):
         return f"{prefix}:{_find(rest, folder)}"
     if prefix == "py":

@@ -17,7 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 ROOT = Path(__file__).parent.parent
-WORDS = "a man is playing the guitar while two dogs run over green grass near some old red house by night".split()
+WORDS = "a man is playing the guitar while two dogs run over green grass near some old red house by night"
 VIT_ARGS: dict[str, Any] = {
     "img_size": 32,
     "patch_size": 8,
@@ -57,7 +57,7 @@ def enlarge(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 def sentences(count: int, seed: int = 0) -> list[str]:
     generator = np.random.default_rng(seed)
-    return [" ".join(generator.choice(WORDS, generator.integers(3, 12))) for _ in range(count)]
+    return [" ".join(generator.choice(WORDS.split(), generator.integers(3, 12))) for _ in range(count)]
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +66,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import transformers
 
     folder = tmp_path_factory.mktemp("bert")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(WORDS))]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(WORDS.split()))]
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
     config = transformers.BertConfig(

@@ -363,7 +363,7 @@ def test_a_deeply_nested_override_is_refused(write: Any) -> None:
         ("model.source", "py:model.py", "names no function"),
         ("model.source", "py:model.py:not-a-name", "names no function"),
         ("model.source", "timm:", "names nothing"),
-        ("model.source", "", "none of"),
+        ("model.source", "", "names nothing"),
         ("model.source", "~nobody-here/model", "home"),
         ("data.calibration.source", "train.csv", "none of csv:, tsv:"),
         ("data.calibration.source", "/data/train.csv", "none of csv:, tsv:"),

@@ -33,7 +33,15 @@ from torch import Tensor, nn
 
 MODEL_NAME = "vit_tiny_patch16_224"
 # 32 / 4 = 8 patches a side, and the class token: 65 tokens.
-MODEL_ARGS = dict(img_size=32, patch_size=4, in_chans=1, num_classes=10, embed_dim=128, depth=4, num_heads=8)
+MODEL_ARGS = {
+    "img_size": 32,
+    "patch_size": 4,
+    "in_chans": 1,
+    "num_classes": 10,
+    "embed_dim": 128,
+    "depth": 4,
+    "num_heads": 8,
+}
 IMAGE_SIZE, MEAN, STD = 32, 0.5, 0.5
 TRAIN_IMAGES, SPLIT_SEED = 1000, 0  # the split has its own seed: --seed must not move images between the two parts
 BATCH, PEAK_LR, WEIGHT_DECAY, SMOOTHING, DROP_PATH, WARMUP = 50, 1e-3, 0.05, 0.1, 0.05, 0.1
@@ -166,13 +174,28 @@ def main() -> None:
         raise SystemExit(f"{checkpoint} has {size} bytes; the limit is {MAX_CHECKPOINT_BYTES}")
 
     correct, n_test = count_correct(data, checkpoint)
-    files = [f"| `{p.name}` | {p.stat().st_size:,} | `{hashlib.sha256(p.read_bytes()).hexdigest()}` |"
-             for p in (data, checkpoint)]
-    (args.out / "PROVENANCE.md").write_text(PROVENANCE.format(
-        epochs=args.epochs, seed=args.seed, model=MODEL_NAME, mean=MEAN, std=STD, correct=correct,
-        n_train=TRAIN_IMAGES, n_test=n_test, accuracy=correct / n_test, files="\n".join(files),
-        args=", ".join(f"{k}={v}" for k, v in MODEL_ARGS.items()),
-        torch=torch.__version__, timm=timm.__version__, sklearn=sklearn.__version__))
+    files = [
+        f"| `{p.name}` | {p.stat().st_size:,} | `{hashlib.sha256(p.read_bytes()).hexdigest()}` |"
+        for p in (data, checkpoint)
+    ]
+    (args.out / "PROVENANCE.md").write_text(
+        PROVENANCE.format(
+            epochs=args.epochs,
+            seed=args.seed,
+            model=MODEL_NAME,
+            mean=MEAN,
+            std=STD,
+            correct=correct,
+            n_train=TRAIN_IMAGES,
+            n_test=n_test,
+            accuracy=correct / n_test,
+            files="\n".join(files),
+            args=", ".join(f"{k}={v}" for k, v in MODEL_ARGS.items()),
+            torch=torch.__version__,
+            timm=timm.__version__,
+            sklearn=sklearn.__version__,
+        )
+    )
     print(f"test accuracy from the files in {args.out}: {correct}/{n_test} = {correct / n_test:.2%}")
 
 

@@ -141,7 +141,9 @@ def load_sources(recipe: Recipe) -> Sources:
     sources = Sources(recipe, loaded, processor, calibration, evaluation)
     _try_one_batch(sources)
     if evaluation is not None:
-        sources.labels(evaluation)  # wrong labels show now, not after hours of work
+        # What does not fit shows now, not after hours of work.
+        sources.labels(evaluation)
+        processor.encode(evaluation.take([0]))
     return sources
 
 
@@ -150,17 +152,24 @@ def _try_one_batch(sources: Sources) -> None:
     try:
         with torch.no_grad():
             output = sources.model(**inputs)
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+    except Exception as error:  # a library's checks and the user's own code may raise anything
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
         raise InputError(
             f"the model does not run on the calibration data ({shapes})",
             f"{type(error).__name__}: {error}"[:300],
             "check model.task, model.args and model.preprocess",
         ) from error
+    if not isinstance(output, torch.Tensor) or output.dim() != 2 or len(output) != 1:
+        given = f"{list(output.shape)}" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+        raise InputError(
+            "the model's output is not one vector per row", f"for one row it gives {given}", "check model.task"
+        )
     finite = torch.isfinite(output).all() and all(
         torch.isfinite(t).all() for t in inputs.values() if t.is_floating_point()
     )
     if not finite:
         raise InputError(
-            "the model's output is not finite", "the weights are, so the calibration data overflow it", "check the data"
+            "the model's output is not finite",
+            "weights and data are, so its own arithmetic overflows on them",
+            "check the scale of the data and model.preprocess",
         )

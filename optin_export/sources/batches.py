@@ -99,7 +99,7 @@ class ImageProcessor:
         if 0 in images.shape or images.ndim not in ((3, 4) if images.dtype == np.uint8 else (4,)):
             raise InputError(
                 "the array of images has a wrong shape",
-                f"it is {images.dtype} {list(images.shape)}",
+                f"one row is {images.dtype} {list(images.shape[1:])}",
                 "give uint8 [N, H, W] or [N, H, W, C], or float [N, C, H, W]",
             )
         channels = images.shape[1] if images.dtype != np.uint8 else images.shape[3] if images.ndim == 4 else 1

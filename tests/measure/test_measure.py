@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_arms_are_interleaved_in_random_order(monkeypatch: pytest.MonkeyPatch, c
     inner = latency._time
     monkeypatch.setattr(latency, "_time", lambda engine, inputs: order.append(engine.ms) or inner(engine, inputs))
     measured(50.0, 40.0)
-    changes = sum(first != second for first, second in zip(order, order[1:], strict=False))
+    changes = sum(first != second for first, second in itertools.pairwise(order))
     assert changes > latency.BLOCKS / 2
     blocks = [order[i] for i in range(len(order) - 9 * latency.BLOCKS, len(order), 9)]
     assert len(set(blocks)) == 2  # some blocks begin with base, some with pruned

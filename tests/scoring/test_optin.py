@@ -58,7 +58,7 @@ def test_the_sketch_ranks_neurons_as_exact_masking_does(kind: str, request: pyte
 
 
 def test_heads_are_masked_exactly(sources: Sources) -> None:
-    """A head's score is the trajectory loss of a plain forward pass with the head's columns of the projection zeroed."""
+    """A head's score is the loss of a plain forward pass with the head's columns of the projection zeroed."""
     structure = find_structure(sources.model)
     group = structure.groups[2]  # heads of the second block: there is a prefix to replay
     batch = sources.scoring[0]

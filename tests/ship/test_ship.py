@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import onnx
@@ -95,7 +94,7 @@ def test_an_untouched_run_verifies(run: Path) -> None:
 
 def test_a_flipped_bit_and_a_missing_file_are_found(run: Path) -> None:
     (run / "onnx" / "pruned.onnx").write_bytes(b"weightt")
-    os.unlink(run / "plan.json")
+    (run / "plan.json").unlink()
     assert check_manifest(run) == ["onnx/pruned.onnx: content differs", "plan.json: missing"]
 
 

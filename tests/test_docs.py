@@ -1,0 +1,98 @@
+"""What the documentation says is what the code does: schemas, README commands, recipes, names of files."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from optin_export.families import supported
+from optin_export.folder import STAGES
+from optin_export.ledger import ROOMS
+from optin_export.outline import outline
+from optin_export.recipe import load_recipe
+from tests.conftest import ROOT
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def load_tool(name: str):  # type: ignore[no-untyped-def]
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_published_schemas_are_those_of_the_code() -> None:
+    tool = load_tool("make_schemas")
+    for name, model in tool.MODELS.items():
+        stored = (ROOT / "docs" / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
+        assert stored == tool.schema_text(model), "run: python tools/make_schemas.py"
+
+
+def test_schemas_accept_what_a_recipe_says() -> None:
+    import json
+
+    import jsonschema
+
+    schema = json.loads((ROOT / "docs" / "schemas" / "recipe.schema.json").read_text(encoding="utf-8"))
+    for path in RECIPES:
+        jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"recipe": 1, "name": "x", "unknown": 1}, schema)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_validates(path: Path) -> None:
+    assert load_recipe(path).name
+
+
+def test_the_quickstart_has_a_plan_of_work() -> None:
+    recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml")
+    assert [stage for stage, _ in outline(recipe, Path("runs/quickstart"))] == list(STAGES)
+
+
+def test_ci_calls_exactly_the_commands_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("run", "test"):
+        assert len(re.findall(rf"^<!-- command: {name} -->\n```bash\n(.+\n)+```$", readme, re.MULTILINE)) == 1
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "command_of test" in script and "command_of run" in script
+
+
+def test_the_top_level_is_what_it_should_be() -> None:
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    names = {name.split("/")[0] for name in listed if not name.startswith(".")}
+    folders = {"optin_export", "recipes", "tests", "tools", "docs"}
+    assert names == folders | {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
+
+
+def test_families_page_names_every_family() -> None:
+    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    for family in supported():
+        assert f"`{family.name}`" in page
+
+
+def test_measured_numbers_are_those_of_the_measurement_files() -> None:
+    tool = load_tool("benchmark_recipes")
+    assert tool.PAGE.read_text(encoding="utf-8") == tool.page(), "run: python tools/benchmark_recipes.py --render"
+    text = tool.README.read_text(encoding="utf-8")
+    assert text == tool.readme(text), "run: python tools/benchmark_recipes.py --render"
+
+
+def test_rooms_are_the_folders_of_the_package() -> None:
+    package = ROOT / "optin_export"
+    folders = {path.name for path in package.iterdir() if path.is_dir() and not path.name.startswith("_")}
+    assert folders == set(ROOMS) - {"recipe"}
