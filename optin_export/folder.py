@@ -14,10 +14,13 @@ STAGES = ("sources", "scoring", "search", "surgery", "export", "engines", "measu
 def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
     """The run folder. Raises InputError if `out` is a file, or a folder that holds something else than a run."""
     folder = Path(out) if out is not None else Path("runs") / recipe.name
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file", "a run needs a folder", "choose another --out")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "recipe.yaml").exists():
-        raise InputError(
-            f"{folder} is not a run folder", "it holds other files", "choose an empty or new folder as --out"
-        )
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file", "a run needs a folder", "choose another --out")
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / "recipe.yaml").exists():
+            raise InputError(
+                f"{folder} is not a run folder", "it holds other files", "name a new or empty folder with --out"
+            )
+    except (OSError, ValueError) as error:  # no permission, a name too long, a null byte
+        raise InputError(f"cannot use {folder} as the run folder", str(error), "choose another --out") from None
     return folder

@@ -15,6 +15,10 @@ from optin_export.report.schema import Report, StageResult
 from optin_export.workspace import Facts, Workspace
 
 
+#: Loading finds out what can be reused; the manifest and the report are cheap and always written anew.
+NEVER_REUSED = ("sources", "ship", "report")
+
+
 class Display(Protocol):
     """Where progress goes; `optin_export.progress` has the ones of the command line."""
 
@@ -75,8 +79,7 @@ def _stages(recipe: Recipe, folder: Path, force: bool, display: Display, stop_af
         display.start(name)
         start, executed = time.perf_counter(), work.ledger.executed
         facts[name] = methods[name](facts)
-        # Loading and reporting are never skipped: the one finds out what can be, the other is cheap.
-        reused = work.ledger.executed == executed and name not in ("sources", "report")
+        reused = work.ledger.executed == executed and name not in NEVER_REUSED
         timings.append(StageResult(name=name, seconds=round(time.perf_counter() - start, 3), reused=reused))
         display.finish(name, timings[-1].seconds, reused)
         if name == stop_after and name != "report":

@@ -299,7 +299,9 @@ def _explain(error: ValidationError) -> str:
             problems.append(f"{dotted}: unknown field ({hint})")
         else:
             got = "" if item["type"] in ("missing", "value_error") else f", not {item['input']!r:.60}"
-            message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
+            message = (
+                item["msg"].removeprefix("Value error, ").replace("Input should", "should").replace("tuple", "list")
+            )
             problems.append(f"{dotted}: {message}{got}".removeprefix(": "))
     more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
     return "; ".join(problems[:5] + more)

@@ -174,7 +174,12 @@ class Workspace:
                 sequence = section.sequence if self.recipe.is_text else None
                 return export_onnx(model, inputs, path, max_batch=max(section.batch), sequence=sequence).to_json()
 
-            inputs = {**origin[which], "export": section.model_dump(mode="json"), "torch": torch.__version__}
+            inputs = {
+                **origin[which],
+                "export": section.model_dump(mode="json"),
+                "inputs": {name: list(tensor.shape) for name, tensor in self.sources.fixed(2).items()},
+                "torch": torch.__version__,
+            }
             exported[which] = self.ledger.step("export", f"export.{which}", inputs, [path], work)
             self.tick(done + 1, len(MODELS))
         return exported

@@ -42,7 +42,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def assert_refused(result: tuple[int, str, str], says: str, code: int = 2, progress: bool = False) -> None:
-    """Exactly three lines on standard error (after progress, once the stages have begun), nothing on standard output."""
+    """Exactly three lines on standard error (after `progress`, once stages have begun), nothing on standard output."""
     lines = result[2].splitlines()
     assert result[0] == code, result[2]
     assert [line.partition(":")[0].strip() for line in lines[-3:]] == ["error", "why", "fix"], result[2]
@@ -68,7 +68,8 @@ def assert_refused(result: tuple[int, str, str], says: str, code: int = 2, progr
         (["--set", "model.pooling=mean"], "model.pooling is only for"),
         (["--set", "tokens.keep=0.5"], "token merging is not part of this version"),
         (["--set", "seed"], "it is not KEY=VALUE"),
-        (["--set", "targets.9.threads=2"], "does not name a field"),
+        (["--set", "targets.9.threads=2"], "targets: should be a valid list"),
+        (["--set", "export.batch.9=2"], "does not name a field"),
         (["--set", "model.source=hub:x"], "unknown source 'hub:x'"),
         (["--set", "model.source=py:x.py"], "names no function"),
         (["--set", "data.calibration.source=images.npz"], "unknown source"),

@@ -177,7 +177,7 @@ def places(value: Any, prefix: tuple[str | int, ...] = ()) -> Iterator[tuple[str
         yield from places(item, (*prefix, key))
 
 
-ODD = [
+ODD: list[Any] = [
     None,
     True,
     -1,

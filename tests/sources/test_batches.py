@@ -15,7 +15,8 @@ from PIL import Image
 
 from optin_export.errors import InputError
 from optin_export.recipe import validate
-from optin_export.sources import Examples, Sources, batches, load_sources
+from optin_export.sources import Examples, Sources, load_sources
+from optin_export.sources.batches import batches
 from tests.conftest import VIT_ARGS, Make, sentences
 
 
