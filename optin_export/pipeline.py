@@ -14,7 +14,6 @@ from optin_export.recipe import Recipe, load_recipe, validate
 from optin_export.report.schema import Report, StageResult
 from optin_export.workspace import Facts, Workspace
 
-
 #: Loading finds out what can be reused; the manifest and the report are cheap and always written anew.
 NEVER_REUSED = ("sources", "ship", "report")
 
