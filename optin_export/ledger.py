@@ -32,9 +32,7 @@ def code_hash(room: str) -> str:
     package = Path(__file__).parent
     total = hashlib.sha256()
     for name in ROOMS[: ROOMS.index(room) + 1]:
-        single = package / f"{name}.py"
-        files = [single] if single.exists() else sorted((package / name).rglob("*.*"))
-        for file in files:
+        for file in sorted((package / name).rglob("*.*")):
             if file.is_file() and file.suffix in (".py", ".j2"):
                 total.update(f"{file.relative_to(package)}".encode() + file.read_bytes())
     return total.hexdigest()

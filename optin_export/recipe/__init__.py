@@ -1,0 +1,26 @@
+"""recipe: a YAML file and overrides become a frozen, validated Recipe with absolute paths. Knows nothing of torch."""
+
+from __future__ import annotations
+
+from optin_export.recipe.load import load_recipe, validate
+from optin_export.recipe.schema import (
+    Budget,
+    DataSource,
+    Gates,
+    ModelSection,
+    PruneSection,
+    Recipe,
+    Target,
+)
+
+__all__ = [
+    "Budget",
+    "DataSource",
+    "Gates",
+    "ModelSection",
+    "PruneSection",
+    "Recipe",
+    "Target",
+    "load_recipe",
+    "validate",
+]

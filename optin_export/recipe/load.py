@@ -1,0 +1,118 @@
+"""From a file and overrides to a valid Recipe, or to one line that says what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from optin_export.errors import InputError
+from optin_export.recipe.paths import with_absolute_paths
+from optin_export.recipe.schema import Recipe
+from optin_export.recipe.strict_yaml import parse_yaml
+
+_MAX_BYTES = 200_000
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, override (`a.b=value`) and validate a recipe; paths become absolute.
+
+    Raises InputError for an unreadable file, YAML that is not a mapping, or any field that does not validate.
+    """
+    path = Path(path)
+    text = _read(path)
+    try:
+        raw = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not a usable YAML file", str(error), "correct the line named above") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} is not a recipe", "its top level is not a mapping", "start it with 'recipe: 1'")
+    for override in overrides:
+        _apply(raw, override)
+    return validate(raw, folder=path.parent)
+
+
+def validate(raw: dict[str, Any], folder: Path) -> Recipe:
+    """Validate a recipe given as a dictionary; relative paths are looked up from `folder`."""
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise InputError("the recipe is not valid", _explain(error), "correct the field(s) named above") from None
+    return with_absolute_paths(recipe, folder)
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise InputError(f"{path} is not a recipe", f"it is larger than {_MAX_BYTES} bytes", "give a recipe file")
+        return data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"cannot read the recipe {path}", str(reason), "give the path of a YAML recipe file") from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"cannot read --set {override}", "it is not KEY=VALUE", "write --set prune.budget.macs=0.5")
+    try:
+        parsed = parse_yaml(value)
+    except yaml.YAMLError:
+        parsed = value
+    *parents, last = key.split(".")
+    node: Any = raw
+    try:
+        for name in parents:
+            if isinstance(node, list):
+                node = node[int(name)]
+            else:
+                if node.get(name) is None:
+                    node[name] = {}
+                node = node[name]
+        node[int(last) if isinstance(node, list) else last] = parsed
+    except (AttributeError, TypeError, ValueError, IndexError):
+        raise InputError(
+            f"cannot apply --set {override}", f"'{key}' does not name a field of the recipe", "check the dotted path"
+        ) from None
+
+
+def _explain(error: ValidationError) -> str:
+    """All problems in one line: the dotted field, what is wrong, and the nearest known name for an unknown field."""
+    problems = []
+    items = error.errors()
+    for item in items:
+        where = item["loc"]
+        # A list whose entries failed is also reported as too short: the entry's own error says it better.
+        if any(len(other["loc"]) > len(where) and other["loc"][: len(where)] == where for other in items):
+            continue
+        dotted = ".".join(str(part) for part in where)
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(where[:-1])
+            near = difflib.get_close_matches(str(where[-1]), known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+            problems.append(f"{dotted}: unknown field ({hint})")
+        else:
+            got = "" if item["type"] in ("missing", "value_error") else f", not {item['input']!r:.60}"
+            message = (
+                item["msg"].removeprefix("Value error, ").replace("Input should", "should").replace("tuple", "list")
+            )
+            problems.append(f"{dotted}: {message}{got}".removeprefix(": "))
+    more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
+    return "; ".join(problems[:5] + more)
+
+
+def _fields_at(location: Sequence[int | str]) -> list[str]:
+    model: Any = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        choices = [annotation, *get_args(annotation)]
+        model = next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return list(model.model_fields)

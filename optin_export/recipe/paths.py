@@ -1,0 +1,71 @@
+"""Paths in a recipe are relative to its file; in a validated recipe they are absolute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from optin_export.errors import InputError
+from optin_export.recipe.schema import DataSource, Recipe
+
+#: What a source may start with; "" is a bare path.
+MODEL_PREFIXES = ("", "hf", "timm", "py")
+DATA_PREFIXES = ("csv", "tsv", "npz", "images", "hf-dataset", "py")
+
+
+def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with every path made absolute, looked up from `folder`; raises InputError for an unusable source."""
+    model = recipe.model
+    changes = {"source": absolute_source(model.source, folder, MODEL_PREFIXES)}
+    if model.weights not in ("pretrained", "random"):
+        changes["weights"] = str(_find(model.weights, folder))
+    if model.tokenizer is not None and _find(model.tokenizer, folder).exists():
+        changes["tokenizer"] = str(_find(model.tokenizer, folder))
+    data = recipe.data
+    calibration = _absolute_data(data.calibration, folder)
+    evaluation = None if data.evaluation is None else _absolute_data(data.evaluation, folder)
+    return recipe.model_copy(
+        update={
+            "model": model.model_copy(update=changes),
+            "data": data.model_copy(update={"calibration": calibration, "evaluation": evaluation}),
+        }
+    )
+
+
+def _absolute_data(data: DataSource, folder: Path) -> DataSource:
+    return data.model_copy(update={"source": absolute_source(data.source, folder, DATA_PREFIXES)})
+
+
+def absolute_source(source: str, folder: Path, prefixes: Sequence[str]) -> str:
+    """`csv:train.csv` -> `csv:/where/the/recipe/is/train.csv`; hub names and module names stay as they are.
+
+    A bare path gets no prefix. Raises InputError for an unknown prefix, or nothing after it.
+    """
+    prefix, separator, rest = source.partition(":")
+    if not separator and "" in prefixes and source:
+        return str(_find(source, folder))
+    if prefix not in prefixes:
+        known = ", ".join(f"{name}:" for name in prefixes if name)
+        fix = "use one of these prefixes" + (", or the path of a folder" if "" in prefixes else "")
+        raise InputError(f"unknown source '{source}'", f"it starts with none of {known}", fix)
+    if not rest:
+        raise InputError(f"cannot read the source '{source}'", "it names nothing", "name what to load")
+    if prefix in ("csv", "tsv", "npz", "images"):
+        return f"{prefix}:{_find(rest, folder)}"
+    if prefix == "py":
+        file, colon, function = rest.rpartition(":")
+        if not colon or not function.isidentifier():
+            raise InputError(f"cannot read the source '{source}'", "it names no function", "write py:FILE.py:FUNCTION")
+        return f"py:{_find(file, folder)}:{function}" if file.endswith(".py") else source
+    found = _find(rest, folder)
+    return f"{prefix}:{found}" if found.exists() and prefix != "timm" else source
+
+
+def _find(name: str, folder: Path) -> Path:
+    """Relative to the recipe; where nothing is there, relative to the working directory (for `--set` on the shell)."""
+    try:
+        beside_recipe = (folder / Path(name).expanduser()).resolve()
+        here = Path(name).expanduser().resolve()
+        return beside_recipe if beside_recipe.exists() or not here.exists() else here
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown ~user, a loop of links, a name too long
+        raise InputError(f"cannot use the path '{name:.60}'", str(error)[:200], "correct the path") from None
