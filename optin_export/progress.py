@@ -72,16 +72,22 @@ class LiveBars(Quiet):
     """A live bar per stage with elapsed and remaining time."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.bars = Progress(
+        self.console = Console(file=stream)
+        self.bars = self._new_bars(refreshing=True)
+        self.task: TaskID | None = None
+        self.drawn = 0.0
+
+    def _new_bars(self, refreshing: bool) -> Progress:
+        return Progress(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description:<10}"),
             BarColumn(bar_width=30),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=Console(file=stream),
+            console=self.console,
+            auto_refresh=refreshing,
         )
-        self.task: TaskID | None = None
 
     def __enter__(self) -> LiveBars:
         self.bars.start()
@@ -91,15 +97,24 @@ class LiveBars(Quiet):
         self.bars.stop()
 
     def start(self, stage: str) -> None:
+        # While latency is measured nothing may run beside it, not even the thread that redraws the bars.
+        refreshing = stage != "measure"
+        if refreshing != self.bars.live.auto_refresh:
+            self.bars.stop()
+            self.bars = self._new_bars(refreshing)
+            self.bars.start()
         self.task = self.bars.add_task(stage, total=None, note="")
 
     def tick(self, done: int, total: int) -> None:
         if self.task is not None:
             self.bars.update(self.task, completed=done, total=total)
+            if not self.bars.live.auto_refresh and time.monotonic() - self.drawn > 0.25:
+                self.drawn = time.monotonic()
+                self.bars.refresh()
 
     def finish(self, stage: str, seconds: float, reused: bool) -> None:
         if self.task is not None:
-            self.bars.update(self.task, completed=1, total=1, note="reused" if reused else "")
+            self.bars.update(self.task, completed=1, total=1, note="reused" if reused else "", refresh=True)
 
 
 def choose(quiet: bool, verbose: bool, as_json: bool) -> Quiet:
