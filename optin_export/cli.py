@@ -120,7 +120,7 @@ def _print_verdict(report: Report, folder: str) -> None:
         gates.add_column(column, justify="right" if column == "measured" else "left")
     for gate in report.verdict.gates:
         measured = "not evaluated" if gate.measured is None else f"{gate.measured:.4g}"
-        gates.add_row(gate.name, gate.required, measured, "passed" if gate.passed else "MISSED", gate.note)
+        gates.add_row(gate.name, gate.condition, measured, "passed" if gate.passed else "MISSED", gate.note)
     latency = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("latency", "batch", "base p50 ms", "pruned p50 ms", "speedup", "95 % interval", "noise floor"):
         latency.add_column(column, justify="left" if column == "latency" else "right")

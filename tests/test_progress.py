@@ -31,7 +31,7 @@ def test_json_lines_are_events() -> None:
     events = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert events[0] == {"event": "start", "stage": "scoring"}
     assert {"event": "finish", "stage": "ship", "seconds": 1.25, "reused": False} in events
-    assert [event for event in events if event["event"] == "progress"][0]["total"] == 2
+    assert next(event for event in events if event["event"] == "progress")["total"] == 2
 
 
 def test_live_bars_name_every_stage() -> None:

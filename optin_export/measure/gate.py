@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gate:
-    """One requirement. measured: None if it could not be evaluated (then passed is False). kind tells the exit code."""
+    """One requirement: `measured` in `relation` to `required`; kind tells the exit code.
+
+    measured: None if it could not be evaluated; then it has not passed.
+    """
 
     name: str
     kind: Literal["parity", "gate"]
-    required: str
+    relation: Literal[">=", "<="]
+    required: float
     measured: float | None
     passed: bool
     note: str
@@ -39,7 +43,8 @@ def judge(gates: Gates, budget: Budget, spent: float, measured: Measured) -> lis
         Gate(
             "parity",
             "parity",
-            f"<= {TOLERANCE:g}",
+            "<=",
+            TOLERANCE,
             worst,
             bool(parity) and all(case.passed for case in parity),
             "largest relative difference between an engine and its torch model, any row and batch size",
@@ -47,7 +52,8 @@ def judge(gates: Gates, budget: Budget, spent: float, measured: Measured) -> lis
         Gate(
             f"budget.{budget.kind}",
             "gate",
-            f"<= {budget.fraction:g}",
+            "<=",
+            budget.fraction,
             spent,
             spent <= budget.fraction + 1e-9,
             f"share of the unpruned model's {budget.kind} that the pruned model has, counted on the rebuilt model",
@@ -59,7 +65,7 @@ def judge(gates: Gates, budget: Budget, spent: float, measured: Measured) -> lis
         where = f"batch {slowest.batch} on {slowest.target}" if slowest else "not evaluated: nothing was measured"
         passed = low is not None and low >= gates.speedup
         note = f"lower end of the 95 % interval at the slowest gain ({where})"
-        verdicts.append(Gate("speedup", "gate", f">= {gates.speedup:g}", low, passed, note))
+        verdicts.append(Gate("speedup", "gate", ">=", gates.speedup, low, passed, note))
     if gates.accuracy_drop is not None:
         drop = accuracy.drop if accuracy else None
         passed = drop is not None and drop <= gates.accuracy_drop
@@ -69,5 +75,5 @@ def judge(gates: Gates, budget: Budget, spent: float, measured: Measured) -> lis
             if accuracy
             else "not evaluated: no evaluation data"
         )
-        verdicts.append(Gate("accuracy_drop", "gate", f"<= {gates.accuracy_drop:g}", drop, passed, note))
+        verdicts.append(Gate("accuracy_drop", "gate", "<=", gates.accuracy_drop, drop, passed, note))
     return verdicts

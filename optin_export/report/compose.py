@@ -113,4 +113,4 @@ def make_verdict(
 
 def _miss(gate: GateResult) -> str:
     measured = "not evaluated" if gate.measured is None else f"measured {gate.measured:.4g}"
-    return f"{gate.name} (required {gate.required}, {measured})"
+    return f"{gate.name} (required {gate.condition}, {measured})"

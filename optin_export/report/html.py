@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from optin_export.report.schema import GateResult, Report, Verdict
 
 NOT_EVALUATED = "not evaluated"
 COMMAND = "optin-export recipe.yaml"
-_CONDITION = re.compile(r"\s*(>=|<=)\s*([-+0-9.eE]+)\s*")
 
 
 def render_html(report: Report, run: Path) -> str:
@@ -32,13 +30,12 @@ def render_html(report: Report, run: Path) -> str:
     scores = _read(run / "scores" / "scores.safetensors", load_file) or {}
     samples = _read(run / "measure" / "latency.json", lambda path: json.loads(path.read_text(encoding="utf-8"))) or []
     speedup_gate = next((gate for gate in report.verdict.gates if gate.name == "speedup"), None)
-    condition = _condition(speedup_gate) if speedup_gate else None
     groups = report.pruning.groups
     drawn = {
         "network": plots.network(groups),
         "latency": plots.latency(samples),
         "importance": plots.importance(scores, groups),
-        "speedup": plots.speedup(report.latency, condition[1] if condition else None),
+        "speedup": plots.speedup(report.latency, speedup_gate.required if speedup_gate else None),
         "compensation": plots.compensation(groups),
     }
     return (
@@ -115,20 +112,10 @@ def gate_measured(gate: GateResult) -> str:
         return NOT_EVALUATED
     if gate.kind == "parity" or not math.isfinite(gate.measured):
         return f"{gate.measured:.3g}"
-    condition = _condition(gate)
     decimals = 2 if gate_unit(gate) else 3
-    while condition and decimals < 9 and _holds(round(gate.measured, decimals), *condition) != gate.passed:
+    while decimals < 9 and _holds(round(gate.measured, decimals), gate.relation, gate.required) != gate.passed:
         decimals += 1
     return _minus(f"{gate.measured:.{decimals}f}") + gate_unit(gate)
-
-
-def _condition(gate: GateResult) -> tuple[str, float] | None:
-    """('>=', 1.3) of a gate's required '>= 1.3'; None for a condition that is written otherwise."""
-    match = _CONDITION.fullmatch(gate.required)
-    try:
-        return (match[1], float(match[2])) if match else None
-    except ValueError:
-        return None
 
 
 def _holds(value: float, relation: str, limit: float) -> bool:

@@ -16,10 +16,15 @@ class GateResult(_Part):
 
     name: str
     kind: Literal["parity", "gate"]
-    required: str = Field(description="as a condition, e.g. '>= 1.3'")
+    relation: Literal[">=", "<="] = Field(description="of the measured to the required value")
+    required: float
     measured: float | None
     passed: bool
     note: str
+
+    @property
+    def condition(self) -> str:
+        return f"{self.relation} {self.required:g}"
 
 
 class Verdict(_Part):

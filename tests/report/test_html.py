@@ -105,7 +105,9 @@ def gate(
     name: str, required: str, measured: float | None, *, passed: bool = True, kind: str = "gate"
 ) -> dict[str, Any]:
     note = f"note on {name}"
-    return {"name": name, "kind": kind, "required": required, "measured": measured, "passed": passed, "note": note}
+    relation, limit = required.split()
+    condition = {"relation": relation, "required": float(limit)}
+    return {"name": name, "kind": kind, **condition, "measured": measured, "passed": passed, "note": note}
 
 
 def latency_result(batch: int) -> dict[str, Any]:
@@ -192,7 +194,7 @@ def test_the_whole_report(run: Path) -> None:
     assert html.escape(report.verdict.summary) in page
     assert "1.62x faster & 0.47 points lost." in parsed.text and "✔ PASSED" in parsed.text
     for one in report.verdict.gates:
-        assert one.name in parsed.text and one.required in parsed.text and one.note in parsed.text
+        assert one.name in parsed.text and one.condition in parsed.text and one.note in parsed.text
     for shown in ("8.12 ms", "4.99 ms", "1.63x", "± 1.2 %", "1.36 GMACs", "22.6 M", "82.03 points", "+0.47 points"):
         assert shown in parsed.text, shown
     assert "−0.11 points to +1.02 points" in parsed.text
@@ -234,7 +236,7 @@ def test_text_in_plots_takes_the_colour_of_the_page(run: Path) -> None:
 
 def test_hostile_names_are_escaped(run: Path) -> None:
     hostile = "<script>alert(1)</script>"
-    verdict = {"passed": False, "summary": f"FAILED: {hostile}", "gates": [gate(hostile, hostile, 1.0, passed=False)]}
+    verdict = {"passed": False, "summary": f"FAILED: {hostile}", "gates": [gate(hostile, "<= 1", 1.0, passed=False)]}
     latency = [{**latency_result(1), "target": f"{hostile} $x$"}]
     group = {"block": 0, "kind": f'{hostile}"', "count": 2, "kept": 1, "score_kept": 0.5}
     pruning = {**make_report().pruning.model_dump(), "groups": [group]}
