@@ -34,16 +34,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
-    except MemoryError:
-        lack = EnvironmentLacks(
-            "out of memory", "the model or a batch does not fit", "lower prune.score_samples or batch"
-        )
-        _print_error(lack, options.json)
-        return lack.exit_code
-    except Exception:
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nothing more can be said, not even by the interpreter at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if _is_out_of_memory(error):
+            lack = EnvironmentLacks("out of memory", _first_line(error), "lower prune.score_samples or export.batch")
+            _print_error(lack, options.json)
+            return lack.exit_code
         traceback.print_exc()
         print("error: this is a bug in optin_export; please report it with the lines above", file=sys.stderr)
         return 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch on the CPU raises a plain RuntimeError for it."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "the model or a batch does not fit")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -296,3 +296,32 @@ def test_our_own_bug_ends_with_1_and_shows_where(run: Run, vit_recipe: Make, mon
     monkeypatch.setattr(cli, "run_folder", fail)
     code, _, err = run(vit_recipe())
     assert code == 1 and "Traceback" in err and "this is a bug" in err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_is_no_bug_of_ours(
+    error: Exception,
+    vit_recipe: Make,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr("optin_export.pipeline.run", fail)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(vit_recipe()), encoding="utf-8")
+    assert cli.main([str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 5
+    assert capsys.readouterr().err.startswith("error: out of memory")
+
+
+def test_a_bug_shows_its_traceback_and_exits_with_1(
+    vit_recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise KeyError("ours")
+
+    monkeypatch.setattr("optin_export.pipeline.run", fail)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(vit_recipe()), encoding="utf-8")
+    assert cli.main([str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 1
+    assert "Traceback" in capsys.readouterr().err
