@@ -46,6 +46,7 @@ ARTEFACTS = {
 def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested here is that it is measured, not how precisely."""
     monkeypatch.setattr(latency, "BLOCKS", 4)
+    monkeypatch.setattr(latency, "MAX_BLOCKS", 4)
     monkeypatch.setattr(latency, "BLOCK_SECONDS", 0.002)
     monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.01)
 

@@ -33,7 +33,7 @@ from optin_export.families import (
 from optin_export.sources import Batch, Inputs, TaskModel
 from optin_export.surgery.rebuild import Constant
 
-#: rho as a share of the mean diagonal of the Gram matrix: chosen on MiniLM, flat between 1e-3 and 1e-1.
+#: rho as a share of the mean diagonal of the Gram matrix.
 DAMPING = 1e-2
 
 
@@ -120,32 +120,32 @@ def _wanted(stream: _Stream, block: int, groups: Sequence[UnitGroup]) -> dict[st
 
 
 def _refit(stream: _Stream, block: int, group: UnitGroup, wanted: Sequence[torch.Tensor]) -> Repair:
+    weight, bias = _parameters(stream.model, group)
     scale = _scale(stream.model, group)
-    gram = cross = None
-    before = target_power = torch.zeros((), dtype=torch.float64)
-    count = 0
+    start = torch.cat([weight, bias[:, None]], 1).double().T  # [kept + 1, hidden]
+    gram = torch.zeros(len(start), len(start), dtype=torch.float64)
+    cross, power, before, count = torch.zeros_like(start), 0.0, 0.0, 0
     for index, batch in enumerate(stream.batches):
         with _watch(stream.model, group) as seen:
             stream.run(index, block)
         inputs, residual, output = seen.rows(batch.inputs)
-        # The sub-layer has to add what is missing between the two streams; layer scale is divided out.
-        missing = ((wanted[index] - residual) / scale).double()
+        # The sub-layer has to add what is missing between the two streams. Layer scale is divided out; where it is
+        # zero, nothing can be added and the output stays as it is.
+        missing = torch.where(scale == 0, output, (wanted[index] - residual) / scale).double()
         design = torch.cat([inputs, torch.ones(len(inputs), 1)], 1).double()
-        gram = design.T @ design if gram is None else gram + design.T @ design
-        cross = design.T @ missing if cross is None else cross + design.T @ missing
-        before = before + (missing - output.double()).square().sum()
-        target_power = target_power + missing.square().sum()
+        gram += design.T @ design
+        cross += design.T @ missing
+        power += float(missing.square().sum())
+        before += float((missing - output.double()).square().sum())
         count += missing.numel()
-    assert gram is not None and cross is not None
-    weight, bias = _parameters(stream.model, group)
-    start = torch.cat([weight, bias[:, None]], 1).double().T
     rho = DAMPING * gram.diagonal().mean()
     damped = gram + rho * torch.eye(len(gram), dtype=torch.float64)
     solution = torch.linalg.solve(damped, cross + rho * start)
-    after = target_power - 2 * (solution * cross).sum() + (solution * (gram @ solution)).sum()
+    after = power - 2 * float((solution * cross).sum()) + float((solution * (gram @ solution)).sum())
     weight.copy_(solution[:-1].T)
     bias.copy_(solution[-1])
-    return Repair(before=float(before) / count, after=float(after) / count)
+    # The quadratic form cancels down to rounding noise where nothing is left to repair.
+    return Repair(before=before / count, after=max(after, 0.0) / count)
 
 
 @dataclass
@@ -199,10 +199,10 @@ def _parameters(model: TaskModel, group: UnitGroup) -> tuple[torch.Tensor, torch
     return consumer.weight, consumer.bias
 
 
-def _scale(model: TaskModel, group: UnitGroup) -> torch.Tensor | float:
-    """Layer scale between the projection and the residual stream, [hidden]; 1 without one."""
+def _scale(model: TaskModel, group: UnitGroup) -> torch.Tensor:
+    """Layer scale between the projection and the residual stream, [hidden]; a single 1 without one."""
     if group.scale is None:
-        return 1.0
+        return torch.ones(())
     gamma = get_module(model, group.scale).gamma
     assert isinstance(gamma, torch.Tensor)
     return gamma.detach()

@@ -59,6 +59,15 @@ def test_speedup_is_the_ratio_with_an_interval_around_it(clock: np.random.Genera
     assert result.base_ms.p50 < result.base_ms.p90 < result.base_ms.p99
 
 
+def test_a_restless_machine_is_measured_longer(clock: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured(20.0, 10.0).blocks == latency.BLOCKS
+    inner = latency._time
+    monkeypatch.setattr(latency, "_time", lambda engine, inputs: inner(engine, inputs) * clock.choice([1.0, 1.5]))
+    restless = measured(20.0, 10.0)
+    assert latency.BLOCKS < restless.blocks <= latency.MAX_BLOCKS
+    assert restless.blocks == len(restless.samples["base"]) == len(restless.samples["pruned"])
+
+
 def test_no_speedup_is_reported_as_none(clock: np.random.Generator) -> None:
     result = measured(10.0, 10.0)
     assert result.speedup.ci_low < 1.0 + result.noise_floor

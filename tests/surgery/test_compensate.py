@@ -137,3 +137,16 @@ def test_a_python_source_is_not_run_unless_trusted(saved: Path, tmp_path: Path) 
     with pytest.raises(InputError, match="trust_python"):
         load_model(saved)
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_layer_scale_of_zero_is_survived(vit_recipe: Make, tmp_path: Path) -> None:
+    """Where layer scale is zero nothing can be repaired, and nothing may become infinite."""
+    model = vit_recipe()["model"]
+    model = {**model, "weights": "random", "args": {**model["args"], "init_values": 0.5}}
+    sources = load_sources(validate(vit_recipe(model=model), tmp_path))
+    structure = find_structure(sources.model)
+    assert structure.groups[0].scale is not None
+    sources.model.get_submodule(structure.groups[0].scale).gamma.data[:5] = 0.0
+    plan = plan_without(sources, block00_heads=[0], block00_neurons=[1, 2])
+    operation = operate(sources.model, structure, plan, sources.calibration, sources.fixed(2), repair=True)
+    assert all(repair.after <= repair.before for repair in operation.repairs.values())
