@@ -88,7 +88,7 @@ class Workspace:
             engines.versions(target)
         if self.recipe.ship.triton:
             ship.check_tools()
-        search.check_budget(self._cost_table(), self._unit_counts(), self.recipe.prune.budget)
+        search.check_budget(self.costs, self._unit_counts(), self.recipe.prune.budget)
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
 
     def score(self, facts: Facts) -> dict[str, Any]:
@@ -108,11 +108,11 @@ class Workspace:
     def find_plan(self, facts: Facts) -> dict[str, Any]:
         path = self.folder / "plan" / "plan.json"
         scores_path = self.folder / "scores" / "scores.safetensors"
-        prune, costs = self.recipe.prune, self._cost_table()
+        prune = self.recipe.prune
         align = {group.key: 1 if group.kind == "heads" else prune.align for group in self.structure.groups}
 
         def work() -> dict[str, Any]:
-            plan = search.find_plan(load_file(scores_path), costs, prune.budget, align)
+            plan = search.find_plan(load_file(scores_path), self.costs, prune.budget, align)
             write_text(path, plan.model_dump_json(indent=2) + "\n")
             return {}
 
@@ -243,7 +243,7 @@ class Workspace:
 
     def _gates(self, facts: dict[str, Any]) -> list[measure.Gate]:
         budget = self.recipe.prune.budget
-        spent = facts["surgery"][budget.kind] / self._cost_table().of(budget.kind)[0]
+        spent = facts["surgery"][budget.kind] / self.costs.of(budget.kind)[0]
         return measure.judge(self.recipe.gates, budget, spent, measure.Measured.from_json(facts["measure"]))
 
     def ship_run(self, facts: Facts) -> None:
@@ -308,9 +308,6 @@ class Workspace:
         write_text(self.folder / "report.json", report.model_dump_json(indent=2) + "\n")
         write_text(self.folder / "report.html", render_html(report, self.folder))
         return report
-
-    def _cost_table(self) -> search.CostTable:
-        return search.CostTable(**self.costs.to_json())
 
     def _unit_counts(self) -> dict[str, int]:
         return {group.key: group.count for group in self.structure.groups}

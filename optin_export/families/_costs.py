@@ -23,6 +23,10 @@ class Costs:
     macs_per_unit: dict[str, int]
     params_per_unit: dict[str, int]
 
+    def of(self, kind: str) -> tuple[int, dict[str, int]]:
+        """(whole model, per unit) in 'macs' or 'params'."""
+        return (self.macs, self.macs_per_unit) if kind == "macs" else (self.params, self.params_per_unit)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

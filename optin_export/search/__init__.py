@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from optin_export.errors import InputError
+from optin_export.families import Costs
 from optin_export.recipe import Budget
 from optin_export.search.knapsack import Options, solve
 from optin_export.search.plan import Cost, GroupPlan, Plan
 
-__all__ = ["Cost", "CostTable", "GroupPlan", "Plan", "check_budget", "find_plan"]
+__all__ = ["Cost", "GroupPlan", "Plan", "check_budget", "find_plan"]
 
 
-@dataclass(frozen=True)
-class CostTable:
-    """Cost of the whole model and of one unit of each group, in MACs and in parameters."""
-
-    macs: int
-    params: int
-    macs_per_unit: Mapping[str, int]
-    params_per_unit: Mapping[str, int]
-
-    def of(self, kind: str) -> tuple[int, Mapping[str, int]]:
-        """(whole model, per unit) in 'macs' or 'params'."""
-        return (self.macs, self.macs_per_unit) if kind == "macs" else (self.params, self.params_per_unit)
-
-
-def check_budget(costs: CostTable, units: Mapping[str, int], budget: Budget) -> int:
+def check_budget(costs: Costs, units: Mapping[str, int], budget: Budget) -> int:
     """Cost that no plan can avoid, for groups of so many `units`; raises InputError if that exceeds the budget."""
     whole, per_unit = costs.of(budget.kind)
     fixed = whole - sum(per_unit[key] * count for key, count in units.items())
@@ -42,7 +28,7 @@ def check_budget(costs: CostTable, units: Mapping[str, int], budget: Budget) -> 
     return fixed
 
 
-def find_plan(scores: Mapping[str, np.ndarray], costs: CostTable, budget: Budget, align: Mapping[str, int]) -> Plan:
+def find_plan(scores: Mapping[str, np.ndarray], costs: Costs, budget: Budget, align: Mapping[str, int]) -> Plan:
     """The plan that keeps the most score within the budget: an exact knapsack over aligned counts per group.
 
     scores: group key -> [units]. align: group key -> counts are multiples of it (or all units, or none).

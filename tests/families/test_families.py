@@ -16,7 +16,7 @@ from optin_export.export import export_onnx
 from optin_export.families import Structure, count_macs, count_params, find_structure, measure_costs, supported
 from optin_export.recipe import Budget, PruneSection, Target
 from optin_export.scoring import score
-from optin_export.search import CostTable, Plan, find_plan
+from optin_export.search import Plan, find_plan
 from optin_export.sources import Batch
 from optin_export.sources.tasks import TaskModel, wrap
 from optin_export.surgery import load_model, operate, save_model
@@ -116,7 +116,7 @@ class Case:
         self.scores = score(self.model, self.structure, self.batches[:2], config, seed=0)
         self.costs = measure_costs(self.model, self.structure, inputs_for(task, 1, 0))
         align = {group.key: 1 if group.kind == "heads" else 8 for group in self.structure.groups}
-        self.plan: Plan = find_plan(self.scores.values, CostTable(**self.costs.to_json()), config.budget, align)
+        self.plan: Plan = find_plan(self.scores.values, self.costs, config.budget, align)
         inputs = inputs_for(task, 3, 5)
         self.plain = operate(self.model, self.structure, self.plan, (), inputs, repair=False)
         self.repaired = operate(self.model, self.structure, self.plan, self.batches, inputs, repair=True)

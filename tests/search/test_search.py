@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from optin_export.errors import InputError
+from optin_export.families import Costs
 from optin_export.recipe import Budget
-from optin_export.search import CostTable, GroupPlan, Plan, find_plan, knapsack
+from optin_export.search import GroupPlan, Plan, find_plan, knapsack
 from optin_export.search.knapsack import Options, solve
 
 
@@ -62,7 +63,7 @@ def test_rounded_solution_fits_and_its_gap_is_a_bound(seed: int, monkeypatch: py
     assert choice.value <= expected + 1e-9 <= choice.value + choice.gap + 2e-9
 
 
-COSTS = CostTable(
+COSTS = Costs(
     macs=1000,
     params=500,
     macs_per_unit={"block00.heads": 100, "block00.neurons": 10},
