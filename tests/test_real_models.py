@@ -30,7 +30,7 @@ def test_quickstart_passes_its_gates_and_resumes(tmp_path: Path) -> None:
     assert report["accuracy"]["base"] > 98.0
     assert report["accuracy"]["drop"] <= 1.0
     assert all(one["speedup"]["ci_low"] >= 1.3 for one in report["latency"])
-    assert report["macs"]["ratio"] <= 0.6
+    assert report["macs"]["ratio"] <= 0.5
     second = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
     again = json.loads(second.stdout)
