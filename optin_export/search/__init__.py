@@ -10,9 +10,9 @@ from optin_export.errors import InputError
 from optin_export.families import Costs
 from optin_export.recipe import Budget
 from optin_export.search.knapsack import Options, solve
-from optin_export.search.plan import Cost, GroupPlan, Plan
+from optin_export.search.plan import Cost, GroupPlan, Plan, keep_first
 
-__all__ = ["Cost", "GroupPlan", "Plan", "check_budget", "find_plan"]
+__all__ = ["Cost", "GroupPlan", "Plan", "check_budget", "find_plan", "keep_first"]
 
 
 def check_budget(costs: Costs, units: Mapping[str, int], budget: Budget) -> int:

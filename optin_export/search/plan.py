@@ -44,7 +44,7 @@ class Plan(BaseModel):
     optimality_gap: float = Field(description="upper bound on the share of the score lost by rounding costs; 0 = exact")
     groups: dict[str, GroupPlan]
 
-    @classmethod
-    def keep_first(cls, counts: dict[str, tuple[int, int]]) -> dict[str, GroupPlan]:
-        """Groups {key: (count, kept)} that keep their first units: enough to rebuild shapes before loading weights."""
-        return {key: GroupPlan(count=count, kept=tuple(range(kept))) for key, (count, kept) in counts.items()}
+
+def keep_first(counts: dict[str, tuple[int, int]]) -> dict[str, GroupPlan]:
+    """Groups {key: (count, kept)} that keep their first units: enough to rebuild shapes before loading weights."""
+    return {key: GroupPlan(count=count, kept=tuple(range(kept))) for key, (count, kept) in counts.items()}

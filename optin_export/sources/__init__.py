@@ -51,7 +51,7 @@ class Sources:
 
     @cached_property
     def scoring(self) -> tuple[Batch, ...]:
-        """The first `prune.score_samples` calibration rows (the draw is already random)."""
+        """`prune.score_samples` calibration rows, drawn under the seed: what the units are scored on."""
         count = min(self.recipe.prune.score_samples, len(self.calibration_examples))
         chosen = np.random.default_rng(self.recipe.seed).permutation(len(self.calibration_examples))[:count]
         return tuple(batches(self.processor, self.calibration_examples.take(np.sort(chosen)), CALIBRATION_BATCH))

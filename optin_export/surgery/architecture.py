@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from optin_export.errors import InputError
 from optin_export.families import find_structure
 from optin_export.files import atomic_path, write_text
-from optin_export.search import Plan
+from optin_export.search import Plan, keep_first
 from optin_export.sources import Inputs, TaskModel, build
 from optin_export.surgery.rebuild import rebuild
 
@@ -86,7 +86,7 @@ def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
         ) from error
     structure = find_structure(model)
     structure = structure.only({key.partition(".")[2] for key in architecture.groups})
-    groups = Plan.keep_first({key: (size.count, size.kept) for key, size in architecture.groups.items()})
+    groups = keep_first({key: (size.count, size.kept) for key, size in architecture.groups.items()})
     inputs = {
         name: torch.ones(shape, dtype=getattr(torch, kind)) for name, (kind, shape) in architecture.inputs.items()
     }

@@ -151,6 +151,17 @@ def test_masked_model_equals_dense_model(case: Case) -> None:
     assert case.plain.masked_difference <= 1e-5
 
 
+def test_masked_equals_dense_when_every_group_loses_some_units(case: Case) -> None:
+    """Whatever the search chose: the first unit of every group goes, and every third after it."""
+    groups = {
+        key: plan.model_copy(update={"kept": tuple(unit for unit in range(plan.count) if unit % 3)})
+        for key, plan in case.plan.groups.items()
+    }
+    plan = case.plan.model_copy(update={"groups": groups})
+    operation = operate(case.model, case.structure, plan, (), inputs_for(case.task, 3, 7), repair=False)
+    assert operation.masked_difference <= 1e-5
+
+
 def test_costs_predict_the_dense_model(case: Case) -> None:
     one = inputs_for(case.task, 1, 0)
     assert count_macs(case.plain.dense, one) == case.plan.predicted.macs <= 0.5 * case.costs.macs
