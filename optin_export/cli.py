@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from optin_export import __version__
-from optin_export.errors import EnvironmentLacks, OptinError
+from optin_export.errors import EnvironmentLacks, GateError, OptinError, ParityError
 from optin_export.folder import STAGES, run_folder
 from optin_export.progress import choose
 from optin_export.recipe import load_recipe
@@ -112,10 +112,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def exit_code(report: Report) -> int:
-    """0 if every gate passed, 3 if parity failed, else 4."""
+    """0 if every gate passed, otherwise that of ParityError or of GateError."""
     if report.verdict.passed:
         return 0
-    return 3 if any(gate.kind == "parity" and not gate.passed for gate in report.verdict.gates) else 4
+    parity_failed = any(gate.kind == "parity" and not gate.passed for gate in report.verdict.gates)
+    return (ParityError if parity_failed else GateError).exit_code
 
 
 def _print_verdict(report: Report, folder: str) -> None:

@@ -45,7 +45,7 @@ def count_params(model: nn.Module) -> int:
 def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torch.Tensor]) -> Costs:
     """Costs at the shape of `inputs`, which hold one sample (batch 1).
 
-    Per head: 3 t d k + 2 t^2 k + t k d; per neuron 2 t d, for t tokens, hidden size d, head dim k (METHOD, section 3).
+    Per head: 3 t d k + 2 t^2 k + t k d; per neuron 2 t d, for t tokens, hidden size d, head dim k (docs/method.md).
     """
     shapes: dict[str, torch.Size] = {}
 

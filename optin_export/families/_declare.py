@@ -63,9 +63,6 @@ class Structure:
     blocks: tuple[str, ...]
     groups: tuple[UnitGroup, ...]
 
-    def of_block(self, index: int) -> tuple[UnitGroup, ...]:
-        return tuple(group for group in self.groups if group.block == index)
-
     def only(self, kinds: Iterable[str]) -> Structure:
         """The same structure with only these kinds of units free to be removed."""
         return Structure(self.family, self.blocks, tuple(group for group in self.groups if group.kind in set(kinds)))

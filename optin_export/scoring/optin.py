@@ -2,7 +2,7 @@
 
 The masked loss is ||r(m) - r(1)||^2 for the residual vector r of all relation matrices and the output, so to second
 order I(u) = ||dr/dm_u||^2, and for v ~ N(0, I), E[(v . dr/dm_u)^2] is exactly that. One backward pass of (v . r)
-yields v . dr/dm_u for every unit of every block at once (METHOD, section 2).
+yields v . dr/dm_u for every unit of every block at once (docs/method.md, section 2).
 """
 
 from __future__ import annotations

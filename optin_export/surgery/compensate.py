@@ -5,7 +5,7 @@ For each sub-layer, in forward order, with activations h of the original and h' 
     min over (W', b') of || (h + W a + b) - (h' + W' a' + b') ||^2 + rho || [W' b'] - [W_kept b] ||^2
 
 a' are the kept inputs in the smaller model, so errors from upstream are corrected too. Unlabelled calibration data
-only; no gradients (METHOD, section 4).
+only; no gradients (docs/method.md, section 4).
 """
 
 from __future__ import annotations
