@@ -65,6 +65,11 @@ class Workspace:
         return measure_costs(self.sources.model, self.structure, self.sources.fixed(1))
 
     @cached_property
+    def least(self) -> dict[str, int]:
+        """Units that have to stay in each group: none where the sub-layer can go as a whole."""
+        return {group.key: 0 if group.sublayer is not None else 1 for group in self.structure.groups}
+
+    @cached_property
     def environment(self) -> dict[str, Any]:
         return describe()
 
@@ -88,7 +93,7 @@ class Workspace:
             engines.versions(target)
         if self.recipe.ship.triton:
             ship.check_tools()
-        search.check_budget(self.costs, self._unit_counts(), self.recipe.prune.budget)
+        search.check_budget(self.costs, self.recipe.prune.budget, self.least)
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
 
     def score(self, facts: Facts) -> dict[str, Any]:
@@ -112,7 +117,7 @@ class Workspace:
         align = {group.key: 1 if group.kind == "heads" else prune.align for group in self.structure.groups}
 
         def work() -> dict[str, Any]:
-            plan = search.find_plan(load_file(scores_path), self.costs, prune.budget, align)
+            plan = search.find_plan(load_file(scores_path), self.costs, prune.budget, align, self.least)
             write_text(path, plan.model_dump_json(indent=2) + "\n")
             return {}
 
@@ -121,6 +126,7 @@ class Workspace:
             "costs": self.costs.to_json(),
             "budget": prune.budget.model_dump(),
             "align": align,
+            "least": self.least,
         }
         return self.ledger.step("search", "search", inputs, [path], work)
 
@@ -137,6 +143,7 @@ class Workspace:
                 sources.calibration if prune.compensate else (),
                 inputs,
                 repair=prune.compensate,
+                seed=self.recipe.seed,
                 tick=self.tick,
             )
             surgery.save_model(
@@ -150,6 +157,7 @@ class Workspace:
             **self._digest_for_calibration(),
             "plan": sha256_file(self.folder / "plan" / "plan.json"),
             "compensate": prune.compensate,
+            "seed": self.recipe.seed,
         }
         return self.ledger.step(
             "surgery", "surgery", inputs, [folder / "architecture.json", folder / "model.safetensors"], work
@@ -243,7 +251,7 @@ class Workspace:
 
     def _gates(self, facts: dict[str, Any]) -> list[measure.Gate]:
         budget = self.recipe.prune.budget
-        spent = facts["surgery"][budget.kind] / self.costs.of(budget.kind)[0]
+        spent = facts["surgery"][budget.kind] / self.costs.whole(budget.kind)
         return measure.judge(self.recipe.gates, budget, spent, measure.Measured.from_json(facts["measure"]))
 
     def ship_run(self, facts: Facts) -> None:
@@ -296,7 +304,7 @@ class Workspace:
                 method=self.recipe.prune.score,
                 info=facts["scoring"],
                 budget={self.recipe.prune.budget.kind: self.recipe.prune.budget.fraction},
-                compensated=self.recipe.prune.compensate,
+                compensated=bool(self.recipe.prune.compensate),
                 masked_difference=operated["masked_difference"],
                 optimality_gap=self.plan.optimality_gap,
                 groups=prunings(self.structure, self.plan, scores, operated["repairs"]),
@@ -308,9 +316,6 @@ class Workspace:
         write_text(self.folder / "report.json", report.model_dump_json(indent=2) + "\n")
         write_text(self.folder / "report.html", render_html(report, self.folder))
         return report
-
-    def _unit_counts(self) -> dict[str, int]:
-        return {group.key: group.count for group in self.structure.groups}
 
     def _digest_for_calibration(self) -> dict[str, str]:
         return {key: value for key, value in self.digest.items() if key != "evaluation"}

@@ -8,11 +8,11 @@ import pkgutil
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.families._costs import Costs, count_macs, count_params, measure_costs
+from optin_export.families._costs import Costs, Term, count_macs, count_params, measure_costs
 from optin_export.families._declare import Family, Producer, Structure, UnitGroup
 from optin_export.families._hooks import (
     block_outputs,
-    get_linear,
+    get_layer,
     get_module,
     masked,
     replayed,
@@ -28,12 +28,13 @@ __all__ = [
     "Family",
     "Producer",
     "Structure",
+    "Term",
     "UnitGroup",
     "block_outputs",
     "count_macs",
     "count_params",
     "find_structure",
-    "get_linear",
+    "get_layer",
     "get_module",
     "masked",
     "measure_costs",
@@ -60,13 +61,13 @@ def find_structure(model: nn.Module) -> Structure:
         found = [(path, module) for path, module in model.named_modules() if family.is_block(module)]
         if not found:
             continue
-        groups = [group for index, (path, block) in enumerate(found) for group in family.groups(block, path, index)]
+        blocks, groups = _declared(family, found)
         groups = [group for group in groups if group.count > 0]
         if not groups:
             raise InputError(
                 "the model has nothing to prune", f"no block of family {family.name} has units", "use another model"
             )
-        return Structure(family.name, tuple(path for path, _ in found), tuple(groups))
+        return Structure(family.name, tuple(blocks), tuple(groups), family.channels_first)
     inner = getattr(model, "model", model)
     known = "; ".join(f"{family.name} ({family.examples})" for family in families)
     raise InputError(
@@ -74,3 +75,12 @@ def find_structure(model: nn.Module) -> Structure:
         f"no family knows its blocks; supported: {known}",
         "use one of these, or add optin_export/families/NAME.py that declares FAMILY (docs/families.md)",
     )
+
+
+def _declared(family: Family, found: list[tuple[str, nn.Module]]) -> tuple[list[str], list[UnitGroup]]:
+    if family.chain is not None:
+        path, module = found[0]
+        return family.chain(module, path)
+    assert family.groups is not None
+    groups = [group for index, (path, block) in enumerate(found) for group in family.groups(block, path, index)]
+    return [path for path, _ in found], groups

@@ -1,31 +1,66 @@
-"""What each unit costs, read from the modules during one forward pass at the shipped shape."""
+"""What units cost, read from the modules during one forward pass at the shipped shape."""
 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from math import prod
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from optin_export.families._declare import Structure, UnitGroup
-from optin_export.families._hooks import get_linear, get_module
+from optin_export.families._declare import Structure
+from optin_export.families._hooks import get_layer, get_module
+
+CostKind = Literal["macs", "params"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """`coefficient` times the numbers of units kept in `groups`: one group, or the two on both sides of a layer."""
+
+    coefficient: int
+    groups: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Costs:
-    """MACs of one sample and parameters, for the whole model and per unit of each group (cost is linear in units)."""
+    """MACs of one sample and parameters of the whole model, and the part of them that depends on how many units stay.
+
+    units: group key -> number of units of the unpruned model.
+    """
 
     macs: int
     params: int
-    macs_per_unit: dict[str, int]
-    params_per_unit: dict[str, int]
+    units: dict[str, int]
+    terms: dict[str, tuple[Term, ...]]
 
-    def of(self, kind: str) -> tuple[int, dict[str, int]]:
-        """(whole model, per unit) in 'macs' or 'params'."""
-        return (self.macs, self.macs_per_unit) if kind == "macs" else (self.params, self.params_per_unit)
+    def whole(self, kind: CostKind) -> int:
+        return self.macs if kind == "macs" else self.params
+
+    def of(self, kind: CostKind, kept: Mapping[str, int]) -> int:
+        """Cost of the model that keeps so many units per group; groups left out of `kept` keep all."""
+        saved = 0
+        for term in self.terms[kind]:
+            before = prod(self.units[key] for key in term.groups)
+            saved += term.coefficient * (before - prod(kept.get(key, self.units[key]) for key in term.groups))
+        return self.whole(kind) - saved
+
+    def per_unit(self, kind: CostKind, kept: Mapping[str, int]) -> dict[str, int]:
+        """What one unit of each group costs while the other groups keep so many units."""
+        cost = dict.fromkeys(self.units, 0)
+        for term in self.terms[kind]:
+            for key in term.groups:
+                cost[key] += term.coefficient * prod(kept.get(k, self.units[k]) for k in term.groups if k != key)
+        return cost
+
+    def is_linear(self, kind: CostKind) -> bool:
+        """Whether every group's cost is independent of what the others keep."""
+        return all(len(term.groups) == 1 for term in self.terms[kind])
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -45,39 +80,73 @@ def count_params(model: nn.Module) -> int:
 def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torch.Tensor]) -> Costs:
     """Costs at the shape of `inputs`, which hold one sample (batch 1).
 
-    Per head: 3 t d k + 2 t^2 k + t k d; per neuron 2 t d, for t tokens, hidden size d, head dim k (docs/method.md).
+    Per head: 3 t d k + 2 t^2 k + t k d; per neuron 2 t d, for t tokens, hidden size d, head dim k; a convolution of
+    kernel area a and p output positions costs p a times its input and its output channels (docs/method.md).
     """
-    shapes: dict[str, torch.Size] = {}
+    # Which group a layer's output rows and its input columns belong to, with rows or columns per unit.
+    rows = {
+        producer.path: (group, producer) for group in structure.groups for producer in group.producers
+    }
+    columns = {group.consumer: group for group in structure.groups}
+    positions, tokens = _shapes(model, sorted({*rows, *columns}), inputs)
+    macs: Counter[tuple[str, ...]] = Counter()
+    params: Counter[tuple[str, ...]] = Counter()
+    for path in positions:
+        weight = get_layer(model, path).weight
+        size, keys = weight[0, 0].numel() if weight.dim() > 2 else 1, []
+        if path in rows:
+            group, producer = rows[path]
+            keys.append(group.key)
+            size *= producer.fused * group.rows
+            has_bias = get_layer(model, path).bias is not None
+            norm = _affine_size(model, producer.norm)
+            params[(group.key,)] += group.rows * (producer.fused * has_bias + norm)
+        else:
+            size *= weight.shape[0]
+        if path in columns:
+            keys.append(columns[path].key)
+            size *= columns[path].width
+        else:
+            size *= weight.shape[1]
+        macs[tuple(sorted(keys))] += positions[path] * size
+        params[tuple(sorted(keys))] += size
+    for group in structure.groups:
+        if group.kind == "heads":  # scores and context
+            macs[(group.key,)] += 2 * positions[group.consumer] * tokens[group.consumer] * group.width
+    return Costs(
+        macs=count_macs(model, inputs),
+        params=count_params(model),
+        units={group.key: group.count for group in structure.groups},
+        terms={"macs": _terms(macs), "params": _terms(params)},
+    )
+
+
+def _terms(coefficients: Counter[tuple[str, ...]]) -> tuple[Term, ...]:
+    return tuple(Term(value, keys) for keys, value in sorted(coefficients.items()) if value)
+
+
+def _affine_size(model: nn.Module, path: str | None) -> int:
+    """Parameters per channel of a norm: 2, or 0 without one."""
+    return 0 if path is None else sum(1 for _ in get_module(model, path).parameters(recurse=False))
+
+
+def _shapes(
+    model: nn.Module, paths: list[str], inputs: dict[str, torch.Tensor]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Per layer: output positions in all, and tokens in the second to last dimension of its input."""
+    positions: dict[str, int] = {}
+    tokens: dict[str, int] = {}
 
     def record(path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            shapes[path] = args[0].shape
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            features = output.shape[1] if isinstance(module, nn.Conv2d) else output.shape[-1]
+            positions[path] = output.numel() // features
+            tokens[path] = args[0].shape[-2]
 
         return hook
 
     with contextlib.ExitStack() as stack, torch.no_grad():
-        for group in structure.groups:
-            stack.callback(get_module(model, group.consumer).register_forward_pre_hook(record(group.consumer)).remove)
+        for path in paths:
+            stack.callback(get_module(model, path).register_forward_hook(record(path)).remove)
         model(**inputs)
-    return Costs(
-        macs=count_macs(model, inputs),
-        params=count_params(model),
-        macs_per_unit={group.key: _macs(model, group, shapes[group.consumer]) for group in structure.groups},
-        params_per_unit={group.key: _params(model, group) for group in structure.groups},
-    )
-
-
-def _macs(model: nn.Module, group: UnitGroup, shape: torch.Size) -> int:
-    tokens = shape[-2]
-    positions = shape[:-1].numel()  # of all windows, where attention runs in windows
-    rows = sum(producer.fused * get_linear(model, producer.path).in_features for producer in group.producers)
-    linear = positions * group.width * (rows + get_linear(model, group.consumer).out_features)
-    return linear + (2 * positions * tokens * group.width if group.kind == "heads" else 0)
-
-
-def _params(model: nn.Module, group: UnitGroup) -> int:
-    total = get_linear(model, group.consumer).out_features * group.width
-    for producer in group.producers:
-        linear = get_linear(model, producer.path)
-        total += producer.fused * group.width * (linear.in_features + (linear.bias is not None))
-    return total
+    return positions, tokens

@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
-UnitKind = Literal["heads", "neurons"]
+UnitKind = Literal["heads", "neurons", "channels"]
 
 
 @dataclass(frozen=True)
 class Producer:
-    """A Linear whose output rows are the units' features; `fused` slabs of rows lie one after another (3 for qkv)."""
+    """A Linear or Conv2d whose output rows are the units' features.
+
+    fused: slabs of rows that lie one after another (3 for qkv). norm: a batch norm between it and the consumer, if any.
+    """
 
     path: str
     fused: int = 1
+    norm: str | None = None
 
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """All units of one kind in one block. They are consecutive slices of the consumer's input features.
+    """Units of one kind in one block. They are consecutive slices of the input features of one Linear or Conv2d.
 
     Setting a unit's slice of the consumer's input to zero is exactly the removal of the unit; this is what masks,
     scores and the dense rebuild have in common. Paths are relative to the task module.
 
-    count: number of units. width: consumer input features per unit (head dim for heads, 1 for neurons).
-    residual: the module, and the index of its positional argument, where the residual stream beside the sub-layer is
-        seen. scale: module with a `gamma` that multiplies the sub-layer's output (layer scale), if any.
+    block: the block in which the consumer lies. count: number of units. width: consumer input features per unit (head
+        dim for heads, 1 for neurons and channels).
+    residual: the module, and the index of its positional argument (or "output"), where the residual stream beside the
+        sub-layer is seen; None if nothing is added to the consumer's output.
+    scale: what stands between the consumer and that sum: layer scale (a `gamma`) or a batch norm, if any.
     sizes: attributes that hold a size, with their value per unit, e.g. ("blocks.0.attn.num_heads", 1).
-    sublayer: replaced by a constant when no unit is kept; `returns_tuple` if its caller unpacks (output, weights).
+    sublayer: replaced by a constant when no unit is kept; `returns_tuple` if its caller unpacks (output, weights);
+        None if at least one unit has to stay.
     bypass: modules that are then not needed either and pass their first argument on.
+    part: tells several groups of one kind in one block apart.
     """
 
     block: int
@@ -40,16 +48,25 @@ class UnitGroup:
     width: int
     producers: tuple[Producer, ...]
     consumer: str
-    residual: tuple[str, int]
-    sublayer: str
+    residual: tuple[str, int | Literal["output"]] | None
+    sublayer: str | None
     scale: str | None = None
     sizes: tuple[tuple[str, int], ...] = ()
     returns_tuple: bool = False
     bypass: tuple[tuple[str, bool], ...] = ()
+    part: str = ""
 
     @property
     def key(self) -> str:
-        return f"block{self.block:02d}.{self.kind}"
+        return f"block{self.block:02d}.{self.kind}{self.part}"
+
+    @property
+    def rows(self) -> int:
+        """Output features per unit in one slab of a producer: a head's dimensions; one for a neuron or a channel.
+
+        A channel may be several input features of its consumer (`width`): its positions, after flattening.
+        """
+        return self.width if self.kind == "heads" else 1
 
 
 @dataclass(frozen=True)
@@ -57,15 +74,17 @@ class Structure:
     """A module as its family sees it: block paths and unit groups, both in forward order.
 
     Each block's input depends on the model's inputs and on the output of the block before it, on nothing else.
+    channels_first: whether a block's output is [batch, features, height, width] rather than [..., features].
     """
 
     family: str
     blocks: tuple[str, ...]
     groups: tuple[UnitGroup, ...]
+    channels_first: bool = False
 
     def only(self, kinds: Iterable[str]) -> Structure:
         """The same structure with only these kinds of units free to be removed."""
-        return Structure(self.family, self.blocks, tuple(group for group in self.groups if group.kind in set(kinds)))
+        return replace(self, groups=tuple(group for group in self.groups if group.kind in set(kinds)))
 
 
 @dataclass(frozen=True)
@@ -74,15 +93,19 @@ class Family:
 
     examples: models of this family, as users know them. is_block: whether a module is a block of this family.
     groups: (block module, its path, its index) -> its unit groups, in forward order. Raises InputError for a variant
-    that this family cannot prune.
+    that this family cannot prune. channels_first: see Structure.
+    chain: instead of `groups`, for networks that are one chain of layers rather than repeated blocks: (a module that
+    `is_block` names, its path) -> (its block paths, their unit groups), both in forward order.
     """
 
     name: str
-    library: Literal["transformers", "timm"]
+    library: Literal["transformers", "timm", "torchvision"]
     examples: str
     units: tuple[UnitKind, ...]
     is_block: Callable[[nn.Module], bool]
-    groups: Callable[[Any, str, int], tuple[UnitGroup, ...]]
+    groups: Callable[[Any, str, int], tuple[UnitGroup, ...]] | None = None
+    channels_first: bool = False
+    chain: Callable[[Any, str], tuple[list[str], list[UnitGroup]]] | None = None
 
 
 def class_named(*names: str) -> Callable[[nn.Module], bool]:

@@ -16,9 +16,10 @@ def get_module(model: nn.Module, path: str) -> nn.Module:
     return model.get_submodule(path)
 
 
-def get_linear(model: nn.Module, path: str) -> nn.Linear:
+def get_layer(model: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
+    """A producer or consumer: its weight is [out features, in features, ...]."""
     module = model.get_submodule(path)
-    assert isinstance(module, nn.Linear), f"{path} is declared as a Linear but is a {type(module).__name__}"
+    assert isinstance(module, nn.Linear | nn.Conv2d), f"{path} is declared as a layer but is a {type(module).__name__}"
     return module
 
 
@@ -31,12 +32,13 @@ def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
 def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Multiply every unit's slice of its consumer's input by its mask.
 
-    masks: group key -> float [count]; a group without an entry is left alone.
+    masks: group key -> float [count], or [batch, count] for a mask per sample; a group without an entry is left alone.
     """
 
     def hook_of(group: UnitGroup) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            return (args[0] * masks[group.key].to(args[0]).repeat_interleave(group.width), *args[1:])
+            mask = masks[group.key].repeat_interleave(group.width, dim=-1)
+            return (args[0] * _fitted(mask, module, args[0]).to(args[0]), *args[1:])
 
         return hook
 
@@ -46,6 +48,16 @@ def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, to
                 handle = get_module(model, group.consumer).register_forward_pre_hook(hook_of(group))
                 stack.callback(handle.remove)
         yield
+
+
+def _fitted(mask: torch.Tensor, module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """A mask [features] or [batch, features] shaped to multiply a layer's input."""
+    if mask.dim() == 2:
+        # Windows of one sample lie one after another in the batch dimension.
+        mask = mask.repeat_interleave(len(inputs) // len(mask), dim=0)
+    if isinstance(module, nn.Conv2d):
+        return mask[..., None, None]
+    return mask if mask.dim() == 1 else mask.reshape(len(mask), *[1] * (inputs.dim() - 2), -1)
 
 
 def tensor_of(output: Any) -> torch.Tensor:

@@ -75,8 +75,8 @@ def measure_engines(
         pair = next(iter(engines.values()))
         steps = 2 * sum(len(side) for side in data.sides)
         half = steps // 2
-        base = predict(pair["base"], data, lambda done, total: tick(done, steps))
-        pruned = predict(pair["pruned"], data, lambda done, total: tick(half + done, steps))
+        base = predict(_function(pair["base"]), data, lambda done, total: tick(done, steps))
+        pruned = predict(_function(pair["pruned"]), data, lambda done, total: tick(half + done, steps))
         accuracy = evaluate(base, pruned, data.labels, data.metric, seed)
     latency = [
         measure_latency(
@@ -93,3 +93,7 @@ def measure_engines(
         for batch in batches
     ]
     return Measured(tuple(parity), accuracy, tuple(latency))
+
+
+def _function(engine: Engine) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+    return lambda inputs: engine.run(inputs)[engine.outputs[0]]

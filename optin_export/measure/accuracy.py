@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from optin_export.engines import Engine
 from optin_export.errors import InputError
 from optin_export.sources import Dataset
 
@@ -33,7 +32,13 @@ class Accuracy:
         return asdict(self)
 
 
-def predict(engine: Engine, data: Dataset, tick: Callable[[int, int], None] = lambda done, total: None) -> np.ndarray:
+#: Named arrays in, the task's output [batch, ...] out: an engine, or a torch model.
+Function = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+
+def predict(
+    function: Function, data: Dataset, tick: Callable[[int, int], None] = lambda done, total: None
+) -> np.ndarray:
     """One prediction per row: class indices [rows] for logits, the value for one logit, cosine similarity for pairs."""
     outputs = []
     total, done = sum(len(side) for side in data.sides), 0
@@ -41,7 +46,7 @@ def predict(engine: Engine, data: Dataset, tick: Callable[[int, int], None] = la
         collected: np.ndarray | None = None
         for batch in side:
             inputs = {name: tensor.numpy() for name, tensor in batch.inputs.items()}
-            result = engine.run(inputs)[engine.outputs[0]]
+            result = function(inputs)
             if collected is None:
                 collected = np.zeros((len(data.labels), *result.shape[1:]), result.dtype)
             collected[batch.rows] = result

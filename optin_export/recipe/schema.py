@@ -121,15 +121,18 @@ class Budget(_Section):
 
 
 class PruneSection(_Section):
-    units: tuple[Literal["heads", "neurons"], ...] = Field(("heads", "neurons"), min_length=1)
-    score: Literal["optin", "magnitude", "random"] = "optin"
+    units: tuple[Literal["heads", "neurons", "channels"], ...] = Field(("heads", "neurons", "channels"), min_length=1)
+    score: Literal["optin", "optin-exact", "optin-reference", "fisher", "magnitude", "activation", "random"] = "optin"
     budget: Budget
-    compensate: bool = Field(True, description="sequential least-squares repair on the calibration data")
-    align: Count = Field(8, description="neurons are kept in multiples of this")
-    probes: Count = Field(64, description="random probes of the neuron score")
-    rows: Count = Field(768, description="token rows compared per batch and block")
+    compensate: bool | Literal["rescale"] = Field(
+        True, description="least-squares repair on the calibration data; 'rescale': one factor per kept unit only"
+    )
+    align: Count = Field(8, description="neurons and channels are kept in multiples of this")
+    probes: Count | Literal["auto"] = Field("auto", description="random probes of the sketch; auto: until it is stable")
+    rows: Count = Field(768, description="token rows compared per batch of 32 and block, shared evenly by samples")
     score_samples: Count = Field(64, description="calibration rows used for scoring")
     temperature: Positive = Field(1.0, description="of the distillation term, for logits")
+    autocast: Literal["bfloat16", "float16"] | None = Field(None, description="precision of the sketch's passes")
 
 
 class TokensSection(_Section):

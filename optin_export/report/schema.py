@@ -127,7 +127,7 @@ class Pruning(_Part):
     budget: dict[str, float]
     compensated: bool
     masked_difference: float
-    optimality_gap: float
+    optimality_gap: float | None
     groups: tuple[GroupResult, ...]
 
 

@@ -10,8 +10,10 @@ import numpy as np
 from optin_export.errors import InputError
 from optin_export.families import Structure
 from optin_export.recipe import PruneSection
+from optin_export.scoring.activation import activation_scores
 from optin_export.scoring.baselines import magnitude_scores, random_scores
-from optin_export.scoring.optin import optin_scores
+from optin_export.scoring.optin import exact_scores, fisher_scores, optin_scores
+from optin_export.scoring.reference import reference_scores
 from optin_export.sources import Batch, TaskModel
 
 __all__ = ["Scores", "score"]
@@ -37,18 +39,24 @@ def score(
 
     Raises InputError if a score is not finite (calibration data or weights that overflow).
     """
+    total, done = _steps(structure, config), 0
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        tick(min(done, total), total)
+
     info: dict[str, float] = {}
     if config.score == "optin":
-        values, info = optin_scores(
-            model,
-            structure,
-            batches,
-            probes=config.probes,
-            rows=config.rows,
-            temperature=config.temperature,
-            seed=seed,
-            tick=tick,
-        )
+        values, info = optin_scores(model, structure, batches, config, seed, step)
+    elif config.score == "optin-exact":
+        values, info = exact_scores(model, structure, batches, config, seed, step)
+    elif config.score == "fisher":
+        values, info = fisher_scores(model, structure, batches, config, seed, step)
+    elif config.score == "optin-reference":
+        values = reference_scores(model, structure, batches[0], config.rows, seed, step)
+    elif config.score == "activation":
+        values = activation_scores(model, structure.groups, batches)
     elif config.score == "magnitude":
         values = magnitude_scores(model, structure)
     else:
@@ -60,4 +68,17 @@ def score(
             "activations overflow or hold NaN on the calibration data",
             "check the calibration data and the weights of that block",
         )
+    info["without_effect"] = float(sum((scores == 0).sum() for scores in values.values()))
     return Scores(values, info)
+
+
+def _steps(structure: Structure, config: PruneSection) -> int:
+    """Steps that the method will count: masked units, and probes (the largest number, with `probes: auto`)."""
+    units = {group.key: group.count for group in structure.groups}
+    if config.score in ("optin-exact", "optin-reference"):
+        return max(sum(units.values()), 1)
+    if config.score == "optin":
+        heads = sum(group.count for group in structure.groups if group.kind == "heads")
+        suspects = sum(min(group.count, 8) for group in structure.groups if group.kind != "heads")
+        return heads + suspects + 24
+    return 1

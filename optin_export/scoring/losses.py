@@ -1,10 +1,11 @@
-"""The trajectory loss of OPTIN (Khaki & Plataniotis, ICLR 2024, section 3) and the residuals whose square it is.
+"""The trajectory loss of OPTIN (Khaki & Plataniotis, ICLR 2024, section 3), per sample, and the residuals it squares.
 
-    I(u) = sum over blocks l of L_MD(h_l, h_l^u) + lambda * L_KD(z, z^u)
-    L_MD(F, F') = || N(F) N(F)^T - N(F') N(F')^T ||_F^2, N = token rows, L2-normalised
+    I(u) = sum over blocks l of L_MD(h_l, h_l^u) + lambda * L_KD(z, z^u), averaged over samples
+    L_MD(F, F') = || N(F) N(F)^T - N(F') N(F')^T ||_F^2, N = a sample's token rows, L2-normalised
 
-Two deliberate differences from the paper: a unit's own block is part of the sum for every block (there: only for the
-last), so that one backward pass serves all blocks; and padding rows are never compared.
+Deliberate differences from the paper: rows are compared within a sample, never across samples, so that one sample's
+loss depends on that sample alone (docs/method.md, section 2, needs it); a unit's own block is part of the sum for every
+block (there: only for the last); padding rows are never compared.
 """
 
 from __future__ import annotations
@@ -16,105 +17,170 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from optin_export.families import block_outputs, tensor_of, valid_rows
-from optin_export.sources import Inputs, TaskModel
+from optin_export.families import Structure, block_outputs, tensor_of
+from optin_export.sources import Batch, Inputs, TaskModel
+
+#: Classes up to which output probes are drawn orthogonal: as many probes as classes are then the exact Fisher matrix.
+ORTHOGONAL_CLASSES = 64
 
 
 def relation(rows: torch.Tensor) -> torch.Tensor:
-    """Cosine similarity of every pair of rows: [rows, features] -> [rows, rows]."""
-    normalised = F.normalize(rows, dim=-1)
-    return normalised @ normalised.mT
+    """Cosine similarities of a sample's normalised rows: [samples, rows, features] -> [samples, rows, rows].
+
+    A single row has no relations; it is compared itself.
+    """
+    return rows if rows.shape[1] == 1 else rows @ rows.mT
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the unpruned model does on one batch: per block the chosen token rows and their relation, and the output."""
+    """What the unpruned model does on one batch.
+
+    chosen: per shape of hidden states the compared token rows, [samples, rows]; rows: per block these rows, normalised,
+    [samples, rows, features]; output: [samples, features]; hidden: block outputs as returned, to replay.
+    """
 
     inputs: Inputs
+    chosen: dict[tuple[int, ...], torch.Tensor]
     rows: dict[str, torch.Tensor]
-    relations: dict[str, torch.Tensor]
     output: torch.Tensor
     hidden: dict[str, Any]
 
+    def __len__(self) -> int:
+        return len(self.output)
+
 
 def observe(
-    model: TaskModel, blocks: Sequence[str], inputs: Inputs, rows: int, generator: torch.Generator
+    model: TaskModel, structure: Structure, batch: Batch, rows: int, generator: torch.Generator
 ) -> Reference:
-    """Run the unpruned model once and fix the sample of at most `rows` token rows (never padding) for every block."""
-    with torch.no_grad(), block_outputs(model, blocks) as outputs:
-        output = model(**inputs)
-    chosen: dict[str, torch.Tensor] = {}
-    by_shape: dict[torch.Size, torch.Tensor] = {}
-    for path in blocks:
-        hidden = tensor_of(outputs[path])
-        if hidden.shape[:-1] not in by_shape:
-            by_shape[hidden.shape[:-1]] = _sample_rows(inputs, hidden, rows, generator)
-        chosen[path] = by_shape[hidden.shape[:-1]]
-    relations = {path: relation(pick(outputs[path], chosen[path])) for path in blocks}
-    return Reference(inputs, chosen, relations, output, dict(outputs))
+    """Run the unpruned model once and fix the token rows (at most `rows` a sample, never padding) of every block."""
+    with torch.no_grad(), block_outputs(model, structure.blocks) as outputs:
+        output = model(**batch.inputs)
+    chosen: dict[tuple[int, ...], torch.Tensor] = {}
+    compared = {}
+    for path in structure.blocks:
+        tokens = _tokens(outputs[path], structure.channels_first)
+        shape = tuple(tokens.shape[:2])
+        if shape not in chosen:
+            chosen[shape] = _sample_rows(batch.inputs, shape, rows, generator).to(tokens.device)
+        compared[path] = normalised_rows(outputs[path], batch.inputs, chosen, structure.channels_first)
+    return Reference(batch.inputs, chosen, compared, output, dict(outputs))
 
 
-def _sample_rows(inputs: Inputs, hidden: torch.Tensor, rows: int, generator: torch.Generator) -> torch.Tensor:
-    valid = valid_rows(inputs, hidden)
-    count = hidden.shape[:-1].numel()
-    candidates = torch.arange(count) if valid is None else valid.nonzero().squeeze(1)
-    order = torch.randperm(len(candidates), generator=generator)[:rows]
-    return candidates[order.sort().values]
-
-
-def pick(output: Any, rows: torch.Tensor) -> torch.Tensor:
-    """The chosen token rows of a block's output, [rows, features]."""
-    return tensor_of(output).flatten(0, -2)[rows]
-
-
-def trajectory_loss(reference: Reference, outputs: Mapping[str, Any], blocks: Sequence[str]) -> float:
-    """Sum over `blocks` of L_MD between the reference and a masked pass."""
-    return sum(
-        float((relation(pick(outputs[path], reference.rows[path])) - reference.relations[path]).square().sum())
-        for path in blocks
-    )
-
-
-def output_loss(model: TaskModel, reference: torch.Tensor, output: torch.Tensor, temperature: float) -> float:
-    """L_KD: KL divergence for logits, squared error for regression, relation loss for embeddings; summed over rows."""
-    if model.output_kind == "logits":
-        target = F.log_softmax(reference / temperature, -1)
-        return float(F.kl_div(F.log_softmax(output / temperature, -1), target, reduction="sum", log_target=True))
-    if model.output_kind == "regression":
-        return float((output - reference).square().sum())
-    return float((relation(output) - relation(reference)).square().sum())
-
-
-def trajectory_probe(
-    reference: Reference, outputs: Mapping[str, Any], blocks: Sequence[str], generator: torch.Generator
+def normalised_rows(
+    output: Any, inputs: Inputs, chosen: Mapping[tuple[int, ...], torch.Tensor], channels_first: bool
 ) -> torch.Tensor:
-    """v . r for the trajectory residuals r and one random v ~ N(0, I): a scalar whose gradient is taken."""
-    total = reference.output.new_zeros(())
+    """The chosen token rows of a block's output in float32, L2-normalised, zero where they are padding.
+
+    The batch of `output` may hold the samples several times over, one copy after another.
+    """
+    tokens = _tokens(output, channels_first)
+    samples = next(iter(inputs.values())).shape[0]
+    copies, rows = len(tokens) // samples, chosen[(samples, tokens.shape[1])]
+    picked = tokens.gather(1, rows.repeat(copies, 1)[..., None].expand(-1, -1, tokens.shape[-1]))
+    normalised = F.normalize(picked.float() if picked.dtype != torch.float64 else picked, dim=-1)
+    mask = _token_mask(inputs, (samples, tokens.shape[1]))
+    if mask is None:
+        return normalised
+    return normalised * mask.gather(1, rows).repeat(copies, 1)[..., None].to(normalised)
+
+
+def _tokens(output: Any, channels_first: bool) -> torch.Tensor:
+    """A block's output as [samples, tokens, features]."""
+    hidden = tensor_of(output)
+    if hidden.dim() == 2:
+        return hidden[:, None]
+    if hidden.dim() == 3:
+        return hidden
+    return hidden.flatten(2).mT if channels_first else hidden.flatten(1, -2)
+
+
+def _token_mask(inputs: Inputs, shape: tuple[int, int]) -> torch.Tensor | None:
+    mask = inputs.get("attention_mask")
+    return mask if mask is not None and tuple(mask.shape) == shape else None
+
+
+def _sample_rows(inputs: Inputs, shape: tuple[int, ...], rows: int, generator: torch.Generator) -> torch.Tensor:
+    """Positions [samples, rows] drawn without replacement, real tokens before padding."""
+    samples, tokens = shape
+    order = torch.rand(samples, tokens, generator=generator)
+    mask = _token_mask(inputs, (samples, tokens))
+    if mask is not None:
+        order = order + mask.cpu()
+    return order.argsort(dim=1, descending=True)[:, :rows].sort(dim=1).values
+
+
+def trajectory_losses(
+    reference: Reference, outputs: Mapping[str, Any], blocks: Sequence[str], channels_first: bool
+) -> torch.Tensor:
+    """Sum over `blocks` of L_MD between the reference and masked passes, per row of the (repeated) batch."""
+    total = torch.zeros(())
     for path in blocks:
-        rows = F.normalize(pick(outputs[path], reference.rows[path]), dim=-1)
-        direction = _noise((len(rows), len(rows)), rows, generator)
-        # <V, N N^T> without forming N N^T in the graph: half the memory of the backward pass.
-        total = total + ((direction @ rows) * rows).sum()
+        rows = normalised_rows(outputs[path], reference.inputs, reference.chosen, channels_first)
+        expected = relation(reference.rows[path]).repeat(len(rows) // len(reference), 1, 1)
+        total = total + (relation(rows) - expected).square().sum((1, 2)).cpu()
     return total
 
 
-def output_probe(
-    model: TaskModel, output: torch.Tensor, temperature: float, generator: torch.Generator
-) -> torch.Tensor:
-    """v . r for the output residual. For logits the Fisher square root, so that E[(v . dr)^2] is the KL to 2nd order.
+def output_losses(kind: str, reference: torch.Tensor, output: torch.Tensor, temperature: float) -> torch.Tensor:
+    """L_KD per row: KL divergence for logits, squared error for regression and for normalised embeddings."""
+    reference = reference.repeat(len(output) // len(reference), 1)
+    if kind == "logits":
+        target = F.log_softmax(reference / temperature, -1)
+        return F.kl_div(F.log_softmax(output / temperature, -1), target, reduction="none", log_target=True).sum(-1)
+    if kind == "regression":
+        return (output - reference).square().sum(-1)
+    return (F.normalize(output, dim=-1) - F.normalize(reference, dim=-1)).square().sum(-1)
 
-    With w = sqrt(p) * v - p * (sqrt(p) . v): E[w w^T] = diag(p) - p p^T, the Fisher matrix of a softmax; KL is half
-    of its quadratic form.
+
+def trajectory_probe(rows: Sequence[torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+    """v . r for the trajectory residuals r and one random v ~ N(0, I) per sample: a scalar whose gradient is taken.
+
+    rows: normalised token rows per block, in the graph.
     """
-    if model.output_kind == "logits":
+    total = torch.zeros((), device=rows[0].device)
+    for block in rows:
+        if block.shape[1] == 1:
+            total = total + (_noise(block.shape, block, generator) * block).sum()
+        else:
+            direction = _noise((*block.shape[:2], block.shape[1]), block, generator)
+            # <V, N N^T> without forming N N^T in the graph: less memory in the backward pass.
+            total = total + ((direction @ block) * block).sum()
+    return total
+
+
+def output_probe(kind: str, output: torch.Tensor, temperature: float, noise: torch.Tensor) -> torch.Tensor:
+    """v . r for the output residual and v = `noise`, [samples, features].
+
+    For logits the Fisher square root: with w = sqrt(p) * v - p * (sqrt(p) . v), E[w w^T] = diag(p) - p p^T, the Fisher
+    matrix of a softmax; KL is half of its quadratic form.
+    """
+    if kind == "logits":
         root = F.softmax(output.detach() / temperature, -1).sqrt()
-        noise = _noise(output.shape, output, generator)
         direction = root * noise - root.square() * (root * noise).sum(-1, keepdim=True)
         return (direction * output).sum() / (temperature * 2**0.5)
-    if model.output_kind == "regression":
-        return (_noise(output.shape, output, generator) * output).sum()
-    rows = F.normalize(output, dim=-1)
-    return ((_noise((len(rows), len(rows)), rows, generator) @ rows) * rows).sum()
+    return (noise * (output if kind == "regression" else F.normalize(output, dim=-1))).sum()
+
+
+class OutputNoise:
+    """Directions v for output probes, E[v v^T] = I; orthogonal ones in turn where there are few classes.
+
+    Any run of as many probes as classes then sums to the exact matrix: no noise of its own is left.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+        self.waiting: dict[int, list[torch.Tensor]] = {}
+
+    def draw(self, batch: int, output: torch.Tensor) -> torch.Tensor:
+        """The next directions for batch number `batch`, whose outputs are [samples, features]."""
+        samples, features = output.shape
+        if features > ORTHOGONAL_CLASSES:
+            return _noise(output.shape, output, self.generator)
+        if not self.waiting.get(batch):
+            basis = torch.linalg.qr(torch.randn(samples, features, features, generator=self.generator)).Q
+            self.waiting[batch] = list((basis * features**0.5).unbind(-1))
+        return self.waiting[batch].pop().to(output)
 
 
 def _noise(shape: Sequence[int], like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""OPTIN's score, without a forward pass per unit: heads are masked exactly, neurons are sketched with random probes.
+"""OPTIN's score: heads masked exactly, neurons and channels sketched, and the few units the sketch cannot see exactly.
 
-The masked loss is ||r(m) - r(1)||^2 for the residual vector r of all relation matrices and the output, so to second
-order I(u) = ||dr/dm_u||^2, and for v ~ N(0, I), E[(v . dr/dm_u)^2] is exactly that. One backward pass of (v . r)
-yields v . dr/dm_u for every unit of every block at once (docs/method.md, section 2).
+The sketch is a second-order expansion. It fails for a unit whose own contribution dwarfs everything around it (massive
+activations): a norm behind it saturates, its gradient vanishes, and yet its removal changes everything. Such units
+show by the size of their contribution; in every group the largest few are masked exactly, too.
 """
 
 from __future__ import annotations
@@ -11,157 +11,114 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 
-from optin_export.families import Structure, UnitGroup, block_outputs, masked, replayed
-from optin_export.scoring.losses import (
-    Reference,
-    observe,
-    output_loss,
-    output_probe,
-    trajectory_loss,
-    trajectory_probe,
-)
+from optin_export.families import Structure
+from optin_export.recipe import PruneSection
+from optin_export.scoring.activation import contributions
+from optin_export.scoring.exact import exact_losses
+from optin_export.scoring.losses import Reference, observe
+from optin_export.scoring.sketch import CHUNK, ENOUGH, MAX_PROBES, Sketch, Values
 from optin_export.sources import Batch, TaskModel
 
-#: Probes with separate trajectory and output passes; they fix lambda, after which one combined pass a probe is enough.
-PILOT_PROBES = 8
-Tick = Callable[[int, int], None]
+#: Sketched units per group whose contribution is largest; they are masked exactly as well.
+SUSPECTS = 8
+#: Token rows are shared evenly among the samples of a batch of this size.
+ROWS_SHARED_BY = 32
+Step = Callable[[int], None]
+Result = tuple[Values, dict[str, float]]
+
+
+def observe_all(
+    model: TaskModel, structure: Structure, batches: Sequence[Batch], rows: int, generator: torch.Generator
+) -> list[Reference]:
+    """The unpruned model on every scoring batch; `rows` token rows a batch and block, the same number per sample."""
+    return [observe(model, structure, batch, max(1, rows // ROWS_SHARED_BY), generator) for batch in batches]
 
 
 def optin_scores(
-    model: TaskModel,
-    structure: Structure,
-    batches: Sequence[Batch],
-    *,
-    probes: int,
-    rows: int,
-    temperature: float,
-    seed: int,
-    tick: Tick,
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Score every unit: ({group key: float64 [units]}, {"lambda", "probes", "neuron_rank_stability"}).
+    model: TaskModel, structure: Structure, batches: Sequence[Batch], config: PruneSection, seed: int, step: Step
+) -> Result:
+    """`score: optin`. Returns ({group key: float64 [units]}, facts about the score).
 
     lambda = sum of trajectory losses / sum of output losses, so that both terms weigh the same in total.
-    neuron_rank_stability: Spearman correlation of the neuron scores from two halves of the probes.
     """
     generator = torch.Generator().manual_seed(seed)
-    references = [observe(model, structure.blocks, batch.inputs, rows, generator) for batch in batches]
+    references = observe_all(model, structure, batches, config.rows, generator)
     exact = [group for group in structure.groups if group.kind == "heads"]
     sketched = [group for group in structure.groups if group.kind != "heads"]
-    total = sum(group.count for group in exact) + (probes if sketched else 0)
-    done = 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        done += count
-        tick(done, total)
-
-    trajectory, output = {}, {}
+    sketch = Sketch(model, structure, sketched, references, config.temperature, generator, config.autocast)
+    trajectory: Values = {}
+    output: Values = {}
     for group in exact:
-        trajectory[group.key], output[group.key] = exact_losses(model, structure, group, references, temperature)
-        step(group.count)
-    sketch = _Sketch(model, structure, sketched, references, temperature, generator)
-    pilot = min(PILOT_PROBES, probes) if sketched else 0
-    samples = [sketch.separate(step) for _ in range(pilot)]
-    for group in sketched:
-        trajectory[group.key] = np.mean([first[group.key] for first, _ in samples], 0)
-        output[group.key] = np.mean([second[group.key] for _, second in samples], 0)
-    weight = _balance(trajectory, output)
-    scores = {key: trajectory[key] + weight * output[key] for key in trajectory}
-    info = {"lambda": weight, "probes": float(probes if sketched else 0)}
-    if sketched and probes > pilot:
-        combined = [sketch.combined(weight, step) for _ in range(probes - pilot)]
+        losses = exact_losses(model, structure, group, references, config.temperature, step=step)
+        trajectory[group.key], output[group.key] = losses
+    if sketched:
+        pilot = sketch.pilot(step)
+        trajectory, output = trajectory | pilot[0], output | pilot[1]
+    weight = balance(trajectory, output)
+    scores = {group.key: trajectory[group.key] + weight * output[group.key] for group in exact}
+    facts = {"lambda": weight}
+    if sketched:
+        facts |= add_until_stable(sketch, weight, config.probes, step)
+        scores |= sketch.values()
+        facts["masked_exactly"] = 0.0
+        sizes = contributions(model, structure.groups, batches)
         for group in sketched:
-            rest = np.sum([sample[group.key] for sample in combined], 0)
-            scores[group.key] = (pilot * scores[group.key] + rest) / probes
-        info["neuron_rank_stability"] = _stability(combined)
-    return scores, info
+            suspects = np.sort(np.argsort(-sizes[group.key].largest, kind="stable")[:SUSPECTS])
+            losses = exact_losses(
+                model, structure, group, references, config.temperature, suspects.tolist(), step
+            )
+            measured = losses[0] + weight * losses[1]
+            facts["masked_exactly"] += float((measured > 2 * scores[group.key][suspects]).sum())
+            scores[group.key][suspects] = np.maximum(scores[group.key][suspects], measured)
+    return {group.key: scores[group.key] for group in structure.groups}, facts
 
 
-def exact_losses(
-    model: TaskModel, structure: Structure, group: UnitGroup, references: Sequence[Reference], temperature: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """(trajectory, output) loss of masking each unit of `group`, [units] each, averaged over batches.
+def exact_scores(
+    model: TaskModel, structure: Structure, batches: Sequence[Batch], config: PruneSection, seed: int, step: Step
+) -> Result:
+    """`score: optin-exact`: a masked forward pass for every unit. For comparison; hours on large models."""
+    generator = torch.Generator().manual_seed(seed)
+    references = observe_all(model, structure, batches, config.rows, generator)
+    trajectory: Values = {}
+    output: Values = {}
+    for group in structure.groups:
+        losses = exact_losses(model, structure, group, references, config.temperature, step=step)
+        trajectory[group.key], output[group.key] = losses
+    weight = balance(trajectory, output)
+    return {key: trajectory[key] + weight * output[key] for key in trajectory}, {"lambda": weight}
 
-    Blocks before the group's own are replayed from the reference pass: masking cannot change them.
+
+def fisher_scores(
+    model: TaskModel, structure: Structure, batches: Sequence[Batch], config: PruneSection, seed: int, step: Step
+) -> Result:
+    """`score: fisher`: diagonal Fisher information of the masks (Kwon et al. 2022), of the model's own output.
+
+    No labels: the expectation is over the model's own distribution, not over the data's labels.
     """
-    trajectory, output = np.zeros(group.count), np.zeros(group.count)
-    later = structure.blocks[group.block :]
-    for reference in references:
-        prefix = {path: reference.hidden[path] for path in structure.blocks[: group.block]}
-        with torch.no_grad(), replayed(model, prefix), block_outputs(model, later) as outputs:
-            for unit in range(group.count):
-                mask = torch.ones(group.count)
-                mask[unit] = 0.0
-                with masked(model, [group], {group.key: mask}):
-                    result = model(**reference.inputs)
-                trajectory[unit] += trajectory_loss(reference, outputs, later) / len(references)
-                output[unit] += output_loss(model, reference.output, result, temperature) / len(references)
-    return trajectory, output
+    generator = torch.Generator().manual_seed(seed)
+    references = observe_all(model, structure, batches, config.rows, generator)
+    sketch = Sketch(model, structure, structure.groups, references, config.temperature, generator, config.autocast)
+    probes = MAX_PROBES // 2 if config.probes == "auto" else config.probes
+    chunks = [sketch.pilot(step, trajectory=False)[1] for _ in range(-(-probes // CHUNK))]
+    values = {group.key: np.mean([chunk[group.key] for chunk in chunks], axis=0) for group in structure.groups}
+    return values, {"probes": float(len(chunks) * CHUNK)}
 
 
-class _Sketch:
-    """One forward pass a batch, kept; each probe is one backward pass (two, while lambda is not known)."""
-
-    def __init__(
-        self,
-        model: TaskModel,
-        structure: Structure,
-        groups: Sequence[UnitGroup],
-        references: Sequence[Reference],
-        temperature: float,
-        generator: torch.Generator,
-    ) -> None:
-        self.model, self.blocks, self.groups = model, structure.blocks, groups
-        self.references, self.temperature, self.generator = references, temperature, generator
-        self.passes = [self._forward(reference) for reference in references] if groups else []
-
-    def _forward(self, reference: Reference) -> tuple[Reference, dict[str, torch.Tensor], dict, torch.Tensor]:
-        masks = {group.key: torch.ones(group.count, requires_grad=True) for group in self.groups}
-        with masked(self.model, self.groups, masks), block_outputs(self.model, self.blocks) as outputs:
-            result = self.model(**reference.inputs)
-        return reference, masks, dict(outputs), result
-
-    def separate(self, step: Callable[[int], None]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """One probe: squared gradients of the trajectory and of the output residual, apart."""
-        first, second = self._zeros(), self._zeros()
-        for reference, masks, outputs, result in self.passes:
-            probe = trajectory_probe(reference, outputs, self.blocks, self.generator)
-            self._add(first, probe, masks)
-            self._add(second, output_probe(self.model, result, self.temperature, self.generator), masks)
-        step(1)
-        return first, second
-
-    def combined(self, weight: float, step: Callable[[int], None]) -> dict[str, np.ndarray]:
-        """One probe of trajectory + sqrt(lambda) * output: the cross term has mean zero, so one pass gives both."""
-        total = self._zeros()
-        for reference, masks, outputs, result in self.passes:
-            probe = trajectory_probe(reference, outputs, self.blocks, self.generator)
-            probe = probe + weight**0.5 * output_probe(self.model, result, self.temperature, self.generator)
-            self._add(total, probe, masks)
-        step(1)
-        return total
-
-    def _zeros(self) -> dict[str, np.ndarray]:
-        return {group.key: np.zeros(group.count) for group in self.groups}
-
-    def _add(self, total: dict[str, np.ndarray], probe: torch.Tensor, masks: dict[str, torch.Tensor]) -> None:
-        gradients = torch.autograd.grad(probe, list(masks.values()), retain_graph=True)
-        for key, gradient in zip(masks, gradients, strict=True):
-            total[key] += gradient.double().square().numpy() / len(self.passes)
+def balance(trajectory: Values, output: Values) -> float:
+    """lambda; 0 when the output does not depend on any unit, so that only the trajectory counts."""
+    total = sum(float(values.sum()) for values in output.values())
+    return sum(float(values.sum()) for values in trajectory.values()) / total if total > 0 else 0.0
 
 
-def _balance(trajectory: dict[str, np.ndarray], output: dict[str, np.ndarray]) -> float:
-    whole = sum(float(values.sum()) for values in output.values())
-    return sum(float(values.sum()) for values in trajectory.values()) / whole if whole > 0 else 0.0
+def add_until_stable(sketch: Sketch, weight: float, probes: int | str, step: Step) -> dict[str, float]:
+    """Add a fixed number of probes, or with "auto" as many as the ranking needs; returns what the report says of it."""
+    if probes != "auto":
+        sketch.add_probes(weight, int(probes), step)
+    else:
+        sketch.add_probes(weight, 2 * CHUNK, step)
+        while sketch.probes < MAX_PROBES and sketch.stability()["rank_correlation"] < ENOUGH:
+            sketch.add_probes(weight, 2 * CHUNK, step)
+    stability = sketch.stability() if sketch.probes > 1 else {}
+    return {"probes": float(sketch.probes), **stability}
 
-
-def _stability(samples: list[dict[str, np.ndarray]]) -> float:
-    halves = [
-        np.concatenate([np.sum([sample[key] for sample in samples[start::2]], 0) for key in samples[0]])
-        for start in (0, 1)
-    ]
-    if len(samples) < 2 or halves[0].std() == 0 or halves[1].std() == 0:
-        return 0.0
-    return float(spearmanr(*halves).statistic)

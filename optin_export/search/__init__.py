@@ -14,57 +14,138 @@ from optin_export.search.plan import Cost, GroupPlan, Plan, keep_first
 
 __all__ = ["Cost", "GroupPlan", "Plan", "check_budget", "find_plan", "keep_first"]
 
+#: Linearisations of a cost that is a product of two groups' counts; they settle within a few.
+ROUNDS = 12
 
-def check_budget(costs: Costs, units: Mapping[str, int], budget: Budget) -> int:
-    """Cost that no plan can avoid, for groups of so many `units`; raises InputError if that exceeds the budget."""
-    whole, per_unit = costs.of(budget.kind)
-    fixed = whole - sum(per_unit[key] * count for key, count in units.items())
-    if fixed > int(budget.fraction * whole):
+
+def check_budget(costs: Costs, budget: Budget, least: Mapping[str, int]) -> None:
+    """Raises InputError if not even the `least` number of units per group meets the budget."""
+    whole = costs.whole(budget.kind)
+    smallest = costs.of(budget.kind, least)
+    if smallest > int(budget.fraction * whole):
         raise InputError(
             f"no plan meets the budget {budget.kind}: {budget.fraction:g}",
-            f"with every unit removed the model still has {fixed / whole:.4f} of its {budget.kind}",
-            f"ask for more than {fixed / whole:.4f}, or free more kinds of units in prune.units",
+            f"with every unit removed the model still has {smallest / whole:.4f} of its {budget.kind}",
+            f"ask for more than {smallest / whole:.4f}, or free more kinds of units in prune.units",
         )
-    return fixed
 
 
-def find_plan(scores: Mapping[str, np.ndarray], costs: Costs, budget: Budget, align: Mapping[str, int]) -> Plan:
-    """The plan that keeps the most score within the budget: an exact knapsack over aligned counts per group.
+def find_plan(
+    scores: Mapping[str, np.ndarray],
+    costs: Costs,
+    budget: Budget,
+    align: Mapping[str, int],
+    least: Mapping[str, int] | None = None,
+) -> Plan:
+    """The plan that keeps the most score within the budget: a knapsack over aligned counts per group.
 
-    scores: group key -> [units]. align: group key -> counts are multiples of it (or all units, or none).
-    Raises InputError when not even removing every unit meets the budget.
+    scores: group key -> [units]. align: group key -> counts are multiples of it (or all units, or `least`). least: how
+    many units of a group have to stay, where that is not 0. Exact when costs are linear in the counts; where the cost
+    of a layer is a product of two counts (units on both its sides), it is linearised around the plan until that no
+    longer changes. Raises InputError when not even removing every unit meets the budget.
     """
     keys = list(scores)
-    whole, per_unit = costs.of(budget.kind)
-    fixed = check_budget(costs, {key: len(scores[key]) for key in keys}, budget)
-    capacity = int(budget.fraction * whole)
+    least = {key: (least or {}).get(key, 0) for key in keys}
+    check_budget(costs, budget, least)
     order = {key: np.argsort(-scores[key], kind="stable") for key in keys}
-    counts = {key: _counts(len(scores[key]), align[key]) for key in keys}
-    options = []
-    for key in keys:
-        kept_value = np.concatenate([[0.0], np.cumsum(scores[key][order[key]])])
-        options.append(Options(counts[key] * per_unit[key], kept_value[counts[key]]))
-    choice = solve(options, capacity - fixed)
-    assert choice is not None  # check_budget: removing everything fits
-    groups = {}
-    for key, option in zip(keys, choice.chosen, strict=True):
-        kept = np.sort(order[key][: counts[key][option]])
-        groups[key] = GroupPlan(count=len(scores[key]), kept=tuple(int(index) for index in kept))
-    removed = {key: plan.count - len(plan.kept) for key, plan in groups.items()}
-    total = sum(float(values.sum()) for values in scores.values())
+    counts = {key: _counts(len(scores[key]), align[key], least[key]) for key in keys}
+    values = {key: np.concatenate([[0.0], np.cumsum(scores[key][order[key]])])[counts[key]] for key in keys}
+    kept, gap = _choose(counts, values, costs, budget)
+    groups = {
+        key: GroupPlan(
+            count=len(scores[key]), kept=tuple(int(index) for index in np.sort(order[key][: kept[key]]))
+        )
+        for key in keys
+    }
+    total = sum(float(scores[key].sum()) for key in keys)
+    held = sum(float(scores[key][order[key][: kept[key]]].sum()) for key in keys)
     return Plan(
         budget={budget.kind: budget.fraction},
         base=Cost(macs=costs.macs, params=costs.params),
-        predicted=Cost(
-            macs=costs.macs - sum(costs.macs_per_unit[key] * removed[key] for key in keys),
-            params=costs.params - sum(costs.params_per_unit[key] * removed[key] for key in keys),
-        ),
-        score_kept=choice.value / total if total > 0 else 1.0,
-        optimality_gap=choice.gap / total if total > 0 else 0.0,
+        predicted=Cost(macs=costs.of("macs", kept), params=costs.of("params", kept)),
+        score_kept=held / total if total > 0 else 1.0,
+        optimality_gap=None if gap is None else gap / total if total > 0 else 0.0,
         groups=groups,
     )
 
 
-def _counts(units: int, align: int) -> np.ndarray:
-    """How many units may stay: none, the multiples of `align`, and all (even where all is not a multiple)."""
-    return np.unique(np.append(np.arange(0, units + 1, align), units))
+def _choose(
+    counts: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray], costs: Costs, budget: Budget
+) -> tuple[dict[str, int], float | None]:
+    """Units kept per group, and a bound on the value lost by rounding (None: costs were linearised, no bound)."""
+    keys, kind = list(counts), budget.kind
+    capacity = int(budget.fraction * costs.whole(kind))
+
+    def best(around: Mapping[str, int], target: int) -> tuple[dict[str, int], float] | None:
+        """The knapsack with costs linear around a plan: cost(around) + sum of per_unit * (kept - around)."""
+        per_unit = costs.per_unit(kind, around)
+        room = target - costs.of(kind, around) + sum(per_unit[key] * around[key] for key in keys)
+        choice = solve([Options(counts[key] * per_unit[key], values[key]) for key in keys], room)
+        if choice is None:
+            return None
+        return {
+            key: int(counts[key][option]) for key, option in zip(keys, choice.chosen, strict=True)
+        }, choice.gap
+
+    full = {key: int(counts[key][-1]) for key in keys}
+    if costs.is_linear(kind):
+        found = best(full, capacity)
+        assert found is not None  # check_budget: removing everything fits
+        return found
+    share = budget.fraction**0.5
+    kept = {key: max(int(counts[key][0]), round(share * full[key])) for key in keys}
+    winner = {key: int(counts[key][0]) for key in keys}
+    target = capacity
+    for _ in range(ROUNDS):
+        found = best(kept, target)
+        if found is None:
+            break
+        previous, kept = kept, found[0]
+        over = costs.of(kind, kept) - capacity
+        if over <= 0 and _total(kept, counts, values) > _total(winner, counts, values):
+            winner = kept
+        if over > 0:
+            target -= over  # the product is convex along some directions: aim lower
+            kept = {key: max(int(counts[key][0]), (kept[key] + previous[key]) // 2) for key in keys}
+        elif kept == previous:
+            break
+    return _fill(winner, counts, values, costs, budget, capacity), None
+
+
+def _total(kept: Mapping[str, int], counts: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]) -> float:
+    return sum(float(values[key][np.searchsorted(counts[key], kept[key])]) for key in kept)
+
+
+def _fill(
+    kept: dict[str, int],
+    counts: Mapping[str, np.ndarray],
+    values: Mapping[str, np.ndarray],
+    costs: Costs,
+    budget: Budget,
+    capacity: int,
+) -> dict[str, int]:
+    """Spend what is left of the budget: one more step where it buys the most score for its cost."""
+    while True:
+        best: tuple[float, dict[str, int]] | None = None
+        spent = costs.of(budget.kind, kept)
+        for key in kept:
+            place = int(np.searchsorted(counts[key], kept[key])) + 1
+            if place == len(counts[key]):
+                continue
+            larger = {**kept, key: int(counts[key][place])}
+            price = costs.of(budget.kind, larger)
+            if price > capacity:
+                continue
+            gain = float(values[key][place] - values[key][place - 1]) / max(price - spent, 1)
+            if best is None or gain > best[0]:
+                best = (gain, larger)
+        if best is None:
+            return kept
+        kept = best[1]
+
+
+def _counts(units: int, align: int, least: int) -> np.ndarray:
+    """How many units may stay: the fewest, the multiples of `align`, and all (even where all is not a multiple)."""
+    fewest = 0 if least == 0 else min(align, units)
+    steps = np.arange(0, units + 1, align)
+    return np.unique(np.concatenate([[fewest], steps[steps >= fewest], [units]]))

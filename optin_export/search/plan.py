@@ -41,7 +41,9 @@ class Plan(BaseModel):
     base: Cost
     predicted: Cost
     score_kept: float
-    optimality_gap: float = Field(description="upper bound on the share of the score lost by rounding costs; 0 = exact")
+    optimality_gap: float | None = Field(
+        description="upper bound on the share of the score lost by rounding costs; 0: exact; null: costs were linearised"
+    )
     groups: dict[str, GroupPlan]
 
 

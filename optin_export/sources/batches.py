@@ -219,6 +219,8 @@ def _transformers_image_config(loaded: LoadedModel, section: ModelSection) -> di
         "crop_pct": 1.0,
         "crop_mode": "squash",
     }
+    if loaded.origin is None:  # the user's own model: no folder, and no hub name to ask for
+        return result
     try:
         # Said outright: left open, the library asks at the terminal whether it may run code.
         processor = transformers.AutoImageProcessor.from_pretrained(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -43,7 +43,8 @@ def operate(
     batches: Sequence[Batch],
     inputs: Inputs,
     *,
-    repair: bool,
+    repair: bool | Literal["rescale"],
+    seed: int = 0,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Operation:
     """Rebuild `model` densely by `plan`, check it against the masked original, and repair it on `batches`.
@@ -55,7 +56,19 @@ def operate(
     difference = masked_difference(model, dense, structure, plan, inputs)
     if difference > MASKED_TOLERANCE:
         raise RuntimeError(f"the rebuilt model differs from the masked one by {difference:.2e}")
-    repairs = compensate(model, dense, structure, smaller, batches, tick) if repair else {}
+    repairs: dict[str, Repair] = {}
+    if repair:
+        repairs = compensate(
+            model,
+            dense,
+            structure,
+            smaller,
+            plan.groups,
+            batches,
+            only_scale=repair == "rescale",
+            seed=seed,
+            tick=tick,
+        )
     if not all(torch.isfinite(tensor).all() for tensor in dense.state_dict().values() if tensor.is_floating_point()):
         raise InputError(
             "compensation did not give finite weights", "activations are NaN or constant", "set prune.compensate: false"

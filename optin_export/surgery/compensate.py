@@ -1,81 +1,47 @@
-"""Sequential least squares: every output projection is refitted so that the smaller model lands on the original's path.
+"""Sequential least squares: layers are refitted so that the smaller model lands on the original's path.
 
 For each sub-layer, in forward order, with activations h of the original and h' of the already repaired smaller model:
 
-    min over (W', b') of || (h + W a + b) - (h' + W' a' + b') ||^2 + rho || [W' b'] - [W_kept b] ||^2
+    min over (W', b') of sum over rows of w || (h + W a + b) - (h' + W' a' + b') ||^2 + rho || [W' b'] - [W_kept b] ||^2
 
-a' are the kept inputs in the smaller model, so errors from upstream are corrected too. Unlabelled calibration data
-only; no gradients (docs/method.md, section 4).
+a' are the kept inputs in the smaller model, so errors from upstream are corrected too. Before that, the layers that
+produce the kept units are refitted to the original's pre-activations in the same way. w is the sensitivity of the
+trajectory and of the output to the row (see `sensitivity`). Unlabelled calibration data only (docs/method.md, section 4).
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from optin_export.families import (
-    Structure,
-    UnitGroup,
-    block_outputs,
-    get_linear,
-    get_module,
-    replayed,
-    rows_of,
-    stopped_after,
-    tensor_of,
-    valid_rows,
-)
-from optin_export.sources import Batch, Inputs, TaskModel
+from optin_export.families import Structure, UnitGroup, get_layer, get_module
+from optin_export.search import GroupPlan
+from optin_export.sources import Batch, TaskModel
+from optin_export.surgery.least_squares import Fit, Moments, rescale, ridge
 from optin_export.surgery.rebuild import Constant
+from optin_export.surgery.sensitivity import Weights, sensitivities
+from optin_export.surgery.streams import Point, Stream, as_matrix, input_rows, output_rows
 
-#: rho as a share of the mean diagonal of the Gram matrix.
-DAMPING = 1e-2
+#: One batch in so many is held out to choose the damping; with fewer batches, one row in so many.
+HOLD_OUT = 5
+Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Repair:
-    """Squared error of one sub-layer's output on the residual stream, per element, before and after its refit."""
+    """One sub-layer's repair: weighted squared error on the residual stream, per element, before and after its refit.
+
+    damping: rho as a share of the Gram matrix' mean diagonal. fallback: why the projection stayed as it was, if it did.
+    """
 
     before: float
     after: float
-
-
-class _Stream:
-    """One model walked block by block: each batch's outputs of the blocks behind are kept and replayed."""
-
-    def __init__(self, model: TaskModel, blocks: Sequence[str], batches: Sequence[Batch]) -> None:
-        self.model, self.blocks, self.batches = model, blocks, batches
-        self.behind: list[dict[str, Any]] = [{} for _ in batches]
-
-    def run(self, index: int, block: int) -> None:
-        """Run batch `index` up to `block`, computing only what lies after the blocks walked so far."""
-        with (
-            torch.no_grad(),
-            replayed(self.model, self.behind[index]),
-            stopped_after(self.model, self.blocks[block]) as forward,
-        ):
-            forward(self.batches[index].inputs)
-
-    def advance(self, block: int) -> None:
-        """Walk past `block`: remember its output for every batch."""
-        for index in range(len(self.batches)):
-            with block_outputs(self.model, [self.blocks[block]]) as outputs:
-                self.run(index, block)
-            # Blocks feed one another in order (see Structure), so what lies further behind is never read again.
-            earlier = {path: _hollow(output) for path, output in self.behind[index].items()}
-            self.behind[index] = earlier | dict(outputs)
-
-
-def _hollow(output: Any) -> Any:
-    """Zeros of the same shape that occupy no memory."""
-    if isinstance(output, torch.Tensor):
-        return output.new_zeros(()).expand(output.shape)
-    return tuple(_hollow(part) if isinstance(part, torch.Tensor) else part for part in output)
+    damping: float | None = None
+    fallback: str | None = None
 
 
 def compensate(
@@ -83,126 +49,199 @@ def compensate(
     dense: TaskModel,
     structure: Structure,
     smaller: Structure,
+    groups: Mapping[str, GroupPlan],
     batches: Sequence[Batch],
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    only_scale: bool = False,
+    seed: int = 0,
+    tick: Tick = lambda done, total: None,
 ) -> dict[str, Repair]:
-    """Refit, in place, the output projection of every sub-layer of `dense`; returns the errors by group key.
+    """Refit, in place, the layers around every group of `dense`; returns the errors by group key.
 
-    structure, smaller: the structures of `original` and `dense`. Groups that lost nothing are refitted as well: they
-    correct what reaches them from upstream.
+    structure, smaller: the structures of `original` and `dense`; groups: the plan between them. Groups that lost
+    nothing are refitted as well: they correct what reaches them from upstream. only_scale: find one factor per kept
+    unit instead of new weights.
     """
-    source = _Stream(original, structure.blocks, batches)
-    target = _Stream(dense, structure.blocks, batches)
+    weights = sensitivities(original, structure, batches, seed)
+    pair = _Pair(original, dense, structure, groups, batches, weights)
     repairs: dict[str, Repair] = {}
-    pairs = list(zip(structure.groups, smaller.groups, strict=True))
-    for block in range(len(structure.blocks)):
-        here = [(group, small) for group, small in pairs if group.block == block]
-        wanted = _wanted(source, block, [group for group, _ in here])
-        for group, small in here:
-            repairs[group.key] = _refit(target, block, small, wanted[group.key])
-            tick(len(repairs), len(pairs))
-        source.advance(block)
-        target.advance(block)
+    todo = list(zip(structure.groups, smaller.groups, strict=True))
+    try:
+        for block in range(len(structure.blocks)):
+            for group, small in [(group, small) for group, small in todo if group.block == block]:
+                if not only_scale and small.count:
+                    pair.refit_producers(group)
+                fit = pair.refit_consumer(group, small, only_scale)
+                repairs[group.key] = Repair(fit.before, fit.after, fit.damping, fit.fallback)
+                tick(len(repairs), len(todo))
+            if any(group.block > block for group, _ in todo):
+                pair.source.advance(block)
+                pair.target.advance(block)
+    finally:
+        pair.source.close()
+        pair.target.close()
     return repairs
 
 
-def _wanted(stream: _Stream, block: int, groups: Sequence[UnitGroup]) -> dict[str, list[torch.Tensor]]:
-    """Per group and batch: the residual stream right after the sub-layer in the original model, [rows, hidden]."""
-    wanted: dict[str, list[torch.Tensor]] = {group.key: [] for group in groups}
-    for index, batch in enumerate(stream.batches):
-        with contextlib.ExitStack() as stack:
-            seen = {group.key: stack.enter_context(_watch(stream.model, group)) for group in groups}
-            stream.run(index, block)
-        for group in groups:
-            _, residual, output = seen[group.key].rows(batch.inputs)
-            wanted[group.key].append(residual + output * _scale(stream.model, group))
-    return wanted
+class _Pair:
+    """The original and the smaller model, walked side by side."""
+
+    def __init__(
+        self,
+        original: TaskModel,
+        dense: TaskModel,
+        structure: Structure,
+        groups: Mapping[str, GroupPlan],
+        batches: Sequence[Batch],
+        weights: Weights,
+    ) -> None:
+        self.structure, self.groups, self.batches, self.weights = structure, groups, batches, weights
+        self.source = Stream(original, structure.blocks, batches)
+        self.target = Stream(dense, structure.blocks, batches)
+        self.consumers = {group.consumer for group in structure.groups}
+        self.kept_outputs = {
+            producer.path: _kept_rows(group, groups[group.key], producer.fused)
+            for group in structure.groups
+            for producer in group.producers
+        }
+
+    def refit_producers(self, group: UnitGroup) -> None:
+        """Refit the layers that make the units to the original's pre-activations of the units that stay.
+
+        They read the same input (query, key and value do), so that one Gram matrix serves them all.
+        """
+        paths = [producer.path for producer in group.producers]
+        layers = [get_layer(self.target.model, path) for path in paths]
+        if any(path in self.consumers or not _can_refit(layer) for path, layer in zip(paths, layers, strict=True)):
+            return  # a layer that reads the group before was refitted as its consumer
+        starts = [_start(self.target.model, path) for path in paths]
+        start = torch.cat(starts, 1)
+        train, held = (Moments(len(start) - 1, start.shape[1]) for _ in range(2))
+        for index, batch in enumerate(self.batches):
+            wanted = self.source.see(index, [(path, "output") for path in paths], paths[-1])
+            given = self.target.see(index, [(paths[0], 0)], paths[0])[(paths[0], 0)]
+            design = input_rows(given, layers[0], batch.inputs, index)
+            targets = [
+                output_rows(wanted[(path, "output")], layer, batch.inputs, index)[:, self.kept_outputs[path]]
+                for path, layer in zip(paths, layers, strict=True)
+            ]
+            self._add(train, held, index, design, torch.cat(targets, 1), paths)
+        fit = ridge(train, held, start)
+        for path, part in zip(paths, fit.solution.split([one.shape[1] for one in starts], 1), strict=True):
+            _overwrite(self.target.model, path, dataclasses.replace(fit, solution=part))
+
+    def refit_consumer(self, group: UnitGroup, small: UnitGroup, only_scale: bool) -> Fit:
+        """Refit the layer that reads the units so that the residual stream behind it is the original's."""
+        model, path = self.target.model, group.consumer
+        dropped = small.count == 0
+        layer = get_module(self.source.model, path)
+        start = _constant(model, small)[None].double() if dropped else _start(model, path)
+        scale = _affine(self.source.model, group)
+        if scale is None or not _can_refit(layer):
+            why = "the batch norm behind it has no statistics" if scale is None else "a convolution of this kind"
+            return Fit(start, None, float("nan"), float("nan"), why)
+        train, held = (Moments(len(start) - 1, start.shape[1]) for _ in range(2))
+        stands = small.sublayer if dropped else path
+        assert stands is not None
+        beside: list[Point] = [] if group.residual is None else [group.residual]
+        for index, batch in enumerate(self.batches):
+            there = self.source.see(index, [*beside, (path, "output")], self._last(beside, path, group))
+            points: list[Point] = [*beside, *([] if dropped else [(path, 0)])]
+            here = self.target.see(index, points, self._last(beside, stands, group)) if points else {}
+            output = output_rows(there[(path, "output")], layer, batch.inputs, index)
+            # The sub-layer has to add what is missing between the two streams.
+            missing = output[:, self.kept_outputs[path]] if path in self.kept_outputs else output
+            if group.residual is not None:
+                streams = [output_rows(seen[group.residual], layer, batch.inputs, index) for seen in (there, here)]
+                # Layer scale or batch norm is undone; where its factor is zero nothing can be added.
+                difference = torch.where(scale == 0, 0.0, (streams[0] - streams[1]) / scale)
+                missing = missing + difference
+            design = missing.new_zeros(len(missing), 0)
+            if not dropped:
+                design = input_rows(here[(path, 0)], layer, batch.inputs, index)
+            self._add(train, held, index, design, missing, [path])
+        fit = rescale(train, held, start, _columns_per_unit(layer, group)) if only_scale else ridge(train, held, start)
+        if dropped:
+            _constant(model, small).copy_(fit.solution[-1])
+        else:
+            _overwrite(model, path, fit)
+        return fit
+
+    def _last(self, beside: Sequence[Point], path: str, group: UnitGroup) -> str:
+        """Where a pass may stop: behind the layer, unless the residual stream's other side is computed after it."""
+        return self.structure.blocks[group.block] if beside and beside[0][1] == "output" else path
+
+    def _add(
+        self,
+        train: Moments,
+        held: Moments,
+        index: int,
+        design: torch.Tensor,
+        target: torch.Tensor,
+        paths: Sequence[str],
+    ) -> None:
+        weight = self.weights.of(index, paths)
+        if len(self.batches) >= HOLD_OUT:
+            (held if index % HOLD_OUT == HOLD_OUT - 1 else train).add(design, target, weight)
+            return
+        chosen = torch.arange(len(design)) % HOLD_OUT == HOLD_OUT - 1
+        for moments, part in ((train, ~chosen), (held, chosen)):
+            moments.add(design[part], target[part], None if weight is None else weight[part])
 
 
-def _refit(stream: _Stream, block: int, group: UnitGroup, wanted: Sequence[torch.Tensor]) -> Repair:
-    weight, bias = _parameters(stream.model, group)
-    scale = _scale(stream.model, group)
-    start = torch.cat([weight, bias[:, None]], 1).double().T  # [kept + 1, hidden]
-    gram = torch.zeros(len(start), len(start), dtype=torch.float64)
-    cross, power, before, count = torch.zeros_like(start), 0.0, 0.0, 0
-    for index, batch in enumerate(stream.batches):
-        with _watch(stream.model, group) as seen:
-            stream.run(index, block)
-        inputs, residual, output = seen.rows(batch.inputs)
-        # The sub-layer has to add what is missing between the two streams. Layer scale is divided out; where it is
-        # zero, nothing can be added and the output stays as it is.
-        missing = torch.where(scale == 0, output, (wanted[index] - residual) / scale).double()
-        design = torch.cat([inputs, torch.ones(len(inputs), 1)], 1).double()
-        gram += design.T @ design
-        cross += design.T @ missing
-        power += float(missing.square().sum())
-        before += float((missing - output.double()).square().sum())
-        count += missing.numel()
-    rho = DAMPING * gram.diagonal().mean()
-    damped = gram + rho * torch.eye(len(gram), dtype=torch.float64)
-    solution = torch.linalg.solve(damped, cross + rho * start)
-    after = power - 2 * float((solution * cross).sum()) + float((solution * (gram @ solution)).sum())
-    weight.copy_(solution[:-1].T)
-    bias.copy_(solution[-1])
-    # The quadratic form cancels down to rounding noise where nothing is left to repair.
-    return Repair(before=before / count, after=max(after, 0.0) / count)
+def _kept_rows(group: UnitGroup, plan: GroupPlan, fused: int) -> torch.Tensor:
+    """Which output rows of the unpruned producer stay."""
+    units = torch.tensor(plan.kept, dtype=torch.long)
+    one = (units[:, None] * group.rows + torch.arange(group.rows)).flatten()
+    return torch.cat([slab * group.count * group.rows + one for slab in range(fused)])
 
 
-@dataclass
-class _Seen:
-    """One pass through one sub-layer: the consumer's input and output, and the residual stream beside it."""
-
-    group: UnitGroup
-    inputs: torch.Tensor | None = None
-    output: torch.Tensor | None = None
-    residual: torch.Tensor | None = None
-
-    def rows(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(consumer input [rows, kept], residual [rows, hidden], consumer output [rows, hidden]), without padding."""
-        assert self.residual is not None and self.output is not None
-        valid = valid_rows(inputs, self.residual)
-        residual = rows_of(self.residual, valid)
-        if self.inputs is None:  # a dropped sub-layer: no inputs, the same constant for every row
-            return residual.new_zeros(len(residual), 0), residual, self.output.expand_as(residual)
-        return rows_of(self.inputs, valid), residual, rows_of(self.output, valid)
+def _can_refit(layer: nn.Module) -> bool:
+    return not isinstance(layer, nn.Conv2d) or (layer.groups == 1 and not isinstance(layer.padding, str))
 
 
-@contextlib.contextmanager
-def _watch(model: TaskModel, group: UnitGroup) -> Iterator[_Seen]:
-    seen = _Seen(group)
-    residual_path, argument = group.residual
-    dropped = group.count == 0
-
-    def see_residual(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        seen.residual = args[argument]
-
-    def see_output(module: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
-        seen.output = tensor_of(output)
-        seen.inputs = None if dropped else args[0]
-
-    with contextlib.ExitStack() as stack:
-        consumer = get_module(model, group.sublayer if dropped else group.consumer)
-        stack.callback(get_module(model, residual_path).register_forward_pre_hook(see_residual).remove)
-        stack.callback(consumer.register_forward_hook(see_output).remove)
-        yield seen
+def _columns_per_unit(layer: nn.Module, group: UnitGroup) -> int:
+    return group.width * (layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, nn.Conv2d) else 1)
 
 
-def _parameters(model: TaskModel, group: UnitGroup) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weight [hidden, kept], bias [hidden]) of the projection, to be overwritten in place."""
-    if group.count == 0:
-        constant = get_module(model, group.sublayer)
-        assert isinstance(constant, Constant)
-        return constant.bias.new_zeros(len(constant.bias), 0), constant.bias
-    consumer = get_linear(model, group.consumer)
-    if consumer.bias is None:
-        consumer.bias = nn.Parameter(torch.zeros(consumer.out_features), requires_grad=False)
-    return consumer.weight, consumer.bias
+def _start(model: TaskModel, path: str) -> torch.Tensor:
+    """[weights, bias] as they stand, [inputs + 1, outputs] in float64."""
+    matrix, bias = as_matrix(model, path), get_layer(model, path).bias
+    column = torch.zeros(len(matrix)) if bias is None else bias.detach()
+    return torch.cat([matrix, column[:, None]], 1).double().T
 
 
-def _scale(model: TaskModel, group: UnitGroup) -> torch.Tensor:
-    """Layer scale between the projection and the residual stream, [hidden]; a single 1 without one."""
+def _overwrite(model: TaskModel, path: str, fit: Fit) -> None:
+    if fit.damping is None:
+        return
+    layer = get_layer(model, path)
+    as_matrix(model, path).copy_(fit.solution[:-1].T)
+    if layer.bias is None:
+        layer.bias = nn.Parameter(torch.zeros(len(layer.weight)), requires_grad=False)
+    layer.bias.detach().copy_(fit.solution[-1])
+
+
+def _constant(model: TaskModel, group: UnitGroup) -> torch.Tensor:
+    assert group.sublayer is not None
+    constant = get_module(model, group.sublayer)
+    assert isinstance(constant, Constant)
+    return constant.bias.detach()
+
+
+def _affine(model: TaskModel, group: UnitGroup) -> torch.Tensor | None:
+    """Factor between the consumer's output and the residual stream, [features]; a single 1 without one.
+
+    The shift of a batch norm is the same in both models and cancels. None for a batch norm without statistics: it
+    depends on the batch.
+    """
     if group.scale is None:
         return torch.ones(())
-    gamma = get_module(model, group.scale).gamma
+    module = get_module(model, group.scale)
+    if isinstance(module, nn.BatchNorm2d):
+        if module.running_var is None:
+            return None
+        gamma = torch.ones(len(module.running_var)) if module.weight is None else module.weight.detach()
+        return gamma / (module.running_var + module.eps).sqrt()
+    gamma = module.gamma
     assert isinstance(gamma, torch.Tensor)
     return gamma.detach()

@@ -13,7 +13,7 @@ import torch_pruning
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.families import Structure, UnitGroup, get_linear, get_module, set_module
+from optin_export.families import Structure, UnitGroup, get_layer, get_module, set_module
 from optin_export.search import GroupPlan
 from optin_export.sources import Inputs, TaskModel
 
@@ -73,13 +73,14 @@ def rebuild(
 def shrunk(structure: Structure, groups: Mapping[str, GroupPlan]) -> Structure:
     """The structure after the plan: same groups, with the number of units that stay."""
     changed = tuple(dataclasses.replace(group, count=len(groups[group.key].kept)) for group in structure.groups)
-    return Structure(structure.family, structure.blocks, changed)
+    return dataclasses.replace(structure, groups=changed)
 
 
 def drop(model: TaskModel, group: UnitGroup) -> None:
     """Replace a sub-layer that keeps no unit by its output bias, and what only fed it by nothing."""
-    consumer = get_linear(model, group.consumer)
-    bias = consumer.bias.detach().clone() if consumer.bias is not None else torch.zeros(consumer.out_features)
+    assert group.sublayer is not None  # see _check
+    consumer = get_layer(model, group.consumer)
+    bias = consumer.bias.detach().clone() if consumer.bias is not None else torch.zeros(len(consumer.weight))
     set_module(model, group.sublayer, Constant(bias, group.returns_tuple))
     for path, returns_tuple in group.bypass:
         set_module(model, path, Passthrough(returns_tuple))
@@ -91,20 +92,26 @@ def _check(structure: Structure, groups: Mapping[str, GroupPlan]) -> None:
     if expected != given:
         wrong = sorted(set(expected.items()) ^ set(given.items()))[0]
         raise InputError("the plan is not one for this model", f"they differ at {wrong}", "search again on this model")
+    emptied = next((group.key for group in structure.groups if not groups[group.key].kept and not group.sublayer), None)
+    if emptied is not None:
+        raise InputError(f"the plan keeps nothing of {emptied}", "the layers around it need at least one", "keep one")
 
 
 def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int]) -> None:
     columns = [unit * group.width + offset for unit in removed for offset in range(group.width)]
+    rows = [unit * group.rows + offset for unit in removed for offset in range(group.rows)]
     if any(producer.fused > 1 for producer in group.producers):
         # The graph cannot see which rows of a fused projection belong together after reshape and unbind.
         for producer in group.producers:
-            span = group.count * group.width
-            rows = [slab * span + column for slab in range(producer.fused) for column in columns]
-            torch_pruning.prune_linear_out_channels(get_module(model, producer.path), rows)
+            span = group.count * group.rows
+            every = [slab * span + row for slab in range(producer.fused) for row in rows]
+            torch_pruning.prune_linear_out_channels(get_module(model, producer.path), every)
         torch_pruning.prune_linear_in_channels(get_module(model, group.consumer), columns)
     else:
         first = get_module(model, group.producers[0].path)
-        graph.get_pruning_group(first, torch_pruning.prune_linear_out_channels, columns).prune()
+        is_convolution = isinstance(first, nn.Conv2d)
+        cut = torch_pruning.prune_conv_out_channels if is_convolution else torch_pruning.prune_linear_out_channels
+        graph.get_pruning_group(first, cut, rows).prune()
     left = group.count - len(removed)
     _check_shapes(model, group, left)
     for attribute, per_unit in group.sizes:
@@ -116,6 +123,7 @@ def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -
     """Nothing but the declared producers and consumers may have changed its shape; anything else is a bug of ours."""
     declared = {group.consumer for group in structure.groups}
     declared |= {producer.path for group in structure.groups for producer in group.producers}
+    declared |= {producer.norm for group in structure.groups for producer in group.producers if producer.norm}
     before = {name: tensor.shape for name, tensor in model.state_dict().items()}
     after = {name: tensor.shape for name, tensor in dense.state_dict().items()}
     changed = {name for name in before if after.get(name) != before[name]}
@@ -127,10 +135,10 @@ def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -
 def _check_shapes(model: TaskModel, group: UnitGroup, left: int) -> None:
     """The dependency graph must have cut exactly what the family declares; anything else is a bug of ours."""
     shapes = {
-        producer.path: (get_linear(model, producer.path).out_features, producer.fused * left * group.width)
+        producer.path: (len(get_layer(model, producer.path).weight), producer.fused * left * group.rows)
         for producer in group.producers
     }
-    shapes[group.consumer] = (get_linear(model, group.consumer).in_features, left * group.width)
+    shapes[group.consumer] = (get_layer(model, group.consumer).weight.shape[1], left * group.width)
     wrong = {path: pair for path, pair in shapes.items() if pair[0] != pair[1]}
     if wrong:
         raise RuntimeError(f"{group.key}: (size, expected) {wrong} after removing {group.count - left} units")

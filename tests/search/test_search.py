@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from optin_export.errors import InputError
-from optin_export.families import Costs
+from optin_export.families import Costs, Term
 from optin_export.recipe import Budget
 from optin_export.search import GroupPlan, Plan, find_plan, knapsack
 from optin_export.search.knapsack import Options, solve
@@ -66,8 +66,11 @@ def test_rounded_solution_fits_and_its_gap_is_a_bound(seed: int, monkeypatch: py
 COSTS = Costs(
     macs=1000,
     params=500,
-    macs_per_unit={"block00.heads": 100, "block00.neurons": 10},
-    params_per_unit={"block00.heads": 40, "block00.neurons": 4},
+    units={"block00.heads": 4, "block00.neurons": 20},
+    terms={
+        "macs": (Term(100, ("block00.heads",)), Term(10, ("block00.neurons",))),
+        "params": (Term(40, ("block00.heads",)), Term(4, ("block00.neurons",))),
+    },
 )
 SCORES = {"block00.heads": np.array([5.0, 1.0, 3.0, 2.0]), "block00.neurons": np.linspace(0.1, 2.0, 20)}
 ALIGN = {"block00.heads": 1, "block00.neurons": 8}

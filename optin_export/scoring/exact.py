@@ -1,0 +1,72 @@
+"""Exact masking: the loss of removing each unit by a forward pass, many units in one batch, the prefix replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from optin_export.families import Structure, UnitGroup, block_outputs, masked, replayed
+from optin_export.scoring.losses import Reference, output_losses, trajectory_losses
+from optin_export.sources import TaskModel
+
+#: Rows in one forward pass: copies of the samples, each copy with another unit masked.
+ROWS_PER_PASS = 128
+
+
+def exact_losses(
+    model: TaskModel,
+    structure: Structure,
+    group: UnitGroup,
+    references: Sequence[Reference],
+    temperature: float,
+    units: Sequence[int] | None = None,
+    step: Callable[[int], None] = lambda count: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(trajectory, output) loss of masking each of `units` (default: all), float64 [units], averaged over samples.
+
+    Blocks before the group's own are replayed from the reference pass: masking cannot change them.
+    """
+    wanted = list(range(group.count)) if units is None else list(units)
+    trajectory, output = np.zeros(len(wanted)), np.zeros(len(wanted))
+    later = structure.blocks[group.block :]
+    samples = sum(len(reference) for reference in references)
+    for reference in references:
+        size = max(1, ROWS_PER_PASS // len(reference))
+        for start in range(0, len(wanted), size):
+            chunk = wanted[start : start + size]
+            copies = len(chunk)
+            mask = torch.ones(copies, group.count, device=reference.output.device)
+            mask[torch.arange(copies), torch.tensor(chunk)] = 0.0
+            mask = mask.repeat_interleave(len(reference), dim=0)
+            inputs = {name: _copies(tensor, copies) for name, tensor in reference.inputs.items()}
+            prefix = {path: _copies(reference.hidden[path], copies) for path in structure.blocks[: group.block]}
+            with (
+                torch.no_grad(),
+                replayed(model, prefix),
+                block_outputs(model, later) as outputs,
+                masked(model, [group], {group.key: mask}),
+            ):
+                result = model(**inputs)
+                moved = trajectory_losses(reference, outputs, later, structure.channels_first)
+                changed = output_losses(model.output_kind, reference.output, result, temperature)
+            part = slice(start, start + copies)
+            trajectory[part] += _per_copy(moved, copies) / samples
+            output[part] += _per_copy(changed, copies) / samples
+            step(copies)
+    return trajectory, output
+
+
+def _per_copy(losses: torch.Tensor, copies: int) -> np.ndarray:
+    return losses.double().view(copies, -1).sum(1).cpu().numpy()
+
+
+def _copies(value: Any, copies: int) -> Any:
+    """The batch several times over; tuples part by part."""
+    if isinstance(value, torch.Tensor):
+        return value.repeat(copies, *[1] * (value.dim() - 1))
+    if isinstance(value, tuple):
+        return tuple(_copies(part, copies) for part in value)
+    return value

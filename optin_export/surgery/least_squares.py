@@ -1,0 +1,151 @@
+"""Ridge regression from running sums: what the repair solves, with the damping chosen on rows held out.
+
+Gram matrices are accumulated in float64, so memory depends on the width of a layer, never on the number of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+#: Candidates for rho, as shares of the mean diagonal of the Gram matrix.
+DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+#: Below this share of the target's power there is no error worth repairing (float32 activations are no better).
+NEGLIGIBLE = 1e-10
+
+
+class Moments:
+    """Sums over weighted rows: Gram matrix of the design (its last column is 1), products with the target, power."""
+
+    def __init__(self, features: int, outputs: int) -> None:
+        self.gram = torch.zeros(features + 1, features + 1, dtype=torch.float64)
+        self.cross = torch.zeros(features + 1, outputs, dtype=torch.float64)
+        self.power, self.weight, self.rows = 0.0, 0.0, 0
+
+    def add(self, design: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> None:
+        """design: [rows, features]; target: [rows, outputs]; weight: [rows], or None for equal weights."""
+        if not len(design):
+            return
+        # One batch's products in float32 are as good as its activations; only the sums have to be better.
+        augmented = torch.cat([design, design.new_ones(len(design), 1)], 1)
+        weights = (design.new_ones(len(design)) if weight is None else weight.to(design))[:, None]
+        weighted = augmented * weights
+        self.gram += (weighted.T @ augmented).double()
+        self.cross += (weighted.T @ target).double()
+        self.power += float((target.double().square() * weights).sum())
+        self.weight += float(weights.double().sum())
+        self.rows += len(design)
+
+    def __add__(self, other: Moments) -> Moments:
+        total = Moments(len(self.gram) - 1, self.cross.shape[1])
+        total.gram, total.cross = self.gram + other.gram, self.cross + other.cross
+        total.power, total.weight = self.power + other.power, self.weight + other.weight
+        total.rows = self.rows + other.rows
+        return total
+
+    def error(self, solution: torch.Tensor) -> float:
+        """Weighted mean squared error per element of `solution`, [features + 1, outputs]."""
+        if self.weight <= 0:
+            return 0.0
+        squared = self.power - 2 * float((solution * self.cross).sum())
+        squared += float((solution * (self.gram @ solution)).sum())
+        # The quadratic form cancels down to rounding noise where nothing is left to repair.
+        return max(squared, 0.0) / (self.weight * self.cross.shape[1])
+
+    @property
+    def scale(self) -> float:
+        """Mean square of the target's elements."""
+        return self.power / (self.weight * self.cross.shape[1]) if self.weight > 0 else 0.0
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.gram).all() and torch.isfinite(self.cross).all())
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A solution [features + 1, outputs], its damping, the errors before and after, and why it was not refitted."""
+
+    solution: torch.Tensor
+    damping: float | None
+    before: float
+    after: float
+    fallback: str | None = None
+
+
+def ridge(train: Moments, held: Moments, start: torch.Tensor) -> Fit:
+    """The solution near `start` that predicts rows it has not seen best, refitted on all rows.
+
+    start: [features + 1, outputs], what stands now. Errors are weighted mean squares over all rows. Keeps `start`, and
+    says why, when there is nothing to fit, when sums are not finite, or when no damping helps on the held-out rows.
+    """
+    whole = train + held
+
+    def kept(reason: str | None) -> Fit:
+        error = whole.error(start) if whole.is_finite else float("nan")
+        return Fit(start, None, error, error, reason)
+
+    if not whole.is_finite:
+        return kept("activations are not finite")
+    if whole.weight <= 0:
+        return kept("no calibration rows reach it")
+    before = whole.error(start)
+    if before <= NEGLIGIBLE * whole.scale:
+        return kept(None)
+    judge = held if held.weight > 0 else train
+    best, damping = judge.error(start), None
+    for candidate in DAMPINGS:
+        solution = _solve(train, start, candidate)
+        if solution is not None and judge.error(solution) < best:
+            best, damping = judge.error(solution), candidate
+    solution = _solve(whole, start, damping) if damping is not None else None
+    if solution is None or damping is None:
+        few = f" ({train.rows} rows for {len(start)} unknowns)" if train.rows < len(start) else ""
+        return kept(f"no refit was better on held-out rows{few}")
+    return Fit(solution, damping, before, whole.error(solution))
+
+
+def rescale(train: Moments, held: Moments, start: torch.Tensor, width: int) -> Fit:
+    """One least-squares factor per unit (`width` consecutive design columns) on the weights of `start`."""
+    whole = train + held
+    weights, bias = start[:-1], start[-1]
+
+    def system(moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
+        products = (weights @ weights.T) * moments.gram[:-1, :-1]
+        wanted = (weights * (moments.cross[:-1] - moments.gram[:-1, -1:] * bias)).sum(1)
+        units = len(weights) // width
+        return products.view(units, width, units, width).sum((1, 3)), wanted.view(units, width).sum(1)
+
+    def solve(moments: Moments, damping: float) -> torch.Tensor | None:
+        gram, wanted = system(moments)
+        rho = damping * gram.diagonal().mean()
+        factor, info = torch.linalg.cholesky_ex(gram + rho * torch.eye(len(gram), dtype=gram.dtype))
+        if int(info):
+            return None
+        factors = torch.cholesky_solve((wanted + rho)[:, None], factor)[:, 0]
+        return torch.cat([weights * factors.repeat_interleave(width)[:, None], bias[None]])
+
+    before = whole.error(start)
+    if not whole.is_finite or whole.weight <= 0 or len(weights) == 0 or before <= NEGLIGIBLE * whole.scale:
+        return Fit(start, None, before, before, None)
+    judge = held if held.weight > 0 else train
+    best, damping = judge.error(start), None
+    for candidate in DAMPINGS:
+        solution = solve(train, candidate)
+        if solution is not None and judge.error(solution) < best:
+            best, damping = judge.error(solution), candidate
+    solution = solve(whole, damping) if damping is not None else None
+    if solution is None:
+        return Fit(start, None, before, before, "no factor was better on held-out rows")
+    return Fit(solution, damping, before, whole.error(solution))
+
+
+def _solve(moments: Moments, start: torch.Tensor, damping: float) -> torch.Tensor | None:
+    """(G + rho I)^-1 (C + rho start), or None where that matrix is not positive definite."""
+    rho = damping * moments.gram.diagonal().mean()
+    damped = moments.gram + rho * torch.eye(len(moments.gram), dtype=torch.float64)
+    factor, info = torch.linalg.cholesky_ex(damped)
+    if int(info):
+        return None
+    return torch.cholesky_solve(moments.cross + rho * start, factor)

@@ -1,0 +1,123 @@
+"""How much the trajectory and the output depend on each row of each layer's output: the weights of the least squares.
+
+A row's weight is E[|d(v . r) / dy_row|^2] for the residuals r of OPTIN's loss and random v: to second order, what an
+error of that size in that row costs. It sets rows apart that a norm is about to shrink (massive activations), and rows
+that no output reads (all tokens but the first, behind the last attention of a classifier). Output directions need no
+weights: every output has its own solution, and any invertible weighting of directions has the same one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from optin_export.families import Structure, block_outputs, get_module
+from optin_export.scoring.losses import OutputNoise, normalised_rows, observe, output_probe, trajectory_probe
+from optin_export.sources import Batch, TaskModel
+from optin_export.surgery.streams import output_rows
+
+#: Probes per term and batch; a row's weight is a mean over all its features, so one or two are enough.
+PROBES = 2
+#: Token rows per sample compared by the trajectory term.
+ROWS = 24
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights per batch and layer, mean 1 over all rows; None where a layer has none (all rows equal)."""
+
+    values: Sequence[dict[str, torch.Tensor]]
+
+    def of(self, batch: int, paths: Sequence[str]) -> torch.Tensor | None:
+        """[rows] in the order of `output_rows`; the mean over several layers that are refitted at once."""
+        found = [self.values[batch][path] for path in paths if path in self.values[batch]]
+        return torch.stack(found).mean(0) if found else None
+
+
+def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batch], seed: int) -> Weights:
+    """Weights for every layer that makes or reads units, from the original model.
+
+    Both terms, trajectory and output, count the same at every layer they depend on.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = OutputNoise(generator)
+    paths = {group.consumer for group in structure.groups}
+    paths |= {producer.path for group in structure.groups for producer in group.producers}
+    terms: list[list[dict[str, torch.Tensor]]] = [[], []]
+    for index, batch in enumerate(batches):
+        reference = observe(model, structure, batch, ROWS, generator)
+        with _graph(model), _outputs(model, sorted(paths)) as layers, block_outputs(model, structure.blocks) as hidden:
+            result = model(**batch.inputs)
+            rows = [
+                normalised_rows(hidden[path], batch.inputs, reference.chosen, structure.channels_first)
+                for path in structure.blocks
+            ]
+            squares: list[dict[str, torch.Tensor]] = [{}, {}]
+            wanted = {path: output for path, output in layers.items() if output.requires_grad}
+            for _ in range(PROBES):
+                probes = (
+                    trajectory_probe(rows, generator),
+                    output_probe(model.output_kind, result, 1.0, noise.draw(index, result)),
+                )
+                for term, probe in zip(squares, probes, strict=True):
+                    gradients = torch.autograd.grad(probe, list(wanted.values()), retain_graph=True, allow_unused=True)
+                    for path, gradient in zip(wanted, gradients, strict=True):
+                        if gradient is not None:
+                            layer = get_module(model, path)
+                            square = output_rows(gradient, layer, batch.inputs, index).square().sum(1)
+                            term[path] = term.get(path, torch.zeros(())) + square
+        for kept, square_of in zip(terms, squares, strict=True):
+            kept.append(square_of)
+    return Weights(_combined(terms))
+
+
+def _combined(terms: Sequence[list[dict[str, torch.Tensor]]]) -> list[dict[str, torch.Tensor]]:
+    """The mean of both terms, each scaled to mean 1 over all rows of a layer."""
+    combined: list[dict[str, torch.Tensor]] = [{} for _ in terms[0]]
+    for term in terms:
+        for path in sorted({path for values in term for path in values}):
+            mean = torch.cat([values[path] for values in term if path in values]).mean()
+            if not torch.isfinite(mean) or mean <= 0:
+                continue  # the term does not depend on that layer
+            for total, values in zip(combined, term, strict=True):
+                if path in values:
+                    total[path] = total.get(path, torch.zeros(())) + values[path] / mean
+    for path in {path for values in combined for path in values}:
+        mean = torch.cat([values[path] for values in combined if path in values]).mean()
+        for values in combined:
+            if path in values:
+                values[path] = values[path] / mean
+    return combined
+
+
+@contextlib.contextmanager
+def _graph(model: TaskModel) -> Iterator[None]:
+    """Let outputs ask for gradients although the weights are frozen; no gradient of a weight is ever computed."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _outputs(model: TaskModel, paths: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    outputs: dict[str, torch.Tensor] = {}
+
+    def hook_of(path: str):  # type: ignore[no-untyped-def]
+        def hook(module: torch.nn.Module, args: object, output: torch.Tensor) -> None:
+            outputs[path] = output
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            stack.callback(get_module(model, path).register_forward_hook(hook_of(path)).remove)
+        yield outputs

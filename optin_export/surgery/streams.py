@@ -1,0 +1,167 @@
+"""Two models walked block by block over the calibration batches, each layer seen while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from optin_export.errors import InputError
+from optin_export.families import get_layer, get_module, replayed, rows_of, stopped_after, tensor_of, valid_rows
+from optin_export.sources import Batch, Inputs, TaskModel
+
+#: Block outputs beyond so many bytes per model lie in temporary files: memory does not grow with the calibration rows.
+IN_MEMORY = 1 << 30
+#: Positions per sample of a convolution's output that take part; neighbours tell the same.
+POSITIONS = 64
+#: Where something is seen: a module's path, and the index of its positional argument or its output.
+Point = tuple[str, int | Literal["output"]]
+
+
+class Stream:
+    """One model walked block by block: each batch's output of the last block walked past is kept and replayed."""
+
+    def __init__(self, model: TaskModel, blocks: Sequence[str], batches: Sequence[Batch]) -> None:
+        self.model, self.blocks, self.batches = model, blocks, batches
+        self.hollow: list[dict[str, Any]] = [{} for _ in batches]
+        self.store = _Store()
+        self.last: str | None = None
+
+    def see(self, index: int, points: Sequence[Point], until: str) -> dict[Point, Any]:
+        """Run batch `index` up to the module `until`, computing only what lies after the blocks walked so far."""
+        behind = dict(self.hollow[index])
+        if self.last is not None:
+            behind[self.last] = self.store.load(index)
+        with (
+            torch.no_grad(),
+            replayed(self.model, behind),
+            _seen(self.model, points) as values,
+            stopped_after(self.model, until) as forward,
+        ):
+            forward(self.batches[index].inputs)
+        return values
+
+    def advance(self, block: int) -> None:
+        """Walk past `block`: remember its output for every batch."""
+        path = self.blocks[block]
+        for index in range(len(self.batches)):
+            output = self.see(index, [(path, "output")], path)[(path, "output")]
+            # Blocks feed one another in order (see Structure), so what lies further behind is never read again.
+            self.hollow[index][path] = _hollow(output)
+            self.store.save(index, output)
+        self.last = path
+
+    def close(self) -> None:
+        self.store.close()
+
+
+class _Store:
+    """One value per batch, in memory up to a limit and in temporary files beyond it."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, Any] = {}
+        self.folder: tempfile.TemporaryDirectory[str] | None = None
+        self.sizes: dict[int, int] = {}
+
+    def save(self, index: int, value: Any) -> None:
+        tensor = tensor_of(value)
+        size = tensor.numel() * tensor.element_size()
+        self.values.pop(index, None)
+        held = sum(bytes_ for key, bytes_ in self.sizes.items() if key in self.values)
+        self.sizes[index] = size
+        if held + size <= IN_MEMORY:
+            self.values[index] = value
+            return
+        try:
+            self.folder = self.folder or tempfile.TemporaryDirectory(prefix="optin-export-")
+            torch.save(value, Path(self.folder.name) / f"{index}.pt")
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            raise InputError(
+                "cannot keep activations for the repair",
+                f"{tempfile.gettempdir()}: {str(error).splitlines()[0][:200]}",
+                "free disk space, set TMPDIR to another disk, or use fewer data.calibration.samples",
+            ) from error
+
+    def load(self, index: int) -> Any:
+        if index in self.values:
+            return self.values[index]
+        assert self.folder is not None
+        return torch.load(Path(self.folder.name) / f"{index}.pt", weights_only=True)
+
+    def close(self) -> None:
+        self.values.clear()
+        if self.folder is not None:
+            self.folder.cleanup()
+
+
+def _hollow(output: Any) -> Any:
+    """Zeros of the same shape that occupy no memory."""
+    if isinstance(output, torch.Tensor):
+        return output.new_zeros(()).expand(output.shape)
+    return tuple(_hollow(part) if isinstance(part, torch.Tensor) else part for part in output)
+
+
+@contextlib.contextmanager
+def _seen(model: nn.Module, points: Sequence[Point]) -> Iterator[dict[Point, Any]]:
+    values: dict[Point, Any] = {}
+
+    def before(point: Point) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            values[point] = args[point[1]]  # type: ignore[index]
+
+        return hook
+
+    def after(point: Point) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            values[point] = output
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for point in points:
+            module = get_module(model, point[0])
+            handle = (
+                module.register_forward_hook(after(point))
+                if point[1] == "output"
+                else module.register_forward_pre_hook(before(point))
+            )
+            stack.callback(handle.remove)
+        yield values
+
+
+def output_rows(value: Any, layer: nn.Module, inputs: Inputs, batch: int) -> torch.Tensor:
+    """[rows, features] of what `layer` (or the residual stream beside it) puts out.
+
+    Padding is left out; of a convolution, the positions drawn for this batch are taken.
+    """
+    tensor = tensor_of(value)
+    if isinstance(layer, nn.Conv2d):
+        flat = tensor.flatten(2)
+        return flat[:, :, _positions(flat.shape[2], batch)].mT.flatten(0, 1)
+    return rows_of(tensor, valid_rows(inputs, tensor))
+
+
+def input_rows(tensor: torch.Tensor, layer: nn.Module, inputs: Inputs, batch: int) -> torch.Tensor:
+    """[rows, weights per output] of what `layer` reads, row for row as `output_rows`; patches for a convolution."""
+    if isinstance(layer, nn.Conv2d):
+        assert not isinstance(layer.padding, str)
+        patches = F.unfold(tensor, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        return patches[:, :, _positions(patches.shape[2], batch)].mT.flatten(0, 1)
+    return rows_of(tensor, valid_rows(inputs, tensor))
+
+
+def _positions(count: int, batch: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(batch)
+    return torch.randperm(count, generator=generator)[:POSITIONS].sort().values
+
+
+def as_matrix(model: nn.Module, path: str) -> torch.Tensor:
+    """A layer's weight as [outputs, weights per output], a view of it."""
+    weight = get_layer(model, path).weight
+    return weight.detach().view(len(weight), -1)
