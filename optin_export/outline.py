@@ -28,7 +28,7 @@ def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
     return [
         ("sources", f"load {model.source} ({model.task}), {rows} calibration rows of {data.calibration.source}"),
         ("scoring", f"score {' and '.join(prune.units)} by {prune.score}" + _effort(recipe)),
-        ("search", f"keep the most score within {prune.budget.fraction:.0%} of the {prune.budget.kind}"),
+        ("search", _search(recipe)),
         ("surgery", "rebuild densely" + (", then repair by least squares" if prune.compensate else ", no repair")),
         ("export", f"onnx/base.onnx and onnx/pruned.onnx in {export.precision}, batch up to {max(export.batch)}"),
         ("engines", f"build both for {targets}"),
@@ -39,6 +39,14 @@ def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
         ("ship", ("Triton model repository if all gates pass, and " if recipe.ship.triton else "") + "manifest.json"),
         ("report", f"report.json and report.html in {folder}; gates: {_gates(recipe)}"),
     ]
+
+
+def _search(recipe: Recipe) -> str:
+    budget = recipe.prune.budget
+    value = "lose the least (measured per sub-layer)" if recipe.prune.allocation == "joint" else "keep the most score"
+    if budget.accuracy_drop is not None:
+        return f"{value} in the smallest model that loses at most {budget.accuracy_drop:g} points"
+    return f"{value} within {budget.fraction:.0%} of the {budget.kind}"
 
 
 def _effort(recipe: Recipe) -> str:

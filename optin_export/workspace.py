@@ -21,9 +21,9 @@ from optin_export.export import export_onnx
 from optin_export.families import Costs, Structure, count_macs, count_params, find_structure, measure_costs
 from optin_export.files import atomic_path, read_json, sha256_file, sha256_json, write_json, write_text
 from optin_export.ledger import Ledger
-from optin_export.recipe import Recipe, Target
+from optin_export.recipe import Budget, Recipe, Target
 from optin_export.report import Report, Size, StageResult, compose, prunings, render_html
-from optin_export.report.schema import Pruning
+from optin_export.report.schema import Pruning, Tried
 from optin_export.sources import Inputs, Sources, TaskModel, load_sources
 
 MODELS = ("base", "pruned")
@@ -98,7 +98,7 @@ class Workspace:
 
     def score(self, facts: Facts) -> dict[str, Any]:
         prune, path = self.recipe.prune, self.folder / "scores" / "scores.safetensors"
-        wanted = prune.model_dump(mode="json", exclude={"budget", "compensate", "align"})
+        wanted = prune.model_dump(mode="json", exclude={"budget", "allocation", "compensate", "align"})
 
         def work() -> dict[str, Any]:
             sources = self.sources
@@ -108,44 +108,106 @@ class Workspace:
             return scores.info
 
         inputs = {**self._digest_for_calibration(), "prune": wanted, "seed": self.recipe.seed}
-        return self.ledger.step("scoring", "scoring", inputs, [path], work)
+        info = self.ledger.step("scoring", "scoring", inputs, [path], work)
+        if prune.allocation == "joint":
+            self._measure_curves(path)
+        return info
 
-    def find_plan(self, facts: Facts) -> dict[str, Any]:
-        path = self.folder / "plan" / "plan.json"
-        scores_path = self.folder / "scores" / "scores.safetensors"
-        prune = self.recipe.prune
-        align = {group.key: 1 if group.kind == "heads" else prune.align for group in self.structure.groups}
+    def _measure_curves(self, scores: Path) -> None:
+        """What keeping k units of each group costs, for the search; made with the repair's means, so by `surgery`."""
+        path, prune = self.folder / "scores" / "curves.safetensors", self.recipe.prune
 
         def work() -> dict[str, Any]:
-            plan = search.find_plan(load_file(scores_path), self.costs, prune.budget, align, self.least)
-            write_text(path, plan.model_dump_json(indent=2) + "\n")
+            sources = self.sources
+            curves = surgery.loss_curves(
+                sources.model,
+                self.structure,
+                load_file(scores),
+                sources.calibration,
+                sources.scoring,
+                least=self.least,
+                temperature=prune.temperature,
+                seed=self.recipe.seed,
+                tick=self.tick,
+            )
+            with atomic_path(path) as temporary:
+                save_file(dict(sorted(curves.items())), temporary)
             return {}
 
         inputs = {
+            **self._digest_for_calibration(),
+            "scores": sha256_file(scores),
+            "temperature": prune.temperature,
+            "score_samples": prune.score_samples,
+            "seed": self.recipe.seed,
+        }
+        self.ledger.step("surgery", "scoring.curves", inputs, [path], work)
+
+    def find_plan(self, facts: Facts) -> dict[str, Any]:
+        path = self.folder / "plan" / "plan.json"
+        scores_path, curves_path = (self.folder / "scores" / f"{name}.safetensors" for name in ("scores", "curves"))
+        prune = self.recipe.prune
+        joint = prune.allocation == "joint"
+        align = {group.key: 1 if group.kind == "heads" else prune.align for group in self.structure.groups}
+
+        def work() -> dict[str, Any]:
+            scores = load_file(scores_path)
+            curves = surgery.combined(load_file(curves_path), self.sources.model.output_kind) if joint else None
+
+            def plan_of(budget: Budget) -> search.Plan:
+                return search.find_plan(scores, self.costs, budget, align, self.least, curves)
+
+            budget, facts = prune.budget, {}
+            if budget.accuracy_drop is not None:
+                found = self._smallest(plan_of, budget.accuracy_drop)
+                budget, facts = Budget(macs=found.fraction), {"tried": [list(pair) for pair in found.tried]}
+            write_text(path, plan_of(budget).model_dump_json(indent=2) + "\n")
+            return facts
+
+        inputs: dict[str, Any] = {
             "scores": sha256_file(scores_path),
+            "curves": sha256_file(curves_path) if joint else None,
             "costs": self.costs.to_json(),
             "budget": prune.budget.model_dump(),
             "align": align,
             "least": self.least,
         }
+        if prune.budget.accuracy_drop is not None:
+            inputs |= {"digest": self.digest, "compensate": prune.compensate, "seed": self.recipe.seed}
+            return self.ledger.step("measure", "search.accuracy", inputs, [path], work)
         return self.ledger.step("search", "search", inputs, [path], work)
+
+    def _smallest(self, plan_of: Callable[[Budget], search.Plan], limit: float) -> search.Bisection:
+        """The smallest budget that keeps the accuracy on the evaluation rows set apart for that, model by model."""
+        data = self.sources.selection()
+        base = measure.accuracy_of(_as_function(self.sources.model), data)
+
+        def drop_of(fraction: float) -> float:
+            dense = self._operation(plan_of(Budget(macs=fraction)), lambda done, total: None).dense
+            return base - measure.accuracy_of(_as_function(dense), data)
+
+        lowest = self.costs.of("macs", self.least) / self.costs.macs
+        return search.smallest_budget(drop_of, limit, lowest, self.tick)
+
+    def _operation(self, plan: search.Plan, tick: Tick) -> surgery.Operation:
+        sources, prune = self.sources, self.recipe.prune
+        return surgery.operate(
+            sources.model,
+            self.structure,
+            plan,
+            sources.calibration if prune.compensate else (),
+            sources.fixed(2),
+            repair=prune.compensate,
+            seed=self.recipe.seed,
+            tick=tick,
+        )
 
     def operate(self, facts: Facts) -> dict[str, Any]:
         folder, prune = self.folder / "model", self.recipe.prune
 
         def work() -> dict[str, Any]:
             sources = self.sources
-            inputs = sources.fixed(2)
-            operation = surgery.operate(
-                sources.model,
-                self.structure,
-                self.plan,
-                sources.calibration if prune.compensate else (),
-                inputs,
-                repair=prune.compensate,
-                seed=self.recipe.seed,
-                tick=self.tick,
-            )
+            inputs, operation = sources.fixed(2), self._operation(self.plan, self.tick)
             surgery.save_model(
                 folder, operation.dense, sources.loaded.architecture, self.structure.family, self.plan, inputs
             )
@@ -303,7 +365,8 @@ class Workspace:
                 family=self.structure.family,
                 method=self.recipe.prune.score,
                 info=facts["scoring"],
-                budget={self.recipe.prune.budget.kind: self.recipe.prune.budget.fraction},
+                budget=dict(self.plan.budget),
+                tried=tuple(Tried(macs=macs, drop=drop) for macs, drop in facts["search"].get("tried", ())),
                 compensated=bool(self.recipe.prune.compensate),
                 masked_difference=operated["masked_difference"],
                 optimality_gap=self.plan.optimality_gap,

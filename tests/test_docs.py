@@ -86,10 +86,13 @@ def test_families_page_names_every_family() -> None:
 
 
 def test_measured_numbers_are_those_of_the_measurement_files() -> None:
-    tool = load_tool("benchmark_recipes")
-    assert tool.PAGE.read_text(encoding="utf-8") == tool.page(), "run: python tools/benchmark_recipes.py --render"
+    tool = load_tool("render_results")
+    page = tool.PAGE.read_text(encoding="utf-8")
+    assert page == tool.page(), "run: python tools/render_results.py"
     text = tool.README.read_text(encoding="utf-8")
-    assert text == tool.readme(text), "run: python tools/benchmark_recipes.py --render"
+    assert text == tool.readme(text), "run: python tools/render_results.py"
+    for figure in re.findall(r"\]\((figures/[^)]+)\)", page):
+        assert (tool.PAGE.parent / figure).is_file(), "run: python tools/render_results.py"
 
 
 def test_rooms_are_the_folders_of_the_package() -> None:

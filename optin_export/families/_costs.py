@@ -84,9 +84,7 @@ def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torc
     kernel area a and p output positions costs p a times its input and its output channels (docs/method.md).
     """
     # Which group a layer's output rows and its input columns belong to, with rows or columns per unit.
-    rows = {
-        producer.path: (group, producer) for group in structure.groups for producer in group.producers
-    }
+    rows = {producer.path: (group, producer) for group in structure.groups for producer in group.producers}
     columns = {group.consumer: group for group in structure.groups}
     positions, tokens = _shapes(model, sorted({*rows, *columns}), inputs)
     macs: Counter[tuple[str, ...]] = Counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from torch import nn
@@ -22,7 +23,7 @@ def _chain(module: Any, path: str) -> tuple[list[str], list[UnitGroup]]:
     layers = [index for index, (_, part) in enumerate(parts) if isinstance(part, nn.Conv2d | nn.Linear)]
     ends = [next(_activations(parts, start), start) for start in layers]
     groups = []
-    for block, (start, following) in enumerate(zip(layers, layers[1:], strict=False), start=1):
+    for block, (start, following) in enumerate(itertools.pairwise(layers), start=1):
         (path, producer), (consumer_path, consumer) = parts[start], parts[following]
         between = parts[start + 1 : following]
         norm = next((name for name, part in between if isinstance(part, nn.BatchNorm2d)), None)

@@ -9,13 +9,23 @@ from typing import Any
 import numpy as np
 
 from optin_export.engines import Engine
-from optin_export.measure.accuracy import Accuracy, evaluate, predict
+from optin_export.measure.accuracy import Accuracy, Function, evaluate, points, predict
 from optin_export.measure.gate import Gate, judge
 from optin_export.measure.latency import Latency, measure_latency
 from optin_export.measure.parity import TOLERANCE, ParityCase, compare
 from optin_export.sources import Dataset
 
-__all__ = ["TOLERANCE", "Accuracy", "Gate", "Latency", "Measured", "ParityCase", "judge", "measure_engines"]
+__all__ = [
+    "TOLERANCE",
+    "Accuracy",
+    "Gate",
+    "Latency",
+    "Measured",
+    "ParityCase",
+    "accuracy_of",
+    "judge",
+    "measure_engines",
+]
 
 Arrays = Mapping[str, np.ndarray]
 Tick = Callable[[int, int], None]
@@ -95,5 +105,10 @@ def measure_engines(
     return Measured(tuple(parity), accuracy, tuple(latency))
 
 
-def _function(engine: Engine) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+def accuracy_of(function: Function, data: Dataset) -> float:
+    """Points of the data's metric; a torch model as well as an engine is a function of named arrays."""
+    return points(data.metric, predict(function, data), data.labels)
+
+
+def _function(engine: Engine) -> Function:
     return lambda inputs: engine.run(inputs)[engine.outputs[0]]

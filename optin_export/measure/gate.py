@@ -9,7 +9,7 @@ from optin_export.measure.parity import TOLERANCE
 from optin_export.recipe import Budget, Gates
 
 if TYPE_CHECKING:
-    from optin_export.measure import Measured
+    from optin_export.measure import Accuracy, Measured
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,13 @@ def judge(gates: Gates, budget: Budget, spent: float, measured: Measured) -> lis
             bool(parity) and all(case.passed for case in parity),
             "largest relative difference between an engine and its torch model, any row and batch size",
         ),
-        Gate(
-            f"budget.{budget.kind}",
-            "gate",
-            "<=",
-            budget.fraction,
-            spent,
-            spent <= budget.fraction + 1e-9,
-            f"share of the unpruned model's {budget.kind} that the pruned model has, counted on the rebuilt model",
-        ),
     ]
+    if budget.accuracy_drop is None:
+        note = f"share of the unpruned model's {budget.kind} that the pruned model has, counted on the rebuilt model"
+        kept = spent <= budget.fraction + 1e-9
+        verdicts.append(Gate(f"budget.{budget.kind}", "gate", "<=", budget.fraction, spent, kept, note))
+    else:
+        verdicts.append(_drop("budget.accuracy_drop", budget.accuracy_drop, accuracy, ", unseen by the search"))
     if gates.speedup is not None:
         slowest = min(latency, key=lambda one: one.speedup.ci_low, default=None)
         low = slowest.speedup.ci_low if slowest else None
@@ -67,13 +64,16 @@ def judge(gates: Gates, budget: Budget, spent: float, measured: Measured) -> lis
         note = f"lower end of the 95 % interval at the slowest gain ({where})"
         verdicts.append(Gate("speedup", "gate", ">=", gates.speedup, low, passed, note))
     if gates.accuracy_drop is not None:
-        drop = accuracy.drop if accuracy else None
-        passed = drop is not None and drop <= gates.accuracy_drop
-        note = (
-            f"points of {accuracy.metric}, engine against engine on {accuracy.rows} rows "
-            f"(95 % interval {accuracy.drop_low:+.2f} to {accuracy.drop_high:+.2f})"
-            if accuracy
-            else "not evaluated: no evaluation data"
-        )
-        verdicts.append(Gate("accuracy_drop", "gate", "<=", gates.accuracy_drop, drop, passed, note))
+        verdicts.append(_drop("accuracy_drop", gates.accuracy_drop, accuracy))
     return verdicts
+
+
+def _drop(name: str, limit: float, accuracy: Accuracy | None, which: str = "") -> Gate:
+    drop = accuracy.drop if accuracy else None
+    note = (
+        f"points of {accuracy.metric}, engine against engine on {accuracy.rows} rows{which} "
+        f"(95 % interval {accuracy.drop_low:+.2f} to {accuracy.drop_high:+.2f})"
+        if accuracy
+        else "not evaluated: no evaluation data"
+    )
+    return Gate(name, "gate", "<=", limit, drop, drop is not None and drop <= limit, note)

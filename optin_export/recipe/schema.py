@@ -100,30 +100,38 @@ class DataSection(_Section):
 
 
 class Budget(_Section):
-    """What the smaller model may cost, as a fraction of the unpruned model. Exactly one."""
+    """What the smaller model may cost, as a fraction of the unpruned model, or what it may lose. Exactly one."""
 
     macs: Fraction | None = None
     params: Fraction | None = None
+    accuracy_drop: Annotated[float, _Number, Field(ge=0.0)] | None = Field(
+        None,
+        description="points; the smallest model (in MACs) that keeps it is searched, on half of the evaluation",
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Budget:
-        if (self.macs is None) == (self.params is None):
-            raise ValueError("name exactly one of: macs, params")
+        if sum(value is not None for value in (self.macs, self.params, self.accuracy_drop)) != 1:
+            raise ValueError("name exactly one of: macs, params, accuracy_drop")
         return self
 
     @property
     def kind(self) -> Literal["macs", "params"]:
-        return "macs" if self.macs is not None else "params"
+        return "params" if self.params is not None else "macs"
 
     @property
     def fraction(self) -> float:
-        return self.macs if self.macs is not None else self.params  # type: ignore[return-value]
+        """The largest share of the cost; 1 where the accuracy decides."""
+        return next((value for value in (self.macs, self.params) if value is not None), 1.0)
 
 
 class PruneSection(_Section):
     units: tuple[Literal["heads", "neurons", "channels"], ...] = Field(("heads", "neurons", "channels"), min_length=1)
     score: Literal["optin", "optin-exact", "optin-reference", "fisher", "magnitude", "activation", "random"] = "optin"
     budget: Budget
+    allocation: Literal["joint", "additive"] = Field(
+        "joint", description="joint: by the measured loss of keeping k units per sub-layer; additive: by sums of scores"
+    )
     compensate: bool | Literal["rescale"] = Field(
         True, description="least-squares repair on the calibration data; 'rescale': one factor per kept unit only"
     )
@@ -191,6 +199,8 @@ class Recipe(_Section):
     def _consistent(self) -> Recipe:
         if self.gates.accuracy_drop is not None and self.data.evaluation is None:
             raise ValueError("gates.accuracy_drop needs data.evaluation to measure it on")
+        if self.prune.budget.accuracy_drop is not None and self.data.evaluation is None:
+            raise ValueError("prune.budget.accuracy_drop needs data.evaluation to measure it on")
         if self.model.pooling is not None and self.model.task != "feature-extraction":
             raise ValueError("model.pooling is only for the task feature-extraction")
         evaluation, known = self.data.evaluation, _METRICS[self.model.task]

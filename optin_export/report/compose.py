@@ -63,7 +63,7 @@ def compose(
 
 
 def prunings(
-    structure: Structure, plan: Plan, scores: Mapping[str, np.ndarray], repairs: Mapping[str, Mapping[str, float]]
+    structure: Structure, plan: Plan, scores: Mapping[str, np.ndarray], repairs: Mapping[str, Mapping[str, Any]]
 ) -> tuple[GroupResult, ...]:
     """What was removed, group by group, with the share of the group's score that stays and the repair's errors."""
     results = []
@@ -74,12 +74,14 @@ def prunings(
         results.append(
             GroupResult(
                 block=group.block,
-                kind=group.kind,
+                kind=group.kind + group.part,
                 count=group.count,
                 kept=len(kept),
                 score_kept=float(scores[group.key][kept].sum()) / total if total > 0 else 1.0,
                 error_before=repair.get("before"),
                 error_after=repair.get("after"),
+                damping=repair.get("damping"),
+                fallback=repair.get("fallback"),
             )
         )
     return tuple(results)

@@ -118,6 +118,15 @@ class GroupResult(_Part):
     score_kept: float
     error_before: float | None = None
     error_after: float | None = None
+    damping: float | None = Field(None, description="of the refit: share of the Gram's diagonal, by held-out rows")
+    fallback: str | None = Field(None, description="why the projection was left as it was, if it was")
+
+
+class Tried(_Part):
+    """One model of the search by accuracy: its budget, and the drop on the rows set apart for the search."""
+
+    macs: float
+    drop: float
 
 
 class Pruning(_Part):
@@ -125,6 +134,7 @@ class Pruning(_Part):
     method: str
     info: dict[str, float]
     budget: dict[str, float]
+    tried: tuple[Tried, ...] = ()
     compensated: bool
     masked_difference: float
     optimality_gap: float | None

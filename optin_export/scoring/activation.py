@@ -25,9 +25,7 @@ class Contribution:
     largest: np.ndarray
 
 
-def contributions(
-    model: TaskModel, groups: Sequence[UnitGroup], batches: Sequence[Batch]
-) -> dict[str, Contribution]:
+def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequence[Batch]) -> dict[str, Contribution]:
     """Contributions of every unit over all batches, padding left out."""
     energy = {group.key: np.zeros(group.count) for group in groups}
     largest = {group.key: np.zeros(group.count) for group in groups}

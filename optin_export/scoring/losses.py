@@ -50,9 +50,7 @@ class Reference:
         return len(self.output)
 
 
-def observe(
-    model: TaskModel, structure: Structure, batch: Batch, rows: int, generator: torch.Generator
-) -> Reference:
+def observe(model: TaskModel, structure: Structure, batch: Batch, rows: int, generator: torch.Generator) -> Reference:
     """Run the unpruned model once and fix the token rows (at most `rows` a sample, never padding) of every block."""
     with torch.no_grad(), block_outputs(model, structure.blocks) as outputs:
         output = model(**batch.inputs)

@@ -65,9 +65,7 @@ def optin_scores(
         sizes = contributions(model, structure.groups, batches)
         for group in sketched:
             suspects = np.sort(np.argsort(-sizes[group.key].largest, kind="stable")[:SUSPECTS])
-            losses = exact_losses(
-                model, structure, group, references, config.temperature, suspects.tolist(), step
-            )
+            losses = exact_losses(model, structure, group, references, config.temperature, suspects.tolist(), step)
             measured = losses[0] + weight * losses[1]
             facts["masked_exactly"] += float((measured > 2 * scores[group.key][suspects]).sum())
             scores[group.key][suspects] = np.maximum(scores[group.key][suspects], measured)
@@ -121,4 +119,3 @@ def add_until_stable(sketch: Sketch, weight: float, probes: int | str, step: Ste
             sketch.add_probes(weight, 2 * CHUNK, step)
     stability = sketch.stability() if sketch.probes > 1 else {}
     return {"probes": float(sketch.probes), **stability}
-

@@ -41,9 +41,13 @@ def reference_scores(
         for unit in range(group.count):
             mask = torch.ones(group.count)
             mask[unit] = 0.0
-            with torch.no_grad(), replayed(model, prefix), block_outputs(model, later) as moved:
-                with masked(model, structure.groups, {**stuck, group.key: mask}):
-                    result = model(**batch.inputs)
+            with (
+                torch.no_grad(),
+                replayed(model, prefix),
+                block_outputs(model, later) as moved,
+                masked(model, structure.groups, {**stuck, group.key: mask}),
+            ):
+                result = model(**batch.inputs)
             distance = sum(
                 _distance(hidden[path], moved[path], rows, generator, structure.channels_first) for path in later
             )

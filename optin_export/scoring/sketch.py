@@ -72,20 +72,20 @@ class Sketch:
         The cross term of the two has mean zero, because their noise is independent.
         """
         for start in range(0, probes, CHUNK):
-            size = min(CHUNK, probes - start)
+            size, before = min(CHUNK, probes - start), self.probes
             for number, reference in enumerate(self.references):
                 with self._pass(reference) as (masks, rows, result):
                     for turn in range(size):
                         probe = weight**0.5 * self._output_probe(number, result)
                         probe = probe + trajectory_probe(rows, self.generator)
                         gradients = self._gradients(probe, masks)
-                        half = (sum(self.counts) + turn) % 2
+                        half = (before + turn) % 2
                         self._add(self.halves[half], gradients, 1)
                         if self.keep:
                             for key, values in gradients.items():
                                 self.embeddings.setdefault(key, []).append(values.numpy())
             for turn in range(size):
-                self.counts[(sum(self.counts)) % 2] += 1
+                self.counts[(before + turn) % 2] += 1
             step(size)
 
     @property

@@ -9,10 +9,11 @@ import numpy as np
 from optin_export.errors import InputError
 from optin_export.families import Costs
 from optin_export.recipe import Budget
+from optin_export.search.bisection import Bisection, smallest_budget
 from optin_export.search.knapsack import Options, solve
 from optin_export.search.plan import Cost, GroupPlan, Plan, keep_first
 
-__all__ = ["Cost", "GroupPlan", "Plan", "check_budget", "find_plan", "keep_first"]
+__all__ = ["Bisection", "Cost", "GroupPlan", "Plan", "check_budget", "find_plan", "keep_first", "smallest_budget"]
 
 #: Linearisations of a cost that is a product of two groups' counts; they settle within a few.
 ROUNDS = 12
@@ -36,35 +37,43 @@ def find_plan(
     budget: Budget,
     align: Mapping[str, int],
     least: Mapping[str, int] | None = None,
+    curves: Mapping[str, np.ndarray] | None = None,
 ) -> Plan:
     """The plan that keeps the most score within the budget: a knapsack over aligned counts per group.
 
     scores: group key -> [units]. align: group key -> counts are multiples of it (or all units, or `least`). least: how
-    many units of a group have to stay, where that is not 0. Exact when costs are linear in the counts; where the cost
-    of a layer is a product of two counts (units on both its sides), it is linearised around the plan until that no
-    longer changes. Raises InputError when not even removing every unit meets the budget.
+    many units of a group have to stay, where that is not 0. curves: per group [points, 2] with a number of units kept
+    (ascending) and the loss of keeping so many; the plan then has the least total loss instead of the most score.
+
+    Exact when costs are linear in the counts; where the cost of a layer is a product of two counts (units on both its
+    sides), it is linearised around the plan until that no longer changes. Raises InputError when not even removing
+    every unit meets the budget.
     """
     keys = list(scores)
     least = {key: (least or {}).get(key, 0) for key in keys}
     check_budget(costs, budget, least)
     order = {key: np.argsort(-scores[key], kind="stable") for key in keys}
     counts = {key: _counts(len(scores[key]), align[key], least[key]) for key in keys}
-    values = {key: np.concatenate([[0.0], np.cumsum(scores[key][order[key]])])[counts[key]] for key in keys}
+    if curves is None:
+        values = {key: np.concatenate([[0.0], np.cumsum(scores[key][order[key]])])[counts[key]] for key in keys}
+    else:
+        values = {key: -np.interp(counts[key], curves[key][:, 0], curves[key][:, 1]) for key in keys}
     kept, gap = _choose(counts, values, costs, budget)
     groups = {
-        key: GroupPlan(
-            count=len(scores[key]), kept=tuple(int(index) for index in np.sort(order[key][: kept[key]]))
-        )
+        key: GroupPlan(count=len(scores[key]), kept=tuple(int(index) for index in np.sort(order[key][: kept[key]])))
         for key in keys
     }
     total = sum(float(scores[key].sum()) for key in keys)
+    loss = None if curves is None else -_total(kept, counts, values)
+    scale = total if loss is None else loss
     held = sum(float(scores[key][order[key][: kept[key]]].sum()) for key in keys)
     return Plan(
         budget={budget.kind: budget.fraction},
         base=Cost(macs=costs.macs, params=costs.params),
         predicted=Cost(macs=costs.of("macs", kept), params=costs.of("params", kept)),
         score_kept=held / total if total > 0 else 1.0,
-        optimality_gap=None if gap is None else gap / total if total > 0 else 0.0,
+        optimality_gap=None if gap is None else gap / scale if scale > 0 else 0.0,
+        predicted_loss=loss,
         groups=groups,
     )
 
@@ -83,9 +92,7 @@ def _choose(
         choice = solve([Options(counts[key] * per_unit[key], values[key]) for key in keys], room)
         if choice is None:
             return None
-        return {
-            key: int(counts[key][option]) for key, option in zip(keys, choice.chosen, strict=True)
-        }, choice.gap
+        return {key: int(counts[key][option]) for key, option in zip(keys, choice.chosen, strict=True)}, choice.gap
 
     full = {key: int(counts[key][-1]) for key in keys}
     if costs.is_linear(kind):

@@ -42,8 +42,9 @@ class Plan(BaseModel):
     predicted: Cost
     score_kept: float
     optimality_gap: float | None = Field(
-        description="upper bound on the share of the score lost by rounding costs; 0: exact; null: costs were linearised"
+        description="bound on the share of the score (loss) that rounding costs; 0: exact; null: costs linearised"
     )
+    predicted_loss: float | None = Field(None, description="sum of the loss curves at the chosen counts, if there are")
     groups: dict[str, GroupPlan]
 
 

@@ -57,10 +57,31 @@ class Sources:
         return tuple(batches(self.processor, self.calibration_examples.take(np.sort(chosen)), CALIBRATION_BATCH))
 
     def evaluation(self) -> Dataset | None:
-        """Encoded evaluation data in batches of the largest shipped size."""
-        examples, section = self.evaluation_examples, self.recipe.data.evaluation
-        if examples is None or section is None:
+        """Encoded evaluation data in batches of the largest shipped size.
+
+        Where the accuracy decides the model's size, only the half of the rows that the search never sees.
+        """
+        examples = self.evaluation_examples
+        if examples is None:
             return None
+        return self._dataset(examples.take(self._halves(len(examples))[1]) if self._is_searched else examples)
+
+    def selection(self) -> Dataset:
+        """The other half: what the search for the smallest model is evaluated on."""
+        assert self.evaluation_examples is not None
+        return self._dataset(self.evaluation_examples.take(self._halves(len(self.evaluation_examples))[0]))
+
+    @property
+    def _is_searched(self) -> bool:
+        return self.recipe.prune.budget.accuracy_drop is not None
+
+    def _halves(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        order = np.random.default_rng(self.recipe.seed).permutation(rows)
+        return np.sort(order[: rows // 2]), np.sort(order[rows // 2 :])
+
+    def _dataset(self, examples: Examples) -> Dataset:
+        section = self.recipe.data.evaluation
+        assert section is not None
         size = max(self.recipe.export.batch)
         sides = [examples]
         if self.recipe.model.task == "feature-extraction":
@@ -143,6 +164,12 @@ def load_sources(recipe: Recipe) -> Sources:
     if evaluation is not None:
         # What does not fit shows now, not after hours of work.
         sources.labels(evaluation)
+        if recipe.prune.budget.accuracy_drop is not None and len(evaluation) < 2:
+            raise InputError(
+                "prune.budget.accuracy_drop needs at least two evaluation rows",
+                "one half is searched on, the other one measured on",
+                "give more evaluation data",
+            )
         processor.encode(evaluation.take([0]))
     return sources
 

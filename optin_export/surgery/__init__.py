@@ -14,9 +14,20 @@ from optin_export.search import Plan
 from optin_export.sources import Batch, Inputs, TaskModel
 from optin_export.surgery.architecture import Architecture, load_model, save_model
 from optin_export.surgery.compensate import Repair, compensate
+from optin_export.surgery.curves import combined, loss_curves
 from optin_export.surgery.rebuild import rebuild
 
-__all__ = ["Architecture", "Operation", "compensate", "load_model", "operate", "rebuild", "save_model"]
+__all__ = [
+    "Architecture",
+    "Operation",
+    "combined",
+    "compensate",
+    "load_model",
+    "loss_curves",
+    "operate",
+    "rebuild",
+    "save_model",
+]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ For each sub-layer, in forward order, with activations h of the original and h' 
 
 a' are the kept inputs in the smaller model, so errors from upstream are corrected too. Before that, the layers that
 produce the kept units are refitted to the original's pre-activations in the same way. w is the sensitivity of the
-trajectory and of the output to the row (see `sensitivity`). Unlabelled calibration data only (docs/method.md, section 4).
+trajectory and of the output to the row (see `sensitivity`). Unlabelled calibration data only (docs/method.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,13 +34,14 @@ Tick = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Repair:
-    """One sub-layer's repair: weighted squared error on the residual stream, per element, before and after its refit.
+    """One sub-layer's repair: weighted squared error on the residual stream, per element, before and after its refit
+    (None where it could not be computed).
 
     damping: rho as a share of the Gram matrix' mean diagonal. fallback: why the projection stayed as it was, if it did.
     """
 
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     damping: float | None = None
     fallback: str | None = None
 
@@ -72,7 +74,8 @@ def compensate(
                 if not only_scale and small.count:
                     pair.refit_producers(group)
                 fit = pair.refit_consumer(group, small, only_scale)
-                repairs[group.key] = Repair(fit.before, fit.after, fit.damping, fit.fallback)
+                before, after = (error if math.isfinite(error) else None for error in (fit.before, fit.after))
+                repairs[group.key] = Repair(before, after, fit.damping, fit.fallback)
                 tick(len(repairs), len(todo))
             if any(group.block > block for group, _ in todo):
                 pair.source.advance(block)
@@ -242,6 +245,6 @@ def _affine(model: TaskModel, group: UnitGroup) -> torch.Tensor | None:
             return None
         gamma = torch.ones(len(module.running_var)) if module.weight is None else module.weight.detach()
         return gamma / (module.running_var + module.eps).sqrt()
-    gamma = module.gamma
-    assert isinstance(gamma, torch.Tensor)
-    return gamma.detach()
+    layer_scale = module.gamma
+    assert isinstance(layer_scale, torch.Tensor)
+    return layer_scale.detach()

@@ -67,7 +67,7 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
                     for path, gradient in zip(wanted, gradients, strict=True):
                         if gradient is not None:
                             layer = get_module(model, path)
-                            square = output_rows(gradient, layer, batch.inputs, index).square().sum(1)
+                            square = output_rows(_shared(gradient), layer, batch.inputs, index).square().sum(1)
                             term[path] = term.get(path, torch.zeros(())) + square
         for kept, square_of in zip(terms, squares, strict=True):
             kept.append(square_of)
@@ -91,6 +91,15 @@ def _combined(terms: Sequence[list[dict[str, torch.Tensor]]]) -> list[dict[str, 
             if path in values:
                 values[path] = values[path] / mean
     return combined
+
+
+def _shared(gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient with every sample scaled to the same mean square: samples count alike, their rows do not.
+
+    Else the samples whose output is least certain would stand for all (the Fisher matrix of a certain one vanishes).
+    """
+    mean = gradient.flatten(1).square().mean(1).sqrt()
+    return gradient / torch.where(mean > 0, mean, 1.0).view(-1, *[1] * (gradient.dim() - 1))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,175 @@
+"""Loss curves: what it costs to keep k units of one group, with the rest of its sub-layer already refitted.
+
+Scores of single units do not add up: units stand in for each other, and the repair makes up for most of what is lost,
+more in some sub-layers than in others. So the loss of every count is measured: the best scored k units of one group
+stay, their projection is refitted on the calibration rows, and a forward pass says how far trajectory and output move.
+The search spends its budget by these curves; they flow back to it as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from optin_export.families import Structure, UnitGroup, block_outputs, get_layer, replayed
+from optin_export.scoring.losses import Reference, observe, output_losses, trajectory_losses
+from optin_export.sources import Batch, TaskModel
+from optin_export.surgery.least_squares import Moments
+from optin_export.surgery.sensitivity import ROWS, Weights, sensitivities
+from optin_export.surgery.streams import Stream, input_rows
+
+#: Points of a curve; groups of few units have one per unit, and between points the search interpolates.
+POINTS = 20
+#: Calibration rows whose Gram matrices the refits are made from.
+CALIBRATION_ROWS = 512
+DAMPING = 1e-2
+#: Columns: units kept, trajectory loss, output loss (means over samples).
+Curve = np.ndarray
+#: Weight of the trajectory's loss in a curve, when both terms are scaled to the same total; the rest is the output's.
+#: Measured (docs/results.md): a classifier's own divergence allocates best; an embedding has no such term.
+TRAJECTORY_SHARE = {"logits": 0.0, "regression": 0.5, "embedding": 0.5}
+
+
+def loss_curves(
+    model: TaskModel,
+    structure: Structure,
+    scores: Mapping[str, np.ndarray],
+    calibration: Sequence[Batch],
+    scoring: Sequence[Batch],
+    *,
+    least: Mapping[str, int],
+    temperature: float,
+    seed: int,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Curve]:
+    """One curve per group: float64 [points, 3] with units kept (ascending, the last is all), trajectory, output loss.
+
+    scores: what decides which units stay at each count. least: the smallest count of each group.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batches = _thinned(calibration)
+    weights = sensitivities(model, structure, batches, seed)
+    references = [observe(model, structure, batch, ROWS, generator) for batch in scoring]
+    stream = Stream(model, structure.blocks, batches)
+    curves: dict[str, Curve] = {}
+    try:
+        for block, path in enumerate(structure.blocks):
+            groups = [group for group in structure.groups if group.block == block]
+            moments = _moments(stream, groups, weights, path) if groups else {}
+            for group in groups:
+                order = np.argsort(-scores[group.key], kind="stable")
+                curves[group.key] = _curve(
+                    model, structure, group, order, moments[group.key], references, least[group.key], temperature
+                )
+                tick(len(curves), len(structure.groups))
+            if len(curves) < len(structure.groups):
+                stream.advance(block)
+    finally:
+        stream.close()
+    return curves
+
+
+def combined(curves: Mapping[str, Curve], output_kind: str) -> dict[str, np.ndarray]:
+    """One loss per point, [points, 2]: a share of the trajectory's and the rest of the output's, on one scale."""
+    share = TRAJECTORY_SHARE[output_kind]
+    totals = [sum(float(curve[:, column].mean()) for curve in curves.values()) for column in (1, 2)]
+    if totals[1] <= 0:  # the output depends on no unit: the trajectory alone decides
+        share, totals[1] = 1.0, 1.0
+    weights = share / max(totals[0], 1e-30), (1 - share) / totals[1]
+    return {
+        key: np.stack([curve[:, 0], weights[0] * curve[:, 1] + weights[1] * curve[:, 2]], axis=1)
+        for key, curve in curves.items()
+    }
+
+
+def _thinned(batches: Sequence[Batch]) -> list[Batch]:
+    """Evenly spread batches (they are ordered by length) with about CALIBRATION_ROWS rows."""
+    rows = sum(len(batch.rows) for batch in batches)
+    return list(batches[:: max(1, rows // CALIBRATION_ROWS)])
+
+
+def _moments(stream: Stream, groups: Sequence[UnitGroup], weights: Weights, until: str) -> dict[str, Moments]:
+    """Weighted Gram matrices of what the groups' consumers read in the original model."""
+    found: dict[str, Moments] = {}
+    for index, batch in enumerate(stream.batches):
+        seen = stream.see(index, [(group.consumer, 0) for group in groups], until)
+        for group in groups:
+            layer = get_layer(stream.model, group.consumer)
+            design = input_rows(seen[(group.consumer, 0)], layer, batch.inputs, index)
+            moments = found.setdefault(group.key, Moments(design.shape[1], 0))
+            moments.add(design, design.new_zeros(len(design), 0), weights.of(index, [group.consumer]))
+    return found
+
+
+def _curve(
+    model: TaskModel,
+    structure: Structure,
+    group: UnitGroup,
+    order: np.ndarray,
+    moments: Moments,
+    references: Sequence[Reference],
+    least: int,
+    temperature: float,
+) -> Curve:
+    layer = get_layer(model, group.consumer)
+    weight, own_bias = layer.weight.detach().clone(), layer.bias
+    bias = torch.zeros(len(weight)) if own_bias is None else own_bias.detach().clone()
+    start = torch.cat([weight.flatten(1), bias[:, None]], 1).double().T
+    points = []
+    try:
+        for count in _counts(group.count, least):
+            if count == group.count:
+                points.append((count, 0.0, 0.0))
+                continue
+            solution = _refitted(start, moments.gram, order[:count], group.count)
+            layer.weight.detach().copy_(solution[:-1].T.view_as(weight))
+            layer.bias = nn.Parameter(solution[-1].to(weight), requires_grad=False)
+            points.append((count, *_losses(model, structure, group, references, temperature)))
+    finally:
+        layer.weight.detach().copy_(weight)
+        layer.bias = own_bias
+    return np.array(points, dtype=np.float64)
+
+
+def _counts(units: int, least: int) -> list[int]:
+    steps = range(units + 1) if units <= POINTS else (round(units * step / POINTS) for step in range(POINTS + 1))
+    # The steep part of a curve is its beginning.
+    early = (round(units * share) for share in (0.02, 0.08)) if units > POINTS else ()
+    return sorted({max(count, least) for count in (*steps, *early)})
+
+
+def _refitted(start: torch.Tensor, gram: torch.Tensor, kept: np.ndarray, units: int) -> torch.Tensor:
+    """`start` [inputs + 1, outputs] refitted on the kept units' inputs, zero for the others."""
+    per_unit = (len(start) - 1) // units
+    columns = (torch.from_numpy(np.sort(kept))[:, None] * per_unit + torch.arange(per_unit)).flatten()
+    columns = torch.cat([columns, torch.tensor([len(start) - 1])])
+    inner = gram[columns][:, columns]
+    rho = DAMPING * inner.diagonal().mean()
+    damped = inner + rho * torch.eye(len(columns), dtype=inner.dtype)
+    result = torch.zeros_like(start)
+    factor, info = torch.linalg.cholesky_ex(damped)
+    # Where the matrix is singular (constant activations) the projection stays as it is.
+    if int(info):
+        result[columns] = start[columns]
+    else:
+        result[columns] = torch.cholesky_solve(gram[columns] @ start + rho * start[columns], factor)
+    return result
+
+
+def _losses(
+    model: TaskModel, structure: Structure, group: UnitGroup, references: Sequence[Reference], temperature: float
+) -> tuple[float, float]:
+    later = structure.blocks[group.block :]
+    trajectory = output = 0.0
+    for reference in references:
+        prefix = {path: reference.hidden[path] for path in structure.blocks[: group.block]}
+        with torch.no_grad(), replayed(model, prefix), block_outputs(model, later) as outputs:
+            result = model(**reference.inputs)
+            trajectory += float(trajectory_losses(reference, outputs, later, structure.channels_first).sum())
+            changed = output_losses(model.output_kind, reference.output, result, temperature)
+            output += float(changed.sum())
+    samples = sum(len(reference) for reference in references)
+    return trajectory / samples, output / samples

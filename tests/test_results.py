@@ -1,0 +1,121 @@
+"""docs/results.md and its plots, rendered from measurements made up here."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_docs import load_tool
+
+tool = load_tool("render_results")
+
+
+def row(scorer: str, repair: str, budget: float, seed: int, drop: float) -> dict[str, Any]:
+    values = {"base": 90.0, "accuracy": 90.0 - drop, "drop": drop, "macs": budget}
+    return {"scorer": scorer, "repair": repair, "budget": budget, "seed": seed, **values}
+
+
+ROWS = [
+    *(row("optin", "least-squares", 0.5, seed, drop) for seed, drop in enumerate((1.0, 1.2, 1.4))),
+    *(row("fisher", "least-squares", 0.5, seed, drop) for seed, drop in enumerate((0.4, 0.5, 0.6))),
+    *(row("magnitude", "least-squares", 0.5, seed, drop) for seed, drop in enumerate((0.9, 1.1, 1.3))),
+    row("optin", "least-squares", 0.4, 0, 0.22),
+    row("fisher", "least-squares", 0.4, 0, 2.0),
+    row("fisher", "least-squares", 0.3, 0, 3.0),
+    row("optin", "none", 0.5, 0, 40.0),
+    row("fisher", "none", 0.5, 0, 30.0),
+    row("novel", "rescale", 0.6, 0, -0.001),
+]
+
+
+@pytest.fixture
+def measurements(tmp_path: Path) -> Path:
+    (tmp_path / "accuracy").mkdir()
+    about = {"metric": "spearman", "held_out_rows": 1500, "calibration_rows": 2048, "scoring_rows": 64, "torch": "2"}
+    about |= {"machine": {"cpu": "A CPU", "threads": 1}, "written": "2030-01-01"}
+    for case, rows in (("minilm-stsb", ROWS), ("resnet20-cifar10", ROWS[:1]), ("vit-cifar10", [])):
+        content = json.dumps({"case": case, **about, "rows": rows})
+        (tmp_path / "accuracy" / f"{case}.json").write_text(content, encoding="utf-8")
+    speedup = {"median": 1.5, "ci_low": 1.4, "ci_high": 1.6}
+    latency = {"target": "cpu", "sequence": 64, "base_ms": {"p50": 3.0}, "pruned_ms": {"p50": 2.0}, "speedup": speedup}
+    result = {
+        "budget": 0.5,
+        "macs": {"ratio": 0.5},
+        "params": {"ratio": 0.7},
+        "accuracy": {
+            "metric": "spearman",
+            "base": 90.0,
+            "pruned": 89.0,
+            "drop": 1.0,
+            "drop_low": 0.5,
+            "drop_high": 1.5,
+        },
+        "latency": [{**latency, "batch": 1}, {**latency, "batch": 8}],
+        "environment": {"cpu": "A CPU", "cpus": 2, "memory_gib": 4, "python": "3", "packages": {"torch": "2"}},
+    }
+    for name, content in {
+        "minilm_sts": {"recipe": "minilm_sts", "results": [result]},
+        "unknown": {"recipe": "unknown", "results": [result]},
+        "scoring": {"rows": []},
+        "listed": [],
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return tmp_path
+
+
+def test_cells_are_means_with_their_spread_and_the_best_is_bold(measurements: Path) -> None:
+    page = tool.page(measurements)
+    assert "| scorer | repair | 0.7 | 0.6 | 0.5 | 0.4 | 0.3 |" in page
+    assert "| `optin` | least-squares | - | - | 1.20 ± 0.20 | **0.22** | - |" in page
+    assert "| `fisher` | least-squares | - | - | **0.50 ± 0.10** | 2.00 | 3.00 |" in page
+    assert "| `novel` | rescale | - | 0.00 | - | - | - |" in page  # alone in its column, and no negative zero
+    assert "Spearman in points on 1500 held-out rows, unpruned 90.00; 2048 calibration rows, 64 of them" in page
+    assert "seeds 0, 1, 2 (fewer in 6 of 9 cells); A CPU, 1 thread" in page
+
+
+def test_targets_say_whether_they_are_met(measurements: Path) -> None:
+    page = tool.page(measurements)
+    assert (
+        "| `minilm-stsb` | - (target 0.0: not measured) | 1.20 (target 0.2: missed by 1.00) | 0.22 (target 0.3: met) "
+        "| - (target 0.8: not measured) |"
+    ) in page
+    assert "met: 1 of 2 measured" in page
+    assert "`vit-cifar10`" not in page and "`resnet20-cifar10` |" not in page
+
+
+def test_a_scorer_that_wins_is_named(measurements: Path) -> None:
+    stsb, resnet = tool.cases(measurements)
+    # magnitude is ahead by less than the deviations; fisher without repair is not compared
+    assert tool.losses(stsb) == [
+        "Another scorer beats `optin` by more than both standard deviations (0 where one seed was measured) in 1 of 3 "
+        "comparisons with the same repair:",
+        "",
+        "- At 0.5 of the MACs, `fisher` beats `optin` with least-squares repair: it loses 0.50 ± 0.10 points, "
+        "`optin` 1.20 ± 0.20 (0.70 more).",
+    ]
+    assert tool.losses(resnet) == ["No other scorer has been measured with the same repair as `optin` yet."]
+
+
+def test_only_files_with_results_are_recipes(measurements: Path) -> None:
+    page = tool.page(measurements)
+    assert list(tool.recipes(measurements)) == ["minilm_sts", "unknown"]
+    assert "recipes/minilm_sts.yaml" in page and "scoring" not in page
+    assert "unpruned 90.00 at 3 ms; 89.00 at 2 ms with 50% of the MACs](figures/minilm-stsb-latency.svg)" in page
+
+
+def test_figures_are_the_ones_on_the_page_and_reproducible(measurements: Path) -> None:
+    plots, page = tool.figures(measurements), tool.page(measurements)
+    assert sorted(plots) == ["minilm-stsb-latency.svg", "minilm-stsb-macs.svg", "resnet20-cifar10-macs.svg"]
+    assert page.count("](figures/") == len(plots) and all(f"](figures/{name})" in page for name in plots)
+    for svg in plots.values():
+        assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert tool.figures(measurements) == plots
+
+
+def test_without_measurements_the_page_is_its_head(tmp_path: Path) -> None:
+    assert tool.page(tmp_path).startswith("# Results") and "##" not in tool.page(tmp_path)
+    assert tool.figures(tmp_path) == {}
