@@ -66,8 +66,9 @@ class Workspace:
 
     @cached_property
     def least(self) -> dict[str, int]:
-        """Units that have to stay in each group: none where the sub-layer can go as a whole."""
-        return {group.key: 0 if group.sublayer is not None else 1 for group in self.structure.groups}
+        """Units that have to stay in each group: none where the sub-layer can go as a whole, else one step."""
+        step = self.recipe.prune.align
+        return {group.key: 0 if group.sublayer else min(step, group.count) for group in self.structure.groups}
 
     @cached_property
     def environment(self) -> dict[str, Any]:

@@ -200,7 +200,7 @@ def test_an_unsupported_architecture_is_told_the_supported_ones(run: Run, vit_re
     raw = vit_recipe()
     raw["model"] = {
         **raw["model"],
-        "source": "timm:resnet18",
+        "source": "timm:mobilenetv3_small_050",
         "weights": "random",
         "args": {"in_chans": 1, "num_classes": 5},
     }

@@ -26,6 +26,7 @@ pytest.importorskip("onnxruntime")
 ARTEFACTS = {
     "recipe.yaml",
     "scores/scores.safetensors",
+    "scores/curves.safetensors",
     "plan/plan.json",
     "model/architecture.json",
     "model/model.safetensors",
@@ -232,3 +233,66 @@ def test_a_python_source_runs_through(tmp_path: Path, vit_recipe: Make) -> None:
         assert optin_export.load_model(tmp_path / "run" / "model", trust_python=True)(
             torch.zeros(1, 1, 32, 32)
         ).shape == (1, 5)
+
+
+def test_the_smallest_model_that_keeps_the_accuracy(vit_recipe: Make, tmp_path: Path) -> None:
+    """Budgets are bisected on one half of the evaluation rows; the gate is judged on the other."""
+    recipe = vit_recipe(prune={"budget": {"accuracy_drop": 60.0}, "probes": 4, "rows": 64, "score_samples": 16})
+    report = optin_export.run(recipe, out=tmp_path / "run")
+    assert report is not None and report.accuracy is not None
+    assert report.accuracy.rows == 40  # of 80
+    gate = next(gate for gate in report.verdict.gates if gate.name == "budget.accuracy_drop")
+    assert gate.measured == report.accuracy.drop
+    tried = report.pruning.tried
+    assert len(tried) >= 4
+    chosen = report.pruning.budget["macs"]
+    assert min(one.macs for one in tried if one.drop <= 60.0) == chosen
+    assert report.macs.ratio <= chosen
+    again = optin_export.run(recipe, out=tmp_path / "run")
+    assert again is not None and again.pruning.tried == tried  # nothing is searched twice
+
+
+CONVNET = """
+from torch import nn
+
+class BasicBlock(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return (self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())) + x).relu()
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 4, 4)
+        self.blocks = nn.Sequential(BasicBlock(16), BasicBlock(16), BasicBlock(16))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+def net():
+    return Net()
+"""
+
+
+@pytest.mark.parametrize("compensate", [True, "rescale"])
+def test_a_convolutional_network_of_the_users_own(compensate: bool | str, vit_recipe: Make, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(CONVNET)
+    recipe = vit_recipe(
+        model={
+            "source": f"py:{tmp_path / 'net.py'}:net",
+            "task": "image-classification",
+            "weights": "random",
+            "preprocess": {"size": [32, 32], "mean": [0.5], "std": [0.5]},
+        },
+        prune={"budget": {"macs": 0.7}, "align": 1, "score_samples": 16, "compensate": compensate},
+    )
+    report = optin_export.run(recipe, out=tmp_path / "run")
+    assert report is not None and report.verdict.passed
+    assert report.pruning.family == "resnet"
+    assert {group.kind for group in report.pruning.groups} == {"channels"}
+    assert report.macs.ratio <= 0.7

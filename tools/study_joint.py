@@ -7,7 +7,7 @@ A unit's residual gradients under all probes are an embedding s_u with <s_u, s_v
 |sum of s_u over the removed units|^2 estimates the loss of removing them together (docs/method.md, section 2). Starting
 from the knapsack's plan, a kept and a removed unit of one group change places while that lowers the estimate; counts,
 and so the cost, stay. The estimate is then repeated on other sentences, and the accuracy of both plans is measured
-with and without the repair. Writes docs/measurements/joint_selection.json.
+with and without the repair. Writes docs/measurements/studies/joint_selection.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from optin_export.scoring.sketch import Sketch
 from optin_export.sources import load_sources
 from optin_export.sources.batches import Batch
 
-RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "joint_selection.json"
+RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "joint_selection.json"
 PROBES = 16
 
 
@@ -128,6 +128,7 @@ def main() -> None:
             same = [tuple(old[name] for name in ("case", "budget", "seed", "swaps")) for old in rows]
             wanted = tuple(row[name] for name in ("case", "budget", "seed", "swaps"))
             rows = [old for old, key in zip(rows, same, strict=True) if key != wanted] + [row]
+            RESULT.parent.mkdir(parents=True, exist_ok=True)
             RESULT.write_text(json.dumps({"cpu": describe()["cpu"], "rows": rows}, indent=1) + "\n")
 
 

@@ -31,6 +31,13 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
             f"'{path}.{extra}' ({type(getattr(block, extra)).__name__}) stands between its convolutions",
             "use a plain ResNet",
         )
+    names = [name for name, _ in block.named_children()]
+    if names.index("bn1") < names.index("conv1"):
+        raise InputError(
+            f"'{path}' is a variant of residual block that the family resnet cannot prune",
+            "its norms stand before its convolutions, not behind them",
+            "use a plain ResNet",
+        )
     depth = 3 if isinstance(getattr(block, "conv3", None), nn.Conv2d) else 2
     convolutions = [getattr(block, f"conv{number}") for number in range(1, depth + 1)]
     groups = []
@@ -48,7 +55,7 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
                 width=1,
                 producers=(Producer(f"{path}.conv{number}", norm=f"{path}.bn{number}"),),
                 consumer=f"{path}.conv{number + 1}",
-                residual=_shortcut(block, path) if last else None,
+                residual=_shortcut(block, path, convolutions) if last else None,
                 scale=f"{path}.bn{number + 1}" if last else None,
                 sublayer=None,
             )
@@ -56,12 +63,16 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     return tuple(groups)
 
 
-def _shortcut(block: Any, path: str) -> tuple[str, int | Literal["output"]]:
-    """Where the sum's other side is seen: what comes out of the projection, or else what comes in."""
+def _shortcut(block: Any, path: str, layers: list[nn.Conv2d]) -> tuple[str, int | Literal["output"]] | None:
+    """Where the sum's other side is seen: what comes out of the projection, or else what comes in.
+
+    None if that has another shape: the projection then is no module of a known name, and the repair does without it.
+    """
     for name in ("downsample", "shortcut"):
         if getattr(block, name, None) is not None and not _is_empty(getattr(block, name)):
             return f"{path}.{name}", "output"
-    return f"{path}.conv1", 0
+    same = layers[0].in_channels == layers[-1].out_channels and all(layer.stride == (1, 1) for layer in layers)
+    return (f"{path}.conv1", 0) if same else None
 
 
 def _is_empty(module: nn.Module) -> bool:

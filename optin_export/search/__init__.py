@@ -26,7 +26,7 @@ def check_budget(costs: Costs, budget: Budget, least: Mapping[str, int]) -> None
     if smallest > int(budget.fraction * whole):
         raise InputError(
             f"no plan meets the budget {budget.kind}: {budget.fraction:g}",
-            f"with every unit removed the model still has {smallest / whole:.4f} of its {budget.kind}",
+            f"with as few units as may stay the model still has {smallest / whole:.4f} of its {budget.kind}",
             f"ask for more than {smallest / whole:.4f}, or free more kinds of units in prune.units",
         )
 
@@ -51,9 +51,9 @@ def find_plan(
     """
     keys = list(scores)
     least = {key: (least or {}).get(key, 0) for key in keys}
-    check_budget(costs, budget, least)
     order = {key: np.argsort(-scores[key], kind="stable") for key in keys}
     counts = {key: _counts(len(scores[key]), align[key], least[key]) for key in keys}
+    check_budget(costs, budget, {key: int(counts[key][0]) for key in keys})
     if curves is None:
         values = {key: np.concatenate([[0.0], np.cumsum(scores[key][order[key]])])[counts[key]] for key in keys}
     else:
@@ -144,7 +144,7 @@ def _fill(
             if price > capacity:
                 continue
             gain = float(values[key][place] - values[key][place - 1]) / max(price - spent, 1)
-            if best is None or gain > best[0]:
+            if gain >= 0 and (best is None or gain > best[0]):
                 best = (gain, larger)
         if best is None:
             return kept
@@ -153,6 +153,6 @@ def _fill(
 
 def _counts(units: int, align: int, least: int) -> np.ndarray:
     """How many units may stay: the fewest, the multiples of `align`, and all (even where all is not a multiple)."""
-    fewest = 0 if least == 0 else min(align, units)
+    fewest = min(-(-least // align) * align, units)
     steps = np.arange(0, units + 1, align)
     return np.unique(np.concatenate([[fewest], steps[steps >= fewest], [units]]))

@@ -200,7 +200,7 @@ def _kept_rows(group: UnitGroup, plan: GroupPlan, fused: int) -> torch.Tensor:
 
 
 def _can_refit(layer: nn.Module) -> bool:
-    return not isinstance(layer, nn.Conv2d) or (layer.groups == 1 and not isinstance(layer.padding, str))
+    return not isinstance(layer, nn.Conv2d) or layer.groups == 1
 
 
 def _columns_per_unit(layer: nn.Module, group: UnitGroup) -> int:

@@ -119,10 +119,13 @@ def _graph(model: TaskModel) -> Iterator[None]:
 @contextlib.contextmanager
 def _outputs(model: TaskModel, paths: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
     outputs: dict[str, torch.Tensor] = {}
+    # An activation that works in place would write over what is recorded: it gets a copy.
+    in_place = any(getattr(module, "inplace", False) for module in model.modules())
 
     def hook_of(path: str):  # type: ignore[no-untyped-def]
-        def hook(module: torch.nn.Module, args: object, output: torch.Tensor) -> None:
+        def hook(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
             outputs[path] = output
+            return output.clone() if in_place else output
 
         return hook
 

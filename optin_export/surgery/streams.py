@@ -150,8 +150,10 @@ def output_rows(value: Any, layer: nn.Module, inputs: Inputs, batch: int) -> tor
 def input_rows(tensor: torch.Tensor, layer: nn.Module, inputs: Inputs, batch: int) -> torch.Tensor:
     """[rows, weights per output] of what `layer` reads, row for row as `output_rows`; patches for a convolution."""
     if isinstance(layer, nn.Conv2d):
-        assert not isinstance(layer.padding, str)
-        patches = F.unfold(tensor, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        # Every kind of padding ("same", reflecting, ...) as the convolution itself does it.
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        padded = F.pad(tensor, layer._reversed_padding_repeated_twice, mode=mode)
+        patches = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
         return patches[:, :, _positions(patches.shape[2], batch)].mT.flatten(0, 1)
     return rows_of(tensor, valid_rows(inputs, tensor))
 

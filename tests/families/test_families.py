@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from optin_export.engines import build, load
 from optin_export.errors import InputError
@@ -16,111 +15,62 @@ from optin_export.export import export_onnx
 from optin_export.families import Structure, count_macs, count_params, find_structure, measure_costs, supported
 from optin_export.recipe import Budget, PruneSection, Target
 from optin_export.scoring import score
-from optin_export.search import Plan, find_plan
-from optin_export.sources import Batch
+from optin_export.scoring.activation import activation_scores
+from optin_export.search import GroupPlan, Plan, find_plan
 from optin_export.sources.tasks import TaskModel, wrap
 from optin_export.surgery import load_model, operate, save_model
-from tests.conftest import VIT_ARGS, enlarge
-
-SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-
-
-def transformers_model(name: str, **config: Any) -> Callable[[], tuple[torch.nn.Module, dict[str, Any]]]:
-    def make() -> tuple[torch.nn.Module, dict[str, Any]]:
-        import transformers
-
-        model_class = getattr(transformers, name)
-        model = model_class(model_class.config_class(**SMALL, **config, attn_implementation="eager"))
-        architecture = {"library": "transformers", "class": name, "config": model.config.to_dict()}
-        return model, architecture
-
-    return make
-
-
-def timm_model(name: str, **args: Any) -> Callable[[], tuple[torch.nn.Module, dict[str, Any]]]:
-    def make() -> tuple[torch.nn.Module, dict[str, Any]]:
-        import timm
-
-        arguments = {**VIT_ARGS, **args}
-        model = timm.create_model(name, pretrained=False, **arguments)
-        return model, {"library": "timm", "name": name, "args": arguments}
-
-    return make
-
-
-TEXT = {"vocab_size": 64, "max_position_embeddings": 40}
-IMAGE = {"image_size": 32, "patch_size": 8, "num_channels": 1}
-MODELS: dict[str, tuple[str, str, Callable[[], tuple[torch.nn.Module, dict[str, Any]]]]] = {
-    "bert": ("bert", "text-classification", transformers_model("BertForSequenceClassification", **TEXT)),
-    "bert-embedding": ("bert", "feature-extraction", transformers_model("BertModel", **TEXT)),
-    "bert-regression": (
-        "bert",
-        "text-classification",
-        transformers_model("BertForSequenceClassification", **TEXT, num_labels=1),
-    ),
-    "roberta": ("bert", "text-classification", transformers_model("RobertaForSequenceClassification", **TEXT)),
-    "electra": (
-        "bert",
-        "text-classification",
-        transformers_model("ElectraForSequenceClassification", **TEXT, embedding_size=32),
-    ),
-    "vit": ("vit", "image-classification", timm_model("vit_tiny_patch16_224")),
-    "vit-no-qkv-bias": ("vit", "image-classification", timm_model("vit_tiny_patch16_224", qkv_bias=False)),
-    "vit-qk-norm": ("vit", "image-classification", timm_model("vit_tiny_patch16_224", qk_norm=True)),
-    "deit3-layer-scale": ("vit", "image-classification", timm_model("deit3_small_patch16_224", init_values=0.1)),
-    "deit-distilled": ("vit", "image-classification", timm_model("deit_tiny_distilled_patch16_224")),
-    "vit-transformers": (
-        "vit-transformers",
-        "image-classification",
-        transformers_model("ViTForImageClassification", **IMAGE),
-    ),
-    "deit-transformers": (
-        "vit-transformers",
-        "image-classification",
-        transformers_model("DeiTForImageClassification", **IMAGE),
-    ),
-}
-
-
-def inputs_for(task: str, batch: int, seed: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    if task == "image-classification":
-        return {"pixel_values": torch.randn(batch, 1, 32, 32, generator=generator)}
-    lengths = torch.randint(6, 13, (batch,), generator=generator)
-    lengths[0] = 12
-    mask = (torch.arange(12)[None] < lengths[:, None]).long()
-    tokens = torch.randint(5, 64, (batch, 12), generator=generator)
-    return {"input_ids": torch.where(mask.bool(), tokens, 1), "attention_mask": mask}
+from optin_export.surgery.rebuild import rebuild
+from tests.conftest import VIT_ARGS
+from tests.families.models import CONVOLUTIONAL, IMAGES, MODELS, RESNET, batches_for, inputs_for, small_model
 
 
 class Case:
-    """One model taken once through scoring, search, surgery and export."""
+    """One model taken once through scoring, search, surgery and saving."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.family, task, make = MODELS[name]
-        self.folder, self.task = folder, task
-        module, architecture = make()
-        self.model: TaskModel = wrap(enlarge(module), task, "mean" if task == "feature-extraction" else None, False)
-        for part in self.model.modules():
-            if "fused_attn" in vars(part):
-                vars(part)["fused_attn"] = False
-        self.architecture = {
-            **architecture,
-            "task": task,
-            "pooling": self.model.__dict__.get("pooling"),
-            "normalize": False,
-        }
+        self.name, self.folder = name, folder
+        self.family, self.task, _ = MODELS[name]
+        self.model, self.architecture = small_model(name)
         self.structure: Structure = find_structure(self.model)
-        self.batches = [Batch(inputs_for(task, 6, seed), np.arange(6)) for seed in (1, 2, 3, 4)]
-        config = PruneSection(budget=Budget(macs=0.5), probes=10, rows=48)
+        self.batches = batches_for(self.model, 4)
+        # A narrow ResNet's stem and projections are a large part of it, and stay.
+        config = PruneSection(budget=Budget(macs=0.7 if self.family in CONVOLUTIONAL else 0.5), probes=10, rows=48)
         self.scores = score(self.model, self.structure, self.batches[:2], config, seed=0)
-        self.costs = measure_costs(self.model, self.structure, inputs_for(task, 1, 0))
-        align = {group.key: 1 if group.kind == "heads" else 8 for group in self.structure.groups}
-        self.plan: Plan = find_plan(self.scores.values, self.costs, config.budget, align)
-        inputs = inputs_for(task, 3, 5)
+        self.costs = measure_costs(self.model, self.structure, self.inputs(1, 0))
+        self.budget = config.budget
+        step = 4 if self.family in CONVOLUTIONAL else 8
+        align = {group.key: 1 if group.kind == "heads" else step for group in self.structure.groups}
+        least = {group.key: 0 if group.sublayer is not None else 1 for group in self.structure.groups}
+        self.plan: Plan = find_plan(self.scores.values, self.costs, config.budget, align, least)
+        inputs = self.inputs(3, 5)
         self.plain = operate(self.model, self.structure, self.plan, (), inputs, repair=False)
         self.repaired = operate(self.model, self.structure, self.plan, self.batches, inputs, repair=True)
         save_model(folder, self.repaired.dense, self.architecture, self.family, self.plan, inputs)
+
+    def inputs(self, batch: int, seed: int) -> dict[str, torch.Tensor]:
+        return inputs_for(self.model, batch, seed)
+
+    def kept(self, groups: dict[str, tuple[int, ...]]) -> Plan:
+        """The plan with other units kept in these groups."""
+        changed = {key: self.plan.groups[key].model_copy(update={"kept": kept}) for key, kept in groups.items()}
+        return self.plan.model_copy(update={"groups": {**self.plan.groups, **changed}})
+
+    def check_onnx(self, model: TaskModel, path: Path, batches: tuple[int, ...]) -> None:
+        """onnxruntime on the exported model gives what torch gives, for equal rows equal outputs."""
+        sequence = 16 if self.task != IMAGES else None
+        export_onnx(model, self.inputs(2, 5), path, max_batch=8, sequence=sequence)
+        target = Target()
+        build(path, target, path.with_suffix(".engine.onnx"))
+        engine = load(path.with_suffix(".engine.onnx"), target)
+        for batch in batches:
+            for identical in (False, True):
+                data = self.inputs(batch, 11)
+                if identical:
+                    data = {key: value[:1].expand(batch, *value.shape[1:]).contiguous() for key, value in data.items()}
+                got = engine.run({key: value.numpy() for key, value in data.items()})[model.output_name]
+                np.testing.assert_allclose(got, output(model, data).numpy(), atol=1e-4, rtol=1e-4)
+                if identical:
+                    np.testing.assert_allclose(got, np.broadcast_to(got[:1], got.shape), atol=1e-6)
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
@@ -133,18 +83,49 @@ def output(model: TaskModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**inputs)
 
 
+#: Units of the convolutional networks: group key -> how many, how many inputs of the consumer each of them is.
+CHANNELS = {
+    "resnet-timm": {f"block{block:02d}.channels": (count, 1) for block, count in enumerate((8, 8, 16, 24, 32))},
+    "resnet-timm-bottleneck": {
+        f"block{block:02d}.channels{part}": (count, 1)
+        for block, count in enumerate((8, 8, 16, 24, 32))
+        for part in ("", "2")
+    },
+    "resnet-torchvision": {f"block{block:02d}.channels": (count, 1) for block, count in enumerate((8, 8, 16, 32))},
+    "resnet-cifar": {f"block{block:02d}.channels": (count, 1) for block, count in enumerate((16, 32, 64))},
+}
+CHANNELS["vgg"] = CHANNELS["vgg-bn"] = {
+    "block01.channels": (8, 1),
+    "block02.channels": (16, 1),
+    "block03.channels": (24, 1),
+    "block04.channels": (24, 4),
+    "block05.neurons": (32, 1),
+    "block06.neurons": (16, 1),
+}
+
+
 def test_family_and_units(case: Case) -> None:
     assert case.structure.family == case.family
-    assert len(case.structure.blocks) == 3
-    assert [group.kind for group in case.structure.groups] == ["heads", "neurons"] * 3
-    assert {group.count for group in case.structure.groups if group.kind == "heads"} == {4}
+    groups = case.structure.groups
+    if case.family not in CONVOLUTIONAL:
+        assert len(case.structure.blocks) == 3
+        assert [group.kind for group in groups] == ["heads", "neurons"] * 3
+        assert {group.count for group in groups if group.kind == "heads"} == {4}
+        assert not case.structure.channels_first
+    else:
+        assert {group.key: (group.count, group.width) for group in groups} == CHANNELS[case.name]
+        assert case.structure.channels_first
+        assert all(group.sublayer is None and group.rows == 1 for group in groups)
 
 
 def test_scores_cover_every_unit(case: Case) -> None:
+    activity = activation_scores(case.model, case.structure.groups, case.batches[:2])
     for group in case.structure.groups:
         values = case.scores.values[group.key]
         assert values.shape == (group.count,)
-        assert (values > 0).all()
+        # A channel may happen to be zero on every image; no other unit is without effect.
+        assert ((values > 0) == (activity[group.key] > 0)).all()
+        assert case.family in CONVOLUTIONAL or (values > 0).all()
 
 
 def test_masked_model_equals_dense_model(case: Case) -> None:
@@ -153,27 +134,42 @@ def test_masked_model_equals_dense_model(case: Case) -> None:
 
 def test_masked_equals_dense_when_every_group_loses_some_units(case: Case) -> None:
     """Whatever the search chose: the first unit of every group goes, and every third after it."""
-    groups = {
-        key: plan.model_copy(update={"kept": tuple(unit for unit in range(plan.count) if unit % 3)})
-        for key, plan in case.plan.groups.items()
-    }
-    plan = case.plan.model_copy(update={"groups": groups})
-    operation = operate(case.model, case.structure, plan, (), inputs_for(case.task, 3, 7), repair=False)
+    plan = case.kept(
+        {key: tuple(unit for unit in range(one.count) if unit % 3) for key, one in case.plan.groups.items()}
+    )
+    operation = operate(case.model, case.structure, plan, (), case.inputs(3, 7), repair=False)
     assert operation.masked_difference <= 1e-5
 
 
 def test_costs_predict_the_dense_model(case: Case) -> None:
-    one = inputs_for(case.task, 1, 0)
-    assert count_macs(case.plain.dense, one) == case.plan.predicted.macs <= 0.5 * case.costs.macs
+    one = case.inputs(1, 0)
+    assert count_macs(case.plain.dense, one) == case.plan.predicted.macs <= case.budget.fraction * case.costs.macs
     dropped = [group for group in case.structure.groups if not case.plan.groups[group.key].kept]
     if not dropped:  # a dropped sub-layer also loses its norm and biases, which no unit accounts for
         assert count_params(case.plain.dense) == case.plan.predicted.params
 
 
+def test_costs_predict_any_number_of_units(case: Case) -> None:
+    """MACs and parameters, exactly: also where units stand on both sides of a layer."""
+    generator, one = np.random.default_rng(0), case.inputs(1, 0)
+    kept = {group.key: int(generator.integers(1, group.count + 1)) for group in case.structure.groups}
+    groups = {
+        group.key: GroupPlan(count=group.count, kept=tuple(range(kept[group.key]))) for group in case.structure.groups
+    }
+    dense, smaller = rebuild(case.model, case.structure, groups, one)
+    assert {group.key: group.count for group in smaller.groups} == kept
+    assert case.costs.of("macs", kept) == count_macs(dense, one)
+    assert case.costs.of("params", kept) == count_params(dense)
+    assert case.costs.is_linear("macs") == ("bottleneck" not in case.name and case.family != "vgg")
+    # One unit more or less costs what `per_unit` says, whatever the others keep.
+    for key, price in case.costs.per_unit("macs", kept).items():
+        assert case.costs.of("macs", kept) - case.costs.of("macs", {**kept, key: kept[key] - 1}) == price
+
+
 def test_repair_lowers_the_error(case: Case) -> None:
     for key, repair in case.repaired.repairs.items():
         assert repair.after <= repair.before * 1.001 + 1e-12, key
-    data = inputs_for(case.task, 6, 1)
+    data = case.inputs(6, 1)
     reference = output(case.model, data)
     errors = [
         float((output(model, data) - reference).square().sum()) for model in (case.plain.dense, case.repaired.dense)
@@ -182,50 +178,55 @@ def test_repair_lowers_the_error(case: Case) -> None:
 
 
 def test_saved_model_is_rebuilt_exactly(case: Case) -> None:
-    data = inputs_for(case.task, 3, 9)
-    assert torch.equal(output(load_model(case.folder), data), output(case.repaired.dense, data))
+    data = case.inputs(3, 9)
+    rebuilt = load_model(case.folder, trust_python=True)
+    assert torch.equal(output(rebuilt, data), output(case.repaired.dense, data))
 
 
 def test_onnx_reproduces_the_model(case: Case) -> None:
     pytest.importorskip("onnxruntime")
-    path = case.folder / "pruned.onnx"
-    sequence = 16 if case.task != "image-classification" else None
-    export_onnx(case.repaired.dense, inputs_for(case.task, 2, 5), path, max_batch=8, sequence=sequence)
-    target = Target()
-    build(path, target, case.folder / "engine.onnx")
-    engine = load(case.folder / "engine.onnx", target)
-    for batch in (1, 5):
-        for identical in (False, True):
-            data = inputs_for(case.task, batch, 11)
-            if identical:
-                data = {name: tensor[:1].expand(batch, *tensor.shape[1:]).contiguous() for name, tensor in data.items()}
-            got = engine.run({name: tensor.numpy() for name, tensor in data.items()})[case.model.output_name]
-            np.testing.assert_allclose(got, output(case.repaired.dense, data).numpy(), atol=1e-4, rtol=1e-4)
-            if identical:
-                np.testing.assert_allclose(got, np.broadcast_to(got[:1], got.shape), atol=1e-6)
+    case.check_onnx(case.repaired.dense, case.folder / "pruned.onnx", (1, 5))
 
 
 @pytest.mark.parametrize("name", ["bert", "vit", "deit3-layer-scale", "vit-transformers"])
 def test_whole_sub_layers_may_vanish(name: str, tmp_path: Path) -> None:
     """Drop the heads of one block and the neurons of another: masked equals dense, repair works, ONNX has no trace."""
     case = Case(name, tmp_path)
-    groups = {key: plan.model_copy(update={"kept": ()}) for key, plan in case.plan.groups.items()}
-    keep = dict(case.plan.groups) | {key: groups[key] for key in ("block00.heads", "block01.neurons")}
-    plan = case.plan.model_copy(update={"groups": keep})
-    inputs = inputs_for(case.task, 3, 5)
+    plan = case.kept({"block00.heads": (), "block01.neurons": ()})
+    inputs = case.inputs(3, 5)
     plain = operate(case.model, case.structure, plan, (), inputs, repair=False)
     assert plain.masked_difference <= 1e-5
     repaired = operate(case.model, case.structure, plan, case.batches, inputs, repair=True)
     assert repaired.repairs["block00.heads"].after < repaired.repairs["block00.heads"].before
     save_model(tmp_path, repaired.dense, case.architecture, case.family, plan, inputs)
-    data = inputs_for(case.task, 4, 8)
+    data = case.inputs(4, 8)
     assert torch.equal(output(load_model(tmp_path), data), output(repaired.dense, data))
-    sequence = 16 if case.task != "image-classification" else None
-    export_onnx(repaired.dense, inputs, tmp_path / "pruned.onnx", max_batch=4, sequence=sequence)
-    build(tmp_path / "pruned.onnx", Target(), tmp_path / "engine.onnx")
-    engine = load(tmp_path / "engine.onnx", Target())
-    got = engine.run({name: tensor.numpy() for name, tensor in data.items()})[case.model.output_name]
-    np.testing.assert_allclose(got, output(repaired.dense, data).numpy(), atol=1e-4, rtol=1e-4)
+    case.check_onnx(repaired.dense, tmp_path / "pruned.onnx", (4,))
+
+
+@pytest.mark.parametrize("name", ["resnet-timm", "vgg"])
+def test_a_convolution_keeps_at_least_one_channel(name: str) -> None:
+    model, _ = small_model(name)
+    structure = find_structure(model)
+    groups = {
+        group.key: GroupPlan(count=group.count, kept=() if group.block == 1 else tuple(range(group.count)))
+        for group in structure.groups
+    }
+    with pytest.raises(InputError, match=r"keeps nothing of block01\.channels"):
+        rebuild(model, structure, groups, inputs_for(model, 2, 0))
+
+
+def test_the_residual_stream_of_a_convolutional_block_is_seen_beside_it() -> None:
+    """Behind the projection where there is one, else at the block's own input; only the last layer adds to it."""
+    groups = find_structure(small_model("resnet-timm-bottleneck")[0]).groups
+    assert [group.residual for group in groups[:4:2]] == [None, None]
+    assert groups[1].residual == ("model.layer1.0.downsample", "output")
+    assert groups[3].residual == ("model.layer1.1.conv1", 0)
+    assert groups[3].scale == "model.layer1.1.bn3"
+    groups = find_structure(small_model("resnet-cifar")[0]).groups
+    assert groups[0].residual == ("model.layer1.0.conv1", 0)
+    assert groups[1].residual == ("model.layer2.0.shortcut", "output")  # it only pads, but the shape is another
+    assert groups[0].producers[0].norm == "model.layer1.0.bn1"
 
 
 def test_every_family_is_tested() -> None:
@@ -247,3 +248,29 @@ def test_a_variant_the_family_cannot_prune_is_refused() -> None:
     model.blocks[1].attn.norm = torch.nn.LayerNorm(32)
     with pytest.raises(InputError, match=r"blocks\.1\.attn"):
         find_structure(model)
+
+
+def test_a_residual_block_with_something_between_its_convolutions_is_refused() -> None:
+    import timm
+
+    model = timm.create_model("seresnet18", pretrained=False, **RESNET)
+    with pytest.raises(InputError, match=r"layer1\.0\.se"):
+        find_structure(model)
+
+
+def test_channels_of_grouped_convolutions_are_left_alone() -> None:
+    """In a ResNeXt every inner channel stands before or behind a grouped convolution."""
+    import timm
+
+    model = timm.create_model("resnext50_32x4d", pretrained=False, cardinality=2, base_width=8, **RESNET)
+    with pytest.raises(InputError, match="nothing to prune"):
+        find_structure(model)
+
+
+def test_a_chain_with_a_step_between_its_layers_is_refused() -> None:
+    """Where the next layer does not read what the last one makes, channel by channel."""
+    model = small_model("vgg")[0].model
+    assert isinstance(model, nn.Module)
+    model.features[3] = nn.Conv2d(4, 16, 3, padding=1, groups=2)
+    with pytest.raises(InputError, match=r"features\.3"):
+        find_structure(wrap(model, IMAGES, None, False))
