@@ -52,6 +52,8 @@ class Sketch:
     def __post_init__(self) -> None:
         self.noise = OutputNoise(self.generator)
         self.samples = sum(len(reference) for reference in self.references)
+        # In half precision small gradients would underflow: scaled up on the way, less where the large ones overflow.
+        self.scale = 2.0**12 if self.autocast == "float16" else 1.0
 
     def pilot(self, step: Callable[[int], None], trajectory: bool = True) -> tuple[Values, Values]:
         """One chunk of probes with both terms apart: (trajectory, output) losses per unit."""
@@ -140,11 +142,13 @@ class Sketch:
 
     def _gradients(self, probe: torch.Tensor, masks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """v . dr/dm per sample and unit, [samples, units]; zero for a unit that the probe does not depend on."""
-        # In half precision small gradients would underflow: scaled up on the way, and down again here.
-        scale = 2.0**12 if self.autocast == "float16" else 1.0
-        found = torch.autograd.grad(probe * scale, list(masks.values()), retain_graph=True, allow_unused=True)
+        while True:
+            found = torch.autograd.grad(probe * self.scale, list(masks.values()), retain_graph=True, allow_unused=True)
+            if self.scale <= 1 or all(gradient is None or torch.isfinite(gradient).all() for gradient in found):
+                break
+            self.scale /= 16
         return {
-            key: (torch.zeros_like(mask) if gradient is None else gradient / scale).detach().double().cpu()
+            key: (torch.zeros_like(mask) if gradient is None else gradient / self.scale).detach().double().cpu()
             for (key, mask), gradient in zip(masks.items(), found, strict=True)
         }
 

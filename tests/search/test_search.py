@@ -120,3 +120,177 @@ def test_a_budget_no_plan_meets_says_what_is_possible() -> None:
 def test_a_damaged_plan_is_refused(kept: list[int]) -> None:
     with pytest.raises(ValidationError):
         GroupPlan.model_validate({"count": 4, "kept": kept})
+
+
+@pytest.mark.parametrize(("align", "least", "expected"), [
+    (8, 0, [0, 8, 16, 20]), (8, 1, [8, 16, 20]), (8, 9, [16, 20]), (4, 4, [4, 8, 12, 16, 20]), (32, 1, [20]), (1, 19, [19, 20]),
+])  # fmt: skip
+def test_at_least_so_many_units_stay(align: int, least: int, expected: list[int]) -> None:
+    """As multiples of `align`, or all; the largest budget below the next count still keeps this one."""
+    key = "block00.neurons"
+    costs = Costs(1000, 1000, {key: 20}, {"macs": (Term(10, (key,)),), "params": ()})
+    scores, found = {key: np.linspace(1.0, 2.0, 20)}, set()
+    for removable in range(21):
+        budget = Budget(macs=(1000 - 10 * removable) / 1000)
+        if 20 - removable < expected[0]:
+            with pytest.raises(InputError, match="no plan meets"):
+                find_plan(scores, costs, budget, {key: align}, {key: least})
+            continue
+        found.add(len(find_plan(scores, costs, budget, {key: align}, {key: least}).groups[key].kept))
+    assert sorted(found) == expected
+
+
+class Chain:
+    """A random chain of layers whose cost is a product: what one layer makes the next one reads (as in VGG)."""
+
+    def __init__(self, seed: int, groups: int, units: int) -> None:
+        generator = np.random.default_rng(seed)
+        self.keys = [f"block{block:02d}.channels" for block in range(groups)]
+        self.align = dict.fromkeys(self.keys, 1)
+        self.least = dict.fromkeys(self.keys, 1)
+        self.scores = {key: generator.exponential(size=units) * generator.uniform(0.2, 5) for key in self.keys}
+        sizes = generator.integers(1, 9, groups + 1).tolist()
+        terms = [Term(3 * sizes[0], (self.keys[0],))]
+        pairs = itertools.pairwise(self.keys)
+        terms += [Term(size, pair) for size, pair in zip(sizes[1:-1], pairs, strict=True)]
+        terms.append(Term(5 * sizes[-1], (self.keys[-1],)))
+        whole = sum(term.coefficient * units ** len(term.groups) for term in terms)
+        self.costs = Costs(
+            whole + 7, whole + 7, dict.fromkeys(self.keys, units), {"macs": tuple(terms), "params": tuple(terms)}
+        )
+        # Losses that fall ever more slowly as units come back, as measured ones do.
+        steps = {key: np.sort(generator.exponential(size=units))[::-1] for key in self.keys}
+        losses = {key: np.concatenate([np.cumsum(step[::-1])[::-1], [0.0]]) for key, step in steps.items()}
+        points = sorted({0, 1, units // 3, units // 2, units})
+        self.curves = {key: np.stack([points, losses[key][points]], 1) for key in self.keys}
+
+    def best(self, fraction: float, value: dict[str, np.ndarray]) -> tuple[float, dict[str, int]]:
+        """Brute force over all counts: the largest total value within the budget."""
+        capacity, results = int(fraction * self.costs.macs), []
+        for counts in itertools.product(*(range(1, self.costs.units[key] + 1) for key in self.keys)):
+            kept = dict(zip(self.keys, counts, strict=True))
+            if self.costs.of("macs", kept) <= capacity:
+                results.append((sum(float(value[key][count]) for key, count in kept.items()), kept))
+        return max(results, key=lambda pair: pair[0])
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.35, 0.5, 0.8])
+@pytest.mark.parametrize("seed", range(12))
+def test_coupled_costs_come_close_to_brute_force(seed: int, fraction: float) -> None:
+    chain = Chain(seed, groups=3, units=9)
+    plan = find_plan(chain.scores, chain.costs, Budget(macs=fraction), chain.align, chain.least)
+    kept = {key: len(group.kept) for key, group in plan.groups.items()}
+    assert min(kept.values()) >= 1
+    assert plan.predicted.macs == chain.costs.of("macs", kept) <= fraction * chain.costs.macs
+    value = {key: np.concatenate([[0.0], np.cumsum(np.sort(one)[::-1])]) for key, one in chain.scores.items()}
+    best, _ = chain.best(fraction, value)
+    assert sum(value[key][count] for key, count in kept.items()) >= 0.95 * best
+    assert plan.optimality_gap is None  # linearised: no bound is known
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("kind", ["macs", "params"])
+def test_coupled_costs_spend_the_budget(kind: str, fraction: float) -> None:
+    """With every unit worth something, little of the budget is left: less than the cheapest step more."""
+    for seed in range(6):
+        chain = Chain(seed, groups=8, units=64)
+        align = dict.fromkeys(chain.keys, 4)
+        plan = find_plan(chain.scores, chain.costs, Budget(**{kind: fraction}), align, chain.least)
+        assert 0.9 * fraction * chain.costs.macs <= plan.predicted.macs <= fraction * chain.costs.macs
+        kept = {key: len(group.kept) for key, group in plan.groups.items()}
+        assert all(count % 4 == 0 for count in kept.values())
+        for key, count in kept.items():
+            if count < 64:
+                assert chain.costs.of("macs", {**kept, key: count + 4}) > fraction * chain.costs.macs
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_budget_just_above_the_smallest_plan_is_met(seed: int) -> None:
+    """The fewest units that alignment allows, and not one MAC more than the budget."""
+    chain = Chain(seed, groups=4, units=20)
+    align = dict.fromkeys(chain.keys, 8)
+    smallest = chain.costs.of("macs", dict.fromkeys(chain.keys, 8))
+    fraction = (smallest + 0.5) / chain.costs.macs
+    plan = find_plan(chain.scores, chain.costs, Budget(macs=fraction), align, chain.least)
+    assert plan.predicted.macs == smallest
+    with pytest.raises(InputError, match="no plan meets"):
+        find_plan(chain.scores, chain.costs, Budget(macs=(smallest - 0.5) / chain.costs.macs), align, chain.least)
+
+
+def random_curves(seed: int) -> tuple[Costs, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Four groups of up to seven units with linear costs, scores, and curves that need not fall everywhere."""
+    generator = np.random.default_rng(seed)
+    units = {f"block{block:02d}.neurons": int(generator.integers(3, 8)) for block in range(4)}
+    scores = {key: generator.random(count) for key, count in units.items()}
+    curves = {}
+    for key, count in units.items():
+        points = np.unique([0, *generator.integers(0, count + 1, 3), count])
+        losses = np.concatenate([generator.random(len(points) - 1) * 3, [0.0]])
+        curves[key] = np.stack([points, losses], 1)
+    terms = tuple(Term(int(generator.integers(1, 30)), (key,)) for key in units)
+    whole = 20 + sum(term.coefficient * units[term.groups[0]] for term in terms)
+    return Costs(whole, whole, units, {"macs": terms, "params": terms}), scores, curves
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_with_curves_the_plan_has_the_least_loss(seed: int) -> None:
+    """Brute force over all counts; between the points of a curve its loss is interpolated."""
+    costs, scores, curves = random_curves(seed)
+    for fraction in (0.3, 0.6, 0.9):
+        plan = find_plan(scores, costs, Budget(macs=fraction), dict.fromkeys(scores, 1), None, curves)
+        best = np.inf
+        for counts in itertools.product(*(range(count + 1) for count in costs.units.values())):
+            kept = dict(zip(costs.units, counts, strict=True))
+            if costs.of("macs", kept) <= fraction * costs.macs:
+                best = min(best, sum(np.interp(kept[key], *curves[key].T) for key in kept))
+        assert plan.predicted_loss == pytest.approx(best)
+        assert plan.predicted.macs <= fraction * costs.macs
+        assert plan.optimality_gap == pytest.approx(0.0)
+        # Which units stay is still the scores' choice.
+        for key, group in plan.groups.items():
+            assert set(group.kept) == set(np.argsort(-scores[key])[: len(group.kept)].tolist())
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.6])
+@pytest.mark.parametrize("seed", range(8))
+def test_with_curves_and_coupled_costs_the_loss_is_close_to_the_least(seed: int, fraction: float) -> None:
+    chain = Chain(seed, groups=3, units=9)
+    plan = find_plan(chain.scores, chain.costs, Budget(macs=fraction), chain.align, chain.least, chain.curves)
+    values = {key: -np.interp(np.arange(10), *curve.T) for key, curve in chain.curves.items()}
+    best, _ = chain.best(fraction, values)
+    whole = -sum(float(value[0]) for value in values.values())
+    assert plan.predicted.macs <= fraction * chain.costs.macs
+    assert plan.predicted_loss is not None
+    assert plan.predicted_loss <= -best + 0.05 * whole
+
+
+def test_more_units_are_not_taken_where_they_lose_more() -> None:
+    """A curve that rises: the budget would allow all units, the least loss is with half of them."""
+    keys = ["block00.channels", "block01.channels"]
+    terms = (Term(1, tuple(keys)), Term(4, (keys[0],)))
+    costs = Costs(400, 400, dict.fromkeys(keys, 16), {"macs": terms, "params": terms})
+    curves = {key: np.array([[0.0, 5.0], [8.0, 0.5], [16.0, 1.0]]) for key in keys}
+    scores = {key: np.ones(16) for key in keys}
+    plan = find_plan(scores, costs, Budget(macs=1.0), dict.fromkeys(keys, 1), dict.fromkeys(keys, 1), curves)
+    assert [len(group.kept) for group in plan.groups.values()] == [8, 8]
+    assert plan.predicted_loss == pytest.approx(1.0)
+
+
+def test_the_smallest_count_of_a_group_is_respected_with_curves() -> None:
+    """Even where a curve says that nothing would be lost without it."""
+    curves = {key: np.array([[0.0, 0.0], [len(values), 0.0]]) for key, values in SCORES.items()}
+    least = {"block00.heads": 2, "block00.neurons": 1}
+    plan = find_plan(SCORES, COSTS, Budget(macs=0.7), ALIGN, least, curves)
+    assert len(plan.groups["block00.heads"].kept) >= 2
+    assert len(plan.groups["block00.neurons"].kept) >= 8
+
+
+def test_costs_of_a_product() -> None:
+    """A layer between two groups costs the product of what they keep."""
+    terms = {"macs": (Term(3, ("a",)), Term(2, ("a", "b"))), "params": (Term(1, ("b",)),)}
+    costs = Costs(1000, 100, {"a": 10, "b": 5}, terms)
+    assert costs.of("macs", {"a": 4, "b": 2}) == 1000 - 3 * 6 - 2 * (50 - 8)
+    assert costs.of("macs", {"b": 5}) == 1000
+    assert costs.of("params", {"b": 1}) == 96
+    assert costs.per_unit("macs", {"a": 4, "b": 2}) == {"a": 3 + 2 * 2, "b": 2 * 4}
+    assert not costs.is_linear("macs") and costs.is_linear("params")
