@@ -24,10 +24,9 @@ from optin_export.ledger import Ledger
 from optin_export.recipe import Budget, Recipe, Target
 from optin_export.report import Report, Size, StageResult, compose, prunings, render_html
 from optin_export.report.schema import Pruning, Tried
-from optin_export.sources import Inputs, Sources, TaskModel, load_sources
+from optin_export.sources import Sources, TaskModel, load_sources
 
 MODELS = ("base", "pruned")
-Arrays = dict[str, np.ndarray]
 Facts = dict[str, Any]
 Tick = Callable[[int, int], None]
 
@@ -289,7 +288,7 @@ class Workspace:
                     for target in self.recipe.targets
                 },
                 {"base": _as_function(self.sources.model), "pruned": _as_function(self.dense)},
-                lambda batch, distinct: _arrays(self.sources.fixed(batch, distinct)),
+                lambda batch, distinct: {n: t.numpy() for n, t in self.sources.fixed(batch, distinct).items()},
                 self.sources.evaluation(),
                 batches=export.batch,
                 sequence=export.sequence if self.recipe.is_text else None,
@@ -386,10 +385,6 @@ class Workspace:
 
     def _onnx(self, which: str) -> Path:
         return self.folder / "onnx" / f"{which}.onnx"
-
-
-def _arrays(inputs: Inputs) -> Arrays:
-    return {name: tensor.numpy() for name, tensor in inputs.items()}
 
 
 def _as_function(model: TaskModel) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:

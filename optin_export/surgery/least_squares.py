@@ -11,8 +11,8 @@ import torch
 
 #: Candidates for rho, as shares of the mean diagonal of the Gram matrix.
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-#: Below this share of the target's power there is no error worth repairing (float32 activations are no better).
-NEGLIGIBLE = 1e-10
+#: Below this share of the target's power there is no error worth repairing: sums of float32 products are no better.
+NEGLIGIBLE = 1e-7
 
 
 class Moments:

@@ -1,4 +1,4 @@
-"""OPTIN's score: the sketch estimates what exact masking measures; padding, order and single huge units do not fool it."""
+"""OPTIN's score: the sketch estimates what exact masking measures; padding and single huge units do not fool it."""
 
 from __future__ import annotations
 
@@ -242,7 +242,14 @@ def test_every_step_is_reported() -> None:
     structure, batches = find_structure(model), batches_for(model, 1, size=2)
     for method in ("optin", "optin-exact", "optin-reference"):
         seen: list[tuple[int, int]] = []
-        score(model, structure, batches, config(24, score=method), 0, lambda done, total: seen.append((done, total)))
+        score(
+            model,
+            structure,
+            batches,
+            config(24, score=method),
+            0,
+            lambda done, total, seen=seen: seen.append((done, total)),
+        )
         assert len({total for _, total in seen}) == 1
         assert [done for done, _ in seen] == sorted(done for done, _ in seen)
         assert seen[-1][0] == seen[-1][1]

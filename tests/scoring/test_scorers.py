@@ -151,7 +151,9 @@ def test_the_reference_draws_rows_anew_and_takes_padding_for_text() -> None:
     assert not np.allclose(first, second, rtol=0.05)
     longer = Batch({key: torch.nn.functional.pad(value, (0, 6)) for key, value in batch.inputs.items()}, batch.rows)
     assert not np.allclose(
-        all_rows(model, batch, structure)["block00.heads"], all_rows(model, longer, structure)["block00.heads"], rtol=0.05
+        all_rows(model, batch, structure)["block00.heads"],
+        all_rows(model, longer, structure)["block00.heads"],
+        rtol=0.05,
     )
 
 

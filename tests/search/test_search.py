@@ -123,7 +123,8 @@ def test_a_damaged_plan_is_refused(kept: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("align", "least", "expected"), [
-    (8, 0, [0, 8, 16, 20]), (8, 1, [8, 16, 20]), (8, 9, [16, 20]), (4, 4, [4, 8, 12, 16, 20]), (32, 1, [20]), (1, 19, [19, 20]),
+    (8, 0, [0, 8, 16, 20]), (8, 1, [8, 16, 20]), (8, 9, [16, 20]), (4, 4, [4, 8, 12, 16, 20]), (32, 1, [20]),
+    (1, 19, [19, 20]),
 ])  # fmt: skip
 def test_at_least_so_many_units_stay(align: int, least: int, expected: list[int]) -> None:
     """As multiples of `align`, or all; the largest budget below the next count still keeps this one."""

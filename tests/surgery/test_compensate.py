@@ -6,7 +6,6 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from types import MethodType
 from typing import Any, Literal
 
 import pytest
@@ -125,11 +124,13 @@ def test_the_repair_helps_on_rows_it_has_not_seen(name: str) -> None:
         assert all(repair.damping in DAMPINGS for repair in operation.repairs.values())
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "vit-transformers", "resnet-timm", "resnet-timm-bottleneck", "vgg-bn", "vgg"])
+@pytest.mark.parametrize(
+    "name", ["bert", "vit", "vit-transformers", "resnet-timm", "resnet-timm-bottleneck", "vgg-bn", "vgg"]
+)
 def test_the_repair_lowers_the_error_of_every_architecture(name: str) -> None:
     model, _ = small_model(name)
-    structure, batches = find_structure(model), batches_for(model, 6, size=12)
-    plan, unseen = halved(structure, share=0.6), batches_for(model, 2, size=16, first_seed=100)
+    structure, batches = find_structure(model), batches_for(model, 6, size=24)
+    plan, unseen = halved(structure, share=0.8), batches_for(model, 4, size=16, first_seed=100)
     plain, repaired = (
         operate(model, structure, plan, batches, batches[0].inputs, repair=repair).dense for repair in (False, True)
     )
@@ -145,26 +146,29 @@ def test_factors_only_leave_everything_else(sources: Sources) -> None:
         for repair in (False, "rescale")  # type: ignore[arg-type]
     )
     consumers = {f"{group.consumer}.weight": group for group in structure.groups}
+    changed = False
     for key, before in plain.state_dict().items():
         after = scaled.state_dict()[key]
         if key not in consumers:
             assert torch.equal(before, after)
             continue
+        changed = changed or not torch.equal(before, after)
         factors = (after / before).view(len(after), -1, consumers[key].width)
         torch.testing.assert_close(factors, factors[:1, :, :1].expand_as(factors), rtol=1e-3, atol=1e-3)
-        assert (factors[0, :, 0] - 1).abs().max() > 1e-3
+    assert changed
 
 
 def test_layers_that_lost_nothing_are_refitted_to_what_reaches_them() -> None:
     """They stand behind a sub-layer that is no longer what it was."""
-    model, _ = small_model("vit")
+    model, _ = small_model("bert")
     structure, batches = find_structure(model), batches_for(model, 6, size=8)
-    plan = without(structure, {"block00.neurons": range(0, 128, 2)})
+    plan = without(structure, {"block01.neurons": range(0, 64, 2)})
     repairs = operate(model, structure, plan, batches, batches[0].inputs, repair=True).repairs
-    assert repairs["block00.heads"] == Repair(before=pytest.approx(0.0, abs=1e-9), after=pytest.approx(0.0, abs=1e-9))
-    for key in ("block01.heads", "block01.neurons", "block02.neurons"):
-        before, after = repairs[key].before, repairs[key].after
-        assert before is not None and after is not None and after < before
+    for key in ("block00.heads", "block00.neurons", "block01.heads"):  # there is nothing to do, which is no failure
+        untouched = repairs[key]
+        assert untouched.before == untouched.after and (untouched.damping, untouched.fallback) == (None, None)
+    before, after = repairs["block02.neurons"].before, repairs["block02.neurons"].after
+    assert before is not None and after is not None and after < 0.95 * before
 
 
 @pytest.mark.parametrize("batches", [1, 6])
@@ -198,7 +202,9 @@ def test_padding_does_not_change_the_repair(name: str, monkeypatch: pytest.Monke
 
     def other_tokens(batch: Batch) -> Batch:
         mask = batch.inputs["attention_mask"]
-        return Batch({"input_ids": torch.where(mask.bool(), batch.inputs["input_ids"], 7), "attention_mask": mask}, batch.rows)
+        return Batch(
+            {"input_ids": torch.where(mask.bool(), batch.inputs["input_ids"], 7), "attention_mask": mask}, batch.rows
+        )
 
     def longer(batch: Batch) -> Batch:
         return Batch({key: torch.nn.functional.pad(value, (0, 9)) for key, value in batch.inputs.items()}, batch.rows)
@@ -267,14 +273,24 @@ def test_activations_that_are_not_finite_leave_the_layers_alone() -> None:
     assert all(torch.equal(value, plain.dense.state_dict()[key]) for key, value in operation.dense.state_dict().items())
 
 
+class BasicBlock(torch.nn.Module):
+    """A residual block in another hand: its projection is called `skip`."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.conv2, self.bn2 = block.conv1, block.bn1, block.conv2, block.bn2
+        self.skip = block.downsample
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(inner)) + self.skip(x))
+
+
 def test_a_projection_of_unknown_name_is_done_without() -> None:
     """The stream beside the sub-layer is not seen, so that the layer is fitted to its own output only."""
     model, _ = small_model("resnet-torchvision")
-    block = model.get_submodule("model.layer2.0")
-    block.skip, block.downsample = block.downsample, None  # type: ignore[assignment]
-    block.forward = MethodType(  # type: ignore[assignment]
-        lambda self, x: self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + self.skip(x)), block
-    )
+    sequence = model.get_submodule("model.layer2")
+    sequence[0] = BasicBlock(sequence[0])  # type: ignore[index, operator]
     structure, batches = find_structure(model), batches_for(model, 6, size=12)
     assert [group.residual for group in structure.groups][1:3] == [("model.layer1.1.conv1", 0), None]
     plan = halved(structure)

@@ -97,7 +97,7 @@ def test_ridge_is_numpys_least_squares_with_the_damping_that_predicts_best(noise
 def test_more_noise_asks_for_more_damping() -> None:
     chosen = []
     for noise in (0.01, 3.0):
-        design, target, weight, truth = problem(rows=20, features=12, noise=noise)
+        design, target, _weight, truth = problem(rows=20, features=12, noise=noise)
         start = truth + 0.3
         fit = ridge(moments(design[:15], target[:15]), moments(design[15:], target[15:]), start)
         chosen.append(fit.damping or float("inf"))
@@ -106,7 +106,7 @@ def test_more_noise_asks_for_more_damping() -> None:
 
 def test_ridge_keeps_what_stands_where_rows_are_too_few_to_do_better() -> None:
     """Pure noise: whatever is fitted to three rows is worse on the others than the start."""
-    design, _, weight, truth = problem(rows=8, features=20)
+    design, _, _weight, truth = problem(rows=8, features=20)
     start = torch.zeros_like(truth)
     target = torch.randn(8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     fit = ridge(moments(design[:3], target[:3]), moments(design[3:], target[3:]), start)
@@ -161,7 +161,8 @@ def test_rescale_is_numpys_least_squares_over_factors(width: int) -> None:
     assert fit.damping is not None
     units = 6 // width
     columns = torch.stack(
-        [(design[:, u * width : (u + 1) * width] @ start[u * width : (u + 1) * width]).flatten() for u in range(units)], 1
+        [(design[:, u * width : (u + 1) * width] @ start[u * width : (u + 1) * width]).flatten() for u in range(units)],
+        1,
     )
     root = weight.repeat_interleave(3).sqrt()
     wanted = (target - start[-1]).flatten() * root

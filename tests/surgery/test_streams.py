@@ -41,7 +41,9 @@ def test_patches_times_weights_are_the_convolution(settings: dict[str, Any]) -> 
     matrix, bias = as_matrix(layer, ""), layer.bias if layer.bias is not None else 0.0
     found = []
     for batch in (0, 1):
-        design, output = (rows(value, layer, {}, batch) for rows, value in ((input_rows, images), (output_rows, expected)))
+        design, output = (
+            rows(value, layer, {}, batch) for rows, value in ((input_rows, images), (output_rows, expected))
+        )
         count = min(streams.POSITIONS, expected.shape[2] * expected.shape[3])
         assert design.shape == (2 * count, matrix.shape[1]) and output.shape == (2 * count, 5)
         torch.testing.assert_close(design @ matrix.T + bias, output)
@@ -52,7 +54,11 @@ def test_patches_times_weights_are_the_convolution(settings: dict[str, Any]) -> 
 def test_rows_of_a_linear_layer_leave_padding_out() -> None:
     layer, inputs = nn.Linear(4, 2), {"attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])}
     hidden = torch.arange(24.0).view(2, 3, 4)
-    assert input_rows(hidden, layer, inputs, 0).tolist() == [hidden[0, 0].tolist(), hidden[0, 1].tolist(), hidden[1, 0].tolist()]
+    assert input_rows(hidden, layer, inputs, 0).tolist() == [
+        hidden[0, 0].tolist(),
+        hidden[0, 1].tolist(),
+        hidden[1, 0].tolist(),
+    ]
     assert len(output_rows((layer(hidden), None), layer, inputs, 0)) == 3
     assert len(output_rows(torch.zeros(2, 4), layer, inputs, 0)) == 2  # one row per sample: a pooled output
     assert len(output_rows(hidden, layer, {}, 0)) == 6
@@ -113,7 +119,9 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("limit", [0, 5000])
-def test_activations_beyond_the_limit_lie_in_files(limit: int, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations_beyond_the_limit_lie_in_files(
+    limit: int, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same values from files and from memory, and no file is left."""
     model, _ = small_model("bert")
     structure, batches = find_structure(model), batches_for(model, 4, size=3)
