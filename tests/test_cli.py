@@ -205,7 +205,7 @@ def test_an_unsupported_architecture_is_told_the_supported_ones(run: Run, vit_re
         "args": {"in_chans": 1, "num_classes": 5},
     }
     result = run(raw)
-    assert_refused(result, "the architecture ResNet is not supported", progress=True)
+    assert_refused(result, "the architecture MobileNetV3 is not supported", progress=True)
     assert "vit" in result[2] and "bert" in result[2] and "optin_export/families/" in result[2]
 
 

@@ -258,6 +258,19 @@ def test_a_residual_block_with_something_between_its_convolutions_is_refused() -
         find_structure(model)
 
 
+def test_a_residual_block_with_norms_before_its_convolutions_is_refused() -> None:
+    """Many a Wide ResNet: the same names in another order."""
+
+    class BasicBlock(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn1, self.conv1 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)
+            self.bn2, self.conv2 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)
+
+    with pytest.raises(InputError, match="norms stand before"):
+        find_structure(nn.Sequential(BasicBlock()))
+
+
 def test_channels_of_grouped_convolutions_are_left_alone() -> None:
     """In a ResNeXt every inner channel stands before or behind a grouped convolution."""
     import timm
