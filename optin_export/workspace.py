@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
@@ -22,9 +21,9 @@ from optin_export.families import Costs, Structure, count_macs, count_params, fi
 from optin_export.files import atomic_path, read_json, sha256_file, sha256_json, write_json, write_text
 from optin_export.ledger import Ledger
 from optin_export.recipe import Budget, Recipe, Target
-from optin_export.report import Report, Size, StageResult, compose, prunings, render_html
+from optin_export.report import Report, Size, StageResult, compose, head_repair, prunings, render_html
 from optin_export.report.schema import Pruning, Tried
-from optin_export.sources import Sources, TaskModel, load_sources
+from optin_export.sources import Sources, TaskModel, as_function, load_sources
 
 MODELS = ("base", "pruned")
 Facts = dict[str, Any]
@@ -98,7 +97,7 @@ class Workspace:
 
     def score(self, facts: Facts) -> dict[str, Any]:
         prune, path = self.recipe.prune, self.folder / "scores" / "scores.safetensors"
-        wanted = prune.model_dump(mode="json", exclude={"budget", "allocation", "compensate", "align"})
+        wanted = prune.model_dump(mode="json", exclude={"budget", "allocation", "compensate", "align", "curve_samples"})
 
         def work() -> dict[str, Any]:
             sources = self.sources
@@ -124,9 +123,10 @@ class Workspace:
                 self.structure,
                 load_file(scores),
                 sources.calibration,
-                sources.scoring,
+                sources.curves,
                 least=self.least,
                 temperature=prune.temperature,
+                weights=self._sensitivities,
                 seed=self.recipe.seed,
                 tick=self.tick,
             )
@@ -138,7 +138,7 @@ class Workspace:
             **self._digest_for_calibration(),
             "scores": sha256_file(scores),
             "temperature": prune.temperature,
-            "score_samples": prune.score_samples,
+            "curve_samples": prune.curve_samples,
             "seed": self.recipe.seed,
         }
         self.ledger.step("surgery", "scoring.curves", inputs, [path], work)
@@ -180,11 +180,11 @@ class Workspace:
     def _smallest(self, plan_of: Callable[[Budget], search.Plan], limit: float) -> search.Bisection:
         """The smallest budget that keeps the accuracy on the evaluation rows set apart for that, model by model."""
         data = self.sources.selection()
-        base = measure.accuracy_of(_as_function(self.sources.model), data)
+        base = measure.accuracy_of(as_function(self.sources.model), data)
 
         def drop_of(fraction: float) -> float:
             dense = self._operation(plan_of(Budget(macs=fraction)), lambda done, total: None).dense
-            return base - measure.accuracy_of(_as_function(dense), data)
+            return base - measure.accuracy_of(as_function(dense), data)
 
         lowest = self.costs.of("macs", self.least) / self.costs.macs
         return search.smallest_budget(drop_of, limit, lowest, self.tick)
@@ -198,9 +198,14 @@ class Workspace:
             sources.calibration if prune.compensate else (),
             sources.fixed(2),
             repair=prune.compensate,
+            weights=self._sensitivities if prune.compensate else None,
             seed=self.recipe.seed,
             tick=tick,
         )
+
+    @cached_property
+    def _sensitivities(self) -> surgery.Weights:
+        return surgery.sensitivities(self.sources.model, self.structure, self.sources.calibration, self.recipe.seed)
 
     def operate(self, facts: Facts) -> dict[str, Any]:
         folder, prune = self.folder / "model", self.recipe.prune
@@ -287,7 +292,7 @@ class Workspace:
                     }
                     for target in self.recipe.targets
                 },
-                {"base": _as_function(self.sources.model), "pruned": _as_function(self.dense)},
+                {"base": as_function(self.sources.model), "pruned": as_function(self.dense)},
                 lambda batch, distinct: {n: t.numpy() for n, t in self.sources.fixed(batch, distinct).items()},
                 self.sources.evaluation(),
                 batches=export.batch,
@@ -371,6 +376,7 @@ class Workspace:
                 masked_difference=operated["masked_difference"],
                 optimality_gap=self.plan.optimality_gap,
                 groups=prunings(self.structure, self.plan, scores, operated["repairs"]),
+                head=head_repair(operated["repairs"]),
             ),
             engines=facts["engines"],
             stages=stages,
@@ -385,13 +391,3 @@ class Workspace:
 
     def _onnx(self, which: str) -> Path:
         return self.folder / "onnx" / f"{which}.onnx"
-
-
-def _as_function(model: TaskModel) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
-    """A torch model as a function of named arrays: the reference its engine is compared with."""
-
-    def function(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        with torch.no_grad():
-            return model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).numpy()
-
-    return function

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from optin_export import families, scoring, search, surgery
 from optin_export.environment import describe
 from optin_export.measure.accuracy import points, predict
 from optin_export.recipe import Budget, Recipe, validate
-from optin_export.sources import Sources, TaskModel, load_sources
+from optin_export.sources import Sources, TaskModel, as_function, load_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("OPTIN_EXPORT_SHARED", ROOT.parent / "shared")) / "data"
@@ -158,11 +159,7 @@ class Bench:
 
     def accuracy(self, model: TaskModel) -> float:
         """Points of the case's metric on its held-out rows."""
-        with torch.no_grad():
-            predictions = predict(
-                lambda arrays: model(**{name: torch.from_numpy(array) for name, array in arrays.items()}).numpy(),
-                self.evaluation,
-            )
+        predictions = predict(as_function(model), self.evaluation)
         return points(self.evaluation.metric, predictions, self.evaluation.labels)
 
     def score(self, scorer: str) -> tuple[scoring.Scores, float]:
@@ -178,12 +175,17 @@ class Bench:
             self.structure,
             scores.values,
             self.sources.calibration,
-            self.sources.scoring,
+            self.sources.curves,
             least=self.least,
             temperature=self.sources.recipe.prune.temperature,
+            weights=self.weights,
             seed=self.sources.recipe.seed,
         )
         return surgery.combined(curves, self.model.output_kind)
+
+    @cached_property
+    def weights(self) -> surgery.Weights:
+        return surgery.sensitivities(self.model, self.structure, self.sources.calibration, self.sources.recipe.seed)
 
     @property
     def least(self) -> dict[str, int]:
@@ -203,6 +205,7 @@ class Bench:
             self.sources.calibration,
             self.sources.fixed(2),
             repair=REPAIRS[repair],  # type: ignore[arg-type]
+            weights=None if repair == "none" else self.weights,
             seed=self.sources.recipe.seed,
         )
         return operation.dense, time.perf_counter() - start
@@ -278,6 +281,7 @@ def _document(case: str, bench: Bench, rows: list[dict[str, Any]]) -> dict[str, 
         "held_out_rows": len(bench.evaluation.labels),
         "calibration_rows": len(bench.sources.calibration_examples),
         "scoring_rows": min(bench.sources.recipe.prune.score_samples, len(bench.sources.calibration_examples)),
+        "curve_rows": min(bench.sources.recipe.prune.curve_samples, len(bench.sources.calibration_examples)),
         "units": {group.key: group.count for group in bench.structure.groups},
         "machine": {"cpu": environment["cpu"], "threads": torch.get_num_threads(), "platform": platform.platform()},
         "torch": torch.__version__,

@@ -139,6 +139,7 @@ class PruneSection(_Section):
     probes: Count | Literal["auto"] = Field("auto", description="random probes of the sketch; auto: until it is stable")
     rows: Count = Field(768, description="token rows compared per batch of 32 and block, shared evenly by samples")
     score_samples: Count = Field(64, description="calibration rows used for scoring")
+    curve_samples: Count = Field(256, description="calibration rows on which `allocation: joint` measures its losses")
     temperature: Positive = Field(1.0, description="of the distillation term, for logits")
     autocast: Literal["bfloat16", "float16"] | None = Field(None, description="precision of the sketch's passes")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from optin_export.report.compose import compose, prunings
+from optin_export.report.compose import compose, head_repair, prunings
 from optin_export.report.html import render_html
 from optin_export.report.schema import Report, Size, StageResult
 
-__all__ = ["Report", "Size", "StageResult", "compose", "prunings", "render_html"]
+__all__ = ["Report", "Size", "StageResult", "compose", "head_repair", "prunings", "render_html"]

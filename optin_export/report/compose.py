@@ -15,6 +15,7 @@ from optin_export.report.schema import (
     EngineResult,
     GateResult,
     GroupResult,
+    HeadRepair,
     LatencyResult,
     Parity,
     ParityResult,
@@ -24,6 +25,7 @@ from optin_export.report.schema import (
     Verdict,
 )
 from optin_export.search import Plan
+from optin_export.surgery.compensate import HEAD
 
 
 def compose(
@@ -85,6 +87,19 @@ def prunings(
             )
         )
     return tuple(results)
+
+
+def head_repair(repairs: Mapping[str, Mapping[str, Any]]) -> HeadRepair | None:
+    """The output layer's part of the repairs, if it had one."""
+    repair = repairs.get(HEAD)
+    if repair is None:
+        return None
+    return HeadRepair(
+        error_before=repair["before"],
+        error_after=repair["after"],
+        damping=repair["damping"],
+        fallback=repair["fallback"],
+    )
 
 
 def make_verdict(

@@ -122,6 +122,15 @@ class GroupResult(_Part):
     fallback: str | None = Field(None, description="why the projection was left as it was, if it was")
 
 
+class HeadRepair(_Part):
+    """The refit of the layer that puts out the logits: mean squared error of the logits before and after."""
+
+    error_before: float | None
+    error_after: float | None
+    damping: float | None
+    fallback: str | None
+
+
 class Tried(_Part):
     """One model of the search by accuracy: its budget, and the drop on the rows set apart for the search."""
 
@@ -139,6 +148,7 @@ class Pruning(_Part):
     masked_difference: float
     optimality_gap: float | None
     groups: tuple[GroupResult, ...]
+    head: HeadRepair | None = None
 
 
 class Report(_Part):

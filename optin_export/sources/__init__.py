@@ -15,9 +15,20 @@ from optin_export.recipe import Recipe
 from optin_export.sources.batches import Batch, Inputs, Processor, batches, make_processor
 from optin_export.sources.data import Examples, load_examples
 from optin_export.sources.models import LoadedModel, build, load_model
-from optin_export.sources.tasks import TaskModel
+from optin_export.sources.tasks import TaskModel, as_function
 
-__all__ = ["Batch", "Dataset", "Examples", "Inputs", "LoadedModel", "Sources", "TaskModel", "build", "load_sources"]
+__all__ = [
+    "Batch",
+    "Dataset",
+    "Examples",
+    "Inputs",
+    "LoadedModel",
+    "Sources",
+    "TaskModel",
+    "as_function",
+    "build",
+    "load_sources",
+]
 
 CALIBRATION_BATCH = 32
 
@@ -52,7 +63,15 @@ class Sources:
     @cached_property
     def scoring(self) -> tuple[Batch, ...]:
         """`prune.score_samples` calibration rows, drawn under the seed: what the units are scored on."""
-        count = min(self.recipe.prune.score_samples, len(self.calibration_examples))
+        return self._drawn(self.recipe.prune.score_samples)
+
+    @cached_property
+    def curves(self) -> tuple[Batch, ...]:
+        """`prune.curve_samples` of them, drawn alike: what `allocation: joint` measures its losses on."""
+        return self._drawn(self.recipe.prune.curve_samples)
+
+    def _drawn(self, count: int) -> tuple[Batch, ...]:
+        count = min(count, len(self.calibration_examples))
         chosen = np.random.default_rng(self.recipe.seed).permutation(len(self.calibration_examples))[:count]
         return tuple(batches(self.processor, self.calibration_examples.take(np.sort(chosen)), CALIBRATION_BATCH))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -71,3 +73,13 @@ def wrap(model: nn.Module, task: str, pooling: str | None, normalize: bool) -> T
     else:
         wrapped = TextModel(model, task, (pooling or "mean") if task == "feature-extraction" else None, normalize)
     return wrapped.float().eval().requires_grad_(False)
+
+
+def as_function(model: nn.Module) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+    """A task model as a function of named arrays: the reference its engine is compared with."""
+
+    def function(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        with torch.no_grad():
+            return model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).numpy()
+
+    return function

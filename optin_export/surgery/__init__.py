@@ -16,10 +16,12 @@ from optin_export.surgery.architecture import Architecture, load_model, save_mod
 from optin_export.surgery.compensate import Repair, compensate
 from optin_export.surgery.curves import combined, loss_curves
 from optin_export.surgery.rebuild import rebuild
+from optin_export.surgery.sensitivity import Weights, sensitivities
 
 __all__ = [
     "Architecture",
     "Operation",
+    "Weights",
     "combined",
     "compensate",
     "load_model",
@@ -27,6 +29,7 @@ __all__ = [
     "operate",
     "rebuild",
     "save_model",
+    "sensitivities",
 ]
 
 
@@ -55,12 +58,14 @@ def operate(
     inputs: Inputs,
     *,
     repair: bool | Literal["rescale"],
+    weights: Weights | None = None,
     seed: int = 0,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Operation:
     """Rebuild `model` densely by `plan`, check it against the masked original, and repair it on `batches`.
 
-    inputs: a few real rows, for tracing and for the check. Raises InputError if the repair does not stay finite,
+    inputs: a few real rows, for tracing and for the check. weights: the `sensitivities` of `model` on `batches`, to
+    share between several plans. Raises InputError if the repair does not stay finite,
     RuntimeError (a bug) if the dense model is not the masked one.
     """
     dense, smaller = rebuild(model, structure, plan.groups, inputs)
@@ -77,6 +82,7 @@ def operate(
             plan.groups,
             batches,
             only_scale=repair == "rescale",
+            weights=weights,
             seed=seed,
             tick=tick,
         )

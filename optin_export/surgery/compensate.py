@@ -11,6 +11,7 @@ trajectory and of the output to the row (see `sensitivity`). Unlabelled calibrat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,15 +22,20 @@ from torch import nn
 
 from optin_export.families import Structure, UnitGroup, get_layer, get_module
 from optin_export.search import GroupPlan
-from optin_export.sources import Batch, TaskModel
+from optin_export.sources import Batch, Inputs, TaskModel
 from optin_export.surgery.least_squares import Fit, Moments, rescale, ridge
 from optin_export.surgery.rebuild import Constant
+from optin_export.surgery.rectified import ROUNDS, Bend, bend_of_units, shift_of_block_relu
 from optin_export.surgery.sensitivity import Weights, sensitivities
 from optin_export.surgery.streams import Point, Stream, as_matrix, input_rows, output_rows
 
 #: One batch in so many is held out to choose the damping; with fewer batches, one row in so many.
 HOLD_OUT = 5
+#: Key of the output layer's repair, which belongs to no group.
+HEAD = "head"
 Tick = Callable[[int, int], None]
+#: Of one batch: what the layer reads, what it shall put out, and the ReLU that follows, if one does.
+Rows = tuple[torch.Tensor, torch.Tensor, Bend | None]
 
 
 @dataclass(frozen=True)
@@ -55,16 +61,17 @@ def compensate(
     batches: Sequence[Batch],
     *,
     only_scale: bool = False,
+    weights: Weights | None = None,
     seed: int = 0,
     tick: Tick = lambda done, total: None,
 ) -> dict[str, Repair]:
-    """Refit, in place, the layers around every group of `dense`; returns the errors by group key.
+    """Refit, in place, the layers around every group of `dense`, and its output layer; returns the errors by group key.
 
     structure, smaller: the structures of `original` and `dense`; groups: the plan between them. Groups that lost
     nothing are refitted as well: they correct what reaches them from upstream. only_scale: find one factor per kept
-    unit instead of new weights.
+    unit instead of new weights. weights: the `sensitivities` of `original`, where they are known already.
     """
-    weights = sensitivities(original, structure, batches, seed)
+    weights = sensitivities(original, structure, batches, seed) if weights is None else weights
     pair = _Pair(original, dense, structure, groups, batches, weights)
     repairs: dict[str, Repair] = {}
     todo = list(zip(structure.groups, smaller.groups, strict=True))
@@ -74,12 +81,14 @@ def compensate(
                 if not only_scale and small.count:
                     pair.refit_producers(group)
                 fit = pair.refit_consumer(group, small, only_scale)
-                before, after = (error if math.isfinite(error) else None for error in (fit.before, fit.after))
-                repairs[group.key] = Repair(before, after, fit.damping, fit.fallback)
+                repairs[group.key] = _repair(fit)
                 tick(len(repairs), len(todo))
             if any(group.block > block for group, _ in todo):
                 pair.source.advance(block)
                 pair.target.advance(block)
+        head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
+        if head is not None and head not in pair.consumers:
+            repairs[HEAD] = _repair(pair.refit_head(head))
     finally:
         pair.source.close()
         pair.target.close()
@@ -118,18 +127,19 @@ class _Pair:
         if any(path in self.consumers or not _can_refit(layer) for path, layer in zip(paths, layers, strict=True)):
             return  # a layer that reads the group before was refitted as its consumer
         starts = [_start(self.target.model, path) for path in paths]
-        start = torch.cat(starts, 1)
-        train, held = (Moments(len(start) - 1, start.shape[1]) for _ in range(2))
-        for index, batch in enumerate(self.batches):
+        bend = self._bend(paths)
+
+        def rows(index: int) -> Rows:
+            inputs = self.batches[index].inputs
             wanted = self.source.see(index, [(path, "output") for path in paths], paths[-1])
             given = self.target.see(index, [(paths[0], 0)], paths[0])[(paths[0], 0)]
-            design = input_rows(given, layers[0], batch.inputs, index)
             targets = [
-                output_rows(wanted[(path, "output")], layer, batch.inputs, index)[:, self.kept_outputs[path]]
+                output_rows(wanted[(path, "output")], layer, inputs, index)[:, self.kept_outputs[path]]
                 for path, layer in zip(paths, layers, strict=True)
             ]
-            self._add(train, held, index, design, torch.cat(targets, 1), paths)
-        fit = ridge(train, held, start)
+            return input_rows(given, layers[0], inputs, index), torch.cat(targets, 1), bend
+
+        fit = self._fit(torch.cat(starts, 1), rows, paths)
         for path, part in zip(paths, fit.solution.split([one.shape[1] for one in starts], 1), strict=True):
             _overwrite(self.target.model, path, dataclasses.replace(fit, solution=part))
 
@@ -143,32 +153,95 @@ class _Pair:
         if scale is None or not _can_refit(layer):
             why = "the batch norm behind it has no statistics" if scale is None else "a convolution of this kind"
             return Fit(start, None, float("nan"), float("nan"), why)
-        train, held = (Moments(len(start) - 1, start.shape[1]) for _ in range(2))
         stands = small.sublayer if dropped else path
         assert stands is not None
         beside: list[Point] = [] if group.residual is None else [group.residual]
-        for index, batch in enumerate(self.batches):
+        if path in self.kept_outputs:
+            bend, shift = self._bend([path]), None
+        else:
+            bend, shift = None, shift_of_block_relu(self.source, self.structure, group)
+
+        def rows(index: int) -> Rows:
+            inputs = self.batches[index].inputs
             there = self.source.see(index, [*beside, (path, "output")], self._last(beside, path, group))
             points: list[Point] = [*beside, *([] if dropped else [(path, 0)])]
             here = self.target.see(index, points, self._last(beside, stands, group)) if points else {}
-            output = output_rows(there[(path, "output")], layer, batch.inputs, index)
+            output = output_rows(there[(path, "output")], layer, inputs, index)
             # The sub-layer has to add what is missing between the two streams.
             missing = output[:, self.kept_outputs[path]] if path in self.kept_outputs else output
+            behind = bend
             if group.residual is not None:
-                streams = [output_rows(seen[group.residual], layer, batch.inputs, index) for seen in (there, here)]
+                streams = [output_rows(seen[group.residual], layer, inputs, index) for seen in (there, here)]
                 # Layer scale or batch norm is undone; where its factor is zero nothing can be added.
                 difference = torch.where(scale == 0, 0.0, (streams[0] - streams[1]) / scale)
                 missing = missing + difference
-            design = missing.new_zeros(len(missing), 0)
-            if not dropped:
-                design = input_rows(here[(path, 0)], layer, batch.inputs, index)
-            self._add(train, held, index, design, missing, [path])
-        fit = rescale(train, held, start, _columns_per_unit(layer, group)) if only_scale else ridge(train, held, start)
+                behind = behind if shift is None else Bend(scale, shift + streams[1])
+            if dropped:
+                return missing.new_zeros(len(missing), 0), missing, behind
+            return input_rows(here[(path, 0)], layer, inputs, index), missing, behind
+
+        width = _columns_per_unit(layer, group) if only_scale else None
+        fit = self._fit(start, rows, [path], width)
         if dropped:
             _constant(model, small).copy_(fit.solution[-1])
         else:
             _overwrite(model, path, fit)
         return fit
+
+    def refit_head(self, path: str) -> Fit:
+        """Refit the layer that puts out the logits to those of the original: it reads what no group could repair."""
+        layer = get_layer(self.target.model, path)
+
+        def rows(index: int) -> Rows:
+            inputs = self.batches[index].inputs
+            wanted = self.source.see(index, [(path, "output")], path)[(path, "output")]
+            given = self.target.see(index, [(path, 0)], path)[(path, 0)]
+            return input_rows(given, layer, inputs, index), output_rows(wanted, layer, inputs, index), None
+
+        fit = self._fit(_start(self.target.model, path), rows, [path])
+        _overwrite(self.target.model, path, fit)
+        return fit
+
+    def _fit(
+        self, start: torch.Tensor, rows: Callable[[int], Rows], paths: Sequence[str], width: int | None = None
+    ) -> Fit:
+        """Least squares over all batches near `start`; where a ReLU follows, rounds of it that look through the ReLU.
+
+        width: find one factor per unit of so many columns instead of new weights.
+        """
+        fit = Fit(start, None, 0.0, 0.0)
+        for turn in range(1 + ROUNDS):
+            train, held = (Moments(len(start) - 1, start.shape[1]) for _ in range(2))
+            behind, error, weight = None, 0.0, 0.0
+            for index in range(len(self.batches)):
+                design, target, behind = rows(index)
+                if behind is not None:
+                    predicted = design @ fit.solution[:-1].to(design) + fit.solution[-1].to(design)
+                    if turn == 0:
+                        weights = self.weights.of(index, paths)
+                        errors = behind.error(target, predicted)
+                        error += float((errors if weights is None else errors * weights).double().sum())
+                        weight += float(len(errors) if weights is None else weights.double().sum())
+                    else:
+                        target = behind.target(target, predicted)
+                self._add(train, held, index, design, target, paths)
+            if width is not None:
+                return rescale(train, held, start, width)
+            found = ridge(train, held, fit.solution)
+            if turn == 0:
+                fit, before = found, error / max(weight * start.shape[1], 1e-30)
+            elif found.damping is not None:
+                fit = found
+            if behind is None or found.damping is None:
+                break
+        # What is reported of a layer before a ReLU is the error behind it (after: an upper bound of it).
+        return fit if behind is None or fit.damping is None else dataclasses.replace(fit, before=before)
+
+    def _bend(self, paths: Sequence[str]) -> Bend | None:
+        """The ReLU behind the layers that make a group's units, for the units that stay."""
+        groups = self.structure.groups
+        group = next((group for group in groups if [one.path for one in group.producers] == paths), None)
+        return None if group is None else bend_of_units(self.source, group, self.kept_outputs[paths[0]])
 
     def _last(self, beside: Sequence[Point], path: str, group: UnitGroup) -> str:
         """Where a pass may stop: behind the layer, unless the residual stream's other side is computed after it."""
@@ -190,6 +263,24 @@ class _Pair:
         chosen = torch.arange(len(design)) % HOLD_OUT == HOLD_OUT - 1
         for moments, part in ((train, ~chosen), (held, chosen)):
             moments.add(design[part], target[part], None if weight is None else weight[part])
+
+
+def output_layer(model: TaskModel, inputs: Inputs) -> str | None:
+    """The linear layer that puts out what the model puts out (logits), if one does."""
+    outputs: dict[str, torch.Tensor] = {}
+    with torch.no_grad(), contextlib.ExitStack() as stack:
+        for path, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                hook = module.register_forward_hook(lambda _, args, output, path=path: outputs.update({path: output}))
+                stack.callback(hook.remove)
+        result = model(**inputs)
+    same = [path for path, output in outputs.items() if output.shape == result.shape and torch.equal(output, result)]
+    return same[-1] if same else None
+
+
+def _repair(fit: Fit) -> Repair:
+    before, after = (error if math.isfinite(error) else None for error in (fit.before, fit.after))
+    return Repair(before, after, fit.damping, fit.fallback)
 
 
 def _kept_rows(group: UnitGroup, plan: GroupPlan, fused: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ from optin_export.surgery.sensitivity import ROWS, Weights, sensitivities
 from optin_export.surgery.streams import Stream, input_rows
 
 #: Points of a curve; groups of few units have one per unit, and between points the search interpolates.
-POINTS = 20
+POINTS = 12
 #: Calibration rows whose Gram matrices the refits are made from.
 CALIBRATION_ROWS = 512
 DAMPING = 1e-2
@@ -42,23 +42,26 @@ def loss_curves(
     *,
     least: Mapping[str, int],
     temperature: float,
+    weights: Weights | None = None,
     seed: int,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Curve]:
     """One curve per group: float64 [points, 3] with units kept (ascending, the last is all), trajectory, output loss.
 
-    scores: what decides which units stay at each count. least: the smallest count of each group.
+    scores: what decides which units stay at each count. scoring: the rows on which losses are measured. least: the
+    smallest count of each group. weights: the `sensitivities` of `model` on `calibration`, where they are known.
     """
     generator = torch.Generator().manual_seed(seed)
-    batches = _thinned(calibration)
-    weights = sensitivities(model, structure, batches, seed)
+    chosen = _thinned(calibration)
+    if weights is None:
+        weights = sensitivities(model, structure, calibration, seed)
     references = [observe(model, structure, batch, ROWS, generator) for batch in scoring]
-    stream = Stream(model, structure.blocks, batches)
+    stream = Stream(model, structure.blocks, [calibration[index] for index in chosen])
     curves: dict[str, Curve] = {}
     try:
         for block, path in enumerate(structure.blocks):
             groups = [group for group in structure.groups if group.block == block]
-            moments = _moments(stream, groups, weights, path) if groups else {}
+            moments = _moments(stream, chosen, groups, weights, path) if groups else {}
             for group in groups:
                 order = np.argsort(-scores[group.key], kind="stable")
                 curves[group.key] = _curve(
@@ -85,17 +88,19 @@ def combined(curves: Mapping[str, Curve], output_kind: str) -> dict[str, np.ndar
     }
 
 
-def _thinned(batches: Sequence[Batch]) -> list[Batch]:
-    """Evenly spread batches (they are ordered by length) with about CALIBRATION_ROWS rows."""
+def _thinned(batches: Sequence[Batch]) -> list[int]:
+    """Indices of evenly spread batches (they are ordered by length) with about CALIBRATION_ROWS rows."""
     rows = sum(len(batch.rows) for batch in batches)
-    return list(batches[:: max(1, rows // CALIBRATION_ROWS)])
+    return list(range(0, len(batches), max(1, rows // CALIBRATION_ROWS)))
 
 
-def _moments(stream: Stream, groups: Sequence[UnitGroup], weights: Weights, until: str) -> dict[str, Moments]:
+def _moments(
+    stream: Stream, chosen: Sequence[int], groups: Sequence[UnitGroup], weights: Weights, until: str
+) -> dict[str, Moments]:
     """Weighted Gram matrices of what the groups' consumers read in the original model."""
     found: dict[str, Moments] = {}
-    for index, batch in enumerate(stream.batches):
-        seen = stream.see(index, [(group.consumer, 0) for group in groups], until)
+    for position, (index, batch) in enumerate(zip(chosen, stream.batches, strict=True)):
+        seen = stream.see(position, [(group.consumer, 0) for group in groups], until)
         for group in groups:
             layer = get_layer(stream.model, group.consumer)
             design = input_rows(seen[(group.consumer, 0)], layer, batch.inputs, index)
