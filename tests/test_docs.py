@@ -22,6 +22,8 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 def load_tool(name: str):  # type: ignore[no-untyped-def]
+    if str(ROOT / "tools") not in sys.path:
+        sys.path.append(str(ROOT / "tools"))  # as when it is run: tools import one another
     spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -3,19 +3,22 @@
     python tools/render_results.py
 
 docs/measurements/accuracy/<case>.json comes from tools/benchmark_accuracy.py (torch models, every scorer and repair),
-docs/measurements/<recipe>.json from tools/benchmark_recipes.py (engines, with latency). What is not there is left out.
+docs/measurements/<recipe>.json from tools/benchmark_recipes.py (engines, with latency), docs/measurements/studies/ from
+the studies that `render_studies` names. What is not there is left out.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import render_studies
+from plots import markdown_table, svg
 
 from optin_export.recipe import load_recipe
 
@@ -188,6 +191,7 @@ def page(measurements: Path = MEASUREMENTS) -> str:
         if name in CASE_OF_RECIPE and _batch_one(content):
             case_name = CASE_OF_RECIPE[name]
             lines += ["", f"![{_latency_alt(case_name, content)}](figures/{case_name}-latency.svg)"]
+    lines += render_studies.sections(measurements / "studies")
     return "\n".join(lines) + "\n"
 
 
@@ -235,7 +239,7 @@ def accuracy_table(case: Case) -> list[str]:
             best = cell is not None and len(means[budget]) > 1 and round(cell.drop, 2) == min(means[budget])
             cells.append("-" if cell is None else f"**{cell}**" if best else str(cell))
         rows.append([f"`{scorer}`", repair, *cells])
-    return _markdown(["scorer", "repair", *(f"{budget:g}" for budget in case.budgets)], rows)
+    return markdown_table(["scorer", "repair", *(f"{budget:g}" for budget in case.budgets)], rows)
 
 
 def losses(case: Case) -> list[str]:
@@ -296,7 +300,7 @@ def targets(measured: list[Case]) -> list[str]:
         f"Mean points lost by `{OWN}` with {REPAIRS[REPAIRED]}, against the most that it should lose; "
         f"met: {sum(verdicts)} of {len(verdicts)} measured.",
         "",
-        *_markdown(["case", *(f"{budget:g}" for budget in budgets)], rows),
+        *markdown_table(["case", *(f"{budget:g}" for budget in budgets)], rows),
     ]
 
 
@@ -307,7 +311,7 @@ def table(measured: dict[str, Any]) -> list[str]:
     head = "MACs kept|parameters kept|metric|unpruned|pruned|drop|batch|unpruned p50|pruned p50|speedup"
     columns = [*head.split("|"), "speedup x MACs kept"]
     return [
-        *_markdown(columns, [row for result in measured["results"] for row in _rows(result)]),
+        *markdown_table(columns, [row for result in measured["results"] for row in _rows(result)]),
         "",
         f"Machine: {machine['cpu']}, {machine['cpus']} cores, {machine['memory_gib']} GiB; "
         f"onnxruntime {packages.get('onnxruntime')}, torch {packages['torch']}, Python {machine['python']}.",
@@ -338,10 +342,6 @@ def _rows(result: dict[str, Any]) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def _markdown(columns: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _macs_alt(case: Case) -> str:
@@ -410,6 +410,7 @@ def _base_ms(points: list[Point]) -> float:
 def figures(measurements: Path = MEASUREMENTS) -> dict[str, str]:
     """{file name: SVG} of every plot on the page."""
     plots = {f"{case.name}-macs.svg": _macs_plot(case) for case in cases(measurements)}
+    plots |= render_studies.figures(measurements / "studies")
     for name, content in recipes(measurements).items():
         if name in CASE_OF_RECIPE and _batch_one(content):
             plots[f"{CASE_OF_RECIPE[name]}-latency.svg"] = _latency_plot(CASE_OF_RECIPE[name], content)
@@ -469,7 +470,7 @@ def _macs_plot(case: Case) -> str:
         seeds = f"mean and standard deviation of {len(case.seeds)} seeds" if len(case.seeds) > 1 else "one seed"
         figure.suptitle(f"{case.title}, no retraining ({seeds})")
 
-    return _svg(f"{case.name}-macs", (9.6 if enlarged else 7.2, 3.6), draw)
+    return svg(f"{case.name}-macs", (9.6 if enlarged else 7.2, 3.6), draw)
 
 
 def _latency_plot(case_name: str, content: dict[str, Any]) -> str:
@@ -510,37 +511,12 @@ def _latency_plot(case_name: str, content: dict[str, Any]) -> str:
         figure.suptitle(f"{CASES[case_name]}, no retraining (labels: MACs kept; bars: 95 % interval of the drop)")
 
     metric = content["results"][0]["accuracy"]["metric"]
-    return _svg(f"{case_name}-latency", (7.2, 3.8), draw)
+    return svg(f"{case_name}-latency", (7.2, 3.8), draw)
 
 
 def _cycle(count: int) -> list[tuple[str, str]]:
     looks = list(SCORERS.values())
     return [looks[place % len(looks)] for place in range(count)]
-
-
-def _svg(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
-    """Draw on a fresh white figure of that size [inches]; the same measurements give the same bytes."""
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    style = {
-        "svg.hashsalt": name,
-        "text.parse_math": False,
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "figure.titlesize": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "legend.frameon": False,
-        "grid.alpha": 0.3,
-    }
-    with matplotlib.style.context(["default", style]):
-        figure = Figure(figsize=size, layout="constrained", facecolor="white")
-        draw(figure)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator")))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
 def write() -> None:
@@ -549,8 +525,8 @@ def write() -> None:
     README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
     plots = figures()
     FIGURES.mkdir(parents=True, exist_ok=True)
-    for name, svg in plots.items():
-        (FIGURES / name).write_text(svg, encoding="utf-8")
+    for name, drawn in plots.items():
+        (FIGURES / name).write_text(drawn, encoding="utf-8")
     print(f"wrote {PAGE}, {len(plots)} plots in {FIGURES} and the measured parts of {README}")
 
 

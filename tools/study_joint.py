@@ -101,8 +101,9 @@ def main() -> None:
     seen = {key: np.square(v).sum(0) for key, v in vectors.items()}
     protected = {key: set(np.nonzero(scores.values[key] > 2 * seen[key])[0].tolist()) for key in vectors}
     rows: list[dict[str, Any]] = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    curves = bench.curves(scores)
     for budget in args.budgets:
-        plan = bench.plan(scores, budget)
+        plan = bench.plan(scores, budget, curves)
         for limit in (0, *args.limits):
             kept = {key: set(plan.groups[key].kept) for key in vectors}
             swaps = swap(vectors, kept, protected, limit) if limit else 0

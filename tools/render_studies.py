@@ -1,0 +1,142 @@
+"""The part of docs/results.md that comes from docs/measurements/studies/: how good, fast and large the sketch is, and
+what joint selection and rounds are worth.
+
+Written by tools/benchmark_scoring.py, tools/study_joint.py and tools/study_rounds.py. What is not there is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plots import markdown_table, svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH_PLOT = "scoring-width.svg"
+#: Required of the sketch: rank correlation, times faster than exact masking, memory of so many training steps.
+CORRELATION, FASTER, MEMORY = 0.97, 50.0, 2.0
+
+
+def sections(studies: Path) -> list[str]:
+    """Lines of the page."""
+    lines: list[str] = []
+    for name, section in (("scoring", _scoring), ("joint_selection", _joint), ("rounds", _rounds)):
+        content = _read(studies, name)
+        if content is not None:
+            lines += ["", *section(content)]
+    return lines
+
+
+def figures(studies: Path) -> dict[str, str]:
+    """{file name: SVG} of their plots."""
+    content = _read(studies, "scoring")
+    return {} if content is None else {WIDTH_PLOT: _width_plot(content["width"])}
+
+
+def _read(studies: Path, name: str) -> dict[str, Any] | None:
+    path = studies / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _met(holds: bool) -> str:
+    return "met" if holds else "missed"
+
+
+def _scoring(content: dict[str, Any]) -> list[str]:
+    one, machine = content["comparison"], content["machine"]
+    chosen = next(row for row in one["sketch"] if row["probes"] == one["probes_compared"])
+    worst = min(chosen["correlation_with_converged"])
+    memory = content["memory_times_training_step"]
+    rows = [
+        [
+            str(row["probes"]),
+            f"{row['seconds']:.2f}",
+            f"{one['exact_seconds'] / row['seconds']:.0f}",
+            f"{min(row['correlation_with_converged']):.3f} to {max(row['correlation_with_converged']):.3f}",
+        ]
+        for row in one["sketch"]
+    ]
+    widths = content["width"]
+    passes = [row["sketch_seconds"] / row["forward_seconds"] for row in widths]
+    return [
+        "## The sketch against exact masking",
+        "",
+        f"All {one['neurons']} neurons of {one['model']} on {one['sentences']} sentences ({one['tokens']} tokens), one",
+        f"process, {machine['cpu']}, {machine['threads']} threads, torch {content['torch']}. Exact masking",
+        f"(prefix replayed, batched) takes {one['exact_seconds']:.0f} s, measured on {one['exact_measured_on']} of the",
+        f"neurons and scaled. Rank correlation is that with {one['converged_probes']} probes, over three seeds. Exact",
+        f"masking itself, which sees more than the second order, correlates by {one['exact_correlation_with_converged']:.3f} with them.",
+        "",
+        *markdown_table(["probes", "seconds", "times faster than exact", "rank correlation"], rows),
+        "",
+        f"With {one['probes_compared']} probes: rank correlation {worst:.3f} at the worst seed (required",
+        f"{CORRELATION}: {_met(worst >= CORRELATION)}), {one['times_faster']:.0f} times faster (required {FASTER:.0f}:",
+        f"{_met(one['times_faster'] >= FASTER)}), peak memory {memory:.2f} times that of one training step with AdamW",
+        f"(required at most {MEMORY:.0f}: {_met(memory <= MEMORY)}), both above a process that has loaded the model.",
+        "",
+        f"Cost over width: {widths[0]['units']} to {widths[-1]['units']} units,",
+        f"{min(passes):.0f} to {max(passes):.0f} forward passes of the model in question, whatever the number of units.",
+        "",
+        f"![Cost of the sketch in forward passes for {widths[0]['units']} to {widths[-1]['units']} units: "
+        + ", ".join(f"{value:.0f}" for value in passes)
+        + f"](figures/{WIDTH_PLOT})",
+    ]
+
+
+def _width_plot(rows: list[dict[str, float]]) -> str:
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        units = [row["units"] for row in rows]
+        axes.plot(units, [row["sketch_seconds"] / row["forward_seconds"] for row in rows], "o-", color="#1f77b4")
+        axes.set(xlabel="units scored (FFN neurons of a BERT with 4 layers)", ylabel="cost in forward passes")
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(bottom=0)
+        axes.grid(True)
+        figure.suptitle("Cost of the sketch with 8 probes, random weights, 16 x 24 tokens")
+
+    return svg("scoring-width", (6.4, 3.2), draw)
+
+
+def _joint(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"`{row['case']}`",
+            f"{row['budget']:g}",
+            str(row["swaps"]),
+            f"{row['estimate']:.4f}",
+            f"{row['estimate_other_rows']:.4f}",
+            f"{row['drop_unrepaired']:.2f}",
+            f"{row['drop_repaired']:.2f}",
+        ]
+        for row in content["rows"]
+    ]
+    columns = ["case", "MACs", "swaps", "estimate", "on other rows", "lost, no repair", "lost, repaired"]
+    return [
+        "## Joint selection by swaps",
+        "",
+        "A unit's residual gradients under all probes embed it, so that the squared length of the sum over the removed",
+        "units estimates the loss of removing them together. Starting from the knapsack's plan, kept and removed units",
+        "of one group change places while that lowers the estimate (`tools/study_joint.py`); the estimate is",
+        f"repeated on rows that the swaps did not see. {content['cpu']}.",
+        "",
+        *markdown_table(columns, rows),
+    ]
+
+
+def _rounds(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [f"`{row['case']}`", f"{row['budget']:g}", str(row["rounds"]), f"{row['drop']:.2f}", f"{row['seconds']}"]
+        for row in content["rows"]
+    ]
+    return [
+        "## Rounds of score, prune and repair",
+        "",
+        "The same budget reached in several rounds: the model repaired so far is scored anew and its loss curves are",
+        "measured anew; the last plan is carried out on the original (`tools/study_rounds.py`).",
+        f"{content['cpu']}.",
+        "",
+        *markdown_table(["case", "MACs", "rounds", "points lost", "seconds to choose"], rows),
+    ]
