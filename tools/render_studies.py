@@ -68,7 +68,8 @@ def _scoring(content: dict[str, Any]) -> list[str]:
         f"process, {machine['cpu']}, {machine['threads']} threads, torch {content['torch']}. Exact masking",
         f"(prefix replayed, batched) takes {one['exact_seconds']:.0f} s, measured on {one['exact_measured_on']} of the",
         f"neurons and scaled. Rank correlation is that with {one['converged_probes']} probes, over three seeds. Exact",
-        f"masking itself, which sees more than the second order, correlates by {one['exact_correlation_with_converged']:.3f} with them.",
+        "masking itself, which sees more than the second order,",
+        f"correlates by {one['exact_correlation_with_converged']:.3f} with them.",
         "",
         *markdown_table(["probes", "seconds", "times faster than exact", "rank correlation"], rows),
         "",
@@ -78,7 +79,7 @@ def _scoring(content: dict[str, Any]) -> list[str]:
         f"(required at most {MEMORY:.0f}: {_met(memory <= MEMORY)}), both above a process that has loaded the model.",
         "",
         f"Cost over width: {widths[0]['units']} to {widths[-1]['units']} units,",
-        f"{min(passes):.0f} to {max(passes):.0f} forward passes of the model in question, whatever the number of units.",
+        f"{min(passes):.0f} to {max(passes):.0f} forward passes of that model, whatever their number.",
         "",
         f"![Cost of the sketch in forward passes for {widths[0]['units']} to {widths[-1]['units']} units: "
         + ", ".join(f"{value:.0f}" for value in passes)
