@@ -49,7 +49,7 @@ class Workspace:
 
     @cached_property
     def structure(self) -> Structure:
-        structure = find_structure(self.sources.model).only(self.recipe.prune.units)
+        structure = find_structure(self.sources.model, self.recipe.prune.coupled).only(self.recipe.prune.units)
         if not structure.groups:
             raise InputError(
                 f"the model has no {' or '.join(self.recipe.prune.units)}",

@@ -279,8 +279,10 @@ def net():
 """
 
 
-@pytest.mark.parametrize("compensate", [True, "rescale"])
-def test_a_convolutional_network_of_the_users_own(compensate: bool | str, vit_recipe: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("compensate", "coupled"), [(True, False), ("rescale", False), (True, True)])
+def test_a_convolutional_network_of_the_users_own(
+    compensate: bool | str, coupled: bool, vit_recipe: Make, tmp_path: Path
+) -> None:
     (tmp_path / "net.py").write_text(CONVNET)
     recipe = vit_recipe(
         model={
@@ -289,10 +291,19 @@ def test_a_convolutional_network_of_the_users_own(compensate: bool | str, vit_re
             "weights": "random",
             "preprocess": {"size": [32, 32], "mean": [0.5], "std": [0.5]},
         },
-        prune={"budget": {"macs": 0.7}, "align": 1, "score_samples": 16, "compensate": compensate},
+        prune={
+            "budget": {"macs": 0.7},
+            "align": 1,
+            "score_samples": 16,
+            "curve_samples": 32,
+            "compensate": compensate,
+            "coupled": coupled,
+        },
     )
     report = optin_export.run(recipe, out=tmp_path / "run")
     assert report is not None and report.verdict.passed
     assert report.pruning.family == "resnet"
-    assert {group.kind for group in report.pruning.groups} == {"channels"}
+    streams = [group for group in report.pruning.groups if group.kind.startswith("channels.stream")]
+    assert bool(streams) == coupled
+    assert all(group.kind == "channels" for group in report.pruning.groups if group not in streams)
     assert report.macs.ratio <= 0.7

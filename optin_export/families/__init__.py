@@ -54,14 +54,19 @@ def supported() -> tuple[Family, ...]:
     return tuple(importlib.import_module(f"{__name__}.{name}").FAMILY for name in names)
 
 
-def find_structure(model: nn.Module) -> Structure:
-    """The structure of a task module. Raises InputError if no family knows it, or if it has no units."""
+def find_structure(model: nn.Module, coupled: bool = False) -> Structure:
+    """The structure of a task module; coupled: with the channels of its residual streams.
+
+    Raises InputError if no family knows it, or if it has no units (of residual streams, with `coupled`).
+    """
     families = supported()
     for family in families:
         found = [(path, module) for path, module in model.named_modules() if family.is_block(module)]
         if not found:
             continue
         blocks, groups = _declared(family, found)
+        if coupled:
+            groups = sorted([*_streams(family, model, found), *groups], key=lambda group: group.block)
         groups = [group for group in groups if group.count > 0]
         if not groups:
             raise InputError(
@@ -75,6 +80,16 @@ def find_structure(model: nn.Module) -> Structure:
         f"no family knows its blocks; supported: {known}",
         "use one of these, or add optin_export/families/NAME.py that declares FAMILY (docs/families.md)",
     )
+
+
+def _streams(family: Family, model: nn.Module, found: list[tuple[str, nn.Module]]) -> list[UnitGroup]:
+    groups = [] if family.streams is None else family.streams(model, found)
+    if not groups:
+        why = (
+            f"family {family.name} has none" if family.streams is None else "their shortcuts change channels by padding"
+        )
+        raise InputError("the model has no residual stream whose channels can go", why, "set prune.coupled: false")
+    return groups
 
 
 def _declared(family: Family, found: list[tuple[str, nn.Module]]) -> tuple[list[str], list[UnitGroup]]:

@@ -85,7 +85,7 @@ def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torc
     """
     # Which group a layer's output rows and its input columns belong to, with rows or columns per unit.
     rows = {producer.path: (group, producer) for group in structure.groups for producer in group.producers}
-    columns = {group.consumer: group for group in structure.groups}
+    columns = {path: group for group in structure.groups for path in group.reads}
     positions, tokens = _shapes(model, sorted({*rows, *columns}), inputs)
     macs: Counter[tuple[str, ...]] = Counter()
     params: Counter[tuple[str, ...]] = Counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -40,6 +40,9 @@ class UnitGroup:
         None if at least one unit has to stay.
     bypass: modules that are then not needed either and pass their first argument on.
     part: tells several groups of one kind in one block apart.
+    readers: further layers that read the same units; all must, for the removal to be exact.
+    coupled: the units are channels of a residual stream: every layer that writes to it is a producer, and every layer
+        that reads it the consumer or a reader. They go from all of them at once.
     """
 
     block: int
@@ -55,6 +58,13 @@ class UnitGroup:
     returns_tuple: bool = False
     bypass: tuple[tuple[str, bool], ...] = ()
     part: str = ""
+    readers: tuple[str, ...] = ()
+    coupled: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Every layer that reads the units."""
+        return (self.consumer, *self.readers)
 
     @property
     def key(self) -> str:
@@ -96,6 +106,7 @@ class Family:
     that this family cannot prune. channels_first: see Structure.
     chain: instead of `groups`, for networks that are one chain of layers rather than repeated blocks: (a module that
     `is_block` names, its path) -> (its block paths, their unit groups), both in forward order.
+    streams: (the whole module, [(path, block)]) -> coupled groups, the channels of the residual streams between blocks.
     """
 
     name: str
@@ -106,6 +117,7 @@ class Family:
     groups: Callable[[Any, str, int], tuple[UnitGroup, ...]] | None = None
     channels_first: bool = False
     chain: Callable[[Any, str], tuple[list[str], list[UnitGroup]]] | None = None
+    streams: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], list[UnitGroup]] | None = None
 
 
 def class_named(*names: str) -> Callable[[nn.Module], bool]:

@@ -30,7 +30,7 @@ def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Multiply every unit's slice of its consumer's input by its mask.
+    """Multiply every unit's slice of the input of each layer that reads it by its mask.
 
     masks: group key -> float [count], or [batch, count] for a mask per sample; a group without an entry is left alone.
     """
@@ -45,8 +45,8 @@ def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, to
     with contextlib.ExitStack() as stack:
         for group in groups:
             if group.key in masks:
-                handle = get_module(model, group.consumer).register_forward_pre_hook(hook_of(group))
-                stack.callback(handle.remove)
+                for path in group.reads:
+                    stack.callback(get_module(model, path).register_forward_pre_hook(hook_of(group)).remove)
         yield
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
@@ -83,6 +85,83 @@ def _computes(module: nn.Module | None) -> bool:
     return module is not None and not _is_empty(module)
 
 
+@dataclass
+class _Stream:
+    """A residual stream: what writes to it, and what reads it, with the block of the first reader."""
+
+    count: int
+    producers: list[Producer]
+    readers: list[tuple[int, str]] = field(default_factory=list)
+    usable: bool = True
+
+
+def _streams(model: nn.Module, blocks: Sequence[tuple[str, nn.Module]]) -> list[UnitGroup]:
+    """The channels between blocks: one group from each change of width to the next."""
+    first: Any = blocks[0][1]
+    current = _stem(model, blocks[0][0], first.conv1.in_channels)
+    streams = [current]
+    for index, (path, block) in enumerate(blocks):
+        layers = [getattr(block, f"conv{number}", None) for number in (1, 2, 3)]
+        convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+        last = Producer(f"{path}.conv{len(convolutions)}", norm=f"{path}.bn{len(convolutions)}")
+        current.readers.append((index, f"{path}.conv1"))
+        shortcut = next((name for name in ("downsample", "shortcut") if _computes(getattr(block, name, None))), None)
+        if shortcut is None and _shortcut(block, path, convolutions) is not None:
+            current.producers.append(last)
+            continue
+        projection = [] if shortcut is None else _projection(getattr(block, shortcut), f"{path}.{shortcut}")
+        following = _Stream(convolutions[-1].out_channels, [*projection, last], usable=bool(projection))
+        current.usable = current.usable and bool(projection)
+        current.readers += [(index, one.path) for one in projection]
+        current = following
+        streams.append(current)
+    heads = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if heads and model.get_submodule(heads[-1]).in_features == current.count:
+        current.readers.append((len(blocks) - 1, heads[-1]))
+    else:
+        current.usable = False  # the stream itself is what the model puts out
+    return [_coupled(stream, number) for number, stream in enumerate(streams) if stream.usable and stream.producers]
+
+
+def _stem(model: nn.Module, first_block: str, channels: int) -> _Stream:
+    """The stream into the first block; its producer is the last convolution before it."""
+    producer = None
+    for path, module in model.named_modules():
+        if path == first_block:
+            break
+        if isinstance(module, nn.Conv2d):
+            producer = Producer(path) if module.out_channels == channels and module.groups == 1 else None
+        elif isinstance(module, nn.BatchNorm2d) and producer is not None:
+            producer = Producer(producer.path, norm=path) if module.num_features == channels else None
+    return _Stream(channels, [] if producer is None else [producer], usable=producer is not None)
+
+
+def _projection(shortcut: nn.Module, path: str) -> list[Producer]:
+    """The convolution of a shortcut, with its norm; nothing if it is not just that."""
+    named = [(f"{path}.{name}" if name else path, module) for name, module in shortcut.named_modules()]
+    layers = [name for name, module in named if isinstance(module, nn.Conv2d)]
+    norms = [name for name, module in named if isinstance(module, nn.BatchNorm2d)]
+    if len(layers) != 1 or len(norms) > 1:
+        return []
+    return [Producer(layers[0], norm=norms[0] if norms else None)]
+
+
+def _coupled(stream: _Stream, number: int) -> UnitGroup:
+    return UnitGroup(
+        block=stream.readers[0][0],
+        kind="channels",
+        part=f".stream{number}",
+        count=stream.count,
+        width=1,
+        producers=tuple(stream.producers),
+        consumer=stream.readers[0][1],
+        readers=tuple(path for _, path in stream.readers[1:]),
+        residual=None,
+        sublayer=None,
+        coupled=True,
+    )
+
+
 FAMILY = Family(
     name="resnet",
     library="timm",
@@ -91,4 +170,5 @@ FAMILY = Family(
     is_block=_is_block,
     groups=_groups,
     channels_first=True,
+    streams=_streams,
 )

@@ -135,6 +135,7 @@ class PruneSection(_Section):
     compensate: bool | Literal["rescale"] = Field(
         True, description="least-squares repair on the calibration data; 'rescale': one factor per kept unit only"
     )
+    coupled: bool = Field(False, description="also channels of residual streams, out of all layers that share them")
     align: Count = Field(8, description="neurons and channels are kept in multiples of this")
     probes: Count | Literal["auto"] = Field("auto", description="random probes of the sketch; auto: until it is stable")
     rows: Count = Field(768, description="token rows compared per batch of 32 and block, shared evenly by samples")

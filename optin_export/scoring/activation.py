@@ -29,24 +29,28 @@ def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequen
     """Contributions of every unit over all batches, padding left out."""
     energy = {group.key: np.zeros(group.count) for group in groups}
     largest = {group.key: np.zeros(group.count) for group in groups}
-    count = dict.fromkeys(energy, 0)
-    squared = {group.key: _gram_of_weights(model, group) for group in groups}
+    squared = {path: _gram_of_weights(model, group, path) for group in groups for path in group.reads}
+    positions = dict.fromkeys(squared, 0)
+    sums = {path: np.zeros(group.count) for group in groups for path in group.reads}
     for batch in batches:
-        with _consumer_inputs(model, groups) as seen, torch.no_grad():
+        with _inputs_of(model, list(squared)) as seen, torch.no_grad():
             model(**batch.inputs)
-        for group in groups:
-            inputs = seen[group.key]
-            if inputs.dim() == 4 and get_layer(model, group.consumer).weight.dim() == 4:
+        for group, path in [(one, path) for one in groups for path in one.reads]:
+            inputs = seen[path]
+            if inputs.dim() == 4 and get_layer(model, path).weight.dim() == 4:
                 inputs = inputs.flatten(2).mT
             valid = valid_rows(batch.inputs, inputs)
             rows = inputs.reshape(-1, inputs.shape[-1])
             rows = (rows if valid is None else rows[valid]).view(-1, group.count, group.width).float()
             # |W_u a_u|^2 = a_u^T (W_u^T W_u) a_u, per row and unit
-            norms = torch.einsum("ruw,uwv,ruv->ru", rows, squared[group.key], rows).clamp(min=0).double()
-            energy[group.key] += norms.sum(0).cpu().numpy()
+            norms = torch.einsum("ruw,uwv,ruv->ru", rows, squared[path], rows).clamp(min=0).double()
+            sums[path] += norms.sum(0).cpu().numpy()
             largest[group.key] = np.maximum(largest[group.key], norms.amax(0).sqrt().cpu().numpy())
-            count[group.key] += len(norms)
-    return {key: Contribution(energy[key] / max(count[key], 1), largest[key]) for key in energy}
+            positions[path] += len(norms)
+    for group in groups:
+        for path in group.reads:
+            energy[group.key] += sums[path] / max(positions[path], 1)
+    return {key: Contribution(energy[key], largest[key]) for key in energy}
 
 
 def activation_scores(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequence[Batch]) -> dict[str, np.ndarray]:
@@ -54,25 +58,24 @@ def activation_scores(model: TaskModel, groups: Sequence[UnitGroup], batches: Se
     return {key: found.energy for key, found in contributions(model, groups, batches).items()}
 
 
-def _gram_of_weights(model: TaskModel, group: UnitGroup) -> torch.Tensor:
+def _gram_of_weights(model: TaskModel, group: UnitGroup, path: str) -> torch.Tensor:
     """W_u^T W_u of every unit, [units, width, width]; kernel positions of a convolution are summed."""
-    weight = get_layer(model, group.consumer).weight.detach().float()
+    weight = get_layer(model, path).weight.detach().float()
     columns = weight.transpose(0, 1).reshape(group.count, group.width, -1)
     return columns @ columns.mT
 
 
 @contextlib.contextmanager
-def _consumer_inputs(model: TaskModel, groups: Sequence[UnitGroup]) -> Any:
+def _inputs_of(model: TaskModel, paths: Sequence[str]) -> Any:
     seen: dict[str, torch.Tensor] = {}
 
-    def hook_of(key: str) -> Any:
+    def hook_of(path: str) -> Any:
         def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            seen[key] = args[0]
+            seen[path] = args[0]
 
         return hook
 
     with contextlib.ExitStack() as stack:
-        for group in groups:
-            handle = get_module(model, group.consumer).register_forward_pre_hook(hook_of(group.key))
-            stack.callback(handle.remove)
+        for path in paths:
+            stack.callback(get_module(model, path).register_forward_pre_hook(hook_of(path)).remove)
         yield seen

@@ -15,8 +15,8 @@ def magnitude_scores(model: TaskModel, structure: Structure) -> dict[str, np.nda
 
 
 def _squared_norms(model: TaskModel, group: UnitGroup) -> torch.Tensor:
-    consumer = get_layer(model, group.consumer).weight.detach()
-    total = consumer.square().transpose(0, 1).reshape(group.count, -1).sum(1)
+    readers = [get_layer(model, path).weight.detach() for path in group.reads]
+    total = torch.stack([one.square().transpose(0, 1).reshape(group.count, -1).sum(1) for one in readers]).sum(0)
     for producer in group.producers:
         weight = get_layer(model, producer.path).weight.detach()
         total = total + weight.square().reshape(producer.fused, group.count, -1).sum((0, 2))

@@ -74,9 +74,13 @@ def compensate(
     weights = sensitivities(original, structure, batches, seed) if weights is None else weights
     pair = _Pair(original, dense, structure, groups, batches, weights)
     repairs: dict[str, Repair] = {}
-    todo = list(zip(structure.groups, smaller.groups, strict=True))
+    # Channels of a residual stream have no sub-layer of their own: the layers around them make up for what is gone.
+    todo = [pair for pair in zip(structure.groups, smaller.groups, strict=True) if not pair[0].coupled]
+    shortcuts = _projections(structure)
     try:
-        for block in range(len(structure.blocks)):
+        for block, path in enumerate(structure.blocks):
+            for projection in (one for one in shortcuts if not only_scale and one.startswith(path + ".")):
+                pair.refit_layer(projection)
             for group, small in [(group, small) for group, small in todo if group.block == block]:
                 if not only_scale and small.count:
                     pair.refit_producers(group)
@@ -88,7 +92,7 @@ def compensate(
                 pair.target.advance(block)
         head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
         if head is not None and head not in pair.consumers:
-            repairs[HEAD] = _repair(pair.refit_head(head))
+            repairs[HEAD] = _repair(pair.refit_layer(head))
     finally:
         pair.source.close()
         pair.target.close()
@@ -110,7 +114,7 @@ class _Pair:
         self.structure, self.groups, self.batches, self.weights = structure, groups, batches, weights
         self.source = Stream(original, structure.blocks, batches)
         self.target = Stream(dense, structure.blocks, batches)
-        self.consumers = {group.consumer for group in structure.groups}
+        self.consumers = {group.consumer for group in structure.groups if not group.coupled}
         self.kept_outputs = {
             producer.path: _kept_rows(group, groups[group.key], producer.fused)
             for group in structure.groups
@@ -147,7 +151,7 @@ class _Pair:
         """Refit the layer that reads the units so that the residual stream behind it is the original's."""
         model, path = self.target.model, group.consumer
         dropped = small.count == 0
-        layer = get_module(self.source.model, path)
+        layer = get_layer(self.source.model, path)
         start = _constant(model, small)[None].double() if dropped else _start(model, path)
         scale = _affine(self.source.model, group)
         if scale is None or not _can_refit(layer):
@@ -156,10 +160,13 @@ class _Pair:
         stands = small.sublayer if dropped else path
         assert stands is not None
         beside: list[Point] = [] if group.residual is None else [group.residual]
-        if path in self.kept_outputs:
-            bend, shift = self._bend([path]), None
+        kept = self.kept_outputs.get(path, torch.arange(len(layer.weight)))
+        scale = scale[kept] if len(scale.shape) else scale
+        bend, shift = None, None
+        if group.residual is None:
+            bend = self._bend([path])
         else:
-            bend, shift = None, shift_of_block_relu(self.source, self.structure, group)
+            shift = shift_of_block_relu(self.source, self.structure, group)
 
         def rows(index: int) -> Rows:
             inputs = self.batches[index].inputs
@@ -168,14 +175,14 @@ class _Pair:
             here = self.target.see(index, points, self._last(beside, stands, group)) if points else {}
             output = output_rows(there[(path, "output")], layer, inputs, index)
             # The sub-layer has to add what is missing between the two streams.
-            missing = output[:, self.kept_outputs[path]] if path in self.kept_outputs else output
+            missing = output[:, kept]
             behind = bend
             if group.residual is not None:
                 streams = [output_rows(seen[group.residual], layer, inputs, index) for seen in (there, here)]
                 # Layer scale or batch norm is undone; where its factor is zero nothing can be added.
-                difference = torch.where(scale == 0, 0.0, (streams[0] - streams[1]) / scale)
+                difference = torch.where(scale == 0, 0.0, (streams[0][:, kept] - streams[1]) / scale)
                 missing = missing + difference
-                behind = behind if shift is None else Bend(scale, shift + streams[1])
+                behind = behind if shift is None else Bend(scale, shift[kept] + streams[1])
             if dropped:
                 return missing.new_zeros(len(missing), 0), missing, behind
             return input_rows(here[(path, 0)], layer, inputs, index), missing, behind
@@ -188,15 +195,16 @@ class _Pair:
             _overwrite(model, path, fit)
         return fit
 
-    def refit_head(self, path: str) -> Fit:
-        """Refit the layer that puts out the logits to those of the original: it reads what no group could repair."""
+    def refit_layer(self, path: str) -> Fit:
+        """Refit a layer to its output in the original: the one that puts out the logits, or a shortcut's projection."""
         layer = get_layer(self.target.model, path)
+        kept = self.kept_outputs.get(path, torch.arange(len(get_layer(self.source.model, path).weight)))
 
         def rows(index: int) -> Rows:
             inputs = self.batches[index].inputs
             wanted = self.source.see(index, [(path, "output")], path)[(path, "output")]
             given = self.target.see(index, [(path, 0)], path)[(path, 0)]
-            return input_rows(given, layer, inputs, index), output_rows(wanted, layer, inputs, index), None
+            return input_rows(given, layer, inputs, index), output_rows(wanted, layer, inputs, index)[:, kept], None
 
         fit = self._fit(_start(self.target.model, path), rows, [path])
         _overwrite(self.target.model, path, fit)
@@ -263,6 +271,14 @@ class _Pair:
         chosen = torch.arange(len(design)) % HOLD_OUT == HOLD_OUT - 1
         for moments, part in ((train, ~chosen), (held, chosen)):
             moments.add(design[part], target[part], None if weight is None else weight[part])
+
+
+def _projections(structure: Structure) -> list[str]:
+    """Layers that read and write residual streams whose channels may go, and belong to no other group."""
+    streams = [group for group in structure.groups if group.coupled]
+    inner = {producer.path for group in structure.groups if not group.coupled for producer in group.producers}
+    writers = {producer.path for group in streams for producer in group.producers}
+    return [path for group in streams for path in group.reads if path in writers and path not in inner]
 
 
 def output_layer(model: TaskModel, inputs: Inputs) -> str | None:

@@ -58,18 +58,31 @@ def loss_curves(
     references = [observe(model, structure, batch, ROWS, generator) for batch in scoring]
     stream = Stream(model, structure.blocks, [calibration[index] for index in chosen])
     curves: dict[str, Curve] = {}
+    moments: dict[str, Moments] = {}
+
+    def measure(group: UnitGroup) -> None:
+        order = np.argsort(-scores[group.key], kind="stable")
+        grams = {path: moments.pop(path).gram for path in group.reads}
+        curves[group.key] = _curve(model, structure, group, order, grams, references, least[group.key], temperature)
+        tick(len(curves), len(structure.groups))
+
     try:
         for block, path in enumerate(structure.blocks):
-            groups = [group for group in structure.groups if group.block == block]
-            moments = _moments(stream, chosen, groups, weights, path) if groups else {}
+            groups = [group for group in structure.groups if group.block == block and not group.coupled]
+            readers, until = [group.consumer for group in groups], path
+            for reader in (reader for group in structure.groups if group.coupled for reader in group.reads):
+                inside = reader.startswith(path + ".")
+                # What reads the last stream stands behind the last block.
+                if inside or (block == len(structure.blocks) - 1 and reader not in moments):
+                    readers.append(reader)
+                    until = path if inside else reader
+            moments |= _moments(stream, chosen, readers, weights, until)
             for group in groups:
-                order = np.argsort(-scores[group.key], kind="stable")
-                curves[group.key] = _curve(
-                    model, structure, group, order, moments[group.key], references, least[group.key], temperature
-                )
-                tick(len(curves), len(structure.groups))
-            if len(curves) < len(structure.groups):
+                measure(group)
+            if block < len(structure.blocks) - 1:
                 stream.advance(block)
+        for group in (group for group in structure.groups if group.coupled):
+            measure(group)
     finally:
         stream.close()
     return curves
@@ -95,17 +108,16 @@ def _thinned(batches: Sequence[Batch]) -> list[int]:
 
 
 def _moments(
-    stream: Stream, chosen: Sequence[int], groups: Sequence[UnitGroup], weights: Weights, until: str
+    stream: Stream, chosen: Sequence[int], readers: Sequence[str], weights: Weights, until: str
 ) -> dict[str, Moments]:
-    """Weighted Gram matrices of what the groups' consumers read in the original model."""
+    """Weighted Gram matrices of what these layers read in the original model."""
     found: dict[str, Moments] = {}
     for position, (index, batch) in enumerate(zip(chosen, stream.batches, strict=True)):
-        seen = stream.see(position, [(group.consumer, 0) for group in groups], until)
-        for group in groups:
-            layer = get_layer(stream.model, group.consumer)
-            design = input_rows(seen[(group.consumer, 0)], layer, batch.inputs, index)
-            moments = found.setdefault(group.key, Moments(design.shape[1], 0))
-            moments.add(design, design.new_zeros(len(design), 0), weights.of(index, [group.consumer]))
+        seen = stream.see(position, [(path, 0) for path in readers], until) if readers else {}
+        for path in readers:
+            design = input_rows(seen[(path, 0)], get_layer(stream.model, path), batch.inputs, index)
+            moments = found.setdefault(path, Moments(design.shape[1], 0))
+            moments.add(design, design.new_zeros(len(design), 0), weights.of(index, [path]))
     return found
 
 
@@ -114,28 +126,32 @@ def _curve(
     structure: Structure,
     group: UnitGroup,
     order: np.ndarray,
-    moments: Moments,
+    grams: Mapping[str, torch.Tensor],
     references: Sequence[Reference],
     least: int,
     temperature: float,
 ) -> Curve:
-    layer = get_layer(model, group.consumer)
-    weight, own_bias = layer.weight.detach().clone(), layer.bias
-    bias = torch.zeros(len(weight)) if own_bias is None else own_bias.detach().clone()
-    start = torch.cat([weight.flatten(1), bias[:, None]], 1).double().T
+    layers = {path: get_layer(model, path) for path in group.reads}
+    before = {path: (layer.weight.detach().clone(), layer.bias) for path, layer in layers.items()}
+    starts = {}
+    for path, (weight, own_bias) in before.items():
+        bias = torch.zeros(len(weight)) if own_bias is None else own_bias.detach().clone()
+        starts[path] = torch.cat([weight.flatten(1), bias[:, None]], 1).double().T
     points = []
     try:
         for count in _counts(group.count, least):
             if count == group.count:
                 points.append((count, 0.0, 0.0))
                 continue
-            solution = _refitted(start, moments.gram, order[:count], group.count)
-            layer.weight.detach().copy_(solution[:-1].T.view_as(weight))
-            layer.bias = nn.Parameter(solution[-1].to(weight), requires_grad=False)
+            for path, layer in layers.items():
+                solution = _refitted(starts[path], grams[path], order[:count], group.count)
+                layer.weight.detach().copy_(solution[:-1].T.view_as(layer.weight))
+                layer.bias = nn.Parameter(solution[-1].to(layer.weight), requires_grad=False)
             points.append((count, *_losses(model, structure, group, references, temperature)))
     finally:
-        layer.weight.detach().copy_(weight)
-        layer.bias = own_bias
+        for path, (weight, own_bias) in before.items():
+            layers[path].weight.detach().copy_(weight)
+            layers[path].bias = own_bias
     return np.array(points, dtype=np.float64)
 
 

@@ -121,7 +121,7 @@ def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int]) 
 
 def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -> None:
     """Nothing but the declared producers and consumers may have changed its shape; anything else is a bug of ours."""
-    declared = {group.consumer for group in structure.groups}
+    declared = {path for group in structure.groups for path in group.reads}
     declared |= {producer.path for group in structure.groups for producer in group.producers}
     declared |= {producer.norm for group in structure.groups for producer in group.producers if producer.norm}
     before = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -138,7 +138,7 @@ def _check_shapes(model: TaskModel, group: UnitGroup, left: int) -> None:
         producer.path: (len(get_layer(model, producer.path).weight), producer.fused * left * group.rows)
         for producer in group.producers
     }
-    shapes[group.consumer] = (get_layer(model, group.consumer).weight.shape[1], left * group.width)
+    shapes |= {path: (get_layer(model, path).weight.shape[1], left * group.width) for path in group.reads}
     wrong = {path: pair for path, pair in shapes.items() if pair[0] != pair[1]}
     if wrong:
         raise RuntimeError(f"{group.key}: (size, expected) {wrong} after removing {group.count - left} units")

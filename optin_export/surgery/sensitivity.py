@@ -44,7 +44,7 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
     """
     generator = torch.Generator().manual_seed(seed)
     noise = OutputNoise(generator)
-    paths = {group.consumer for group in structure.groups}
+    paths = {path for group in structure.groups for path in group.reads}
     paths |= {producer.path for group in structure.groups for producer in group.producers}
     terms: list[list[dict[str, torch.Tensor]]] = [[], []]
     for index, batch in enumerate(batches):
