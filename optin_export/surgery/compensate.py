@@ -215,35 +215,41 @@ class _Pair:
     ) -> Fit:
         """Least squares over all batches near `start`; where a ReLU follows, rounds of it that look through the ReLU.
 
-        width: find one factor per unit of so many columns instead of new weights.
+        The errors of a layer before a ReLU are those behind it. width: find one factor per unit of so many columns
+        instead of new weights.
         """
-        fit = Fit(start, None, 0.0, 0.0)
-        for turn in range(1 + ROUNDS):
+        fit, before, error = Fit(start, None, 0.0, 0.0), 0.0, 0.0
+        for turn in range(2 + ROUNDS):
             train, held = (Moments(len(start) - 1, start.shape[1]) for _ in range(2))
             behind, error, weight = None, 0.0, 0.0
             for index in range(len(self.batches)):
                 design, target, behind = rows(index)
                 if behind is not None:
                     predicted = design @ fit.solution[:-1].to(design) + fit.solution[-1].to(design)
-                    if turn == 0:
-                        weights = self.weights.of(index, paths)
-                        errors = behind.error(target, predicted)
-                        error += float((errors if weights is None else errors * weights).double().sum())
-                        weight += float(len(errors) if weights is None else weights.double().sum())
-                    else:
+                    weights = self.weights.of(index, paths)
+                    errors = behind.error(target, predicted)
+                    error += float((errors if weights is None else errors * weights).double().sum())
+                    weight += float(len(errors) if weights is None else weights.double().sum())
+                    if turn > 0:
                         target = behind.target(target, predicted)
-                self._add(train, held, index, design, target, paths)
+                if turn <= ROUNDS:
+                    self._add(train, held, index, design, target, paths)
             if width is not None:
                 return rescale(train, held, start, width)
-            found = ridge(train, held, fit.solution)
-            if turn == 0:
-                fit, before = found, error / max(weight * start.shape[1], 1e-30)
-            elif found.damping is not None:
-                fit = found
-            if behind is None or found.damping is None:
+            if behind is None:
+                return ridge(train, held, start)
+            error /= max(weight * start.shape[1], 1e-30)
+            before = error if turn == 0 else before
+            if turn > ROUNDS:
                 break
-        # What is reported of a layer before a ReLU is the error behind it (after: an upper bound of it).
-        return fit if behind is None or fit.damping is None else dataclasses.replace(fit, before=before)
+            found = ridge(train, held, fit.solution)
+            if found.damping is None:
+                fit = found if turn == 0 else fit
+                break
+            fit = found
+        if error > before:
+            return Fit(start, None, before, before, "no refit was better behind the ReLU")
+        return dataclasses.replace(fit, before=before, after=error)
 
     def _bend(self, paths: Sequence[str]) -> Bend | None:
         """The ReLU behind the layers that make a group's units, for the units that stay."""

@@ -38,7 +38,12 @@ class Bend:
 
     def error(self, wanted: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
         """[rows]: squared error behind the ReLU, in units of x, summed over features."""
-        return (self.target(wanted, predicted) - predicted).square().sum(1)
+        edge = -self.shift / torch.where(self.scale == 0, 1.0, self.scale)
+        seen = [
+            torch.where(self.scale == 0, x, torch.where(self.scale * x + self.shift > 0, x, edge))
+            for x in (wanted, predicted)
+        ]
+        return (seen[0] - seen[1]).square().sum(1)
 
 
 def _is_rectified(before: torch.Tensor, after: torch.Tensor) -> bool:
