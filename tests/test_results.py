@@ -119,3 +119,41 @@ def test_figures_are_the_ones_on_the_page_and_reproducible(measurements: Path) -
 def test_without_measurements_the_page_is_its_head(tmp_path: Path) -> None:
     assert tool.page(tmp_path).startswith("# Results") and "##" not in tool.page(tmp_path)
     assert tool.figures(tmp_path) == {}
+
+
+def test_studies_are_rendered_with_what_is_required_of_them(tmp_path: Path) -> None:
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    sketch = [
+        {"probes": probes, "seconds": seconds, "correlation_with_converged": [low, low + 0.01, low + 0.005]}
+        for probes, seconds, low in ((4, 0.5, 0.95), (16, 2.0, 0.975))
+    ]
+    comparison = {
+        "model": "small",
+        "neurons": 64,
+        "sentences": 3,
+        "tokens": 30,
+        "converged_probes": 256,
+        "sketch": sketch,
+        "exact_seconds": 90.0,
+        "exact_measured_on": 8,
+        "exact_correlation_with_converged": 0.9,
+        "probes_compared": 16,
+        "times_faster": 45.0,
+    }
+    width = [{"width": w, "units": 4 * w, "sketch_seconds": 0.3, "forward_seconds": 0.01} for w in (8, 16)]
+    machine = {"cpu": "a processor", "threads": 2, "cores": 2}
+    content = {"machine": machine, "torch": "2", "memory_times_training_step": 0.8, "comparison": comparison}
+    (studies / "scoring.json").write_text(json.dumps({**content, "width": width}))
+    row = {"case": "x", "budget": 0.5, "seed": 0}
+    swaps = {"swaps": 50, "estimate": 1.0, "estimate_other_rows": 2.0, "drop_unrepaired": 3.0, "drop_repaired": 0.25}
+    (studies / "joint_selection.json").write_text(json.dumps({"cpu": "a processor", "rows": [{**row, **swaps}]}))
+    rounds = [{**row, "rounds": count, "drop": 1.0 / count, "seconds": 60 * count} for count in (1, 2)]
+    (studies / "rounds.json").write_text(json.dumps({"cpu": "a processor", "rows": rounds}))
+    page = tool.page(tmp_path)
+    assert "rank correlation 0.975 at the worst seed (required\n0.97: met)" in page
+    assert "45 times faster (required 50:\nmissed)" in page
+    assert "| 16 | 2.00 | 45 | 0.975 to 0.985 |" in page
+    assert "| `x` | 0.5 | 50 | 1.0000 | 2.0000 | 3.00 | 0.25 |" in page
+    assert "| `x` | 0.5 | 2 | 0.50 | 120 |" in page
+    assert set(tool.figures(tmp_path)) == {"scoring-width.svg"}

@@ -153,8 +153,12 @@ def input_rows(tensor: torch.Tensor, layer: nn.Module, inputs: Inputs, batch: in
         # Every kind of padding ("same", reflecting, ...) as the convolution itself does it.
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         padded = F.pad(tensor, layer._reversed_padding_repeated_twice, mode=mode)
-        patches = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
-        return patches[:, :, _positions(patches.shape[2], batch)].mT.flatten(0, 1)
+        # A view of all patches [batch, channels, height, width, kernel height, kernel width]; only the drawn are read.
+        for dim, (size, step, apart) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), 2):
+            padded = padded.unfold(dim, (size - 1) * apart + 1, step)[..., ::apart]
+        drawn = _positions(padded.shape[2] * padded.shape[3], batch)
+        patches = padded[:, :, drawn // padded.shape[3], drawn % padded.shape[3]]
+        return patches.transpose(1, 2).flatten(2).flatten(0, 1)
     return rows_of(tensor, valid_rows(inputs, tensor))
 
 
