@@ -150,7 +150,10 @@ def test_studies_are_rendered_with_what_is_required_of_them(tmp_path: Path) -> N
     (studies / "joint_selection.json").write_text(json.dumps({"cpu": "a processor", "rows": [{**row, **swaps}]}))
     rounds = [{**row, "rounds": count, "drop": 1.0 / count, "seconds": 60 * count} for count in (1, 2)]
     (studies / "rounds.json").write_text(json.dumps({"cpu": "a processor", "rows": rounds}))
+    parts = [{**row, "left_out": part, "drop": drop} for part, drop in (("nothing", 1.0), ("the refit", 4.25))]
+    (studies / "ablation.json").write_text(json.dumps({"cpu": "a processor", "rows": parts}))
     page = tool.page(tmp_path)
+    assert "| `x` | 0.5 | the refit | 4.25 |" in page
     assert "rank correlation 0.975 at the worst seed (required\n0.97: met)" in page
     assert "45 times faster (required 50:\nmissed)" in page
     assert "| 16 | 2.00 | 45 | 0.975 to 0.985 |" in page

@@ -1,7 +1,8 @@
 """The part of docs/results.md that comes from docs/measurements/studies/: how good, fast and large the sketch is, and
-what joint selection and rounds are worth.
+what joint selection, rounds and each part of the method are worth.
 
-Written by tools/benchmark_scoring.py, tools/study_joint.py and tools/study_rounds.py. What is not there is left out.
+Written by tools/benchmark_scoring.py, study_ablation.py, study_joint.py and study_rounds.py. What is not there is left
+out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ CORRELATION, FASTER, MEMORY = 0.97, 50.0, 2.0
 def sections(studies: Path) -> list[str]:
     """Lines of the page."""
     lines: list[str] = []
-    for name, section in (("scoring", _scoring), ("joint_selection", _joint), ("rounds", _rounds)):
+    for name, section in SECTIONS.items():
         content = _read(studies, name)
         if content is not None:
             lines += ["", *section(content)]
@@ -127,6 +128,20 @@ def _joint(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def _ablation(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [f"`{row['case']}`", f"{row['budget']:g}", row["left_out"], f"{row['drop']:.2f}"] for row in content["rows"]
+    ]
+    return [
+        "## What each part is worth",
+        "",
+        "The same case, budget and seed with one part of the method left out (`tools/study_ablation.py`).",
+        f"{content['cpu']}.",
+        "",
+        *markdown_table(["case", "MACs", "left out", "points lost"], rows),
+    ]
+
+
 def _rounds(content: dict[str, Any]) -> list[str]:
     rows = [
         [f"`{row['case']}`", f"{row['budget']:g}", str(row["rounds"]), f"{row['drop']:.2f}", f"{row['seconds']}"]
@@ -141,3 +156,6 @@ def _rounds(content: dict[str, Any]) -> list[str]:
         "",
         *markdown_table(["case", "MACs", "rounds", "points lost", "seconds to choose"], rows),
     ]
+
+
+SECTIONS = {"scoring": _scoring, "ablation": _ablation, "joint_selection": _joint, "rounds": _rounds}

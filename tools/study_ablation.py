@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""What each part of the method is worth: the same case and budget with one part left out.
+
+    python tools/study_ablation.py --case resnet20-cifar10 --budgets 0.5
+
+Writes docs/measurements/studies/ablation.json, one row per variant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from benchmark_accuracy import CASES, Bench, recipe_of
+
+from optin_export import surgery
+from optin_export.environment import describe
+from optin_export.sources import load_sources
+
+RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "ablation.json"
+#: The module; in the package its name stands for the function.
+REPAIR = sys.modules[surgery.compensate.__module__]
+FEW_ROWS = 64
+
+
+def drop(bench: Bench, budget: float, curves: dict[str, Any] | None, scores: Any) -> float:
+    plan = bench.plan(scores, budget, curves)
+    return bench.base - bench.accuracy(bench.operate(plan, "least-squares")[0])
+
+
+def variants(case: str, seed: int, budget: float) -> dict[str, Callable[[], float]]:
+    """{what is left out: how many points are lost then}."""
+    recipe = recipe_of(case, seed)
+    bench = Bench(load_sources(recipe))
+    scores, _ = bench.score("optin")
+    curves = bench.curves(scores)
+    short = recipe.prune.model_copy(update={"curve_samples": FEW_ROWS})
+    few = Bench(load_sources(recipe.model_copy(update={"prune": short})))
+    few.weights = bench.weights
+    equal = surgery.Weights([{} for _ in bench.sources.calibration])
+
+    def patched(name: str, value: object) -> Callable[[], float]:
+        def run() -> float:
+            with mock.patch.object(REPAIR, name, value):
+                return drop(bench, budget, curves, scores)
+
+        return run
+
+    def with_equal_rows() -> float:
+        own, bench.weights = bench.weights, equal
+        try:
+            return drop(bench, budget, curves, scores)
+        finally:
+            bench.weights = own
+
+    return {
+        "nothing": lambda: drop(bench, budget, curves, scores),
+        "the rounds through ReLUs": patched("ROUNDS", 0),
+        "the output layer's refit": patched("output_layer", lambda *args: None),
+        "the rows' weights in the repair": with_equal_rows,
+        f"three quarters of the rows of the loss curves ({FEW_ROWS} instead of {recipe.prune.curve_samples})": (
+            lambda: drop(bench, budget, few.curves(scores), scores)
+        ),
+        "the loss curves (allocation: additive)": lambda: drop(bench, budget, None, scores),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The method with one part left out.")
+    parser.add_argument("--case", choices=CASES, default="resnet20-cifar10")
+    parser.add_argument("--budgets", nargs="+", type=float, default=(0.5,))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    for budget in args.budgets:
+        for left_out, run in variants(args.case, args.seed, budget).items():
+            row = {"case": args.case, "budget": budget, "seed": args.seed, "left_out": left_out}
+            rows = [old for old in rows if any(old[name] != value for name, value in row.items())]
+            rows.append({**row, "drop": round(run(), 3)})
+            print(rows[-1], flush=True)
+            RESULT.parent.mkdir(parents=True, exist_ok=True)
+            RESULT.write_text(json.dumps({"cpu": describe()["cpu"], "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
