@@ -33,6 +33,8 @@ from optin_export.surgery.streams import Point, Stream, as_matrix, input_rows, o
 HOLD_OUT = 5
 #: Key of the output layer's repair, which belongs to no group.
 HEAD = "head"
+#: Bytes of rows kept from one round to the next; what does not fit is computed again.
+ROWS_IN_MEMORY = 1 << 29
 Tick = Callable[[int, int], None]
 #: Of one batch: what the layer reads, what it shall put out, and the ReLU that follows, if one does.
 Rows = tuple[torch.Tensor, torch.Tensor, Bend | None]
@@ -219,12 +221,17 @@ class _Pair:
         instead of new weights.
         """
         fit, before, error = Fit(start, None, 0.0, 0.0), 0.0, 0.0
+        ready: dict[int, Rows] = {}
+        room = ROWS_IN_MEMORY
         for turn in range(2 + ROUNDS):
             train, held = (Moments(len(start) - 1, start.shape[1]) for _ in range(2))
             behind, error, weight = None, 0.0, 0.0
             for index in range(len(self.batches)):
-                design, target, behind = rows(index)
+                design, target, behind = ready[index] if index in ready else rows(index)
                 if behind is not None:
+                    size = 4 * (design.numel() + target.numel() + behind.shift.numel())
+                    if index not in ready and size <= room:
+                        ready[index], room = (design, target, behind), room - size
                     predicted = design @ fit.solution[:-1].to(design) + fit.solution[-1].to(design)
                     weights = self.weights.of(index, paths)
                     errors = behind.error(target, predicted)

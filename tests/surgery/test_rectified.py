@@ -114,3 +114,24 @@ def test_the_output_layer_is_found_and_refitted(name: str, head: str | None) -> 
     assert repair.before is not None and repair.after is not None and repair.after < repair.before
     before, after = (one.get_submodule(path).weight for one in (model, operation.dense))
     assert not torch.equal(before, after)
+
+
+def test_rows_that_do_not_fit_into_memory_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = small_model("resnet-cifar")
+    structure, batches = find_structure(model), batches_for(model, 5, size=8)
+    plan, states = halved(structure, share=0.5), []
+    for room in (1 << 29, 0):
+        monkeypatch.setattr(repair_module, "ROWS_IN_MEMORY", room)
+        states.append(operate(model, structure, plan, batches, batches[0].inputs, repair=True).dense.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_error_behind_the_relu_never_grows() -> None:
+    """Whatever is reported of a layer is what its refit did to the rows behind the ReLU."""
+    for name in ("resnet-cifar", "resnet-torchvision", "resnet-timm", "vgg-bn"):
+        model, _ = small_model(name)
+        structure, batches = find_structure(model), batches_for(model, 5, size=6)
+        plan = halved(structure, share=0.5)
+        for repair in operate(model, structure, plan, batches, batches[0].inputs, repair=True).repairs.values():
+            assert repair.before is not None and repair.after is not None
+            assert repair.after <= repair.before * (1 + 1e-6)
