@@ -120,7 +120,7 @@ def _streams(model: nn.Module, blocks: Sequence[tuple[str, nn.Module]]) -> list[
         current.readers.append((len(blocks) - 1, heads[-1]))
     else:
         current.usable = False  # the stream itself is what the model puts out
-    return [_coupled(stream, number) for number, stream in enumerate(streams) if stream.usable and stream.producers]
+    return [_coupled(stream, number) for number, stream in enumerate(streams) if stream.usable]
 
 
 def _stem(model: nn.Module, first_block: str, channels: int) -> _Stream:

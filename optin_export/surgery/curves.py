@@ -29,7 +29,7 @@ DAMPING = 1e-2
 #: Columns: units kept, trajectory loss, output loss (means over samples).
 Curve = np.ndarray
 #: Weight of the trajectory's loss in a curve, when both terms are scaled to the same total; the rest is the output's.
-#: Measured (docs/results.md): a classifier's own divergence allocates best; an embedding has no such term.
+#: A classifier's own divergence is what its accuracy depends on; an embedding has no such term.
 TRAJECTORY_SHARE = {"logits": 0.0, "regression": 0.5, "embedding": 0.5}
 
 
