@@ -30,7 +30,7 @@ import torch
 
 from optin_export import families, scoring, search, surgery
 from optin_export.environment import describe
-from optin_export.measure.accuracy import points, predict
+from optin_export.measure import accuracy_of
 from optin_export.recipe import Budget, Recipe, validate
 from optin_export.sources import Sources, TaskModel, as_function, load_sources
 
@@ -159,8 +159,7 @@ class Bench:
 
     def accuracy(self, model: TaskModel) -> float:
         """Points of the case's metric on its held-out rows."""
-        predictions = predict(as_function(model), self.evaluation)
-        return points(self.evaluation.metric, predictions, self.evaluation.labels)
+        return accuracy_of(as_function(model), self.evaluation)
 
     def score(self, scorer: str) -> tuple[scoring.Scores, float]:
         prune = self.sources.recipe.prune.model_copy(update={"score": scorer})

@@ -9,7 +9,7 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.families._costs import Costs, Term, count_macs, count_params, measure_costs
-from optin_export.families._declare import Family, Producer, Structure, UnitGroup
+from optin_export.families._declare import Family, Producer, Structure, Table, UnitGroup
 from optin_export.families._hooks import (
     block_outputs,
     get_layer,
@@ -28,6 +28,7 @@ __all__ = [
     "Family",
     "Producer",
     "Structure",
+    "Table",
     "Term",
     "UnitGroup",
     "block_outputs",
@@ -72,7 +73,8 @@ def find_structure(model: nn.Module, coupled: bool = False) -> Structure:
             raise InputError(
                 "the model has nothing to prune", f"no block of family {family.name} has units", "use another model"
             )
-        return Structure(family.name, tuple(blocks), tuple(groups), family.channels_first)
+        later = () if family.read_later is None else tuple(family.read_later(found))
+        return Structure(family.name, tuple(blocks), tuple(groups), family.channels_first, later)
     inner = getattr(model, "model", model)
     known = "; ".join(f"{family.name} ({family.examples})" for family in families)
     raise InputError(

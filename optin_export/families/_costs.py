@@ -95,10 +95,11 @@ def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torc
         if path in rows:
             group, producer = rows[path]
             keys.append(group.key)
-            size *= producer.fused * group.rows
+            per_unit = group.rows_in(producer)
+            size *= producer.fused * per_unit
             has_bias = get_layer(model, path).bias is not None
             norm = _affine_size(model, producer.norm)
-            params[(group.key,)] += group.rows * (producer.fused * has_bias + norm)
+            params[(group.key,)] += per_unit * (producer.fused * has_bias + norm)
         else:
             size *= weight.shape[0]
         if path in columns:
@@ -109,8 +110,13 @@ def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torc
         macs[tuple(sorted(keys))] += positions[path] * size
         params[tuple(sorted(keys))] += size
     for group in structure.groups:
-        if group.kind == "heads":  # scores and context
-            macs[(group.key,)] += 2 * positions[group.consumer] * tokens[group.consumer] * group.width
+        if group.kind == "heads":  # scores and context; the values' tokens may be fewer than the queries'
+            seen = tokens[group.producers[-1].path]
+            macs[(group.key,)] += 2 * positions[group.consumer] * seen * group.width
+        for table in group.tables:
+            parameter = dict(model.named_parameters()).get(table.path)
+            if parameter is not None:
+                params[(group.key,)] += table.entries * parameter.numel() // parameter.shape[table.dim]
     return Costs(
         macs=count_macs(model, inputs),
         params=count_params(model),

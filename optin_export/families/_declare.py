@@ -16,11 +16,26 @@ class Producer:
     """A Linear or Conv2d whose output rows are the units' features.
 
     fused: slabs of rows that lie one after another (3 for qkv). norm: a batch norm between it and the consumer, if any.
+    rows: output features per unit in one slab, where that is not `UnitGroup.rows` (grouped-query attention: a unit is
+    a key and value head with the query heads that share it).
     """
 
     path: str
     fused: int = 1
     norm: str | None = None
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A parameter or buffer with entries per unit beside the layers: a relative position table, a bias of its own.
+
+    dim: the dimension that counts units. entries: how many entries along it a unit has.
+    """
+
+    path: str
+    dim: int = 0
+    entries: int = 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,9 @@ class UnitGroup:
     bypass: modules that are then not needed either and pass their first argument on.
     part: tells several groups of one kind in one block apart.
     readers: further layers that read the same units; all must, for the removal to be exact.
+    tables: what else has entries per unit.
+    arrange: (task module, tensor of the residual stream) -> the tensor with its rows as the consumer's output has
+        them, where that differs: windows, channels last. It only moves entries (and may add zeros).
     coupled: the units are channels of a residual stream: every layer that writes to it is a producer, and every layer
         that reads it the consumer or a reader. They go from all of them at once.
     """
@@ -59,6 +77,8 @@ class UnitGroup:
     bypass: tuple[tuple[str, bool], ...] = ()
     part: str = ""
     readers: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    arrange: Callable[[nn.Module, Any], Any] | None = None
     coupled: bool = False
 
     @property
@@ -78,12 +98,17 @@ class UnitGroup:
         """
         return self.width if self.kind == "heads" else 1
 
+    def rows_in(self, producer: Producer) -> int:
+        """Output features per unit in one slab of this producer."""
+        return self.rows if producer.rows is None else producer.rows
+
 
 @dataclass(frozen=True)
 class Structure:
     """A module as its family sees it: block paths and unit groups, both in forward order.
 
-    Each block's input depends on the model's inputs and on the output of the block before it, on nothing else.
+    Each block's input depends on the model's inputs and on the output of the block before it; what is read again
+    further on (the stages of a feature pyramid) is named in `read_later`.
     channels_first: whether a block's output is [batch, features, height, width] rather than [..., features].
     """
 
@@ -91,6 +116,7 @@ class Structure:
     blocks: tuple[str, ...]
     groups: tuple[UnitGroup, ...]
     channels_first: bool = False
+    read_later: tuple[str, ...] = ()
 
     def only(self, kinds: Iterable[str]) -> Structure:
         """The same structure with only these kinds of units free to be removed."""
@@ -107,6 +133,7 @@ class Family:
     chain: instead of `groups`, for networks that are one chain of layers rather than repeated blocks: (a module that
     `is_block` names, its path) -> (its block paths, their unit groups), both in forward order.
     streams: (the whole module, [(path, block)]) -> coupled groups, the channels of the residual streams between blocks.
+    read_later: [(path, block)] -> the paths of blocks whose outputs are read by more than the next block.
     """
 
     name: str
@@ -118,6 +145,7 @@ class Family:
     channels_first: bool = False
     chain: Callable[[Any, str], tuple[list[str], list[UnitGroup]]] | None = None
     streams: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], list[UnitGroup]] | None = None
+    read_later: Callable[[Sequence[tuple[str, Any]]], Sequence[str]] | None = None
 
 
 def class_named(*names: str) -> Callable[[nn.Module], bool]:

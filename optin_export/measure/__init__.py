@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from optin_export.engines import Engine
-from optin_export.measure.accuracy import Accuracy, Function, evaluate, points, predict
+from optin_export.measure.accuracy import Accuracy, Function, evaluate, predict
 from optin_export.measure.gate import Gate, judge
 from optin_export.measure.latency import Latency, measure_latency
+from optin_export.measure.metrics import METRICS
 from optin_export.measure.parity import TOLERANCE, ParityCase, compare
 from optin_export.sources import Dataset
 
 __all__ = [
+    "METRICS",
     "TOLERANCE",
     "Accuracy",
     "Gate",
@@ -87,7 +89,7 @@ def measure_engines(
         half = steps // 2
         base = predict(_function(pair["base"]), data, lambda done, total: tick(done, steps))
         pruned = predict(_function(pair["pruned"]), data, lambda done, total: tick(half + done, steps))
-        accuracy = evaluate(base, pruned, data.labels, data.metric, seed)
+        accuracy = evaluate(base, pruned, data.metric, seed)
     latency = [
         measure_latency(
             pair["base"],
@@ -106,8 +108,8 @@ def measure_engines(
 
 
 def accuracy_of(function: Function, data: Dataset) -> float:
-    """Points of the data's metric; a torch model as well as an engine is a function of named arrays."""
-    return points(data.metric, predict(function, data), data.labels)
+    """The data's metric; a torch model as well as an engine is a function of named arrays."""
+    return METRICS[data.metric].value(predict(function, data))
 
 
 def _function(engine: Engine) -> Function:

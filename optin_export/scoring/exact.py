@@ -51,7 +51,7 @@ def exact_losses(
             ):
                 result = model(**inputs)
                 moved = trajectory_losses(reference, outputs, later, structure.channels_first)
-                changed = output_losses(model.output_kind, reference.output, result, temperature)
+                changed = output_losses(model, reference, result, temperature)
             part = slice(start, start + copies)
             trajectory[part] += _per_copy(moved, copies) / samples
             output[part] += _per_copy(changed, copies) / samples

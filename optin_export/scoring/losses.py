@@ -18,10 +18,12 @@ import torch
 from torch.nn import functional as F
 
 from optin_export.families import Structure, block_outputs, tensor_of
-from optin_export.sources import Batch, Inputs, TaskModel
+from optin_export.sources import Batch, Inputs, TaskModel, as_rows, counted_rows
 
 #: Classes up to which output probes are drawn orthogonal: as many probes as classes are then the exact Fisher matrix.
 ORTHOGONAL_CLASSES = 64
+#: Rows of one sample's output (tokens, pixels) that are compared.
+OUTPUT_ROWS = 32
 
 
 def relation(rows: torch.Tensor) -> torch.Tensor:
@@ -37,13 +39,17 @@ class Reference:
     """What the unpruned model does on one batch.
 
     chosen: per shape of hidden states the compared token rows, [samples, rows]; rows: per block these rows, normalised,
-    [samples, rows, features]; output: [samples, features]; hidden: block outputs as returned, to replay.
+    [samples, rows, features]; hidden: block outputs as returned, to replay.
+    picked: the compared rows of the output, [samples, rows], None for all; output: these rows, [samples, rows,
+    features]; weights: what each counts, [samples, rows], of sum 1 per sample.
     """
 
     inputs: Inputs
     chosen: dict[tuple[int, ...], torch.Tensor]
     rows: dict[str, torch.Tensor]
+    picked: torch.Tensor | None
     output: torch.Tensor
+    weights: torch.Tensor
     hidden: dict[str, Any]
 
     def __len__(self) -> int:
@@ -62,7 +68,27 @@ def observe(model: TaskModel, structure: Structure, batch: Batch, rows: int, gen
         if shape not in chosen:
             chosen[shape] = _sample_rows(batch.inputs, shape, rows, generator).to(tokens.device)
         compared[path] = normalised_rows(outputs[path], batch.inputs, chosen, structure.channels_first)
-    return Reference(batch.inputs, chosen, compared, output, dict(outputs))
+    every = as_rows(model, output, batch.inputs)
+    counted = counted_rows(model, output, batch.inputs)
+    picked = None
+    if every.shape[1] > OUTPUT_ROWS:
+        picked = _drawn(counted, tuple(every.shape[:2]), OUTPUT_ROWS, generator).to(every.device)
+    counts = torch.ones(every.shape[:2], device=every.device) if counted is None else counted.float()
+    weights = counts if picked is None else counts.gather(1, picked)
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1.0)
+    return Reference(batch.inputs, chosen, compared, picked, _picked(every, picked), weights, dict(outputs))
+
+
+def compared_output(model: TaskModel, reference: Reference, output: torch.Tensor) -> torch.Tensor:
+    """The compared rows of another output of the same batch, or of copies of it: [copies x samples, rows, features]."""
+    return _picked(as_rows(model, output, reference.inputs), reference.picked)
+
+
+def _picked(rows: torch.Tensor, picked: torch.Tensor | None) -> torch.Tensor:
+    if picked is None:
+        return rows
+    index = picked.repeat(len(rows) // len(picked), 1)
+    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
 
 
 def normalised_rows(
@@ -100,9 +126,11 @@ def _token_mask(inputs: Inputs, shape: tuple[int, int]) -> torch.Tensor | None:
 
 def _sample_rows(inputs: Inputs, shape: tuple[int, ...], rows: int, generator: torch.Generator) -> torch.Tensor:
     """Positions [samples, rows] drawn without replacement, real tokens before padding."""
-    samples, tokens = shape
-    order = torch.rand(samples, tokens, generator=generator)
-    mask = _token_mask(inputs, (samples, tokens))
+    return _drawn(_token_mask(inputs, (shape[0], shape[1])), shape, rows, generator)
+
+
+def _drawn(mask: torch.Tensor | None, shape: tuple[int, ...], rows: int, generator: torch.Generator) -> torch.Tensor:
+    order = torch.rand(shape, generator=generator)
     if mask is not None:
         order = order + mask.cpu()
     return order.argsort(dim=1, descending=True)[:, :rows].sort(dim=1).values
@@ -120,9 +148,16 @@ def trajectory_losses(
     return total
 
 
-def output_losses(kind: str, reference: torch.Tensor, output: torch.Tensor, temperature: float) -> torch.Tensor:
-    """L_KD per row: KL divergence for logits, squared error for regression and for normalised embeddings."""
-    reference = reference.repeat(len(output) // len(reference), 1)
+def output_losses(model: TaskModel, reference: Reference, output: torch.Tensor, temperature: float) -> torch.Tensor:
+    """L_KD per row of the (repeated) batch; the mean over the compared rows of a sample's output."""
+    output = compared_output(model, reference, output)
+    copies = len(output) // len(reference)
+    losses = divergence(model.output_kind, reference.output.repeat(copies, 1, 1), output, temperature)
+    return (losses * reference.weights.repeat(copies, 1)).sum(1)
+
+
+def divergence(kind: str, reference: torch.Tensor, output: torch.Tensor, temperature: float) -> torch.Tensor:
+    """KL divergence for logits, squared error for regression and for normalised embeddings: [..., features] -> [...]"""
     if kind == "logits":
         target = F.log_softmax(reference / temperature, -1)
         return F.kl_div(F.log_softmax(output / temperature, -1), target, reduction="none", log_target=True).sum(-1)
@@ -147,12 +182,15 @@ def trajectory_probe(rows: Sequence[torch.Tensor], generator: torch.Generator) -
     return total
 
 
-def output_probe(kind: str, output: torch.Tensor, temperature: float, noise: torch.Tensor) -> torch.Tensor:
-    """v . r for the output residual and v = `noise`, [samples, features].
+def output_probe(
+    kind: str, output: torch.Tensor, temperature: float, noise: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """v . r for the output residual and v = `noise`; output, noise: [samples, rows, features].
 
     For logits the Fisher square root: with w = sqrt(p) * v - p * (sqrt(p) . v), E[w w^T] = diag(p) - p p^T, the Fisher
     matrix of a softmax; KL is half of its quadratic form.
     """
+    noise = noise * weights.sqrt()[..., None].to(noise)
     if kind == "logits":
         root = F.softmax(output.detach() / temperature, -1).sqrt()
         direction = root * noise - root.square() * (root * noise).sum(-1, keepdim=True)
@@ -171,13 +209,13 @@ class OutputNoise:
         self.waiting: dict[int, list[torch.Tensor]] = {}
 
     def draw(self, batch: int, output: torch.Tensor) -> torch.Tensor:
-        """The next directions for batch number `batch`, whose outputs are [samples, features]."""
-        samples, features = output.shape
+        """The next directions for batch number `batch`, whose outputs are [samples, rows, features]."""
+        samples, rows, features = output.shape
         if features > ORTHOGONAL_CLASSES:
             return _noise(output.shape, output, self.generator)
         if not self.waiting.get(batch):
-            basis = torch.linalg.qr(torch.randn(samples, features, features, generator=self.generator)).Q
-            self.waiting[batch] = list((basis * features**0.5).unbind(-1))
+            basis = torch.linalg.qr(torch.randn(samples * rows, features, features, generator=self.generator)).Q
+            self.waiting[batch] = list((basis * features**0.5).view(samples, rows, features, features).unbind(-1))
         return self.waiting[batch].pop().to(output)
 
 

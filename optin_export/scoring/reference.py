@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from optin_export.families import Structure, UnitGroup, block_outputs, masked, replayed, tensor_of
-from optin_export.sources import Batch, TaskModel
+from optin_export.sources import Batch, TaskModel, as_rows
 
 _TEMPERATURE = 4.0
 
@@ -51,7 +51,9 @@ def reference_scores(
             distance = sum(
                 _distance(hidden[path], moved[path], rows, generator, structure.channels_first) for path in later
             )
-            values[unit] = _combined(distance, _divergence(output, result))
+            values[unit] = _combined(
+                distance, _divergence(*(as_rows(model, one, batch.inputs) for one in (output, result)))
+            )
             step(1)
         values *= np.geomspace(10.0 if group.kind == "heads" else 100.0, 1.0, group.count)
         values *= 0.5 if group.kind == "heads" else 1.0

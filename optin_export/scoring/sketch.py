@@ -18,7 +18,14 @@ import torch
 from scipy.stats import spearmanr
 
 from optin_export.families import Structure, UnitGroup, block_outputs, masked
-from optin_export.scoring.losses import OutputNoise, Reference, normalised_rows, output_probe, trajectory_probe
+from optin_export.scoring.losses import (
+    OutputNoise,
+    Reference,
+    compared_output,
+    normalised_rows,
+    output_probe,
+    trajectory_probe,
+)
 from optin_export.sources import TaskModel
 
 Values = dict[str, np.ndarray]
@@ -134,11 +141,13 @@ class Sketch:
             normalised_rows(out[path], reference.inputs, reference.chosen, self.structure.channels_first)
             for path in self.structure.blocks
         ]
+        result = compared_output(self.model, reference, result)
         yield masks, rows, result.float() if self.autocast else result
 
     def _output_probe(self, number: int, result: torch.Tensor) -> torch.Tensor:
         noise = self.noise.draw(number, result)
-        return output_probe(self.model.output_kind, result, self.temperature, noise)
+        weights = self.references[number].weights
+        return output_probe(self.model.output_kind, result, self.temperature, noise, weights)
 
     def _gradients(self, probe: torch.Tensor, masks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """v . dr/dm per sample and unit, [samples, units]; zero for a unit that the probe does not depend on."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from optin_export.recipe import Recipe
 from optin_export.sources.batches import Batch, Inputs, Processor, batches, make_processor
 from optin_export.sources.data import Examples, load_examples
 from optin_export.sources.models import LoadedModel, build, load_model
-from optin_export.sources.tasks import TaskModel, as_function
+from optin_export.sources.tasks import TaskModel, as_function, as_rows, counted_rows
 
 __all__ = [
     "Batch",
@@ -26,7 +28,9 @@ __all__ = [
     "Sources",
     "TaskModel",
     "as_function",
+    "as_rows",
     "build",
+    "counted_rows",
     "load_sources",
 ]
 
@@ -35,10 +39,13 @@ CALIBRATION_BATCH = 32
 
 @dataclass(frozen=True)
 class Dataset:
-    """Evaluation data: one list of batches per side (two sides for pairs that are embedded apart), and the labels."""
+    """Evaluation data: one list of batches per side (two sides for pairs that are embedded apart), and the labels.
+
+    labels: one per row, a number or what the metric takes.
+    """
 
     sides: tuple[tuple[Batch, ...], ...]
-    labels: np.ndarray
+    labels: Sequence[Any] | np.ndarray
     metric: str
 
 
@@ -205,10 +212,12 @@ def _try_one_batch(sources: Sources) -> None:
             f"{type(error).__name__}: {error}"[:300],
             "check model.task, model.args and model.preprocess",
         ) from error
-    if not isinstance(output, torch.Tensor) or output.dim() != 2 or len(output) != 1:
+    layout = sources.model.output_layout
+    dims = {"vector": 2, "tokens": 3, "spans": 3, "map": 4}[layout]
+    if not isinstance(output, torch.Tensor) or output.dim() != dims or len(output) != 1:
         given = f"{list(output.shape)}" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
         raise InputError(
-            "the model's output is not one vector per row", f"for one row it gives {given}", "check model.task"
+            f"the model's output is not one {layout} per row", f"for one row it gives {given}", "check model.task"
         )
     finite = torch.isfinite(output).all() and all(
         torch.isfinite(t).all() for t in inputs.values() if t.is_floating_point()

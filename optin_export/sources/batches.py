@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,10 +22,14 @@ Inputs = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows of the data, encoded. rows: their positions in the examples, so that an order can be undone."""
+    """Some rows of the data, encoded. rows: their positions in the examples, so that an order can be undone.
+
+    targets: labels, one per row, where they are made from the data itself (the next token, a masked one).
+    """
 
     inputs: Inputs
     rows: np.ndarray
+    targets: Sequence[Any] | None = None
 
 
 class Processor(Protocol):

@@ -10,6 +10,11 @@ import torch
 from torch import nn
 
 OutputKind = Literal["logits", "regression", "embedding"]
+#: How a task's output is laid out: [batch, features]; per token [batch, tokens, features]; per question [batch, 2,
+#: tokens] (start and end); per pixel [batch, features, height, width].
+OutputLayout = Literal["vector", "tokens", "spans", "map"]
+#: Logit of what padding stands for.
+NEVER = -1e4
 
 
 class TextModel(nn.Module):
@@ -18,6 +23,8 @@ class TextModel(nn.Module):
     forward(input_ids, attention_mask[, token_type_ids]), each int64 [batch, sequence], returns
     `logits` [batch, classes] or `sentence_embedding` [batch, hidden].
     """
+
+    output_layout: OutputLayout = "vector"
 
     def __init__(self, model: nn.Module, task: str, pooling: str | None, normalize: bool) -> None:
         super().__init__()
@@ -53,6 +60,7 @@ class ImageModel(nn.Module):
 
     output_name = "logits"
     output_kind: OutputKind = "logits"
+    output_layout: OutputLayout = "vector"
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -73,6 +81,27 @@ def wrap(model: nn.Module, task: str, pooling: str | None, normalize: bool) -> T
     else:
         wrapped = TextModel(model, task, (pooling or "mean") if task == "feature-extraction" else None, normalize)
     return wrapped.float().eval().requires_grad_(False)
+
+
+def as_rows(model: TaskModel, output: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A task's output as [batch, rows, features], each row a prediction of its own (a distribution, for logits).
+
+    The batch of `output` may hold the samples of `inputs` several times over, one copy after another.
+    """
+    if model.output_layout == "vector":
+        return output[:, None]
+    if model.output_layout == "map":
+        return output.flatten(2).mT
+    mask = inputs.get("attention_mask")
+    if model.output_layout == "tokens" or mask is None:
+        return output
+    return output.masked_fill(~mask.bool().repeat(len(output) // len(mask), 1)[:, None], NEVER)
+
+
+def counted_rows(model: TaskModel, output: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """bool [batch, rows]: which rows of `as_rows` are predictions rather than padding; None if all are."""
+    mask = inputs.get("attention_mask")
+    return mask.bool() if model.output_layout == "tokens" and mask is not None else None
 
 
 def as_function(model: nn.Module) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:

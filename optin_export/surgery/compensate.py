@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from optin_export.families import Structure, UnitGroup, get_layer, get_module
+from optin_export.families import Structure, UnitGroup, get_layer, get_module, tensor_of
 from optin_export.search import GroupPlan
 from optin_export.sources import Batch, Inputs, TaskModel
 from optin_export.surgery.least_squares import Fit, Moments, rescale, ridge
@@ -86,6 +86,8 @@ def compensate(
             for group, small in [(group, small) for group, small in todo if group.block == block]:
                 if not only_scale and small.count:
                     pair.refit_producers(group)
+                    for reader in group.readers:
+                        pair.refit_layer(reader)
                 fit = pair.refit_consumer(group, small, only_scale)
                 repairs[group.key] = _repair(fit)
                 tick(len(repairs), len(todo))
@@ -114,24 +116,34 @@ class _Pair:
         weights: Weights,
     ) -> None:
         self.structure, self.groups, self.batches, self.weights = structure, groups, batches, weights
-        self.source = Stream(original, structure.blocks, batches)
-        self.target = Stream(dense, structure.blocks, batches)
+        self.source = Stream(original, structure, batches)
+        self.target = Stream(dense, structure, batches)
         self.consumers = {group.consumer for group in structure.groups if not group.coupled}
         self.kept_outputs = {
-            producer.path: _kept_rows(group, groups[group.key], producer.fused)
+            producer.path: _kept_rows(groups[group.key], group.count, group.rows_in(producer), producer.fused)
             for group in structure.groups
             for producer in group.producers
         }
 
     def refit_producers(self, group: UnitGroup) -> None:
-        """Refit the layers that make the units to the original's pre-activations of the units that stay.
-
-        They read the same input (query, key and value do), so that one Gram matrix serves them all.
-        """
+        """Refit the layers that make the units to the original's pre-activations of the units that stay."""
         paths = [producer.path for producer in group.producers]
-        layers = [get_layer(self.target.model, path) for path in paths]
-        if any(path in self.consumers or not _can_refit(layer) for path, layer in zip(paths, layers, strict=True)):
+        if any(path in self.consumers for path in paths):
             return  # a layer that reads the group before was refitted as its consumer
+        for together in self._reading_alike(paths, group):
+            self._refit_alike(together)
+
+    def _reading_alike(self, paths: Sequence[str], group: UnitGroup) -> list[list[str]]:
+        """The layers that can be refitted, in sets that read the same input: one Gram matrix serves such a set."""
+        seen = self.source.see(0, [(path, 0) for path in paths], group.consumer)
+        sets: dict[int, list[str]] = {}
+        for path in paths:
+            if _can_refit(get_layer(self.target.model, path)):
+                sets.setdefault(id(seen[(path, 0)]), []).append(path)
+        return list(sets.values())
+
+    def _refit_alike(self, paths: list[str]) -> None:
+        layers = [get_layer(self.target.model, path) for path in paths]
         starts = [_start(self.target.model, path) for path in paths]
         bend = self._bend(paths)
 
@@ -180,7 +192,9 @@ class _Pair:
             missing = output[:, kept]
             behind = bend
             if group.residual is not None:
-                streams = [output_rows(seen[group.residual], layer, inputs, index) for seen in (there, here)]
+                pairs = ((self.source.model, there), (self.target.model, here))
+                arranged = [_arranged(group, model, tensor_of(seen[group.residual])) for model, seen in pairs]
+                streams = [output_rows(stream, layer, inputs, index) for stream in arranged]
                 # Layer scale or batch norm is undone; where its factor is zero nothing can be added.
                 difference = torch.where(scale == 0, 0.0, (streams[0][:, kept] - streams[1]) / scale)
                 missing = missing + difference
@@ -312,11 +326,15 @@ def _repair(fit: Fit) -> Repair:
     return Repair(before, after, fit.damping, fit.fallback)
 
 
-def _kept_rows(group: UnitGroup, plan: GroupPlan, fused: int) -> torch.Tensor:
+def _kept_rows(plan: GroupPlan, count: int, per_unit: int, fused: int) -> torch.Tensor:
     """Which output rows of the unpruned producer stay."""
     units = torch.tensor(plan.kept, dtype=torch.long)
-    one = (units[:, None] * group.rows + torch.arange(group.rows)).flatten()
-    return torch.cat([slab * group.count * group.rows + one for slab in range(fused)])
+    one = (units[:, None] * per_unit + torch.arange(per_unit)).flatten()
+    return torch.cat([slab * count * per_unit + one for slab in range(fused)])
+
+
+def _arranged(group: UnitGroup, model: TaskModel, stream: torch.Tensor) -> torch.Tensor:
+    return stream if group.arrange is None else group.arrange(model, stream)
 
 
 def _can_refit(layer: nn.Module) -> bool:

@@ -56,7 +56,7 @@ def loss_curves(
     if weights is None:
         weights = sensitivities(model, structure, calibration, seed)
     references = [observe(model, structure, batch, ROWS, generator) for batch in scoring]
-    stream = Stream(model, structure.blocks, [calibration[index] for index in chosen])
+    stream = Stream(model, structure, [calibration[index] for index in chosen])
     curves: dict[str, Curve] = {}
     moments: dict[str, Moments] = {}
 
@@ -69,7 +69,7 @@ def loss_curves(
     try:
         for block, path in enumerate(structure.blocks):
             groups = [group for group in structure.groups if group.block == block and not group.coupled]
-            readers, until = [group.consumer for group in groups], path
+            readers, until = [path for group in groups for path in group.reads], path
             for reader in (reader for group in structure.groups if group.coupled for reader in group.reads):
                 inside = reader.startswith(path + ".")
                 # What reads the last stream stands behind the last block.
@@ -190,7 +190,7 @@ def _losses(
         with torch.no_grad(), replayed(model, prefix), block_outputs(model, later) as outputs:
             result = model(**reference.inputs)
             trajectory += float(trajectory_losses(reference, outputs, later, structure.channels_first).sum())
-            changed = output_losses(model.output_kind, reference.output, result, temperature)
+            changed = output_losses(model, reference, result, temperature)
             output += float(changed.sum())
     samples = sum(len(reference) for reference in references)
     return trajectory / samples, output / samples

@@ -51,17 +51,10 @@ def rebuild(
     """
     _check(structure, groups)
     dense = copy.deepcopy(model)
-    # The graph is traced through autograd, so weights must ask for gradients while it is built.
-    dense.requires_grad_(True)
-    with torch.enable_grad(), warnings.catch_warnings():
-        # It warns of bare parameters (class token, layer scale); none is on a path that is cut, see _check_untouched.
-        warnings.simplefilter("ignore")
-        graph = torch_pruning.DependencyGraph().build_dependency(dense, example_inputs=dict(inputs))
-    for group in structure.groups:
-        kept = groups[group.key].kept
-        if kept and len(kept) < group.count:
-            removed = sorted(set(range(group.count)) - set(kept))
-            _remove(dense, graph, group, removed)
+    todo = [group for group in structure.groups if 0 < len(groups[group.key].kept) < group.count]
+    graph = _graph(dense, inputs) if any(not _is_explicit(dense, group) for group in todo) else None
+    for group in todo:
+        _remove(dense, graph, group, sorted(set(range(group.count)) - set(groups[group.key].kept)))
     dense.requires_grad_(False)
     _check_untouched(model, dense, structure)
     for group in structure.groups:
@@ -97,26 +90,81 @@ def _check(structure: Structure, groups: Mapping[str, GroupPlan]) -> None:
         raise InputError(f"the plan keeps nothing of {emptied}", "the layers around it need at least one", "keep one")
 
 
+def _graph(dense: TaskModel, inputs: Inputs) -> Any:
+    # The graph is traced through autograd, so weights must ask for gradients while it is built.
+    dense.requires_grad_(True)
+    with torch.enable_grad(), warnings.catch_warnings():
+        # It warns of bare parameters (class token, layer scale); none is on a path that is cut, see _check_untouched.
+        warnings.simplefilter("ignore")
+        return torch_pruning.DependencyGraph().build_dependency(dense, example_inputs=dict(inputs))
+
+
+def _is_explicit(model: TaskModel, group: UnitGroup) -> bool:
+    """Whether the graph cannot see which rows belong together: fused projections after reshape and unbind, heads of
+    several sizes, tables, grouped convolutions."""
+    layers = [get_module(model, producer.path) for producer in group.producers]
+    return (
+        bool(group.tables)
+        or any(producer.fused > 1 or producer.rows is not None for producer in group.producers)
+        or any(isinstance(layer, nn.Conv2d) and 1 < layer.groups < layer.in_channels for layer in layers)
+    )
+
+
 def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int]) -> None:
-    columns = [unit * group.width + offset for unit in removed for offset in range(group.width)]
-    rows = [unit * group.rows + offset for unit in removed for offset in range(group.rows)]
-    if any(producer.fused > 1 for producer in group.producers):
-        # The graph cannot see which rows of a fused projection belong together after reshape and unbind.
-        for producer in group.producers:
-            span = group.count * group.rows
-            every = [slab * span + row for slab in range(producer.fused) for row in rows]
-            torch_pruning.prune_linear_out_channels(get_module(model, producer.path), every)
-        torch_pruning.prune_linear_in_channels(get_module(model, group.consumer), columns)
+    if _is_explicit(model, group):
+        _remove_explicitly(model, group, removed)
     else:
         first = get_module(model, group.producers[0].path)
         is_convolution = isinstance(first, nn.Conv2d)
         cut = torch_pruning.prune_conv_out_channels if is_convolution else torch_pruning.prune_linear_out_channels
-        graph.get_pruning_group(first, cut, rows).prune()
+        graph.get_pruning_group(first, cut, _spread(removed, group.rows)).prune()
     left = group.count - len(removed)
     _check_shapes(model, group, left)
     for attribute, per_unit in group.sizes:
         path, _, name = attribute.rpartition(".")
         setattr(get_module(model, path), name, per_unit * left)
+
+
+def _remove_explicitly(model: TaskModel, group: UnitGroup, removed: list[int]) -> None:
+    for producer in group.producers:
+        layer, per_unit = get_layer(model, producer.path), group.rows_in(producer)
+        rows, span = _spread(removed, per_unit), group.count * per_unit
+        every = [slab * span + row for slab in range(producer.fused) for row in rows]
+        if isinstance(layer, nn.Linear):
+            torch_pruning.prune_linear_out_channels(layer, every)
+        else:
+            _keep_filters(layer, sorted(set(range(layer.out_channels)) - set(every)), group.count, len(removed))
+        if producer.norm is not None:
+            torch_pruning.prune_batchnorm_out_channels(get_module(model, producer.norm), every)
+    for path in group.reads:
+        reader, columns = get_module(model, path), _spread(removed, group.width)
+        is_linear = isinstance(reader, nn.Linear)
+        cut = torch_pruning.prune_linear_in_channels if is_linear else torch_pruning.prune_conv_in_channels
+        cut(reader, columns)
+    for table in group.tables:
+        where, _, name = table.path.rpartition(".")
+        module = get_module(model, where)
+        tensor = getattr(module, name)
+        kept = torch.tensor(_spread(sorted(set(range(group.count)) - set(removed)), table.entries))
+        smaller = tensor.detach().index_select(table.dim, kept)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        setattr(module, name, nn.Parameter(smaller, requires_grad=False) if is_parameter else smaller)
+
+
+def _keep_filters(layer: Any, kept: list[int], units: int, removed: int) -> None:
+    """Of a grouped convolution whole groups go, with the inputs that only they read; of a plain one, filters."""
+    layer.weight = nn.Parameter(layer.weight.detach()[kept], requires_grad=False)
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach()[kept], requires_grad=False)
+    layer.out_channels = len(kept)
+    if layer.groups > 1:
+        per_unit = layer.groups // units
+        layer.in_channels -= removed * per_unit * layer.weight.shape[1]
+        layer.groups -= removed * per_unit
+
+
+def _spread(units: list[int], size: int) -> list[int]:
+    return [unit * size + offset for unit in units for offset in range(size)]
 
 
 def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -> None:
@@ -127,7 +175,8 @@ def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -
     before = {name: tensor.shape for name, tensor in model.state_dict().items()}
     after = {name: tensor.shape for name, tensor in dense.state_dict().items()}
     changed = {name for name in before if after.get(name) != before[name]}
-    stray = {name for name in changed if name.rpartition(".")[0] not in declared}
+    tables = {table.path for group in structure.groups for table in group.tables}
+    stray = {name for name in changed if name.rpartition(".")[0] not in declared and name not in tables}
     if stray or before.keys() != after.keys():
         raise RuntimeError(f"the dependency graph also changed {sorted(stray)}")
 
@@ -135,7 +184,7 @@ def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -
 def _check_shapes(model: TaskModel, group: UnitGroup, left: int) -> None:
     """The dependency graph must have cut exactly what the family declares; anything else is a bug of ours."""
     shapes = {
-        producer.path: (len(get_layer(model, producer.path).weight), producer.fused * left * group.rows)
+        producer.path: (len(get_layer(model, producer.path).weight), producer.fused * left * group.rows_in(producer))
         for producer in group.producers
     }
     shapes |= {path: (get_layer(model, path).weight.shape[1], left * group.width) for path in group.reads}

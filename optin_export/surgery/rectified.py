@@ -74,7 +74,7 @@ def bend_of_units(original: Stream, group: UnitGroup, kept: torch.Tensor) -> Ben
 
 def shift_of_block_relu(original: Stream, structure: Structure, group: UnitGroup) -> torch.Tensor | None:
     """[features]: the batch norm's shift, if the block puts out relu(stream + norm(consumer)); else None."""
-    if group.residual is None or group.scale is None or not original.batches:
+    if group.residual is None or group.scale is None or group.arrange is not None or not original.batches:
         return None
     norm, block = get_module(original.model, group.scale), structure.blocks[group.block]
     form = _affine(norm, 0)

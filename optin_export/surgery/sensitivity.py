@@ -15,7 +15,14 @@ from dataclasses import dataclass
 import torch
 
 from optin_export.families import Structure, block_outputs, get_module
-from optin_export.scoring.losses import OutputNoise, normalised_rows, observe, output_probe, trajectory_probe
+from optin_export.scoring.losses import (
+    OutputNoise,
+    compared_output,
+    normalised_rows,
+    observe,
+    output_probe,
+    trajectory_probe,
+)
 from optin_export.sources import Batch, TaskModel
 from optin_export.surgery.streams import output_rows
 
@@ -50,7 +57,7 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
     for index, batch in enumerate(batches):
         reference = observe(model, structure, batch, ROWS, generator)
         with _graph(model), _outputs(model, sorted(paths)) as layers, block_outputs(model, structure.blocks) as hidden:
-            result = model(**batch.inputs)
+            result = compared_output(model, reference, model(**batch.inputs))
             rows = [
                 normalised_rows(hidden[path], batch.inputs, reference.chosen, structure.channels_first)
                 for path in structure.blocks
@@ -60,7 +67,7 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
             for _ in range(PROBES):
                 probes = (
                     trajectory_probe(rows, generator),
-                    output_probe(model.output_kind, result, 1.0, noise.draw(index, result)),
+                    output_probe(model.output_kind, result, 1.0, noise.draw(index, result), reference.weights),
                 )
                 for term, probe in zip(squares, probes, strict=True):
                     gradients = torch.autograd.grad(probe, list(wanted.values()), retain_graph=True, allow_unused=True)

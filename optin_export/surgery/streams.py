@@ -13,7 +13,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from optin_export.errors import InputError
-from optin_export.families import get_layer, get_module, replayed, rows_of, stopped_after, tensor_of, valid_rows
+from optin_export.families import (
+    Structure,
+    get_layer,
+    get_module,
+    replayed,
+    rows_of,
+    stopped_after,
+    tensor_of,
+    valid_rows,
+)
 from optin_export.sources import Batch, Inputs, TaskModel
 
 #: Block outputs beyond so many bytes per model lie in temporary files: memory does not grow with the calibration rows.
@@ -27,15 +36,17 @@ Point = tuple[str, int | Literal["output"]]
 class Stream:
     """One model walked block by block: each batch's output of the last block walked past is kept and replayed."""
 
-    def __init__(self, model: TaskModel, blocks: Sequence[str], batches: Sequence[Batch]) -> None:
-        self.model, self.blocks, self.batches = model, blocks, batches
+    def __init__(self, model: TaskModel, structure: Structure, batches: Sequence[Batch]) -> None:
+        self.model, self.blocks, self.batches = model, structure.blocks, batches
         self.hollow: list[dict[str, Any]] = [{} for _ in batches]
         self.store = _Store()
+        self.lasting = {path: _Store() for path in structure.read_later}
         self.last: str | None = None
 
     def see(self, index: int, points: Sequence[Point], until: str) -> dict[Point, Any]:
         """Run batch `index` up to the module `until`, computing only what lies after the blocks walked so far."""
         behind = dict(self.hollow[index])
+        behind |= {path: store.load(index) for path, store in self.lasting.items() if path in behind}
         if self.last is not None:
             behind[self.last] = self.store.load(index)
         with (
@@ -52,13 +63,16 @@ class Stream:
         path = self.blocks[block]
         for index in range(len(self.batches)):
             output = self.see(index, [(path, "output")], path)[(path, "output")]
-            # Blocks feed one another in order (see Structure), so what lies further behind is never read again.
+            # Blocks feed one another in order (see Structure), so what else lies further behind is never read again.
+            if path in self.lasting:
+                self.lasting[path].save(index, output)
             self.hollow[index][path] = _hollow(output)
             self.store.save(index, output)
         self.last = path
 
     def close(self) -> None:
-        self.store.close()
+        for store in (self.store, *self.lasting.values()):
+            store.close()
 
 
 class _Store:

@@ -2,56 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import pkgutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+import tests.families
 from optin_export.sources import Batch, build
 from optin_export.sources.tasks import ImageModel, TaskModel
 from tests.conftest import ROOT, VIT_ARGS, enlarge
-
-Architecture = dict[str, Any]
-SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-TEXT = {"vocab_size": 64, "max_position_embeddings": 40}
-IMAGE = {"image_size": 32, "patch_size": 8, "num_channels": 1}
-#: Stages of 8 to 32 channels behind a narrow stem; the first stage has two blocks, one without a projection.
-RESNET = {
-    "in_chans": 1,
-    "num_classes": 5,
-    "channels": [8, 16, 24, 32],
-    "layers": [2, 1, 1, 1],
-    "stem_type": "deep",
-    "stem_width": 4,
-}
-
-
-def from_transformers(name: str, **config: Any) -> Callable[[], Architecture]:
-    def make() -> Architecture:
-        import transformers
-
-        settings = getattr(transformers, name).config_class(**SMALL, **config, attn_implementation="eager")
-        return {"library": "transformers", "class": name, "config": settings.to_dict()}
-
-    return make
-
-
-def from_timm(name: str, **args: Any) -> Callable[[], Architecture]:
-    return lambda: {"library": "timm", "name": name, "args": args}
-
-
-def from_python(path: Path, function: str, **args: Any) -> Callable[[], Architecture]:
-    return lambda: {"library": "python", "source": f"py:{path}:{function}", "args": args}
-
+from tests.families.builders import (
+    CLASSES,
+    EMBEDDING,
+    IMAGE,
+    IMAGES,
+    RESNET,
+    TEXT,
+    Architecture,
+    Models,
+    Units,
+    from_python,
+    from_timm,
+    from_transformers,
+)
 
 CONVOLUTIONAL = {"resnet", "vgg"}
 CONVNETS = Path(__file__).parent / "convnets.py"
-CLASSES, EMBEDDING, IMAGES = "text-classification", "feature-extraction", "image-classification"
-#: name -> family, task, what `optin_export.sources.build` makes it from.
-MODELS: dict[str, tuple[str, str, Callable[[], Architecture]]] = {
+MODELS: Models = {
     "bert": ("bert", CLASSES, from_transformers("BertForSequenceClassification", **TEXT)),
     "bert-embedding": ("bert", EMBEDDING, from_transformers("BertModel", **TEXT)),
     "bert-regression": ("bert", CLASSES, from_transformers("BertForSequenceClassification", **TEXT, num_labels=1)),
@@ -75,6 +55,16 @@ MODELS: dict[str, tuple[str, str, Callable[[], Architecture]]] = {
     "vgg-bn": ("vgg", IMAGES, from_python(CONVNETS, "vgg")),
     "vgg": ("vgg", IMAGES, from_python(CONVNETS, "vgg", batch_norm=False)),
 }
+
+#: Units of the models that are not three plain blocks of heads and neurons.
+UNITS: Units = {}
+# More models in modules models_*.py beside this one, each with MODELS, UNITS and perhaps CONVOLUTIONAL.
+for _module in pkgutil.iter_modules(tests.families.__path__):
+    if _module.name.startswith("models_"):
+        _more = importlib.import_module(f"tests.families.{_module.name}")
+        MODELS |= _more.MODELS
+        UNITS |= _more.UNITS
+        CONVOLUTIONAL |= getattr(_more, "CONVOLUTIONAL", set())
 
 
 def small_model(name: str, seed: int = 0) -> tuple[TaskModel, Architecture]:

@@ -21,7 +21,8 @@ from optin_export.sources.tasks import TaskModel, wrap
 from optin_export.surgery import load_model, operate, save_model
 from optin_export.surgery.rebuild import rebuild
 from tests.conftest import VIT_ARGS
-from tests.families.models import CONVOLUTIONAL, IMAGES, MODELS, RESNET, batches_for, inputs_for, small_model
+from tests.families.builders import IMAGES, RESNET
+from tests.families.models import CONVOLUTIONAL, MODELS, UNITS, batches_for, inputs_for, small_model
 
 
 class Case:
@@ -107,7 +108,9 @@ CHANNELS["vgg"] = CHANNELS["vgg-bn"] = {
 def test_family_and_units(case: Case) -> None:
     assert case.structure.family == case.family
     groups = case.structure.groups
-    if case.family not in CONVOLUTIONAL:
+    if case.name in UNITS:
+        assert {group.key: (group.count, group.width) for group in groups} == UNITS[case.name]
+    elif case.family not in CONVOLUTIONAL:
         assert len(case.structure.blocks) == 3
         assert [group.kind for group in groups] == ["heads", "neurons"] * 3
         assert {group.count for group in groups if group.kind == "heads"} == {4}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from optin_export.errors import InputError
 from optin_export.measure import Accuracy, Latency, Measured, ParityCase, judge, latency, measure_engines
-from optin_export.measure.accuracy import evaluate, points
+from optin_export.measure.accuracy import evaluate
+from optin_export.measure.metrics import METRICS
 from optin_export.measure.parity import compare
 from optin_export.recipe import Budget, Gates
 from optin_export.sources import Batch, Dataset
@@ -195,18 +197,28 @@ def test_nothing_is_timed_when_parity_fails(clock: np.random.Generator) -> None:
 
 def test_metrics() -> None:
     labels = np.array([0.0, 1.0, 2.0, 3.0])
-    assert points("accuracy", np.array([0, 1, 0, 3]), labels) == 75.0
-    assert points("spearman", np.array([0.1, 0.2, 0.9, 5.0]), labels) == pytest.approx(100.0)
-    assert points("pearson", -labels, labels) == pytest.approx(-100.0)
+
+    def points(name: str, outputs: np.ndarray, wanted: Sequence[Any] = labels) -> float:
+        return METRICS[name].value(METRICS[name].statistic(outputs, wanted, {}))
+
+    assert points("accuracy", np.eye(4)[[0, 1, 0, 3]]) == 75.0
+    assert points("spearman", np.array([[0.1], [0.2], [0.9], [5.0]])) == pytest.approx(100.0)
+    assert points("pearson", -labels) == pytest.approx(-100.0)
     with pytest.raises(InputError):
         points("spearman", labels, np.ones(4))
+    # Per token: padding (-100, or a shorter list of labels) does not count.
+    tokens = np.eye(3)[[[0, 1, 2], [2, 2, 2]]]
+    assert points("accuracy", tokens, [[0, 0, -100], [2]]) == pytest.approx(100 * 2 / 3)
+    with pytest.raises(InputError, match="no row has a label"):
+        points("accuracy", tokens, [[], [-100]])
 
 
 def test_the_drop_interval_is_paired() -> None:
     """The same errors on both sides cancel: a drop of zero has no spread, however inaccurate both are."""
     labels = np.random.default_rng(0).integers(0, 2, 500).astype(float)
-    predictions = np.random.default_rng(1).integers(0, 2, 500)
-    result = evaluate(predictions, predictions.copy(), labels, "accuracy", 0)
+    predictions = np.eye(2)[np.random.default_rng(1).integers(0, 2, 500)]
+    statistics = METRICS["accuracy"].statistic(predictions, labels, {})
+    result = evaluate(statistics, statistics.copy(), "accuracy", 0)
     assert result.drop == result.drop_low == result.drop_high == 0.0
 
 

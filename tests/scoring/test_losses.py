@@ -12,9 +12,9 @@ from optin_export.scoring.exact import exact_losses
 from optin_export.scoring.losses import (
     OutputNoise,
     Reference,
+    divergence,
     normalised_rows,
     observe,
-    output_losses,
     output_probe,
     relation,
     trajectory_losses,
@@ -80,26 +80,25 @@ def test_output_losses_by_kind() -> None:
     generator = torch.Generator().manual_seed(0)
     before, after = (torch.randn(3, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     p, q = (torch.softmax(logits / 2.0, -1) for logits in (before, after))
-    torch.testing.assert_close(output_losses("logits", before, after, 2.0), (p * (p / q).log()).sum(-1))
-    torch.testing.assert_close(output_losses("regression", before, after, 1.0), (before - after).square().sum(-1))
-    assert output_losses("embedding", before, 3 * before, 1.0).max() < 1e-20  # only directions count
-    assert output_losses("logits", before, torch.cat([before, after]), 1.0)[:3].abs().max() < 1e-12
+    torch.testing.assert_close(divergence("logits", before, after, 2.0), (p * (p / q).log()).sum(-1))
+    torch.testing.assert_close(divergence("regression", before, after, 1.0), (before - after).square().sum(-1))
+    assert divergence("embedding", before, 3 * before, 1.0).max() < 1e-20  # only directions count
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_output_probe_squares_to_the_divergence(temperature: float) -> None:
     """E[(gradient of the probe . step)^2] is KL(p || p') to second order."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.tensor([[1.0, -0.5, 0.3]], dtype=torch.float64)
-    step = torch.tensor([[1e-2, -2e-2, 5e-3]], dtype=torch.float64)
+    logits = torch.tensor([[[1.0, -0.5, 0.3]]], dtype=torch.float64)
+    step = torch.tensor([[[1e-2, -2e-2, 5e-3]]], dtype=torch.float64)
     noise = OutputNoise(generator)
     squares = []
     for _ in range(3):  # as many as classes: exact
         at = logits.clone().requires_grad_(True)
-        probe = output_probe("logits", at, temperature, noise.draw(0, at))
+        probe = output_probe("logits", at, temperature, noise.draw(0, at), torch.ones(1, 1))
         (gradient,) = torch.autograd.grad(probe, at)
         squares.append(float((gradient * step).sum() ** 2))
-    expected = float(output_losses("logits", logits, logits + step, temperature))
+    expected = float(divergence("logits", logits, logits + step, temperature))
     assert np.mean(squares) == pytest.approx(expected, rel=0.02)
 
 
@@ -123,13 +122,13 @@ def test_trajectory_probe_squares_to_the_trajectory_loss() -> None:
 
 def test_output_noise_is_white_and_orthogonal_in_turn() -> None:
     noise = OutputNoise(torch.Generator().manual_seed(0))
-    output = torch.zeros(3, 5)
+    output = torch.zeros(3, 2, 5)
     for _ in range(2):  # every run of five, for every batch on its own
-        drawn = torch.stack([noise.draw(batch, output) for _ in range(5) for batch in (0, 1)])
+        drawn = torch.stack([noise.draw(batch, output) for _ in range(5) for batch in (0, 1)]).flatten(1, 2)
         for part in (drawn[::2], drawn[1::2]):
             outer = torch.einsum("psi,psj->sij", part, part) / 5
-            torch.testing.assert_close(outer, torch.eye(5).expand(3, 5, 5), atol=1e-5, rtol=0)
-    wide = OutputNoise(torch.Generator().manual_seed(0)).draw(0, torch.zeros(2, 1000))
+            torch.testing.assert_close(outer, torch.eye(5).expand(6, 5, 5), atol=1e-5, rtol=0)
+    wide = OutputNoise(torch.Generator().manual_seed(0)).draw(0, torch.zeros(2, 1, 1000))
     assert float(wide.std()) == pytest.approx(1.0, abs=0.1)
 
 

@@ -15,7 +15,7 @@ from optin_export.families import Structure, find_structure, get_layer
 from optin_export.recipe import Budget, PruneSection, validate
 from optin_export.scoring import optin, score, sketch
 from optin_export.scoring.exact import exact_losses
-from optin_export.scoring.losses import observe, output_losses, relation
+from optin_export.scoring.losses import divergence, observe, relation
 from optin_export.scoring.optin import observe_all, optin_scores
 from optin_export.sources import Batch, Sources, TaskModel, load_sources
 from tests.conftest import Make
@@ -96,7 +96,7 @@ def test_heads_are_masked_exactly(sources: Sources) -> None:
         for path in structure.blocks[1:]
     )
     assert trajectory[0] == pytest.approx(expected, rel=1e-3)
-    moved = output_losses(model.output_kind, reference.output, changed.output, 1.0).mean()
+    moved = divergence(model.output_kind, reference.output, changed.output, 1.0).mean()
     assert output[0] == pytest.approx(float(moved), rel=1e-3)
 
 

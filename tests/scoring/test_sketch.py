@@ -40,14 +40,16 @@ def only(reference: Reference, sample: int, model: TaskModel) -> Reference:
         result = model(**inputs)
     chosen = {(1, length or tokens): rows[sample : sample + 1] for (_, tokens), rows in reference.chosen.items()}
     rows = {path: value[sample : sample + 1] for path, value in reference.rows.items()}
-    return dataclasses.replace(reference, inputs=inputs, chosen=chosen, rows=rows, output=result, hidden={})
+    return dataclasses.replace(
+        reference, inputs=inputs, chosen=chosen, rows=rows, output=result[:, None], weights=torch.ones(1, 1), hidden={}
+    )
 
 
 def gradients(model: TaskModel, reference: Reference, noises: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """v . dr/dm of a residual made of relations and output, with given directions v for every sample."""
     sketch_ = sketch_of(model, [reference])
     with sketch_._pass(reference) as (masks, rows, result):
-        probe = output_probe(model.output_kind, result, 1.0, noises[0][..., : result.shape[1]])
+        probe = output_probe(model.output_kind, result, 1.0, noises[0][:, None, : result.shape[2]], reference.weights)
         for block in rows:
             found = relation(block).flatten(1)
             probe = probe + (noises[1][:, : found.shape[1]] * found).sum()
@@ -74,6 +76,7 @@ def fisher_of(model: TaskModel, reference: Reference, temperature: float) -> dic
     total: dict[str, np.ndarray] = {}
     sketch_ = sketch_of(model, [reference])
     with sketch_._pass(reference) as (masks, _, result):
+        result = result[:, 0]
         per_class = [sketch_._gradients(result[:, label].sum(), masks) for label in range(result.shape[1])]
         p = torch.softmax(result.detach() / temperature, -1).double()[..., None]
     for key in masks:

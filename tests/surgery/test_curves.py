@@ -127,7 +127,7 @@ def test_without_a_refit_a_point_is_the_loss_of_masking(name: str, monkeypatch: 
             result = model(**batch.inputs)
             moved = trajectory_losses(reference, out, structure.blocks, structure.channels_first)
         assert trajectory == pytest.approx(float(moved.mean()), rel=1e-3, abs=1e-6)
-        changed = output_losses(model.output_kind, reference.output, result, 1.0)
+        changed = output_losses(model, reference, result, 1.0)
         assert output == pytest.approx(float(changed.mean()), rel=1e-3, abs=1e-6)
 
 

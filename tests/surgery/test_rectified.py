@@ -47,7 +47,7 @@ def test_features_without_a_factor_keep_their_target() -> None:
 def walked(name: str) -> tuple[Structure, Stream]:
     model, _ = small_model(name)
     structure = find_structure(model)
-    return structure, Stream(model, structure.blocks, batches_for(model, 1))
+    return structure, Stream(model, structure, batches_for(model, 1))
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_layer_is_seen_as_in_a_whole_pass(name: str) -> None:
     """Behind blocks whose outputs are replayed, every layer reads what it reads in a plain forward pass."""
     model, _ = small_model(name)
     structure, batches = find_structure(model), batches_for(model, 2, size=3)
-    stream = Stream(model, structure.blocks, batches)
+    stream = Stream(model, structure, batches)
     for block, path in enumerate(structure.blocks):
         for group in (group for group in structure.groups if group.block == block):
             for index, batch in enumerate(batches):
@@ -102,7 +102,7 @@ def test_a_layer_is_seen_as_in_a_whole_pass(name: str) -> None:
 def test_blocks_behind_are_not_computed_again() -> None:
     model, _ = small_model("bert")
     structure, batches = find_structure(model), batches_for(model, 2, size=3)
-    stream, calls = Stream(model, structure.blocks, batches), []
+    stream, calls = Stream(model, structure, batches), []
     get_module(model, structure.groups[1].consumer).register_forward_hook(lambda *args: calls.append(1))
     stream.advance(0)
     assert len(calls) == 2
@@ -126,7 +126,7 @@ def test_activations_beyond_the_limit_lie_in_files(
     model, _ = small_model("bert")
     structure, batches = find_structure(model), batches_for(model, 4, size=3)
     monkeypatch.setattr(streams, "IN_MEMORY", limit)  # one block's output for a batch is 3 * 12 * 32 * 4 bytes
-    stream = Stream(model, structure.blocks, batches)
+    stream = Stream(model, structure, batches)
     for block, path in enumerate(structure.blocks):
         stream.advance(block)
         assert len(list(temporary.rglob("*.pt"))) == (4 if limit == 0 else 3)

@@ -1,0 +1,83 @@
+"""Metrics as sums over rows: each row of data leaves a statistic, and the metric is computed from any set of them.
+
+What a bootstrap resamples are the statistics, so that no metric needs the outputs of a whole data set at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from optin_export.errors import InputError
+
+#: Label of what is not evaluated: padding, special tokens, unlabelled pixels.
+IGNORED = -100
+Inputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """statistic: (outputs of one batch [rows, ...], its labels, one per row, its inputs) -> an array per row.
+    value: (statistics [rows, ...]) -> points; raises InputError where the metric is not defined.
+    """
+
+    statistic: Callable[[np.ndarray, Sequence[Any], Inputs], np.ndarray]
+    value: Callable[[np.ndarray], float]
+    lower_is_better: bool = False
+
+
+def _predicted(outputs: np.ndarray) -> np.ndarray:
+    return outputs.squeeze(-1) if outputs.shape[-1] == 1 else outputs.argmax(-1)
+
+
+def _correct(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np.ndarray:
+    """[rows, 2]: how many predictions are right, and how many there are; labels: a class, or one per token."""
+    predictions = _predicted(outputs) if outputs.ndim == 2 else outputs.argmax(-1)
+    if predictions.ndim == 1:
+        return np.stack([predictions == np.asarray(labels), np.ones(len(labels))], 1).astype(np.float64)
+    wanted = _padded(labels, predictions.shape[1])
+    counted = wanted != IGNORED
+    return np.stack([((predictions == wanted) & counted).sum(1), counted.sum(1)], 1).astype(np.float64)
+
+
+def _padded(labels: Sequence[Any], length: int) -> np.ndarray:
+    result = np.full((len(labels), length), IGNORED, dtype=np.int64)
+    for row, values in zip(result, labels, strict=True):
+        row[: min(len(values), length)] = np.asarray(values)[:length]
+    return result
+
+
+def _ratio(statistics: np.ndarray) -> float:
+    correct, counted = statistics.sum(0)
+    if counted == 0:
+        raise InputError("the metric accuracy is not defined here", "no row has a label", "check columns.label")
+    return 100.0 * float(correct / counted)
+
+
+def _pairs(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np.ndarray:
+    """[rows, 2]: prediction and label."""
+    predictions = outputs if outputs.ndim == 1 else _predicted(outputs)
+    return np.stack([predictions.astype(np.float64), np.asarray(labels, dtype=np.float64)], 1)
+
+
+def _correlation(name: str, correlate: Callable[[np.ndarray, np.ndarray], Any]) -> Callable[[np.ndarray], float]:
+    def value(statistics: np.ndarray) -> float:
+        predictions, labels = statistics.T
+        if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+            raise InputError(
+                f"the metric {name} is not defined here", "labels or predictions are constant", "check columns.label"
+            )
+        return 100.0 * float(correlate(predictions, labels).statistic)
+
+    return value
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(_correct, _ratio),
+    "spearman": Metric(_pairs, _correlation("spearman", stats.spearmanr)),
+    "pearson": Metric(_pairs, _correlation("pearson", stats.pearsonr)),
+}
