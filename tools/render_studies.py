@@ -1,7 +1,8 @@
 """The part of docs/results.md that comes from docs/measurements/studies/: how good, fast and large the sketch is, and
 what joint selection, rounds and each part of the method are worth.
 
-Written by tools/benchmark_scoring.py, study_ablation.py, study_joint.py and study_rounds.py. What is not there is left
+Written by tools/benchmark_scoring.py, study_ablation.py, study_share.py, study_joint.py
+and study_rounds.py. What is not there is left
 out.
 """
 
@@ -158,4 +159,30 @@ def _rounds(content: dict[str, Any]) -> list[str]:
     ]
 
 
-SECTIONS = {"scoring": _scoring, "ablation": _ablation, "joint_selection": _joint, "rounds": _rounds}
+def _share(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"`{row['case']}`",
+            f"{row['budget']:g}",
+            f"{row['share']:g}{' (default)' * row['default']}",
+            f"{row['drop']:.2f}",
+        ]
+        for row in content["rows"]
+    ]
+    return [
+        "## The trajectory's share in the loss curves",
+        "",
+        "The budget is spent by the losses of keeping k units per sub-layer: a share of the trajectory's loss and the",
+        f"rest of the output's, on one scale (`tools/study_share.py`). {content['cpu']}.",
+        "",
+        *markdown_table(["case", "MACs", "share of the trajectory", "points lost"], rows),
+    ]
+
+
+SECTIONS = {
+    "scoring": _scoring,
+    "ablation": _ablation,
+    "share": _share,
+    "joint_selection": _joint,
+    "rounds": _rounds,
+}
