@@ -1,9 +1,7 @@
 """The part of docs/results.md that comes from docs/measurements/studies/: how good, fast and large the sketch is, and
 what joint selection, rounds and each part of the method are worth.
 
-Written by tools/benchmark_scoring.py, study_ablation.py, study_share.py, study_joint.py
-and study_rounds.py. What is not there is left
-out.
+Written by tools/benchmark_scoring.py and the tools/study_*.py. What is not there is left out.
 """
 
 from __future__ import annotations
@@ -160,15 +158,10 @@ def _rounds(content: dict[str, Any]) -> list[str]:
 
 
 def _share(content: dict[str, Any]) -> list[str]:
-    rows = [
-        [
-            f"`{row['case']}`",
-            f"{row['budget']:g}",
-            f"{row['share']:g}{' (default)' * row['default']}",
-            f"{row['drop']:.2f}",
-        ]
-        for row in content["rows"]
-    ]
+    rows = []
+    for row in content["rows"]:
+        share = f"{row['share']:g}" + (" (default)" if row["default"] else "")
+        rows.append([f"`{row['case']}`", f"{row['budget']:g}", share, f"{row['drop']:.2f}"])
     return [
         "## The trajectory's share in the loss curves",
         "",
