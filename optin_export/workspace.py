@@ -49,10 +49,11 @@ class Workspace:
 
     @cached_property
     def structure(self) -> Structure:
-        structure = find_structure(self.sources.model, self.recipe.prune.coupled).only(self.recipe.prune.units)
+        prune = self.recipe.prune
+        structure = find_structure(self.sources.model, prune.coupled, prune.units)
         if not structure.groups:
             raise InputError(
-                f"the model has no {' or '.join(self.recipe.prune.units)}",
+                f"the model has no {' or '.join(prune.units)}",
                 f"family {structure.family} offers none of them",
                 "name other kinds in prune.units",
             )
@@ -65,8 +66,10 @@ class Workspace:
     @cached_property
     def least(self) -> dict[str, int]:
         """Units that have to stay in each group: none where the sub-layer can go as a whole, else one step."""
-        step = self.recipe.prune.align
-        return {group.key: 0 if group.sublayer else min(step, group.count) for group in self.structure.groups}
+        align = self.recipe.prune.align
+        return {
+            group.key: 0 if group.sublayer else min(group.step(align), group.count) for group in self.structure.groups
+        }
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -148,7 +151,7 @@ class Workspace:
         scores_path, curves_path = (self.folder / "scores" / f"{name}.safetensors" for name in ("scores", "curves"))
         prune = self.recipe.prune
         joint = prune.allocation == "joint"
-        align = {group.key: 1 if group.kind == "heads" else prune.align for group in self.structure.groups}
+        align = {group.key: group.step(prune.align) for group in self.structure.groups}
 
         def work() -> dict[str, Any]:
             scores = load_file(scores_path)

@@ -44,6 +44,15 @@ FAMILY = Family(
     library="transformers",
     examples="BERT, MiniLM (bert), RoBERTa, XLM-R, ELECTRA, CamemBERT",
     units=("heads", "neurons"),
+    sublayers=("heads", "neurons"),
+    parts=(
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ),
     is_block=class_named("BertLayer", "RobertaLayer", "XLMRobertaLayer", "ElectraLayer", "CamembertLayer"),
     groups=_groups,
 )

@@ -84,8 +84,8 @@ def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
         raise InputError(
             f"cannot rebuild the model in {folder}", f"{type(error).__name__}: {error}", "the file is not one of ours"
         ) from error
-    structure = find_structure(model, coupled=any(key.count(".") > 1 for key in architecture.groups))
-    structure = structure.only({key.split(".")[1].rstrip("0123456789") for key in architecture.groups})
+    kinds = {key.split(".")[1].rstrip("0123456789") for key in architecture.groups}
+    structure = find_structure(model, any(key.count(".") > 1 for key in architecture.groups), kinds)
     groups = keep_first({key: (size.count, size.kept) for key, size in architecture.groups.items()})
     inputs = {
         name: torch.ones(shape, dtype=getattr(torch, kind)) for name, (kind, shape) in architecture.inputs.items()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from optin_export.families import Structure, UnitGroup, get_layer, get_module, tensor_of
+from optin_export.families import Structure, UnitGroup, get_layer, get_module, get_scale, tensor_of
 from optin_export.search import GroupPlan
 from optin_export.sources import Batch, Inputs, TaskModel
 from optin_export.surgery.least_squares import Fit, Moments, rescale, ridge
@@ -85,9 +85,7 @@ def compensate(
                 pair.refit_layer(projection)
             for group, small in [(group, small) for group, small in todo if group.block == block]:
                 if not only_scale and small.count:
-                    pair.refit_producers(group)
-                    for reader in group.readers:
-                        pair.refit_layer(reader)
+                    pair.refit_before(group)
                 fit = pair.refit_consumer(group, small, only_scale)
                 repairs[group.key] = _repair(fit)
                 tick(len(repairs), len(todo))
@@ -125,22 +123,24 @@ class _Pair:
             for producer in group.producers
         }
 
-    def refit_producers(self, group: UnitGroup) -> None:
-        """Refit the layers that make the units to the original's pre-activations of the units that stay."""
+    def refit_before(self, group: UnitGroup) -> None:
+        """Refit what makes the units, to the original's pre-activations of the units that stay, and what else reads
+        them, to what it put out there; in forward order."""
         paths = [producer.path for producer in group.producers]
         if any(path in self.consumers for path in paths):
-            return  # a layer that reads the group before was refitted as its consumer
-        for together in self._reading_alike(paths, group):
-            self._refit_alike(together)
-
-    def _reading_alike(self, paths: Sequence[str], group: UnitGroup) -> list[list[str]]:
-        """The layers that can be refitted, in sets that read the same input: one Gram matrix serves such a set."""
-        seen = self.source.see(0, [(path, 0) for path in paths], group.consumer)
-        sets: dict[int, list[str]] = {}
-        for path in paths:
+            paths = []  # a layer that reads the group before was refitted as its consumer
+        seen = self.source.see(0, [(path, 0) for path in (*paths, *group.readers)], group.consumer)
+        ordered = [path for path, _ in seen] + [path for path in group.readers if (path, 0) not in seen]
+        # Producers that read the same input are refitted together: one Gram matrix serves them.
+        sets: dict[int | str, list[str]] = {}
+        for path in ordered:
             if _can_refit(get_layer(self.target.model, path)):
-                sets.setdefault(id(seen[(path, 0)]), []).append(path)
-        return list(sets.values())
+                sets.setdefault(path if path in group.readers else id(seen[(path, 0)]), []).append(path)
+        for together in sets.values():
+            if together[0] in group.readers:
+                self.refit_layer(together[0])
+            else:
+                self._refit_alike(together)
 
     def _refit_alike(self, paths: list[str]) -> None:
         layers = [get_layer(self.target.model, path) for path in paths]
@@ -338,7 +338,10 @@ def _arranged(group: UnitGroup, model: TaskModel, stream: torch.Tensor) -> torch
 
 
 def _can_refit(layer: nn.Module) -> bool:
-    return not isinstance(layer, nn.Conv2d) or layer.groups == 1
+    """Not a grouped convolution, nor one that pads by itself: `input_rows` would not see what it sees."""
+    if not isinstance(layer, nn.Conv2d):
+        return True
+    return layer.groups == 1 and (type(layer).forward is nn.Conv2d.forward or layer.kernel_size == (1, 1))
 
 
 def _columns_per_unit(layer: nn.Module, group: UnitGroup) -> int:
@@ -377,12 +380,11 @@ def _affine(model: TaskModel, group: UnitGroup) -> torch.Tensor | None:
     """
     if group.scale is None:
         return torch.ones(())
-    module = get_module(model, group.scale)
-    if isinstance(module, nn.BatchNorm2d):
-        if module.running_var is None:
-            return None
-        gamma = torch.ones(len(module.running_var)) if module.weight is None else module.weight.detach()
-        return gamma / (module.running_var + module.eps).sqrt()
-    layer_scale = module.gamma
-    assert isinstance(layer_scale, torch.Tensor)
-    return layer_scale.detach()
+    scale = get_scale(model, group.scale)
+    if isinstance(scale, torch.Tensor):
+        return scale.detach().flatten()
+    assert isinstance(scale, nn.BatchNorm2d), f"{group.scale} is a {type(scale).__name__}"
+    if scale.running_var is None:
+        return None
+    gamma = torch.ones(len(scale.running_var)) if scale.weight is None else scale.weight.detach()
+    return gamma / (scale.running_var + scale.eps).sqrt()

@@ -41,7 +41,7 @@ class Case:
         self.costs = measure_costs(self.model, self.structure, self.inputs(1, 0))
         self.budget = config.budget
         step = 4 if self.family in CONVOLUTIONAL else 8
-        align = {group.key: 1 if group.kind == "heads" else step for group in self.structure.groups}
+        align = {group.key: group.step(step) for group in self.structure.groups}
         least = {group.key: 0 if group.sublayer is not None else 1 for group in self.structure.groups}
         self.plan: Plan = find_plan(self.scores.values, self.costs, config.budget, align, least)
         inputs = self.inputs(3, 5)
