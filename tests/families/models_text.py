@@ -29,7 +29,7 @@ MODELS: Models = {
     "gpt2": ("gpt2", CAUSAL, from_transformers("GPT2LMHeadModel", **TEXT, n_inner=64)),
     "llama": ("llama", CAUSAL, from_transformers("LlamaForCausalLM", **GROUPED)),
     "llama-tied": ("llama", CAUSAL, from_transformers("LlamaForCausalLM", **GROUPED, tie_word_embeddings=True)),
-    "mistral": ("llama", CAUSAL, from_transformers("MistralForCausalLM", **GROUPED, head_dim=8)),
+    "mistral": ("llama", CAUSAL, from_transformers("MistralForCausalLM", **GROUPED, head_dim=8, sliding_window=6)),
     "qwen2": ("llama", CAUSAL, from_transformers("Qwen2ForCausalLM", **GROUPED)),
     "qwen3": ("llama", CAUSAL, from_transformers("Qwen3ForCausalLM", **GROUPED, head_dim=8)),
     "qwen3-embedding": ("llama", EMBEDDING, from_transformers("Qwen3Model", **GROUPED, head_dim=8)),
