@@ -48,7 +48,9 @@ def refuse_quantised_config(config: Any, source: str) -> None:
     settings = getattr(config, "quantization_config", None)
     if settings is not None:
         method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
-        raise _quantised(source, "config.json", f"configuration of {getattr(method, 'value', method) or 'quantisation'}")
+        raise _quantised(
+            source, "config.json", f"configuration of {getattr(method, 'value', method) or 'quantisation'}"
+        )
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:

@@ -13,6 +13,8 @@ OutputKind = Literal["logits", "regression", "embedding"]
 #: How a task's output is laid out: [batch, features]; per token [batch, tokens, features]; per question [batch, 2,
 #: tokens] (start and end); per pixel [batch, features, height, width].
 OutputLayout = Literal["vector", "tokens", "spans", "map"]
+#: Label of what is not evaluated: padding, special tokens, unlabelled pixels.
+IGNORED = -100
 #: Logit of what padding stands for.
 NEVER = -1e4
 

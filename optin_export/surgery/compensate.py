@@ -322,7 +322,7 @@ def output_layer(model: TaskModel, inputs: Inputs) -> str | None:
 
 
 def _is_tied(model: TaskModel, path: str) -> bool:
-    """Whether another module has the same weight: word embeddings must not change with the layer that puts out words."""
+    """Whether another module has the same weight: embeddings must not change with the layer that puts out words."""
     weight = get_layer(model, path).weight
     return sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1
 

@@ -22,7 +22,11 @@ MODELS: Models = {
         CLASSES,
         from_transformers("DistilBertForSequenceClassification", **TEXT, hidden_dim=64),
     ),
-    "distilbert-spans": ("distilbert", SPANS, from_transformers("DistilBertForQuestionAnswering", **TEXT, hidden_dim=64)),
+    "distilbert-spans": (
+        "distilbert",
+        SPANS,
+        from_transformers("DistilBertForQuestionAnswering", **TEXT, hidden_dim=64),
+    ),
     "distilbert-masked": ("distilbert", MASKED, from_transformers("DistilBertForMaskedLM", **TEXT, hidden_dim=64)),
     "mpnet": ("mpnet", EMBEDDING, from_transformers("MPNetModel", **TEXT)),
     "mpnet-tokens": ("mpnet", TOKENS, from_transformers("MPNetForTokenClassification", **TEXT, num_labels=5)),
@@ -38,7 +42,11 @@ MODELS: Models = {
 }
 #: A unit of grouped-query attention is a key and value head with both of its query heads.
 UNITS: Units = {
-    name: {f"block{block:02d}.{kind}": size for block in range(3) for kind, size in (("heads", (2, 16)), ("neurons", (64, 1)))}
+    name: {
+        f"block{block:02d}.{kind}": size
+        for block in range(3)
+        for kind, size in (("heads", (2, 16)), ("neurons", (64, 1)))
+    }
     for name, (family, _, _) in MODELS.items()
     if family == "llama"
 }
