@@ -187,7 +187,7 @@ class Workspace:
 
         def drop_of(fraction: float) -> float:
             dense = self._operation(plan_of(Budget(macs=fraction)), lambda done, total: None).dense
-            return base - measure.accuracy_of(as_function(dense), data)
+            return measure.lost(data.metric, base, measure.accuracy_of(as_function(dense), data))
 
         lowest = self.costs.of("macs", self.least) / self.costs.macs
         return search.smallest_budget(drop_of, limit, lowest, self.tick)

@@ -45,12 +45,31 @@ Positive = Annotated[float, _Number, Field(gt=0.0)]
 Count = Annotated[int, _Number, Field(ge=1)]
 Column = Annotated[int | str, BeforeValidator(_column)]
 Pattern = Annotated[str, AfterValidator(_pattern_with_group)]
-Task = Literal["text-classification", "feature-extraction", "image-classification"]
-Metric = Literal["accuracy", "spearman", "pearson"]
-_TEXT_TASKS = ("text-classification", "feature-extraction")
+Task = Literal[
+    "text-classification",
+    "feature-extraction",
+    "token-classification",
+    "question-answering",
+    "fill-mask",
+    "text-generation",
+    "image-classification",
+]
+Metric = Literal["accuracy", "f1", "spearman", "pearson", "squad_f1", "exact_match", "perplexity"]
+_TEXT_TASKS = (
+    "text-classification",
+    "feature-extraction",
+    "token-classification",
+    "question-answering",
+    "fill-mask",
+    "text-generation",
+)
 _METRICS: dict[str, tuple[str, ...]] = {
-    "text-classification": ("accuracy", "spearman", "pearson"),  # the correlations for models of one output
+    "text-classification": ("accuracy", "f1", "spearman", "pearson"),  # the correlations for models of one output
     "feature-extraction": ("spearman", "pearson"),
+    "token-classification": ("accuracy", "f1"),
+    "question-answering": ("squad_f1", "exact_match"),
+    "fill-mask": ("accuracy", "perplexity"),
+    "text-generation": ("accuracy", "perplexity"),
     "image-classification": ("accuracy",),
 }
 
@@ -82,7 +101,9 @@ class ModelSection(_Section):
 
 class DataSource(_Section):
     source: str = Field(description="'csv:', 'tsv:', 'npz:', 'images:', 'hf-dataset:' or 'py:FILE.py:FUNCTION'")
-    columns: dict[Literal["text", "text_pair", "image", "label"], Column] = Field(default_factory=dict)
+    columns: dict[Literal["text", "text_pair", "tokens", "question", "context", "image", "label"], Column] = Field(
+        default_factory=dict
+    )
     header: bool | None = Field(None, description="first line holds names; default: yes if columns are named")
     split: str = Field("train", description="split of an hf-dataset")
     label_pattern: Pattern | None = Field(None, description="regular expression; group 1 of an image's file name")

@@ -14,12 +14,14 @@ import torch
 from optin_export.errors import InputError
 from optin_export.files import sha256_json
 from optin_export.recipe import Recipe
-from optin_export.sources.batches import Batch, Inputs, Processor, batches, make_processor
+from optin_export.sources.batches import Batch, Inputs, Processor, TextProcessor, batches, make_processor
 from optin_export.sources.data import Examples, load_examples
 from optin_export.sources.models import LoadedModel, build, load_model
-from optin_export.sources.tasks import TaskModel, as_function, as_rows, counted_rows
+from optin_export.sources.tasks import IGNORED, TaskModel, as_function, as_rows, counted_rows
+from optin_export.sources.text import PROCESSORS, answers, word_labels
 
 __all__ = [
+    "IGNORED",
     "Batch",
     "Dataset",
     "Examples",
@@ -35,6 +37,18 @@ __all__ = [
 ]
 
 CALIBRATION_BATCH = 32
+#: What a row of each task is made of; the columns of pairs and labels come on top.
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "text-classification": ("text",),
+    "feature-extraction": ("text",),
+    "token-classification": ("tokens",),
+    "question-answering": ("question", "context"),
+    "fill-mask": ("text",),
+    "text-generation": ("text",),
+    "image-classification": ("image",),
+}
+#: Tasks whose labels are made from the data.
+_SELF_SUPERVISED = ("fill-mask", "text-generation")
 
 
 @dataclass(frozen=True)
@@ -108,18 +122,27 @@ class Sources:
     def _dataset(self, examples: Examples) -> Dataset:
         section = self.recipe.data.evaluation
         assert section is not None
-        size = max(self.recipe.export.batch)
-        sides = [examples]
+        size, labels = max(self.recipe.export.batch), self.labels(examples)
+        sides = [Examples({**examples.columns, "label": labels})]
         if self.recipe.model.task == "feature-extraction":
             sides = [Examples({"text": examples.columns[name]}) for name in ("text", "text_pair")]
-        encoded = tuple(tuple(batches(self.processor, side, size)) for side in sides)
-        return Dataset(encoded, self.labels(examples), section.metric)
+        encoded = tuple(tuple(batches(self.processor, side, size, targets=True)) for side in sides)
+        return Dataset(encoded, labels, section.metric)
 
-    def labels(self, examples: Examples) -> np.ndarray:
-        """Labels as numbers; class names are looked up in the model's own configuration.
+    def labels(self, examples: Examples) -> Sequence[Any] | np.ndarray:
+        """Labels as numbers, one per row (or per word); class names are looked up in the model's own configuration.
 
-        Raises InputError for one that is neither.
+        For question answering the answers; zeros where targets are made from the data. Raises InputError for a label
+        that fits neither.
         """
+        task = self.recipe.model.task
+        if task in _SELF_SUPERVISED:
+            return np.zeros(len(examples))
+        if task == "question-answering":
+            return answers(examples)
+        if task == "token-classification":
+            config = getattr(self.model.model, "config", None)
+            return word_labels(examples, self.loaded.labels, getattr(config, "num_labels", None))
         values = []
         for row, label in enumerate(examples.columns["label"]):
             try:
@@ -171,37 +194,42 @@ def load_sources(recipe: Recipe) -> Sources:
     """
     loaded = load_model(recipe.model, recipe.seed)
     data = recipe.data
-    pairs = "text_pair" in data.calibration.columns
-    text = recipe.is_text
-    classify_pairs = text and recipe.model.task == "text-classification" and pairs
-    needs = (("text", "text_pair") if pairs else ("text",)) if text else ("image",)
+    task = recipe.model.task
+    pairs = task in ("text-classification", "feature-extraction") and "text_pair" in data.calibration.columns
+    classify_pairs = task == "text-classification" and pairs
+    needs = ("text", "text_pair") if pairs else _COLUMNS[task]
     calibration = load_examples(data.calibration, needs, recipe.seed)
     if pairs and not classify_pairs:  # embedded apart: each sentence is a row of its own
         columns = calibration.columns
         calibration = Examples({"text": [*columns["text"], *columns["text_pair"]]})
     evaluation = None
     if data.evaluation is not None:
-        if recipe.model.task == "text-classification" and pairs != ("text_pair" in data.evaluation.columns):
+        if task == "text-classification" and pairs != ("text_pair" in data.evaluation.columns):
             raise InputError(
                 "calibration and evaluation differ in kind",
                 "columns.text_pair is set in one of them only",
                 "set columns.text_pair in both, or in neither",
             )
-        sides = ("text", "text_pair") if recipe.model.task == "feature-extraction" or classify_pairs else needs
-        evaluation = load_examples(data.evaluation, (*sides, "label"), recipe.seed)
-    processor = make_processor(loaded, recipe, classify_pairs)
+        sides = ("text", "text_pair") if task == "feature-extraction" or classify_pairs else needs
+        label = () if task in _SELF_SUPERVISED else ("label",)
+        evaluation = load_examples(data.evaluation, (*sides, *label), recipe.seed)
+    is_pair = classify_pairs or task == "question-answering"
+    processor = make_processor(loaded, recipe, is_pair, PROCESSORS.get(task, TextProcessor))
     sources = Sources(recipe, loaded, processor, calibration, evaluation)
     _try_one_batch(sources)
     if evaluation is not None:
         # What does not fit shows now, not after hours of work.
-        sources.labels(evaluation)
+        labelled = Examples({**evaluation.columns, "label": sources.labels(evaluation)})
         if recipe.prune.budget.accuracy_drop is not None and len(evaluation) < 2:
             raise InputError(
                 "prune.budget.accuracy_drop needs at least two evaluation rows",
                 "one half is searched on, the other one measured on",
                 "give more evaluation data",
             )
-        processor.encode(evaluation.take([0]))
+        first = labelled.take([0])
+        processor.targets(first, processor.encode(first))
+        if task == "question-answering":
+            processor.order(evaluation)  # a question may be too long for any context
     return sources
 
 

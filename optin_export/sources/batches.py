@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -41,27 +41,32 @@ class Processor(Protocol):
     def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
         """All given rows as one batch; text is padded to `pad_to` tokens, or to its longest row."""
 
+    def targets(self, examples: Examples, inputs: Inputs) -> Sequence[Any] | None:
+        """Labels of the rows as they are encoded in `inputs`; None where they are those of the examples."""
+
 
 class TextProcessor:
-    """Tokenises `text` (and `text_pair`, as a pair) to at most `sequence` tokens."""
+    """Tokenises `text` (and `text_pair`, as a pair) to at most `sequence` tokens. Further tasks: see `text`."""
 
-    def __init__(self, tokenizer: Any, sequence: int, pairs: bool, vocabulary: int | None = None) -> None:
-        self.tokenizer, self.sequence, self.vocabulary = tokenizer, sequence, vocabulary
+    #: Columns that are encoded, in this order, and how the tokenizer is called.
+    columns: tuple[str, ...] = ("text", "text_pair")
+    options: ClassVar[dict[str, Any]] = {"truncation": True}
+
+    def __init__(
+        self, tokenizer: Any, sequence: int, pairs: bool, vocabulary: int | None = None, seed: int = 0
+    ) -> None:
+        self.tokenizer, self.sequence, self.vocabulary, self.seed = tokenizer, sequence, vocabulary, seed
         # Segment ids only say something about pairs; without pairs they would be one more input of zeros.
         self.segments = pairs and "token_type_ids" in tokenizer.model_input_names
 
     def order(self, examples: Examples) -> np.ndarray:
-        encoded = self.tokenizer(*self._texts(examples), truncation=True, max_length=self.sequence)
+        encoded = self._tokenise(examples)
         return np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable")
 
     def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
-        encoded = self.tokenizer(
-            *self._texts(examples),
-            truncation=True,
-            max_length=min(self.sequence, pad_to or self.sequence),
-            padding="max_length" if pad_to else "longest",
-            return_tensors="pt",
-        )
+        padding = "max_length" if pad_to else "longest"
+        length = min(self.sequence, pad_to or self.sequence)
+        encoded = self._tokenise(examples, max_length=length, padding=padding, return_tensors="pt")
         highest = int(encoded["input_ids"].max())
         if self.vocabulary is not None and highest >= self.vocabulary:
             raise InputError(
@@ -72,9 +77,19 @@ class TextProcessor:
         names = ["input_ids", "attention_mask"] + (["token_type_ids"] if self.segments else [])
         return {name: encoded[name].to(torch.int64) for name in names}
 
-    @staticmethod
-    def _texts(examples: Examples) -> list[list[str]]:
-        return [list(examples.columns[name]) for name in ("text", "text_pair") if name in examples.columns]
+    def targets(self, examples: Examples, inputs: Inputs) -> Sequence[Any] | None:
+        return None
+
+    def _tokenise(self, examples: Examples, **options: Any) -> Any:
+        texts = [list(examples.columns[name]) for name in self.columns if name in examples.columns]
+        try:
+            return self.tokenizer(*texts, **{"max_length": self.sequence, **self.options, **options})
+        except Exception as error:  # tokenizers of two languages raise many types
+            raise InputError(
+                f"the tokenizer cannot encode {' and '.join(self.columns[: len(texts)])}",
+                (str(error) or type(error).__name__).splitlines()[0],
+                "check the data, model.tokenizer, and that export.sequence leaves room",
+            ) from error
 
 
 class ImageProcessor:
@@ -93,6 +108,9 @@ class ImageProcessor:
 
     def order(self, examples: Examples) -> np.ndarray:
         return np.arange(len(examples))
+
+    def targets(self, examples: Examples, inputs: Inputs) -> Sequence[Any] | None:
+        return None
 
     def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
         images = examples.columns["image"]
@@ -150,8 +168,11 @@ class ImageProcessor:
         return torch.stack(pixels)
 
 
-def make_processor(loaded: LoadedModel, recipe: Recipe, pairs: bool) -> Processor:
-    """The processor that fits the task; raises InputError when the tokenizer cannot be loaded."""
+def make_processor(
+    loaded: LoadedModel, recipe: Recipe, pairs: bool, kind: type[TextProcessor] = TextProcessor
+) -> Processor:
+    """The processor that fits the task, of class `kind` for text; raises InputError when the tokenizer cannot be loaded
+    or does not serve."""
     if isinstance(loaded.model, ImageModel):
         return ImageProcessor(_image_config(loaded, recipe.model))
     import transformers
@@ -164,10 +185,24 @@ def make_processor(loaded: LoadedModel, recipe: Recipe, pairs: bool) -> Processo
     except Exception as error:  # missing files, broken JSON and network errors come as many types
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load the tokenizer of {name}", reason, "set model.tokenizer to a folder") from error
+    task = recipe.model.task
+    if tokenizer.pad_token is None and task == "text-generation":
+        tokenizer.pad_token = tokenizer.eos_token  # hidden by the attention mask, so any token will do
+    tokenizer.padding_side = "right"  # positions count from the first token
     if tokenizer.pad_token is None:
         raise InputError(f"the tokenizer of {name} cannot pad", "it has no padding token", "give it one and save it")
+    if task == "fill-mask" and tokenizer.mask_token is None:
+        raise InputError(
+            f"the tokenizer of {name} cannot mask", "it has no mask token", "use the model's own tokenizer"
+        )
+    if task in ("token-classification", "question-answering") and not tokenizer.is_fast:
+        raise InputError(
+            f"the tokenizer of {name} does not tell where its tokens come from",
+            f"a {type(tokenizer).__name__} is not a fast one",
+            "save it as tokenizer.json",
+        )
     config = getattr(loaded.model.model, "config", None)
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = _positions(loaded.model.model)
     if positions is not None and recipe.export.sequence > positions:
         raise InputError(
             f"export.sequence is {recipe.export.sequence}", f"the model has {positions} positions", "make it smaller"
@@ -179,7 +214,17 @@ def make_processor(loaded: LoadedModel, recipe: Recipe, pairs: bool) -> Processo
             "the tokenizer's own marks leave no room for text",
             f"make it at least {least}",
         )
-    return TextProcessor(tokenizer, recipe.export.sequence, pairs, getattr(config, "vocab_size", None))
+    return kind(tokenizer, recipe.export.sequence, pairs, getattr(config, "vocab_size", None), recipe.seed)
+
+
+def _positions(model: torch.nn.Module) -> int | None:
+    """The longest sequence that the model has positions for, if it is limited."""
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            # RoBERTa and its like count from behind the padding token's number.
+            return len(module.weight) - module.padding_idx - 1  # type: ignore[arg-type,operator]
+    return positions
 
 
 def _image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:
@@ -241,9 +286,11 @@ def _input_channels(module: torch.nn.Module, default: int) -> int:
     return first.in_channels if first is not None else default
 
 
-def batches(processor: Processor, examples: Examples, size: int) -> Iterator[Batch]:
-    """Batches of `size` rows of similar length; the last may be smaller."""
+def batches(processor: Processor, examples: Examples, size: int, targets: bool = False) -> Iterator[Batch]:
+    """Batches of `size` rows of similar length; the last may be smaller. targets: with those of the processor."""
     order = processor.order(examples)
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        yield Batch(processor.encode(examples.take(rows)), rows)
+        chosen = examples.take(rows)
+        inputs = processor.encode(chosen)
+        yield Batch(inputs, rows, processor.targets(chosen, inputs) if targets else None)

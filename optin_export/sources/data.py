@@ -23,7 +23,8 @@ Column = Sequence[Any] | np.ndarray
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows as columns: `text`, `text_pair` (str), `image` (array [N, H, W] / [N, H, W, C] / paths), `label`."""
+    """Rows as columns: `text`, `text_pair`, `question`, `context` (str), `tokens` (lists of words), `image` (array
+    [N, H, W] / [N, H, W, C] / paths), `label`."""
 
     columns: dict[str, Column]
 
@@ -104,6 +105,8 @@ def _as_column(values: Any, name: str, source: str) -> Column:
             f"it is a {type(values).__name__}, not one value per row",
             "return lists or numpy arrays",
         )
+    if name == "tokens":
+        return [value.split() if isinstance(value, str) else value for value in values]
     if name == "image":
         return [Path(value) if isinstance(value, str) else value for value in values]
     return list(values)
@@ -120,13 +123,26 @@ def _refuse_bad_values(examples: Examples, source: str) -> None:
             raise InputError(
                 f"{source} has an unusable value", f"'{name}' of row {row} is empty, NaN or infinite", "remove that row"
             )
-        row = next((i for i, value in enumerate(column) if not isinstance(value, str)), None)
-        if name in ("text", "text_pair") and row is not None:
+        kind = next((kind for names, kind, _ in _KINDS if name in names), None)
+        fits = next((fits for names, _, fits in _KINDS if name in names), None)
+        row = None if fits is None else next((i for i, value in enumerate(column) if not fits(value)), None)
+        if row is not None:
             raise InputError(
                 f"{source} has an unusable value",
-                f"'{name}' of row {row} is a {type(column[row]).__name__}, not text",
+                f"'{name}' of row {row} is a {type(column[row]).__name__}, not {kind}",
                 f"correct columns.{name}",
             )
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(word, str) and word for word in value)
+
+
+#: What the values of a column have to be.
+_KINDS: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
+    (("text", "text_pair", "question", "context"), "text", lambda value: isinstance(value, str)),
+    (("tokens",), "a list of words", _is_words),
+)
 
 
 def _is_missing(value: Any) -> bool:

@@ -16,12 +16,17 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.recipe import ModelSection
+from optin_export.sources.adapt import checked, readable, refuse_quantised_config
 from optin_export.sources.equivalents import use_equivalents
 from optin_export.sources.tasks import TaskModel, wrap
 
 _AUTO_CLASS = {
     "feature-extraction": "AutoModel",
     "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text-generation": "AutoModelForCausalLM",
     "image-classification": "AutoModelForImageClassification",
 }
 
@@ -59,9 +64,11 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
     torch.manual_seed(seed)  # for weights: random
     loader = {"hf": _load_transformers, "timm": _load_timm, "py": _load_python}[prefix]
     module, architecture, origin = loader(section, rest)
+    module = checked(module, section.source)
     if section.weights not in ("pretrained", "random"):
         _load_checkpoint(module, Path(section.weights))
     _refuse_bad_weights(module, section.source)
+    readable(module)
     _use_eager_attention(module)
     use_equivalents(module)
     architecture |= {"task": section.task, "pooling": section.pooling, "normalize": section.normalize}
@@ -100,6 +107,7 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
             f"its architecture comes from {architecture.get('source', library)!r}, which is code outside this package",
             "pass trust_python=True if you trust that file",
         )
+    readable(module)
     _use_eager_attention(module)
     use_equivalents(module)
     return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"])
@@ -112,11 +120,15 @@ def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dic
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
     try:
         config = transformers.AutoConfig.from_pretrained(name, **options, **section.args)
+        refuse_quantised_config(config, section.source)
         config._attn_implementation = "eager"
+        options["dtype"] = torch.float32  # whatever the checkpoint is stored in
         if section.weights == "pretrained":
             module, info = auto.from_pretrained(name, config=config, output_loading_info=True, **options)
         else:
             module, info = auto.from_config(config, **options), {}
+    except InputError:
+        raise
     except Exception as error:  # transformers raises many types here; all of them mean the source cannot be used
         raise InputError(
             f"cannot load the model 'hf:{name}' for {section.task}",
@@ -218,7 +230,8 @@ def _load_checkpoint(module: nn.Module, path: Path) -> None:
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
     ):
         raise InputError(f"cannot use the checkpoint {path}", "it holds no state dict", "save model.state_dict()")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    # Of DataParallel and torch.compile.
+    state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -246,6 +259,12 @@ def _kind_of_folder(folder: Path) -> str:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"cannot load a model from {folder}",
+            "it holds a PEFT adapter, not a model",
+            "save model.merge_and_unload() and use that",
+        )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):

@@ -13,22 +13,33 @@ OutputKind = Literal["logits", "regression", "embedding"]
 #: How a task's output is laid out: [batch, features]; per token [batch, tokens, features]; per question [batch, 2,
 #: tokens] (start and end); per pixel [batch, features, height, width].
 OutputLayout = Literal["vector", "tokens", "spans", "map"]
+#: Label of what is not evaluated: padding, special tokens, unlabelled pixels.
+IGNORED = -100
 #: Logit of what padding stands for.
 NEVER = -1e4
 
 
+#: Tasks whose output is not one vector per row.
+_LAYOUTS: dict[str, OutputLayout] = {
+    "token-classification": "tokens",
+    "fill-mask": "tokens",
+    "text-generation": "tokens",
+    "question-answering": "spans",
+}
+
+
 class TextModel(nn.Module):
-    """A transformers encoder with its task output.
+    """A transformers encoder or decoder with its task output.
 
     forward(input_ids, attention_mask[, token_type_ids]), each int64 [batch, sequence], returns
-    `logits` [batch, classes] or `sentence_embedding` [batch, hidden].
+    `sentence_embedding` [batch, hidden] or `logits`: [batch, classes]; of every token, [batch, sequence, classes or
+    vocabulary]; of question answering, [batch, 2, sequence] (start and end).
     """
-
-    output_layout: OutputLayout = "vector"
 
     def __init__(self, model: nn.Module, task: str, pooling: str | None, normalize: bool) -> None:
         super().__init__()
         self.model = model
+        self.output_layout: OutputLayout = _LAYOUTS.get(task, "vector")
         self.pooling = pooling if task == "feature-extraction" else None
         self.normalize = normalize
         if self.pooling is not None and getattr(model, "pooler", None) is not None:
@@ -36,7 +47,11 @@ class TextModel(nn.Module):
         self.output_name = "logits" if self.pooling is None else "sentence_embedding"
         labels = getattr(getattr(model, "config", None), "num_labels", 2)
         self.output_kind: OutputKind = (
-            "embedding" if self.pooling is not None else "regression" if labels == 1 else "logits"
+            "embedding"
+            if self.pooling is not None
+            else "regression"
+            if labels == 1 and self.output_layout == "vector"
+            else "logits"
         )
 
     def forward(
@@ -44,6 +59,8 @@ class TextModel(nn.Module):
     ) -> torch.Tensor:
         segments: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments)
+        if self.output_layout == "spans":
+            return torch.stack([output.start_logits, output.end_logits], 1)
         if self.pooling is None:
             return output.logits
         hidden = output.last_hidden_state

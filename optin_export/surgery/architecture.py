@@ -55,8 +55,8 @@ def save_model(
         },
         output=dense.output_name,
     )
-    # Tied weights are one storage under several names: safetensors wants each tensor to own its memory.
-    state = {name: tensor.detach().clone().contiguous() for name, tensor in dense.state_dict().items()}
+    tied = _tied(dense)
+    state = {name: tensor.contiguous() for name, tensor in dense.state_dict().items() if name not in tied}
     with atomic_path(folder / "model.safetensors") as path:
         save_file(state, path, metadata={"format": "pt"})
     write_text(folder / "architecture.json", architecture.model_dump_json(indent=2) + "\n")
@@ -91,6 +91,7 @@ def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
         name: torch.ones(shape, dtype=getattr(torch, kind)) for name, (kind, shape) in architecture.inputs.items()
     }
     dense, _ = rebuild(model, structure, groups, inputs)
+    state |= {name: state[first] for name, first in _tied(dense).items() if first in state and name not in state}
     _adopt_new_biases(dense, state)
     try:
         dense.load_state_dict(state)
@@ -99,6 +100,18 @@ def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
             f"the weights in {folder} do not fit its architecture.json", str(error)[:300], "run surgery again"
         ) from error
     return dense.eval().requires_grad_(False)
+
+
+def _tied(model: TaskModel) -> dict[str, str]:
+    """Names of weights that another module has under an earlier name: {name: the earlier one}."""
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first.setdefault(id(parameter), name)
+    return {
+        name: first[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if first[id(parameter)] != name
+    }
 
 
 def _adopt_new_biases(dense: TaskModel, state: dict[str, torch.Tensor]) -> None:

@@ -93,7 +93,7 @@ def compensate(
                 pair.source.advance(block)
                 pair.target.advance(block)
         head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
-        if head is not None and head not in pair.consumers:
+        if head is not None and head not in pair.consumers and not _is_tied(dense, head):
             repairs[HEAD] = _repair(pair.refit_layer(head))
     finally:
         pair.source.close()
@@ -319,6 +319,12 @@ def output_layer(model: TaskModel, inputs: Inputs) -> str | None:
         result = model(**inputs)
     same = [path for path, output in outputs.items() if output.shape == result.shape and torch.equal(output, result)]
     return same[-1] if same else None
+
+
+def _is_tied(model: TaskModel, path: str) -> bool:
+    """Whether another module has the same weight: embeddings must not change with the layer that puts out words."""
+    weight = get_layer(model, path).weight
+    return sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1
 
 
 def _repair(fit: Fit) -> Repair:

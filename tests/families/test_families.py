@@ -206,7 +206,9 @@ def test_tensorrt_parses_and_builds_the_model(case: Case) -> None:
     assert len(rtx.build(path, shapes)) > 1000
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "deit3-layer-scale", "vit-transformers"])
+@pytest.mark.parametrize(
+    "name", ["bert", "distilbert", "mpnet", "gpt2", "llama", "vit", "deit3-layer-scale", "vit-transformers"]
+)
 def test_whole_sub_layers_may_vanish(name: str, tmp_path: Path) -> None:
     """Drop the heads of one block and the neurons of another: masked equals dense, repair works, ONNX has no trace."""
     case = Case(name, tmp_path)
