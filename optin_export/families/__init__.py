@@ -9,7 +9,7 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.families._costs import Costs, Term, count_macs, count_params, measure_costs
-from optin_export.families._declare import Family, Producer, Structure, Table, UnitGroup
+from optin_export.families._declare import Family, Producer, Structure, Table, Tokens, UnitGroup
 from optin_export.families._hooks import (
     block_outputs,
     get_layer,
@@ -30,11 +30,13 @@ __all__ = [
     "Structure",
     "Table",
     "Term",
+    "Tokens",
     "UnitGroup",
     "block_outputs",
     "count_macs",
     "count_params",
     "find_structure",
+    "find_tokens",
     "get_layer",
     "get_module",
     "masked",
@@ -81,6 +83,18 @@ def find_structure(model: nn.Module, coupled: bool = False) -> Structure:
         f"the architecture {type(inner).__name__} is not supported",
         f"no family knows its blocks; supported: {known}",
         "use one of these, or add optin_export/families/NAME.py that declares FAMILY (docs/families.md)",
+    )
+
+
+def find_tokens(model: nn.Module) -> Tokens:
+    """How the tokens of a task module can be merged; raises InputError if they cannot."""
+    for family in supported():
+        found = [(path, module) for path, module in model.named_modules() if family.is_block(module)]
+        if found and family.tokens is not None:
+            return family.tokens(model, found)
+    able = ", ".join(family.name for family in supported() if family.tokens is not None)
+    raise InputError(
+        "the model's tokens cannot be merged", f"that is known for the families {able}", "set tokens.keep: 1.0"
     )
 
 

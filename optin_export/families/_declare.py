@@ -124,6 +124,25 @@ class Structure:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """How the tokens of a stream [batch, tokens, hidden] pass a block, and which of them may be merged on the way.
+
+    prefix: tokens at the start that stand for themselves (class, distillation, registers) and are never merged.
+    attend: (block, stream, attention mask or None) -> the stream behind the attention, where tokens are merged.
+    feed: (block, that stream) -> the block's output.
+    pooled: a module whose output is averaged over tokens, and the first token that counts; None if only a token of the
+        prefix is read (or if the task module averages itself).
+    padded: the inputs hold padding, and an `attention_mask` that says where.
+    """
+
+    prefix: int
+    attend: Callable[[Any, Any, Any], Any]
+    feed: Callable[[Any, Any], Any]
+    pooled: tuple[str, int] | None = None
+    padded: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
     """An architecture: which modules are its blocks, and where the units of one block are.
 
@@ -134,6 +153,8 @@ class Family:
     `is_block` names, its path) -> (its block paths, their unit groups), both in forward order.
     streams: (the whole module, [(path, block)]) -> coupled groups, the channels of the residual streams between blocks.
     read_later: [(path, block)] -> the paths of blocks whose outputs are read by more than the next block.
+    tokens: (the whole module, [(path, block)]) -> how its tokens can be merged. Raises InputError for a variant whose
+    tokens cannot.
     """
 
     name: str
@@ -146,6 +167,7 @@ class Family:
     chain: Callable[[Any, str], tuple[list[str], list[UnitGroup]]] | None = None
     streams: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], list[UnitGroup]] | None = None
     read_later: Callable[[Sequence[tuple[str, Any]]], Sequence[str]] | None = None
+    tokens: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], Tokens] | None = None
 
 
 def class_named(*names: str) -> Callable[[nn.Module], bool]:

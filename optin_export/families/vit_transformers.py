@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from optin_export.families._declare import Family, Producer, UnitGroup, class_named
+from torch import nn
+
+from optin_export.families._declare import Family, Producer, Tokens, UnitGroup, class_named
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
@@ -36,6 +39,19 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     return heads, neurons
 
 
+def _attend(block: Any, stream: Any, mask: Any) -> Any:
+    return block.dropout(block.attention(block.layernorm_before(stream), mask)[0]) + stream
+
+
+def _feed(block: Any, stream: Any) -> Any:
+    return block.dropout(block.mlp(block.layernorm_after(stream))) + stream
+
+
+def _tokens(model: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> Tokens:
+    # DeiT has a distillation token beside the class token; its classifiers read only these.
+    return Tokens(2 if type(found[0][1]).__name__ == "DeiTLayer" else 1, _attend, _feed)
+
+
 FAMILY = Family(
     name="vit-transformers",
     library="transformers",
@@ -43,4 +59,5 @@ FAMILY = Family(
     units=("heads", "neurons"),
     is_block=class_named("ViTLayer", "DeiTLayer"),
     groups=_groups,
+    tokens=_tokens,
 )

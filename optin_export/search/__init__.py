@@ -11,9 +11,24 @@ from optin_export.families import Costs
 from optin_export.recipe import Budget
 from optin_export.search.bisection import Bisection, smallest_budget
 from optin_export.search.knapsack import Options, solve
+from optin_export.search.merging import check_merging, kept_share, most, spread_merging, tokens_left
 from optin_export.search.plan import Cost, GroupPlan, Plan, keep_first
 
-__all__ = ["Bisection", "Cost", "GroupPlan", "Plan", "check_budget", "find_plan", "keep_first", "smallest_budget"]
+__all__ = [
+    "Bisection",
+    "Cost",
+    "GroupPlan",
+    "Plan",
+    "check_budget",
+    "check_merging",
+    "find_plan",
+    "keep_first",
+    "kept_share",
+    "most",
+    "smallest_budget",
+    "spread_merging",
+    "tokens_left",
+]
 
 #: Linearisations of a cost that is a product of two groups' counts; they settle within a few.
 ROUNDS = 12
