@@ -267,22 +267,27 @@ class Workspace:
 
                 def work(target: Target = target, which: str = which, path: Path = path) -> dict[str, Any]:
                     start = time.perf_counter()
-                    properties = engines.build(self._onnx(which), target, path)
+                    properties = engines.build(self._onnx(which), target, path, self.sources.shapes(), self.tick)
                     return {"build_seconds": round(time.perf_counter() - start, 3), "facts": properties}
 
                 inputs = {
                     "onnx": sha256_file(self._onnx(which)),
                     "target": target.model_dump(),
                     "versions": engines.versions(target),
+                    "shapes": self.sources.shapes(),
                     "cpu": self.environment["cpu"],
                 }
-                result = self.ledger.step("engines", f"engines.{target.name}.{which}", inputs, [path], work)
-                built.append({"target": target.name, "model": which, **result})
+                written = engines.files(path, target)
+                result = self.ledger.step("engines", f"engines.{target.name}.{which}", inputs, written, work)
+                reason = engines.unavailable(target)
+                built.append({"target": target.name, "model": which, **result, "unmeasured": reason})
         return built
 
     def measure_engines(self, facts: Facts) -> dict[str, Any]:
         paths = {name: self.folder / "measure" / f"{name}.json" for name in ("parity", "accuracy", "latency")}
         export, evaluation = self.recipe.export, self.recipe.data.evaluation
+        reasons = {target.name: engines.unavailable(target) for target in self.recipe.targets}
+        unmeasured = {name: reason for name, reason in reasons.items() if reason is not None}
 
         def work() -> dict[str, Any]:
             measured = measure.measure_engines(
@@ -291,6 +296,7 @@ class Workspace:
                         which: engines.load(engines.artefact(self.folder, target, which), target) for which in MODELS
                     }
                     for target in self.recipe.targets
+                    if target.name not in unmeasured
                 },
                 {"base": as_function(self.sources.model), "pruned": as_function(self.dense)},
                 lambda batch, distinct: {n: t.numpy() for n, t in self.sources.fixed(batch, distinct).items()},
@@ -306,6 +312,7 @@ class Workspace:
 
         built = [engines.artefact(self.folder, target, which) for target in self.recipe.targets for which in MODELS]
         inputs = {
+            "unmeasured": unmeasured,
             "engines": {path.relative_to(self.folder).as_posix(): sha256_file(path) for path in built},
             "digest": self.digest,
             "export": export.model_dump(mode="json"),
@@ -314,7 +321,7 @@ class Workspace:
             "cpu": self.environment["cpu"],
         }
         self.ledger.step("measure", "measure", inputs, list(paths.values()), work)
-        return {name: read_json(path) for name, path in paths.items()}
+        return {**{name: read_json(path) for name, path in paths.items()}, "unmeasured": unmeasured}
 
     def _gates(self, facts: dict[str, Any]) -> list[measure.Gate]:
         budget = self.recipe.prune.budget

@@ -106,6 +106,7 @@ class EngineResult(_Part):
     model: Literal["base", "pruned"]
     build_seconds: float
     facts: dict[str, Any]
+    unmeasured: str | None = Field(None, description="why the engine was built but could not run on this machine")
 
 
 class GroupResult(_Part):

@@ -140,6 +140,11 @@ class Sources:
         rows = np.arange(batch) % len(examples) if distinct else np.zeros(batch, dtype=int)
         return self.processor.encode(examples.take(rows), pad_to=self.recipe.export.sequence)
 
+    def shapes(self) -> list[dict[str, tuple[int, ...]]]:
+        """Shapes of the inputs by name, for every shipped batch size."""
+        one = {name: tuple(tensor.shape[1:]) for name, tensor in self.fixed(1).items()}
+        return [{name: (batch, *shape) for name, shape in one.items()} for batch in self.recipe.export.batch]
+
     def digest(self) -> dict[str, str]:
         """Content hashes of the weights and of the data: what makes a finished stage reusable."""
         import hashlib
