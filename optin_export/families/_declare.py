@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from optin_export.errors import InputError
+
 UnitKind = Literal["heads", "neurons", "channels"]
 
 
@@ -119,8 +121,15 @@ class Structure:
     read_later: tuple[str, ...] = ()
 
     def only(self, kinds: Iterable[str]) -> Structure:
-        """The same structure with only these kinds of units free to be removed."""
-        return replace(self, groups=tuple(group for group in self.groups if group.kind in set(kinds)))
+        """The same structure with only these kinds of units free to be removed; InputError if it has none of them."""
+        groups = tuple(group for group in self.groups if group.kind in set(kinds))
+        if not groups:
+            raise InputError(
+                f"the model has no {' or '.join(kinds)}",
+                f"family {self.family} offers none of them",
+                "name other kinds in prune.units",
+            )
+        return replace(self, groups=groups)
 
 
 @dataclass(frozen=True)

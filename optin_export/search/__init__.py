@@ -11,7 +11,7 @@ from optin_export.families import Costs
 from optin_export.recipe import Budget
 from optin_export.search.bisection import Bisection, smallest_budget
 from optin_export.search.knapsack import Options, solve
-from optin_export.search.merging import check_merging, kept_share, most, spread_merging, tokens_left
+from optin_export.search.merging import allocate_merging, check_merging, kept_share, most, spread_merging, tokens_left
 from optin_export.search.plan import Cost, GroupPlan, Plan, keep_first
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Cost",
     "GroupPlan",
     "Plan",
+    "allocate_merging",
     "check_budget",
     "check_merging",
     "find_plan",
@@ -84,7 +85,7 @@ def find_plan(
     held = sum(float(scores[key][order[key][: kept[key]]].sum()) for key in keys)
     return Plan(
         budget={budget.kind: budget.fraction},
-        base=Cost(macs=costs.macs, params=costs.params),
+        base=Cost(macs=costs.whole("macs"), params=costs.params),
         predicted=Cost(macs=costs.of("macs", kept), params=costs.of("params", kept)),
         score_kept=held / total if total > 0 else 1.0,
         optimality_gap=None if gap is None else gap / scale if scale > 0 else 0.0,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from optin_export.errors import InputError
+from optin_export.search.knapsack import Options, solve
 
 #: Tokens that have to be left behind every block.
 LEAST = 2
@@ -60,6 +63,29 @@ def spread_merging(keep: float, tokens: int, prefix: int, blocks: int) -> tuple[
         f"merging the most that blocks can still leaves {kept_share(merged, tokens, blocks):.3f} on average",
         f"ask for at least {kept_share(merged, tokens, blocks):.3f}",
     )
+
+
+def allocate_merging(curves: Sequence[np.ndarray], keep: float, tokens: int, prefix: int) -> list[tuple[int, ...]]:
+    """The numbers per block with the least sum of losses such that `kept_share` is at most `keep`; [] if none is found.
+
+    curves: per block [points, 3] with tokens merged (from 0 up), trajectory loss, output loss. A block merges at most
+    half of what it could merge alone, so that something is left for those behind it.
+    """
+    blocks = len(curves)
+    counts = np.arange(most(tokens, prefix) // 2 + 1)
+    options = []
+    for block, curve in enumerate(curves):
+        losses = np.interp(counts, curve[:, 0], np.maximum.accumulate(curve[:, 2]))
+        # What is not merged costs: its tokens pass this block's FFN and every block behind it.
+        options.append(Options((counts[-1] - counts) * (blocks - block), -losses))
+    unmerged = sum(int(option.costs.max()) for option in options)
+    choice = solve(options, unmerged - int(np.ceil((1 - keep) * blocks * tokens - 1e-9)))
+    if choice is None:
+        return []
+    merged: list[int] = []
+    for chosen in choice.chosen:
+        merged.append(min(int(counts[chosen]), most(tokens - sum(merged), prefix)))
+    return [tuple(merged)] if kept_share(merged, tokens, blocks) <= keep + 1e-9 else []
 
 
 def _even(total: int, tokens: int, prefix: int, blocks: int) -> tuple[int, ...]:

@@ -43,10 +43,12 @@ class Processor(Protocol):
 
 
 class TextProcessor:
-    """Tokenises `text` (and `text_pair`, as a pair) to at most `sequence` tokens."""
+    """Tokenises `text` (and `text_pair`, as a pair) to at most `sequence` tokens; always to as many if `full`."""
 
-    def __init__(self, tokenizer: Any, sequence: int, pairs: bool, vocabulary: int | None = None) -> None:
-        self.tokenizer, self.sequence, self.vocabulary = tokenizer, sequence, vocabulary
+    def __init__(
+        self, tokenizer: Any, sequence: int, pairs: bool, vocabulary: int | None = None, full: bool = False
+    ) -> None:
+        self.tokenizer, self.sequence, self.vocabulary, self.full = tokenizer, sequence, vocabulary, full
         # Segment ids only say something about pairs; without pairs they would be one more input of zeros.
         self.segments = pairs and "token_type_ids" in tokenizer.model_input_names
 
@@ -59,7 +61,7 @@ class TextProcessor:
             *self._texts(examples),
             truncation=True,
             max_length=min(self.sequence, pad_to or self.sequence),
-            padding="max_length" if pad_to else "longest",
+            padding="max_length" if pad_to or self.full else "longest",
             return_tensors="pt",
         )
         highest = int(encoded["input_ids"].max())
@@ -179,7 +181,9 @@ def make_processor(loaded: LoadedModel, recipe: Recipe, pairs: bool) -> Processo
             "the tokenizer's own marks leave no room for text",
             f"make it at least {least}",
         )
-    return TextProcessor(tokenizer, recipe.export.sequence, pairs, getattr(config, "vocab_size", None))
+    # A fixed number of merged tokens needs a fixed length; padding is what leaves first.
+    vocabulary, full = getattr(config, "vocab_size", None), recipe.tokens.merges
+    return TextProcessor(tokenizer, recipe.export.sequence, pairs, vocabulary, full)
 
 
 def _image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:

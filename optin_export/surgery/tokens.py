@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from optin_export.families import Structure, Tokens, block_outputs, get_module, tensor_of
 from optin_export.sources import Inputs, TaskModel
 
-#: Beyond every cosine: what padding is away from real tokens, and how alike padding is to whatever it is dropped into.
+#: Beyond every difference of cosines: how far padding is from real tokens.
 FAR = 4.0
 #: Added to the attention scores of padding.
 NEVER = -1e9
@@ -55,16 +55,20 @@ def pair(stream: torch.Tensor, sizes: torch.Tensor | None, merged: int, prefix: 
     rows = F.normalize(stream[:, prefix:], dim=-1)
     alike = rows[:, ::2] @ rows[:, 1::2].mT
     if sizes is not None:
-        padding = (sizes[:, prefix:] == 0).to(stream.dtype) * FAR
-        alike = alike - padding[:, None, 1::2]
+        padding = sizes[:, prefix:] == 0
+        alike = alike - FAR * padding[:, None, 1::2]
     best, partner = alike.max(2)
+    first, second = (torch.arange(count, device=stream.device) for count in alike.shape[1:])
     if sizes is not None:
-        best = best + 2 * padding[:, ::2]
-    first, second = alike.shape[1:]
-    staying = best.topk(first - merged, dim=1, largest=False, sorted=False).indices
-    stay = (staying[:, :, None] == torch.arange(first, device=stream.device)).to(stream.dtype)
-    joins = (partner[:, None] == torch.arange(second, device=stream.device)[:, None]).to(stream.dtype)
-    return Pairing(prefix, stay, joins * (1 - stay.sum(1))[:, None])
+        # The last padding leaves first: what stays keeps its place in the next split, whatever is done with ties.
+        best = torch.where(padding[:, ::2], FAR + first, best)
+    chosen = best.topk(merged, dim=1).indices
+    stays = 1 - (chosen[:, :, None] == first).to(stream.dtype).sum(1)
+    # In the order they had: an engine's TopK may give its own, and the next split depends on it.
+    place = stays * stays.cumsum(1)
+    stay = (place[:, None] == 1 + first[: len(first) - merged, None]).to(stream.dtype)
+    join = (partner[:, None] == second[:, None]).to(stream.dtype) * (1 - stays)[:, None]
+    return Pairing(prefix, stay, join)
 
 
 def merge(
@@ -83,6 +87,33 @@ def merge(
     return means, total[:, :, 0], pairing
 
 
+@dataclass(frozen=True)
+class Gone:
+    """Where the tokens of a batch have gone. place: [batch, tokens of the unmerged model]; sizes: [batch, tokens]."""
+
+    place: torch.Tensor
+    sizes: torch.Tensor
+
+    @property
+    def sources(self) -> torch.Tensor:
+        return F.one_hot(self.place, self.sizes.shape[1]).mT.to(self.sizes.dtype)
+
+    def sums(self, rows: torch.Tensor) -> torch.Tensor:
+        """[batch, tokens of the unmerged model, features] -> [batch, tokens, features], sums over what was merged."""
+        return self.sources @ rows
+
+    def means(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.sums(rows) / self.sources.sum(2, keepdim=True).clamp(min=1.0)
+
+    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+        """The way back: every token of the unmerged model has the row of the one that stands for it."""
+        return rows.gather(1, self.place[:, :, None].expand(-1, -1, rows.shape[2]))
+
+
+#: None: nothing was merged yet.
+Merged = Gone | None
+
+
 @dataclass
 class Flow:
     """What has been merged so far in the running forward pass; one object shared by all blocks of a model.
@@ -99,6 +130,17 @@ class Flow:
         # What lies here belongs to a pass of the model it was copied from.
         memo[id(self)] = new = Flow(trace=self.trace)
         return new
+
+    def state(self) -> Merged:
+        """Where the pass is, in little memory."""
+        if self.sources is None or self.sizes is None:
+            return None
+        return Gone(self.sources.argmax(1), self.sizes)
+
+    def restore(self, state: Merged) -> None:
+        """Go on from there: blocks before it are replayed, not run."""
+        self.sizes = None if state is None else state.sizes
+        self.sources = None if state is None else state.sources
 
     def weights(self) -> torch.Tensor:
         """[batch, tokens]: what each of the last tokens counts in a mean over tokens."""
@@ -168,8 +210,13 @@ def insert_merging(model: TaskModel, structure: Structure, tokens: Tokens, merge
         path, start = tokens.pooled
         get_module(model, path).register_forward_hook(_Pooled(flow, start).weigh)
     if tokens.padded:
-        model.token_weights = flow.weights  # type: ignore[union-attr,assignment]
+        model.token_weights = flow.weights  # type: ignore[assignment]
     return model
+
+
+def flow_of(model: nn.Module) -> Flow | None:
+    """What the blocks of a model that merges tokens share; None for one that merges none."""
+    return next((module.merging.flow for module in model.modules() if hasattr(module, "merging")), None)  # type: ignore[union-attr,return-value]
 
 
 def count_tokens(model: TaskModel, structure: Structure, inputs: Inputs) -> int:
@@ -193,7 +240,7 @@ class _Pooled:
 
 
 @cache
-def _merging_class(base: type[nn.Module]) -> type[nn.Module]:
+def _merging_class(base: Any) -> Any:
     """The block's class with another forward: paths, weights and what recognises the class by name stay as they are."""
 
     def forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
