@@ -1,5 +1,5 @@
 """The part of docs/results.md that comes from docs/measurements/studies/: how good, fast and large the sketch is, and
-what joint selection, rounds and each part of the method are worth.
+what joint selection, rounds, merged tokens and each part of the method are worth.
 
 Written by tools/benchmark_scoring.py and the tools/study_*.py. What is not there is left out.
 """
@@ -172,10 +172,39 @@ def _share(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def _tokens(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"`{row['case']}`",
+            f"{row['budget']:g}",
+            {"beta": "heads and neurons", "tau": "heads, neurons and tokens", "tokens": "tokens alone"}[row["way"]],
+            "+".join(map(str, row["merged"])) if any(row["merged"]) else "-",
+            f"{100 * row['macs']:.1f} %",
+            f"{row['base'] - row['accuracy']:.2f}",
+            f"{row['speedup'][0]:.2f} ({row['speedup'][1]:.2f} to {row['speedup'][2]:.2f})",
+        ]
+        for row in content["rows"]
+    ]
+    batches = ", ".join(str(batch) for batch in sorted({row["batch"] for row in content["rows"]}))
+    floor = max(row["noise_floor"] for row in content["rows"])
+    return [
+        "## Tokens",
+        "",
+        "Accuracy against measured latency for the same budget of MACs spent in three ways (`tools/study_tokens.py`):",
+        "units alone (beta), units and merged tokens (tau, `tokens: {keep: auto}`), merged tokens alone. Speedup of",
+        f"the onnxruntime engine over the unpruned one at batch {batches}, one thread, measured in turn on a machine that",
+        f"was shared with other work; the unpruned engine against itself strays by up to {100 * floor:.0f} %.",
+        f"{content['cpu']}.",
+        "",
+        *markdown_table(["case", "MACs", "by", "merged per block", "MACs left", "points lost", "times faster"], rows),
+    ]
+
+
 SECTIONS = {
     "scoring": _scoring,
     "ablation": _ablation,
     "share": _share,
     "joint_selection": _joint,
     "rounds": _rounds,
+    "tokens": _tokens,
 }

@@ -135,8 +135,34 @@ class Structure:
     read_later: tuple[str, ...] = ()
 
     def only(self, kinds: Iterable[str]) -> Structure:
-        """The same structure with only these kinds of units free to be removed."""
-        return replace(self, groups=tuple(group for group in self.groups if group.kind in set(kinds)))
+        """The same structure with only these kinds of units free to be removed; InputError if it has none of them."""
+        groups = tuple(group for group in self.groups if group.kind in set(kinds))
+        if not groups:
+            raise InputError(
+                f"the model has no {' or '.join(kinds)}",
+                f"family {self.family} offers none of them",
+                "name other kinds in prune.units",
+            )
+        return replace(self, groups=groups)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How the tokens of a stream [batch, tokens, hidden] pass a block, and which of them may be merged on the way.
+
+    prefix: tokens at the start that stand for themselves (class, distillation, registers) and are never merged.
+    attend: (block, stream, attention mask or None) -> the stream behind the attention, where tokens are merged.
+    feed: (block, that stream) -> the block's output.
+    pooled: a module whose output is averaged over tokens, and the first token that counts; None if only a token of the
+        prefix is read (or if the task module averages itself).
+    padded: the inputs hold padding, and an `attention_mask` that says where.
+    """
+
+    prefix: int
+    attend: Callable[[Any, Any, Any], Any]
+    feed: Callable[[Any, Any], Any]
+    pooled: tuple[str, int] | None = None
+    padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +180,8 @@ class Family:
     streams: (the whole module, [(path, block)]) -> coupled groups, the channels of the residual streams between blocks.
     read_later: [(path, block)] -> the paths of blocks whose outputs are read by more than the next block.
     refusals: the whole module -> what only it shows to be impossible, beside what `groups` sees of one block.
+    tokens: (the whole module, [(path, block)]) -> how its tokens can be merged. Raises InputError for a variant whose
+    tokens cannot.
     """
 
     name: str
@@ -169,6 +197,7 @@ class Family:
     streams: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], list[UnitGroup]] | None = None
     read_later: Callable[[Sequence[tuple[str, Any]]], Sequence[str]] | None = None
     refusals: Callable[[Any], Sequence[Refusal]] | None = None
+    tokens: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], Tokens] | None = None
 
 
 def class_named(*names: str) -> Callable[[nn.Module], bool]:

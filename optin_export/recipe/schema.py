@@ -167,13 +167,27 @@ class PruneSection(_Section):
 
 
 class TokensSection(_Section):
-    keep: Fraction = Field(1.0, description="share of tokens kept")
+    """Tokens that are merged inside the model. Give `keep` or `schedule`, not both."""
+
+    keep: Fraction | Literal["auto"] = Field(
+        1.0,
+        description="average over blocks of the share of tokens left behind the attention; 1: none is merged; "
+        "auto: the search decides how much of the budget merging saves (needs prune.budget.macs)",
+    )
+    schedule: tuple[Annotated[int, _Number, Field(ge=0)], ...] | None = Field(
+        None, min_length=1, description="tokens merged in each block; none in blocks beyond its end"
+    )
 
     @model_validator(mode="after")
-    def _not_yet(self) -> TokensSection:
-        if self.keep != 1.0:
-            raise ValueError("token merging is not part of this version; keep must be 1.0")
+    def _one_of_both(self) -> TokensSection:
+        if self.schedule is not None and "keep" in self.model_fields_set and self.keep != 1.0:
+            raise ValueError("name keep or schedule, not both")
         return self
+
+    @property
+    def merges(self) -> bool:
+        """Whether any token is merged, or may be."""
+        return self.keep != 1.0 or any(self.schedule or ())
 
 
 class ExportSection(_Section):
@@ -261,6 +275,8 @@ class Recipe(_Section):
             raise ValueError("gates.accuracy_drop needs data.evaluation to measure it on")
         if self.prune.budget.accuracy_drop is not None and self.data.evaluation is None:
             raise ValueError("prune.budget.accuracy_drop needs data.evaluation to measure it on")
+        if self.tokens.keep == "auto" and self.prune.budget.macs is None:
+            raise ValueError("tokens.keep: auto shares out a budget of MACs: set prune.budget.macs")
         if self.model.pooling is not None and self.model.task != "feature-extraction":
             raise ValueError("model.pooling is only for the task feature-extraction")
         evaluation, known = self.data.evaluation, _METRICS[self.model.task]

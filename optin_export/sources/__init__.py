@@ -177,7 +177,8 @@ class Sources:
             weights.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
             weights.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         first = self.fixed(1)
-        encoded = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in first.values())).hexdigest()
+        full = b"full length" if self.recipe.is_text and self.recipe.tokens.merges else b""
+        encoded = hashlib.sha256(full + b"".join(tensor.numpy().tobytes() for tensor in first.values())).hexdigest()
         return {
             "weights": weights.hexdigest(),
             "architecture": sha256_json(self.loaded.architecture),
