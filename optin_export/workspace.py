@@ -24,6 +24,7 @@ from optin_export.recipe import Budget, Recipe, Target
 from optin_export.report import Report, Size, StageResult, compose, head_repair, prunings, render_html
 from optin_export.report.schema import Pruning, Tried
 from optin_export.sources import Sources, TaskModel, as_function, load_sources
+from optin_export.tuning import fine_tune_step
 
 MODELS = ("base", "pruned")
 Facts = dict[str, Any]
@@ -208,7 +209,8 @@ class Workspace:
         return surgery.sensitivities(self.sources.model, self.structure, self.sources.calibration, self.recipe.seed)
 
     def operate(self, facts: Facts) -> dict[str, Any]:
-        folder, prune = self.folder / "model", self.recipe.prune
+        tuned, prune = self.recipe.finetune is not None, self.recipe.prune
+        folder = self.folder / ("repaired" if tuned else "model")
 
         def work() -> dict[str, Any]:
             sources = self.sources
@@ -224,11 +226,15 @@ class Workspace:
             **self._digest_for_calibration(),
             "plan": sha256_file(self.folder / "plan" / "plan.json"),
             "compensate": prune.compensate,
+            "folder": folder.name,
             "seed": self.recipe.seed,
         }
-        return self.ledger.step(
-            "surgery", "surgery", inputs, [folder / "architecture.json", folder / "model.safetensors"], work
-        )
+        written = [folder / "architecture.json", folder / "model.safetensors"]
+        done = self.ledger.step("surgery", "surgery", inputs, written, work)
+        if tuned:
+            return {**done, "finetuned": fine_tune_step(self)}
+        shutil.rmtree(self.folder / "repaired", ignore_errors=True)
+        return done
 
     def export_models(self, facts: Facts) -> dict[str, Any]:
         section = self.recipe.export
@@ -384,6 +390,7 @@ class Workspace:
                 optimality_gap=self.plan.optimality_gap,
                 groups=prunings(self.structure, self.plan, scores, operated["repairs"]),
                 head=head_repair(operated["repairs"]),
+                finetuned=operated.get("finetuned"),
             ),
             engines=facts["engines"],
             stages=stages,
@@ -394,7 +401,7 @@ class Workspace:
         return report
 
     def _digest_for_calibration(self) -> dict[str, str]:
-        return {key: value for key, value in self.digest.items() if key != "evaluation"}
+        return {key: value for key, value in self.digest.items() if key not in ("evaluation", "finetune")}
 
     def _onnx(self, which: str) -> Path:
         return self.folder / "onnx" / f"{which}.onnx"

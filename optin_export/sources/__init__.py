@@ -16,8 +16,9 @@ from optin_export.files import sha256_json
 from optin_export.recipe import Recipe
 from optin_export.sources.batches import Batch, Inputs, Processor, batches, make_processor
 from optin_export.sources.data import Examples, load_examples
-from optin_export.sources.models import LoadedModel, build, load_model
+from optin_export.sources.models import LoadedModel, build, load_model, python_function
 from optin_export.sources.tasks import TaskModel, as_function, as_rows, counted_rows
+from optin_export.sources.training import Training, split
 
 __all__ = [
     "Batch",
@@ -27,6 +28,7 @@ __all__ = [
     "LoadedModel",
     "Sources",
     "TaskModel",
+    "Training",
     "as_function",
     "as_rows",
     "build",
@@ -58,6 +60,7 @@ class Sources:
     processor: Processor
     calibration_examples: Examples
     evaluation_examples: Examples | None
+    finetune_examples: Examples | None = None
 
     @property
     def model(self) -> TaskModel:
@@ -81,6 +84,14 @@ class Sources:
         count = min(count, len(self.calibration_examples))
         chosen = np.random.default_rng(self.recipe.seed).permutation(len(self.calibration_examples))[:count]
         return tuple(batches(self.processor, self.calibration_examples.take(np.sort(chosen)), CALIBRATION_BATCH))
+
+    def training(self) -> tuple[Training, tuple[Batch, ...]]:
+        """What the fine-tune trains on, and held-out batches of it: `finetune.data`, or the calibration rows."""
+        section = self.recipe.finetune
+        assert section is not None
+        examples = self.calibration_examples if self.finetune_examples is None else self.finetune_examples
+        labels = self.labels(examples) if section.labelled else None
+        return split(self.processor, examples, labels, section.batch, self.recipe.seed)
 
     def evaluation(self) -> Dataset | None:
         """Encoded evaluation data in batches of the largest shipped size.
@@ -160,6 +171,7 @@ class Sources:
             "architecture": sha256_json(self.loaded.architecture),
             "calibration": self.calibration_examples.digest(),
             "evaluation": self.evaluation_examples.digest() if self.evaluation_examples is not None else "",
+            "finetune": self.finetune_examples.digest() if self.finetune_examples is not None else "",
             "preprocessing": encoded,
         }
 
@@ -190,8 +202,10 @@ def load_sources(recipe: Recipe) -> Sources:
         sides = ("text", "text_pair") if recipe.model.task == "feature-extraction" or classify_pairs else needs
         evaluation = load_examples(data.evaluation, (*sides, "label"), recipe.seed)
     processor = make_processor(loaded, recipe, classify_pairs)
-    sources = Sources(recipe, loaded, processor, calibration, evaluation)
+    sources = Sources(recipe, loaded, processor, calibration, evaluation, _finetune_examples(recipe, needs))
     _try_one_batch(sources)
+    if recipe.finetune is not None:
+        sources.training()
     if evaluation is not None:
         # What does not fit shows now, not after hours of work.
         sources.labels(evaluation)
@@ -203,6 +217,15 @@ def load_sources(recipe: Recipe) -> Sources:
             )
         processor.encode(evaluation.take([0]))
     return sources
+
+
+def _finetune_examples(recipe: Recipe, needs: tuple[str, ...]) -> Examples | None:
+    section = recipe.finetune
+    if section is not None and section.source is not None:
+        python_function(section.source)  # what cannot be called shows now, not after hours of work
+    if section is None or section.data is None:
+        return None
+    return load_examples(section.data, (*needs, "label") if section.labelled else needs, recipe.seed)
 
 
 def _try_one_batch(sources: Sources) -> None:

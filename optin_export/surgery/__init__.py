@@ -15,15 +15,18 @@ from optin_export.sources import Batch, Inputs, TaskModel
 from optin_export.surgery.architecture import Architecture, load_model, save_model
 from optin_export.surgery.compensate import Repair, compensate
 from optin_export.surgery.curves import combined, loss_curves
+from optin_export.surgery.finetune import FineTune, fine_tune
 from optin_export.surgery.rebuild import rebuild
 from optin_export.surgery.sensitivity import Weights, sensitivities
 
 __all__ = [
     "Architecture",
+    "FineTune",
     "Operation",
     "Weights",
     "combined",
     "compensate",
+    "fine_tune",
     "load_model",
     "loss_curves",
     "operate",
