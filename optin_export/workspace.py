@@ -18,13 +18,13 @@ from optin_export.environment import describe
 from optin_export.errors import InputError
 from optin_export.export import export_onnx
 from optin_export.families import Costs, Structure, count_macs, count_params, find_structure, measure_costs
-from optin_export.files import atomic_path, read_json, sha256_file, sha256_json, write_json, write_text
+from optin_export.files import atomic_path, read_json, sha256_file, write_json, write_text
 from optin_export.ledger import Ledger
 from optin_export.recipe import Budget, Recipe, Target
 from optin_export.report import Report, Size, StageResult, compose, head_repair, prunings, render_html
 from optin_export.report.schema import Pruning, Tried
 from optin_export.sources import Sources, TaskModel, as_function, load_sources
-from optin_export.tuning import fine_tune_step
+from optin_export.steps import fine_tune_step, ship_step
 
 MODELS = ("base", "pruned")
 Facts = dict[str, Any]
@@ -335,35 +335,7 @@ class Workspace:
         return measure.judge(self.recipe.gates, budget, spent, measure.Measured.from_json(facts["measure"]))
 
     def ship_run(self, facts: Facts) -> None:
-        """A model repository only for a run that passed, and a manifest for every run."""
-        passed = all(gate.passed for gate in self._gates(facts))
-        if passed and self.recipe.ship.triton:
-            repository = self.folder / "triton"
-            written = [repository / self.recipe.name / name for name in ("config.pbtxt", "1/model.onnx")]
-
-            def work() -> dict[str, Any]:
-                ship.write_repository(self._onnx("pruned"), repository, self.recipe.name, self.recipe.export.batch)
-                return {}
-
-            inputs = {
-                "onnx": sha256_file(self._onnx("pruned")),
-                "batch": self.recipe.export.batch,
-                "name": self.recipe.name,
-            }
-            self.ledger.step("ship", "ship.triton", inputs, written, work)
-        elif (self.folder / "triton").exists():
-            shutil.rmtree(self.folder / "triton")
-        ship.write_manifest(
-            self.folder,
-            {
-                "recipe": sha256_json(self.recipe.model_dump(mode="json")),
-                "model": self.recipe.model.source,
-                "inputs": self.digest,
-                "seed": self.recipe.seed,
-                "passed": passed,
-                "environment": self.environment,
-            },
-        )
+        ship_step(self, all(gate.passed for gate in self._gates(facts)))
 
     def write_report(self, facts: Facts, stages: Sequence[StageResult]) -> Report:
         operated = facts["surgery"]

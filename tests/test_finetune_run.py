@@ -35,8 +35,10 @@ def run(recipe: dict[str, Any], folder: Path, stop_after: str | None = None) -> 
 
 
 def test_a_run_with_a_fine_tune(vit_recipe: Make, tmp_path: Path) -> None:
-    folder, section = tmp_path / "run", {"steps": 20, "learning_rate": 1e-4, "batch": 8}
-    report = run(vit_recipe(finetune=section), folder)
+    # With so few rows the least squares leave nothing to gain: one factor per unit does.
+    plain = vit_recipe(prune={**vit_recipe()["prune"], "compensate": "rescale"})
+    folder, section = tmp_path / "run", {"steps": 20, "learning_rate": 1e-3, "batch": 8}
+    report = run({**plain, "finetune": section}, folder)
     assert report is not None and report.parity.passed
     tuned = report.pruning.finetuned
     assert tuned is not None and tuned.note is None and (tuned.by, tuned.steps) == ("distill", 20)
@@ -55,17 +57,17 @@ def test_a_run_with_a_fine_tune(vit_recipe: Make, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(folder / "onnx" / "pruned.onnx", providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"pixel_values": images.numpy()})[0], expected, atol=1e-4)
 
-    again = run(vit_recipe(finetune=section), folder)
+    again = run({**plain, "finetune": section}, folder)
     assert again is not None and again.pruning.finetuned == tuned
     assert all(stage.reused for stage in again.stages if stage.name in ("surgery", "export", "measure"))
     # Another learning rate tunes the same repaired model anew; without the section there is none.
     before = {name: (sha256_file(folder / name), (folder / name).stat().st_mtime_ns) for name in _both()}
-    run(vit_recipe(finetune={**section, "learning_rate": 5e-5}), folder, "surgery")
+    run({**plain, "finetune": {**section, "learning_rate": 5e-4}}, folder, "surgery")
     after = {name: (sha256_file(folder / name), (folder / name).stat().st_mtime_ns) for name in _both()}
     assert before["repaired/model.safetensors"] == after["repaired/model.safetensors"]
     assert before[MODEL[1]][0] != after[MODEL[1]][0]
-    plain = run(vit_recipe(), folder)
-    assert plain is not None and plain.pruning.finetuned is None and "fine-tuned" not in plain.verdict.summary
+    report = run(plain, folder)
+    assert report is not None and report.pruning.finetuned is None and "fine-tuned" not in report.verdict.summary
     assert "No weight was trained" in (folder / "report.html").read_text()
     assert not (folder / "repaired").exists()
     assert sha256_file(folder / MODEL[1]) == before["repaired/model.safetensors"][0]

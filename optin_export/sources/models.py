@@ -212,7 +212,9 @@ def python_function(source: str) -> Callable[..., Any]:
             f"cannot load '{source}'", _first_line(error), "check the file, its imports and the name"
         ) from error
     if not callable(function):
-        raise InputError(f"'{source}' is not a function", f"it is a {type(function).__name__}", "name a function")
+        raise InputError(
+            f"'{source}' is not a function", f"a {type(function).__name__} is not callable", "name a function"
+        )
     return function
 
 
