@@ -18,7 +18,7 @@ from optin_export.outline import outline
 from optin_export.recipe import load_recipe
 from tests.conftest import ROOT
 
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 
 def load_tool(name: str):  # type: ignore[no-untyped-def]

@@ -149,7 +149,7 @@ def page(measurements: Path = MEASUREMENTS) -> str:
         "# Results",
         "",
         "Written by `tools/render_results.py` from the files in `docs/measurements/`; nothing is typed by hand. No",
-        "retraining anywhere.",
+        "retraining but in the section that says so.",
     ]
     measured = cases(measurements)
     if measured:

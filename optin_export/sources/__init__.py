@@ -16,9 +16,10 @@ from optin_export.files import sha256_json
 from optin_export.recipe import Recipe
 from optin_export.sources.batches import Batch, Inputs, Processor, TextProcessor, batches, make_processor
 from optin_export.sources.data import Examples, load_examples
-from optin_export.sources.models import LoadedModel, build, load_model
+from optin_export.sources.models import LoadedModel, build, load_model, python_function
 from optin_export.sources.tasks import IGNORED, TaskModel, as_function, as_rows, counted_rows
 from optin_export.sources.text import PROCESSORS, answers, word_labels
+from optin_export.sources.training import Training, split
 
 __all__ = [
     "IGNORED",
@@ -29,6 +30,7 @@ __all__ = [
     "LoadedModel",
     "Sources",
     "TaskModel",
+    "Training",
     "as_function",
     "as_rows",
     "build",
@@ -72,6 +74,7 @@ class Sources:
     processor: Processor
     calibration_examples: Examples
     evaluation_examples: Examples | None
+    finetune_examples: Examples | None = None
 
     @property
     def model(self) -> TaskModel:
@@ -95,6 +98,14 @@ class Sources:
         count = min(count, len(self.calibration_examples))
         chosen = np.random.default_rng(self.recipe.seed).permutation(len(self.calibration_examples))[:count]
         return tuple(batches(self.processor, self.calibration_examples.take(np.sort(chosen)), CALIBRATION_BATCH))
+
+    def training(self) -> tuple[Training, tuple[Batch, ...]]:
+        """What the fine-tune trains on, and held-out batches of it: `finetune.data`, or the calibration rows."""
+        section = self.recipe.finetune
+        assert section is not None
+        examples = self.calibration_examples if self.finetune_examples is None else self.finetune_examples
+        labels = self.labels(examples) if section.labelled else None
+        return split(self.processor, examples, labels, section.batch, self.recipe.seed)
 
     def evaluation(self) -> Dataset | None:
         """Encoded evaluation data in batches of the largest shipped size.
@@ -184,6 +195,7 @@ class Sources:
             "architecture": sha256_json(self.loaded.architecture),
             "calibration": self.calibration_examples.digest(),
             "evaluation": self.evaluation_examples.digest() if self.evaluation_examples is not None else "",
+            "finetune": self.finetune_examples.digest() if self.finetune_examples is not None else "",
             "preprocessing": encoded,
         }
 
@@ -216,8 +228,10 @@ def load_sources(recipe: Recipe) -> Sources:
         evaluation = load_examples(data.evaluation, (*sides, *label), recipe.seed)
     is_pair = classify_pairs or task == "question-answering"
     processor = make_processor(loaded, recipe, is_pair, PROCESSORS.get(task, TextProcessor))
-    sources = Sources(recipe, loaded, processor, calibration, evaluation)
+    sources = Sources(recipe, loaded, processor, calibration, evaluation, _finetune_examples(recipe, needs))
     _try_one_batch(sources)
+    if recipe.finetune is not None:
+        sources.training()
     if evaluation is not None:
         # What does not fit shows now, not after hours of work.
         labelled = Examples({**evaluation.columns, "label": sources.labels(evaluation)})
@@ -232,6 +246,15 @@ def load_sources(recipe: Recipe) -> Sources:
         if task == "question-answering":
             processor.order(evaluation)  # a question may be too long for any context
     return sources
+
+
+def _finetune_examples(recipe: Recipe, needs: tuple[str, ...]) -> Examples | None:
+    section = recipe.finetune
+    if section is not None and section.source is not None:
+        python_function(section.source)  # what cannot be called shows now, not after hours of work
+    if section is None or section.data is None:
+        return None
+    return load_examples(section.data, (*needs, "label") if section.labelled else needs, recipe.seed)
 
 
 def _try_one_batch(sources: Sources) -> None:

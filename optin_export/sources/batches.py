@@ -15,6 +15,7 @@ from optin_export.recipe import ModelSection, Recipe
 from optin_export.sources.data import Examples
 from optin_export.sources.models import LoadedModel
 from optin_export.sources.tasks import ImageModel
+from optin_export.sources.tokenizer import load_tokenizer
 
 #: Task inputs by argument name, each a tensor whose first dimension is the batch.
 Inputs = dict[str, torch.Tensor]
@@ -63,9 +64,10 @@ class TextProcessor:
         vocabulary: int | None = None,
         seed: int = 0,
         full: bool = False,
+        mask: bool = True,
     ) -> None:
         self.tokenizer, self.sequence, self.vocabulary = tokenizer, sequence, vocabulary
-        self.seed, self.full = seed, full
+        self.seed, self.full, self.mask = seed, full, mask
         # Segment ids only say something about pairs; without pairs they would be one more input of zeros.
         self.segments = pairs and "token_type_ids" in tokenizer.model_input_names
 
@@ -84,7 +86,7 @@ class TextProcessor:
                 f"it gives token {highest}, the model has {self.vocabulary}",
                 "set model.tokenizer to the one the model was trained with",
             )
-        names = ["input_ids", "attention_mask"] + (["token_type_ids"] if self.segments else [])
+        names = ["input_ids"] + ["attention_mask"] * self.mask + ["token_type_ids"] * self.segments
         return {name: encoded[name].to(torch.int64) for name in names}
 
     def targets(self, examples: Examples, inputs: Inputs) -> Sequence[Any] | None:
@@ -185,32 +187,7 @@ def make_processor(
     or does not serve."""
     if isinstance(loaded.model, ImageModel):
         return ImageProcessor(_image_config(loaded, recipe.model))
-    import transformers
-
-    name = recipe.model.tokenizer or loaded.origin
-    if name is None:
-        raise InputError("the model has no tokenizer", "its source brings none", "set model.tokenizer to a folder")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=recipe.model.trust_remote_code)
-    except Exception as error:  # missing files, broken JSON and network errors come as many types
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"cannot load the tokenizer of {name}", reason, "set model.tokenizer to a folder") from error
-    task = recipe.model.task
-    if tokenizer.pad_token is None and task == "text-generation":
-        tokenizer.pad_token = tokenizer.eos_token  # hidden by the attention mask, so any token will do
-    tokenizer.padding_side = "right"  # positions count from the first token
-    if tokenizer.pad_token is None:
-        raise InputError(f"the tokenizer of {name} cannot pad", "it has no padding token", "give it one and save it")
-    if task == "fill-mask" and tokenizer.mask_token is None:
-        raise InputError(
-            f"the tokenizer of {name} cannot mask", "it has no mask token", "use the model's own tokenizer"
-        )
-    if task in ("token-classification", "question-answering") and not tokenizer.is_fast:
-        raise InputError(
-            f"the tokenizer of {name} does not tell where its tokens come from",
-            f"a {type(tokenizer).__name__} is not a fast one",
-            "save it as tokenizer.json",
-        )
+    tokenizer = load_tokenizer(recipe.model, loaded.origin)
     config = getattr(loaded.model.model, "config", None)
     positions = _positions(loaded.model.model)
     if positions is not None and recipe.export.sequence > positions:
@@ -224,9 +201,10 @@ def make_processor(
             "the tokenizer's own marks leave no room for text",
             f"make it at least {least}",
         )
+    mask = getattr(loaded.model, "reads_mask", True)
     # A fixed number of merged tokens needs a fixed length; padding is what leaves first.
     vocabulary, full = getattr(config, "vocab_size", None), recipe.tokens.merges
-    return kind(tokenizer, recipe.export.sequence, pairs, vocabulary, recipe.seed, full)
+    return kind(tokenizer, recipe.export.sequence, pairs, vocabulary, recipe.seed, full, mask)
 
 
 def _positions(model: torch.nn.Module) -> int | None:
@@ -266,10 +244,11 @@ def _image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:
 
 
 def _transformers_image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:
-    """Size and statistics of a transformers image processor (which stretches to the input size: crop mode squash)."""
+    """Size, crop and statistics of a transformers image processor; without one, stretched to the model's size."""
     import transformers
 
     config = getattr(loaded.model.model, "config", None)
+    config = getattr(config, "vision_config", config)
     size = getattr(config, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     result: dict[str, Any] = {
@@ -287,10 +266,22 @@ def _transformers_image_config(loaded: LoadedModel, section: ModelSection) -> di
         processor = transformers.AutoImageProcessor.from_pretrained(
             loaded.origin, trust_remote_code=section.trust_remote_code
         )
-        result["mean"], result["std"] = tuple(processor.image_mean), tuple(processor.image_std)
+        return result | {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std), **_crop(processor)}
     except Exception:  # random weights and bare folders bring none: the library's own defaults stand
         return result
-    return result
+
+
+def _crop(processor: Any) -> dict[str, Any]:
+    """How it comes from an image to the model's size, in timm's words."""
+    names = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's
+    found: dict[str, Any] = {"interpolation": names.get(int(processor.resample), "bilinear")}
+    size = dict(processor.size)
+    if getattr(processor, "do_center_crop", False):
+        resized = size.get("shortest_edge") or size["height"]
+        # A little more than that: timm divides by it again and rounds down.
+        found |= {"crop_pct": dict(processor.crop_size)["height"] / (resized + 1e-6)}
+        found |= {"crop_mode": "center" if size.get("shortest_edge") else "squash"}
+    return found
 
 
 def _input_channels(module: torch.nn.Module, default: int) -> int:

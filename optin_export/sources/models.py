@@ -17,8 +17,10 @@ from torch import nn
 from optin_export.errors import InputError
 from optin_export.recipe import ModelSection
 from optin_export.sources.adapt import checked, readable, refuse_quantised_config
+from optin_export.sources.contrastive import build_tower, is_contrastive, take_tower
 from optin_export.sources.equivalents import use_equivalents
 from optin_export.sources.tasks import TaskModel, wrap
+from optin_export.sources.tokenizer import load_tokenizer
 
 _AUTO_CLASS = {
     "feature-extraction": "AutoModel",
@@ -28,6 +30,8 @@ _AUTO_CLASS = {
     "fill-mask": "AutoModelForMaskedLM",
     "text-generation": "AutoModelForCausalLM",
     "image-classification": "AutoModelForImageClassification",
+    "image-feature-extraction": "AutoModel",
+    "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
 }
 
 
@@ -73,6 +77,16 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
     use_equivalents(module)
     architecture |= {"task": section.task, "pooling": section.pooling, "normalize": section.normalize}
     labels = getattr(getattr(module, "config", None), "label2id", None) or {}
+    if is_contrastive(module):
+        module, architecture["tower"], labels = take_tower(module, section, lambda: load_tokenizer(section, origin))
+    elif section.task == "zero-shot-image-classification" or (
+        section.task == "image-feature-extraction" and prefix == "hf"
+    ):
+        raise InputError(
+            f"a {type(module).__name__} cannot be used for {section.task}",
+            "only CLIP and SigLIP are known to give such an output",
+            "use one of these; for embeddings also timm models with model.args: {num_classes: 0}",
+        )
     return LoadedModel(
         wrap(module, section.task, section.pooling, section.normalize), architecture, origin, dict(labels)
     )
@@ -110,6 +124,8 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
     readable(module)
     _use_eager_attention(module)
     use_equivalents(module)
+    if "tower" in architecture:
+        module = build_tower(module, architecture["tower"])
     return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"])
 
 
@@ -185,16 +201,17 @@ def _load_python(section: ModelSection, reference: str) -> tuple[nn.Module, dict
     return module, {"library": "python", "source": source, "args": section.args}, None
 
 
-def call_python(source: str, args: Mapping[str, Any]) -> Any:
+def call_python(source: str, args: Mapping[str, Any], *first: Any) -> Any:
     """Result of the user's function `py:/path/file.py:name` or `py:package.module:name`; InputError where it fails."""
-    function = _python_function(source)
+    function = python_function(source)
     try:
-        return function(**args)
+        return function(*first, **args)
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise InputError(f"'{source}' failed", _first_line(error), "correct that function") from error
 
 
-def _python_function(source: str) -> Callable[..., Any]:
+def python_function(source: str) -> Callable[..., Any]:
+    """The function that `py:FILE.py:NAME` names; raises InputError where it cannot be loaded or is none."""
     where, _, name = source.removeprefix("py:").rpartition(":")
     try:
         if where.endswith(".py"):
@@ -204,11 +221,16 @@ def _python_function(source: str) -> Callable[..., Any]:
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(where)
-        return getattr(module, name)
+        function = getattr(module, name)
     except (Exception, SystemExit) as error:  # importing the user's file may raise anything
         raise InputError(
             f"cannot load '{source}'", _first_line(error), "check the file, its imports and the name"
         ) from error
+    if not callable(function):
+        raise InputError(
+            f"'{source}' is not a function", f"a {type(function).__name__} is not callable", "name a function"
+        )
+    return function
 
 
 def _load_checkpoint(module: nn.Module, path: Path) -> None:

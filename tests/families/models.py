@@ -109,7 +109,8 @@ def inputs_for(model: TaskModel, batch: int, seed: int) -> dict[str, torch.Tenso
     lengths[0] = 12
     mask = (torch.arange(12)[None] < lengths[:, None]).long()
     tokens = torch.randint(5, 64, (batch, 12), generator=generator)
-    return {"input_ids": torch.where(mask.bool(), tokens, 1), "attention_mask": mask}
+    inputs = {"input_ids": torch.where(mask.bool(), tokens, 1), "attention_mask": mask}
+    return inputs if model.reads_mask else {"input_ids": inputs["input_ids"]}
 
 
 def batches_for(model: TaskModel, count: int, size: int = 6, first_seed: int = 1) -> list[Batch]:
