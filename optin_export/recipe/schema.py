@@ -45,13 +45,14 @@ Positive = Annotated[float, _Number, Field(gt=0.0)]
 Count = Annotated[int, _Number, Field(ge=1)]
 Column = Annotated[int | str, BeforeValidator(_column)]
 Pattern = Annotated[str, AfterValidator(_pattern_with_group)]
-Task = Literal["text-classification", "feature-extraction", "image-classification"]
-Metric = Literal["accuracy", "spearman", "pearson"]
+Task = Literal["text-classification", "feature-extraction", "image-classification", "image-segmentation"]
+Metric = Literal["accuracy", "spearman", "pearson", "mean_iou"]
 _TEXT_TASKS = ("text-classification", "feature-extraction")
 _METRICS: dict[str, tuple[str, ...]] = {
     "text-classification": ("accuracy", "spearman", "pearson"),  # the correlations for models of one output
     "feature-extraction": ("spearman", "pearson"),
     "image-classification": ("accuracy",),
+    "image-segmentation": ("mean_iou",),
 }
 
 
@@ -86,12 +87,16 @@ class DataSource(_Section):
     header: bool | None = Field(None, description="first line holds names; default: yes if columns are named")
     split: str = Field("train", description="split of an hf-dataset")
     label_pattern: Pattern | None = Field(None, description="regular expression; group 1 of an image's file name")
+    label_folder: str | None = Field(None, description="of 'images:': folder of the label maps, named as the images")
     samples: Count | None = Field(None, description="how many rows to draw (seeded); default: all")
 
 
 class Evaluation(DataSource):
     split: str = Field("test", description="split of an hf-dataset")
     metric: Metric
+    ignore: Annotated[int, _Number, Field(ge=0)] = Field(
+        255, description="label maps: value of pixels that are not evaluated"
+    )
 
 
 class DataSection(_Section):

@@ -16,10 +16,12 @@ from optin_export.files import sha256_json
 from optin_export.recipe import Recipe
 from optin_export.sources.batches import Batch, Inputs, Processor, batches, make_processor
 from optin_export.sources.data import Examples, load_examples
+from optin_export.sources.maps import IGNORED, LabelMaps
 from optin_export.sources.models import LoadedModel, build, load_model
 from optin_export.sources.tasks import TaskModel, as_function, as_rows, counted_rows
 
 __all__ = [
+    "IGNORED",
     "Batch",
     "Dataset",
     "Examples",
@@ -115,11 +117,14 @@ class Sources:
         encoded = tuple(tuple(batches(self.processor, side, size)) for side in sides)
         return Dataset(encoded, self.labels(examples), section.metric)
 
-    def labels(self, examples: Examples) -> np.ndarray:
-        """Labels as numbers; class names are looked up in the model's own configuration.
+    def labels(self, examples: Examples) -> Sequence[Any] | np.ndarray:
+        """Labels as numbers, class names looked up in the model's own configuration; for segmentation, label maps.
 
-        Raises InputError for one that is neither.
+        Raises InputError for one that is none of these.
         """
+        if self.recipe.model.task == "image-segmentation":
+            evaluation = self.recipe.data.evaluation
+            return LabelMaps(examples.columns["label"], None if evaluation is None else evaluation.ignore)
         values = []
         for row, label in enumerate(examples.columns["label"]):
             try:
@@ -133,6 +138,12 @@ class Sources:
                     "use class indices, or check columns.label and header",
                 ) from None
         return np.asarray(values)
+
+    @cached_property
+    def classes(self) -> int:
+        """Features per row of the model's output."""
+        with torch.no_grad():
+            return as_rows(self.model, self.model(**self.fixed(1)), self.fixed(1)).shape[-1]
 
     def fixed(self, batch: int, distinct: bool = True) -> Inputs:
         """`batch` real rows at the shipped shape (text padded to `export.sequence`), the same row if not `distinct`."""
@@ -189,7 +200,9 @@ def load_sources(recipe: Recipe) -> Sources:
     _try_one_batch(sources)
     if evaluation is not None:
         # What does not fit shows now, not after hours of work.
-        sources.labels(evaluation)
+        labels = sources.labels(evaluation)
+        if isinstance(labels, LabelMaps):
+            labels.check(classes=sources.classes)
         if recipe.prune.budget.accuracy_drop is not None and len(evaluation) < 2:
             raise InputError(
                 "prune.budget.accuracy_drop needs at least two evaluation rows",

@@ -16,6 +16,7 @@ import numpy as np
 
 from optin_export.errors import InputError, missing_package
 from optin_export.recipe import DataSource
+from optin_export.sources.maps import find_maps
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 Column = Sequence[Any] | np.ndarray
@@ -23,7 +24,10 @@ Column = Sequence[Any] | np.ndarray
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows as columns: `text`, `text_pair` (str), `image` (array [N, H, W] / [N, H, W, C] / paths), `label`."""
+    """Rows as columns: `text`, `text_pair` (str), `image` (array [N, H, W] / [N, H, W, C] / paths), `label`.
+
+    A label is a number, a name, or a label map (array [H, W] or path).
+    """
 
     columns: dict[str, Column]
 
@@ -193,7 +197,8 @@ def _read_npz(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[st
 
 
 def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
-    """One sub-folder per class in alphabetical order, or flat files with the class index found by `label_pattern`."""
+    """One sub-folder per class in alphabetical order, flat files with the class index found by `label_pattern`, or
+    label maps in a folder of their own."""
     root = Path(path)
     files = sorted(file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
@@ -202,7 +207,9 @@ def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> dict
         )
     columns: dict[str, Column] = {"image": files}
     if "label" in needs:
-        if section.label_pattern is not None:
+        if section.label_folder is not None:
+            columns["label"] = find_maps(files, root, Path(section.label_folder))
+        elif section.label_pattern is not None:
             found = [re.search(section.label_pattern, file.name) for file in files]
             missed = next((file for file, match in zip(files, found, strict=True) if not match), None)
             if missed is not None:

@@ -16,6 +16,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -193,7 +194,7 @@ class _Pair:
             behind = bend
             if group.residual is not None:
                 pairs = ((self.source.model, there), (self.target.model, here))
-                arranged = [_arranged(group, model, tensor_of(seen[group.residual])) for model, seen in pairs]
+                arranged = [_arranged(group, model, seen[group.residual]) for model, seen in pairs]
                 streams = [output_rows(stream, layer, inputs, index) for stream in arranged]
                 # Layer scale or batch norm is undone; where its factor is zero nothing can be added.
                 difference = torch.where(scale == 0, 0.0, (streams[0][:, kept] - streams[1]) / scale)
@@ -333,8 +334,11 @@ def _kept_rows(plan: GroupPlan, count: int, per_unit: int, fused: int) -> torch.
     return torch.cat([slab * count * per_unit + one for slab in range(fused)])
 
 
-def _arranged(group: UnitGroup, model: TaskModel, stream: torch.Tensor) -> torch.Tensor:
-    return stream if group.arrange is None else group.arrange(model, stream)
+def _arranged(group: UnitGroup, model: TaskModel, seen: Any) -> torch.Tensor:
+    """The residual stream with its rows as the consumer's output has them."""
+    stream = seen if group.residual is not None and group.residual[1] == "call" else tensor_of(seen)
+    with torch.no_grad():
+        return stream if group.arrange is None else group.arrange(model, stream)
 
 
 def _can_refit(layer: nn.Module) -> bool:
