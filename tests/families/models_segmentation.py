@@ -59,15 +59,9 @@ def _mask2former(**config: Any) -> Callable[[], Architecture]:
         import transformers
 
         # Windows of 3 x 3 on 16 x 16 patches: they are padded. Stages of 16, 8, 4 and 2 positions a side.
+        small = {**SWIN, "patch_size": 2, "window_size": 3, "mlp_ratio": 4.0, "embed_dim": 8}
         backbone = transformers.SwinConfig(
-            **{
-                **SWIN,
-                "patch_size": 2,
-                "depths": [2, 1, 1, 1],
-                "num_heads": [2, 2, 4, 4],
-                "embed_dim": 8,
-                "window_size": 3,
-            },
+            **{**small, "depths": [2, 1, 1, 1], "num_heads": [2, 2, 4, 4]},
             out_features=["stage1", "stage2", "stage3", "stage4"],
         )
         settings = {
@@ -75,7 +69,7 @@ def _mask2former(**config: Any) -> Callable[[], Architecture]:
             "feature_size": 32,
             "mask_feature_size": 16,
             "hidden_dim": 32,
-            "encoder_feedforward_dim": 32,
+            "encoder_feedforward_dim": 128,
             "encoder_layers": 2,
             "decoder_layers": 3,
             "num_attention_heads": 4,
@@ -88,6 +82,8 @@ def _mask2former(**config: Any) -> Callable[[], Architecture]:
     return make
 
 
+#: Families with a ReLU behind some units: one may happen to be zero on every image.
+RECTIFIED = {"mask2former", "segformer"}
 MODELS: Models = {
     "swin": ("swin", IMAGES, from_timm("swin_tiny_patch4_window7_224", **SWIN_TIMM)),
     "swin-padded": ("swin", IMAGES, from_timm("swin_tiny_patch4_window7_224", **{**SWIN_TIMM, "window_size": 3})),
@@ -99,7 +95,6 @@ MODELS: Models = {
     "segformer": ("segformer", MAPS, _from_transformers("SegformerForSemanticSegmentation", **SEGFORMER)),
     "segformer-classifier": ("segformer", IMAGES, _from_transformers("SegformerForImageClassification", **SEGFORMER)),
     "mask2former": ("mask2former", MAPS, _mask2former()),
-    "mask2former-pre-norm": ("mask2former", MAPS, _mask2former(pre_norm=True)),
 }
 
 
@@ -114,7 +109,7 @@ def _units(*blocks: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
 _SWIN = _units((2, 8, 32), (2, 8, 32), (4, 8, 64))
 _SEGFORMER = _units((2, 4, 32), (4, 4, 32), (4, 4, 32), (4, 4, 32))
 _MASK2FORMER = {
-    **_units((2, 4, 16), (2, 4, 16), (2, 8, 32), (4, 8, 64), (4, 16, 128), (4, 8, 32), (4, 8, 32)),
+    **_units((2, 4, 32), (2, 4, 32), (2, 8, 64), (4, 8, 128), (4, 16, 256), (4, 8, 128), (4, 8, 128)),
     "block07.neurons0": (32, 1),
     "block07.neurons1": (32, 1),
 }
@@ -125,5 +120,4 @@ UNITS: Units = {
     "segformer": {**_SEGFORMER, "block04.channels": (16, 1)},
     "segformer-classifier": _SEGFORMER,
     "mask2former": _MASK2FORMER,
-    "mask2former-pre-norm": _MASK2FORMER,
 }
