@@ -20,7 +20,8 @@ from optin_export.export.sampling import sample
 from optin_export.families import find_structure, get_module
 from optin_export.measure import latency
 from optin_export.measure.metrics import METRICS
-from optin_export.recipe import Evaluation, validate
+from optin_export.recipe import validate
+from optin_export.recipe.schema import Evaluation
 from optin_export.sources import IGNORED, LabelMaps, load_sources
 from optin_export.sources.data import load_examples
 from optin_export.sources.tasks import SegmentationModel
