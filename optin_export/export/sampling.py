@@ -28,20 +28,27 @@ def sample(
     if image.dim() != 4 or mode != "bilinear" or padding_mode != "zeros":
         raise NotImplementedError(f"grid_sample of {image.dim() - 2} dimensions, {mode}, {padding_mode}")
     count, channels, height, width = image.shape
-    x, y = (_pixels(grid[..., axis], size, bool(align_corners)) for axis, size in ((0, width), (1, height)))
-    left, top = x.floor(), y.floor()
+    columns = _neighbours(_pixels(grid[..., 0], width, bool(align_corners)), width)
+    lines = _neighbours(_pixels(grid[..., 1], height, bool(align_corners)), height)
     rows = image.flatten(2).mT.reshape(-1, channels)  # [n * H * W, channels]
     start = (torch.arange(count, device=image.device) * (height * width)).view(-1, 1, 1)
-    total = None
-    for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
-        share = (1 - (x - column).abs()) * (1 - (y - row).abs())
-        inside = (column >= 0) & (column <= width - 1) & (row >= 0) & (row <= height - 1)
-        place = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
-        picked = F.embedding((start + place).flatten(), rows).view(*grid.shape[:3], channels)
-        part = picked * (share * inside.to(share.dtype)).unsqueeze(-1)
-        total = part if total is None else total + part
-    assert total is not None
-    return total.permute(0, 3, 1, 2)
+    parts = []
+    for line, share in lines:
+        for column, part in columns:
+            picked = F.embedding((start + line * width + column).flatten(), rows).view(*grid.shape[:3], channels)
+            parts.append(picked * (share * part).unsqueeze(-1))
+    return (parts[0] + parts[1] + parts[2] + parts[3]).permute(0, 3, 1, 2)
+
+
+def _neighbours(place: torch.Tensor, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The two pixels beside each place along one axis, with their shares: nothing for one outside the image."""
+    low = place.floor()
+    found = []
+    for pixel, share in ((low, low + 1 - place), (low + 1, place - low)):
+        inside = (pixel >= 0) & (pixel <= size - 1)
+        # Not clamp: the exporter's optimiser fuses chains of it into nodes out of order.
+        found.append((torch.where(inside, pixel, 0.0).long(), torch.where(inside, share, 0.0)))
+    return found
 
 
 def _pixels(values: torch.Tensor, size: int, align_corners: bool) -> torch.Tensor:
