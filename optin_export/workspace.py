@@ -313,7 +313,7 @@ class Workspace:
             "engines": {path.relative_to(self.folder).as_posix(): sha256_file(path) for path in built},
             "digest": self.digest,
             "export": export.model_dump(mode="json"),
-            "metric": evaluation.metric if evaluation else None,
+            "metric": (evaluation.metric, evaluation.ignore) if evaluation else None,
             "seed": self.recipe.seed,
             "cpu": self.environment["cpu"],
         }

@@ -51,7 +51,8 @@ class UnitGroup:
     block: the block in which the consumer lies. count: number of units. width: consumer input features per unit (head
         dim for heads, 1 for neurons and channels).
     residual: the module, and the index of its positional argument (or "output"), where the residual stream beside the
-        sub-layer is seen; None if nothing is added to the consumer's output.
+        sub-layer is seen; None if nothing is added to the consumer's output. "call": all that the module is called
+        with, as (positional, named) arguments, for `arrange` to make the stream from.
     scale: what stands between the consumer and that sum: layer scale (the path of its parameter) or a batch norm (of
         the module), if any.
     sizes: attributes that hold a size, with their value per unit, e.g. ("blocks.0.attn.num_heads", 1).
@@ -63,6 +64,9 @@ class UnitGroup:
     tables: what else has entries per unit.
     arrange: (task module, tensor of the residual stream) -> the tensor with its rows as the consumer's output has
         them, where that differs: windows, channels last. It only moves entries (and may add zeros).
+    expands: the sub-layer's caller reshapes its output: the constant in its place takes the shape of what comes in.
+    pairwise: heads that multiply every query with every key; not those that sample (deformable attention).
+    batch_dim: the dimension of the consumer's input that counts samples.
     coupled: the units are channels of a residual stream: every layer that writes to it is a producer, and every layer
         that reads it the consumer or a reader. They go from all of them at once.
     """
@@ -73,7 +77,7 @@ class UnitGroup:
     width: int
     producers: tuple[Producer, ...]
     consumer: str
-    residual: tuple[str, int | Literal["output"]] | None
+    residual: tuple[str, int | Literal["output", "call"]] | None
     sublayer: str | None
     scale: str | None = None
     sizes: tuple[tuple[str, int], ...] = ()
@@ -83,6 +87,9 @@ class UnitGroup:
     readers: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     arrange: Callable[[nn.Module, Any], Any] | None = None
+    expands: bool = False
+    pairwise: bool = True
+    batch_dim: int = 0
     coupled: bool = False
 
     @property
@@ -125,7 +132,8 @@ class Structure:
 
     Each block's input depends on the model's inputs and on the output of the block before it; what is read again
     further on (the stages of a feature pyramid) is named in `read_later`.
-    channels_first: whether a block's output is [batch, features, height, width] rather than [..., features].
+    channels_first: whether a block's output of four dimensions is [batch, features, height, width] rather than [...,
+    features].
     """
 
     family: str

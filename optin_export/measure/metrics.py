@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from scipy import stats
 from scipy.special import logsumexp
+from torch.nn import functional as F
 
 from optin_export.errors import InputError
 from optin_export.sources import IGNORED
@@ -153,6 +155,38 @@ def _correlation(name: str, correlate: Callable[[np.ndarray, np.ndarray], Any]) 
     return value
 
 
+def _overlap(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np.ndarray:
+    """[rows, classes, 3]: pixels that are of a class in label and prediction, in the label, in the prediction.
+
+    What the mean IoU needs of a confusion matrix. outputs: [rows, classes, h, w], labels: [H, W] each. As the libraries
+    do it, logits are scaled bilinearly to the size of the label map, then the largest is taken.
+    """
+    classes, rows = outputs.shape[1], []
+    for output, label in zip(outputs, labels, strict=True):
+        counted = label != IGNORED
+        wanted = label[counted]
+        if wanted.size and wanted.max() >= classes:
+            raise InputError(
+                f"a label map holds class {wanted.max()}",
+                f"the model knows {classes} classes, 0 to {classes - 1}",
+                "set data.evaluation.ignore to the value of pixels that are not evaluated",
+            )
+        scaled = F.interpolate(torch.from_numpy(output)[None], label.shape, mode="bilinear", align_corners=False)
+        predicted = scaled[0].argmax(0).numpy()[counted]
+        sets = (wanted[wanted == predicted], wanted, predicted)
+        rows.append(np.stack([np.bincount(one, minlength=classes) for one in sets], 1))
+    return np.stack(rows)
+
+
+def _mean_iou(statistics: np.ndarray) -> float:
+    """Mean over the classes that occur, in labels or predictions, of intersection over union."""
+    hit, wanted, predicted = statistics.sum(0).T
+    union = wanted + predicted - hit
+    if not union.any():
+        raise InputError("the metric mean_iou is not defined here", "no pixel has a label", "check data.evaluation")
+    return 100.0 * float((hit[union > 0] / union[union > 0]).mean())
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_correct, _ratio),
     "f1": Metric(_confusion, _macro_f1),
@@ -161,4 +195,5 @@ METRICS: dict[str, Metric] = {
     "perplexity": Metric(_surprise, _perplexity, lower_is_better=True),
     "spearman": Metric(_pairs, _correlation("spearman", stats.spearmanr)),
     "pearson": Metric(_pairs, _correlation("pearson", stats.pearsonr)),
+    "mean_iou": Metric(_overlap, _mean_iou),
 }

@@ -78,8 +78,9 @@ Task = Literal[
     "image-classification",
     "image-feature-extraction",
     "zero-shot-image-classification",
+    "image-segmentation",
 ]
-Metric = Literal["accuracy", "f1", "spearman", "pearson", "squad_f1", "exact_match", "perplexity"]
+Metric = Literal["accuracy", "f1", "spearman", "pearson", "squad_f1", "exact_match", "perplexity", "mean_iou"]
 _TEXT_TASKS = (
     "text-classification",
     "feature-extraction",
@@ -100,6 +101,7 @@ _METRICS: dict[str, tuple[str, ...]] = {
     "image-classification": ("accuracy",),
     "image-feature-extraction": (),
     "zero-shot-image-classification": ("accuracy",),
+    "image-segmentation": ("mean_iou",),
 }
 
 
@@ -138,12 +140,16 @@ class DataSource(_Section):
     header: bool | None = Field(None, description="first line holds names; default: yes if columns are named")
     split: str = Field("train", description="split of an hf-dataset")
     label_pattern: Pattern | None = Field(None, description="regular expression; group 1 of an image's file name")
+    label_folder: str | None = Field(None, description="of 'images:': folder of the label maps, named as the images")
     samples: Count | None = Field(None, description="how many rows to draw (seeded); default: all")
 
 
 class Evaluation(DataSource):
     split: str = Field("test", description="split of an hf-dataset")
     metric: Metric
+    ignore: Annotated[int, _Number, Field(ge=0)] = Field(
+        255, description="label maps: value of pixels that are not evaluated"
+    )
 
 
 class DataSection(_Section):

@@ -16,6 +16,7 @@ from optin_export.files import sha256_json
 from optin_export.recipe import Recipe
 from optin_export.sources.batches import Batch, Inputs, Processor, TextProcessor, batches, make_processor
 from optin_export.sources.data import Examples, load_examples
+from optin_export.sources.maps import LabelMaps
 from optin_export.sources.models import LoadedModel, build, load_model, python_function
 from optin_export.sources.tasks import IGNORED, TaskModel, as_function, as_rows, counted_rows
 from optin_export.sources.text import PROCESSORS, answers, word_labels
@@ -143,8 +144,8 @@ class Sources:
     def labels(self, examples: Examples) -> Sequence[Any] | np.ndarray:
         """Labels as numbers, one per row (or per word); class names are looked up in the model's own configuration.
 
-        For question answering the answers; zeros where targets are made from the data. Raises InputError for a label
-        that fits neither.
+        For segmentation label maps; for question answering the answers; zeros where targets are made from the data.
+        Raises InputError for a label that fits none of these.
         """
         task = self.recipe.model.task
         if task in _SELF_SUPERVISED:
@@ -154,6 +155,9 @@ class Sources:
         if task == "token-classification":
             config = getattr(self.model.model, "config", None)
             return word_labels(examples, self.loaded.labels, getattr(config, "num_labels", None))
+        if task == "image-segmentation":
+            evaluation = self.recipe.data.evaluation
+            return LabelMaps(examples.columns["label"], None if evaluation is None else evaluation.ignore)
         values = []
         for row, label in enumerate(examples.columns["label"]):
             try:
@@ -167,6 +171,12 @@ class Sources:
                     "use class indices, or check columns.label and header",
                 ) from None
         return np.asarray(values)
+
+    @cached_property
+    def classes(self) -> int:
+        """Features per row of the model's output."""
+        with torch.no_grad():
+            return as_rows(self.model, self.model(**self.fixed(1)), self.fixed(1)).shape[-1]
 
     def fixed(self, batch: int, distinct: bool = True) -> Inputs:
         """`batch` real rows at the shipped shape (text padded to `export.sequence`), the same row if not `distinct`."""
@@ -234,7 +244,11 @@ def load_sources(recipe: Recipe) -> Sources:
         sources.training()
     if evaluation is not None:
         # What does not fit shows now, not after hours of work.
-        labelled = Examples({**evaluation.columns, "label": sources.labels(evaluation)})
+        labels = sources.labels(evaluation)
+        if isinstance(labels, LabelMaps):
+            labels.check(classes=sources.classes)
+            labels = list(evaluation.columns["label"])
+        labelled = Examples({**evaluation.columns, "label": labels})
         if recipe.prune.budget.accuracy_drop is not None and len(evaluation) < 2:
             raise InputError(
                 "prune.budget.accuracy_drop needs at least two evaluation rows",

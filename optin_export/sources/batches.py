@@ -14,7 +14,7 @@ from optin_export.errors import InputError
 from optin_export.recipe import ModelSection, Recipe
 from optin_export.sources.data import Examples
 from optin_export.sources.models import LoadedModel
-from optin_export.sources.tasks import ImageModel
+from optin_export.sources.tasks import ImageModel, SegmentationModel
 from optin_export.sources.tokenizer import load_tokenizer
 
 #: Task inputs by argument name, each a tensor whose first dimension is the batch.
@@ -226,6 +226,8 @@ def _image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:
         config = resolve_model_data_config(module)
     else:
         config = _transformers_image_config(loaded, section)
+    if isinstance(loaded.model, SegmentationModel):  # the label maps are of the whole image
+        config |= {"crop_pct": 1.0, "crop_mode": "squash"}
     wanted = section.preprocess
     channels = _input_channels(module, config["input_size"][0])
     config["input_size"] = (channels, *(wanted.size or config["input_size"][1:]))
@@ -266,7 +268,11 @@ def _transformers_image_config(loaded: LoadedModel, section: ModelSection) -> di
         processor = transformers.AutoImageProcessor.from_pretrained(
             loaded.origin, trust_remote_code=section.trust_remote_code
         )
-        return result | {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std), **_crop(processor)}
+        result |= {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std), **_crop(processor)}
+        if not hasattr(config, "image_size"):  # a model of any size: the one it was trained for
+            sizes = (processor.size["height"], processor.size["width"])
+            result["input_size"] = (result["input_size"][0], *sizes)
+        return result
     except Exception:  # random weights and bare folders bring none: the library's own defaults stand
         return result
 

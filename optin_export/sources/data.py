@@ -16,6 +16,7 @@ import numpy as np
 
 from optin_export.errors import InputError, missing_package
 from optin_export.recipe import DataSource
+from optin_export.sources.maps import find_maps
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 Column = Sequence[Any] | np.ndarray
@@ -24,7 +25,8 @@ Column = Sequence[Any] | np.ndarray
 @dataclass(frozen=True)
 class Examples:
     """Rows as columns: `text`, `text_pair`, `question`, `context` (str), `tokens` (lists of words), `image` (array
-    [N, H, W] / [N, H, W, C] / paths), `label`."""
+    [N, H, W] / [N, H, W, C] / paths), `label` (a number, a name, a list of them, or a label map: array [H, W] or
+    path)."""
 
     columns: dict[str, Column]
 
@@ -209,7 +211,8 @@ def _read_npz(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[st
 
 
 def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
-    """One sub-folder per class in alphabetical order, or flat files with the class index found by `label_pattern`."""
+    """One sub-folder per class in alphabetical order, flat files with the class index found by `label_pattern`, or
+    label maps in a folder of their own."""
     root = Path(path)
     files = sorted(file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
@@ -218,7 +221,9 @@ def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> dict
         )
     columns: dict[str, Column] = {"image": files}
     if "label" in needs:
-        if section.label_pattern is not None:
+        if section.label_folder is not None:
+            columns["label"] = find_maps(files, root, Path(section.label_folder))
+        elif section.label_pattern is not None:
             found = [re.search(section.label_pattern, file.name) for file in files]
             missed = next((file for file, match in zip(files, found, strict=True) if not match), None)
             if missed is not None:

@@ -32,6 +32,7 @@ _AUTO_CLASS = {
     "image-classification": "AutoModelForImageClassification",
     "image-feature-extraction": "AutoModel",
     "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
+    "image-segmentation": "AutoModelForSemanticSegmentation",
 }
 
 
@@ -132,13 +133,15 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
 def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], str]:
     import transformers
 
-    auto = getattr(transformers, _AUTO_CLASS[section.task])
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
     try:
         config = transformers.AutoConfig.from_pretrained(name, **options, **section.args)
         refuse_quantised_config(config, section.source)
         config._attn_implementation = "eager"
         options["dtype"] = torch.float32  # whatever the checkpoint is stored in
+        auto = getattr(transformers, _AUTO_CLASS[section.task])
+        if section.task == "image-segmentation" and type(config) not in auto._model_mapping:
+            auto = transformers.AutoModelForUniversalSegmentation
         if section.weights == "pretrained":
             module, info = auto.from_pretrained(name, config=config, output_loading_info=True, **options)
         else:
@@ -151,8 +154,8 @@ def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dic
             _first_line(error),
             "check the name or folder; a hub model needs network access once, a folder needs config.json and weights",
         ) from error
-    # The pooler is not part of a sentence embedding, and is dropped with it.
-    missing = sorted(key for key in info.get("missing_keys", ()) if not key.startswith("pooler."))
+    # The pooler is not part of a sentence embedding, nor the loss of a segmentation; they are dropped with it.
+    missing = sorted(key for key in info.get("missing_keys", ()) if not key.startswith(("pooler.", "criterion.")))
     if missing:
         raise InputError(
             f"'hf:{name}' has no weights for {section.task}",

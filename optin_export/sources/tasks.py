@@ -19,6 +19,8 @@ OutputLayout = Literal["vector", "tokens", "spans", "map"]
 IGNORED = -100
 #: Logit of what padding stands for.
 NEVER = -1e4
+#: A class's share of a pixel below which it makes no difference.
+LEAST_SHARE = 1e-6
 
 
 #: Tasks whose output is not one vector per row.
@@ -102,6 +104,33 @@ class ImageModel(nn.Module):
         return nn.functional.normalize(result, dim=-1) if self.normalize else result
 
 
+class SegmentationModel(ImageModel):
+    """A semantic segmentation model: forward(pixel_values) -> logits [batch, classes, h, w], a softmax per pixel.
+
+    h, w: the resolution of the model's own output (a quarter of the input for SegFormer and Mask2Former). Whoever
+    wants labels per pixel scales them up bilinearly, then takes the largest, as the metric does. Mask2Former's queries
+    are combined as its own post-processing does: sum over queries of class probability times mask probability; the
+    logarithm of that share is put out.
+    """
+
+    output_layout: OutputLayout = "map"
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        if getattr(model, "criterion", None) is not None:
+            model.register_module("criterion", None)  # the training loss, with buffers of its own
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        output = self.model(pixel_values)
+        if isinstance(output, torch.Tensor):
+            return output
+        masks = output.get("masks_queries_logits")
+        if masks is None:
+            return output["out" if "out" in output else "logits"]
+        classes = output.class_queries_logits.softmax(-1)[..., :-1]  # the last one is "no object"
+        return (classes.mT @ masks.sigmoid().flatten(2)).clamp(min=LEAST_SHARE).log().unflatten(2, masks.shape[-2:])
+
+
 TaskModel = TextModel | ImageModel
 
 
@@ -109,6 +138,8 @@ def wrap(model: nn.Module, task: str, pooling: str | None, normalize: bool) -> T
     """The task's module around `model`, ready for inference: float32, eval mode, no gradients of the weights."""
     if task in ("image-classification", "zero-shot-image-classification", "image-feature-extraction"):
         wrapped: TaskModel = ImageModel(model, task == "image-feature-extraction", normalize)
+    elif task == "image-segmentation":
+        wrapped = SegmentationModel(model)
     else:
         wrapped = TextModel(model, task, (pooling or "mean") if task == "feature-extraction" else None, normalize)
     return wrapped.float().eval().requires_grad_(False)

@@ -195,9 +195,10 @@ class _Pair:
             missing = output[:, kept]
             behind = bend
             if group.residual is not None:
-                beside_it = self._like_target(index, there[group.residual])
-                pairs = ((self.source.model, beside_it), (self.target.model, tensor_of(here[group.residual])))
-                arranged = [_arranged(group, model, stream) for model, stream in pairs]
+                whole = group.residual[1] == "call"
+                beside_it = there[group.residual] if whole else self._like_target(index, there[group.residual])
+                pairs = ((self.source.model, beside_it), (self.target.model, here[group.residual]))
+                arranged = [_arranged(group, model, seen) for model, seen in pairs]
                 streams = [output_rows(stream, layer, inputs, index) for stream in arranged]
                 # Layer scale or batch norm is undone; where its factor is zero nothing can be added.
                 difference = torch.where(scale == 0, 0.0, (streams[0][:, kept] - streams[1]) / scale)
@@ -355,8 +356,11 @@ def _kept_rows(plan: GroupPlan, count: int, per_unit: int, fused: int) -> torch.
     return torch.cat([slab * count * per_unit + one for slab in range(fused)])
 
 
-def _arranged(group: UnitGroup, model: TaskModel, stream: torch.Tensor) -> torch.Tensor:
-    return stream if group.arrange is None else group.arrange(model, stream)
+def _arranged(group: UnitGroup, model: TaskModel, seen: Any) -> torch.Tensor:
+    """The residual stream with its rows as the consumer's output has them."""
+    stream = seen if group.residual is not None and group.residual[1] == "call" else tensor_of(seen)
+    with torch.no_grad():
+        return stream if group.arrange is None else group.arrange(model, stream)
 
 
 def _can_refit(layer: nn.Module) -> bool:
