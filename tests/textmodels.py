@@ -24,7 +24,16 @@ def word_pieces(folder: Path) -> int:
     """BERT's kind of tokenizer; returns the size of its vocabulary."""
     import transformers
 
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(WORDS.split()) - {"guitar"}), "gui", "##tar"]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *sorted(set(WORDS.split()) - {"guitar"}),
+        "gui",
+        "##tar",
+    ]
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
     return len(vocabulary)
@@ -93,13 +102,13 @@ TASKS: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
 }
 
 
-def recipe_for(task: str, model: Path, rows: Path, **sections: Any) -> dict[str, Any]:
+def recipe_for(task: str, folder: Path, rows: Path, **sections: Any) -> dict[str, Any]:
     _, _, data, metrics = TASKS[task]
     source = f"py:{rows}:{data}"
     return {
         "recipe": 1,
         "name": f"tiny-{task}",
-        "model": {"source": str(model), "task": task},
+        "model": {"source": str(folder), "task": task},
         "data": {
             "calibration": {"source": source, "samples": 32},
             "evaluation": {"source": source, "metric": metrics[0]},

@@ -180,12 +180,16 @@ def make_processor(
     name = recipe.model.tokenizer or loaded.origin
     if name is None:
         raise InputError("the model has no tokenizer", "its source brings none", "set model.tokenizer to a folder")
+    task = recipe.model.task
+    # Words that come one by one stand behind a blank, which is part of a token for GPT-2's and RoBERTa's tokenizers.
+    options = {"add_prefix_space": True} if task == "token-classification" else {}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=recipe.model.trust_remote_code)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            name, trust_remote_code=recipe.model.trust_remote_code, **options
+        )
     except Exception as error:  # missing files, broken JSON and network errors come as many types
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load the tokenizer of {name}", reason, "set model.tokenizer to a folder") from error
-    task = recipe.model.task
     if tokenizer.pad_token is None and task == "text-generation":
         tokenizer.pad_token = tokenizer.eos_token  # hidden by the attention mask, so any token will do
     tokenizer.padding_side = "right"  # positions count from the first token
@@ -223,7 +227,7 @@ def _positions(model: torch.nn.Module) -> int | None:
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             # RoBERTa and its like count from behind the padding token's number.
-            return len(module.weight) - module.padding_idx - 1  # type: ignore[arg-type,operator]
+            return len(module.weight) - module.padding_idx - 1
     return positions
 
 
