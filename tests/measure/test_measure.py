@@ -308,7 +308,7 @@ def test_answers_are_read_from_the_context_only() -> None:
     assert points("guitar") == [0.0, 0.0]
     far = np.zeros((1, 2, 40))
     far[0, 0, 0], far[0, 1, 35] = 5, 5
-    letters = Answer(("a",), "a" * 40, np.stack([np.arange(40), np.arange(40) + 1], 1))
+    letters = Answer(("b",), "b" * 40, np.stack([np.arange(40), np.arange(40) + 1], 1))
     assert metrics["exact_match"].statistic(far, [letters], {})[0, 0] == 1.0  # 36 tokens are too many
-    nothing = Answer(("a",), "a", np.full((4, 2), -1))
+    nothing = Answer(("b",), "b", np.full((4, 2), -1))
     assert metrics["squad_f1"].statistic(np.ones((1, 2, 4)), [nothing], {}).tolist() == [[0.0, 1.0]]
