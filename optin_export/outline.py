@@ -29,7 +29,12 @@ def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
         ("sources", f"load {model.source} ({model.task}), {rows} calibration rows of {data.calibration.source}"),
         ("scoring", f"score {' and '.join(prune.units)} by {prune.score}" + _effort(recipe)),
         ("search", _search(recipe)),
-        ("surgery", "rebuild densely" + (", then repair by least squares" if prune.compensate else ", no repair")),
+        (
+            "surgery",
+            "rebuild densely"
+            + _merging(recipe)
+            + (", then repair by least squares" if prune.compensate else ", no repair"),
+        ),
         ("export", f"onnx/base.onnx and onnx/pruned.onnx in {export.precision}, batch up to {max(export.batch)}"),
         ("engines", f"build both for {targets}"),
         (
@@ -47,6 +52,15 @@ def _search(recipe: Recipe) -> str:
     if budget.accuracy_drop is not None:
         return f"{value} in the smallest model that loses at most {budget.accuracy_drop:g} points"
     return f"{value} within {budget.fraction:.0%} of the {budget.kind}"
+
+
+def _merging(recipe: Recipe) -> str:
+    tokens = recipe.tokens
+    if not tokens.merges:
+        return ""
+    if tokens.schedule is not None:
+        return f", merge {'+'.join(map(str, tokens.schedule))} tokens"
+    return ", merge tokens" + ("" if tokens.keep == "auto" else f" to {tokens.keep:.0%} on average")
 
 
 def _effort(recipe: Recipe) -> str:

@@ -168,8 +168,12 @@ class Bench:
         return scores, time.perf_counter() - start
 
     def curves(self, scores: scoring.Scores) -> dict[str, np.ndarray]:
-        """The loss curves of `allocation: joint`."""
-        curves = surgery.loss_curves(
+        """The loss curves of `allocation: joint`, one loss per point."""
+        return surgery.combined(self.measured_curves(scores), self.model.output_kind)
+
+    def measured_curves(self, scores: scoring.Scores) -> dict[str, np.ndarray]:
+        """The same with both terms apart."""
+        return surgery.loss_curves(
             self.model,
             self.structure,
             scores.values,
@@ -180,7 +184,6 @@ class Bench:
             weights=self.weights,
             seed=self.sources.recipe.seed,
         )
-        return surgery.combined(curves, self.model.output_kind)
 
     @cached_property
     def weights(self) -> surgery.Weights:

@@ -16,6 +16,14 @@ def get_module(model: nn.Module, path: str) -> nn.Module:
     return model.get_submodule(path)
 
 
+def get_scale(model: nn.Module, path: str) -> nn.Module | torch.Tensor:
+    """A `UnitGroup.scale`: the batch norm, or the parameter of a layer scale."""
+    parent, _, name = path.rpartition(".")
+    found = getattr(model.get_submodule(parent), name)
+    assert isinstance(found, nn.Module | torch.Tensor), f"{path} is declared as a scale but is a {type(found).__name__}"
+    return found
+
+
 def get_layer(model: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
     """A producer or consumer: its weight is [out features, in features, ...]."""
     module = model.get_submodule(path)

@@ -11,6 +11,7 @@ from optin_export.recipe.schema import (
     PruneSection,
     Recipe,
     Target,
+    TokensSection,
 )
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "PruneSection",
     "Recipe",
     "Target",
+    "TokensSection",
     "load_recipe",
     "validate",
 ]

@@ -167,13 +167,27 @@ class PruneSection(_Section):
 
 
 class TokensSection(_Section):
-    keep: Fraction = Field(1.0, description="share of tokens kept")
+    """Tokens that are merged inside the model. Give `keep` or `schedule`, not both."""
+
+    keep: Fraction | Literal["auto"] = Field(
+        1.0,
+        description="average over blocks of the share of tokens left behind the attention; 1: none is merged; "
+        "auto: the search decides how much of the budget merging saves (needs prune.budget.macs)",
+    )
+    schedule: tuple[Annotated[int, _Number, Field(ge=0)], ...] | None = Field(
+        None, min_length=1, description="tokens merged in each block; none in blocks beyond its end"
+    )
 
     @model_validator(mode="after")
-    def _not_yet(self) -> TokensSection:
-        if self.keep != 1.0:
-            raise ValueError("token merging is not part of this version; keep must be 1.0")
+    def _one_of_both(self) -> TokensSection:
+        if self.schedule is not None and "keep" in self.model_fields_set and self.keep != 1.0:
+            raise ValueError("name keep or schedule, not both")
         return self
+
+    @property
+    def merges(self) -> bool:
+        """Whether any token is merged, or may be."""
+        return self.keep != 1.0 or any(self.schedule or ())
 
 
 class ExportSection(_Section):
@@ -182,14 +196,51 @@ class ExportSection(_Section):
     sequence: Count = Field(128, description="text: longest sequence in tokens; latency is measured at it")
 
 
+class TensorRTOptions(_Section):
+    """How a TensorRT engine is built, in trtexec's words."""
+
+    dynamic: bool = Field(False, description="one profile over all batch sizes and shorter sequences, not one for each")
+    workspace: Count | None = Field(None, description="MiB of scratch memory; default: all there is")
+    builder_optimization_level: Annotated[int, _Number, Field(ge=0, le=5)] = 3
+    version_compatible: bool = Field(False, description="the engine runs with later versions of the library, too")
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    refit: bool = Field(False, description="weights can be replaced later")
+    strip_plan: bool = Field(False, description="the file holds no weights; they are refitted on the target")
+    weight_streaming: bool = False
+    profiling_verbosity: Literal["layer_names_only", "detailed", "none"] = "detailed"
+    compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = Field(
+        (), description="tensorrt-rtx only: what to build for, e.g. ['8.9']; default: the GPU of this machine"
+    )
+
+
 class Target(_Section):
-    engine: Literal["onnxruntime"] = "onnxruntime"
-    device: Literal["cpu"] = "cpu"
-    threads: Count = 1
+    engine: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
+    device: Literal["cpu", "cuda"] = Field("cpu", description="default: cpu; cuda for TensorRT")
+    threads: Count = Field(1, description="on the CPU")
+    tensorrt: TensorRTOptions = TensorRTOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _device_of_engine(cls, values: Any) -> Any:
+        if isinstance(values, dict) and str(values.get("engine", "")).startswith("tensorrt"):
+            return {"device": "cuda", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _known_pair(self) -> Target:
+        if self.engine == "onnxruntime" and self.device != "cpu":
+            raise ValueError("targets: onnxruntime runs on device: cpu in this version")
+        if self.engine != "onnxruntime" and self.device != "cuda":
+            raise ValueError(f"targets: {self.engine} runs on device: cuda only")
+        if self.tensorrt != TensorRTOptions() and self.engine == "onnxruntime":
+            raise ValueError("targets: the section tensorrt is for the engines tensorrt and tensorrt-rtx")
+        if self.tensorrt.compute_capabilities and self.engine != "tensorrt-rtx":
+            raise ValueError("targets: compute_capabilities is for the engine tensorrt-rtx")
+        return self
 
     @property
     def name(self) -> str:
-        return f"{self.engine}-{self.device}-{self.threads}t"
+        return f"{self.engine}-{self.device}" + (f"-{self.threads}t" if self.device == "cpu" else "")
 
 
 class Gates(_Section):
@@ -224,6 +275,8 @@ class Recipe(_Section):
             raise ValueError("gates.accuracy_drop needs data.evaluation to measure it on")
         if self.prune.budget.accuracy_drop is not None and self.data.evaluation is None:
             raise ValueError("prune.budget.accuracy_drop needs data.evaluation to measure it on")
+        if self.tokens.keep == "auto" and self.prune.budget.macs is None:
+            raise ValueError("tokens.keep: auto shares out a budget of MACs: set prune.budget.macs")
         if self.model.pooling is not None and self.model.task != "feature-extraction":
             raise ValueError("model.pooling is only for the task feature-extraction")
         evaluation, known = self.data.evaluation, _METRICS[self.model.task]

@@ -106,6 +106,7 @@ class EngineResult(_Part):
     model: Literal["base", "pruned"]
     build_seconds: float
     facts: dict[str, Any]
+    unmeasured: str | None = Field(None, description="why the engine was built but could not run on this machine")
 
 
 class GroupResult(_Part):
@@ -147,6 +148,7 @@ class Pruning(_Part):
     compensated: bool
     masked_difference: float
     optimality_gap: float | None
+    merged: tuple[int, ...] = Field((), description="tokens merged in each block, if any are")
     groups: tuple[GroupResult, ...]
     head: HeadRepair | None = None
 

@@ -163,6 +163,11 @@ class Sources:
         rows = np.arange(batch) % len(examples) if distinct else np.zeros(batch, dtype=int)
         return self.processor.encode(examples.take(rows), pad_to=self.recipe.export.sequence)
 
+    def shapes(self) -> list[dict[str, tuple[int, ...]]]:
+        """Shapes of the inputs by name, for every shipped batch size."""
+        one = {name: tuple(tensor.shape[1:]) for name, tensor in self.fixed(1).items()}
+        return [{name: (batch, *shape) for name, shape in one.items()} for batch in self.recipe.export.batch]
+
     def digest(self) -> dict[str, str]:
         """Content hashes of the weights and of the data: what makes a finished stage reusable."""
         import hashlib
@@ -172,7 +177,8 @@ class Sources:
             weights.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
             weights.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         first = self.fixed(1)
-        encoded = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in first.values())).hexdigest()
+        full = b"full length" if self.recipe.is_text and self.recipe.tokens.merges else b""
+        encoded = hashlib.sha256(full + b"".join(tensor.numpy().tobytes() for tensor in first.values())).hexdigest()
         return {
             "weights": weights.hexdigest(),
             "architecture": sha256_json(self.loaded.architecture),

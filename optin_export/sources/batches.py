@@ -46,16 +46,26 @@ class Processor(Protocol):
 
 
 class TextProcessor:
-    """Tokenises `text` (and `text_pair`, as a pair) to at most `sequence` tokens. Further tasks: see `text`."""
+    """Tokenises `text` (and `text_pair`, as a pair) to at most `sequence` tokens; always to as many if `full`.
+
+    Further tasks: see `text`.
+    """
 
     #: Columns that are encoded, in this order, and how the tokenizer is called.
     columns: tuple[str, ...] = ("text", "text_pair")
     options: ClassVar[dict[str, Any]] = {"truncation": True}
 
     def __init__(
-        self, tokenizer: Any, sequence: int, pairs: bool, vocabulary: int | None = None, seed: int = 0
+        self,
+        tokenizer: Any,
+        sequence: int,
+        pairs: bool,
+        vocabulary: int | None = None,
+        seed: int = 0,
+        full: bool = False,
     ) -> None:
-        self.tokenizer, self.sequence, self.vocabulary, self.seed = tokenizer, sequence, vocabulary, seed
+        self.tokenizer, self.sequence, self.vocabulary = tokenizer, sequence, vocabulary
+        self.seed, self.full = seed, full
         # Segment ids only say something about pairs; without pairs they would be one more input of zeros.
         self.segments = pairs and "token_type_ids" in tokenizer.model_input_names
 
@@ -64,7 +74,7 @@ class TextProcessor:
         return np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable")
 
     def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
-        padding = "max_length" if pad_to else "longest"
+        padding = "max_length" if pad_to or self.full else "longest"
         length = min(self.sequence, pad_to or self.sequence)
         encoded = self._tokenise(examples, max_length=length, padding=padding, return_tensors="pt")
         highest = int(encoded["input_ids"].max())
@@ -218,7 +228,9 @@ def make_processor(
             "the tokenizer's own marks leave no room for text",
             f"make it at least {least}",
         )
-    return kind(tokenizer, recipe.export.sequence, pairs, getattr(config, "vocab_size", None), recipe.seed)
+    # A fixed number of merged tokens needs a fixed length; padding is what leaves first.
+    vocabulary, full = getattr(config, "vocab_size", None), recipe.tokens.merges
+    return kind(tokenizer, recipe.export.sequence, pairs, vocabulary, recipe.seed, full)
 
 
 def _positions(model: torch.nn.Module) -> int | None:

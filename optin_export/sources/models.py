@@ -17,6 +17,7 @@ from torch import nn
 from optin_export.errors import InputError
 from optin_export.recipe import ModelSection
 from optin_export.sources.adapt import checked, readable, refuse_quantised_config
+from optin_export.sources.equivalents import use_equivalents
 from optin_export.sources.tasks import TaskModel, wrap
 
 _AUTO_CLASS = {
@@ -69,6 +70,7 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
     _refuse_bad_weights(module, section.source)
     readable(module)
     _use_eager_attention(module)
+    use_equivalents(module)
     architecture |= {"task": section.task, "pooling": section.pooling, "normalize": section.normalize}
     labels = getattr(getattr(module, "config", None), "label2id", None) or {}
     return LoadedModel(
@@ -107,6 +109,7 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
         )
     readable(module)
     _use_eager_attention(module)
+    use_equivalents(module)
     return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"])
 
 

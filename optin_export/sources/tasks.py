@@ -36,6 +36,9 @@ class TextModel(nn.Module):
     vocabulary]; of question answering, [batch, 2, sequence] (start and end).
     """
 
+    #: Where tokens were merged: gives what each of those that are left counts in a mean, [batch, tokens].
+    token_weights: Callable[[], torch.Tensor] | None = None
+
     def __init__(self, model: nn.Module, task: str, pooling: str | None, normalize: bool) -> None:
         super().__init__()
         self.model = model
@@ -67,7 +70,8 @@ class TextModel(nn.Module):
         if self.pooling == "cls":
             pooled = hidden[:, 0]
         else:
-            weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            counts = attention_mask if self.token_weights is None else self.token_weights()
+            weight = counts.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
         return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
 

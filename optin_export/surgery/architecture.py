@@ -11,11 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from optin_export.errors import InputError
-from optin_export.families import find_structure
+from optin_export.families import find_structure, find_tokens
 from optin_export.files import atomic_path, write_text
-from optin_export.search import Plan, keep_first
+from optin_export.search import Plan, check_merging, keep_first
 from optin_export.sources import Inputs, TaskModel, build
 from optin_export.surgery.rebuild import rebuild
+from optin_export.surgery.tokens import count_tokens, insert_merging
 
 
 class GroupSize(BaseModel):
@@ -39,6 +40,7 @@ class Architecture(BaseModel):
     groups: dict[str, GroupSize]
     inputs: dict[str, tuple[Literal["int64", "float32"], tuple[Annotated[int, Field(ge=1, le=65536)], ...]]]
     output: str
+    merged: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="tokens merged in each block, if any are")
 
 
 def save_model(
@@ -54,6 +56,7 @@ def save_model(
             for name, tensor in inputs.items()
         },
         output=dense.output_name,
+        merged=plan.merged,
     )
     tied = _tied(dense)
     state = {name: tensor.contiguous() for name, tensor in dense.state_dict().items() if name not in tied}
@@ -84,8 +87,8 @@ def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
         raise InputError(
             f"cannot rebuild the model in {folder}", f"{type(error).__name__}: {error}", "the file is not one of ours"
         ) from error
-    structure = find_structure(model, coupled=any(key.count(".") > 1 for key in architecture.groups))
-    structure = structure.only({key.split(".")[1].rstrip("0123456789") for key in architecture.groups})
+    kinds = {key.split(".")[1].rstrip("0123456789") for key in architecture.groups}
+    structure = find_structure(model, any(key.count(".") > 1 for key in architecture.groups), kinds)
     groups = keep_first({key: (size.count, size.kept) for key, size in architecture.groups.items()})
     inputs = {
         name: torch.ones(shape, dtype=getattr(torch, kind)) for name, (kind, shape) in architecture.inputs.items()
@@ -99,6 +102,11 @@ def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
         raise InputError(
             f"the weights in {folder} do not fit its architecture.json", str(error)[:300], "run surgery again"
         ) from error
+    if any(architecture.merged):
+        tokens = find_tokens(dense)
+        counted = count_tokens(dense, structure, inputs)
+        check_merging(architecture.merged, counted, tokens.prefix, len(structure.blocks))
+        dense = insert_merging(dense, structure, tokens, architecture.merged)
     return dense.eval().requires_grad_(False)
 
 

@@ -101,12 +101,13 @@ def _graph(dense: TaskModel, inputs: Inputs) -> Any:
 
 def _is_explicit(model: TaskModel, group: UnitGroup) -> bool:
     """Whether the graph cannot see which rows belong together: fused projections after reshape and unbind, heads of
-    several sizes, tables, grouped convolutions."""
+    several sizes, tables, grouped convolutions, gates that scale the units."""
     layers = [get_module(model, producer.path) for producer in group.producers]
     return (
         bool(group.tables)
+        or (bool(group.readers) and not group.coupled)
         or any(producer.fused > 1 or producer.rows is not None for producer in group.producers)
-        or any(isinstance(layer, nn.Conv2d) and 1 < layer.groups < layer.in_channels for layer in layers)
+        or any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in layers)
     )
 
 

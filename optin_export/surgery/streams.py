@@ -24,6 +24,7 @@ from optin_export.families import (
     valid_rows,
 )
 from optin_export.sources import Batch, Inputs, TaskModel
+from optin_export.surgery.tokens import Merged, flow_of
 
 #: Block outputs beyond so many bytes per model lie in temporary files: memory does not grow with the calibration rows.
 IN_MEMORY = 1 << 30
@@ -34,7 +35,11 @@ Point = tuple[str, int | Literal["output"]]
 
 
 class Stream:
-    """One model walked block by block: each batch's output of the last block walked past is kept and replayed."""
+    """One model walked block by block: each batch's output of the last block walked past is kept and replayed.
+
+    merged: of a model that merges tokens, per batch where each token of the unmerged stream has gone, [batch, tokens],
+    and how many there are, at the module at which the last pass over that batch stopped.
+    """
 
     def __init__(self, model: TaskModel, structure: Structure, batches: Sequence[Batch]) -> None:
         self.model, self.blocks, self.batches = model, structure.blocks, batches
@@ -42,6 +47,11 @@ class Stream:
         self.store = _Store()
         self.lasting = {path: _Store() for path in structure.read_later}
         self.last: str | None = None
+        self.flow = flow_of(model)
+        if self.flow is not None:
+            self.flow.trace = True
+        self.behind: dict[int, Merged] = {}
+        self.merged: dict[int, Merged] = {}
 
     def see(self, index: int, points: Sequence[Point], until: str) -> dict[Point, Any]:
         """Run batch `index` up to the module `until`, computing only what lies after the blocks walked so far."""
@@ -49,6 +59,8 @@ class Stream:
         behind |= {path: store.load(index) for path, store in self.lasting.items() if path in behind}
         if self.last is not None:
             behind[self.last] = self.store.load(index)
+        if self.flow is not None:
+            self.flow.restore(self.behind.get(index))
         with (
             torch.no_grad(),
             replayed(self.model, behind),
@@ -56,6 +68,8 @@ class Stream:
             stopped_after(self.model, until) as forward,
         ):
             forward(self.batches[index].inputs)
+        if self.flow is not None:
+            self.merged[index] = self.flow.state()
         return values
 
     def advance(self, block: int) -> None:
@@ -68,9 +82,13 @@ class Stream:
                 self.lasting[path].save(index, output)
             self.hollow[index][path] = _hollow(output)
             self.store.save(index, output)
+            if self.flow is not None:
+                self.behind[index] = self.merged[index]
         self.last = path
 
     def close(self) -> None:
+        if self.flow is not None:
+            self.flow.trace = False
         for store in (self.store, *self.lasting.values()):
             store.close()
 

@@ -21,6 +21,7 @@ from optin_export.sources.tasks import TaskModel, wrap
 from optin_export.surgery import load_model, operate, save_model
 from optin_export.surgery.rebuild import rebuild
 from tests.conftest import VIT_ARGS
+from tests.families import rtx
 from tests.families.builders import IMAGES, RESNET
 from tests.families.models import CONVOLUTIONAL, MODELS, UNITS, batches_for, inputs_for, small_model
 
@@ -40,7 +41,7 @@ class Case:
         self.costs = measure_costs(self.model, self.structure, self.inputs(1, 0))
         self.budget = config.budget
         step = 4 if self.family in CONVOLUTIONAL else 8
-        align = {group.key: 1 if group.kind == "heads" else step for group in self.structure.groups}
+        align = {group.key: group.step(step) for group in self.structure.groups}
         least = {group.key: 0 if group.sublayer is not None else 1 for group in self.structure.groups}
         self.plan: Plan = find_plan(self.scores.values, self.costs, config.budget, align, least)
         inputs = self.inputs(3, 5)
@@ -189,6 +190,20 @@ def test_saved_model_is_rebuilt_exactly(case: Case) -> None:
 def test_onnx_reproduces_the_model(case: Case) -> None:
     pytest.importorskip("onnxruntime")
     case.check_onnx(case.repaired.dense, case.folder / "pruned.onnx", (1, 5))
+
+
+@pytest.mark.rtx
+def test_tensorrt_parses_and_builds_the_model(case: Case) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'optin-export[rtx]'")
+    path = case.folder / "tensorrt.onnx"
+    sequence = 16 if "input_ids" in case.inputs(2, 5) else None
+    export_onnx(case.repaired.dense, case.inputs(2, 5), path, max_batch=8, sequence=sequence)
+    shapes = {}
+    for name, tensor in case.inputs(2, 5).items():
+        sizes = tuple(tensor.shape[1:])
+        least, most = ((2, *sizes[1:]), (16, *sizes[1:])) if sequence else (sizes, sizes)
+        shapes[name] = ((1, *least), (2, *sizes), (8, *most))
+    assert len(rtx.build(path, shapes)) > 1000
 
 
 @pytest.mark.parametrize(
