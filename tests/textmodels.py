@@ -102,13 +102,13 @@ TASKS: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
 }
 
 
-def recipe_for(task: str, model: Path, rows: Path, **sections: Any) -> dict[str, Any]:
+def recipe_for(task: str, folder: Path, rows: Path, **sections: Any) -> dict[str, Any]:
     _, _, data, metrics = TASKS[task]
     source = f"py:{rows}:{data}"
     return {
         "recipe": 1,
         "name": f"tiny-{task}",
-        "model": {"source": str(model), "task": task},
+        "model": {"source": str(folder), "task": task},
         "data": {
             "calibration": {"source": source, "samples": 32},
             "evaluation": {"source": source, "metric": metrics[0]},

@@ -75,7 +75,7 @@ def readable(module: nn.Module) -> None:
             module.set_submodule(path, _as_linear(part))
         elif kind == "MPNetSelfAttention":
             # A buffer, and so cut and saved with the heads.
-            part.register_buffer("heads", torch.arange(part.num_attention_heads))  # type: ignore[arg-type]
+            part.register_buffer("heads", torch.arange(part.num_attention_heads))
             part.register_forward_pre_hook(_take_bias_of_heads)
     config = getattr(module, "config", None)
     if getattr(config, "use_cache", False):

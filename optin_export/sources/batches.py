@@ -213,7 +213,7 @@ def _positions(model: torch.nn.Module) -> int | None:
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             # RoBERTa and its like count from behind the padding token's number.
-            return len(module.weight) - module.padding_idx - 1  # type: ignore[arg-type,operator]
+            return len(module.weight) - module.padding_idx - 1
     return positions
 
 

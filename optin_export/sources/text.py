@@ -45,10 +45,9 @@ class WordProcessor(TextProcessor):
         found = []
         for row, labels in enumerate(examples.columns["label"]):
             words = encoded.word_ids(row)
-            begins = [word is not None and word not in words[:at] for at, word in enumerate(words)]
-            found.append(
-                np.array([labels[w] if begin else IGNORED for w, begin in zip(words, begins, strict=True)], np.int64)
-            )
+            begins = [word is not None and (at == 0 or words[at - 1] != word) for at, word in enumerate(words)]
+            kept = [labels[word] if begin else IGNORED for word, begin in zip(words, begins, strict=True)]
+            found.append(np.array(kept, np.int64))
         return found
 
 
@@ -155,7 +154,7 @@ def answers(examples: Examples) -> list[tuple[str, ...]]:
     found = []
     for row, label in enumerate(examples.columns["label"]):
         given = label.get("text") if isinstance(label, dict) else label
-        texts = [given] if isinstance(given, str) else given
+        texts: Any = [given] if isinstance(given, str) else given
         usable = isinstance(texts, list | tuple) and len(texts) > 0 and all(isinstance(text, str) for text in texts)
         if not usable:
             raise InputError(

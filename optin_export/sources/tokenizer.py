@@ -15,8 +15,12 @@ def load_tokenizer(section: ModelSection, origin: str | None) -> Any:
     name = section.tokenizer or origin
     if name is None:
         raise InputError("the model has no tokenizer", "its source brings none", "set model.tokenizer to a folder")
+    # Words that come one by one stand behind a blank, which is part of a token for GPT-2's and RoBERTa's tokenizers.
+    options = {"add_prefix_space": True} if section.task == "token-classification" else {}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=section.trust_remote_code)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            name, trust_remote_code=section.trust_remote_code, **options
+        )
     except Exception as error:  # missing files, broken JSON and network errors come as many types
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load the tokenizer of {name}", reason, "set model.tokenizer to a folder") from error

@@ -11,7 +11,6 @@ trajectory and of the output to the row (see `sensitivity`). Unlabelled calibrat
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,8 @@ from torch import nn
 
 from optin_export.families import Structure, UnitGroup, get_layer, get_module, get_scale, tensor_of
 from optin_export.search import GroupPlan
-from optin_export.sources import Batch, Inputs, TaskModel
+from optin_export.sources import Batch, TaskModel
+from optin_export.surgery.head import output_layer
 from optin_export.surgery.least_squares import Fit, Moments, rescale, ridge
 from optin_export.surgery.rebuild import Constant
 from optin_export.surgery.rectified import ROUNDS, Bend, bend_of_units, shift_of_block_relu
@@ -94,7 +94,7 @@ def compensate(
                 pair.source.advance(block)
                 pair.target.advance(block)
         head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
-        if head is not None and head not in pair.consumers and not _is_tied(dense, head):
+        if head is not None and head not in pair.consumers:
             repairs[HEAD] = _repair(pair.refit_layer(head))
     finally:
         pair.source.close()
@@ -323,25 +323,6 @@ def _projections(structure: Structure) -> list[str]:
     inner = {producer.path for group in structure.groups if not group.coupled for producer in group.producers}
     writers = {producer.path for group in streams for producer in group.producers}
     return [path for group in streams for path in group.reads if path in writers and path not in inner]
-
-
-def output_layer(model: TaskModel, inputs: Inputs) -> str | None:
-    """The linear layer that puts out what the model puts out (logits), if one does."""
-    outputs: dict[str, torch.Tensor] = {}
-    with torch.no_grad(), contextlib.ExitStack() as stack:
-        for path, module in model.named_modules():
-            if isinstance(module, nn.Linear):
-                hook = module.register_forward_hook(lambda _, args, output, path=path: outputs.update({path: output}))
-                stack.callback(hook.remove)
-        result = model(**inputs)
-    same = [path for path, output in outputs.items() if output.shape == result.shape and torch.equal(output, result)]
-    return same[-1] if same else None
-
-
-def _is_tied(model: TaskModel, path: str) -> bool:
-    """Whether another module has the same weight: embeddings must not change with the layer that puts out words."""
-    weight = get_layer(model, path).weight
-    return sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1
 
 
 def _repair(fit: Fit) -> Repair:
