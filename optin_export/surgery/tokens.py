@@ -203,14 +203,14 @@ def insert_merging(model: TaskModel, structure: Structure, tokens: Tokens, merge
     for index, path in enumerate(structure.blocks):
         # Every block behind the first merging one attends by size.
         if index >= begin:
-            block = get_module(model, path)
+            block: Any = get_module(model, path)
             block.__class__ = _merging_class(type(block))
-            block.merging = Merging(tokens, flow, counts[index], index == begin)  # type: ignore[assignment]
+            block.merging = Merging(tokens, flow, counts[index], index == begin)
     if tokens.pooled is not None:
         path, start = tokens.pooled
         get_module(model, path).register_forward_hook(_Pooled(flow, start).weigh)
     if tokens.padded:
-        model.token_weights = flow.weights  # type: ignore[assignment]
+        model.token_weights = flow.weights
     return model
 
 
