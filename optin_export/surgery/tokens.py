@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -219,6 +218,18 @@ def flow_of(model: nn.Module) -> Flow | None:
     return next((module.merging.flow for module in model.modules() if hasattr(module, "merging")), None)  # type: ignore[union-attr,return-value]
 
 
+def places(model: TaskModel, inputs: Inputs) -> torch.Tensor | None:
+    """[batch, tokens of the unmerged model]: which token stands for each one at the end; None if none is merged."""
+    flow = flow_of(model)
+    if flow is None:
+        return None
+    flow.trace = True
+    with torch.no_grad():
+        model(**inputs)
+    flow.trace, state = False, flow.state()
+    return None if state is None else state.place
+
+
 def count_tokens(model: TaskModel, structure: Structure, inputs: Inputs) -> int:
     """Tokens that enter the first block at the shape of `inputs`, of a model in which none is merged."""
     with torch.no_grad(), block_outputs(model, structure.blocks[:1]) as outputs:
@@ -239,7 +250,6 @@ class _Pooled:
         return torch.cat([output[:, : self.start], output[:, self.start :] * (sizes / sizes.mean(1, keepdim=True))], 1)
 
 
-@cache
 def _merging_class(base: Any) -> Any:
     """The block's class with another forward: paths, weights and what recognises the class by name stay as they are."""
 
