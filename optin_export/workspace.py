@@ -27,6 +27,8 @@ from optin_export.sources import Sources, TaskModel, as_function, load_sources
 from optin_export.steps import fine_tune_step, ship_step
 
 MODELS = ("base", "pruned")
+#: Images of the calibration data on which the report shows what was merged.
+SHOWN = 4
 Facts = dict[str, Any]
 Tick = Callable[[int, int], None]
 
@@ -209,6 +211,7 @@ class Workspace:
             surgery.save_model(
                 folder, operation.dense, sources.loaded.architecture, self.structure.family, self.plan, inputs
             )
+            surgery.save_places(folder / "places.safetensors", operation.dense, sources.fixed(SHOWN))
             one = sources.fixed(1)
             size = {"macs": count_macs(operation.dense, one), "params": count_params(operation.dense)}
             return {**operation.to_json(), **size}

@@ -12,7 +12,7 @@ from optin_export.errors import InputError
 from optin_export.families import Structure, find_tokens, masked
 from optin_export.search import Plan
 from optin_export.sources import Batch, Inputs, TaskModel
-from optin_export.surgery.architecture import Architecture, load_model, save_model
+from optin_export.surgery.architecture import Architecture, load_model, save_model, save_places
 from optin_export.surgery.compensate import Repair, compensate
 from optin_export.surgery.curves import combined, loss_curves
 from optin_export.surgery.finetune import FineTune, fine_tune
@@ -36,6 +36,7 @@ __all__ = [
     "operate",
     "rebuild",
     "save_model",
+    "save_places",
     "scheduled",
     "sensitivities",
     "share_budget",

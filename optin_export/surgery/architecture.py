@@ -16,7 +16,7 @@ from optin_export.files import atomic_path, write_text
 from optin_export.search import Plan, check_merging, keep_first
 from optin_export.sources import Inputs, TaskModel, build
 from optin_export.surgery.rebuild import rebuild
-from optin_export.surgery.tokens import count_tokens, insert_merging
+from optin_export.surgery.tokens import count_tokens, insert_merging, places
 
 
 class GroupSize(BaseModel):
@@ -64,6 +64,16 @@ def save_model(
         save_file(state, path, metadata={"format": "pt"})
     write_text(folder / "architecture.json", architecture.model_dump_json(indent=2) + "\n")
     return architecture
+
+
+def save_places(path: Path, dense: TaskModel, inputs: Inputs) -> None:
+    """For the report: images, and which token stands for each of theirs at the end. No file where none is merged."""
+    path.unlink(missing_ok=True)
+    found = places(dense, inputs) if "pixel_values" in inputs else None
+    if found is not None:
+        pixels = inputs["pixel_values"].movedim(1, -1).contiguous()
+        with atomic_path(path) as temporary:
+            save_file({"pixels": pixels, "places": found}, temporary)
 
 
 def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -203,20 +202,32 @@ def insert_merging(model: TaskModel, structure: Structure, tokens: Tokens, merge
     for index, path in enumerate(structure.blocks):
         # Every block behind the first merging one attends by size.
         if index >= begin:
-            block = get_module(model, path)
+            block: Any = get_module(model, path)
             block.__class__ = _merging_class(type(block))
-            block.merging = Merging(tokens, flow, counts[index], index == begin)  # type: ignore[assignment]
+            block.merging = Merging(tokens, flow, counts[index], index == begin)
     if tokens.pooled is not None:
         path, start = tokens.pooled
         get_module(model, path).register_forward_hook(_Pooled(flow, start).weigh)
     if tokens.padded:
-        model.token_weights = flow.weights  # type: ignore[assignment]
+        model.token_weights = flow.weights
     return model
 
 
 def flow_of(model: nn.Module) -> Flow | None:
     """What the blocks of a model that merges tokens share; None for one that merges none."""
     return next((module.merging.flow for module in model.modules() if hasattr(module, "merging")), None)  # type: ignore[union-attr,return-value]
+
+
+def places(model: TaskModel, inputs: Inputs) -> torch.Tensor | None:
+    """[batch, tokens of the unmerged model]: which token stands for each one at the end; None if none is merged."""
+    flow = flow_of(model)
+    if flow is None:
+        return None
+    flow.trace = True
+    with torch.no_grad():
+        model(**inputs)
+    flow.trace, state = False, flow.state()
+    return None if state is None else state.place
 
 
 def count_tokens(model: TaskModel, structure: Structure, inputs: Inputs) -> int:
@@ -239,7 +250,6 @@ class _Pooled:
         return torch.cat([output[:, : self.start], output[:, self.start :] * (sizes / sizes.mean(1, keepdim=True))], 1)
 
 
-@cache
 def _merging_class(base: Any) -> Any:
     """The block's class with another forward: paths, weights and what recognises the class by name stay as they are."""
 

@@ -65,7 +65,7 @@ def test_tokens_are_merged_where_it_costs_least() -> None:
     curves = [np.array([[0, 0, 0], [10, 1, slope], [20, 2, 2 * slope]], dtype=float) for slope in (5.0, 0.01, 5.0)]
     (merged,) = allocate_merging(curves, 0.8, 65, 1)
     assert kept_share(merged, 65, 3) <= 0.8
-    assert merged[1] == 16 and merged[0] < 10 and merged[2] < 5
+    assert merged == (3, 15, 0)  # 3 x 3 + 15 x 2 of the 39 token-blocks to save
     check_merging(merged, 65, 1, 3)
 
 
