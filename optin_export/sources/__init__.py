@@ -105,7 +105,7 @@ class Sources:
         section = self.recipe.finetune
         assert section is not None
         examples = self.calibration_examples if self.finetune_examples is None else self.finetune_examples
-        labels = self.labels(examples) if section.labelled else None
+        labels = np.asarray(self.labels(examples)) if section.labelled else None
         return split(self.processor, examples, labels, section.batch, self.recipe.seed)
 
     def evaluation(self) -> Dataset | None:
