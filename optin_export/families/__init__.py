@@ -103,7 +103,7 @@ def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
             f"use one of these ({see}), or add optin_export/families/NAME.py that declares FAMILY (docs/families.md)",
         )
     family, block, path, missing = near
-    lacks = f", but no {' or '.join(missing)}" if missing else " under another class name"
+    lacks = f", but no {' or '.join(missing)}" if missing else ", but is of another class or kind"
     has = ", ".join(part for part in family.parts if part not in missing)
     units = " and ".join(f"which layers make its {unit}, and which one reads them" for unit in family.units[:1])
     return InputError(

@@ -57,7 +57,7 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
-# --- architectures without a checkpoint ------------------------------------------------------------------------------------
+# --- architectures without a checkpoint -------------------------------------------------------------------------------
 
 BERT: dict[str, Any] = {
     "hidden_size": 32,
