@@ -237,9 +237,20 @@ def test_a_random_model_needs_no_files(run: Run, vit_recipe: Make, source: str, 
     """weights: random with an architecture alone: scored with joint allocation, cut, repaired, saved."""
     raw = vit_recipe()
     raw["model"] |= {"source": source, "weights": "random", "args": args}
-    result = run(raw, "--stop-after", "surgery", "--set", "prune.budget.macs=0.8")
+    raw["prune"] |= {"budget": {"macs": 0.8}, "curve_samples": 8}
+    result = run(raw, "--stop-after", "surgery")
     assert result[0] == 0, result[2]
     assert Path("runs/tiny-vit/model/architecture.json").is_file()
+
+
+def test_a_random_text_model_needs_a_tokenizer_and_nothing_else(run: Run, bert_recipe: Make, bert_folder: Path) -> None:
+    raw = bert_recipe()
+    sizes = {"vocab_size": 64, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
+    raw["model"] |= {"source": "hf:model_type=bert", "weights": "random", "args": {**sizes, "intermediate_size": 64}}
+    assert_refused(run(raw), "set model.tokenizer", progress=True)
+    raw["model"]["tokenizer"] = str(bert_folder)
+    result = run(raw, "--stop-after", "surgery")
+    assert result[0] == 0, result[2]
 
 
 def test_the_families_are_listed(run: Run) -> None:
