@@ -15,12 +15,12 @@ from optin_export.errors import InputError
 from optin_export.files import sha256_json
 from optin_export.recipe import Recipe
 from optin_export.sources.batches import Batch, Inputs, Processor, TextProcessor, batches, make_processor
-from optin_export.sources.data import Examples, load_examples
+from optin_export.sources.data import Examples, load_examples, spare_examples
 from optin_export.sources.maps import LabelMaps
 from optin_export.sources.models import LoadedModel, build, load_model, python_function
 from optin_export.sources.tasks import IGNORED, TaskModel, as_function, as_rows, counted_rows
 from optin_export.sources.text import PROCESSORS, answers, word_labels
-from optin_export.sources.training import Training, split
+from optin_export.sources.training import MOST_HELD_OUT, Training, split
 
 __all__ = [
     "IGNORED",
@@ -76,6 +76,7 @@ class Sources:
     calibration_examples: Examples
     evaluation_examples: Examples | None
     finetune_examples: Examples | None = None
+    spare_examples: Examples | None = None
 
     @property
     def model(self) -> TaskModel:
@@ -101,12 +102,15 @@ class Sources:
         return tuple(batches(self.processor, self.calibration_examples.take(np.sort(chosen)), CALIBRATION_BATCH))
 
     def training(self) -> tuple[Training, tuple[Batch, ...]]:
-        """What the fine-tune trains on, and held-out batches of it: `finetune.data`, or the calibration rows."""
+        """What the fine-tune trains on, `finetune.data` or the calibration rows, and held-out batches.
+
+        The repair has seen the calibration rows, so those of their source that were not drawn judge better.
+        """
         section = self.recipe.finetune
         assert section is not None
         examples = self.calibration_examples if self.finetune_examples is None else self.finetune_examples
         labels = np.asarray(self.labels(examples)) if section.labelled else None
-        return split(self.processor, examples, labels, section.batch, self.recipe.seed)
+        return split(self.processor, examples, labels, section.batch, self.recipe.seed, self.spare_examples)
 
     def evaluation(self) -> Dataset | None:
         """Encoded evaluation data in batches of the largest shipped size.
@@ -205,7 +209,9 @@ class Sources:
             "architecture": sha256_json(self.loaded.architecture),
             "calibration": self.calibration_examples.digest(),
             "evaluation": self.evaluation_examples.digest() if self.evaluation_examples is not None else "",
-            "finetune": self.finetune_examples.digest() if self.finetune_examples is not None else "",
+            "finetune": "".join(
+                one.digest() for one in (self.finetune_examples, self.spare_examples) if one is not None
+            ),
             "preprocessing": encoded,
         }
 
@@ -221,10 +227,8 @@ def load_sources(recipe: Recipe) -> Sources:
     pairs = task in ("text-classification", "feature-extraction") and "text_pair" in data.calibration.columns
     classify_pairs = task == "text-classification" and pairs
     needs = ("text", "text_pair") if pairs else _COLUMNS[task]
-    calibration = load_examples(data.calibration, needs, recipe.seed)
-    if pairs and not classify_pairs:  # embedded apart: each sentence is a row of its own
-        columns = calibration.columns
-        calibration = Examples({"text": [*columns["text"], *columns["text_pair"]]})
+    apart = pairs and not classify_pairs  # embedded apart: each sentence is a row of its own
+    calibration = _texts_apart(load_examples(data.calibration, needs, recipe.seed), apart)
     evaluation = None
     if data.evaluation is not None:
         if task == "text-classification" and pairs != ("text_pair" in data.evaluation.columns):
@@ -238,7 +242,8 @@ def load_sources(recipe: Recipe) -> Sources:
         evaluation = load_examples(data.evaluation, (*sides, *label), recipe.seed)
     is_pair = classify_pairs or task == "question-answering"
     processor = make_processor(loaded, recipe, is_pair, PROCESSORS.get(task, TextProcessor))
-    sources = Sources(recipe, loaded, processor, calibration, evaluation, _finetune_examples(recipe, needs))
+    finetune = [None if one is None else _texts_apart(one, apart) for one in _finetune_examples(recipe, needs)]
+    sources = Sources(recipe, loaded, processor, calibration, evaluation, *finetune)
     _try_one_batch(sources)
     if recipe.finetune is not None:
         sources.training()
@@ -262,13 +267,21 @@ def load_sources(recipe: Recipe) -> Sources:
     return sources
 
 
-def _finetune_examples(recipe: Recipe, needs: tuple[str, ...]) -> Examples | None:
+def _texts_apart(examples: Examples, apart: bool) -> Examples:
+    columns = examples.columns
+    return Examples({"text": [*columns["text"], *columns["text_pair"]]}) if apart else examples
+
+
+def _finetune_examples(recipe: Recipe, needs: tuple[str, ...]) -> tuple[Examples | None, Examples | None]:
+    """Rows of `finetune.data`; without it, rows of the calibration source that were not drawn."""
     section = recipe.finetune
     if section is not None and section.source is not None:
         python_function(section.source)  # what cannot be called shows now, not after hours of work
-    if section is None or section.data is None:
-        return None
-    return load_examples(section.data, (*needs, "label") if section.labelled else needs, recipe.seed)
+    if section is None:
+        return None, None
+    if section.data is None:
+        return None, spare_examples(recipe.data.calibration, needs, recipe.seed, MOST_HELD_OUT)
+    return load_examples(section.data, (*needs, "label") if section.labelled else needs, recipe.seed), None
 
 
 def _try_one_batch(sources: Sources) -> None:

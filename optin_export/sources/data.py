@@ -97,6 +97,14 @@ def load_examples(section: DataSource, needs: Sequence[str], seed: int) -> Examp
     return examples
 
 
+def spare_examples(section: DataSource, needs: Sequence[str], seed: int, most: int) -> Examples:
+    """Up to `most` rows of a source that `load_examples` under this seed does not draw; none where it draws all."""
+    everything = load_examples(section.model_copy(update={"samples": None}), needs, seed)
+    drawn = len(everything) if section.samples is None else section.samples
+    left = np.random.default_rng(seed).permutation(len(everything))[drawn : drawn + most]
+    return everything.take(np.sort(left))
+
+
 def _as_column(values: Any, name: str, source: str) -> Column:
     """One value per row, as `Examples` holds it: numbers and pixels as an array, all else as a list."""
     if isinstance(values, np.ndarray) and values.ndim > 0:

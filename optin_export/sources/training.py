@@ -35,15 +35,28 @@ class Training:
         for start in range(0, len(order), self.size):
             yield self.batch(order[start : start + self.size])
 
+    def in_order(self) -> tuple[Batch, ...]:
+        rows = np.arange(len(self.examples))
+        return tuple(self.batch(rows[at : at + self.size]) for at in range(0, len(rows), self.size))
+
     def batch(self, rows: np.ndarray) -> Batch:
         encoded = Batch(self.processor.encode(self.examples.take(rows)), rows)
         return encoded if self.labels is None else replace(encoded, targets=self.labels[rows])
 
 
 def split(
-    processor: Processor, examples: Examples, labels: np.ndarray | None, size: int, seed: int
+    processor: Processor,
+    examples: Examples,
+    labels: np.ndarray | None,
+    size: int,
+    seed: int,
+    spare: Examples | None = None,
 ) -> tuple[Training, tuple[Batch, ...]]:
-    """Rows to train on, and batches of held-out rows. Raises InputError for fewer than two rows."""
+    """Rows to train on, and batches of held-out rows: `spare` ones that nothing was made from yet, or else some of
+    `examples`. Raises InputError for fewer than two rows."""
+    if spare is not None and len(spare):
+        kept_out = Training(processor, spare, None, size, seed)
+        return Training(processor, examples, labels, size, seed), kept_out.in_order()
     if len(examples) < 2:
         raise InputError("cannot fine-tune on one row", "one is trained on, another held out", "give more data")
     order = np.random.default_rng(seed).permutation(len(examples))
@@ -52,4 +65,4 @@ def split(
     chosen, kept_out = (
         Training(processor, examples.take(rows), None if labels is None else labels[rows], size, seed) for rows in parts
     )
-    return chosen, tuple(kept_out.batch(np.arange(held)[at : at + size]) for at in range(0, held, size))
+    return chosen, kept_out.in_order()

@@ -118,6 +118,13 @@ def test_epochs_hold_every_row_once_in_another_order() -> None:
     assert len(case.training) == ROWS * 4 // 5 // 8
 
 
+def test_spare_rows_are_the_held_out_ones() -> None:
+    inputs = inputs_for(small_model("vit")[0], 9, 0)
+    training, held_out = split(Rows(inputs), Examples({"row": np.arange(6)}), None, 2, 0, Examples({"row": [6, 7, 8]}))
+    assert len(training) == 3 and sorted(row for batch in training for row in batch.rows) == list(range(6))
+    assert torch.equal(torch.cat([batch.inputs["pixel_values"] for batch in held_out]), inputs["pixel_values"][6:])
+
+
 def test_one_row_is_not_enough() -> None:
     with pytest.raises(InputError, match="one row"):
         split(Rows({}), Examples({"row": np.arange(1)}), None, 4, 0)
