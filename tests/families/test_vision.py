@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.families import Structure, find_structure, get_layer, supported, tensor_of
+from optin_export.families import Structure, UnitGroup, find_structure, get_layer, supported, tensor_of
 from optin_export.search import GroupPlan
 from optin_export.sources import Batch, build
 from optin_export.surgery import load_model, operate, save_model
-from optin_export.surgery.compensate import _affine, _arranged, _can_refit
+from optin_export.surgery.compensate import _affine, _arranged, _can_refit, _Pair
+from optin_export.surgery.least_squares import Fit
 from optin_export.surgery.rebuild import rebuild
 from optin_export.surgery.streams import Stream, output_rows
 from tests.conftest import VIT_ARGS
@@ -127,6 +128,34 @@ def test_a_squeeze_and_excitation_gate_reads_and_makes_the_units() -> None:
         (f"{where}.se.conv_expand", None),
     ]
     assert group.residual == (f"{where}.conv_pw", 0) and group.scale == f"{where}.bn3"
+
+
+def test_layers_around_a_gate_are_refitted_in_the_order_in_which_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each corrects what the layers before it got wrong; the depthwise convolution between them has to stay."""
+    model = small_model("mobilenet-timm")[0]
+    structure, refitted = find_structure(model), []
+    alike, layer, consumer = _Pair._refit_alike, _Pair.refit_layer, _Pair.refit_consumer
+
+    def seen_alike(self: _Pair, paths: list[str]) -> None:
+        refitted.extend(paths)
+        alike(self, paths)
+
+    def seen_layer(self: _Pair, path: str) -> Fit:
+        refitted.append(path)
+        return layer(self, path)
+
+    def seen_consumer(self: _Pair, group: UnitGroup, small: UnitGroup, only_scale: bool) -> Fit:
+        refitted.append(group.consumer)
+        return consumer(self, group, small, only_scale)
+
+    monkeypatch.setattr(_Pair, "_refit_alike", seen_alike)
+    monkeypatch.setattr(_Pair, "refit_layer", seen_layer)
+    monkeypatch.setattr(_Pair, "refit_consumer", seen_consumer)
+    plan = halved(structure, share=0.5)
+    operate(model, structure, plan, batches_for(model, 2), inputs_for(model, 2, 0), repair=True)
+    where = structure.groups[1].consumer.removesuffix("conv_pwl")
+    ours = [path.removeprefix(where) for path in refitted if path.startswith(where)]
+    assert ours == ["conv_pw", "se.conv_reduce", "se.conv_expand", "conv_pwl"]
 
 
 def test_what_stands_behind_the_last_norm_takes_the_residual_from_the_repair() -> None:
