@@ -15,17 +15,20 @@ from safetensors.numpy import load_file, save_file
 
 from optin_export import engines, measure, scoring, search, ship, surgery
 from optin_export.environment import describe
-from optin_export.errors import InputError
 from optin_export.export import export_onnx
-from optin_export.families import Costs, Structure, count_macs, count_params, find_structure, measure_costs
-from optin_export.files import atomic_path, read_json, sha256_file, sha256_json, write_json, write_text
+from optin_export.families import Costs, Structure, count_macs, count_params, find_structure
+from optin_export.files import atomic_path, read_json, sha256_file, write_json, write_text
 from optin_export.ledger import Ledger
+from optin_export.planning import choose
 from optin_export.recipe import Budget, Recipe, Target
 from optin_export.report import Report, Size, StageResult, compose, head_repair, prunings, render_html
 from optin_export.report.schema import Pruning, Tried
 from optin_export.sources import Sources, TaskModel, as_function, load_sources
+from optin_export.steps import fine_tune_step, ship_step
 
 MODELS = ("base", "pruned")
+#: Images of the calibration data on which the report shows what was merged.
+SHOWN = 4
 Facts = dict[str, Any]
 Tick = Callable[[int, int], None]
 
@@ -50,18 +53,16 @@ class Workspace:
     @cached_property
     def structure(self) -> Structure:
         prune = self.recipe.prune
-        structure = find_structure(self.sources.model, prune.coupled, prune.units)
-        if not structure.groups:
-            raise InputError(
-                f"the model has no {' or '.join(prune.units)}",
-                f"family {structure.family} offers none of them",
-                "name other kinds in prune.units",
-            )
-        return structure
+        return find_structure(self.sources.model, prune.coupled, prune.units)
 
     @cached_property
+    def scheduled(self) -> tuple[tuple[int, ...], Costs]:
+        """Tokens merged per block as the recipe says (none yet if the search decides), and what units cost then."""
+        return surgery.scheduled(self.sources.model, self.structure, self.recipe.tokens, self.sources.fixed(1))
+
+    @property
     def costs(self) -> Costs:
-        return measure_costs(self.sources.model, self.structure, self.sources.fixed(1))
+        return self.scheduled[1]
 
     @cached_property
     def least(self) -> dict[str, int]:
@@ -157,15 +158,16 @@ class Workspace:
             scores = load_file(scores_path)
             curves = surgery.combined(load_file(curves_path), self.sources.model.output_kind) if joint else None
 
-            def plan_of(budget: Budget) -> search.Plan:
-                return search.find_plan(scores, self.costs, budget, align, self.least, curves)
+            def plan_of(budget: Budget, costs: Costs) -> search.Plan:
+                found = search.find_plan(scores, costs, budget, align, self.least, curves)
+                return found.model_copy(update={"merged": self.scheduled[0]})
 
-            budget, facts = prune.budget, {}
-            if budget.accuracy_drop is not None:
-                found = self._smallest(plan_of, budget.accuracy_drop)
-                budget, facts = Budget(macs=found.fraction), {"tried": [list(pair) for pair in found.tried]}
-            write_text(path, plan_of(budget).model_dump_json(indent=2) + "\n")
-            return facts
+            def built(plan: search.Plan) -> TaskModel:
+                return self._operation(plan, lambda done, total: None).dense
+
+            plan, tried = choose(self.sources, self.structure, self.costs, self.least, plan_of, built, self.tick)
+            write_text(path, plan.model_dump_json(indent=2) + "\n")
+            return tried
 
         inputs: dict[str, Any] = {
             "scores": sha256_file(scores_path),
@@ -174,23 +176,12 @@ class Workspace:
             "budget": prune.budget.model_dump(),
             "align": align,
             "least": self.least,
+            "merged": self.scheduled[0],
         }
-        if prune.budget.accuracy_drop is not None:
+        if prune.budget.accuracy_drop is not None or self.recipe.tokens.keep == "auto":
             inputs |= {"digest": self.digest, "compensate": prune.compensate, "seed": self.recipe.seed}
             return self.ledger.step("measure", "search.accuracy", inputs, [path], work)
         return self.ledger.step("search", "search", inputs, [path], work)
-
-    def _smallest(self, plan_of: Callable[[Budget], search.Plan], limit: float) -> search.Bisection:
-        """The smallest budget that keeps the accuracy on the evaluation rows set apart for that, model by model."""
-        data = self.sources.selection()
-        base = measure.accuracy_of(as_function(self.sources.model), data)
-
-        def drop_of(fraction: float) -> float:
-            dense = self._operation(plan_of(Budget(macs=fraction)), lambda done, total: None).dense
-            return base - measure.accuracy_of(as_function(dense), data)
-
-        lowest = self.costs.of("macs", self.least) / self.costs.macs
-        return search.smallest_budget(drop_of, limit, lowest, self.tick)
 
     def _operation(self, plan: search.Plan, tick: Tick) -> surgery.Operation:
         sources, prune = self.sources, self.recipe.prune
@@ -211,7 +202,8 @@ class Workspace:
         return surgery.sensitivities(self.sources.model, self.structure, self.sources.calibration, self.recipe.seed)
 
     def operate(self, facts: Facts) -> dict[str, Any]:
-        folder, prune = self.folder / "model", self.recipe.prune
+        tuned, prune = self.recipe.finetune is not None, self.recipe.prune
+        folder = self.folder / ("repaired" if tuned else "model")
 
         def work() -> dict[str, Any]:
             sources = self.sources
@@ -219,6 +211,7 @@ class Workspace:
             surgery.save_model(
                 folder, operation.dense, sources.loaded.architecture, self.structure.family, self.plan, inputs
             )
+            surgery.save_places(folder / "places.safetensors", operation.dense, sources.fixed(SHOWN))
             one = sources.fixed(1)
             size = {"macs": count_macs(operation.dense, one), "params": count_params(operation.dense)}
             return {**operation.to_json(), **size}
@@ -227,11 +220,15 @@ class Workspace:
             **self._digest_for_calibration(),
             "plan": sha256_file(self.folder / "plan" / "plan.json"),
             "compensate": prune.compensate,
+            "folder": folder.name,
             "seed": self.recipe.seed,
         }
-        return self.ledger.step(
-            "surgery", "surgery", inputs, [folder / "architecture.json", folder / "model.safetensors"], work
-        )
+        written = [folder / "architecture.json", folder / "model.safetensors"]
+        done = self.ledger.step("surgery", "surgery", inputs, written, work)
+        if tuned:
+            return {**done, "finetuned": fine_tune_step(self)}
+        shutil.rmtree(self.folder / "repaired", ignore_errors=True)
+        return done
 
     def export_models(self, facts: Facts) -> dict[str, Any]:
         section = self.recipe.export
@@ -249,12 +246,12 @@ class Workspace:
                 model = self.sources.model if which == "base" else self.dense
                 # Two rows at least: a batch of one would be frozen into the graph.
                 inputs = self.sources.fixed(2)
-                sequence = section.sequence if self.recipe.is_text else None
+                sequence = section.sequence if self.recipe.is_text and not self.recipe.tokens.merges else None
                 return export_onnx(model, inputs, path, max_batch=max(section.batch), sequence=sequence).to_json()
 
             inputs = {
                 **origin[which],
-                "export": section.model_dump(mode="json"),
+                "export": {**section.model_dump(mode="json"), "merges": self.recipe.tokens.merges},
                 "inputs": {name: list(tensor.shape) for name, tensor in self.sources.fixed(2).items()},
                 "torch": torch.__version__,
             }
@@ -270,22 +267,27 @@ class Workspace:
 
                 def work(target: Target = target, which: str = which, path: Path = path) -> dict[str, Any]:
                     start = time.perf_counter()
-                    properties = engines.build(self._onnx(which), target, path)
+                    properties = engines.build(self._onnx(which), target, path, self.sources.shapes(), self.tick)
                     return {"build_seconds": round(time.perf_counter() - start, 3), "facts": properties}
 
                 inputs = {
                     "onnx": sha256_file(self._onnx(which)),
                     "target": target.model_dump(),
                     "versions": engines.versions(target),
+                    "shapes": self.sources.shapes(),
                     "cpu": self.environment["cpu"],
                 }
-                result = self.ledger.step("engines", f"engines.{target.name}.{which}", inputs, [path], work)
-                built.append({"target": target.name, "model": which, **result})
+                written = engines.files(path, target)
+                result = self.ledger.step("engines", f"engines.{target.name}.{which}", inputs, written, work)
+                reason = engines.unavailable(target)
+                built.append({"target": target.name, "model": which, **result, "unmeasured": reason})
         return built
 
     def measure_engines(self, facts: Facts) -> dict[str, Any]:
         paths = {name: self.folder / "measure" / f"{name}.json" for name in ("parity", "accuracy", "latency")}
         export, evaluation = self.recipe.export, self.recipe.data.evaluation
+        reasons = {target.name: engines.unavailable(target) for target in self.recipe.targets}
+        unmeasured = {name: reason for name, reason in reasons.items() if reason is not None}
 
         def work() -> dict[str, Any]:
             measured = measure.measure_engines(
@@ -294,6 +296,7 @@ class Workspace:
                         which: engines.load(engines.artefact(self.folder, target, which), target) for which in MODELS
                     }
                     for target in self.recipe.targets
+                    if target.name not in unmeasured
                 },
                 {"base": as_function(self.sources.model), "pruned": as_function(self.dense)},
                 lambda batch, distinct: {n: t.numpy() for n, t in self.sources.fixed(batch, distinct).items()},
@@ -309,15 +312,16 @@ class Workspace:
 
         built = [engines.artefact(self.folder, target, which) for target in self.recipe.targets for which in MODELS]
         inputs = {
+            "unmeasured": unmeasured,
             "engines": {path.relative_to(self.folder).as_posix(): sha256_file(path) for path in built},
             "digest": self.digest,
             "export": export.model_dump(mode="json"),
-            "metric": evaluation.metric if evaluation else None,
+            "metric": (evaluation.metric, evaluation.ignore) if evaluation else None,
             "seed": self.recipe.seed,
             "cpu": self.environment["cpu"],
         }
         self.ledger.step("measure", "measure", inputs, list(paths.values()), work)
-        return {name: read_json(path) for name, path in paths.items()}
+        return {**{name: read_json(path) for name, path in paths.items()}, "unmeasured": unmeasured}
 
     def _gates(self, facts: dict[str, Any]) -> list[measure.Gate]:
         budget = self.recipe.prune.budget
@@ -325,41 +329,13 @@ class Workspace:
         return measure.judge(self.recipe.gates, budget, spent, measure.Measured.from_json(facts["measure"]))
 
     def ship_run(self, facts: Facts) -> None:
-        """A model repository only for a run that passed, and a manifest for every run."""
-        passed = all(gate.passed for gate in self._gates(facts))
-        if passed and self.recipe.ship.triton:
-            repository = self.folder / "triton"
-            written = [repository / self.recipe.name / name for name in ("config.pbtxt", "1/model.onnx")]
-
-            def work() -> dict[str, Any]:
-                ship.write_repository(self._onnx("pruned"), repository, self.recipe.name, self.recipe.export.batch)
-                return {}
-
-            inputs = {
-                "onnx": sha256_file(self._onnx("pruned")),
-                "batch": self.recipe.export.batch,
-                "name": self.recipe.name,
-            }
-            self.ledger.step("ship", "ship.triton", inputs, written, work)
-        elif (self.folder / "triton").exists():
-            shutil.rmtree(self.folder / "triton")
-        ship.write_manifest(
-            self.folder,
-            {
-                "recipe": sha256_json(self.recipe.model_dump(mode="json")),
-                "model": self.recipe.model.source,
-                "inputs": self.digest,
-                "seed": self.recipe.seed,
-                "passed": passed,
-                "environment": self.environment,
-            },
-        )
+        ship_step(self, all(gate.passed for gate in self._gates(facts)))
 
     def write_report(self, facts: Facts, stages: Sequence[StageResult]) -> Report:
         operated = facts["surgery"]
         macs, params = (
             Size(base=base, pruned=operated[kind], ratio=operated[kind] / base)
-            for kind, base in (("macs", self.costs.macs), ("params", self.costs.params))
+            for kind, base in ((kind, self.costs.whole(kind)) for kind in ("macs", "params"))
         )
         scores = load_file(self.folder / "scores" / "scores.safetensors")
         report = compose(
@@ -378,8 +354,10 @@ class Workspace:
                 compensated=bool(self.recipe.prune.compensate),
                 masked_difference=operated["masked_difference"],
                 optimality_gap=self.plan.optimality_gap,
+                merged=self.plan.merged,
                 groups=prunings(self.structure, self.plan, scores, operated["repairs"]),
                 head=head_repair(operated["repairs"]),
+                finetuned=operated.get("finetuned"),
             ),
             engines=facts["engines"],
             stages=stages,
@@ -390,7 +368,7 @@ class Workspace:
         return report
 
     def _digest_for_calibration(self) -> dict[str, str]:
-        return {key: value for key, value in self.digest.items() if key != "evaluation"}
+        return {key: value for key, value in self.digest.items() if key not in ("evaluation", "finetune")}
 
     def _onnx(self, which: str) -> Path:
         return self.folder / "onnx" / f"{which}.onnx"

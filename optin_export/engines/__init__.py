@@ -1,12 +1,13 @@
 """engines: an ONNX file and a target become an engine with `run`. Knows nothing of pruning. One file per kind.
 
-An engine file offers `suffix`, `build(onnx, target, path)` and `load(path, target)`; it is found by the target's name.
+An engine file offers `SUFFIX`, `build(onnx, target, path, shapes, tick)`, `load(path, target)`, `files(path)`,
+`versions(target)` and `unavailable(target)`; it is found by the target's name.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from optin_export.recipe import Target
 
-__all__ = ["Engine", "artefact", "build", "load", "versions"]
+__all__ = ["Engine", "artefact", "build", "files", "load", "unavailable", "versions"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -28,12 +29,19 @@ class Engine(Protocol):
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays: ...
 
 
-def build(onnx: Path, target: Target, path: Path) -> dict[str, Any]:
+def build(
+    onnx: Path,
+    target: Target,
+    path: Path,
+    shapes: Sequence[Mapping[str, tuple[int, ...]]] = (),
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
     """Build the engine file `path` from `onnx` for `target`; returns facts about it.
 
+    shapes: of the inputs by name, one entry per shipped batch size, for engines that are built for fixed shapes.
     Raises EnvironmentLacks when the library of the target is missing, ParityError when it refuses the graph.
     """
-    return _backend(target).build(onnx, target, path)
+    return _backend(target).build(onnx, target, path, shapes, tick)
 
 
 def load(path: Path, target: Target) -> Engine:
@@ -46,10 +54,21 @@ def artefact(folder: Path, target: Target, which: str) -> Path:
     return folder / "engines" / target.name / f"{which}{_backend(target).SUFFIX}"
 
 
+def files(path: Path, target: Target) -> list[Path]:
+    """What `build` writes for the engine file `path`: the file, and its record where it has one."""
+    return _backend(target).files(path)
+
+
 def versions(target: Target) -> dict[str, str]:
     """Versions that an engine of this target depends on."""
-    return _backend(target).versions()
+    return _backend(target).versions(target)
+
+
+def unavailable(target: Target) -> str | None:
+    """Why engines of this target can be built but not run on this machine; None if they can."""
+    return _backend(target).unavailable(target)
 
 
 def _backend(target: Target) -> Any:
-    return importlib.import_module(f"{__name__}.{target.engine.replace('-', '_')}")
+    # TensorRT and TensorRT for RTX are one backend.
+    return importlib.import_module(f"{__name__}.{target.engine.partition('-')[0]}")

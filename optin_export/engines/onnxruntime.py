@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,13 @@ class OnnxRuntimeEngine:
         return dict(zip(self.outputs, self._session.run(self.outputs, feed), strict=True))
 
 
-def build(onnx: Path, target: Target, path: Path) -> dict[str, Any]:
+def build(
+    onnx: Path,
+    target: Target,
+    path: Path,
+    shapes: Sequence[Mapping[str, tuple[int, ...]]],
+    tick: Callable[[int, int], None],
+) -> dict[str, Any]:
     """Optimise `onnx` at the highest level and save the result; raises ParityError if onnxruntime refuses it."""
     runtime = _import()
     options = _options(runtime, target)
@@ -47,8 +53,16 @@ def load(path: Path, target: Target) -> OnnxRuntimeEngine:
     return OnnxRuntimeEngine(_session(runtime, path, options))
 
 
-def versions() -> dict[str, str]:
+def versions(target: Target) -> dict[str, str]:
     return {"onnxruntime": _import().__version__}
+
+
+def files(path: Path) -> list[Path]:
+    return [path]
+
+
+def unavailable(target: Target) -> None:
+    return None
 
 
 def _options(runtime: Any, target: Target) -> Any:

@@ -10,7 +10,7 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.families._costs import Costs, Term, count_macs, count_params, measure_costs
-from optin_export.families._declare import Family, Producer, Refusal, Structure, Table, UnitGroup
+from optin_export.families._declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup
 from optin_export.families._hooks import (
     block_outputs,
     get_layer,
@@ -33,11 +33,13 @@ __all__ = [
     "Structure",
     "Table",
     "Term",
+    "Tokens",
     "UnitGroup",
     "block_outputs",
     "count_macs",
     "count_params",
     "find_structure",
+    "find_tokens",
     "get_layer",
     "get_module",
     "get_scale",
@@ -132,6 +134,18 @@ def nearest(module: nn.Module, families: Sequence[Family]) -> tuple[Family, str,
             if share > best[0]:
                 best = share, (family, type(part).__name__, path, missing)
     return best[1]
+
+
+def find_tokens(model: nn.Module) -> Tokens:
+    """How the tokens of a task module can be merged; raises InputError if they cannot."""
+    for family in supported():
+        found = [(path, module) for path, module in model.named_modules() if family.is_block(module)]
+        if found and family.tokens is not None:
+            return family.tokens(model, found)
+    able = ", ".join(family.name for family in supported() if family.tokens is not None)
+    raise InputError(
+        "the model's tokens cannot be merged", f"that is known for the families {able}", "set tokens.keep: 1.0"
+    )
 
 
 def _streams(family: Family, model: nn.Module, found: list[tuple[str, nn.Module]]) -> list[UnitGroup]:

@@ -51,7 +51,8 @@ class UnitGroup:
     block: the block in which the consumer lies. count: number of units. width: consumer input features per unit (head
         dim for heads, 1 for neurons and channels).
     residual: the module, and the index of its positional argument (or "output"), where the residual stream beside the
-        sub-layer is seen; None if nothing is added to the consumer's output.
+        sub-layer is seen; None if nothing is added to the consumer's output. "call": all that the module is called
+        with, as (positional, named) arguments, for `arrange` to make the stream from.
     scale: what stands between the consumer and that sum: layer scale (its parameter, or a module with a `gamma`) or a
         batch norm, if any.
     sizes: attributes that hold a size, with their value per unit, e.g. ("blocks.0.attn.num_heads", 1).
@@ -63,6 +64,9 @@ class UnitGroup:
     tables: what else has entries per unit.
     arrange: (task module, tensor of the residual stream) -> the tensor with its rows as the consumer's output has
         them, where that differs: windows, channels last. It only moves entries (and may add zeros).
+    expands: the sub-layer's caller reshapes its output: the constant in its place takes the shape of what comes in.
+    pairwise: heads that multiply every query with every key; not those that sample (deformable attention).
+    batch_dim: the dimension of the consumer's input that counts samples.
     coupled: the units are channels of a residual stream: every layer that writes to it is a producer, and every layer
         that reads it the consumer or a reader. They go from all of them at once.
     """
@@ -73,7 +77,7 @@ class UnitGroup:
     width: int
     producers: tuple[Producer, ...]
     consumer: str
-    residual: tuple[str, int | Literal["output"]] | None
+    residual: tuple[str, int | Literal["output", "call"]] | None
     sublayer: str | None
     scale: str | None = None
     sizes: tuple[tuple[str, int], ...] = ()
@@ -83,6 +87,9 @@ class UnitGroup:
     readers: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     arrange: Callable[[nn.Module, Any], Any] | None = None
+    expands: bool = False
+    pairwise: bool = True
+    batch_dim: int = 0
     coupled: bool = False
 
     @property
@@ -125,7 +132,8 @@ class Structure:
 
     Each block's input depends on the model's inputs and on the output of the block before it; what is read again
     further on (the stages of a feature pyramid) is named in `read_later`.
-    channels_first: whether a block's output is [batch, features, height, width] rather than [..., features].
+    channels_first: whether a block's output of four dimensions is [batch, features, height, width] rather than [...,
+    features].
     """
 
     family: str
@@ -135,8 +143,34 @@ class Structure:
     read_later: tuple[str, ...] = ()
 
     def only(self, kinds: Iterable[str]) -> Structure:
-        """The same structure with only these kinds of units free to be removed."""
-        return replace(self, groups=tuple(group for group in self.groups if group.kind in set(kinds)))
+        """The same structure with only these kinds of units free to be removed; InputError if it has none of them."""
+        groups = tuple(group for group in self.groups if group.kind in set(kinds))
+        if not groups:
+            raise InputError(
+                f"the model has no {' or '.join(kinds)}",
+                f"family {self.family} offers none of them",
+                "name other kinds in prune.units",
+            )
+        return replace(self, groups=groups)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How the tokens of a stream [batch, tokens, hidden] pass a block, and which of them may be merged on the way.
+
+    prefix: tokens at the start that stand for themselves (class, distillation, registers) and are never merged.
+    attend: (block, stream, attention mask or None) -> the stream behind the attention, where tokens are merged.
+    feed: (block, that stream) -> the block's output.
+    pooled: a module whose output is averaged over tokens, and the first token that counts; None if only a token of the
+        prefix is read (or if the task module averages itself).
+    padded: the inputs hold padding, and an `attention_mask` that says where.
+    """
+
+    prefix: int
+    attend: Callable[[Any, Any, Any], Any]
+    feed: Callable[[Any, Any], Any]
+    pooled: tuple[str, int] | None = None
+    padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +188,8 @@ class Family:
     streams: (the whole module, [(path, block)]) -> coupled groups, the channels of the residual streams between blocks.
     read_later: [(path, block)] -> the paths of blocks whose outputs are read by more than the next block.
     refusals: the whole module -> what only it shows to be impossible, beside what `groups` sees of one block.
+    tokens: (the whole module, [(path, block)]) -> how its tokens can be merged. Raises InputError for a variant whose
+    tokens cannot.
     """
 
     name: str
@@ -169,6 +205,7 @@ class Family:
     streams: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], list[UnitGroup]] | None = None
     read_later: Callable[[Sequence[tuple[str, Any]]], Sequence[str]] | None = None
     refusals: Callable[[Any], Sequence[Refusal]] | None = None
+    tokens: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], Tokens] | None = None
 
 
 def class_named(*names: str) -> Callable[[nn.Module], bool]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.families._declare import Family, Producer, Refusal, Table, UnitGroup
+from optin_export.families._declare import Family, Producer, Refusal, Table, Tokens, UnitGroup
 
 _BLOCKS = {
     ("timm.models.vision_transformer", "Block"),
@@ -118,6 +119,29 @@ def _refusals(model: Any) -> list[Refusal]:
     return []
 
 
+def _attend(block: Any, stream: Any, mask: Any) -> Any:
+    return stream + block.drop_path1(block.ls1(block.attn(block.norm1(stream), attn_mask=mask)))
+
+
+def _feed(block: Any, stream: Any) -> Any:
+    return stream + block.drop_path2(block.ls2(block.mlp(block.norm2(stream))))
+
+
+def _tokens(model: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> Tokens:
+    path = found[0][0].rpartition("blocks.")[0].rstrip(".")
+    whole: Any = model.get_submodule(path)
+    prefix, pooling = whole.num_prefix_tokens, whole.global_pool
+    if whole.attn_pool is not None or pooling not in ("token", "avg", ""):
+        raise InputError(
+            "the model's tokens cannot be merged",
+            f"its output is pooled by {'attention' if whole.attn_pool is not None else pooling}",
+            "set tokens.keep: 1.0",
+        )
+    if pooling != "avg":
+        return Tokens(prefix, _attend, _feed)
+    return Tokens(prefix, _attend, _feed, (f"{path}.norm", 0 if whole.pool_include_prefix else prefix))
+
+
 FAMILY = Family(
     name="vit",
     library="timm",
@@ -128,4 +152,5 @@ FAMILY = Family(
     is_block=_is_block,
     groups=_groups,
     refusals=_refusals,
+    tokens=_tokens,
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.families._declare import Family, Producer, Refusal, Table, UnitGroup, class_named
+from optin_export.families._declare import Family, Producer, Refusal, Table, Tokens, UnitGroup, class_named
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
@@ -66,6 +67,19 @@ def _refusals(model: Any) -> list[Refusal]:
     return []
 
 
+def _attend(block: Any, stream: Any, mask: Any) -> Any:
+    return block.dropout(block.attention(block.layernorm_before(stream), mask)[0]) + stream
+
+
+def _feed(block: Any, stream: Any) -> Any:
+    return block.dropout(block.mlp(block.layernorm_after(stream))) + stream
+
+
+def _tokens(model: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> Tokens:
+    # DeiT has a distillation token beside the class token; its classifiers read only these.
+    return Tokens(2 if type(found[0][1]).__name__ == "DeiTLayer" else 1, _attend, _feed)
+
+
 FAMILY = Family(
     name="vit-transformers",
     library="transformers",
@@ -76,4 +90,5 @@ FAMILY = Family(
     is_block=class_named("ViTLayer", "DeiTLayer", "BeitLayer", "Dinov2Layer", "Dinov2WithRegistersLayer"),
     groups=_groups,
     refusals=_refusals,
+    tokens=_tokens,
 )

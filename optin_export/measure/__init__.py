@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from optin_export.engines import Engine
-from optin_export.measure.accuracy import Accuracy, Function, evaluate, predict
+from optin_export.measure.accuracy import Accuracy, Function, evaluate, lost, predict
 from optin_export.measure.gate import Gate, judge
 from optin_export.measure.latency import Latency, measure_latency
 from optin_export.measure.metrics import METRICS
@@ -26,6 +26,7 @@ __all__ = [
     "ParityCase",
     "accuracy_of",
     "judge",
+    "lost",
     "measure_engines",
 ]
 
@@ -35,11 +36,15 @@ Tick = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything measured on one run's engines. accuracy: of the first target's; None without evaluation data."""
+    """Everything measured on one run's engines. accuracy: of the first target's; None without evaluation data.
+
+    unmeasured: targets whose engines were built but cannot run on this machine, with the reason.
+    """
 
     parity: tuple[ParityCase, ...]
     accuracy: Accuracy | None
     latency: tuple[Latency, ...]
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -54,6 +59,7 @@ class Measured:
             tuple(ParityCase(**case) for case in value["parity"]),
             Accuracy(**value["accuracy"]) if value["accuracy"] else None,
             tuple(Latency.from_json(one) for one in value["latency"]),
+            value.get("unmeasured", {}),
         )
 
 
@@ -83,7 +89,7 @@ def measure_engines(
     if not all(case.passed for case in parity):
         return Measured(tuple(parity), None, ())
     accuracy = None
-    if data is not None:
+    if data is not None and engines:
         pair = next(iter(engines.values()))
         steps = 2 * sum(len(side) for side in data.sides)
         half = steps // 2

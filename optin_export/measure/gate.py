@@ -39,15 +39,18 @@ def judge(gates: Gates, budget: Budget, spent: float, measured: Measured) -> lis
     """
     parity, accuracy, latency = measured.parity, measured.accuracy, measured.latency
     worst = max((max(case.max_error, case.spread) for case in parity), default=None)
+    missing = ", ".join(f"{name}: {reason}" for name, reason in measured.unmeasured.items())
+    unseen = f"; not evaluated on {missing}" if missing else ""
     verdicts = [
         Gate(
             "parity",
-            "parity",
+            # Engines that did not run have not computed anything wrong.
+            "parity" if parity or not missing else "gate",
             "<=",
             TOLERANCE,
             worst,
-            bool(parity) and all(case.passed for case in parity),
-            "largest relative difference between an engine and its torch model, any row and batch size",
+            bool(parity) and all(case.passed for case in parity) and not missing,
+            "largest relative difference between an engine and its torch model, any row and batch size" + unseen,
         ),
     ]
     if budget.accuracy_drop is None:
@@ -60,8 +63,8 @@ def judge(gates: Gates, budget: Budget, spent: float, measured: Measured) -> lis
         slowest = min(latency, key=lambda one: one.speedup.ci_low, default=None)
         low = slowest.speedup.ci_low if slowest else None
         where = f"batch {slowest.batch} on {slowest.target}" if slowest else "not evaluated: nothing was measured"
-        passed = low is not None and low >= gates.speedup
-        note = f"lower end of the 95 % interval at the slowest gain ({where})"
+        passed = low is not None and low >= gates.speedup and not missing
+        note = f"lower end of the 95 % interval at the slowest gain ({where})" + unseen
         verdicts.append(Gate("speedup", "gate", ">=", gates.speedup, low, passed, note))
     if gates.accuracy_drop is not None:
         verdicts.append(_drop("accuracy_drop", gates.accuracy_drop, accuracy))
@@ -74,6 +77,6 @@ def _drop(name: str, limit: float, accuracy: Accuracy | None, which: str = "") -
         f"points of {accuracy.metric}, engine against engine on {accuracy.rows} rows{which} "
         f"(95 % interval {accuracy.drop_low:+.2f} to {accuracy.drop_high:+.2f})"
         if accuracy
-        else "not evaluated: no evaluation data"
+        else "not evaluated: no evaluation data, or no engine that runs here"
     )
     return Gate(name, "gate", "<=", limit, drop, drop is not None and drop <= limit, note)

@@ -6,21 +6,25 @@ from optin_export.recipe.load import load_recipe, validate
 from optin_export.recipe.schema import (
     Budget,
     DataSource,
+    FinetuneSection,
     Gates,
     ModelSection,
     PruneSection,
     Recipe,
     Target,
+    TokensSection,
 )
 
 __all__ = [
     "Budget",
     "DataSource",
+    "FinetuneSection",
     "Gates",
     "ModelSection",
     "PruneSection",
     "Recipe",
     "Target",
+    "TokensSection",
     "load_recipe",
     "validate",
 ]

@@ -106,6 +106,7 @@ class EngineResult(_Part):
     model: Literal["base", "pruned"]
     build_seconds: float
     facts: dict[str, Any]
+    unmeasured: str | None = Field(None, description="why the engine was built but could not run on this machine")
 
 
 class GroupResult(_Part):
@@ -131,6 +132,16 @@ class HeadRepair(_Part):
     fallback: str | None
 
 
+class FineTuned(_Part):
+    """The short fine-tune that the recipe asked for; the losses are those on held-out rows."""
+
+    by: str = Field(description="distill, labels, or the user's function")
+    steps: int | None
+    before: float | None
+    after: float | None
+    note: str | None = Field(description="why the repaired model was kept as it was, if it was")
+
+
 class Tried(_Part):
     """One model of the search by accuracy: its budget, and the drop on the rows set apart for the search."""
 
@@ -147,8 +158,10 @@ class Pruning(_Part):
     compensated: bool
     masked_difference: float
     optimality_gap: float | None
+    merged: tuple[int, ...] = Field((), description="tokens merged in each block, if any are")
     groups: tuple[GroupResult, ...]
     head: HeadRepair | None = None
+    finetuned: FineTuned | None = Field(None, description="null: no weight was trained")
 
 
 class Report(_Part):

@@ -19,15 +19,19 @@ from optin_export.sources import Inputs, TaskModel
 
 
 class Constant(nn.Module):
-    """What a sub-layer without units computes: its bias, whatever comes in. bias: [hidden]."""
+    """What a sub-layer without units computes: its bias, whatever comes in. bias: [hidden].
 
-    def __init__(self, bias: torch.Tensor, returns_tuple: bool) -> None:
+    expands: at every position of what comes in.
+    """
+
+    def __init__(self, bias: torch.Tensor, returns_tuple: bool, expands: bool = False) -> None:
         super().__init__()
         self.bias = nn.Parameter(bias, requires_grad=False)
-        self.returns_tuple = returns_tuple
+        self.returns_tuple, self.expands = returns_tuple, expands
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return (self.bias, None) if self.returns_tuple else self.bias
+        output = self.bias.expand(*args[0].shape[:-1], -1) if self.expands else self.bias
+        return (output, None) if self.returns_tuple else output
 
 
 class Passthrough(nn.Module):
@@ -74,7 +78,7 @@ def drop(model: TaskModel, group: UnitGroup) -> None:
     assert group.sublayer is not None  # see _check
     consumer = get_layer(model, group.consumer)
     bias = consumer.bias.detach().clone() if consumer.bias is not None else torch.zeros(len(consumer.weight))
-    set_module(model, group.sublayer, Constant(bias, group.returns_tuple))
+    set_module(model, group.sublayer, Constant(bias, group.returns_tuple, group.expands))
     for path, returns_tuple in group.bypass:
         set_module(model, path, Passthrough(returns_tuple))
 

@@ -1,0 +1,218 @@
+"""What a TensorRT build is made of: the parsed network, optimization profiles, the configuration, its trtexec line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optin_export.errors import EnvironmentLacks, InputError, OptinError, ParityError
+from optin_export.recipe import Target
+
+Shape = tuple[int, ...]
+#: Input shapes at one shipped batch size, by name.
+Shapes = Mapping[str, Shape]
+#: (min, opt, max) of every input.
+Profile = dict[str, tuple[Shape, Shape, Shape]]
+#: The exporter's smallest sequence.
+LEAST_SEQUENCE = 2
+
+
+def logger(trt: Any) -> Any:
+    """A logger that keeps errors and warnings: that is where the reason for a failure is."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.messages: list[str] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
+                self.messages.append(text)
+
+        def reason(self) -> str:
+            return "; ".join(self.messages[-3:])[:400] or "it gave no reason"
+
+    return Log()
+
+
+def monitor(trt: Any, tick: Callable[[int, int], None]) -> Any:
+    """Progress of the build's outermost phase."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: dict[str, int] = {}
+            self.outer: str | None = None
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            if parent_phase is None:
+                self.outer = phase_name
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name == self.outer:
+                tick(step + 1, self.steps[phase_name])
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            total = self.steps.pop(phase_name, 0)
+            if phase_name == self.outer:
+                tick(total, total)
+
+    return Monitor()
+
+
+def parse(trt: Any, builder: Any, log: Any, onnx: Path) -> tuple[Any, Any]:
+    """The network of an ONNX file, and the parser, which has to live as long: its weights are referred to.
+
+    Raises ParityError that names every node the parser refuses.
+    """
+    definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(definition, log)
+    if not parser.parse(onnx.read_bytes(), str(onnx)):
+        every = [parser.get_error(index) for index in range(parser.num_errors)]
+        told = "; ".join(f"{refusal.node_operator()} '{refusal.node_name()}': {refusal.desc()}" for refusal in every)
+        raise ParityError(
+            f"{trt.__name__} cannot parse {onnx.name}", told[:600] or log.reason(), "replace the operator, or report it"
+        )
+    return definition, parser
+
+
+def profiles_of(definition: Any, shapes: Sequence[Shapes], dynamic: bool) -> list[Profile]:
+    """One static profile per shipped batch size, or one that ranges over all (and over shorter sequences)."""
+    if not dynamic:
+        return [{name: (shape, shape, shape) for name, shape in one.items()} for one in shapes]
+    declared = {
+        definition.get_input(index).name: tuple(definition.get_input(index).shape)
+        for index in range(definition.num_inputs)
+    }
+    largest = max(shapes, key=lambda one: next(iter(one.values()))[0])
+    smallest = {
+        name: tuple(
+            1 if axis == 0 else LEAST_SEQUENCE if declared[name][axis] == -1 else size
+            for axis, size in enumerate(shape)
+        )
+        for name, shape in largest.items()
+    }
+    return [{name: (smallest[name], shape, shape) for name, shape in largest.items()}]
+
+
+def configure(trt: Any, builder: Any, target: Target, log: Any) -> Any:
+    """The builder's configuration from the target's options."""
+    options, config = target.tensorrt, builder.create_builder_config()
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace << 20)
+    config.builder_optimization_level = options.builder_optimization_level
+    config.profiling_verbosity = getattr(trt.ProfilingVerbosity, options.profiling_verbosity.upper())
+    flags = {
+        "VERSION_COMPATIBLE": options.version_compatible,
+        "REFIT": options.refit,
+        "STRIP_PLAN": options.strip_plan,
+        "WEIGHT_STREAMING": options.weight_streaming,
+    }
+    for name, wanted in flags.items():
+        if wanted:
+            _supported(trt.BuilderFlag, name, trt, f"tensorrt.{name.lower()}")
+            config.set_flag(getattr(trt.BuilderFlag, name))
+    if options.hardware_compatibility != "none":
+        level = options.hardware_compatibility.upper()
+        _supported(trt.HardwareCompatibilityLevel, level, trt, "tensorrt.hardware_compatibility")
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
+    if hasattr(config, "set_compute_capability"):  # TensorRT for RTX
+        capabilities = options.compute_capabilities or ("current",)
+        config.num_compute_capabilities = len(capabilities)
+        for index, capability in enumerate(capabilities):
+            name = "CURRENT" if capability == "current" else "SM" + capability.replace(".", "")
+            _supported(trt.ComputeCapability, name, trt, "tensorrt.compute_capabilities")
+            if not config.set_compute_capability(getattr(trt.ComputeCapability, name), index):
+                raise InputError(
+                    f"{trt.__name__} cannot build for compute capability '{capability}'",
+                    log.reason(),
+                    "name those of the GPUs that will serve, e.g. tensorrt: {compute_capabilities: ['8.9']}",
+                )
+    return config
+
+
+def _supported(enum: Any, name: str, trt: Any, option: str) -> None:
+    if not hasattr(enum, name):
+        known = ", ".join(member.lower() for member in enum.__members__)
+        raise InputError(f"{trt.__name__} {trt.__version__} has no {name.lower()}", f"it has {known}", f"set {option}")
+
+
+def failed(log: Any, target: Target) -> OptinError:
+    """Why no engine came out of a build, as an error to raise."""
+    reason = log.reason()
+    if "memory" in reason.lower():
+        fix = "set a smaller targets.tensorrt.workspace (MiB), smaller export.batch, or free GPU memory"
+        return EnvironmentLacks(f"{target.engine} ran out of memory while building", reason, fix)
+    return ParityError(f"{target.engine} cannot build this network", reason, "report the layer named there")
+
+
+def trtexec_line(target: Target, onnx: Path, path: Path, profiles: Sequence[Profile]) -> str:
+    """The command that builds the same engine with the library's own tool."""
+    options = target.tensorrt
+    words = ["trtexec" if target.engine == "tensorrt" else "tensorrt_rtx", f"--onnx={onnx}", f"--saveEngine={path}"]
+    for number, profile in enumerate(profiles):
+        if len(profiles) > 1:
+            words.append(f"--profile={number}")
+        for position, word in enumerate(("min", "opt", "max")):
+            shapes = ",".join(f"{name}:{'x'.join(map(str, ranges[position]))}" for name, ranges in profile.items())
+            words.append(f"--{word}Shapes={shapes}")
+    if options.workspace is not None:
+        words.append(f"--memPoolSize=workspace:{options.workspace}M")
+    words.append(f"--builderOptimizationLevel={options.builder_optimization_level}")
+    words.append(f"--profilingVerbosity={options.profiling_verbosity}")
+    switches = {
+        "--stronglyTyped": target.engine == "tensorrt",
+        "--versionCompatible": options.version_compatible,
+        "--refit": options.refit,
+        "--stripWeights": options.strip_plan,
+        "--allowWeightStreaming": options.weight_streaming,
+    }
+    words += [switch for switch, wanted in switches.items() if wanted]
+    if options.hardware_compatibility != "none":
+        words.append(f"--hardwareCompatibilityLevel={options.hardware_compatibility}")
+    if options.compute_capabilities:
+        words.append(f"--computeCapabilities={','.join(options.compute_capabilities)}")
+    return " ".join(words)
+
+
+def fitted(
+    profiles: Sequence[Mapping[str, Sequence[Shape]]], inputs: Mapping[str, np.ndarray]
+) -> tuple[int, dict[str, np.ndarray]]:
+    """The smallest profile that holds `inputs`, and the inputs padded with zeros to its minimum.
+
+    Raises InputError for inputs outside every profile.
+    """
+    order = sorted(
+        range(len(profiles)), key=lambda number: [np.prod(ranges[2]) for ranges in profiles[number].values()]
+    )
+    for number in order:
+        profile = profiles[number]
+        if all(
+            array.ndim == len(profile[name][2])
+            and all(size <= most for size, most in zip(array.shape, profile[name][2], strict=True))
+            for name, array in inputs.items()
+        ):
+            return number, {name: _padded(array, profile[name][0]) for name, array in inputs.items()}
+    given = {name: array.shape for name, array in inputs.items()}
+    held = [{name: tuple(ranges[2]) for name, ranges in profile.items()} for profile in profiles]
+    raise InputError(f"no optimization profile holds {given}", f"the largest are {held}", "build for this shape")
+
+
+def _padded(array: np.ndarray, least: Shape) -> np.ndarray:
+    missing = [max(0, wanted - size) for size, wanted in zip(array.shape, least, strict=True)]
+    return np.pad(array, [(0, more) for more in missing]) if any(missing) else array
+
+
+def cut(array: np.ndarray, given: Shape, padded: Shape) -> np.ndarray:
+    """An output without what was padded: rows of the batch, and tokens where an axis is as long as the sequence."""
+    array = array[: given[0]]
+    if len(given) == 2 and given[1] != padded[1]:
+        for axis in range(1, array.ndim):
+            if array.shape[axis] == padded[1]:
+                return np.take(array, range(given[1]), axis)
+    return array

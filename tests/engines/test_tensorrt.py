@@ -1,0 +1,262 @@
+"""The TensorRT backend: names against the recorded interfaces, real builds without a GPU, and what is refused."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import optin_export
+from optin_export.engines import _tensorrt_network as network
+from optin_export.engines import build, files, load, tensorrt, unavailable, versions
+from optin_export.errors import EnvironmentLacks, InputError, ParityError
+from optin_export.files import write_json
+from optin_export.recipe import Target, load_recipe, validate
+from tests.conftest import ROOT, Make, shared_folder
+
+MODULES = (tensorrt, network)
+#: What the code calls its objects, and the class of each.
+CLASSES = {
+    "builder": "Builder",
+    "config": "IBuilderConfig",
+    "definition": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "refusal": "ParserError",
+    "added": "IOptimizationProfile",
+    "engine": "ICudaEngine",
+    "self._context": "IExecutionContext",
+}
+#: Options that only some versions have; the code asks before it uses them.
+GUARDED = {"set_compute_capability", "num_compute_capabilities", "ComputeCapability"}
+RTX = Target.model_validate({"engine": "tensorrt-rtx", "tensorrt": {"compute_capabilities": ["8.9"]}})
+
+
+def names_used(module: Any) -> Iterator[tuple[str, str]]:
+    """(class or 'trt', name) of every attribute of the library's objects in the code."""
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if not isinstance(node, ast.Attribute):
+            continue
+        owner = ast.unparse(node.value).partition("(")[0]
+        if owner == "trt" or owner.startswith("trt."):
+            yield owner, node.attr
+        elif owner in CLASSES:
+            yield CLASSES[owner], node.attr
+
+
+def recorded() -> list[Path]:
+    folder = shared_folder()
+    return sorted((folder / "tensorrt_api").glob("tensorrt*.json")) if folder else []
+
+
+@pytest.mark.shared_data
+def test_every_name_is_one_of_the_library() -> None:
+    used = {pair for module in MODULES for pair in names_used(module)}
+    assert {("IBuilderConfig", "add_optimization_profile"), ("trt.MemoryPoolType", "WORKSPACE")} <= used
+    assert len(recorded()) >= 4
+    for file in recorded():
+        api = json.loads(file.read_text(encoding="utf-8"))
+        is_rtx = "rtx" in file.name
+        for owner, name in sorted(used):
+            if (name in GUARDED and not is_rtx) or (owner == "trt" and name == "__version__"):
+                continue
+            if owner == "trt":
+                assert name in api or name in ("__name__", "nptype"), f"{file.name}: trt.{name}"
+            else:
+                klass = owner.removeprefix("trt.").split(".")[0]
+                known = [one for one in (klass, f"I{klass}") if one in api]
+                inner = owner.removeprefix("trt.").split(".")[1:]
+                attributes = api[known[0]]["attrs"] + (api[known[0]]["members"] or [])
+                assert (inner[0] if inner else name) in attributes, f"{file.name}: {owner}.{name}"
+
+
+@pytest.mark.shared_data
+def test_options_of_the_recipe_are_members_of_the_enums() -> None:
+    """What `getattr` reaches for: every choice exists in the latest versions; older ones are told apart by name."""
+    latest = json.loads(next(file for file in recorded() if "tensorrt_11" in file.name).read_text(encoding="utf-8"))
+    flags = {"VERSION_COMPATIBLE", "REFIT", "STRIP_PLAN", "WEIGHT_STREAMING"}
+    assert flags <= set(latest["BuilderFlag"]["members"])
+    assert {"NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"} <= set(latest["HardwareCompatibilityLevel"]["members"])
+    assert {"LAYER_NAMES_ONLY", "DETAILED", "NONE"} <= set(latest["ProfilingVerbosity"]["members"])
+
+
+SHAPES = [{"ids": (1, 16), "mask": (1, 16)}, {"ids": (8, 16), "mask": (8, 16)}]
+
+
+def test_a_batch_goes_to_the_smallest_profile_that_holds_it() -> None:
+    profiles = [{name: (shape, shape, shape) for name, shape in one.items()} for one in reversed(SHAPES)]
+    for batch, sequence, expected in ((1, 16, 1), (1, 9, 1), (2, 16, 0), (8, 16, 0)):
+        inputs = {name: np.ones((batch, sequence), np.int64) for name in ("ids", "mask")}
+        number, padded = network.fitted(profiles, inputs)
+        assert number == expected
+        assert padded["mask"].shape == SHAPES[1 - expected]["mask"] and padded["mask"].sum() == batch * sequence
+        # What comes out is cut to what went in: rows, and tokens where the output has them.
+        for shape in ((5,), (16, 5), (2, 16)):
+            output = np.zeros((len(padded["ids"]), *shape))
+            wanted = (batch, *(sequence if size == 16 else size for size in shape))
+            assert network.cut(output, (batch, sequence), padded["ids"].shape).shape == wanted
+    with pytest.raises(InputError, match="no optimization profile holds"):
+        network.fitted(profiles, {name: np.ones((9, 16), np.int64) for name in ("ids", "mask")})
+
+
+def test_a_dynamic_profile_ranges_over_batches_and_sequences() -> None:
+    class Input:
+        def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+            self.name, self.shape = name, shape
+
+    class Definition:
+        num_inputs = 2
+
+        def get_input(self, index: int) -> Input:
+            return (Input("ids", (-1, -1)), Input("mask", (-1, 16)))[index]
+
+    assert network.profiles_of(Definition(), SHAPES, dynamic=True) == [
+        {"ids": ((1, 2), (8, 16), (8, 16)), "mask": ((1, 16), (8, 16), (8, 16))}
+    ]
+
+
+def test_the_trtexec_line_says_what_is_built() -> None:
+    options = {
+        "workspace": 512,
+        "builder_optimization_level": 5,
+        "refit": True,
+        "hardware_compatibility": "ampere_plus",
+    }
+    target = Target.model_validate({"engine": "tensorrt", "tensorrt": options})
+    profiles = network.profiles_of(None, SHAPES, dynamic=False)
+    line = network.trtexec_line(target, Path("m.onnx"), Path("m.plan"), profiles)
+    assert line.startswith("trtexec --onnx=m.onnx --saveEngine=m.plan --profile=0 --minShapes=ids:1x16,mask:1x16 ")
+    assert "--profile=1 --minShapes=ids:8x16,mask:8x16 --optShapes=ids:8x16,mask:8x16 " in line
+    for word in ("--memPoolSize=workspace:512M", "--builderOptimizationLevel=5", "--refit", "--stronglyTyped"):
+        assert word in line.split()
+    assert "--hardwareCompatibilityLevel=ampere_plus" in line and "--stripWeights" not in line
+
+
+def test_an_engine_is_only_deserialised_if_its_record_names_it(tmp_path: Path) -> None:
+    from optin_export.files import sha256_file
+
+    plan, record = tmp_path / "base.plan", tmp_path / "base.plan.json"
+    plan.write_bytes(b"engine")
+    with pytest.raises(InputError, match="no readable record"):
+        tensorrt.check_record(plan, "tensorrt", "10.9", "NVIDIA L4 (sm89)")
+    known = {"sha256": sha256_file(plan), "library": "tensorrt", "version": "10.9", "device": "NVIDIA L4 (sm89)"}
+    write_json(record, known)
+    tensorrt.check_record(plan, "tensorrt", "10.9", "NVIDIA L4 (sm89)")
+    for library, version, device, message in (
+        ("tensorrt", "11.4", "NVIDIA L4 (sm89)", "another library"),
+        ("tensorrt_rtx", "10.9", "NVIDIA L4 (sm89)", "another library"),
+        ("tensorrt", "10.9", "NVIDIA H200 (sm90)", "another GPU"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tensorrt.check_record(plan, library, version, device)
+    plan.write_bytes(b"engina")
+    with pytest.raises(InputError, match="not the file that was built"):
+        tensorrt.check_record(plan, "tensorrt", "10.9", "NVIDIA L4 (sm89)")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"engine": "tensorrt", "device": "cpu"}, "runs on device: cuda only"),
+        ({"engine": "onnxruntime", "device": "cuda"}, "device: cpu"),
+        ({"engine": "onnxruntime", "tensorrt": {"refit": True}}, "section tensorrt is for"),
+        ({"engine": "tensorrt", "tensorrt": {"compute_capabilities": ["8.9"]}}, "for the engine tensorrt-rtx"),
+        ({"engine": "tensorrt-rtx", "tensorrt": {"compute_capabilities": ["89"]}}, "compute_capabilities"),
+        ({"engine": "tensorrt", "tensorrt": {"builder_optimization_level": 6}}, "builder_optimization_level"),
+    ],
+)
+def test_targets_that_make_no_sense_are_refused(vit_recipe: Make, target: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        validate(vit_recipe(targets=[target]), ROOT)
+
+
+def test_a_missing_library_is_named_with_the_extra_that_brings_it() -> None:
+    target = Target.model_validate({"engine": "tensorrt"})
+    try:
+        import tensorrt as _  # noqa: F401
+    except ImportError:
+        with pytest.raises(EnvironmentLacks, match=r"(?s)tensorrt.*optin-export\[gpu\]"):
+            versions(target)
+
+
+@pytest.fixture
+def small_onnx(tmp_path: Path) -> Path:
+    return _onnx(tmp_path / "small.onnx", "Relu")
+
+
+def _onnx(path: Path, operator: str, domain: str = "") -> Path:
+    import onnx
+    from onnx import TensorProto, helper
+
+    dims = ["batch", 4]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name in ("x", "y")]
+    node = helper.make_node(operator, ["x"], ["y"], name="the_node", domain=domain)
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    onnx.save_model(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
+@pytest.mark.rtx
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_an_engine_is_built_without_a_gpu(small_onnx: Path, tmp_path: Path, dynamic: bool) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    target = RTX.model_copy(update={"tensorrt": RTX.tensorrt.model_copy(update={"dynamic": dynamic})})
+    path, ticks = tmp_path / "small.plan", []
+    facts = build(small_onnx, target, path, [{"x": (1, 4)}, {"x": (8, 4)}], lambda *step: ticks.append(step))
+    assert [file.exists() for file in files(path, target)] == [True, True]
+    assert facts["library"] == "tensorrt_rtx" and facts["compute_capabilities"] == ["8.9"]
+    assert len(facts["profiles"]) == (1 if dynamic else 2) and facts["bytes"] == path.stat().st_size
+    assert ticks and ticks[-1][0] == ticks[-1][1]
+    if unavailable(target) is not None:
+        with pytest.raises(EnvironmentLacks, match="no NVIDIA GPU"):
+            load(path, target)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(InputError, match="not the file that was built"):
+        load(path, target)
+
+
+@pytest.mark.rtx
+def test_a_node_that_the_parser_refuses_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    path = _onnx(tmp_path / "strange.onnx", "NoSuchOperator", "com.example")
+    with pytest.raises(ParityError, match=r"(?s)NoSuchOperator.*the_node"):
+        build(path, RTX, tmp_path / "strange.plan", [{"x": (1, 4)}])
+    assert not (tmp_path / "strange.plan").exists()
+
+
+@pytest.mark.rtx
+def test_a_device_that_the_library_does_not_know_is_refused(small_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    target = Target.model_validate({"engine": "tensorrt-rtx", "tensorrt": {"compute_capabilities": ["9.0"]}})
+    with pytest.raises(InputError, match="has no sm90"):
+        build(small_onnx, target, tmp_path / "small.plan", [{"x": (1, 4)}])
+
+
+@pytest.mark.rtx
+def test_built_but_not_measured_never_passes(vit_recipe: Make, tmp_path: Path) -> None:
+    """On a machine without a GPU: engines lie in the run folder, the gates say that they were not evaluated."""
+    pytest.importorskip("tensorrt_rtx")
+    if unavailable(RTX) is None:
+        pytest.skip("this machine can run the engine")
+    targets = [{"engine": "onnxruntime"}, RTX.model_dump(mode="json")]
+    recipe = vit_recipe(targets=targets, gates={"speedup": 0.01, "accuracy_drop": 100.0})
+    report = optin_export.run(recipe, tmp_path / "run")
+    assert report is not None and not report.verdict.passed
+    gates = {gate.name: gate for gate in report.verdict.gates}
+    for name in ("parity", "speedup"):
+        assert not gates[name].passed and "not evaluated on tensorrt-rtx-cuda" in gates[name].note
+    assert gates["accuracy_drop"].passed  # measured on the target that runs here
+    assert (tmp_path / "run" / "engines" / "tensorrt-rtx-cuda" / "pruned.plan").exists()
+    assert {engine.unmeasured is None for engine in report.engines if "rtx" in engine.target} == {False}
+    assert "not measured" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_recipes_name_the_engine(tmp_path: Path) -> None:
+    recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml", ["targets=[{engine: tensorrt}]"])
+    assert recipe.targets[0].name == "tensorrt-cuda" and recipe.targets[0].device == "cuda"
