@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.families import Structure, UnitGroup, find_structure, get_layer, supported, tensor_of
+from optin_export.families import Structure, UnitGroup, find_structure, find_tokens, get_layer, supported, tensor_of
 from optin_export.search import GroupPlan
 from optin_export.sources import Batch, build
 from optin_export.surgery import load_model, operate, save_model
@@ -256,6 +256,19 @@ def test_a_layer_that_pads_by_itself_is_not_refitted() -> None:
     assert not _can_refit(get_layer(model, fused.producers[0].path)) and _can_refit(get_layer(model, fused.consumer))
     operation = operate(model, structure, halved(structure, 0.5), batches_for(model, 2), inputs, repair=True)
     assert operation.masked_difference <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["beit", "eva02", "dinov3", "beit-transformers", "dinov2-transformers"])
+def test_tokens_that_have_a_place_or_another_pooling_are_not_merged(name: str) -> None:
+    with pytest.raises(InputError, match="tokens cannot be merged") as caught:
+        find_tokens(small_model(name)[0])
+    assert "tokens.keep" in caught.value.fix
+
+
+def test_tokens_of_a_dinov2_of_timm_can_be_merged() -> None:
+    """Its registers stand for themselves, as the class token does."""
+    assert find_tokens(small_model("dinov2")[0]).prefix == 1
+    assert find_tokens(small_model("dinov2-registers")[0]).prefix == 3
 
 
 # --- architectures that no family knows -----------------------------------------------------------------------------
