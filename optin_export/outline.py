@@ -11,10 +11,13 @@ from optin_export.recipe import Recipe
 def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
     """(stage, what it would do) in order. Raises InputError for a file the recipe names that is not there."""
     model, data, prune, export = recipe.model, recipe.data, recipe.prune, recipe.export
-    for source in (data.calibration, data.evaluation):
+    tuned = recipe.finetune
+    for source in (data.calibration, data.evaluation, None if tuned is None else tuned.data):
         if source is not None:
             _check_file(source.source)
     _check_file(model.source)
+    if tuned is not None and tuned.source is not None:
+        _check_file(tuned.source)
     if model.weights not in ("pretrained", "random") and not Path(model.weights).is_file():
         raise InputError(f"cannot read the checkpoint {model.weights}", "no such file", "correct model.weights")
     if model.source.startswith("/") and not (Path(model.source) / "config.json").is_file():
@@ -33,7 +36,8 @@ def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
             "surgery",
             "rebuild densely"
             + _merging(recipe)
-            + (", then repair by least squares" if prune.compensate else ", no repair"),
+            + (", then repair by least squares" if prune.compensate else ", no repair")
+            + (f", then fine-tune ({tuned.source or f'{tuned.steps} steps'})" if tuned is not None else ""),
         ),
         ("export", f"onnx/base.onnx and onnx/pruned.onnx in {export.precision}, batch up to {max(export.batch)}"),
         ("engines", f"build both for {targets}"),

@@ -62,6 +62,7 @@ def _smallest(
     base = measure.accuracy_of(as_function(sources.model), data)
 
     def drop_of(fraction: float) -> float:
-        return base - measure.accuracy_of(as_function(built(Budget(macs=fraction))), data)
+        found = measure.accuracy_of(as_function(built(Budget(macs=fraction))), data)
+        return measure.lost(data.metric, base, found)
 
     return search.smallest_budget(drop_of, limit, costs.of("macs", least) / costs.whole("macs"), tick)

@@ -17,13 +17,14 @@ from optin_export import engines, measure, scoring, search, ship, surgery
 from optin_export.environment import describe
 from optin_export.export import export_onnx
 from optin_export.families import Costs, Structure, count_macs, count_params, find_structure
-from optin_export.files import atomic_path, read_json, sha256_file, sha256_json, write_json, write_text
+from optin_export.files import atomic_path, read_json, sha256_file, write_json, write_text
 from optin_export.ledger import Ledger
 from optin_export.planning import choose
 from optin_export.recipe import Budget, Recipe, Target
 from optin_export.report import Report, Size, StageResult, compose, head_repair, prunings, render_html
 from optin_export.report.schema import Pruning, Tried
 from optin_export.sources import Sources, TaskModel, as_function, load_sources
+from optin_export.steps import fine_tune_step, ship_step
 
 MODELS = ("base", "pruned")
 #: Images of the calibration data on which the report shows what was merged.
@@ -51,7 +52,8 @@ class Workspace:
 
     @cached_property
     def structure(self) -> Structure:
-        return find_structure(self.sources.model, self.recipe.prune.coupled).only(self.recipe.prune.units)
+        prune = self.recipe.prune
+        return find_structure(self.sources.model, prune.coupled, prune.units)
 
     @cached_property
     def scheduled(self) -> tuple[tuple[int, ...], Costs]:
@@ -65,8 +67,10 @@ class Workspace:
     @cached_property
     def least(self) -> dict[str, int]:
         """Units that have to stay in each group: none where the sub-layer can go as a whole, else one step."""
-        step = self.recipe.prune.align
-        return {group.key: 0 if group.sublayer else min(step, group.count) for group in self.structure.groups}
+        align = self.recipe.prune.align
+        return {
+            group.key: 0 if group.sublayer else min(group.step(align), group.count) for group in self.structure.groups
+        }
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -148,7 +152,7 @@ class Workspace:
         scores_path, curves_path = (self.folder / "scores" / f"{name}.safetensors" for name in ("scores", "curves"))
         prune = self.recipe.prune
         joint = prune.allocation == "joint"
-        align = {group.key: 1 if group.kind == "heads" else prune.align for group in self.structure.groups}
+        align = {group.key: group.step(prune.align) for group in self.structure.groups}
 
         def work() -> dict[str, Any]:
             scores = load_file(scores_path)
@@ -198,7 +202,8 @@ class Workspace:
         return surgery.sensitivities(self.sources.model, self.structure, self.sources.calibration, self.recipe.seed)
 
     def operate(self, facts: Facts) -> dict[str, Any]:
-        folder, prune = self.folder / "model", self.recipe.prune
+        tuned, prune = self.recipe.finetune is not None, self.recipe.prune
+        folder = self.folder / ("repaired" if tuned else "model")
 
         def work() -> dict[str, Any]:
             sources = self.sources
@@ -215,11 +220,15 @@ class Workspace:
             **self._digest_for_calibration(),
             "plan": sha256_file(self.folder / "plan" / "plan.json"),
             "compensate": prune.compensate,
+            "folder": folder.name,
             "seed": self.recipe.seed,
         }
-        return self.ledger.step(
-            "surgery", "surgery", inputs, [folder / "architecture.json", folder / "model.safetensors"], work
-        )
+        written = [folder / "architecture.json", folder / "model.safetensors"]
+        done = self.ledger.step("surgery", "surgery", inputs, written, work)
+        if tuned:
+            return {**done, "finetuned": fine_tune_step(self)}
+        shutil.rmtree(self.folder / "repaired", ignore_errors=True)
+        return done
 
     def export_models(self, facts: Facts) -> dict[str, Any]:
         section = self.recipe.export
@@ -307,7 +316,7 @@ class Workspace:
             "engines": {path.relative_to(self.folder).as_posix(): sha256_file(path) for path in built},
             "digest": self.digest,
             "export": export.model_dump(mode="json"),
-            "metric": evaluation.metric if evaluation else None,
+            "metric": (evaluation.metric, evaluation.ignore) if evaluation else None,
             "seed": self.recipe.seed,
             "cpu": self.environment["cpu"],
         }
@@ -320,35 +329,7 @@ class Workspace:
         return measure.judge(self.recipe.gates, budget, spent, measure.Measured.from_json(facts["measure"]))
 
     def ship_run(self, facts: Facts) -> None:
-        """A model repository only for a run that passed, and a manifest for every run."""
-        passed = all(gate.passed for gate in self._gates(facts))
-        if passed and self.recipe.ship.triton:
-            repository = self.folder / "triton"
-            written = [repository / self.recipe.name / name for name in ("config.pbtxt", "1/model.onnx")]
-
-            def work() -> dict[str, Any]:
-                ship.write_repository(self._onnx("pruned"), repository, self.recipe.name, self.recipe.export.batch)
-                return {}
-
-            inputs = {
-                "onnx": sha256_file(self._onnx("pruned")),
-                "batch": self.recipe.export.batch,
-                "name": self.recipe.name,
-            }
-            self.ledger.step("ship", "ship.triton", inputs, written, work)
-        elif (self.folder / "triton").exists():
-            shutil.rmtree(self.folder / "triton")
-        ship.write_manifest(
-            self.folder,
-            {
-                "recipe": sha256_json(self.recipe.model_dump(mode="json")),
-                "model": self.recipe.model.source,
-                "inputs": self.digest,
-                "seed": self.recipe.seed,
-                "passed": passed,
-                "environment": self.environment,
-            },
-        )
+        ship_step(self, all(gate.passed for gate in self._gates(facts)))
 
     def write_report(self, facts: Facts, stages: Sequence[StageResult]) -> Report:
         operated = facts["surgery"]
@@ -376,6 +357,7 @@ class Workspace:
                 merged=self.plan.merged,
                 groups=prunings(self.structure, self.plan, scores, operated["repairs"]),
                 head=head_repair(operated["repairs"]),
+                finetuned=operated.get("finetuned"),
             ),
             engines=facts["engines"],
             stages=stages,
@@ -386,7 +368,7 @@ class Workspace:
         return report
 
     def _digest_for_calibration(self) -> dict[str, str]:
-        return {key: value for key, value in self.digest.items() if key != "evaluation"}
+        return {key: value for key, value in self.digest.items() if key not in ("evaluation", "finetune")}
 
     def _onnx(self, which: str) -> Path:
         return self.folder / "onnx" / f"{which}.onnx"

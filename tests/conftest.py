@@ -50,7 +50,7 @@ def enlarge(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
-            elif name.endswith("bias"):
+            elif name.endswith(("bias", "class_embedding")):
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model
 
@@ -80,6 +80,61 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model = enlarge(transformers.BertForSequenceClassification(config))
     model.save_pretrained(folder)
+    return folder
+
+
+def two_tower_folder(folder: Path, kind: str) -> Path:
+    """A tiny CLIP or SigLIP (`kind`) with its tokenizer and image processor, as `from_pretrained` finds it."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ["[PAD]", "[UNK]", "[BOS]", *sorted(set(WORDS.split())), "[EOS]"]
+    last = len(words) - 1
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    template = "[BOS] $A [EOS]" if kind == "CLIP" else "$A [EOS]"
+    tokenizer.post_processor = processors.TemplateProcessing(template, None, [("[BOS]", 2), ("[EOS]", last)])
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[BOS]", "eos_token": "[EOS]"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=16, **special).save_pretrained(
+        folder
+    )
+    small = {"num_attention_heads": 4, "intermediate_size": 64}
+    text = {**small, "hidden_size": 24, "num_hidden_layers": 2, "vocab_size": len(words), "max_position_embeddings": 16}
+    image = {**small, "hidden_size": 32, "num_hidden_layers": 3, "image_size": 32, "patch_size": 8}
+    text |= {"bos_token_id": 2, "eos_token_id": last} | ({} if kind == "CLIP" else {"projection_size": 32})
+    config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=image)
+    model = enlarge(getattr(transformers, f"{kind}Model")(config), 3)
+    if kind == "Siglip":
+        model.logit_scale.data.fill_(1.2)
+        model.logit_bias.data.fill_(-0.7)
+    model.save_pretrained(folder)
+    sizes = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
+    processor = (
+        transformers.CLIPImageProcessor(**sizes)
+        if kind == "CLIP"
+        else transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_tower_folder(tmp_path_factory.mktemp("clip"), "CLIP")
+
+
+@pytest.fixture(scope="session")
+def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_tower_folder(tmp_path_factory.mktemp("siglip"), "Siglip")
+
+
+@pytest.fixture(scope="session")
+def colour_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """images.npz: 60 random colour images of 32x32 with labels 0..4."""
+    folder = tmp_path_factory.mktemp("colour")
+    generator = np.random.default_rng(1)
+    images = generator.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images, labels=generator.integers(0, 5, 60))
     return folder
 
 
@@ -168,6 +223,20 @@ def bert_recipe(bert_folder: Path, text_data: Path) -> Make:
             "export": {"batch": [1, 3], "sequence": 16},
             **sections,
         }
+
+    return make
+
+
+@pytest.fixture
+def zero_shot_recipe(vit_recipe: Make, clip_folder: Path, colour_data: Path) -> Make:
+    """The small CLIP on colour images; keyword arguments replace top-level sections."""
+
+    def make(**sections: Any) -> dict[str, Any]:
+        source = {"source": f"npz:{colour_data / 'images.npz'}"}
+        task = "zero-shot-image-classification"
+        model = {"source": str(clip_folder), "task": task, "classes": ["man", "dogs", "grass", "house", "guitar"]}
+        data = {"calibration": {**source, "samples": 40}, "evaluation": {**source, "metric": "accuracy"}}
+        return vit_recipe(**{"name": "tiny-clip", "model": model, "data": data, **sections})
 
     return make
 

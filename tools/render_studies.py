@@ -1,8 +1,7 @@
 """The part of docs/results.md that comes from docs/measurements/studies/: how good, fast and large the sketch is, and
-what joint selection, rounds, merged tokens and each part of the method are worth.
+what joint selection, rounds, merged tokens, each part of the method and a short fine-tune are worth.
 
-Written by tools/benchmark_scoring.py, study_ablation.py, study_joint.py, study_rounds.py and study_tokens.py. What is
-not there is left out.
+Written by tools/benchmark_scoring.py and the tools/study_*.py. What is not there is left out.
 """
 
 from __future__ import annotations
@@ -142,6 +141,51 @@ def _ablation(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def _finetune(content: dict[str, Any]) -> list[str]:
+    rows = []
+    for row in content["rows"]:
+        repaired = next(old for old in content["rows"] if old["steps"] == 0 and _case(old) == _case(row))
+        losses = [f"{row[name]:.4f}" if row.get(name) is not None else "-" for name in ("before", "after")]
+        rows.append(
+            [
+                f"`{row['case']}`",
+                f"{row['budget']:g}",
+                str(row["steps"] or "none"),
+                f"{row['accuracy']:.2f}",
+                f"{row['base'] - row['accuracy']:.2f}",
+                f"{row['accuracy'] - repaired['accuracy']:+.2f}" if row["steps"] else "-",
+                *losses,
+                str(row["seconds"]) + (f" ({row['note']})" if row.get("note") else ""),
+            ]
+        )
+    columns = [
+        "case",
+        "MACs",
+        "steps",
+        "accuracy",
+        "points lost",
+        "by the fine-tune",
+        "loss before",
+        "after",
+        "seconds",
+    ]
+    return [
+        "## With a short fine-tune",
+        "",
+        "The only numbers of this page with training in them. The model is pruned and repaired as above; then all",
+        "weights are trained for a few steps by distillation from the unpruned model, on the unlabelled calibration",
+        "rows (`finetune:` of a recipe, `recipes/cifar_transfer.yaml`, `tools/study_finetune.py`). The loss is that",
+        "on calibration rows kept out of the fine-tune, accuracy that on the case's held-out rows; seconds are those",
+        f"of the repair, then of the fine-tune alone. {content['cpu']}.",
+        "",
+        *markdown_table(columns, rows),
+    ]
+
+
+def _case(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["case"], row["budget"], row["seed"]
+
+
 def _rounds(content: dict[str, Any]) -> list[str]:
     rows = [
         [f"`{row['case']}`", f"{row['budget']:g}", str(row["rounds"]), f"{row['drop']:.2f}", f"{row['seconds']}"]
@@ -155,6 +199,21 @@ def _rounds(content: dict[str, Any]) -> list[str]:
         f"{content['cpu']}.",
         "",
         *markdown_table(["case", "MACs", "rounds", "points lost", "seconds to choose"], rows),
+    ]
+
+
+def _share(content: dict[str, Any]) -> list[str]:
+    rows = []
+    for row in content["rows"]:
+        share = f"{row['share']:g}" + (" (default)" if row["default"] else "")
+        rows.append([f"`{row['case']}`", f"{row['budget']:g}", share, f"{row['drop']:.2f}"])
+    return [
+        "## The trajectory's share in the loss curves",
+        "",
+        "The budget is spent by the losses of keeping k units per sub-layer: a share of the trajectory's loss and the",
+        f"rest of the output's, on one scale (`tools/study_share.py`). {content['cpu']}.",
+        "",
+        *markdown_table(["case", "MACs", "share of the trajectory", "points lost"], rows),
     ]
 
 
@@ -186,4 +245,12 @@ def _tokens(content: dict[str, Any]) -> list[str]:
     ]
 
 
-SECTIONS = {"scoring": _scoring, "ablation": _ablation, "joint_selection": _joint, "rounds": _rounds, "tokens": _tokens}
+SECTIONS = {
+    "scoring": _scoring,
+    "ablation": _ablation,
+    "share": _share,
+    "joint_selection": _joint,
+    "rounds": _rounds,
+    "tokens": _tokens,
+    "finetune": _finetune,
+}

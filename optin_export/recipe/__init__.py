@@ -6,6 +6,7 @@ from optin_export.recipe.load import load_recipe, validate
 from optin_export.recipe.schema import (
     Budget,
     DataSource,
+    FinetuneSection,
     Gates,
     ModelSection,
     PruneSection,
@@ -17,6 +18,7 @@ from optin_export.recipe.schema import (
 __all__ = [
     "Budget",
     "DataSource",
+    "FinetuneSection",
     "Gates",
     "ModelSection",
     "PruneSection",

@@ -21,11 +21,20 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
         changes["weights"] = str(_find(model.weights, folder))
     if model.tokenizer is not None and _find(model.tokenizer, folder).exists():
         changes["tokenizer"] = str(_find(model.tokenizer, folder))
+    if isinstance(model.classes, str):
+        changes["classes"] = str(_find(model.classes, folder))
     data = recipe.data
     calibration = _absolute_data(data.calibration, folder)
     evaluation = None if data.evaluation is None else _absolute_data(data.evaluation, folder)
+    finetune = recipe.finetune
+    if finetune is not None:
+        tuned: dict[str, object] = {} if finetune.data is None else {"data": _absolute_data(finetune.data, folder)}
+        if finetune.source is not None:
+            tuned["source"] = absolute_source(finetune.source, folder, ("py",))
+        finetune = finetune.model_copy(update=tuned)
     return recipe.model_copy(
         update={
+            "finetune": finetune,
             "model": model.model_copy(update=changes),
             "data": data.model_copy(update={"calibration": calibration, "evaluation": evaluation}),
         }
@@ -33,7 +42,10 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _absolute_data(data: DataSource, folder: Path) -> DataSource:
-    return data.model_copy(update={"source": absolute_source(data.source, folder, DATA_PREFIXES)})
+    changes = {"source": absolute_source(data.source, folder, DATA_PREFIXES)}
+    if data.label_folder is not None:
+        changes["label_folder"] = str(_find(data.label_folder, folder))
+    return data.model_copy(update=changes)
 
 
 def absolute_source(source: str, folder: Path, prefixes: Sequence[str]) -> str:

@@ -39,19 +39,69 @@ def _pattern_with_group(value: str) -> str:
     return value
 
 
+def _class_names(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name.strip() for name in value):
+        raise ValueError("should be a list of class names, each quoted text, or a text file with one a line")
+    twice = next((name for name in value if list(value).count(name) > 1), None)
+    if not value or twice is not None:
+        raise ValueError("should name at least one class" if twice is None else f"names '{twice}' twice")
+    return value
+
+
+def _prompts(value: Any) -> Any:
+    templates = [value] if isinstance(value, str) else value
+    if not isinstance(templates, list | tuple) or not templates:
+        raise ValueError("should be a prompt, or a list of them")
+    wrong = next((one for one in templates if not isinstance(one, str) or one.count("{}") != 1), None)
+    if wrong is not None:
+        raise ValueError(f"should have one {{}} where the class name goes, not {wrong!r:.60}")
+    return value
+
+
 _Number = BeforeValidator(_no_truth_value)
 Fraction = Annotated[float, _Number, Field(gt=0.0, le=1.0)]
 Positive = Annotated[float, _Number, Field(gt=0.0)]
 Count = Annotated[int, _Number, Field(ge=1)]
 Column = Annotated[int | str, BeforeValidator(_column)]
 Pattern = Annotated[str, AfterValidator(_pattern_with_group)]
-Task = Literal["text-classification", "feature-extraction", "image-classification"]
-Metric = Literal["accuracy", "spearman", "pearson"]
-_TEXT_TASKS = ("text-classification", "feature-extraction")
+ClassNames = Annotated[tuple[str, ...] | str, BeforeValidator(_class_names)]
+Prompts = Annotated[tuple[str, ...] | str, BeforeValidator(_prompts)]
+Task = Literal[
+    "text-classification",
+    "feature-extraction",
+    "token-classification",
+    "question-answering",
+    "fill-mask",
+    "text-generation",
+    "image-classification",
+    "image-feature-extraction",
+    "zero-shot-image-classification",
+    "image-segmentation",
+]
+Metric = Literal["accuracy", "f1", "spearman", "pearson", "squad_f1", "exact_match", "perplexity", "mean_iou"]
+_TEXT_TASKS = (
+    "text-classification",
+    "feature-extraction",
+    "token-classification",
+    "question-answering",
+    "fill-mask",
+    "text-generation",
+)
+#: Tasks whose labels the built-in fine-tune can train on: one class, or one number, per row.
+_LABELLED = ("text-classification", "image-classification", "zero-shot-image-classification")
 _METRICS: dict[str, tuple[str, ...]] = {
-    "text-classification": ("accuracy", "spearman", "pearson"),  # the correlations for models of one output
+    "text-classification": ("accuracy", "f1", "spearman", "pearson"),  # the correlations for models of one output
     "feature-extraction": ("spearman", "pearson"),
+    "token-classification": ("accuracy", "f1"),
+    "question-answering": ("squad_f1", "exact_match"),
+    "fill-mask": ("accuracy", "perplexity"),
+    "text-generation": ("accuracy", "perplexity"),
     "image-classification": ("accuracy",),
+    "image-feature-extraction": (),
+    "zero-shot-image-classification": ("accuracy",),
+    "image-segmentation": ("mean_iou",),
 }
 
 
@@ -74,7 +124,9 @@ class ModelSection(_Section):
     weights: str = Field("pretrained", description="'pretrained', 'random', or a .safetensors / .pt checkpoint")
     args: dict[str, JsonValue] = Field(default_factory=dict, description="keyword arguments of the constructor")
     pooling: Literal["mean", "cls"] | None = Field(None, description="feature-extraction only")
-    normalize: bool = Field(False, description="L2-normalise the sentence embedding inside the graph")
+    normalize: bool = Field(False, description="L2-normalise the embedding inside the graph")
+    classes: ClassNames | None = Field(None, description="zero-shot: class names, or a text file with one a line")
+    prompt: Prompts | None = Field(None, description="zero-shot: template(s) with {} for the class name")
     tokenizer: str | None = Field(None, description="where the tokenizer is, if not with the model")
     preprocess: Preprocess = Preprocess()
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
@@ -82,16 +134,22 @@ class ModelSection(_Section):
 
 class DataSource(_Section):
     source: str = Field(description="'csv:', 'tsv:', 'npz:', 'images:', 'hf-dataset:' or 'py:FILE.py:FUNCTION'")
-    columns: dict[Literal["text", "text_pair", "image", "label"], Column] = Field(default_factory=dict)
+    columns: dict[Literal["text", "text_pair", "tokens", "question", "context", "image", "label"], Column] = Field(
+        default_factory=dict
+    )
     header: bool | None = Field(None, description="first line holds names; default: yes if columns are named")
     split: str = Field("train", description="split of an hf-dataset")
     label_pattern: Pattern | None = Field(None, description="regular expression; group 1 of an image's file name")
+    label_folder: str | None = Field(None, description="of 'images:': folder of the label maps, named as the images")
     samples: Count | None = Field(None, description="how many rows to draw (seeded); default: all")
 
 
 class Evaluation(DataSource):
     split: str = Field("test", description="split of an hf-dataset")
     metric: Metric
+    ignore: Annotated[int, _Number, Field(ge=0)] = Field(
+        255, description="label maps: value of pixels that are not evaluated"
+    )
 
 
 class DataSection(_Section):
@@ -169,6 +227,31 @@ class TokensSection(_Section):
         return self.keep != 1.0 or any(self.schedule or ())
 
 
+class FinetuneSection(_Section):
+    """A short fine-tune after the repair. Without this section no weight is trained."""
+
+    source: str | None = Field(
+        None, description="'py:FILE.py:FUNCTION' (dense model, unpruned model, batches) -> dense model; default: AdamW"
+    )
+    loss: Literal["distill", "labels"] | None = Field(
+        None, description="distill: from the unpruned model, needs no labels; default: labels if data is given"
+    )
+    data: DataSource | None = Field(None, description="rows to train on; default: the calibration data")
+    steps: Count = Field(200, description="of AdamW, with warm-up and cosine decay")
+    learning_rate: Positive = 1e-4
+    batch: Count = Field(32, description="rows per step")
+
+    @model_validator(mode="after")
+    def _has_labels(self) -> FinetuneSection:
+        if self.loss == "labels" and self.data is None:
+            raise ValueError("loss: labels needs data with labels; calibration data has none")
+        return self
+
+    @property
+    def labelled(self) -> bool:
+        return self.loss == "labels" or (self.loss is None and self.data is not None)
+
+
 class ExportSection(_Section):
     precision: Literal["fp32"] = "fp32"
     batch: tuple[Count, ...] = Field((1, 8), min_length=1, description="batch sizes that are shipped and measured")
@@ -243,6 +326,7 @@ class Recipe(_Section):
     data: DataSection
     prune: PruneSection
     tokens: TokensSection = TokensSection()
+    finetune: FinetuneSection | None = Field(None, description="off by default: nothing is trained")
     export: ExportSection = ExportSection()
     targets: tuple[Target, ...] = Field((Target(),), min_length=1)
     gates: Gates = Gates()
@@ -258,9 +342,20 @@ class Recipe(_Section):
             raise ValueError("tokens.keep: auto shares out a budget of MACs: set prune.budget.macs")
         if self.model.pooling is not None and self.model.task != "feature-extraction":
             raise ValueError("model.pooling is only for the task feature-extraction")
+        zero_shot = self.model.task == "zero-shot-image-classification"
+        if zero_shot != (self.model.classes is not None) or (self.model.prompt is not None and not zero_shot):
+            raise ValueError(
+                "model.classes is needed by the task zero-shot-image-classification"
+                if zero_shot
+                else "model.classes and model.prompt are only for the task zero-shot-image-classification"
+            )
         evaluation, known = self.data.evaluation, _METRICS[self.model.task]
+        if evaluation is not None and not known:
+            raise ValueError(f"data.evaluation: there is no metric for {self.model.task}")
         if evaluation is not None and evaluation.metric not in known:
             raise ValueError(f"data.evaluation.metric for {self.model.task} is {' or '.join(known)}")
+        if self.finetune is not None and self.finetune.labelled and self.model.task not in _LABELLED:
+            raise ValueError(f"finetune.loss: labels is for {', '.join(_LABELLED)}; use distill")
         if len({target.name for target in self.targets}) != len(self.targets):
             raise ValueError("targets: two entries are the same")
         if len(set(self.export.batch)) != len(self.export.batch):

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from optin_export.families import Structure
-from optin_export.measure import TOLERANCE, Gate, Measured
+from optin_export.measure import METRICS, TOLERANCE, Gate, Measured
 from optin_export.report.schema import (
     AccuracyResult,
     EngineResult,
+    FineTuned,
     GateResult,
     GroupResult,
     HeadRepair,
@@ -47,7 +48,9 @@ def compose(
     cases = tuple(ParityResult(**case) for case in results["parity"])
     return Report(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        verdict=make_verdict([GateResult(**gate.to_json()) for gate in gates], macs, accuracy, latency),
+        verdict=make_verdict(
+            [GateResult(**gate.to_json()) for gate in gates], macs, accuracy, latency, rest["pruning"].finetuned
+        ),
         macs=macs,
         params=params,
         accuracy=accuracy,
@@ -103,9 +106,13 @@ def head_repair(repairs: Mapping[str, Mapping[str, Any]]) -> HeadRepair | None:
 
 
 def make_verdict(
-    gates: Sequence[GateResult], macs: Size, accuracy: AccuracyResult | None, latency: Sequence[LatencyResult]
+    gates: Sequence[GateResult],
+    macs: Size,
+    accuracy: AccuracyResult | None,
+    latency: Sequence[LatencyResult],
+    finetuned: FineTuned | None = None,
 ) -> Verdict:
-    """The verdict and its one sentence: what was gained, what it cost, and what was missed."""
+    """The verdict and its one sentence: what was gained, what it cost, whether it was trained, and what was missed."""
     facts = []
     if latency:
         slowest = min(latency, key=lambda one: one.speedup.ci_low)
@@ -115,12 +122,16 @@ def make_verdict(
             f"(95 % interval {slowest.speedup.ci_low:.2f} to {slowest.speedup.ci_high:.2f}{among})"
         )
     if accuracy is not None:
+        change = f"{accuracy.base:.2f} to {accuracy.pruned:.2f}"
         verb = "lost" if accuracy.drop >= 0 else "gained"
         facts.append(
-            f"{abs(accuracy.drop):.2f} points of {accuracy.metric} {verb} "
-            f"({accuracy.base:.2f} to {accuracy.pruned:.2f})"
+            f"{accuracy.metric} {change} (lower is better)"
+            if METRICS[accuracy.metric].lower_is_better
+            else f"{abs(accuracy.drop):.2f} points of {accuracy.metric} {verb} ({change})"
         )
     facts.append(f"{macs.ratio:.1%} of the MACs left")
+    if finetuned is not None and finetuned.note is None:
+        facts.append(f"fine-tuned by {finetuned.by}" + (f" for {finetuned.steps} steps" if finetuned.steps else ""))
     missed = [gate for gate in gates if not gate.passed]
     if missed:
         facts.append("missed: " + ", ".join(_miss(gate) for gate in missed))

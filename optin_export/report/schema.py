@@ -132,6 +132,16 @@ class HeadRepair(_Part):
     fallback: str | None
 
 
+class FineTuned(_Part):
+    """The short fine-tune that the recipe asked for; the losses are those on held-out rows."""
+
+    by: str = Field(description="distill, labels, or the user's function")
+    steps: int | None
+    before: float | None
+    after: float | None
+    note: str | None = Field(description="why the repaired model was kept as it was, if it was")
+
+
 class Tried(_Part):
     """One model of the search by accuracy: its budget, and the drop on the rows set apart for the search."""
 
@@ -151,6 +161,7 @@ class Pruning(_Part):
     merged: tuple[int, ...] = Field((), description="tokens merged in each block, if any are")
     groups: tuple[GroupResult, ...]
     head: HeadRepair | None = None
+    finetuned: FineTuned | None = Field(None, description="null: no weight was trained")
 
 
 class Report(_Part):

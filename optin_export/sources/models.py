@@ -16,13 +16,27 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.recipe import ModelSection
+from optin_export.sources.adapt import checked, readable, refuse_quantised_config
+from optin_export.sources.contrastive import build_tower, is_contrastive, take_tower
+from optin_export.sources.equivalents import use_equivalents
 from optin_export.sources.tasks import TaskModel, wrap
+from optin_export.sources.tokenizer import load_tokenizer
 
 _AUTO_CLASS = {
     "feature-extraction": "AutoModel",
     "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text-generation": "AutoModelForCausalLM",
     "image-classification": "AutoModelForImageClassification",
+    "image-feature-extraction": "AutoModel",
+    "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
+    "image-segmentation": "AutoModelForSemanticSegmentation",
 }
+
+#: `hf:model_type=bert`: an architecture of transformers without a checkpoint.
+_BY_TYPE = "model_type="
 
 
 @runtime_checkable
@@ -58,12 +72,25 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
     torch.manual_seed(seed)  # for weights: random
     loader = {"hf": _load_transformers, "timm": _load_timm, "py": _load_python}[prefix]
     module, architecture, origin = loader(section, rest)
+    module = checked(module, section.source)
     if section.weights not in ("pretrained", "random"):
         _load_checkpoint(module, Path(section.weights))
     _refuse_bad_weights(module, section.source)
+    readable(module)
     _use_eager_attention(module)
+    use_equivalents(module)
     architecture |= {"task": section.task, "pooling": section.pooling, "normalize": section.normalize}
     labels = getattr(getattr(module, "config", None), "label2id", None) or {}
+    if is_contrastive(module):
+        module, architecture["tower"], labels = take_tower(module, section, lambda: load_tokenizer(section, origin))
+    elif section.task == "zero-shot-image-classification" or (
+        section.task == "image-feature-extraction" and prefix == "hf"
+    ):
+        raise InputError(
+            f"a {type(module).__name__} cannot be used for {section.task}",
+            "only CLIP and SigLIP are known to give such an output",
+            "use one of these; for embeddings also timm models with model.args: {num_classes: 0}",
+        )
     return LoadedModel(
         wrap(module, section.task, section.pooling, section.normalize), architecture, origin, dict(labels)
     )
@@ -98,30 +125,50 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
             f"its architecture comes from {architecture.get('source', library)!r}, which is code outside this package",
             "pass trust_python=True if you trust that file",
         )
+    readable(module)
     _use_eager_attention(module)
+    use_equivalents(module)
+    if "tower" in architecture:
+        module = build_tower(module, architecture["tower"])
     return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"])
 
 
-def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], str]:
+def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], str | None]:
     import transformers
 
-    auto = getattr(transformers, _AUTO_CLASS[section.task])
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
+    by_type = name.removeprefix(_BY_TYPE) if name.startswith(_BY_TYPE) else None
+    if by_type is not None and section.weights == "pretrained":
+        raise InputError(
+            f"'hf:{name}' has no weights of its own",
+            "it names an architecture, not a checkpoint",
+            "set model.weights to random or to a checkpoint, or name a model of the hub",
+        )
     try:
-        config = transformers.AutoConfig.from_pretrained(name, **options, **section.args)
+        if by_type is not None:
+            config = _config_of_type(by_type, section.args)
+        else:
+            config = transformers.AutoConfig.from_pretrained(name, **options, **section.args)
+        refuse_quantised_config(config, section.source)
         config._attn_implementation = "eager"
+        options["dtype"] = torch.float32  # whatever the checkpoint is stored in
+        auto = getattr(transformers, _AUTO_CLASS[section.task])
+        if section.task == "image-segmentation" and type(config) not in auto._model_mapping:
+            auto = transformers.AutoModelForUniversalSegmentation
         if section.weights == "pretrained":
             module, info = auto.from_pretrained(name, config=config, output_loading_info=True, **options)
         else:
             module, info = auto.from_config(config, **options), {}
+    except InputError:
+        raise
     except Exception as error:  # transformers raises many types here; all of them mean the source cannot be used
         raise InputError(
             f"cannot load the model 'hf:{name}' for {section.task}",
             _first_line(error),
             "check the name or folder; a hub model needs network access once, a folder needs config.json and weights",
         ) from error
-    # The pooler is not part of a sentence embedding, and is dropped with it.
-    missing = sorted(key for key in info.get("missing_keys", ()) if not key.startswith("pooler."))
+    # The pooler is not part of a sentence embedding, nor the loss of a segmentation; they are dropped with it.
+    missing = sorted(key for key in info.get("missing_keys", ()) if not key.startswith(("pooler.", "criterion.")))
     if missing:
         raise InputError(
             f"'hf:{name}' has no weights for {section.task}",
@@ -134,7 +181,34 @@ def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dic
         "config": json.loads(module.config.to_json_string(use_diff=False)),
     }
     architecture["config"].pop("_name_or_path", None)
-    return module, architecture, name
+    return module, architecture, None if by_type is not None else name
+
+
+def _config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
+    """The configuration of an architecture by its `model_type`, with these fields; nothing is downloaded."""
+    import transformers
+
+    known = sorted(transformers.CONFIG_MAPPING.keys())
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f": {', '.join(near)}" if near else ""
+        raise InputError(
+            f"cannot create the model 'hf:{_BY_TYPE}{name}'",
+            f"transformers {transformers.__version__} knows no such model_type",
+            f"use one of its types{hint}",
+        )
+    # A configuration takes whatever it is given: a field that a fresh one does not have is a slip.
+    fresh = transformers.AutoConfig.for_model(name)
+    unknown = next((field for field in fields if not hasattr(fresh, field)), None)
+    if unknown is not None:
+        names = [field for field in fresh.to_dict() if not field.startswith("_")]
+        near = difflib.get_close_matches(unknown, names, n=3) or names[:5]
+        raise InputError(
+            f"model.args.{unknown} is no field of '{name}'",
+            f"{type(fresh).__name__} does not have it",
+            f"use one of its fields, such as {', '.join(near)}",
+        )
+    return transformers.AutoConfig.for_model(name, **fields)
 
 
 def _load_timm(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], None]:
@@ -170,16 +244,17 @@ def _load_python(section: ModelSection, reference: str) -> tuple[nn.Module, dict
     return module, {"library": "python", "source": source, "args": section.args}, None
 
 
-def call_python(source: str, args: Mapping[str, Any]) -> Any:
+def call_python(source: str, args: Mapping[str, Any], *first: Any) -> Any:
     """Result of the user's function `py:/path/file.py:name` or `py:package.module:name`; InputError where it fails."""
-    function = _python_function(source)
+    function = python_function(source)
     try:
-        return function(**args)
+        return function(*first, **args)
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise InputError(f"'{source}' failed", _first_line(error), "correct that function") from error
 
 
-def _python_function(source: str) -> Callable[..., Any]:
+def python_function(source: str) -> Callable[..., Any]:
+    """The function that `py:FILE.py:NAME` names; raises InputError where it cannot be loaded or is none."""
     where, _, name = source.removeprefix("py:").rpartition(":")
     try:
         if where.endswith(".py"):
@@ -189,11 +264,16 @@ def _python_function(source: str) -> Callable[..., Any]:
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(where)
-        return getattr(module, name)
+        function = getattr(module, name)
     except (Exception, SystemExit) as error:  # importing the user's file may raise anything
         raise InputError(
             f"cannot load '{source}'", _first_line(error), "check the file, its imports and the name"
         ) from error
+    if not callable(function):
+        raise InputError(
+            f"'{source}' is not a function", f"a {type(function).__name__} is not callable", "name a function"
+        )
+    return function
 
 
 def _load_checkpoint(module: nn.Module, path: Path) -> None:
@@ -215,7 +295,8 @@ def _load_checkpoint(module: nn.Module, path: Path) -> None:
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
     ):
         raise InputError(f"cannot use the checkpoint {path}", "it holds no state dict", "save model.state_dict()")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    # Of DataParallel and torch.compile.
+    state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -243,6 +324,12 @@ def _kind_of_folder(folder: Path) -> str:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"cannot load a model from {folder}",
+            "it holds a PEFT adapter, not a model",
+            "save model.merge_and_unload() and use that",
+        )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):

@@ -15,6 +15,7 @@ from optin_export.sources import Batch, Inputs, TaskModel
 from optin_export.surgery.architecture import Architecture, load_model, save_model, save_places
 from optin_export.surgery.compensate import Repair, compensate
 from optin_export.surgery.curves import combined, loss_curves
+from optin_export.surgery.finetune import FineTune, fine_tune
 from optin_export.surgery.rebuild import rebuild
 from optin_export.surgery.schedule import scheduled, share_budget
 from optin_export.surgery.sensitivity import Weights, sensitivities
@@ -22,11 +23,13 @@ from optin_export.surgery.tokens import count_tokens, insert_merging
 
 __all__ = [
     "Architecture",
+    "FineTune",
     "Operation",
     "Weights",
     "combined",
     "compensate",
     "count_tokens",
+    "fine_tune",
     "insert_merging",
     "load_model",
     "loss_curves",

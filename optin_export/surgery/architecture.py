@@ -58,8 +58,8 @@ def save_model(
         output=dense.output_name,
         merged=plan.merged,
     )
-    # Tied weights are one storage under several names: safetensors wants each tensor to own its memory.
-    state = {name: tensor.detach().clone().contiguous() for name, tensor in dense.state_dict().items()}
+    tied = _tied(dense)
+    state = {name: tensor.contiguous() for name, tensor in dense.state_dict().items() if name not in tied}
     with atomic_path(folder / "model.safetensors") as path:
         save_file(state, path, metadata={"format": "pt"})
     write_text(folder / "architecture.json", architecture.model_dump_json(indent=2) + "\n")
@@ -97,13 +97,14 @@ def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
         raise InputError(
             f"cannot rebuild the model in {folder}", f"{type(error).__name__}: {error}", "the file is not one of ours"
         ) from error
-    structure = find_structure(model, coupled=any(key.count(".") > 1 for key in architecture.groups))
-    structure = structure.only({key.split(".")[1].rstrip("0123456789") for key in architecture.groups})
+    kinds = {key.split(".")[1].rstrip("0123456789") for key in architecture.groups}
+    structure = find_structure(model, any(key.count(".") > 1 for key in architecture.groups), kinds)
     groups = keep_first({key: (size.count, size.kept) for key, size in architecture.groups.items()})
     inputs = {
         name: torch.ones(shape, dtype=getattr(torch, kind)) for name, (kind, shape) in architecture.inputs.items()
     }
     dense, _ = rebuild(model, structure, groups, inputs)
+    state |= {name: state[first] for name, first in _tied(dense).items() if first in state and name not in state}
     _adopt_new_biases(dense, state)
     try:
         dense.load_state_dict(state)
@@ -117,6 +118,18 @@ def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
         check_merging(architecture.merged, counted, tokens.prefix, len(structure.blocks))
         dense = insert_merging(dense, structure, tokens, architecture.merged)
     return dense.eval().requires_grad_(False)
+
+
+def _tied(model: TaskModel) -> dict[str, str]:
+    """Names of weights that another module has under an earlier name: {name: the earlier one}."""
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first.setdefault(id(parameter), name)
+    return {
+        name: first[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if first[id(parameter)] != name
+    }
 
 
 def _adopt_new_biases(dense: TaskModel, state: dict[str, torch.Tensor]) -> None:

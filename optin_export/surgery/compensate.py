@@ -11,7 +11,6 @@ trajectory and of the output to the row (see `sensitivity`). Unlabelled calibrat
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from optin_export.families import Structure, UnitGroup, get_layer, get_module, tensor_of
+from optin_export.families import Structure, UnitGroup, get_layer, get_module, get_scale, tensor_of
 from optin_export.search import GroupPlan
-from optin_export.sources import Batch, Inputs, TaskModel
+from optin_export.sources import Batch, TaskModel
+from optin_export.surgery.head import output_layer
 from optin_export.surgery.least_squares import Fit, Moments, rescale, ridge
 from optin_export.surgery.rebuild import Constant
 from optin_export.surgery.rectified import ROUNDS, Bend, bend_of_units, shift_of_block_relu
@@ -85,9 +85,7 @@ def compensate(
                 pair.refit_layer(projection)
             for group, small in [(group, small) for group, small in todo if group.block == block]:
                 if not only_scale and small.count:
-                    pair.refit_producers(group)
-                    for reader in group.readers:
-                        pair.refit_layer(reader)
+                    pair.refit_before(group)
                 fit = pair.refit_consumer(group, small, only_scale)
                 repairs[group.key] = _repair(fit)
                 tick(len(repairs), len(todo))
@@ -125,22 +123,24 @@ class _Pair:
             for producer in group.producers
         }
 
-    def refit_producers(self, group: UnitGroup) -> None:
-        """Refit the layers that make the units to the original's pre-activations of the units that stay."""
+    def refit_before(self, group: UnitGroup) -> None:
+        """Refit what makes the units, to the original's pre-activations of the units that stay, and what else reads
+        them, to what it put out there; in forward order."""
         paths = [producer.path for producer in group.producers]
         if any(path in self.consumers for path in paths):
-            return  # a layer that reads the group before was refitted as its consumer
-        for together in self._reading_alike(paths, group):
-            self._refit_alike(together)
-
-    def _reading_alike(self, paths: Sequence[str], group: UnitGroup) -> list[list[str]]:
-        """The layers that can be refitted, in sets that read the same input: one Gram matrix serves such a set."""
-        seen = self.source.see(0, [(path, 0) for path in paths], group.consumer)
-        sets: dict[int, list[str]] = {}
-        for path in paths:
+            paths = []  # a layer that reads the group before was refitted as its consumer
+        seen = self.source.see(0, [(path, 0) for path in (*paths, *group.readers)], group.consumer)
+        ordered = [path for path, _ in seen] + [path for path in group.readers if (path, 0) not in seen]
+        # Producers that read the same input are refitted together: one Gram matrix serves them.
+        sets: dict[int | str, list[str]] = {}
+        for path in ordered:
             if _can_refit(get_layer(self.target.model, path)):
-                sets.setdefault(id(seen[(path, 0)]), []).append(path)
-        return list(sets.values())
+                sets.setdefault(path if path in group.readers else id(seen[(path, 0)]), []).append(path)
+        for together in sets.values():
+            if together[0] in group.readers:
+                self.refit_layer(together[0])
+            else:
+                self._refit_alike(together)
 
     def _refit_alike(self, paths: list[str]) -> None:
         layers = [get_layer(self.target.model, path) for path in paths]
@@ -194,9 +194,10 @@ class _Pair:
             missing = output[:, kept]
             behind = bend
             if group.residual is not None:
-                beside_it = self.target.like(index, there[group.residual])
-                pairs = ((self.source.model, beside_it), (self.target.model, tensor_of(here[group.residual])))
-                arranged = [_arranged(group, model, stream) for model, stream in pairs]
+                whole = group.residual[1] == "call"
+                beside_it = there[group.residual] if whole else self.target.like(index, there[group.residual])
+                pairs = ((self.source.model, beside_it), (self.target.model, here[group.residual]))
+                arranged = [_arranged(group, model, seen) for model, seen in pairs]
                 streams = [output_rows(stream, layer, inputs, index) for stream in arranged]
                 # Layer scale or batch norm is undone; where its factor is zero nothing can be added.
                 difference = torch.where(scale == 0, 0.0, (streams[0][:, kept] - streams[1]) / scale)
@@ -311,19 +312,6 @@ def _projections(structure: Structure) -> list[str]:
     return [path for group in streams for path in group.reads if path in writers and path not in inner]
 
 
-def output_layer(model: TaskModel, inputs: Inputs) -> str | None:
-    """The linear layer that puts out what the model puts out (logits), if one does."""
-    outputs: dict[str, torch.Tensor] = {}
-    with torch.no_grad(), contextlib.ExitStack() as stack:
-        for path, module in model.named_modules():
-            if isinstance(module, nn.Linear):
-                hook = module.register_forward_hook(lambda _, args, output, path=path: outputs.update({path: output}))
-                stack.callback(hook.remove)
-        result = model(**inputs)
-    same = [path for path, output in outputs.items() if output.shape == result.shape and torch.equal(output, result)]
-    return same[-1] if same else None
-
-
 def _repair(fit: Fit) -> Repair:
     before, after = (error if math.isfinite(error) else None for error in (fit.before, fit.after))
     return Repair(before, after, fit.damping, fit.fallback)
@@ -336,12 +324,18 @@ def _kept_rows(plan: GroupPlan, count: int, per_unit: int, fused: int) -> torch.
     return torch.cat([slab * count * per_unit + one for slab in range(fused)])
 
 
-def _arranged(group: UnitGroup, model: TaskModel, stream: torch.Tensor) -> torch.Tensor:
-    return stream if group.arrange is None else group.arrange(model, stream)
+def _arranged(group: UnitGroup, model: TaskModel, seen: Any) -> torch.Tensor:
+    """The residual stream with its rows as the consumer's output has them."""
+    stream = seen if group.residual is not None and group.residual[1] == "call" else tensor_of(seen)
+    with torch.no_grad():
+        return stream if group.arrange is None else group.arrange(model, stream)
 
 
 def _can_refit(layer: nn.Module) -> bool:
-    return not isinstance(layer, nn.Conv2d) or layer.groups == 1
+    """Not a grouped convolution, nor one that pads by itself: `input_rows` would not see what it sees."""
+    if not isinstance(layer, nn.Conv2d):
+        return True
+    return layer.groups == 1 and (type(layer).forward is nn.Conv2d.forward or layer.kernel_size == (1, 1))
 
 
 def _columns_per_unit(layer: nn.Module, group: UnitGroup) -> int:
@@ -380,12 +374,11 @@ def _affine(model: TaskModel, group: UnitGroup) -> torch.Tensor | None:
     """
     if group.scale is None:
         return torch.ones(())
-    module = get_module(model, group.scale)
-    if isinstance(module, nn.BatchNorm2d):
-        if module.running_var is None:
-            return None
-        gamma = torch.ones(len(module.running_var)) if module.weight is None else module.weight.detach()
-        return gamma / (module.running_var + module.eps).sqrt()
-    layer_scale = module.gamma
-    assert isinstance(layer_scale, torch.Tensor)
-    return layer_scale.detach()
+    scale = get_scale(model, group.scale)
+    if isinstance(scale, torch.Tensor):
+        return scale.detach().flatten()
+    assert isinstance(scale, nn.BatchNorm2d), f"{group.scale} is a {type(scale).__name__}"
+    if scale.running_var is None:
+        return None
+    gamma = torch.ones(len(scale.running_var)) if scale.weight is None else scale.weight.detach()
+    return gamma / (scale.running_var + scale.eps).sqrt()

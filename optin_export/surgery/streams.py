@@ -30,8 +30,8 @@ from optin_export.surgery.tokens import Merged, flow_of
 IN_MEMORY = 1 << 30
 #: Positions per sample of a convolution's output that take part; neighbours tell the same.
 POSITIONS = 64
-#: Where something is seen: a module's path, and the index of its positional argument or its output.
-Point = tuple[str, int | Literal["output"]]
+#: Where something is seen: a module's path, and the index of its positional argument, its output, or its whole call.
+Point = tuple[str, int | Literal["output", "call"]]
 
 
 class Stream:
@@ -79,9 +79,9 @@ class Stream:
             output = self.see(index, [(path, "output")], path)[(path, "output")]
             # Blocks feed one another in order (see Structure), so what else lies further behind is never read again.
             if path in self.lasting:
-                self.lasting[path].save(index, output)
+                self.lasting[path].save(index, _light(output))
             self.hollow[index][path] = _hollow(output)
-            self.store.save(index, output)
+            self.store.save(index, _light(output))
             if self.flow is not None:
                 self.behind[index] = self.merged[index]
         self.last = path
@@ -144,6 +144,11 @@ class _Store:
             self.folder.cleanup()
 
 
+def _light(output: Any) -> Any:
+    """The hidden states as they are; what else a block returns (attention weights) hollow: no block reads it."""
+    return output if isinstance(output, torch.Tensor) else (tensor_of(output), *_hollow(tuple(output[1:])))
+
+
 def _hollow(output: Any) -> Any:
     """Zeros of the same shape that occupy no memory."""
     if isinstance(output, torch.Tensor):
@@ -156,8 +161,8 @@ def _seen(model: nn.Module, points: Sequence[Point]) -> Iterator[dict[Point, Any
     values: dict[Point, Any] = {}
 
     def before(point: Point) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            values[point] = args[point[1]]  # type: ignore[index]
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            values[point] = (args, kwargs) if point[1] == "call" else args[point[1]]  # type: ignore[index]
 
         return hook
 
@@ -173,7 +178,7 @@ def _seen(model: nn.Module, points: Sequence[Point]) -> Iterator[dict[Point, Any
             handle = (
                 module.register_forward_hook(after(point))
                 if point[1] == "output"
-                else module.register_forward_pre_hook(before(point))
+                else module.register_forward_pre_hook(before(point), with_kwargs=True)
             )
             stack.callback(handle.remove)
         yield values

@@ -15,7 +15,7 @@ from PIL import Image
 
 from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.recipe import DataSource
-from optin_export.sources.data import Examples, load_examples
+from optin_export.sources.data import Examples, load_examples, spare_examples
 
 Write = Callable[[str, str | bytes], Path]
 
@@ -125,6 +125,14 @@ def test_rows_are_drawn_under_the_seed_in_their_order_and_never_more_than_there_
     assert draw(10, 3) == draw(10, 3) != draw(10, 4)
     assert len(set(draw(10, 3))) == 10 and draw(10, 3) == sorted(draw(10, 3)) != list(range(10))
     assert draw(None, 0) == draw(50, 0) == draw(1000, 0) == list(range(50))
+
+    def spare(samples: int | None, most: int) -> set[int]:
+        section = DataSource(source=f"csv:{table}", columns={"label": 1}, samples=samples)
+        return {int(label) for label in spare_examples(section, ("label",), 3, most).columns["label"]}
+
+    assert spare(10, 100) == set(range(50)) - set(draw(10, 3))
+    assert len(spare(10, 4)) == 4 and not spare(10, 4) & set(draw(10, 3))
+    assert spare(None, 4) == spare(60, 4) == set()
 
 
 # --- arrays ---------------------------------------------------------------------------------------------------------
