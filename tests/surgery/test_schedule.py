@@ -35,9 +35,9 @@ def test_keeping_all_leaves_the_costs_alone() -> None:
         assert scheduled(model, structure, section, one) == ((), measure_costs(model, structure, one))
 
 
-def test_outputs_with_a_row_per_token_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_with_a_row_per_token_are_refused() -> None:
     model, _ = small_model("bert")
-    monkeypatch.setattr(type(model), "output_layout", "tokens")
+    model.output_layout = "tokens"
     with pytest.raises(InputError, match="a row per token"):
         scheduled(model, find_structure(model), TokensSection(keep=0.8), inputs_for(model, 1, 0))
 
