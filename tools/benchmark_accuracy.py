@@ -149,7 +149,6 @@ def recipe_of(case: str, seed: int) -> Recipe:
             align=8,
         ),
         "segformer-camvid": _camvid("segformer"),
-        "mask2former-camvid": _camvid("mask2former"),
     }
     sections = cases[case]
     prune = {"budget": {"macs": 1.0}, **sections.get("prune", {})}
@@ -165,7 +164,6 @@ CASES = (
     "vit-digits",
     "vit-cifar10",
     "segformer-camvid",
-    "mask2former-camvid",
 )
 
 
