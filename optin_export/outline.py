@@ -35,6 +35,7 @@ def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
         (
             "surgery",
             "rebuild densely"
+            + _merging(recipe)
             + (", then repair by least squares" if prune.compensate else ", no repair")
             + (f", then fine-tune ({tuned.source or f'{tuned.steps} steps'})" if tuned is not None else ""),
         ),
@@ -55,6 +56,15 @@ def _search(recipe: Recipe) -> str:
     if budget.accuracy_drop is not None:
         return f"{value} in the smallest model that loses at most {budget.accuracy_drop:g} points"
     return f"{value} within {budget.fraction:.0%} of the {budget.kind}"
+
+
+def _merging(recipe: Recipe) -> str:
+    tokens = recipe.tokens
+    if not tokens.merges:
+        return ""
+    if tokens.schedule is not None:
+        return f", merge {'+'.join(map(str, tokens.schedule))} tokens"
+    return ", merge tokens" + ("" if tokens.keep == "auto" else f" to {tokens.keep:.0%} on average")
 
 
 def _effort(recipe: Recipe) -> str:

@@ -15,11 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from optin_export import engines, measure, scoring, search, ship, surgery
 from optin_export.environment import describe
-from optin_export.errors import InputError
 from optin_export.export import export_onnx
-from optin_export.families import Costs, Structure, count_macs, count_params, find_structure, measure_costs
+from optin_export.families import Costs, Structure, count_macs, count_params, find_structure
 from optin_export.files import atomic_path, read_json, sha256_file, write_json, write_text
 from optin_export.ledger import Ledger
+from optin_export.planning import choose
 from optin_export.recipe import Budget, Recipe, Target
 from optin_export.report import Report, Size, StageResult, compose, head_repair, prunings, render_html
 from optin_export.report.schema import Pruning, Tried
@@ -27,6 +27,8 @@ from optin_export.sources import Sources, TaskModel, as_function, load_sources
 from optin_export.steps import fine_tune_step, ship_step
 
 MODELS = ("base", "pruned")
+#: Images of the calibration data on which the report shows what was merged.
+SHOWN = 4
 Facts = dict[str, Any]
 Tick = Callable[[int, int], None]
 
@@ -50,24 +52,25 @@ class Workspace:
 
     @cached_property
     def structure(self) -> Structure:
-        structure = find_structure(self.sources.model, self.recipe.prune.coupled).only(self.recipe.prune.units)
-        if not structure.groups:
-            raise InputError(
-                f"the model has no {' or '.join(self.recipe.prune.units)}",
-                f"family {structure.family} offers none of them",
-                "name other kinds in prune.units",
-            )
-        return structure
+        prune = self.recipe.prune
+        return find_structure(self.sources.model, prune.coupled, prune.units)
 
     @cached_property
+    def scheduled(self) -> tuple[tuple[int, ...], Costs]:
+        """Tokens merged per block as the recipe says (none yet if the search decides), and what units cost then."""
+        return surgery.scheduled(self.sources.model, self.structure, self.recipe.tokens, self.sources.fixed(1))
+
+    @property
     def costs(self) -> Costs:
-        return measure_costs(self.sources.model, self.structure, self.sources.fixed(1))
+        return self.scheduled[1]
 
     @cached_property
     def least(self) -> dict[str, int]:
         """Units that have to stay in each group: none where the sub-layer can go as a whole, else one step."""
-        step = self.recipe.prune.align
-        return {group.key: 0 if group.sublayer else min(step, group.count) for group in self.structure.groups}
+        align = self.recipe.prune.align
+        return {
+            group.key: 0 if group.sublayer else min(group.step(align), group.count) for group in self.structure.groups
+        }
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -149,21 +152,22 @@ class Workspace:
         scores_path, curves_path = (self.folder / "scores" / f"{name}.safetensors" for name in ("scores", "curves"))
         prune = self.recipe.prune
         joint = prune.allocation == "joint"
-        align = {group.key: 1 if group.kind == "heads" else prune.align for group in self.structure.groups}
+        align = {group.key: group.step(prune.align) for group in self.structure.groups}
 
         def work() -> dict[str, Any]:
             scores = load_file(scores_path)
             curves = surgery.combined(load_file(curves_path), self.sources.model.output_kind) if joint else None
 
-            def plan_of(budget: Budget) -> search.Plan:
-                return search.find_plan(scores, self.costs, budget, align, self.least, curves)
+            def plan_of(budget: Budget, costs: Costs) -> search.Plan:
+                found = search.find_plan(scores, costs, budget, align, self.least, curves)
+                return found.model_copy(update={"merged": self.scheduled[0]})
 
-            budget, facts = prune.budget, {}
-            if budget.accuracy_drop is not None:
-                found = self._smallest(plan_of, budget.accuracy_drop)
-                budget, facts = Budget(macs=found.fraction), {"tried": [list(pair) for pair in found.tried]}
-            write_text(path, plan_of(budget).model_dump_json(indent=2) + "\n")
-            return facts
+            def built(plan: search.Plan) -> TaskModel:
+                return self._operation(plan, lambda done, total: None).dense
+
+            plan, tried = choose(self.sources, self.structure, self.costs, self.least, plan_of, built, self.tick)
+            write_text(path, plan.model_dump_json(indent=2) + "\n")
+            return tried
 
         inputs: dict[str, Any] = {
             "scores": sha256_file(scores_path),
@@ -172,23 +176,12 @@ class Workspace:
             "budget": prune.budget.model_dump(),
             "align": align,
             "least": self.least,
+            "merged": self.scheduled[0],
         }
-        if prune.budget.accuracy_drop is not None:
+        if prune.budget.accuracy_drop is not None or self.recipe.tokens.keep == "auto":
             inputs |= {"digest": self.digest, "compensate": prune.compensate, "seed": self.recipe.seed}
             return self.ledger.step("measure", "search.accuracy", inputs, [path], work)
         return self.ledger.step("search", "search", inputs, [path], work)
-
-    def _smallest(self, plan_of: Callable[[Budget], search.Plan], limit: float) -> search.Bisection:
-        """The smallest budget that keeps the accuracy on the evaluation rows set apart for that, model by model."""
-        data = self.sources.selection()
-        base = measure.accuracy_of(as_function(self.sources.model), data)
-
-        def drop_of(fraction: float) -> float:
-            dense = self._operation(plan_of(Budget(macs=fraction)), lambda done, total: None).dense
-            return base - measure.accuracy_of(as_function(dense), data)
-
-        lowest = self.costs.of("macs", self.least) / self.costs.macs
-        return search.smallest_budget(drop_of, limit, lowest, self.tick)
 
     def _operation(self, plan: search.Plan, tick: Tick) -> surgery.Operation:
         sources, prune = self.sources, self.recipe.prune
@@ -218,6 +211,7 @@ class Workspace:
             surgery.save_model(
                 folder, operation.dense, sources.loaded.architecture, self.structure.family, self.plan, inputs
             )
+            surgery.save_places(folder / "places.safetensors", operation.dense, sources.fixed(SHOWN))
             one = sources.fixed(1)
             size = {"macs": count_macs(operation.dense, one), "params": count_params(operation.dense)}
             return {**operation.to_json(), **size}
@@ -232,7 +226,7 @@ class Workspace:
         written = [folder / "architecture.json", folder / "model.safetensors"]
         done = self.ledger.step("surgery", "surgery", inputs, written, work)
         if tuned:
-            return {**done, "finetuned": fine_tune_step(self)}
+            return {**done, "finetuned": fine_tune_step(self, SHOWN)}
         shutil.rmtree(self.folder / "repaired", ignore_errors=True)
         return done
 
@@ -252,12 +246,12 @@ class Workspace:
                 model = self.sources.model if which == "base" else self.dense
                 # Two rows at least: a batch of one would be frozen into the graph.
                 inputs = self.sources.fixed(2)
-                sequence = section.sequence if self.recipe.is_text else None
+                sequence = section.sequence if self.recipe.is_text and not self.recipe.tokens.merges else None
                 return export_onnx(model, inputs, path, max_batch=max(section.batch), sequence=sequence).to_json()
 
             inputs = {
                 **origin[which],
-                "export": section.model_dump(mode="json"),
+                "export": {**section.model_dump(mode="json"), "merges": self.recipe.tokens.merges},
                 "inputs": {name: list(tensor.shape) for name, tensor in self.sources.fixed(2).items()},
                 "torch": torch.__version__,
             }
@@ -322,7 +316,7 @@ class Workspace:
             "engines": {path.relative_to(self.folder).as_posix(): sha256_file(path) for path in built},
             "digest": self.digest,
             "export": export.model_dump(mode="json"),
-            "metric": evaluation.metric if evaluation else None,
+            "metric": (evaluation.metric, evaluation.ignore) if evaluation else None,
             "seed": self.recipe.seed,
             "cpu": self.environment["cpu"],
         }
@@ -341,7 +335,7 @@ class Workspace:
         operated = facts["surgery"]
         macs, params = (
             Size(base=base, pruned=operated[kind], ratio=operated[kind] / base)
-            for kind, base in (("macs", self.costs.macs), ("params", self.costs.params))
+            for kind, base in ((kind, self.costs.whole(kind)) for kind in ("macs", "params"))
         )
         scores = load_file(self.folder / "scores" / "scores.safetensors")
         report = compose(
@@ -360,6 +354,7 @@ class Workspace:
                 compensated=bool(self.recipe.prune.compensate),
                 masked_difference=operated["masked_difference"],
                 optimality_gap=self.plan.optimality_gap,
+                merged=self.plan.merged,
                 groups=prunings(self.structure, self.plan, scores, operated["repairs"]),
                 head=head_repair(operated["repairs"]),
                 finetuned=operated.get("finetuned"),

@@ -66,7 +66,7 @@ def assert_refused(result: tuple[int, str, str], says: str, code: int = 2, progr
         (["--set", "targets=[{}, {}]"], "two entries are the same"),
         (["--set", "gates.accuracy_drop=1", "--set", "data.evaluation="], "needs data.evaluation"),
         (["--set", "model.pooling=mean"], "model.pooling is only for"),
-        (["--set", "tokens.keep=0.5"], "token merging is not part of this version"),
+        (["--set", "tokens.keep=1.5"], "tokens.keep"),
         (["--set", "seed"], "it is not KEY=VALUE"),
         (["--set", "targets.9.threads=2"], "targets: should be a valid list"),
         (["--set", "export.batch.9=2"], "does not name a field"),

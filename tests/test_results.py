@@ -152,7 +152,11 @@ def test_studies_are_rendered_with_what_is_required_of_them(tmp_path: Path) -> N
     (studies / "rounds.json").write_text(json.dumps({"cpu": "a processor", "rows": rounds}))
     parts = [{**row, "left_out": part, "drop": drop} for part, drop in (("nothing", 1.0), ("the refit", 4.25))]
     (studies / "ablation.json").write_text(json.dumps({"cpu": "a processor", "rows": parts}))
+    way = {**row, "way": "tau", "macs": 0.498, "merged": [4, 3], "base": 90.0, "accuracy": 89.25, "batch": 8}
+    timed = {"base_ms": 1.0, "speedup": [1.9, 1.8, 2.0], "noise_floor": 0.04}
+    (studies / "tokens.json").write_text(json.dumps({"cpu": "a processor", "rows": [{**way, **timed}]}))
     page = tool.page(tmp_path)
+    assert "| `x` | 0.5 | heads, neurons and tokens | 4+3 | 49.8 % | 0.75 | 1.90 (1.80 to 2.00) |" in page
     assert "| `x` | 0.5 | the refit | 4.25 |" in page
     assert "rank correlation 0.975 at the worst seed (required\n0.97: met)" in page
     assert "45 times faster (required 50:\nmissed)" in page

@@ -77,6 +77,21 @@ def _vit(weights: str, **args: Any) -> dict[str, Any]:
     return {"source": "timm:vit_tiny_patch16_224", "weights": str(ROOT / "recipes" / weights), "args": shape}
 
 
+def _camvid(model: str) -> dict[str, Any]:
+    file = ROOT / "recipes" / "camvid_segformer" / "data.py"
+    return {
+        "model": {
+            "source": str(ROOT / "recipes" / f"camvid_{model}"),
+            "task": "image-segmentation",
+            "preprocess": {"size": [120, 160]},
+        },
+        "data": {
+            "calibration": {"source": f"py:{file}:calibration"},
+            "evaluation": {"source": f"py:{file}:held_out", "metric": "mean_iou", "ignore": 11},
+        },
+    }
+
+
 def recipe_of(case: str, seed: int) -> Recipe:
     """The recipe of one case; the budget in it is a place holder."""
     digits = ROOT / "recipes" / "quickstart" / "digits.npz"
@@ -132,6 +147,8 @@ def recipe_of(case: str, seed: int) -> Recipe:
             },
             align=8,
         ),
+        "segformer-camvid": _camvid("segformer"),
+        "mask2former-camvid": _camvid("mask2former"),
     }
     sections = cases[case]
     prune = {"budget": {"macs": 1.0}, **sections.get("prune", {})}
@@ -139,7 +156,16 @@ def recipe_of(case: str, seed: int) -> Recipe:
     return validate({**data, **sections, "prune": prune}, ROOT)
 
 
-CASES = ("minilm-stsb", "minilm-sst2", "resnet56-cifar10", "resnet20-cifar10", "vit-digits", "vit-cifar10")
+CASES = (
+    "minilm-stsb",
+    "minilm-sst2",
+    "resnet56-cifar10",
+    "resnet20-cifar10",
+    "vit-digits",
+    "vit-cifar10",
+    "segformer-camvid",
+    "mask2former-camvid",
+)
 
 
 @dataclass
@@ -168,8 +194,12 @@ class Bench:
         return scores, time.perf_counter() - start
 
     def curves(self, scores: scoring.Scores) -> dict[str, np.ndarray]:
-        """The loss curves of `allocation: joint`."""
-        curves = surgery.loss_curves(
+        """The loss curves of `allocation: joint`, one loss per point."""
+        return surgery.combined(self.measured_curves(scores), self.model.output_kind)
+
+    def measured_curves(self, scores: scoring.Scores) -> dict[str, np.ndarray]:
+        """The same with both terms apart."""
+        return surgery.loss_curves(
             self.model,
             self.structure,
             scores.values,
@@ -180,7 +210,6 @@ class Bench:
             weights=self.weights,
             seed=self.sources.recipe.seed,
         )
-        return surgery.combined(curves, self.model.output_kind)
 
     @cached_property
     def weights(self) -> surgery.Weights:

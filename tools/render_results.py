@@ -37,6 +37,8 @@ CASES = {
     "resnet20-cifar10": "ResNet-20 on CIFAR-10",
     "vit-digits": "ViT on handwritten digits",
     "vit-cifar10": "ViT on CIFAR-10",
+    "segformer-camvid": "SegFormer on CamVid",
+    "mask2former-camvid": "Mask2Former on CamVid",
 }
 CASE_OF_RECIPE = {
     "minilm_sts": "minilm-stsb",
@@ -44,6 +46,8 @@ CASE_OF_RECIPE = {
     "cifar_resnet56": "resnet56-cifar10",
     "quickstart": "vit-digits",
     "cifar_vit": "vit-cifar10",
+    "camvid_segformer": "segformer-camvid",
+    "camvid_mask2former": "mask2former-camvid",
 }
 OWN, REPAIRED = "optin", "least-squares"
 BUDGETS = (0.7, 0.6, 0.5, 0.4, 0.3)

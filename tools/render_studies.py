@@ -1,7 +1,7 @@
 """The part of docs/results.md that comes from docs/measurements/studies/: how good, fast and large the sketch is, and
-what joint selection, rounds, each part of the method and a short fine-tune are worth.
+what joint selection, rounds, merged tokens, each part of the method and a short fine-tune are worth.
 
-Written by tools/benchmark_scoring.py and tools/study_*.py. What is not there is left out.
+Written by tools/benchmark_scoring.py and the tools/study_*.py. What is not there is left out.
 """
 
 from __future__ import annotations
@@ -202,10 +202,55 @@ def _rounds(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def _share(content: dict[str, Any]) -> list[str]:
+    rows = []
+    for row in content["rows"]:
+        share = f"{row['share']:g}" + (" (default)" if row["default"] else "")
+        rows.append([f"`{row['case']}`", f"{row['budget']:g}", share, f"{row['drop']:.2f}"])
+    return [
+        "## The trajectory's share in the loss curves",
+        "",
+        "The budget is spent by the losses of keeping k units per sub-layer: a share of the trajectory's loss and the",
+        f"rest of the output's, on one scale (`tools/study_share.py`). {content['cpu']}.",
+        "",
+        *markdown_table(["case", "MACs", "share of the trajectory", "points lost"], rows),
+    ]
+
+
+def _tokens(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"`{row['case']}`",
+            f"{row['budget']:g}",
+            {"beta": "heads and neurons", "tau": "heads, neurons and tokens", "tokens": "tokens alone"}[row["way"]],
+            "+".join(map(str, row["merged"])) if any(row["merged"]) else "-",
+            f"{100 * row['macs']:.1f} %",
+            f"{row['base'] - row['accuracy']:.2f}",
+            f"{row['speedup'][0]:.2f} ({row['speedup'][1]:.2f} to {row['speedup'][2]:.2f})",
+        ]
+        for row in content["rows"]
+    ]
+    batches = ", ".join(str(batch) for batch in sorted({row["batch"] for row in content["rows"]}))
+    floor = max(row["noise_floor"] for row in content["rows"])
+    return [
+        "## Tokens",
+        "",
+        "Accuracy against measured latency for the same budget of MACs spent in three ways (`tools/study_tokens.py`):",
+        "units alone (beta), units and merged tokens (tau, `tokens: {keep: auto}`), merged tokens alone. Speedup of",
+        f"the onnxruntime engine over the unpruned one at batch {batches}, one thread, measured in turn on a machine",
+        f"that was shared with other work; the unpruned engine against itself strays by up to {100 * floor:.0f} %.",
+        f"{content['cpu']}.",
+        "",
+        *markdown_table(["case", "MACs", "by", "merged per block", "MACs left", "points lost", "times faster"], rows),
+    ]
+
+
 SECTIONS = {
     "scoring": _scoring,
     "ablation": _ablation,
+    "share": _share,
     "joint_selection": _joint,
     "rounds": _rounds,
+    "tokens": _tokens,
     "finetune": _finetune,
 }

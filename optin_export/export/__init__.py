@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from optin_export.errors import InputError
+from optin_export.export.sampling import sampling_by_gather
 from optin_export.files import atomic_path
 from optin_export.sources import Inputs, TaskModel
 
@@ -56,7 +57,7 @@ def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int,
         for axes in dynamic.values():
             axes[1] = length
     try:
-        with _quiet():
+        with _quiet(), sampling_by_gather():
             program = torch.onnx.export(
                 model,
                 (),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.families._costs import Costs, Term, count_macs, count_params, measure_costs
-from optin_export.families._declare import Family, Producer, Structure, Table, UnitGroup
+from optin_export.families._declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup
 from optin_export.families._hooks import (
     block_outputs,
     get_layer,
     get_module,
+    get_scale,
     masked,
     replayed,
     rows_of,
@@ -27,18 +29,23 @@ __all__ = [
     "Costs",
     "Family",
     "Producer",
+    "Refusal",
     "Structure",
     "Table",
     "Term",
+    "Tokens",
     "UnitGroup",
     "block_outputs",
     "count_macs",
     "count_params",
     "find_structure",
+    "find_tokens",
     "get_layer",
     "get_module",
+    "get_scale",
     "masked",
     "measure_costs",
+    "nearest",
     "replayed",
     "rows_of",
     "set_module",
@@ -55,17 +62,25 @@ def supported() -> tuple[Family, ...]:
     return tuple(importlib.import_module(f"{__name__}.{name}").FAMILY for name in names)
 
 
-def find_structure(model: nn.Module, coupled: bool = False) -> Structure:
-    """The structure of a task module; coupled: with the channels of its residual streams.
+def find_structure(model: nn.Module, coupled: bool = False, units: Iterable[str] | None = None) -> Structure:
+    """The structure of a task module with the units that may go; coupled: with the channels of its residual streams.
 
-    Raises InputError if no family knows it, or if it has no units (of residual streams, with `coupled`).
+    units: only these kinds; None: all. Raises InputError if no family knows the module, if it has no units at all (of
+    residual streams, with `coupled`), or if units of these kinds are there but cannot go one by one.
     """
+    wanted = None if units is None else set(units)
     families = supported()
     for family in families:
         found = [(path, module) for path, module in model.named_modules() if family.is_block(module)]
         if not found:
             continue
-        blocks, groups = _declared(family, found)
+        blocks, declared = _declared(family, found)
+        refusals = [one for one in declared if isinstance(one, Refusal)]
+        refusals += [] if family.refusals is None else family.refusals(model)
+        for refusal in refusals:
+            if wanted is None or refusal.kind in wanted:
+                raise refusal.error
+        groups = [one for one in declared if isinstance(one, UnitGroup) and one.kind not in {r.kind for r in refusals}]
         if coupled:
             groups = sorted([*_streams(family, model, found), *groups], key=lambda group: group.block)
         groups = [group for group in groups if group.count > 0]
@@ -74,13 +89,62 @@ def find_structure(model: nn.Module, coupled: bool = False) -> Structure:
                 "the model has nothing to prune", f"no block of family {family.name} has units", "use another model"
             )
         later = () if family.read_later is None else tuple(family.read_later(found))
-        return Structure(family.name, tuple(blocks), tuple(groups), family.channels_first, later)
+        structure = Structure(family.name, tuple(blocks), tuple(groups), family.channels_first, later)
+        return structure if wanted is None else structure.only(wanted)
+    raise _unsupported(model, families)
+
+
+def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
     inner = getattr(model, "model", model)
-    known = "; ".join(f"{family.name} ({family.examples})" for family in families)
-    raise InputError(
+    near = nearest(inner, families)
+    names, see = ", ".join(family.name for family in families), "`optin-export families` lists them"
+    if near is None:
+        return InputError(
+            f"the architecture {type(inner).__name__} is not supported",
+            f"no family knows its blocks; supported: {names}",
+            f"use one of these ({see}), or add optin_export/families/NAME.py that declares FAMILY (docs/families.md)",
+        )
+    family, block, path, missing = near
+    lacks = f", but no {' or '.join(missing)}" if missing else " under another class name"
+    has = ", ".join(part for part in family.parts if part not in missing)
+    units = " and ".join(f"which layers make its {unit}, and which one reads them" for unit in family.units[:1])
+    return InputError(
         f"the architecture {type(inner).__name__} is not supported",
-        f"no family knows its blocks; supported: {known}",
-        "use one of these, or add optin_export/families/NAME.py that declares FAMILY (docs/families.md)",
+        f"no family knows its blocks; nearest: {family.name} ({block} '{path}' has {has}{lacks}); supported: {names}",
+        f"use one of these ({see}), or add optin_export/families/NAME.py after the pattern of {family.name}: is_block for "
+        f"{block}, and groups that say {units} (docs/families.md)",
+    )
+
+
+def nearest(module: nn.Module, families: Sequence[Family]) -> tuple[Family, str, str, list[str]] | None:
+    """The family whose blocks are most like some module's parts: (family, class, path, parts it lacks).
+
+    Compared are names of submodules; None if no module has at least half of the parts that a family declares.
+    """
+    best: tuple[float, tuple[Family, str, str, list[str]] | None] = (0.499, None)
+    seen: set[type] = set()
+    for path, part in module.named_modules():
+        if type(part) in seen or isinstance(part, nn.ModuleList | nn.Sequential):
+            continue
+        seen.add(type(part))
+        names = {name for name, _ in part.named_modules()}
+        for family in families:
+            missing = [name for name in family.parts if name not in names]
+            share = 1 - len(missing) / len(family.parts) if family.parts else 0.0
+            if share > best[0]:
+                best = share, (family, type(part).__name__, path, missing)
+    return best[1]
+
+
+def find_tokens(model: nn.Module) -> Tokens:
+    """How the tokens of a task module can be merged; raises InputError if they cannot."""
+    for family in supported():
+        found = [(path, module) for path, module in model.named_modules() if family.is_block(module)]
+        if found and family.tokens is not None:
+            return family.tokens(model, found)
+    able = ", ".join(family.name for family in supported() if family.tokens is not None)
+    raise InputError(
+        "the model's tokens cannot be merged", f"that is known for the families {able}", "set tokens.keep: 1.0"
     )
 
 
@@ -94,7 +158,7 @@ def _streams(family: Family, model: nn.Module, found: list[tuple[str, nn.Module]
     return groups
 
 
-def _declared(family: Family, found: list[tuple[str, nn.Module]]) -> tuple[list[str], list[UnitGroup]]:
+def _declared(family: Family, found: list[tuple[str, nn.Module]]) -> tuple[list[str], Sequence[UnitGroup | Refusal]]:
     if family.chain is not None:
         path, module = found[0]
         return family.chain(module, path)

@@ -31,16 +31,19 @@ class Term:
 class Costs:
     """MACs of one sample and parameters of the whole model, and the part of them that depends on how many units stay.
 
-    units: group key -> number of units of the unpruned model.
+    units: group key -> number of units of the unpruned model. unmerged: MACs without token merging, where these are
+    the costs of a model that merges tokens; budgets are shares of that.
     """
 
     macs: int
     params: int
     units: dict[str, int]
     terms: dict[str, tuple[Term, ...]]
+    unmerged: int | None = None
 
     def whole(self, kind: CostKind) -> int:
-        return self.macs if kind == "macs" else self.params
+        """Cost of the model as it was given: what budgets are shares of."""
+        return self.params if kind == "params" else self.macs if self.unmerged is None else self.unmerged
 
     def of(self, kind: CostKind, kept: Mapping[str, int]) -> int:
         """Cost of the model that keeps so many units per group; groups left out of `kept` keep all."""
@@ -48,7 +51,7 @@ class Costs:
         for term in self.terms[kind]:
             before = prod(self.units[key] for key in term.groups)
             saved += term.coefficient * (before - prod(kept.get(key, self.units[key]) for key in term.groups))
-        return self.whole(kind) - saved
+        return (self.macs if kind == "macs" else self.params) - saved
 
     def per_unit(self, kind: CostKind, kept: Mapping[str, int]) -> dict[str, int]:
         """What one unit of each group costs while the other groups keep so many units."""
@@ -110,7 +113,9 @@ def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torc
         macs[tuple(sorted(keys))] += positions[path] * size
         params[tuple(sorted(keys))] += size
     for group in structure.groups:
-        if group.kind == "heads":  # scores and context; the values' tokens may be fewer than the queries'
+        if (
+            group.kind == "heads" and group.pairwise
+        ):  # scores and context; the values' tokens may be fewer than the queries'
             seen = tokens[group.producers[-1].path]
             macs[(group.key,)] += 2 * positions[group.consumer] * seen * group.width
         for table in group.tables:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
+
+from optin_export.errors import InputError
 
 UnitKind = Literal["heads", "neurons", "channels"]
 
@@ -48,8 +51,10 @@ class UnitGroup:
     block: the block in which the consumer lies. count: number of units. width: consumer input features per unit (head
         dim for heads, 1 for neurons and channels).
     residual: the module, and the index of its positional argument (or "output"), where the residual stream beside the
-        sub-layer is seen; None if nothing is added to the consumer's output.
-    scale: what stands between the consumer and that sum: layer scale (a `gamma`) or a batch norm, if any.
+        sub-layer is seen; None if nothing is added to the consumer's output. "call": all that the module is called
+        with, as (positional, named) arguments, for `arrange` to make the stream from.
+    scale: what stands between the consumer and that sum: layer scale (the path of its parameter) or a batch norm (of
+        the module), if any.
     sizes: attributes that hold a size, with their value per unit, e.g. ("blocks.0.attn.num_heads", 1).
     sublayer: replaced by a constant when no unit is kept; `returns_tuple` if its caller unpacks (output, weights);
         None if at least one unit has to stay.
@@ -59,6 +64,9 @@ class UnitGroup:
     tables: what else has entries per unit.
     arrange: (task module, tensor of the residual stream) -> the tensor with its rows as the consumer's output has
         them, where that differs: windows, channels last. It only moves entries (and may add zeros).
+    expands: the sub-layer's caller reshapes its output: the constant in its place takes the shape of what comes in.
+    pairwise: heads that multiply every query with every key; not those that sample (deformable attention).
+    batch_dim: the dimension of the consumer's input that counts samples.
     coupled: the units are channels of a residual stream: every layer that writes to it is a producer, and every layer
         that reads it the consumer or a reader. They go from all of them at once.
     """
@@ -69,7 +77,7 @@ class UnitGroup:
     width: int
     producers: tuple[Producer, ...]
     consumer: str
-    residual: tuple[str, int | Literal["output"]] | None
+    residual: tuple[str, int | Literal["output", "call"]] | None
     sublayer: str | None
     scale: str | None = None
     sizes: tuple[tuple[str, int], ...] = ()
@@ -79,6 +87,9 @@ class UnitGroup:
     readers: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     arrange: Callable[[nn.Module, Any], Any] | None = None
+    expands: bool = False
+    pairwise: bool = True
+    batch_dim: int = 0
     coupled: bool = False
 
     @property
@@ -102,6 +113,18 @@ class UnitGroup:
         """Output features per unit in one slab of this producer."""
         return self.rows if producer.rows is None else producer.rows
 
+    def step(self, align: int) -> int:
+        """How many units at a time leave layers whose sizes are multiples of `align`; a head goes alone."""
+        return 1 if self.kind == "heads" else align // math.gcd(align, self.rows_in(self.producers[0]))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Units of one kind that are there but cannot go one by one: the error for whoever wants them removed."""
+
+    kind: UnitKind
+    error: InputError
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -109,7 +132,8 @@ class Structure:
 
     Each block's input depends on the model's inputs and on the output of the block before it; what is read again
     further on (the stages of a feature pyramid) is named in `read_later`.
-    channels_first: whether a block's output is [batch, features, height, width] rather than [..., features].
+    channels_first: whether a block's output of four dimensions is [batch, features, height, width] rather than [...,
+    features].
     """
 
     family: str
@@ -119,8 +143,34 @@ class Structure:
     read_later: tuple[str, ...] = ()
 
     def only(self, kinds: Iterable[str]) -> Structure:
-        """The same structure with only these kinds of units free to be removed."""
-        return replace(self, groups=tuple(group for group in self.groups if group.kind in set(kinds)))
+        """The same structure with only these kinds of units free to be removed; InputError if it has none of them."""
+        groups = tuple(group for group in self.groups if group.kind in set(kinds))
+        if not groups:
+            raise InputError(
+                f"the model has no {' or '.join(kinds)}",
+                f"family {self.family} offers none of them",
+                "name other kinds in prune.units",
+            )
+        return replace(self, groups=groups)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How the tokens of a stream [batch, tokens, hidden] pass a block, and which of them may be merged on the way.
+
+    prefix: tokens at the start that stand for themselves (class, distillation, registers) and are never merged.
+    attend: (block, stream, attention mask or None) -> the stream behind the attention, where tokens are merged.
+    feed: (block, that stream) -> the block's output.
+    pooled: a module whose output is averaged over tokens, and the first token that counts; None if only a token of the
+        prefix is read (or if the task module averages itself).
+    padded: the inputs hold padding, and an `attention_mask` that says where.
+    """
+
+    prefix: int
+    attend: Callable[[Any, Any, Any], Any]
+    feed: Callable[[Any, Any], Any]
+    pooled: tuple[str, int] | None = None
+    padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,12 +178,18 @@ class Family:
     """An architecture: which modules are its blocks, and where the units of one block are.
 
     examples: models of this family, as users know them. is_block: whether a module is a block of this family.
-    groups: (block module, its path, its index) -> its unit groups, in forward order. Raises InputError for a variant
-    that this family cannot prune. channels_first: see Structure.
+    groups: (block module, its path, its index) -> its unit groups, in forward order, and refusals for kinds of units
+    that only other variants let go. Raises InputError for a variant that this family does not know at all.
+    channels_first: see Structure.
+    sublayers: kinds whose sub-layers may lose all their units and are then gone.
+    parts: modules by which a block of this family is known, as paths in it: who has many of them is told so.
     chain: instead of `groups`, for networks that are one chain of layers rather than repeated blocks: (a module that
     `is_block` names, its path) -> (its block paths, their unit groups), both in forward order.
     streams: (the whole module, [(path, block)]) -> coupled groups, the channels of the residual streams between blocks.
     read_later: [(path, block)] -> the paths of blocks whose outputs are read by more than the next block.
+    refusals: the whole module -> what only it shows to be impossible, beside what `groups` sees of one block.
+    tokens: (the whole module, [(path, block)]) -> how its tokens can be merged. Raises InputError for a variant whose
+    tokens cannot.
     """
 
     name: str
@@ -141,11 +197,15 @@ class Family:
     examples: str
     units: tuple[UnitKind, ...]
     is_block: Callable[[nn.Module], bool]
-    groups: Callable[[Any, str, int], tuple[UnitGroup, ...]] | None = None
+    groups: Callable[[Any, str, int], tuple[UnitGroup | Refusal, ...]] | None = None
     channels_first: bool = False
+    sublayers: tuple[UnitKind, ...] = ()
+    parts: tuple[str, ...] = ()
     chain: Callable[[Any, str], tuple[list[str], list[UnitGroup]]] | None = None
     streams: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], list[UnitGroup]] | None = None
     read_later: Callable[[Sequence[tuple[str, Any]]], Sequence[str]] | None = None
+    refusals: Callable[[Any], Sequence[Refusal]] | None = None
+    tokens: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], Tokens] | None = None
 
 
 def class_named(*names: str) -> Callable[[nn.Module], bool]:

@@ -16,6 +16,14 @@ def get_module(model: nn.Module, path: str) -> nn.Module:
     return model.get_submodule(path)
 
 
+def get_scale(model: nn.Module, path: str) -> nn.Module | torch.Tensor:
+    """A `UnitGroup.scale`: the batch norm, or the parameter of a layer scale."""
+    parent, _, name = path.rpartition(".")
+    found = getattr(model.get_submodule(parent), name)
+    assert isinstance(found, nn.Module | torch.Tensor), f"{path} is declared as a scale but is a {type(found).__name__}"
+    return found
+
+
 def get_layer(model: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
     """A producer or consumer: its weight is [out features, in features, ...]."""
     module = model.get_submodule(path)
@@ -38,7 +46,7 @@ def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, to
     def hook_of(group: UnitGroup) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             mask = masks[group.key].repeat_interleave(group.width, dim=-1)
-            return (args[0] * _fitted(mask, module, args[0]).to(args[0]), *args[1:])
+            return (args[0] * _fitted(mask, module, args[0], group.batch_dim).to(args[0]), *args[1:])
 
         return hook
 
@@ -50,8 +58,10 @@ def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, to
         yield
 
 
-def _fitted(mask: torch.Tensor, module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+def _fitted(mask: torch.Tensor, module: nn.Module, inputs: torch.Tensor, batch_dim: int) -> torch.Tensor:
     """A mask [features] or [batch, features] shaped to multiply a layer's input."""
+    if mask.dim() == 2 and batch_dim:
+        return mask.reshape(*[1] * batch_dim, len(mask), *[1] * (inputs.dim() - batch_dim - 2), -1)
     if mask.dim() == 2:
         # Windows of one sample lie one after another in the batch dimension.
         mask = mask.repeat_interleave(len(inputs) // len(mask), dim=0)
@@ -85,12 +95,40 @@ def block_outputs(model: nn.Module, blocks: Sequence[str]) -> Iterator[dict[str,
 @contextlib.contextmanager
 def replayed(model: nn.Module, outputs: Mapping[str, Any]) -> Iterator[None]:
     """Let the named blocks return these outputs instead of computing: the prefix of a pass costs nothing."""
+    with _in_place_of(
+        model, {path: lambda *args, _output=output, **kwargs: _output for path, output in outputs.items()}
+    ):
+        yield
+
+
+def reaching(block: str, norm: str, sublayer: str) -> Callable[[nn.Module, Any], torch.Tensor]:
+    """An `arrange` for a residual of kind "call": what the block's own code hands to its sub-layer, without the norm.
+
+    The block is run with `norm` as identity and stopped at `sublayer`: however it rolls, pads and cuts into windows.
+    """
+
+    def arrange(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
+        module, (args, kwargs), seen = get_module(model, block), call, []
+
+        def stop(first: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+            seen.append(first)
+            raise _Stop
+
+        with contextlib.suppress(_Stop), _in_place_of(model, {norm: lambda first: first, sublayer: stop}):
+            module(*args, **kwargs)
+        return seen[0]
+
+    return arrange
+
+
+@contextlib.contextmanager
+def _in_place_of(model: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        for path, output in outputs.items():
-            block = get_module(model, path)
+        for path, forward in forwards.items():
+            module = get_module(model, path)
             # An instance attribute shadows the class's forward; deleting it restores the original.
-            block.forward = lambda *args, _output=output, **kwargs: _output
-            stack.callback(delattr, block, "forward")
+            module.forward = forward
+            stack.callback(delattr, module, "forward")
         yield
 
 

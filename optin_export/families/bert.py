@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from optin_export.families._declare import Family, Producer, UnitGroup, class_named
+from torch import nn
+
+from optin_export.families._declare import Family, Producer, Tokens, UnitGroup, class_named
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
@@ -39,11 +42,33 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     return heads, neurons
 
 
+def _attend(block: Any, stream: Any, mask: Any) -> Any:
+    return block.attention(stream, mask)[0]
+
+
+def _feed(block: Any, stream: Any) -> Any:
+    return block.feed_forward_chunk(stream)
+
+
+def _tokens(model: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> Tokens:
+    return Tokens(1, _attend, _feed, padded=True)
+
+
 FAMILY = Family(
     name="bert",
     library="transformers",
     examples="BERT, MiniLM (bert), RoBERTa, XLM-R, ELECTRA, CamemBERT",
     units=("heads", "neurons"),
+    sublayers=("heads", "neurons"),
+    parts=(
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ),
     is_block=class_named("BertLayer", "RobertaLayer", "XLMRobertaLayer", "ElectraLayer", "CamembertLayer"),
     groups=_groups,
+    tokens=_tokens,
 )

@@ -26,11 +26,10 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
-    extra = next((name for name in ("se", "aa") if _computes(getattr(block, name, None))), None)
-    if extra is not None:
+    if _computes(getattr(block, "aa", None)):
         raise InputError(
             f"'{path}' is a variant of residual block that the family resnet cannot prune",
-            f"'{path}.{extra}' ({type(getattr(block, extra)).__name__}) stands between its convolutions",
+            f"'{path}.aa' ({type(block.aa).__name__}) stands between its convolutions",
             "use a plain ResNet",
         )
     names = [name for name, _ in block.named_children()]
@@ -43,11 +42,17 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     depth = 3 if isinstance(getattr(block, "conv3", None), nn.Conv2d) else 2
     convolutions = [getattr(block, f"conv{number}") for number in range(1, depth + 1)]
     groups = []
+    # timm's gate (squeeze-and-excitation) stands behind the last norm: what it adds follows from no fixed factor.
+    is_gated = _computes(getattr(block, "se", None))
     for number in range(1, depth):
         producer, consumer = convolutions[number - 1], convolutions[number]
-        if producer.groups != 1 or consumer.groups != 1:
-            continue  # channels of a grouped convolution do not go one by one
+        if producer.groups != 1:
+            continue  # its channels went with those of the layer before it
         last = number + 1 == depth
+        if consumer.groups != 1:
+            if not last and consumer.in_channels == consumer.out_channels == producer.out_channels:
+                groups.append(_filtered(block, path, index, convolutions, is_gated))
+            continue
         groups.append(
             UnitGroup(
                 block=index,
@@ -57,12 +62,29 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
                 width=1,
                 producers=(Producer(f"{path}.conv{number}", norm=f"{path}.bn{number}"),),
                 consumer=f"{path}.conv{number + 1}",
-                residual=_shortcut(block, path, convolutions) if last else None,
-                scale=f"{path}.bn{number + 1}" if last else None,
+                residual=_shortcut(block, path, convolutions) if last and not is_gated else None,
+                scale=f"{path}.bn{number + 1}" if last and not is_gated else None,
                 sublayer=None,
             )
         )
     return tuple(groups)
+
+
+def _filtered(block: Any, path: str, index: int, layers: list[nn.Conv2d], is_gated: bool) -> UnitGroup:
+    """ResNeXt: channels of a grouped convolution do not go one by one, but whole groups of it do."""
+    count = layers[1].groups
+    width = layers[1].out_channels // count
+    return UnitGroup(
+        block=index,
+        kind="channels",
+        count=count,
+        width=width,
+        producers=tuple(Producer(f"{path}.conv{number}", norm=f"{path}.bn{number}", rows=width) for number in (1, 2)),
+        consumer=f"{path}.conv3",
+        residual=None if is_gated else _shortcut(block, path, layers),
+        scale=None if is_gated else f"{path}.bn3",
+        sublayer=None,
+    )
 
 
 def _shortcut(block: Any, path: str, layers: list[nn.Conv2d]) -> tuple[str, int | Literal["output"]] | None:
@@ -98,6 +120,13 @@ class _Stream:
 def _streams(model: nn.Module, blocks: Sequence[tuple[str, nn.Module]]) -> list[UnitGroup]:
     """The channels between blocks: one group from each change of width to the next."""
     first: Any = blocks[0][1]
+    gate = next((path for path, block in blocks if _computes(getattr(block, "se", None))), None)
+    if gate is not None:
+        raise InputError(
+            "the model has residual streams whose channels cannot go",
+            f"'{gate}.se' gates what the block adds to its stream",
+            "set prune.coupled: false",
+        )
     current = _stem(model, blocks[0][0], first.conv1.in_channels)
     streams = [current]
     for index, (path, block) in enumerate(blocks):
@@ -165,8 +194,9 @@ def _coupled(stream: _Stream, number: int) -> UnitGroup:
 FAMILY = Family(
     name="resnet",
     library="timm",
-    examples="resnet*, wide_resnet*, ResNets of CIFAR; also torchvision's",
+    examples="resnet*, wide_resnet*, resnext*, seresnet*, ResNets of CIFAR; also torchvision's",
     units=("channels",),
+    parts=("conv1", "bn1", "conv2", "bn2"),
     is_block=_is_block,
     groups=_groups,
     channels_first=True,

@@ -63,6 +63,7 @@ FAMILY = Family(
     library="torchvision",
     examples="VGG-11 to VGG-19, with and without batch norm",
     units=("channels", "neurons"),
+    parts=("features.0", "features.1", "classifier"),
     is_block=_is_chain,
     channels_first=True,
     chain=_chain,

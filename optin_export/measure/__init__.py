@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from optin_export.engines import Engine
-from optin_export.measure.accuracy import Accuracy, Function, evaluate, predict
+from optin_export.measure.accuracy import Accuracy, Function, evaluate, lost, predict
 from optin_export.measure.gate import Gate, judge
 from optin_export.measure.latency import Latency, measure_latency
 from optin_export.measure.metrics import METRICS
@@ -26,6 +26,7 @@ __all__ = [
     "ParityCase",
     "accuracy_of",
     "judge",
+    "lost",
     "measure_engines",
 ]
 

@@ -17,9 +17,9 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Accuracy:
-    """base, pruned: points of the two engines on the same rows. drop: base - pruned (pruned - base where lower is
-    better). drop_low, drop_high: its 95 % interval by bootstrap over rows (how far another sample of the same size
-    could have moved it)."""
+    """base, pruned: points of the two engines on the same rows (perplexity: itself). drop: what was `lost`.
+    drop_low, drop_high: its 95 % interval by bootstrap over rows (how far another sample of the same size could have
+    moved it)."""
 
     metric: str
     rows: int
@@ -66,19 +66,23 @@ def predict(
     return metric.statistic((first * second).sum(-1), list(data.labels), {})
 
 
+def lost(metric: str, base: float, pruned: float) -> float:
+    """base - pruned, or the other way round where lower is better."""
+    return pruned - base if METRICS[metric].lower_is_better else base - pruned
+
+
 def evaluate(base: np.ndarray, pruned: np.ndarray, metric: str, seed: int) -> Accuracy:
     """Compare two engines by their statistics [rows, ...] on the same rows."""
     compute = METRICS[metric].value
-    sign = -1.0 if METRICS[metric].lower_is_better else 1.0
     values = compute(base), compute(pruned)
     generator = np.random.default_rng(seed)
     drops = []
     for _ in range(RESAMPLES):
         rows = generator.integers(0, len(base), len(base))
         try:
-            drops.append(sign * (compute(base[rows]) - compute(pruned[rows])))
+            drops.append(lost(metric, compute(base[rows]), compute(pruned[rows])))
         except InputError:  # a resample of a tiny data set may hold one label only
             continue
-    drop = sign * (values[0] - values[1])
+    drop = lost(metric, *values)
     low, high = np.percentile(drops, [2.5, 97.5]) if drops else (drop, drop)
     return Accuracy(metric, len(base), *values, drop, float(low), float(high))

@@ -1,7 +1,7 @@
 """Latency of two engines, interleaved: a speedup is claimed only by the lower end of its interval.
 
 Blocks in random order of base, base again (A/A, the noise floor) and pruned, in one process on the same inputs; warm
-up until the median is stable; bootstrap over blocks of the ratio of medians (docs/method.md, section 5).
+up until the median is stable; bootstrap over blocks of the ratio of medians (docs/method.md, section 6).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from optin_export.recipe.schema import (
     PruneSection,
     Recipe,
     Target,
+    TokensSection,
 )
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PruneSection",
     "Recipe",
     "Target",
+    "TokensSection",
     "load_recipe",
     "validate",
 ]

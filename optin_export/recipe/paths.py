@@ -42,7 +42,10 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _absolute_data(data: DataSource, folder: Path) -> DataSource:
-    return data.model_copy(update={"source": absolute_source(data.source, folder, DATA_PREFIXES)})
+    changes = {"source": absolute_source(data.source, folder, DATA_PREFIXES)}
+    if data.label_folder is not None:
+        changes["label_folder"] = str(_find(data.label_folder, folder))
+    return data.model_copy(update=changes)
 
 
 def absolute_source(source: str, folder: Path, prefixes: Sequence[str]) -> str:

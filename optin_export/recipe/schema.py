@@ -71,20 +71,37 @@ Prompts = Annotated[tuple[str, ...] | str, BeforeValidator(_prompts)]
 Task = Literal[
     "text-classification",
     "feature-extraction",
+    "token-classification",
+    "question-answering",
+    "fill-mask",
+    "text-generation",
     "image-classification",
     "image-feature-extraction",
     "zero-shot-image-classification",
+    "image-segmentation",
 ]
-Metric = Literal["accuracy", "spearman", "pearson"]
-_TEXT_TASKS = ("text-classification", "feature-extraction")
+Metric = Literal["accuracy", "f1", "spearman", "pearson", "squad_f1", "exact_match", "perplexity", "mean_iou"]
+_TEXT_TASKS = (
+    "text-classification",
+    "feature-extraction",
+    "token-classification",
+    "question-answering",
+    "fill-mask",
+    "text-generation",
+)
 #: Tasks whose labels the built-in fine-tune can train on: one class, or one number, per row.
 _LABELLED = ("text-classification", "image-classification", "zero-shot-image-classification")
 _METRICS: dict[str, tuple[str, ...]] = {
-    "text-classification": ("accuracy", "spearman", "pearson"),  # the correlations for models of one output
+    "text-classification": ("accuracy", "f1", "spearman", "pearson"),  # the correlations for models of one output
     "feature-extraction": ("spearman", "pearson"),
+    "token-classification": ("accuracy", "f1"),
+    "question-answering": ("squad_f1", "exact_match"),
+    "fill-mask": ("accuracy", "perplexity"),
+    "text-generation": ("accuracy", "perplexity"),
     "image-classification": ("accuracy",),
     "image-feature-extraction": (),
     "zero-shot-image-classification": ("accuracy",),
+    "image-segmentation": ("mean_iou",),
 }
 
 
@@ -117,16 +134,22 @@ class ModelSection(_Section):
 
 class DataSource(_Section):
     source: str = Field(description="'csv:', 'tsv:', 'npz:', 'images:', 'hf-dataset:' or 'py:FILE.py:FUNCTION'")
-    columns: dict[Literal["text", "text_pair", "image", "label"], Column] = Field(default_factory=dict)
+    columns: dict[Literal["text", "text_pair", "tokens", "question", "context", "image", "label"], Column] = Field(
+        default_factory=dict
+    )
     header: bool | None = Field(None, description="first line holds names; default: yes if columns are named")
     split: str = Field("train", description="split of an hf-dataset")
     label_pattern: Pattern | None = Field(None, description="regular expression; group 1 of an image's file name")
+    label_folder: str | None = Field(None, description="of 'images:': folder of the label maps, named as the images")
     samples: Count | None = Field(None, description="how many rows to draw (seeded); default: all")
 
 
 class Evaluation(DataSource):
     split: str = Field("test", description="split of an hf-dataset")
     metric: Metric
+    ignore: Annotated[int, _Number, Field(ge=0)] = Field(
+        255, description="label maps: value of pixels that are not evaluated"
+    )
 
 
 class DataSection(_Section):
@@ -181,13 +204,27 @@ class PruneSection(_Section):
 
 
 class TokensSection(_Section):
-    keep: Fraction = Field(1.0, description="share of tokens kept")
+    """Tokens that are merged inside the model. Give `keep` or `schedule`, not both."""
+
+    keep: Fraction | Literal["auto"] = Field(
+        1.0,
+        description="average over blocks of the share of tokens left behind the attention; 1: none is merged; "
+        "auto: the search decides how much of the budget merging saves (needs prune.budget.macs)",
+    )
+    schedule: tuple[Annotated[int, _Number, Field(ge=0)], ...] | None = Field(
+        None, min_length=1, description="tokens merged in each block; none in blocks beyond its end"
+    )
 
     @model_validator(mode="after")
-    def _not_yet(self) -> TokensSection:
-        if self.keep != 1.0:
-            raise ValueError("token merging is not part of this version; keep must be 1.0")
+    def _one_of_both(self) -> TokensSection:
+        if self.schedule is not None and "keep" in self.model_fields_set and self.keep != 1.0:
+            raise ValueError("name keep or schedule, not both")
         return self
+
+    @property
+    def merges(self) -> bool:
+        """Whether any token is merged, or may be."""
+        return self.keep != 1.0 or any(self.schedule or ())
 
 
 class FinetuneSection(_Section):
@@ -301,6 +338,8 @@ class Recipe(_Section):
             raise ValueError("gates.accuracy_drop needs data.evaluation to measure it on")
         if self.prune.budget.accuracy_drop is not None and self.data.evaluation is None:
             raise ValueError("prune.budget.accuracy_drop needs data.evaluation to measure it on")
+        if self.tokens.keep == "auto" and self.prune.budget.macs is None:
+            raise ValueError("tokens.keep: auto shares out a budget of MACs: set prune.budget.macs")
         if self.model.pooling is not None and self.model.task != "feature-extraction":
             raise ValueError("model.pooling is only for the task feature-extraction")
         zero_shot = self.model.task == "zero-shot-image-classification"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from optin_export.families import Structure
-from optin_export.measure import TOLERANCE, Gate, Measured
+from optin_export.measure import METRICS, TOLERANCE, Gate, Measured
 from optin_export.report.schema import (
     AccuracyResult,
     EngineResult,
@@ -122,10 +122,12 @@ def make_verdict(
             f"(95 % interval {slowest.speedup.ci_low:.2f} to {slowest.speedup.ci_high:.2f}{among})"
         )
     if accuracy is not None:
+        change = f"{accuracy.base:.2f} to {accuracy.pruned:.2f}"
         verb = "lost" if accuracy.drop >= 0 else "gained"
         facts.append(
-            f"{abs(accuracy.drop):.2f} points of {accuracy.metric} {verb} "
-            f"({accuracy.base:.2f} to {accuracy.pruned:.2f})"
+            f"{accuracy.metric} {change} (lower is better)"
+            if METRICS[accuracy.metric].lower_is_better
+            else f"{abs(accuracy.drop):.2f} points of {accuracy.metric} {verb} ({change})"
         )
     facts.append(f"{macs.ratio:.1%} of the MACs left")
     if finetuned is not None and finetuned.note is None:

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from optin_export.errors import InputError
 from optin_export.report import plots
+from optin_export.report.patches import merged_patches
 from optin_export.report.schema import GateResult, Report, Verdict
 
 NOT_EVALUATED = "not evaluated"
@@ -24,11 +25,13 @@ COMMAND = "optin-export recipe.yaml"
 def render_html(report: Report, run: Path) -> str:
     """The page as text; the same report and run folder give the same text.
 
-    run: the run folder. `measure/latency.json`, `scores/scores.safetensors` and `recipe.yaml` are shown where present.
+    run: the run folder. `measure/latency.json`, `scores/scores.safetensors`, `model/places.safetensors` and
+    `recipe.yaml` are shown where present.
     Raises InputError if one of them is present but cannot be read.
     """
     scores = _read(run / "scores" / "scores.safetensors", load_file) or {}
     samples = _read(run / "measure" / "latency.json", lambda path: json.loads(path.read_text(encoding="utf-8"))) or []
+    places = _read(run / "model" / "places.safetensors", load_file) or {}
     speedup_gate = next((gate for gate in report.verdict.gates if gate.name == "speedup"), None)
     groups = report.pruning.groups
     drawn = {
@@ -37,6 +40,7 @@ def render_html(report: Report, run: Path) -> str:
         "importance": plots.importance(scores, groups),
         "speedup": plots.speedup(report.latency, speedup_gate.required if speedup_gate else None),
         "compensation": plots.compensation(groups),
+        "places": merged_patches(places["pixels"], places["places"]) if places else "",
     }
     return (
         _environment()

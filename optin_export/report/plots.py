@@ -69,7 +69,7 @@ def network(groups: Sequence[GroupResult]) -> str:
         _legend(figure, axes)
 
     label = f"Kept and removed {' and '.join(kinds)} of {len(blocks)} blocks; the numbers are in the table below"
-    return _render("network", label, 1.1 + 0.23 * len(blocks), draw)
+    return render("network", label, 1.1 + 0.23 * len(blocks), draw)
 
 
 def latency(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -106,7 +106,7 @@ def latency(entries: Sequence[Mapping[str, Any]]) -> str:
         _legend(figure, panels[0])
 
     label = "Cumulative latency distributions in milliseconds of base and pruned engine, one panel per batch size"
-    return _render("latency", label, 0.4 + 2.4 * rows, draw)
+    return render("latency", label, 0.4 + 2.4 * rows, draw)
 
 
 def importance(scores: Mapping[str, np.ndarray], groups: Sequence[GroupResult]) -> str:
@@ -142,7 +142,7 @@ def importance(scores: Mapping[str, np.ndarray], groups: Sequence[GroupResult]) 
             _log_ticks(bar.ax.yaxis, [low, high])
 
     label = f"Importance scores of {' and '.join(tables)} per block, sorted; a mark shows the share kept"
-    return _render("importance", label, 1.2 + 0.17 * max(map(len, tables.values())), draw)
+    return render("importance", label, 1.2 + 0.17 * max(map(len, tables.values())), draw)
 
 
 def speedup(results: Sequence[LatencyResult], required: float | None) -> str:
@@ -174,7 +174,7 @@ def speedup(results: Sequence[LatencyResult], required: float | None) -> str:
         _legend(figure, axes)
 
     label = "Speedup with 95 % interval per batch size, noise floor and gate; the numbers are in the latency table"
-    return _render("speedup", label, 1.0 + 0.38 * len(results), draw)
+    return render("speedup", label, 1.0 + 0.38 * len(results), draw)
 
 
 def compensation(groups: Sequence[GroupResult]) -> str:
@@ -199,7 +199,7 @@ def compensation(groups: Sequence[GroupResult]) -> str:
         _legend(figure, axes)
 
     label = "Squared error per block before and after compensation; the numbers are in the table of units"
-    return _render("compensation", label, 1.2 + 0.2 * len(blocks), draw)
+    return render("compensation", label, 1.2 + 0.2 * len(blocks), draw)
 
 
 _KEY = re.compile(r"block(\d+)\.(\w+)")
@@ -253,7 +253,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 
 
-def _render(name: str, label: str, height: float, draw: Callable[[Figure], None]) -> str:
+def render(name: str, label: str, height: float, draw: Callable[[Figure], None]) -> str:
     """Draw on a fresh figure [inches] and return its SVG, made fit to stand in a page beside others."""
     # The salt makes the ids of clip paths and markers reproducible.
     with matplotlib.style.context(["default", {**STYLE, "svg.hashsalt": name}]):

@@ -158,6 +158,7 @@ class Pruning(_Part):
     compensated: bool
     masked_difference: float
     optimality_gap: float | None
+    merged: tuple[int, ...] = Field((), description="tokens merged in each block, if any are")
     groups: tuple[GroupResult, ...]
     head: HeadRepair | None = None
     finetuned: FineTuned | None = Field(None, description="null: no weight was trained")

@@ -11,9 +11,25 @@ from optin_export.families import Costs
 from optin_export.recipe import Budget
 from optin_export.search.bisection import Bisection, smallest_budget
 from optin_export.search.knapsack import Options, solve
+from optin_export.search.merging import allocate_merging, check_merging, kept_share, most, spread_merging, tokens_left
 from optin_export.search.plan import Cost, GroupPlan, Plan, keep_first
 
-__all__ = ["Bisection", "Cost", "GroupPlan", "Plan", "check_budget", "find_plan", "keep_first", "smallest_budget"]
+__all__ = [
+    "Bisection",
+    "Cost",
+    "GroupPlan",
+    "Plan",
+    "allocate_merging",
+    "check_budget",
+    "check_merging",
+    "find_plan",
+    "keep_first",
+    "kept_share",
+    "most",
+    "smallest_budget",
+    "spread_merging",
+    "tokens_left",
+]
 
 #: Linearisations of a cost that is a product of two groups' counts; they settle within a few.
 ROUNDS = 12
@@ -69,7 +85,7 @@ def find_plan(
     held = sum(float(scores[key][order[key][: kept[key]]].sum()) for key in keys)
     return Plan(
         budget={budget.kind: budget.fraction},
-        base=Cost(macs=costs.macs, params=costs.params),
+        base=Cost(macs=costs.whole("macs"), params=costs.params),
         predicted=Cost(macs=costs.of("macs", kept), params=costs.of("params", kept)),
         score_kept=held / total if total > 0 else 1.0,
         optimality_gap=None if gap is None else gap / scale if scale > 0 else 0.0,

@@ -46,6 +46,7 @@ class Plan(BaseModel):
     )
     predicted_loss: float | None = Field(None, description="sum of the loss curves at the chosen counts, if there are")
     groups: dict[str, GroupPlan]
+    merged: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="tokens merged in each block, if any are")
 
 
 def keep_first(counts: dict[str, tuple[int, int]]) -> dict[str, GroupPlan]:

@@ -14,13 +14,16 @@ import torch
 from optin_export.errors import InputError
 from optin_export.files import sha256_json
 from optin_export.recipe import Recipe
-from optin_export.sources.batches import Batch, Inputs, Processor, batches, make_processor
+from optin_export.sources.batches import Batch, Inputs, Processor, TextProcessor, batches, make_processor
 from optin_export.sources.data import Examples, load_examples, spare_examples
+from optin_export.sources.maps import LabelMaps
 from optin_export.sources.models import LoadedModel, build, load_model, python_function
-from optin_export.sources.tasks import TaskModel, as_function, as_rows, counted_rows
+from optin_export.sources.tasks import IGNORED, TaskModel, as_function, as_rows, counted_rows
+from optin_export.sources.text import PROCESSORS, answers, word_labels
 from optin_export.sources.training import MOST_HELD_OUT, Training, split
 
 __all__ = [
+    "IGNORED",
     "Batch",
     "Dataset",
     "Examples",
@@ -37,6 +40,18 @@ __all__ = [
 ]
 
 CALIBRATION_BATCH = 32
+#: What a row of each task is made of; the columns of pairs and labels come on top.
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "text-classification": ("text",),
+    "feature-extraction": ("text",),
+    "token-classification": ("tokens",),
+    "question-answering": ("question", "context"),
+    "fill-mask": ("text",),
+    "text-generation": ("text",),
+    "image-classification": ("image",),
+}
+#: Tasks whose labels are made from the data.
+_SELF_SUPERVISED = ("fill-mask", "text-generation")
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,7 @@ class Sources:
         section = self.recipe.finetune
         assert section is not None
         examples = self.calibration_examples if self.finetune_examples is None else self.finetune_examples
-        labels = self.labels(examples) if section.labelled else None
+        labels = np.asarray(self.labels(examples)) if section.labelled else None
         return split(self.processor, examples, labels, section.batch, self.recipe.seed, self.spare_examples)
 
     def evaluation(self) -> Dataset | None:
@@ -123,18 +138,30 @@ class Sources:
     def _dataset(self, examples: Examples) -> Dataset:
         section = self.recipe.data.evaluation
         assert section is not None
-        size = max(self.recipe.export.batch)
-        sides = [examples]
+        size, labels = max(self.recipe.export.batch), self.labels(examples)
+        sides = [Examples({**examples.columns, "label": labels})]
         if self.recipe.model.task == "feature-extraction":
             sides = [Examples({"text": examples.columns[name]}) for name in ("text", "text_pair")]
-        encoded = tuple(tuple(batches(self.processor, side, size)) for side in sides)
-        return Dataset(encoded, self.labels(examples), section.metric)
+        encoded = tuple(tuple(batches(self.processor, side, size, targets=True)) for side in sides)
+        return Dataset(encoded, labels, section.metric)
 
-    def labels(self, examples: Examples) -> np.ndarray:
-        """Labels as numbers; class names are looked up in the model's own configuration.
+    def labels(self, examples: Examples) -> Sequence[Any] | np.ndarray:
+        """Labels as numbers, one per row (or per word); class names are looked up in the model's own configuration.
 
-        Raises InputError for one that is neither.
+        For segmentation label maps; for question answering the answers; zeros where targets are made from the data.
+        Raises InputError for a label that fits none of these.
         """
+        task = self.recipe.model.task
+        if task in _SELF_SUPERVISED:
+            return np.zeros(len(examples))
+        if task == "question-answering":
+            return answers(examples)
+        if task == "token-classification":
+            config = getattr(self.model.model, "config", None)
+            return word_labels(examples, self.loaded.labels, getattr(config, "num_labels", None))
+        if task == "image-segmentation":
+            evaluation = self.recipe.data.evaluation
+            return LabelMaps(examples.columns["label"], None if evaluation is None else evaluation.ignore)
         values = []
         for row, label in enumerate(examples.columns["label"]):
             try:
@@ -148,6 +175,12 @@ class Sources:
                     "use class indices, or check columns.label and header",
                 ) from None
         return np.asarray(values)
+
+    @cached_property
+    def classes(self) -> int:
+        """Features per row of the model's output."""
+        with torch.no_grad():
+            return as_rows(self.model, self.model(**self.fixed(1)), self.fixed(1)).shape[-1]
 
     def fixed(self, batch: int, distinct: bool = True) -> Inputs:
         """`batch` real rows at the shipped shape (text padded to `export.sequence`), the same row if not `distinct`."""
@@ -169,7 +202,8 @@ class Sources:
             weights.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
             weights.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         first = self.fixed(1)
-        encoded = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in first.values())).hexdigest()
+        full = b"full length" if self.recipe.is_text and self.recipe.tokens.merges else b""
+        encoded = hashlib.sha256(full + b"".join(tensor.numpy().tobytes() for tensor in first.values())).hexdigest()
         return {
             "weights": weights.hexdigest(),
             "architecture": sha256_json(self.loaded.architecture),
@@ -189,23 +223,25 @@ def load_sources(recipe: Recipe) -> Sources:
     """
     loaded = load_model(recipe.model, recipe.seed)
     data = recipe.data
-    pairs = "text_pair" in data.calibration.columns
-    text = recipe.is_text
-    classify_pairs = text and recipe.model.task == "text-classification" and pairs
-    needs = (("text", "text_pair") if pairs else ("text",)) if text else ("image",)
+    task = recipe.model.task
+    pairs = task in ("text-classification", "feature-extraction") and "text_pair" in data.calibration.columns
+    classify_pairs = task == "text-classification" and pairs
+    needs = ("text", "text_pair") if pairs else _COLUMNS[task]
     apart = pairs and not classify_pairs  # embedded apart: each sentence is a row of its own
     calibration = _texts_apart(load_examples(data.calibration, needs, recipe.seed), apart)
     evaluation = None
     if data.evaluation is not None:
-        if recipe.model.task == "text-classification" and pairs != ("text_pair" in data.evaluation.columns):
+        if task == "text-classification" and pairs != ("text_pair" in data.evaluation.columns):
             raise InputError(
                 "calibration and evaluation differ in kind",
                 "columns.text_pair is set in one of them only",
                 "set columns.text_pair in both, or in neither",
             )
-        sides = ("text", "text_pair") if recipe.model.task == "feature-extraction" or classify_pairs else needs
-        evaluation = load_examples(data.evaluation, (*sides, "label"), recipe.seed)
-    processor = make_processor(loaded, recipe, classify_pairs)
+        sides = ("text", "text_pair") if task == "feature-extraction" or classify_pairs else needs
+        label = () if task in _SELF_SUPERVISED else ("label",)
+        evaluation = load_examples(data.evaluation, (*sides, *label), recipe.seed)
+    is_pair = classify_pairs or task == "question-answering"
+    processor = make_processor(loaded, recipe, is_pair, PROCESSORS.get(task, TextProcessor))
     finetune = [None if one is None else _texts_apart(one, apart) for one in _finetune_examples(recipe, needs)]
     sources = Sources(recipe, loaded, processor, calibration, evaluation, *finetune)
     _try_one_batch(sources)
@@ -213,14 +249,21 @@ def load_sources(recipe: Recipe) -> Sources:
         sources.training()
     if evaluation is not None:
         # What does not fit shows now, not after hours of work.
-        sources.labels(evaluation)
+        labels = sources.labels(evaluation)
+        if isinstance(labels, LabelMaps):
+            labels.check(classes=sources.classes)
+            labels = list(evaluation.columns["label"])
+        labelled = Examples({**evaluation.columns, "label": labels})
         if recipe.prune.budget.accuracy_drop is not None and len(evaluation) < 2:
             raise InputError(
                 "prune.budget.accuracy_drop needs at least two evaluation rows",
                 "one half is searched on, the other one measured on",
                 "give more evaluation data",
             )
-        processor.encode(evaluation.take([0]))
+        first = labelled.take([0])
+        processor.targets(first, processor.encode(first))
+        if task == "question-answering":
+            processor.order(evaluation)  # a question may be too long for any context
     return sources
 
 
@@ -246,6 +289,8 @@ def _try_one_batch(sources: Sources) -> None:
     try:
         with torch.no_grad():
             output = sources.model(**inputs)
+            if sources.recipe.is_text:  # a decoder that looks for each row's last token may take one row only
+                sources.model(**sources.fixed(2))
     except Exception as error:  # a library's checks and the user's own code may raise anything
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
         raise InputError(

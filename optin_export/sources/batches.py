@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from optin_export.errors import InputError
 from optin_export.recipe import ModelSection, Recipe
 from optin_export.sources.data import Examples
 from optin_export.sources.models import LoadedModel
-from optin_export.sources.tasks import ImageModel
+from optin_export.sources.tasks import ImageModel, SegmentationModel
 from optin_export.sources.tokenizer import load_tokenizer
 
 #: Task inputs by argument name, each a tensor whose first dimension is the batch.
@@ -42,29 +42,43 @@ class Processor(Protocol):
     def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
         """All given rows as one batch; text is padded to `pad_to` tokens, or to its longest row."""
 
+    def targets(self, examples: Examples, inputs: Inputs) -> Sequence[Any] | None:
+        """Labels of the rows as they are encoded in `inputs`; None where they are those of the examples."""
+
 
 class TextProcessor:
-    """Tokenises `text` (and `text_pair`, as a pair) to at most `sequence` tokens."""
+    """Tokenises `text` (and `text_pair`, as a pair) to at most `sequence` tokens; always to as many if `full`.
+
+    Further tasks: see `text`.
+    """
+
+    #: Columns that are encoded, in this order, and how the tokenizer is called.
+    columns: tuple[str, ...] = ("text", "text_pair")
+    options: ClassVar[dict[str, Any]] = {"truncation": True}
 
     def __init__(
-        self, tokenizer: Any, sequence: int, pairs: bool, vocabulary: int | None = None, mask: bool = True
+        self,
+        tokenizer: Any,
+        sequence: int,
+        pairs: bool,
+        vocabulary: int | None = None,
+        seed: int = 0,
+        full: bool = False,
+        mask: bool = True,
     ) -> None:
-        self.tokenizer, self.sequence, self.vocabulary, self.mask = tokenizer, sequence, vocabulary, mask
+        self.tokenizer, self.sequence, self.vocabulary = tokenizer, sequence, vocabulary
+        self.seed, self.full, self.mask = seed, full, mask
         # Segment ids only say something about pairs; without pairs they would be one more input of zeros.
         self.segments = pairs and "token_type_ids" in tokenizer.model_input_names
 
     def order(self, examples: Examples) -> np.ndarray:
-        encoded = self.tokenizer(*self._texts(examples), truncation=True, max_length=self.sequence)
+        encoded = self._tokenise(examples)
         return np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable")
 
     def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
-        encoded = self.tokenizer(
-            *self._texts(examples),
-            truncation=True,
-            max_length=min(self.sequence, pad_to or self.sequence),
-            padding="max_length" if pad_to else "longest",
-            return_tensors="pt",
-        )
+        padding = "max_length" if pad_to or self.full else "longest"
+        length = min(self.sequence, pad_to or self.sequence)
+        encoded = self._tokenise(examples, max_length=length, padding=padding, return_tensors="pt")
         highest = int(encoded["input_ids"].max())
         if self.vocabulary is not None and highest >= self.vocabulary:
             raise InputError(
@@ -75,9 +89,19 @@ class TextProcessor:
         names = ["input_ids"] + ["attention_mask"] * self.mask + ["token_type_ids"] * self.segments
         return {name: encoded[name].to(torch.int64) for name in names}
 
-    @staticmethod
-    def _texts(examples: Examples) -> list[list[str]]:
-        return [list(examples.columns[name]) for name in ("text", "text_pair") if name in examples.columns]
+    def targets(self, examples: Examples, inputs: Inputs) -> Sequence[Any] | None:
+        return None
+
+    def _tokenise(self, examples: Examples, **options: Any) -> Any:
+        texts = [list(examples.columns[name]) for name in self.columns if name in examples.columns]
+        try:
+            return self.tokenizer(*texts, **{"max_length": self.sequence, **self.options, **options})
+        except Exception as error:  # tokenizers of two languages raise many types
+            raise InputError(
+                f"the tokenizer cannot encode {' and '.join(self.columns[: len(texts)])}",
+                (str(error) or type(error).__name__).splitlines()[0],
+                "check the data, model.tokenizer, and that export.sequence leaves room",
+            ) from error
 
 
 class ImageProcessor:
@@ -96,6 +120,9 @@ class ImageProcessor:
 
     def order(self, examples: Examples) -> np.ndarray:
         return np.arange(len(examples))
+
+    def targets(self, examples: Examples, inputs: Inputs) -> Sequence[Any] | None:
+        return None
 
     def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
         images = examples.columns["image"]
@@ -153,13 +180,16 @@ class ImageProcessor:
         return torch.stack(pixels)
 
 
-def make_processor(loaded: LoadedModel, recipe: Recipe, pairs: bool) -> Processor:
-    """The processor that fits the task; raises InputError when the tokenizer cannot be loaded."""
+def make_processor(
+    loaded: LoadedModel, recipe: Recipe, pairs: bool, kind: type[TextProcessor] = TextProcessor
+) -> Processor:
+    """The processor that fits the task, of class `kind` for text; raises InputError when the tokenizer cannot be loaded
+    or does not serve."""
     if isinstance(loaded.model, ImageModel):
         return ImageProcessor(_image_config(loaded, recipe.model))
     tokenizer = load_tokenizer(recipe.model, loaded.origin)
     config = getattr(loaded.model.model, "config", None)
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = _positions(loaded.model.model)
     if positions is not None and recipe.export.sequence > positions:
         raise InputError(
             f"export.sequence is {recipe.export.sequence}", f"the model has {positions} positions", "make it smaller"
@@ -172,7 +202,19 @@ def make_processor(loaded: LoadedModel, recipe: Recipe, pairs: bool) -> Processo
             f"make it at least {least}",
         )
     mask = getattr(loaded.model, "reads_mask", True)
-    return TextProcessor(tokenizer, recipe.export.sequence, pairs, getattr(config, "vocab_size", None), mask)
+    # A fixed number of merged tokens needs a fixed length; padding is what leaves first.
+    vocabulary, full = getattr(config, "vocab_size", None), recipe.tokens.merges
+    return kind(tokenizer, recipe.export.sequence, pairs, vocabulary, recipe.seed, full, mask)
+
+
+def _positions(model: torch.nn.Module) -> int | None:
+    """The longest sequence that the model has positions for, if it is limited."""
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            # RoBERTa and its like count from behind the padding token's number.
+            return len(module.weight) - module.padding_idx - 1
+    return positions
 
 
 def _image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:
@@ -184,6 +226,8 @@ def _image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:
         config = resolve_model_data_config(module)
     else:
         config = _transformers_image_config(loaded, section)
+    if isinstance(loaded.model, SegmentationModel):  # the label maps are of the whole image
+        config |= {"crop_pct": 1.0, "crop_mode": "squash"}
     wanted = section.preprocess
     channels = _input_channels(module, config["input_size"][0])
     config["input_size"] = (channels, *(wanted.size or config["input_size"][1:]))
@@ -224,7 +268,11 @@ def _transformers_image_config(loaded: LoadedModel, section: ModelSection) -> di
         processor = transformers.AutoImageProcessor.from_pretrained(
             loaded.origin, trust_remote_code=section.trust_remote_code
         )
-        return result | {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std), **_crop(processor)}
+        result |= {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std), **_crop(processor)}
+        if not hasattr(config, "image_size"):  # a model of any size: the one it was trained for
+            sizes = (processor.size["height"], processor.size["width"])
+            result["input_size"] = (result["input_size"][0], *sizes)
+        return result
     except Exception:  # random weights and bare folders bring none: the library's own defaults stand
         return result
 
@@ -247,9 +295,11 @@ def _input_channels(module: torch.nn.Module, default: int) -> int:
     return first.in_channels if first is not None else default
 
 
-def batches(processor: Processor, examples: Examples, size: int) -> Iterator[Batch]:
-    """Batches of `size` rows of similar length; the last may be smaller."""
+def batches(processor: Processor, examples: Examples, size: int, targets: bool = False) -> Iterator[Batch]:
+    """Batches of `size` rows of similar length; the last may be smaller. targets: with those of the processor."""
     order = processor.order(examples)
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        yield Batch(processor.encode(examples.take(rows)), rows)
+        chosen = examples.take(rows)
+        inputs = processor.encode(chosen)
+        yield Batch(inputs, rows, processor.targets(chosen, inputs) if targets else None)

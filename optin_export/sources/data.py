@@ -16,6 +16,7 @@ import numpy as np
 
 from optin_export.errors import InputError, missing_package
 from optin_export.recipe import DataSource
+from optin_export.sources.maps import find_maps
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 Column = Sequence[Any] | np.ndarray
@@ -23,7 +24,9 @@ Column = Sequence[Any] | np.ndarray
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows as columns: `text`, `text_pair` (str), `image` (array [N, H, W] / [N, H, W, C] / paths), `label`."""
+    """Rows as columns: `text`, `text_pair`, `question`, `context` (str), `tokens` (lists of words), `image` (array
+    [N, H, W] / [N, H, W, C] / paths), `label` (a number, a name, a list of them, or a label map: array [H, W] or
+    path)."""
 
     columns: dict[str, Column]
 
@@ -112,6 +115,8 @@ def _as_column(values: Any, name: str, source: str) -> Column:
             f"it is a {type(values).__name__}, not one value per row",
             "return lists or numpy arrays",
         )
+    if name == "tokens":
+        return [value.split() if isinstance(value, str) else value for value in values]
     if name == "image":
         return [Path(value) if isinstance(value, str) else value for value in values]
     return list(values)
@@ -128,13 +133,26 @@ def _refuse_bad_values(examples: Examples, source: str) -> None:
             raise InputError(
                 f"{source} has an unusable value", f"'{name}' of row {row} is empty, NaN or infinite", "remove that row"
             )
-        row = next((i for i, value in enumerate(column) if not isinstance(value, str)), None)
-        if name in ("text", "text_pair") and row is not None:
+        kind = next((kind for names, kind, _ in _KINDS if name in names), None)
+        fits = next((fits for names, _, fits in _KINDS if name in names), None)
+        row = None if fits is None else next((i for i, value in enumerate(column) if not fits(value)), None)
+        if row is not None:
             raise InputError(
                 f"{source} has an unusable value",
-                f"'{name}' of row {row} is a {type(column[row]).__name__}, not text",
+                f"'{name}' of row {row} is a {type(column[row]).__name__}, not {kind}",
                 f"correct columns.{name}",
             )
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(word, str) and word for word in value)
+
+
+#: What the values of a column have to be.
+_KINDS: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
+    (("text", "text_pair", "question", "context"), "text", lambda value: isinstance(value, str)),
+    (("tokens",), "a list of words", _is_words),
+)
 
 
 def _is_missing(value: Any) -> bool:
@@ -201,7 +219,8 @@ def _read_npz(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[st
 
 
 def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
-    """One sub-folder per class in alphabetical order, or flat files with the class index found by `label_pattern`."""
+    """One sub-folder per class in alphabetical order, flat files with the class index found by `label_pattern`, or
+    label maps in a folder of their own."""
     root = Path(path)
     files = sorted(file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
@@ -210,7 +229,9 @@ def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> dict
         )
     columns: dict[str, Column] = {"image": files}
     if "label" in needs:
-        if section.label_pattern is not None:
+        if section.label_folder is not None:
+            columns["label"] = find_maps(files, root, Path(section.label_folder))
+        elif section.label_pattern is not None:
             found = [re.search(section.label_pattern, file.name) for file in files]
             missed = next((file for file, match in zip(files, found, strict=True) if not match), None)
             if missed is not None:

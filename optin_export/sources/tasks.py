@@ -15,23 +15,40 @@ OutputKind = Literal["logits", "regression", "embedding"]
 #: How a task's output is laid out: [batch, features]; per token [batch, tokens, features]; per question [batch, 2,
 #: tokens] (start and end); per pixel [batch, features, height, width].
 OutputLayout = Literal["vector", "tokens", "spans", "map"]
+#: Label of what is not evaluated: padding, special tokens, unlabelled pixels.
+IGNORED = -100
 #: Logit of what padding stands for.
 NEVER = -1e4
+#: A class's share of a pixel below which it makes no difference.
+LEAST_SHARE = 1e-6
+
+
+#: Tasks whose output is not one vector per row.
+_LAYOUTS: dict[str, OutputLayout] = {
+    "token-classification": "tokens",
+    "fill-mask": "tokens",
+    "text-generation": "tokens",
+    "question-answering": "spans",
+}
 
 
 class TextModel(nn.Module):
-    """A transformers encoder with its task output.
+    """A transformers encoder or decoder with its task output.
 
     forward(input_ids, attention_mask[, token_type_ids]), each int64 [batch, sequence], returns
-    `logits` [batch, classes] or `sentence_embedding` [batch, hidden]. reads_mask: false for an encoder to which padding
-    is text like any other; it takes no attention_mask.
+    `sentence_embedding` [batch, hidden] or `logits`: [batch, classes]; of every token, [batch, sequence, classes or
+    vocabulary]; of question answering, [batch, 2, sequence] (start and end).
+
+    reads_mask: false for an encoder to which padding is text like any other; it takes no attention_mask.
     """
 
-    output_layout: OutputLayout = "vector"
+    #: Where tokens were merged: gives what each of those that are left counts in a mean, [batch, tokens].
+    token_weights: Callable[[], torch.Tensor] | None = None
 
     def __init__(self, model: nn.Module, task: str, pooling: str | None, normalize: bool) -> None:
         super().__init__()
         self.model = model
+        self.output_layout: OutputLayout = _LAYOUTS.get(task, "vector")
         embeds, pools_itself = task == "feature-extraction", isinstance(model, TextTower)
         self.pooling = pooling if embeds and not pools_itself else None
         self.reads_mask = not (isinstance(model, TextTower) and model.pad is not None)
@@ -40,7 +57,8 @@ class TextModel(nn.Module):
             model.register_module("pooler", None)  # its output is not used: do not count, ship or compute it
         self.output_name = "sentence_embedding" if embeds else "logits"
         labels = getattr(getattr(model, "config", None), "num_labels", 2)
-        self.output_kind: OutputKind = "embedding" if embeds else "regression" if labels == 1 else "logits"
+        one_number = labels == 1 and self.output_layout == "vector"
+        self.output_kind: OutputKind = "embedding" if embeds else "regression" if one_number else "logits"
 
     def forward(
         self,
@@ -50,6 +68,8 @@ class TextModel(nn.Module):
     ) -> torch.Tensor:
         segments: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments)
+        if self.output_layout == "spans":
+            return torch.stack([output.start_logits, output.end_logits], 1)
         if isinstance(output, torch.Tensor):
             pooled = output
         elif self.pooling is None:
@@ -58,8 +78,9 @@ class TextModel(nn.Module):
             pooled = output.last_hidden_state[:, 0]
         else:
             hidden = output.last_hidden_state
-            assert attention_mask is not None
-            weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            counts = attention_mask if self.token_weights is None else self.token_weights()
+            assert counts is not None
+            weight = counts.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
         return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
 
@@ -83,6 +104,33 @@ class ImageModel(nn.Module):
         return nn.functional.normalize(result, dim=-1) if self.normalize else result
 
 
+class SegmentationModel(ImageModel):
+    """A semantic segmentation model: forward(pixel_values) -> logits [batch, classes, h, w], a softmax per pixel.
+
+    h, w: the resolution of the model's own output (a quarter of the input for SegFormer and Mask2Former). Whoever
+    wants labels per pixel scales them up bilinearly, then takes the largest, as the metric does. Mask2Former's queries
+    are combined as its own post-processing does: sum over queries of class probability times mask probability; the
+    logarithm of that share is put out.
+    """
+
+    output_layout: OutputLayout = "map"
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        if getattr(model, "criterion", None) is not None:
+            model.register_module("criterion", None)  # the training loss, with buffers of its own
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        output = self.model(pixel_values)
+        if isinstance(output, torch.Tensor):
+            return output
+        masks = output.get("masks_queries_logits")
+        if masks is None:
+            return output["out" if "out" in output else "logits"]
+        classes = output.class_queries_logits.softmax(-1)[..., :-1]  # the last one is "no object"
+        return (classes.mT @ masks.sigmoid().flatten(2)).clamp(min=LEAST_SHARE).log().unflatten(2, masks.shape[-2:])
+
+
 TaskModel = TextModel | ImageModel
 
 
@@ -90,6 +138,8 @@ def wrap(model: nn.Module, task: str, pooling: str | None, normalize: bool) -> T
     """The task's module around `model`, ready for inference: float32, eval mode, no gradients of the weights."""
     if task in ("image-classification", "zero-shot-image-classification", "image-feature-extraction"):
         wrapped: TaskModel = ImageModel(model, task == "image-feature-extraction", normalize)
+    elif task == "image-segmentation":
+        wrapped = SegmentationModel(model)
     else:
         wrapped = TextModel(model, task, (pooling or "mean") if task == "feature-extraction" else None, normalize)
     return wrapped.float().eval().requires_grad_(False)

@@ -15,11 +15,32 @@ def load_tokenizer(section: ModelSection, origin: str | None) -> Any:
     name = section.tokenizer or origin
     if name is None:
         raise InputError("the model has no tokenizer", "its source brings none", "set model.tokenizer to a folder")
+    # Words that come one by one stand behind a blank, which is part of a token for GPT-2's and RoBERTa's tokenizers.
+    options = {"add_prefix_space": True} if section.task == "token-classification" else {}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=section.trust_remote_code)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            name, trust_remote_code=section.trust_remote_code, **options
+        )
     except Exception as error:  # missing files, broken JSON and network errors come as many types
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load the tokenizer of {name}", reason, "set model.tokenizer to a folder") from error
+    if tokenizer.pad_token is None and section.task == "text-generation":
+        tokenizer.pad_token = tokenizer.eos_token  # hidden by the attention mask, so any token will do
+    tokenizer.padding_side = "right"  # positions count from the first token
+    _refuse_unfit(tokenizer, name, section.task)
+    return tokenizer
+
+
+def _refuse_unfit(tokenizer: Any, name: str, task: str) -> None:
     if tokenizer.pad_token is None:
         raise InputError(f"the tokenizer of {name} cannot pad", "it has no padding token", "give it one and save it")
-    return tokenizer
+    if task == "fill-mask" and tokenizer.mask_token is None:
+        raise InputError(
+            f"the tokenizer of {name} cannot mask", "it has no mask token", "use the model's own tokenizer"
+        )
+    if task in ("token-classification", "question-answering") and not tokenizer.is_fast:
+        raise InputError(
+            f"the tokenizer of {name} does not tell where its tokens come from",
+            f"a {type(tokenizer).__name__} is not a fast one",
+            "save it as tokenizer.json",
+        )

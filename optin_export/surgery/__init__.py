@@ -9,15 +9,17 @@ from typing import Any, Literal
 import torch
 
 from optin_export.errors import InputError
-from optin_export.families import Structure, masked
+from optin_export.families import Structure, find_tokens, masked
 from optin_export.search import Plan
 from optin_export.sources import Batch, Inputs, TaskModel
-from optin_export.surgery.architecture import Architecture, load_model, save_model
+from optin_export.surgery.architecture import Architecture, load_model, save_model, save_places
 from optin_export.surgery.compensate import Repair, compensate
 from optin_export.surgery.curves import combined, loss_curves
 from optin_export.surgery.finetune import FineTune, fine_tune
 from optin_export.surgery.rebuild import rebuild
+from optin_export.surgery.schedule import scheduled, share_budget
 from optin_export.surgery.sensitivity import Weights, sensitivities
+from optin_export.surgery.tokens import count_tokens, insert_merging
 
 __all__ = [
     "Architecture",
@@ -26,13 +28,18 @@ __all__ = [
     "Weights",
     "combined",
     "compensate",
+    "count_tokens",
     "fine_tune",
+    "insert_merging",
     "load_model",
     "loss_curves",
     "operate",
     "rebuild",
     "save_model",
+    "save_places",
+    "scheduled",
     "sensitivities",
+    "share_budget",
 ]
 
 
@@ -75,6 +82,10 @@ def operate(
     difference = masked_difference(model, dense, structure, plan, inputs)
     if difference > MASKED_TOLERANCE:
         raise RuntimeError(f"the rebuilt model differs from the masked one by {difference:.2e}")
+    tokens = find_tokens(model) if any(plan.merged) else None
+    # Padding would have to be told apart in the merged stream; text is repaired before its tokens are merged.
+    if tokens is not None and not tokens.padded:
+        dense = insert_merging(dense, structure, tokens, plan.merged)
     repairs: dict[str, Repair] = {}
     if repair:
         repairs = compensate(
@@ -93,6 +104,8 @@ def operate(
         raise InputError(
             "compensation did not give finite weights", "activations are NaN or constant", "set prune.compensate: false"
         )
+    if tokens is not None and tokens.padded:
+        dense = insert_merging(dense, structure, tokens, plan.merged)
     return Operation(dense, difference, repairs)
 
 

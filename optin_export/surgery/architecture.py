@@ -11,11 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from optin_export.errors import InputError
-from optin_export.families import find_structure
+from optin_export.families import find_structure, find_tokens
 from optin_export.files import atomic_path, write_text
-from optin_export.search import Plan, keep_first
+from optin_export.search import Plan, check_merging, keep_first
 from optin_export.sources import Inputs, TaskModel, build
 from optin_export.surgery.rebuild import rebuild
+from optin_export.surgery.tokens import count_tokens, insert_merging, places
 
 
 class GroupSize(BaseModel):
@@ -39,6 +40,7 @@ class Architecture(BaseModel):
     groups: dict[str, GroupSize]
     inputs: dict[str, tuple[Literal["int64", "float32"], tuple[Annotated[int, Field(ge=1, le=65536)], ...]]]
     output: str
+    merged: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="tokens merged in each block, if any are")
 
 
 def save_model(
@@ -54,13 +56,24 @@ def save_model(
             for name, tensor in inputs.items()
         },
         output=dense.output_name,
+        merged=plan.merged,
     )
-    # Tied weights are one storage under several names: safetensors wants each tensor to own its memory.
-    state = {name: tensor.detach().clone().contiguous() for name, tensor in dense.state_dict().items()}
+    tied = _tied(dense)
+    state = {name: tensor.contiguous() for name, tensor in dense.state_dict().items() if name not in tied}
     with atomic_path(folder / "model.safetensors") as path:
         save_file(state, path, metadata={"format": "pt"})
     write_text(folder / "architecture.json", architecture.model_dump_json(indent=2) + "\n")
     return architecture
+
+
+def save_places(path: Path, dense: TaskModel, inputs: Inputs) -> None:
+    """For the report: images, and which token stands for each of theirs at the end. No file where none is merged."""
+    path.unlink(missing_ok=True)
+    found = places(dense, inputs) if "pixel_values" in inputs else None
+    if found is not None:
+        pixels = inputs["pixel_values"].movedim(1, -1).contiguous()
+        with atomic_path(path) as temporary:
+            save_file({"pixels": pixels, "places": found}, temporary)
 
 
 def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
@@ -84,13 +97,14 @@ def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
         raise InputError(
             f"cannot rebuild the model in {folder}", f"{type(error).__name__}: {error}", "the file is not one of ours"
         ) from error
-    structure = find_structure(model, coupled=any(key.count(".") > 1 for key in architecture.groups))
-    structure = structure.only({key.split(".")[1].rstrip("0123456789") for key in architecture.groups})
+    kinds = {key.split(".")[1].rstrip("0123456789") for key in architecture.groups}
+    structure = find_structure(model, any(key.count(".") > 1 for key in architecture.groups), kinds)
     groups = keep_first({key: (size.count, size.kept) for key, size in architecture.groups.items()})
     inputs = {
         name: torch.ones(shape, dtype=getattr(torch, kind)) for name, (kind, shape) in architecture.inputs.items()
     }
     dense, _ = rebuild(model, structure, groups, inputs)
+    state |= {name: state[first] for name, first in _tied(dense).items() if first in state and name not in state}
     _adopt_new_biases(dense, state)
     try:
         dense.load_state_dict(state)
@@ -98,7 +112,24 @@ def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
         raise InputError(
             f"the weights in {folder} do not fit its architecture.json", str(error)[:300], "run surgery again"
         ) from error
+    if any(architecture.merged):
+        tokens = find_tokens(dense)
+        counted = count_tokens(dense, structure, inputs)
+        check_merging(architecture.merged, counted, tokens.prefix, len(structure.blocks))
+        dense = insert_merging(dense, structure, tokens, architecture.merged)
     return dense.eval().requires_grad_(False)
+
+
+def _tied(model: TaskModel) -> dict[str, str]:
+    """Names of weights that another module has under an earlier name: {name: the earlier one}."""
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first.setdefault(id(parameter), name)
+    return {
+        name: first[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if first[id(parameter)] != name
+    }
 
 
 def _adopt_new_biases(dense: TaskModel, state: dict[str, torch.Tensor]) -> None:

@@ -11,18 +11,19 @@ trajectory and of the output to the row (see `sensitivity`). Unlabelled calibrat
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from optin_export.families import Structure, UnitGroup, get_layer, get_module, tensor_of
+from optin_export.families import Structure, UnitGroup, get_layer, get_module, get_scale, tensor_of
 from optin_export.search import GroupPlan
-from optin_export.sources import Batch, Inputs, TaskModel
+from optin_export.sources import Batch, TaskModel
+from optin_export.surgery.head import output_layer
 from optin_export.surgery.least_squares import Fit, Moments, rescale, ridge
 from optin_export.surgery.rebuild import Constant
 from optin_export.surgery.rectified import ROUNDS, Bend, bend_of_units, shift_of_block_relu
@@ -85,9 +86,7 @@ def compensate(
                 pair.refit_layer(projection)
             for group, small in [(group, small) for group, small in todo if group.block == block]:
                 if not only_scale and small.count:
-                    pair.refit_producers(group)
-                    for reader in group.readers:
-                        pair.refit_layer(reader)
+                    pair.refit_before(group)
                 fit = pair.refit_consumer(group, small, only_scale)
                 repairs[group.key] = _repair(fit)
                 tick(len(repairs), len(todo))
@@ -125,22 +124,24 @@ class _Pair:
             for producer in group.producers
         }
 
-    def refit_producers(self, group: UnitGroup) -> None:
-        """Refit the layers that make the units to the original's pre-activations of the units that stay."""
+    def refit_before(self, group: UnitGroup) -> None:
+        """Refit what makes the units, to the original's pre-activations of the units that stay, and what else reads
+        them, to what it put out there; in forward order."""
         paths = [producer.path for producer in group.producers]
         if any(path in self.consumers for path in paths):
-            return  # a layer that reads the group before was refitted as its consumer
-        for together in self._reading_alike(paths, group):
-            self._refit_alike(together)
-
-    def _reading_alike(self, paths: Sequence[str], group: UnitGroup) -> list[list[str]]:
-        """The layers that can be refitted, in sets that read the same input: one Gram matrix serves such a set."""
-        seen = self.source.see(0, [(path, 0) for path in paths], group.consumer)
-        sets: dict[int, list[str]] = {}
-        for path in paths:
+            paths = []  # a layer that reads the group before was refitted as its consumer
+        seen = self.source.see(0, [(path, 0) for path in (*paths, *group.readers)], group.consumer)
+        ordered = [path for path, _ in seen] + [path for path in group.readers if (path, 0) not in seen]
+        # Producers that read the same input are refitted together: one Gram matrix serves them.
+        sets: dict[int | str, list[str]] = {}
+        for path in ordered:
             if _can_refit(get_layer(self.target.model, path)):
-                sets.setdefault(id(seen[(path, 0)]), []).append(path)
-        return list(sets.values())
+                sets.setdefault(path if path in group.readers else id(seen[(path, 0)]), []).append(path)
+        for together in sets.values():
+            if together[0] in group.readers:
+                self.refit_layer(together[0])
+            else:
+                self._refit_alike(together)
 
     def _refit_alike(self, paths: list[str]) -> None:
         layers = [get_layer(self.target.model, path) for path in paths]
@@ -152,7 +153,9 @@ class _Pair:
             wanted = self.source.see(index, [(path, "output") for path in paths], paths[-1])
             given = self.target.see(index, [(paths[0], 0)], paths[0])[(paths[0], 0)]
             targets = [
-                output_rows(wanted[(path, "output")], layer, inputs, index)[:, self.kept_outputs[path]]
+                output_rows(self._like_target(index, wanted[(path, "output")]), layer, inputs, index)[
+                    :, self.kept_outputs[path]
+                ]
                 for path, layer in zip(paths, layers, strict=True)
             ]
             return input_rows(given, layers[0], inputs, index), torch.cat(targets, 1), bend
@@ -187,13 +190,15 @@ class _Pair:
             there = self.source.see(index, [*beside, (path, "output")], self._last(beside, path, group))
             points: list[Point] = [*beside, *([] if dropped else [(path, 0)])]
             here = self.target.see(index, points, self._last(beside, stands, group)) if points else {}
-            output = output_rows(there[(path, "output")], layer, inputs, index)
+            output = output_rows(self._like_target(index, there[(path, "output")]), layer, inputs, index)
             # The sub-layer has to add what is missing between the two streams.
             missing = output[:, kept]
             behind = bend
             if group.residual is not None:
-                pairs = ((self.source.model, there), (self.target.model, here))
-                arranged = [_arranged(group, model, tensor_of(seen[group.residual])) for model, seen in pairs]
+                whole = group.residual[1] == "call"
+                beside_it = there[group.residual] if whole else self._like_target(index, there[group.residual])
+                pairs = ((self.source.model, beside_it), (self.target.model, here[group.residual]))
+                arranged = [_arranged(group, model, seen) for model, seen in pairs]
                 streams = [output_rows(stream, layer, inputs, index) for stream in arranged]
                 # Layer scale or batch norm is undone; where its factor is zero nothing can be added.
                 difference = torch.where(scale == 0, 0.0, (streams[0][:, kept] - streams[1]) / scale)
@@ -247,7 +252,7 @@ class _Pair:
                     if index not in ready and size <= room:
                         ready[index], room = (design, target, behind), room - size
                     predicted = design @ fit.solution[:-1].to(design) + fit.solution[-1].to(design)
-                    weights = self.weights.of(index, paths)
+                    weights = self._weight(index, paths)
                     errors = behind.error(target, predicted)
                     error += float((errors if weights is None else errors * weights).double().sum())
                     weight += float(len(errors) if weights is None else weights.double().sum())
@@ -272,6 +277,18 @@ class _Pair:
             return Fit(start, None, before, before, "no refit was better behind the ReLU")
         return dataclasses.replace(fit, before=before, after=error)
 
+    def _like_target(self, index: int, value: Any) -> torch.Tensor:
+        """What the original has there; where the smaller model merges tokens, averaged as its tokens are."""
+        tensor, merged = tensor_of(value), self.target.merged.get(index)
+        return tensor if merged is None or tensor.dim() != 3 else merged.means(tensor)
+
+    def _weight(self, index: int, paths: Sequence[str]) -> torch.Tensor | None:
+        """[rows]: their weights; a merged token has those of all that it stands for."""
+        weight, merged = self.weights.of(index, paths), self.target.merged.get(index)
+        if weight is None or merged is None or len(weight) != merged.place.numel():
+            return weight
+        return merged.sums(weight.view(*merged.place.shape, 1)).flatten()
+
     def _bend(self, paths: Sequence[str]) -> Bend | None:
         """The ReLU behind the layers that make a group's units, for the units that stay."""
         groups = self.structure.groups
@@ -291,7 +308,7 @@ class _Pair:
         target: torch.Tensor,
         paths: Sequence[str],
     ) -> None:
-        weight = self.weights.of(index, paths)
+        weight = self._weight(index, paths)
         if len(self.batches) >= HOLD_OUT:
             (held if index % HOLD_OUT == HOLD_OUT - 1 else train).add(design, target, weight)
             return
@@ -308,19 +325,6 @@ def _projections(structure: Structure) -> list[str]:
     return [path for group in streams for path in group.reads if path in writers and path not in inner]
 
 
-def output_layer(model: TaskModel, inputs: Inputs) -> str | None:
-    """The linear layer that puts out what the model puts out (logits), if one does."""
-    outputs: dict[str, torch.Tensor] = {}
-    with torch.no_grad(), contextlib.ExitStack() as stack:
-        for path, module in model.named_modules():
-            if isinstance(module, nn.Linear):
-                hook = module.register_forward_hook(lambda _, args, output, path=path: outputs.update({path: output}))
-                stack.callback(hook.remove)
-        result = model(**inputs)
-    same = [path for path, output in outputs.items() if output.shape == result.shape and torch.equal(output, result)]
-    return same[-1] if same else None
-
-
 def _repair(fit: Fit) -> Repair:
     before, after = (error if math.isfinite(error) else None for error in (fit.before, fit.after))
     return Repair(before, after, fit.damping, fit.fallback)
@@ -333,12 +337,18 @@ def _kept_rows(plan: GroupPlan, count: int, per_unit: int, fused: int) -> torch.
     return torch.cat([slab * count * per_unit + one for slab in range(fused)])
 
 
-def _arranged(group: UnitGroup, model: TaskModel, stream: torch.Tensor) -> torch.Tensor:
-    return stream if group.arrange is None else group.arrange(model, stream)
+def _arranged(group: UnitGroup, model: TaskModel, seen: Any) -> torch.Tensor:
+    """The residual stream with its rows as the consumer's output has them."""
+    stream = seen if group.residual is not None and group.residual[1] == "call" else tensor_of(seen)
+    with torch.no_grad():
+        return stream if group.arrange is None else group.arrange(model, stream)
 
 
 def _can_refit(layer: nn.Module) -> bool:
-    return not isinstance(layer, nn.Conv2d) or layer.groups == 1
+    """Not a grouped convolution, nor one that pads by itself: `input_rows` would not see what it sees."""
+    if not isinstance(layer, nn.Conv2d):
+        return True
+    return layer.groups == 1 and (type(layer).forward is nn.Conv2d.forward or layer.kernel_size == (1, 1))
 
 
 def _columns_per_unit(layer: nn.Module, group: UnitGroup) -> int:
@@ -377,12 +387,11 @@ def _affine(model: TaskModel, group: UnitGroup) -> torch.Tensor | None:
     """
     if group.scale is None:
         return torch.ones(())
-    module = get_module(model, group.scale)
-    if isinstance(module, nn.BatchNorm2d):
-        if module.running_var is None:
-            return None
-        gamma = torch.ones(len(module.running_var)) if module.weight is None else module.weight.detach()
-        return gamma / (module.running_var + module.eps).sqrt()
-    layer_scale = module.gamma
-    assert isinstance(layer_scale, torch.Tensor)
-    return layer_scale.detach()
+    scale = get_scale(model, group.scale)
+    if isinstance(scale, torch.Tensor):
+        return scale.detach().flatten()
+    assert isinstance(scale, nn.BatchNorm2d), f"{group.scale} is a {type(scale).__name__}"
+    if scale.running_var is None:
+        return None
+    gamma = torch.ones(len(scale.running_var)) if scale.weight is None else scale.weight.detach()
+    return gamma / (scale.running_var + scale.eps).sqrt()

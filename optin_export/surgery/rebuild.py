@@ -19,15 +19,19 @@ from optin_export.sources import Inputs, TaskModel
 
 
 class Constant(nn.Module):
-    """What a sub-layer without units computes: its bias, whatever comes in. bias: [hidden]."""
+    """What a sub-layer without units computes: its bias, whatever comes in. bias: [hidden].
 
-    def __init__(self, bias: torch.Tensor, returns_tuple: bool) -> None:
+    expands: at every position of what comes in.
+    """
+
+    def __init__(self, bias: torch.Tensor, returns_tuple: bool, expands: bool = False) -> None:
         super().__init__()
         self.bias = nn.Parameter(bias, requires_grad=False)
-        self.returns_tuple = returns_tuple
+        self.returns_tuple, self.expands = returns_tuple, expands
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return (self.bias, None) if self.returns_tuple else self.bias
+        output = self.bias.expand(*args[0].shape[:-1], -1) if self.expands else self.bias
+        return (output, None) if self.returns_tuple else output
 
 
 class Passthrough(nn.Module):
@@ -74,7 +78,7 @@ def drop(model: TaskModel, group: UnitGroup) -> None:
     assert group.sublayer is not None  # see _check
     consumer = get_layer(model, group.consumer)
     bias = consumer.bias.detach().clone() if consumer.bias is not None else torch.zeros(len(consumer.weight))
-    set_module(model, group.sublayer, Constant(bias, group.returns_tuple))
+    set_module(model, group.sublayer, Constant(bias, group.returns_tuple, group.expands))
     for path, returns_tuple in group.bypass:
         set_module(model, path, Passthrough(returns_tuple))
 
@@ -101,12 +105,13 @@ def _graph(dense: TaskModel, inputs: Inputs) -> Any:
 
 def _is_explicit(model: TaskModel, group: UnitGroup) -> bool:
     """Whether the graph cannot see which rows belong together: fused projections after reshape and unbind, heads of
-    several sizes, tables, grouped convolutions."""
+    several sizes, tables, grouped convolutions, gates that scale the units."""
     layers = [get_module(model, producer.path) for producer in group.producers]
     return (
         bool(group.tables)
+        or (bool(group.readers) and not group.coupled)
         or any(producer.fused > 1 or producer.rows is not None for producer in group.producers)
-        or any(isinstance(layer, nn.Conv2d) and 1 < layer.groups < layer.in_channels for layer in layers)
+        or any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in layers)
     )
 
 

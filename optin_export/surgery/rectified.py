@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from optin_export.families import Structure, UnitGroup, get_layer, get_module, tensor_of
+from optin_export.families import Structure, UnitGroup, get_layer, get_module, get_scale, tensor_of
 from optin_export.surgery.streams import Stream
 
 #: Rounds after the ordinary least squares; each reads the calibration rows once more.
@@ -76,18 +76,19 @@ def shift_of_block_relu(original: Stream, structure: Structure, group: UnitGroup
     """[features]: the batch norm's shift, if the block puts out relu(stream + norm(consumer)); else None."""
     if group.residual is None or group.scale is None or group.arrange is not None or not original.batches:
         return None
-    norm, block = get_module(original.model, group.scale), structure.blocks[group.block]
+    norm, block = get_scale(original.model, group.scale), structure.blocks[group.block]
     form = _affine(norm, 0)
     if form is None:
         return None
     seen = original.see(0, [group.residual, (group.consumer, "output"), (block, "output")], block)
     with torch.no_grad():
+        assert isinstance(norm, nn.BatchNorm2d)
         before = tensor_of(seen[group.residual]) + norm(seen[(group.consumer, "output")])
     return form[1] if _is_rectified(before, tensor_of(seen[(block, "output")])) else None
 
 
-def _affine(norm: nn.Module | None, features: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Scale and shift of a batch norm in eval mode, [features] each; (1, 0) for none, None for another module."""
+def _affine(norm: nn.Module | torch.Tensor | None, features: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Scale and shift of a batch norm in eval mode, [features] each; (1, 0) for none, None for anything else."""
     if norm is None:
         return torch.ones(features), torch.zeros(features)
     if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:

@@ -53,6 +53,7 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
     noise = OutputNoise(generator)
     paths = {path for group in structure.groups for path in group.reads}
     paths |= {producer.path for group in structure.groups for producer in group.producers}
+    batch_dims = {path: group.batch_dim for group in structure.groups for path in group.reads if group.batch_dim}
     terms: list[list[dict[str, torch.Tensor]]] = [[], []]
     for index, batch in enumerate(batches):
         reference = observe(model, structure, batch, ROWS, generator)
@@ -74,7 +75,8 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
                     for path, gradient in zip(wanted, gradients, strict=True):
                         if gradient is not None:
                             layer = get_module(model, path)
-                            square = output_rows(_shared(gradient), layer, batch.inputs, index).square().sum(1)
+                            shared = _shared(gradient, batch_dims.get(path, 0))
+                            square = output_rows(shared, layer, batch.inputs, index).square().sum(1)
                             term[path] = term.get(path, torch.zeros(())) + square
         for kept, square_of in zip(terms, squares, strict=True):
             kept.append(square_of)
@@ -100,13 +102,14 @@ def _combined(terms: Sequence[list[dict[str, torch.Tensor]]]) -> list[dict[str, 
     return combined
 
 
-def _shared(gradient: torch.Tensor) -> torch.Tensor:
+def _shared(gradient: torch.Tensor, batch_dim: int) -> torch.Tensor:
     """The gradient with every sample scaled to the same mean square: samples count alike, their rows do not.
 
     Else the samples whose output is least certain would stand for all (the Fisher matrix of a certain one vanishes).
     """
-    mean = gradient.flatten(1).square().mean(1).sqrt()
-    return gradient / torch.where(mean > 0, mean, 1.0).view(-1, *[1] * (gradient.dim() - 1))
+    others = [dim for dim in range(gradient.dim()) if dim != batch_dim]
+    mean = gradient.square().mean(others, keepdim=True).sqrt()
+    return gradient / torch.where(mean > 0, mean, 1.0)
 
 
 @contextlib.contextmanager

@@ -24,17 +24,22 @@ from optin_export.families import (
     valid_rows,
 )
 from optin_export.sources import Batch, Inputs, TaskModel
+from optin_export.surgery.tokens import Merged, flow_of
 
 #: Block outputs beyond so many bytes per model lie in temporary files: memory does not grow with the calibration rows.
 IN_MEMORY = 1 << 30
 #: Positions per sample of a convolution's output that take part; neighbours tell the same.
 POSITIONS = 64
-#: Where something is seen: a module's path, and the index of its positional argument or its output.
-Point = tuple[str, int | Literal["output"]]
+#: Where something is seen: a module's path, and the index of its positional argument, its output, or its whole call.
+Point = tuple[str, int | Literal["output", "call"]]
 
 
 class Stream:
-    """One model walked block by block: each batch's output of the last block walked past is kept and replayed."""
+    """One model walked block by block: each batch's output of the last block walked past is kept and replayed.
+
+    merged: of a model that merges tokens, per batch where each token of the unmerged stream has gone, [batch, tokens],
+    and how many there are, at the module at which the last pass over that batch stopped.
+    """
 
     def __init__(self, model: TaskModel, structure: Structure, batches: Sequence[Batch]) -> None:
         self.model, self.blocks, self.batches = model, structure.blocks, batches
@@ -42,6 +47,11 @@ class Stream:
         self.store = _Store()
         self.lasting = {path: _Store() for path in structure.read_later}
         self.last: str | None = None
+        self.flow = flow_of(model)
+        if self.flow is not None:
+            self.flow.trace = True
+        self.behind: dict[int, Merged] = {}
+        self.merged: dict[int, Merged] = {}
 
     def see(self, index: int, points: Sequence[Point], until: str) -> dict[Point, Any]:
         """Run batch `index` up to the module `until`, computing only what lies after the blocks walked so far."""
@@ -49,6 +59,8 @@ class Stream:
         behind |= {path: store.load(index) for path, store in self.lasting.items() if path in behind}
         if self.last is not None:
             behind[self.last] = self.store.load(index)
+        if self.flow is not None:
+            self.flow.restore(self.behind.get(index))
         with (
             torch.no_grad(),
             replayed(self.model, behind),
@@ -56,6 +68,8 @@ class Stream:
             stopped_after(self.model, until) as forward,
         ):
             forward(self.batches[index].inputs)
+        if self.flow is not None:
+            self.merged[index] = self.flow.state()
         return values
 
     def advance(self, block: int) -> None:
@@ -65,12 +79,16 @@ class Stream:
             output = self.see(index, [(path, "output")], path)[(path, "output")]
             # Blocks feed one another in order (see Structure), so what else lies further behind is never read again.
             if path in self.lasting:
-                self.lasting[path].save(index, output)
+                self.lasting[path].save(index, _light(output))
             self.hollow[index][path] = _hollow(output)
-            self.store.save(index, output)
+            self.store.save(index, _light(output))
+            if self.flow is not None:
+                self.behind[index] = self.merged[index]
         self.last = path
 
     def close(self) -> None:
+        if self.flow is not None:
+            self.flow.trace = False
         for store in (self.store, *self.lasting.values()):
             store.close()
 
@@ -114,6 +132,11 @@ class _Store:
             self.folder.cleanup()
 
 
+def _light(output: Any) -> Any:
+    """The hidden states as they are; what else a block returns (attention weights) hollow: no block reads it."""
+    return output if isinstance(output, torch.Tensor) else (tensor_of(output), *_hollow(tuple(output[1:])))
+
+
 def _hollow(output: Any) -> Any:
     """Zeros of the same shape that occupy no memory."""
     if isinstance(output, torch.Tensor):
@@ -126,8 +149,8 @@ def _seen(model: nn.Module, points: Sequence[Point]) -> Iterator[dict[Point, Any
     values: dict[Point, Any] = {}
 
     def before(point: Point) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            values[point] = args[point[1]]  # type: ignore[index]
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            values[point] = (args, kwargs) if point[1] == "call" else args[point[1]]  # type: ignore[index]
 
         return hook
 
@@ -143,7 +166,7 @@ def _seen(model: nn.Module, points: Sequence[Point]) -> Iterator[dict[Point, Any
             handle = (
                 module.register_forward_hook(after(point))
                 if point[1] == "output"
-                else module.register_forward_pre_hook(before(point))
+                else module.register_forward_pre_hook(before(point), with_kwargs=True)
             )
             stack.callback(handle.remove)
         yield values

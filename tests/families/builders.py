@@ -25,7 +25,7 @@ def from_transformers(name: str, **config: Any) -> Callable[[], Architecture]:
     def make() -> Architecture:
         import transformers
 
-        settings = getattr(transformers, name).config_class(**SMALL, **config, attn_implementation="eager")
+        settings = getattr(transformers, name).config_class(**{**SMALL, **config}, attn_implementation="eager")
         return {"library": "transformers", "class": name, "config": settings.to_dict()}
 
     return make

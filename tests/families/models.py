@@ -58,13 +58,16 @@ MODELS: Models = {
 
 #: Units of the models that are not three plain blocks of heads and neurons.
 UNITS: Units = {}
-# More models in modules models_*.py beside this one, each with MODELS, UNITS and perhaps CONVOLUTIONAL.
+#: Families with a ReLU behind some units.
+RECTIFIED: set[str] = set()
+# More models in modules models_*.py beside this one, each with MODELS, UNITS and perhaps CONVOLUTIONAL and RECTIFIED.
 for _module in pkgutil.iter_modules(tests.families.__path__):
     if _module.name.startswith("models_"):
         _more = importlib.import_module(f"tests.families.{_module.name}")
         MODELS |= _more.MODELS
         UNITS |= _more.UNITS
         CONVOLUTIONAL |= getattr(_more, "CONVOLUTIONAL", set())
+        RECTIFIED |= getattr(_more, "RECTIFIED", set())
 
 
 def small_model(name: str, seed: int = 0) -> tuple[TaskModel, Architecture]:

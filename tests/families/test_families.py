@@ -23,7 +23,7 @@ from optin_export.surgery.rebuild import rebuild
 from tests.conftest import VIT_ARGS
 from tests.families import rtx
 from tests.families.builders import IMAGES, RESNET
-from tests.families.models import CONVOLUTIONAL, MODELS, UNITS, batches_for, inputs_for, small_model
+from tests.families.models import CONVOLUTIONAL, MODELS, RECTIFIED, UNITS, batches_for, inputs_for, small_model
 
 
 class Case:
@@ -41,7 +41,7 @@ class Case:
         self.costs = measure_costs(self.model, self.structure, self.inputs(1, 0))
         self.budget = config.budget
         step = 4 if self.family in CONVOLUTIONAL else 8
-        align = {group.key: 1 if group.kind == "heads" else step for group in self.structure.groups}
+        align = {group.key: group.step(step) for group in self.structure.groups}
         least = {group.key: 0 if group.sublayer is not None else 1 for group in self.structure.groups}
         self.plan: Plan = find_plan(self.scores.values, self.costs, config.budget, align, least)
         inputs = self.inputs(3, 5)
@@ -127,9 +127,9 @@ def test_scores_cover_every_unit(case: Case) -> None:
     for group in case.structure.groups:
         values = case.scores.values[group.key]
         assert values.shape == (group.count,)
-        # A channel may happen to be zero on every image; no other unit is without effect.
+        # A unit behind a ReLU may happen to be zero on every image; no other unit is without effect.
         assert ((values > 0) == (activity[group.key] > 0)).all()
-        assert case.family in CONVOLUTIONAL or (values > 0).all()
+        assert case.family in CONVOLUTIONAL | RECTIFIED or (values > 0).all()
 
 
 def test_masked_model_equals_dense_model(case: Case) -> None:
@@ -206,7 +206,9 @@ def test_tensorrt_parses_and_builds_the_model(case: Case) -> None:
     assert len(rtx.build(path, shapes)) > 1000
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "deit3-layer-scale", "vit-transformers"])
+@pytest.mark.parametrize(
+    "name", ["bert", "distilbert", "mpnet", "gpt2", "llama", "vit", "deit3-layer-scale", "vit-transformers"]
+)
 def test_whole_sub_layers_may_vanish(name: str, tmp_path: Path) -> None:
     """Drop the heads of one block and the neurons of another: masked equals dense, repair works, ONNX has no trace."""
     case = Case(name, tmp_path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from optin_export.errors import InputError
 from optin_export.measure import Accuracy, Latency, Measured, ParityCase, judge, latency, measure_engines
@@ -16,6 +17,7 @@ from optin_export.measure.metrics import METRICS
 from optin_export.measure.parity import compare
 from optin_export.recipe import Budget, Gates
 from optin_export.sources import Batch, Dataset
+from optin_export.sources.text import Answer
 
 
 class FakeEngine:
@@ -148,8 +150,6 @@ def test_identical_rows_must_give_identical_outputs() -> None:
 
 def dataset(labels: np.ndarray) -> Dataset:
     x = np.linspace(-1, 1, len(labels)).astype(np.float32)
-    import torch
-
     batches = tuple(
         Batch({"x": torch.from_numpy(np.stack([x[rows], -x[rows]], 1))}, rows)
         for rows in np.array_split(np.random.default_rng(0).permutation(len(labels)), 4)
@@ -249,3 +249,66 @@ def test_gates_compare_with_what_was_required(clock: np.random.Generator) -> Non
 def test_what_was_not_evaluated_never_passes() -> None:
     result = verdicts(Gates(speedup=0.1, accuracy_drop=99.0), parity=(), accuracy=None)
     assert result == {"parity": False, "budget.macs": True, "speedup": False, "accuracy_drop": False}
+
+
+def test_macro_f1_is_that_of_scikit_learn() -> None:
+    """Over the classes that occur or are predicted; ignored tokens count for nothing."""
+    sklearn = pytest.importorskip("sklearn.metrics")
+    generator = np.random.default_rng(0)
+    logits = generator.standard_normal((6, 5, 4))
+    logits[..., 3] = -9  # never predicted, never labelled
+    wanted = generator.integers(0, 3, (6, 5))
+    wanted[0, 2:] = wanted[3, 0] = -100
+    metric = METRICS["f1"]
+    counted = wanted != -100
+    expected = 100 * sklearn.f1_score(wanted[counted], logits.argmax(-1)[counted], average="macro")
+    halves = [
+        metric.statistic(logits[part], [list(row) for row in wanted[part]], {}) for part in (slice(4), slice(4, 6))
+    ]
+    assert metric.value(np.concatenate(halves)) == pytest.approx(expected)
+    single = metric.statistic(logits[:, 0], wanted[:, 1], {})
+    expected = 100 * sklearn.f1_score(wanted[:, 1], logits[:, 0].argmax(-1), average="macro")
+    assert metric.value(single) == pytest.approx(expected)
+    with pytest.raises(InputError, match="f1"):
+        metric.value(metric.statistic(logits, [[-100]] * 6, {}))
+    with pytest.raises(InputError, match="label 4 is none"):
+        metric.statistic(logits[:, 0], np.array([0, 1, 4, 0, 0, 0]), {})
+
+
+def test_perplexity_is_the_exponential_of_the_mean_cross_entropy() -> None:
+    logits = torch.randn(3, 6, 9, generator=torch.Generator().manual_seed(0))
+    wanted = torch.randint(0, 9, (3, 6), generator=torch.Generator().manual_seed(1))
+    wanted[0, 4:] = wanted[2, :5] = -100
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten()).exp()
+    metric = METRICS["perplexity"]
+    statistics = metric.statistic(logits.numpy(), [row.numpy() for row in wanted], {})
+    assert statistics.shape == (3, 2) and metric.value(statistics) == pytest.approx(float(expected), rel=1e-5)
+    accuracy = evaluate(statistics, statistics * np.array([1.1, 1.0]), "perplexity", 0)
+    assert accuracy.drop > 0 and accuracy.drop == pytest.approx(accuracy.pruned - accuracy.base)
+    with pytest.raises(InputError, match="perplexity"):
+        metric.value(metric.statistic(logits.numpy(), [[-100]] * 3, {}))
+
+
+def test_answers_are_read_from_the_context_only() -> None:
+    """The best pair of start and end inside the context, in order and not too far apart; SQuAD's normalisation."""
+    context = "The red house, and a guitar"
+    spans = [(0, 3), (4, 7), (8, 13), (13, 14), (15, 18), (19, 20), (21, 27)]
+    offsets = np.array([[-1, -1], [-1, -1], *spans, [-1, -1]])
+    scores = np.zeros((1, 2, 12))
+    scores[0, 0, [0, 3, 11]] = 9, 2, 8  # the mark, "red", padding
+    scores[0, 1, [1, 4, 2, 10]] = 9, 2, 3, 7  # "The" ends before "red" begins
+    metrics = {name: METRICS[name] for name in ("squad_f1", "exact_match")}
+
+    def points(*answers: str) -> list[float]:
+        label = Answer(answers, context, offsets)
+        return [one.value(one.statistic(scores, [label], {})) for one in metrics.values()]
+
+    assert points("the Red house!") == [100.0, 100.0]
+    assert points("guitar", "red") == [pytest.approx(200 / 3), 0.0]
+    assert points("guitar") == [0.0, 0.0]
+    far = np.zeros((1, 2, 40))
+    far[0, 0, 0], far[0, 1, 35] = 5, 5
+    letters = Answer(("b",), "b" * 40, np.stack([np.arange(40), np.arange(40) + 1], 1))
+    assert metrics["exact_match"].statistic(far, [letters], {})[0, 0] == 1.0  # 36 tokens are too many
+    nothing = Answer(("b",), "b", np.full((4, 2), -1))
+    assert metrics["squad_f1"].statistic(np.ones((1, 2, 4)), [nothing], {}).tolist() == [[0.0, 1.0]]

@@ -20,6 +20,7 @@ from optin_export.scoring.losses import (
     trajectory_losses,
     trajectory_probe,
 )
+from optin_export.sources import Batch
 from tests.families.models import batches_for, small_model
 
 
@@ -132,7 +133,7 @@ def test_output_noise_is_white_and_orthogonal_in_turn() -> None:
     assert float(wide.std()) == pytest.approx(1.0, abs=0.1)
 
 
-@pytest.mark.parametrize("name", ["bert", "resnet-timm", "vgg-bn"])
+@pytest.mark.parametrize("name", ["bert", "bert-spans", "gpt2", "resnet-timm", "vgg-bn"])
 def test_many_units_in_one_pass_are_one_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact masking: copies of the samples with another unit masked in each, against a pass per unit and per batch."""
     model, _ = small_model(name)
@@ -150,6 +151,23 @@ def test_many_units_in_one_pass_are_one_at_a_time(name: str, monkeypatch: pytest
         monkeypatch.undo()
         for first, second in zip(together, alone, strict=True):
             np.testing.assert_allclose(first, second[units], rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["bert-tokens", "bert-spans", "distilbert-masked", "gpt2", "llama"])
+def test_outputs_of_padding_are_never_compared(name: str) -> None:
+    """A distribution per token, or over tokens: longer padding changes no loss."""
+    model, _ = small_model(name)
+    structure, losses = find_structure(model), []
+    batch = batches_for(model, 1, size=4)[0]
+    padded = {
+        key: torch.nn.functional.pad(value, (0, 5), value=key == "input_ids") for key, value in batch.inputs.items()
+    }
+    for one in (batch, Batch(padded, batch.rows)):
+        reference = observe(model, structure, one, 64, torch.Generator().manual_seed(0))
+        assert float(reference.weights.sum()) == pytest.approx(4.0)
+        losses.append(exact_losses(model, structure, structure.groups[1], [reference], 1.0))
+    for first, second in zip(*losses, strict=True):
+        np.testing.assert_allclose(first, second, rtol=2e-3, atol=1e-7)
 
 
 def test_copies_of_a_reference_are_normalised_alike() -> None:

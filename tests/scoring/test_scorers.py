@@ -21,7 +21,7 @@ from tests.families.models import batches_for, inputs_for, small_model
 METHODS = get_args(PruneSection.model_fields["score"].annotation)
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "resnet-timm-bottleneck", "vgg"])
+@pytest.mark.parametrize("name", ["bert", "bert-spans", "gpt2", "llama", "vit", "resnet-timm-bottleneck", "vgg"])
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_share_one_interface(name: str, method: str) -> None:
     """A finite number for every unit, the same for the same seed, and units that differ."""
@@ -45,7 +45,7 @@ def test_methods_share_one_interface(name: str, method: str) -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["vit", "vgg"])
+@pytest.mark.parametrize("name", ["vit", "vgg", "llama"])
 def test_magnitude_is_the_square_of_all_weights_that_leave(name: str) -> None:
     model, _ = small_model(name)
     structure = find_structure(model)
@@ -58,12 +58,13 @@ def test_magnitude_is_the_square_of_all_weights_that_leave(name: str) -> None:
             for producer in group.producers:
                 weight = get_layer(model, producer.path).weight
                 for slab in range(producer.fused):
-                    start = (slab * group.count + unit) * group.rows
-                    expected += float(weight[start : start + group.rows].square().sum())
+                    rows = group.rows_in(producer)
+                    start = (slab * group.count + unit) * rows
+                    expected += float(weight[start : start + rows].square().sum())
             assert scores[group.key][unit] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["bert", "vgg", "resnet-cifar"])
+@pytest.mark.parametrize("name", ["bert", "llama", "vgg", "resnet-cifar"])
 def test_activation_is_the_energy_of_what_a_unit_adds(name: str) -> None:
     """The mean square of weight times input per unit, over real tokens only; for a convolution per input pixel."""
     model, _ = small_model(name)
@@ -82,7 +83,7 @@ def test_activation_is_the_energy_of_what_a_unit_adds(name: str) -> None:
             if "attention_mask" in batch.inputs:
                 rows = rows[batch.inputs["attention_mask"].flatten().bool()]
             parts.append(rows)
-        unit = 2
+        unit = min(2, group.count - 1)
         columns = slice(unit * group.width, (unit + 1) * group.width)
         added = torch.einsum("of...,rf->ro...", layer.weight[:, columns], torch.cat(parts)[:, columns]).flatten(1)
         assert scores[group.key][unit] == pytest.approx(float(added.square().sum(1).mean()), rel=1e-4)

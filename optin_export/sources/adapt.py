@@ -1,0 +1,99 @@
+"""What a loaded module must be before anything else sees it: plain float32 weights in layers the rest can read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from optin_export.errors import InputError
+
+
+def checked(module: nn.Module, source: str) -> nn.Module:
+    """The module without wrappers of `torch.compile`, on the CPU.
+
+    Raises InputError for weights that are not there (meta device) or not plain numbers: quantised, or beside adapters
+    that are not merged yet.
+    """
+    module = _uncompiled(module)
+    for path, part in module.named_modules():
+        if hasattr(part, "lora_A") or hasattr(part, "base_layer"):
+            raise InputError(
+                f"{source} has adapters that are not merged",
+                f"'{path}' is a layer of PEFT ({type(part).__name__})",
+                "save model.merge_and_unload() and use that",
+            )
+        if hasattr(part, "_packed_params") or hasattr(part, "qweight"):
+            raise _quantised(source, path, type(part).__name__)
+    for name, tensor in module.named_parameters():
+        if tensor.is_meta:
+            raise InputError(
+                f"the weights of {source} are not there", f"{name} is on the meta device", "load the weights first"
+            )
+        kind = type(tensor.data)
+        if kind is not torch.Tensor or not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+            raise _quantised(source, name, f"{kind.__name__} of {str(tensor.dtype).removeprefix('torch.')}")
+    return module.to("cpu")
+
+
+def _quantised(source: str, where: str, what: str) -> InputError:
+    return InputError(
+        f"the weights of {source} are quantised", f"'{where}' is a {what}", "use the model before it was quantised"
+    )
+
+
+def refuse_quantised_config(config: Any, source: str) -> None:
+    """Raises InputError where a transformers configuration says so, before a library for it is asked for."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is not None:
+        method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+        raise _quantised(
+            source, "config.json", f"configuration of {getattr(method, 'value', method) or 'quantisation'}"
+        )
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    module = getattr(module, "_orig_mod", module)
+    for path, part in list(module.named_modules()):
+        original = getattr(part, "_orig_mod", None)
+        if original is not None:
+            module.set_submodule(path, original)
+        if getattr(part, "_compiled_call_impl", None) is not None:  # `part.compile()` compiles in place
+            part._compiled_call_impl = None
+    return module
+
+
+def readable(module: nn.Module) -> None:
+    """Replace, in place, layers that hide their units from the rest by equal ones.
+
+    Used on loaded models and on those built again from their architecture, so that both have the same names.
+    """
+    for path, part in list(module.named_modules()):
+        kind = type(part).__name__
+        if kind == "Conv1D" and type(part).__module__ == "transformers.pytorch_utils":
+            module.set_submodule(path, _as_linear(part))
+        elif kind == "MPNetSelfAttention":
+            # A buffer, and so cut and saved with the heads.
+            part.register_buffer("heads", torch.arange(part.num_attention_heads))
+            part.register_forward_pre_hook(_take_bias_of_heads)
+    config = getattr(module, "config", None)
+    if getattr(config, "use_cache", False):
+        config.use_cache = False  # type: ignore[union-attr]  # what is shipped answers a prompt in one pass
+
+
+def _as_linear(layer: Any) -> nn.Linear:
+    """A transformers Conv1D (GPT-2) holds the transposed weight of a linear layer."""
+    inputs, outputs = layer.weight.shape
+    linear = nn.Linear(inputs, outputs, device="meta")
+    linear.weight = nn.Parameter(layer.weight.detach().T.contiguous())
+    linear.bias = nn.Parameter(layer.bias.detach())
+    return linear
+
+
+def _take_bias_of_heads(attention: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """(hidden states, mask, position bias [batch, heads of the unpruned model, tokens, tokens])."""
+    hidden, mask, bias = args
+    if bias is None or len(attention.heads) == bias.shape[1]:
+        return None
+    return hidden, mask, bias.index_select(1, attention.heads)

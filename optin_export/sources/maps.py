@@ -1,0 +1,91 @@
+"""Label maps: a class per pixel, read when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optin_export.errors import InputError
+from optin_export.sources.tasks import IGNORED
+
+MAP_SUFFIXES = (".png", ".bmp", ".webp")
+#: Maps that are looked at before any work is done.
+CHECKED = 8
+
+
+class LabelMaps(Sequence[np.ndarray]):
+    """Label maps, int64 [H, W] each, with IGNORED where the source has `ignore`.
+
+    maps: arrays, images or paths. Raises InputError, when one is asked for, if it is no map of classes.
+    """
+
+    def __init__(self, maps: Any, ignore: int | None) -> None:
+        self.maps, self.ignore = maps, ignore
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, index: Any) -> Any:
+        values = _read(self.maps[index], int(index))
+        if self.ignore is not None:
+            values = np.where(values == self.ignore, IGNORED, values)
+        if values.min(initial=0) < 0 and (values[values != IGNORED] < 0).any():
+            raise InputError(
+                f"the label map of row {index} holds {values[values != IGNORED].min()}",
+                "classes are numbers from 0",
+                "set data.evaluation.ignore to the value of pixels that are not evaluated",
+            )
+        return values
+
+    def check(self, classes: int) -> None:
+        """Raises InputError if one of the first maps cannot be read or holds a class the model does not know."""
+        for row in range(min(len(self), CHECKED)):
+            highest = int(self[row].max(initial=0))
+            if highest >= classes:
+                raise InputError(
+                    f"the label map of row {row} holds class {highest}",
+                    f"the model knows {classes} classes, 0 to {classes - 1}",
+                    "set data.evaluation.ignore to the value of pixels that are not evaluated",
+                )
+
+
+def _read(value: Any, row: int) -> np.ndarray:
+    if isinstance(value, str | Path):
+        from PIL import Image
+
+        try:
+            value = Image.open(value)
+            value.load()
+        except Exception as error:  # damaged files raise as many types as there are formats
+            raise InputError(
+                f"cannot read the label map of row {row}", f"{type(error).__name__}: {error}", "remove or repair it"
+            ) from None
+    values = np.asarray(value)
+    if values.ndim != 2 or values.dtype.kind not in "uib":
+        raise InputError(
+            f"the label of row {row} is not a label map",
+            f"it is {values.dtype} of shape {list(values.shape)}, not one whole number per pixel",
+            "give arrays [H, W] or images of one channel whose values are class indices",
+        )
+    return values.astype(np.int64)
+
+
+def find_maps(images: Sequence[Path], root: Path, folder: Path) -> list[Path]:
+    """The label map of every image: at the same place below `folder`, under the same name but for the suffix.
+
+    Raises InputError for an image without one.
+    """
+    found = []
+    for image in images:
+        place = (folder / image.relative_to(root)).with_suffix("")
+        maps = [place.with_name(place.name + suffix) for suffix in MAP_SUFFIXES]
+        existing = next((one for one in maps if one.is_file()), None)
+        if existing is None:
+            raise InputError(
+                f"no label map for '{image.name}'", f"{maps[0]} is missing", "check label_folder and the names in it"
+            )
+        found.append(existing)
+    return found
