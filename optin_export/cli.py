@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `optin-export`; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["families"]:
+        options, work = _families_parser().parse_args(given[1:]), _list_families
+    else:
+        options, work = _parser().parse_args(given), _run
     if not options.verbose:
         _silence_libraries()
     try:
-        return _run(options)
+        return work(options)
     except OptinError as error:
         _print_error(error, options.json)
         return error.exit_code
@@ -64,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 all gates passed, 2 recipe or input wrong, 3 parity failed, 4 gate missed, "
         "5 environment lacks something, 1 bug",
     )
-    parser.add_argument("recipe", help="a YAML recipe")
+    parser.add_argument("recipe", help="a YAML recipe; or the word 'families': list what can be pruned")
     parser.add_argument("--out", metavar="DIR", help="the run folder (default: runs/<name>)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="override a field, e.g. prune.budget.macs=0.5"
@@ -78,6 +82,40 @@ def _parser() -> argparse.ArgumentParser:
     loudness.add_argument("--verbose", "-v", action="store_true", help="plain progress lines and library warnings")
     parser.add_argument("--version", action="version", version=f"optin-export {__version__}")
     return parser
+
+
+def _families_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optin-export families",
+        description="List the architectures that can be pruned, and the units that may go from each.",
+        epilog="a recipe whose name is 'families': write ./families",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(verbose=False)
+    return parser
+
+
+def _list_families(options: argparse.Namespace) -> int:
+    from optin_export.families import supported
+
+    rows = [
+        {
+            "name": family.name,
+            "library": family.library,
+            "examples": family.examples,
+            "units": list(family.units),
+            "sublayers": list(family.sublayers),
+        }
+        for family in supported()
+    ]
+    if options.json:
+        print(json.dumps({"families": rows}))
+        return 0
+    for row in rows:
+        whole = f"; whole sub-layers of {' and '.join(row['sublayers'])}" if row["sublayers"] else ""
+        print(f"{row['name']:<17} {row['library']:<13} {', '.join(row['units'])}{whole}")
+        print(f"{'':<17} {row['examples']}")
+    return 0
 
 
 def _run(options: argparse.Namespace) -> int:

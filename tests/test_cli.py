@@ -17,10 +17,21 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from optin_export import cli, errors
+from optin_export.families import supported
 from optin_export.folder import STAGES
 from tests.conftest import ROOT, Make
 
 Run = Callable[..., tuple[int, str, str]]
+#: Fields of a small DINOv2 of transformers.
+DINOV2: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_channels": 1,
+    "num_labels": 5,
+}
 
 
 @pytest.fixture
@@ -200,13 +211,68 @@ def test_an_unsupported_architecture_is_told_the_supported_ones(run: Run, vit_re
     raw = vit_recipe()
     raw["model"] = {
         **raw["model"],
-        "source": "timm:mobilenetv3_small_050",
+        "source": "timm:ghostnet_050",
         "weights": "random",
         "args": {"in_chans": 1, "num_classes": 5},
     }
     result = run(raw)
-    assert_refused(result, "the architecture MobileNetV3 is not supported", progress=True)
+    assert_refused(result, "the architecture GhostNet is not supported", progress=True)
     assert "vit" in result[2] and "bert" in result[2] and "optin_export/families/" in result[2]
+
+
+def test_a_variant_is_told_which_units_it_can_lose(run: Run, vit_recipe: Make) -> None:
+    """EVA-02 with a norm inside its MLP: refused as it is, and the fix that the error names is one."""
+    raw = vit_recipe()
+    raw["model"] |= {"source": "timm:eva02_base_patch14_448", "weights": "random"}
+    assert_refused(run(raw), "norm across its neurons", progress=True)
+    result = run(raw, "--set", "prune.units=[heads]", "--stop-after", "surgery", "--set", "prune.budget.macs=0.9")
+    assert result[0] == 0 and Path("runs/tiny-vit/model/architecture.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("source", "args"),
+    [("timm:mobilenetv3_small_050", {"in_chans": 1, "num_classes": 5}), ("hf:model_type=dinov2", DINOV2)],
+)
+def test_a_random_model_needs_no_files(run: Run, vit_recipe: Make, source: str, args: dict[str, Any]) -> None:
+    """weights: random with an architecture alone: scored with joint allocation, cut, repaired, saved."""
+    raw = vit_recipe()
+    raw["model"] |= {"source": source, "weights": "random", "args": args}
+    raw["prune"] |= {"budget": {"macs": 0.8}, "curve_samples": 8}
+    result = run(raw, "--stop-after", "surgery")
+    assert result[0] == 0, result[2]
+    assert Path("runs/tiny-vit/model/architecture.json").is_file()
+
+
+def test_a_random_text_model_needs_a_tokenizer_and_nothing_else(run: Run, bert_recipe: Make, bert_folder: Path) -> None:
+    raw = bert_recipe()
+    sizes = {"vocab_size": 64, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
+    raw["model"] |= {"source": "hf:model_type=bert", "weights": "random", "args": {**sizes, "intermediate_size": 64}}
+    assert_refused(run(raw), "set model.tokenizer", progress=True)
+    raw["model"]["tokenizer"] = str(bert_folder)
+    result = run(raw, "--stop-after", "surgery")
+    assert result[0] == 0, result[2]
+
+
+def test_the_families_are_listed(run: Run) -> None:
+    code, out, err = run("families")
+    assert code == 0 and err == ""
+    listed = {line.split()[0]: line for line in out.splitlines()[::2]}
+    assert list(listed) == [family.name for family in supported()]
+    assert "whole sub-layers of heads and neurons" in listed["vit"] and "channels" in listed["resnet"]
+    assert "deit3_*" in out
+    code, out, _ = run("families", "--json")
+    assert code == 0
+    for family, row in zip(supported(), json.loads(out)["families"], strict=True):
+        assert row == {
+            "name": family.name,
+            "library": family.library,
+            "examples": family.examples,
+            "units": list(family.units),
+            "sublayers": list(family.sublayers),
+        }
+    with pytest.raises(SystemExit) as caught:
+        run("families", "--quiet")
+    assert caught.value.code == 2
 
 
 def test_a_budget_no_plan_meets_fails_before_scoring(

@@ -75,8 +75,8 @@ def find_structure(model: nn.Module, coupled: bool = False, units: Iterable[str]
         if not found:
             continue
         blocks, declared = _declared(family, found)
-        refusals = [one for one in declared if isinstance(one, Refusal)]
-        refusals += [] if family.refusals is None else family.refusals(model)
+        refusals = [] if family.refusals is None else list(family.refusals(model))
+        refusals += [one for one in declared if isinstance(one, Refusal)]
         for refusal in refusals:
             if wanted is None or refusal.kind in wanted:
                 raise refusal.error
@@ -105,14 +105,14 @@ def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
             f"use one of these ({see}), or add optin_export/families/NAME.py that declares FAMILY (docs/families.md)",
         )
     family, block, path, missing = near
-    lacks = f", but no {' or '.join(missing)}" if missing else " under another class name"
+    lacks = f", but no {' or '.join(missing)}" if missing else ", but is of another class or kind"
     has = ", ".join(part for part in family.parts if part not in missing)
     units = " and ".join(f"which layers make its {unit}, and which one reads them" for unit in family.units[:1])
     return InputError(
         f"the architecture {type(inner).__name__} is not supported",
         f"no family knows its blocks; nearest: {family.name} ({block} '{path}' has {has}{lacks}); supported: {names}",
-        f"use one of these ({see}), or add optin_export/families/NAME.py after the pattern of {family.name}: is_block for "
-        f"{block}, and groups that say {units} (docs/families.md)",
+        f"use one of these ({see}), or add optin_export/families/NAME.py after the pattern of {family.name}: "
+        f"is_block for {block}, and groups that say {units} (docs/families.md)",
     )
 
 

@@ -81,7 +81,7 @@ def _chain(parts: Sequence[tuple[str, Any]], path: str) -> tuple[list[tuple[str,
 
 
 def _gates(body: nn.Module) -> dict[str, tuple[str, str]]:
-    """Squeeze-and-excitation modules: path -> names of the layer that reads all channels and the one that gates them."""
+    """Squeeze-and-excitation modules: path -> the layer that reads all channels, the one that gates them."""
     found = {}
     for name, part in body.named_modules():
         pair = next(

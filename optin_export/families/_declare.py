@@ -53,8 +53,8 @@ class UnitGroup:
     residual: the module, and the index of its positional argument (or "output"), where the residual stream beside the
         sub-layer is seen; None if nothing is added to the consumer's output. "call": all that the module is called
         with, as (positional, named) arguments, for `arrange` to make the stream from.
-    scale: what stands between the consumer and that sum: layer scale (the path of its parameter) or a batch norm (of
-        the module), if any.
+    scale: what stands between the consumer and that sum: layer scale (its parameter, or a module with a `gamma`) or a
+        batch norm, if any.
     sizes: attributes that hold a size, with their value per unit, e.g. ("blocks.0.attn.num_heads", 1).
     sublayer: replaced by a constant when no unit is kept; `returns_tuple` if its caller unpacks (output, weights);
         None if at least one unit has to stay.

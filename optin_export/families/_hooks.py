@@ -17,9 +17,10 @@ def get_module(model: nn.Module, path: str) -> nn.Module:
 
 
 def get_scale(model: nn.Module, path: str) -> nn.Module | torch.Tensor:
-    """A `UnitGroup.scale`: the batch norm, or the parameter of a layer scale."""
+    """A `UnitGroup.scale`: the batch norm, or the factors of a layer scale."""
     parent, _, name = path.rpartition(".")
     found = getattr(model.get_submodule(parent), name)
+    found = getattr(found, "gamma", found)
     assert isinstance(found, nn.Module | torch.Tensor), f"{path} is declared as a scale but is a {type(found).__name__}"
     return found
 

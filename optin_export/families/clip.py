@@ -41,6 +41,8 @@ FAMILY = Family(
     library="transformers",
     examples="CLIP, SigLIP, text tower of SigLIP 2",
     units=("heads", "neurons"),
+    sublayers=("heads", "neurons"),
+    parts=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"),
     is_block=class_named("CLIPEncoderLayer", "SiglipEncoderLayer", "Siglip2EncoderLayer"),
     groups=_groups,
 )

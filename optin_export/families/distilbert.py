@@ -46,6 +46,8 @@ FAMILY = Family(
     library="transformers",
     examples="DistilBERT",
     units=("heads", "neurons"),
+    sublayers=("heads", "neurons"),
+    parts=("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2"),
     is_block=_is_block,
     groups=_groups,
 )

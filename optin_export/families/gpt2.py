@@ -52,6 +52,8 @@ FAMILY = Family(
     library="transformers",
     examples="GPT-2, DistilGPT2",
     units=("heads", "neurons"),
+    sublayers=("heads", "neurons"),
+    parts=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
     is_block=class_named("GPT2Block"),
     groups=_groups,
 )

@@ -48,6 +48,16 @@ FAMILY = Family(
     library="transformers",
     examples="Llama, TinyLlama, SmolLM, Mistral, Qwen2, Qwen3, Gemma (the first)",
     units=("heads", "neurons"),
+    sublayers=("heads", "neurons"),
+    parts=(
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ),
     is_block=class_named(
         "LlamaDecoderLayer",
         "MistralDecoderLayer",

@@ -111,6 +111,7 @@ FAMILY = Family(
     library="transformers",
     examples="facebook/mask2former-swin-*",
     units=("heads", "neurons"),
+    sublayers=("heads", "neurons"),
     is_block=class_named("Mask2FormerModel"),
     chain=_chain,
     read_later=_read_later,

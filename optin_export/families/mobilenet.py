@@ -14,7 +14,6 @@ _BODIES = {
     ("timm.models._efficientnet_blocks", "InvertedResidual"): "",
     ("timm.models._efficientnet_blocks", "EdgeResidual"): "",
     ("timm.models._efficientnet_blocks", "UniversalInvertedResidual"): "",
-    ("timm.models._efficientnet_blocks", "CondConvResidual"): "",
     ("torchvision.models.mobilenetv2", "InvertedResidual"): "conv",
     ("torchvision.models.mobilenetv3", "InvertedResidual"): "block",
     ("torchvision.models.efficientnet", "MBConv"): "block",
@@ -27,7 +26,10 @@ def _body(module: nn.Module) -> str | None:
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
-    """Of blocks without an expansion (depthwise separable ones) nothing goes: their channels are the stream's."""
+    """Of blocks without an expansion (depthwise separable ones) nothing goes: their channels are the stream's.
+
+    Nor of timm's CondConvResidual, which is no block here: its filters depend on the image.
+    """
     body = _body(block)
     where = f"{path}.{body}" if body else path
     first = next(name for name, part in block.named_modules() if isinstance(part, nn.Conv2d))

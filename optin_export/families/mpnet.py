@@ -49,6 +49,15 @@ FAMILY = Family(
     library="transformers",
     examples="MPNet, all-mpnet-base",
     units=("heads", "neurons"),
+    sublayers=("heads", "neurons"),
+    parts=(
+        "attention.attn.q",
+        "attention.attn.k",
+        "attention.attn.v",
+        "attention.attn.o",
+        "intermediate.dense",
+        "output.dense",
+    ),
     is_block=class_named("MPNetLayer"),
     groups=_groups,
 )

@@ -71,6 +71,7 @@ FAMILY = Family(
     library="transformers",
     examples="nvidia/segformer-*",
     units=("heads", "neurons", "channels"),
+    sublayers=("heads", "neurons"),
     is_block=class_named(_LAYER, _HEAD),
     groups=_groups,
     channels_first=True,

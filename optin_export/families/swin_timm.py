@@ -59,6 +59,7 @@ FAMILY = Family(
     library="timm",
     examples="swin_*",
     units=("heads", "neurons"),
+    sublayers=("heads", "neurons"),
     is_block=_is_block,
     groups=_groups,
 )

@@ -46,6 +46,7 @@ FAMILY = Family(
     library="transformers",
     examples="microsoft/swin-*",
     units=("heads", "neurons"),
+    sublayers=("heads", "neurons"),
     is_block=class_named("SwinLayer"),
     groups=groups_of_layer,
 )

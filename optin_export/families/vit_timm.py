@@ -128,6 +128,13 @@ def _feed(block: Any, stream: Any) -> Any:
 
 
 def _tokens(model: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> Tokens:
+    where = type(found[0][1]).__module__
+    if where != "timm.models.vision_transformer":
+        raise InputError(
+            "the model's tokens cannot be merged",
+            f"the attention in blocks of {where} knows where each token was",
+            "set tokens.keep: 1.0",
+        )
     path = found[0][0].rpartition("blocks.")[0].rstrip(".")
     whole: Any = model.get_submodule(path)
     prefix, pooling = whole.num_prefix_tokens, whole.global_pool

@@ -57,11 +57,11 @@ class SelfAttention(nn.Module):
 
 def _fused(original: Any) -> nn.Linear:
     """The projection to queries, keys and values, one after another, as one layer with its biases."""
-    projections = [getattr(original, name, None) for name in ("q_proj", "k_proj", "v_proj")]
     if original.qkv is not None:
         weight = original.qkv.weight
         biases = [getattr(original, name) for name in ("q_bias", "k_bias", "v_bias")]
     else:
+        projections = (original.q_proj, original.k_proj, original.v_proj)
         weight = torch.cat([one.weight for one in projections])
         biases = [one.bias for one in projections]
     parts = weight.chunk(3)

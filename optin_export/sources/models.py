@@ -35,6 +35,9 @@ _AUTO_CLASS = {
     "image-segmentation": "AutoModelForSemanticSegmentation",
 }
 
+#: `hf:model_type=bert`: an architecture of transformers without a checkpoint.
+_BY_TYPE = "model_type="
+
 
 @runtime_checkable
 class _HasAttention(Protocol):
@@ -130,12 +133,22 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
     return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"])
 
 
-def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], str]:
+def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], str | None]:
     import transformers
 
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
+    by_type = name.removeprefix(_BY_TYPE) if name.startswith(_BY_TYPE) else None
+    if by_type is not None and section.weights == "pretrained":
+        raise InputError(
+            f"'hf:{name}' has no weights of its own",
+            "it names an architecture, not a checkpoint",
+            "set model.weights to random or to a checkpoint, or name a model of the hub",
+        )
     try:
-        config = transformers.AutoConfig.from_pretrained(name, **options, **section.args)
+        if by_type is not None:
+            config = _config_of_type(by_type, section.args)
+        else:
+            config = transformers.AutoConfig.from_pretrained(name, **options, **section.args)
         refuse_quantised_config(config, section.source)
         config._attn_implementation = "eager"
         options["dtype"] = torch.float32  # whatever the checkpoint is stored in
@@ -168,7 +181,34 @@ def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dic
         "config": json.loads(module.config.to_json_string(use_diff=False)),
     }
     architecture["config"].pop("_name_or_path", None)
-    return module, architecture, name
+    return module, architecture, None if by_type is not None else name
+
+
+def _config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
+    """The configuration of an architecture by its `model_type`, with these fields; nothing is downloaded."""
+    import transformers
+
+    known = sorted(transformers.CONFIG_MAPPING.keys())
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f": {', '.join(near)}" if near else ""
+        raise InputError(
+            f"cannot create the model 'hf:{_BY_TYPE}{name}'",
+            f"transformers {transformers.__version__} knows no such model_type",
+            f"use one of its types{hint}",
+        )
+    # A configuration takes whatever it is given: a field that a fresh one does not have is a slip.
+    fresh = transformers.AutoConfig.for_model(name)
+    unknown = next((field for field in fields if not hasattr(fresh, field)), None)
+    if unknown is not None:
+        names = [field for field in fresh.to_dict() if not field.startswith("_")]
+        near = difflib.get_close_matches(unknown, names, n=3) or names[:5]
+        raise InputError(
+            f"model.args.{unknown} is no field of '{name}'",
+            f"{type(fresh).__name__} does not have it",
+            f"use one of its fields, such as {', '.join(near)}",
+        )
+    return transformers.AutoConfig.for_model(name, **fields)
 
 
 def _load_timm(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], None]:

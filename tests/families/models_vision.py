@@ -88,7 +88,15 @@ MODELS: Models = {
     "convnext": (
         "convnext",
         IMAGES,
-        from_timm("convnext_atto", **SMALL, depths=[1, 1, 2, 1], dims=[8, 16, 24, 24], patch_size=2, ls_init_value=0.5),
+        from_timm(
+            "convnext_atto",
+            **SMALL,
+            depths=[1, 1, 2, 1],
+            dims=[8, 16, 24, 24],
+            patch_size=2,
+            conv_mlp=False,
+            ls_init_value=0.5,
+        ),
     ),
     "convnext-conv-mlp": (
         "convnext",

@@ -57,6 +57,45 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
+# --- architectures without a checkpoint -------------------------------------------------------------------------------
+
+BERT: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 40,
+    "num_labels": 3,
+}
+OF_TYPE: dict[str, Any] = {"source": "hf:model_type=bert", "task": "text-classification", "weights": "random"}
+
+
+def test_an_architecture_of_transformers_by_its_type(tmp_path: Path) -> None:
+    loaded = load(**OF_TYPE, args=BERT)
+    assert loaded.architecture["class"] == "BertForSequenceClassification" and loaded.origin is None
+    assert len(loaded.labels) == 3 and loaded.architecture["config"]["hidden_size"] == 32
+    assert same_weights(loaded, load(**OF_TYPE, args=BERT)) and not same_weights(loaded, load(1, **OF_TYPE, args=BERT))
+    rebuilt = build(json.loads(json.dumps(loaded.architecture)))
+    assert rebuilt.state_dict().keys() == loaded.model.state_dict().keys()
+    save_file(loaded.model.model.state_dict(), tmp_path / "bert.safetensors")
+    again = load(2, **{**OF_TYPE, "weights": str(tmp_path / "bert.safetensors")}, args=BERT)
+    assert same_weights(loaded, again)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"source": "hf:model_type=brt"}, "use one of its types: bert"),
+        ({"args": {"hiden_size": 3}}, "use one of its fields, such as hidden_size"),
+        ({"weights": "pretrained"}, "names an architecture, not a checkpoint"),
+        ({"task": "image-classification"}, "image-classification"),
+        ({"args": {"hidden_size": "wide"}}, "cannot load the model"),
+    ],
+)
+def test_a_type_that_does_not_fit(fields: dict[str, Any], says: str) -> None:
+    assert says in str(refused(**{**OF_TYPE, **fields}))
+
+
 # --- folders --------------------------------------------------------------------------------------------------------
 
 

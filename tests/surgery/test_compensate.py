@@ -97,7 +97,7 @@ def test_a_layer_scale_of_zero_is_survived(vit_recipe: Make, tmp_path: Path) -> 
     sources = load_sources(validate(vit_recipe(model=model), tmp_path))
     structure = find_structure(sources.model)
     assert structure.groups[0].scale is not None
-    sources.model.get_submodule(structure.groups[0].scale).gamma.data[:5] = 0.0
+    sources.model.get_parameter(structure.groups[0].scale).data[:5] = 0.0
     plan = plan_without(sources, block00_heads=[0], block00_neurons=[1, 2])
     operation = operate(sources.model, structure, plan, sources.calibration, sources.fixed(2), repair=True)
     assert all(repair.after <= repair.before for repair in operation.repairs.values())
