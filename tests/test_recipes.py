@@ -249,7 +249,11 @@ def small(settings: Settings, path: Path) -> Recipe:
     return load_recipe(path, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+#: Mask2Former has the most groups of all, and the family tests take it the same way.
+STAND_INS = [pytest.param(path, marks=pytest.mark.slow) if "mask2former" in path.stem else path for path in RECIPES]
+
+
+@pytest.mark.parametrize("path", STAND_INS, ids=NAMES)
 def test_every_recipe_prunes_a_small_stand_in(
     path: Path, rows: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
