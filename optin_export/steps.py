@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 FILES = ("architecture.json", "model.safetensors")
 
 
-def fine_tune_step(work: Workspace) -> dict[str, Any]:
-    """Fine-tune the repaired model in `repaired/`, as the recipe says, into `model/`; returns what was done."""
+def fine_tune_step(work: Workspace, shown: int) -> dict[str, Any]:
+    """Fine-tune the repaired model in `repaired/`, as the recipe says, into `model/`; returns what was done.
+
+    shown: images on which the report shows merged tokens.
+    """
     section, prune = work.recipe.finetune, work.recipe.prune
     assert section is not None
     repaired, folder = work.folder / "repaired", work.folder / "model"
@@ -36,6 +39,7 @@ def fine_tune_step(work: Workspace) -> dict[str, Any]:
         )
         architecture, family = sources.loaded.architecture, work.structure.family
         surgery.save_model(folder, tuned, architecture, family, work.plan, sources.fixed(2))
+        surgery.save_places(folder / "places.safetensors", tuned, sources.fixed(shown))
         return outcome.to_json()
 
     inputs = {

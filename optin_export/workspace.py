@@ -226,7 +226,7 @@ class Workspace:
         written = [folder / "architecture.json", folder / "model.safetensors"]
         done = self.ledger.step("surgery", "surgery", inputs, written, work)
         if tuned:
-            return {**done, "finetuned": fine_tune_step(self)}
+            return {**done, "finetuned": fine_tune_step(self, SHOWN)}
         shutil.rmtree(self.folder / "repaired", ignore_errors=True)
         return done
 

@@ -108,6 +108,15 @@ def test_labels_and_a_function_of_the_users(vit_recipe: Make, image_data: Path, 
     assert (tmp_path / "labels" / "model" / "model.safetensors").exists()
 
 
+def test_a_model_that_merges_tokens_is_tuned_as_it_is(vit_recipe: Make, tmp_path: Path) -> None:
+    recipe = vit_recipe(tokens={"keep": 0.7}, finetune={"steps": 3})
+    run(recipe, tmp_path / "run", "surgery")
+    repaired, model = (tmp_path / "run" / name for name in ("repaired", "model"))
+    assert (repaired / "architecture.json").read_bytes() == (model / "architecture.json").read_bytes()
+    assert (model / "places.safetensors").exists()
+    assert optin_export.load_model(model)(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
+
+
 @pytest.mark.parametrize(
     ("section", "says"),
     [

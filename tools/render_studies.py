@@ -143,19 +143,19 @@ def _ablation(content: dict[str, Any]) -> list[str]:
 
 def _finetune(content: dict[str, Any]) -> list[str]:
     rows = []
-    for row in content["rows"]:
+    for row in sorted(content["rows"], key=lambda row: (row["case"], -row["budget"], row["steps"])):
         repaired = next(old for old in content["rows"] if old["steps"] == 0 and _case(old) == _case(row))
         losses = [f"{row[name]:.4f}" if row.get(name) is not None else "-" for name in ("before", "after")]
         rows.append(
             [
                 f"`{row['case']}`",
                 f"{row['budget']:g}",
-                str(row["steps"] or "none"),
+                f"{row['steps']} at {row['learning_rate']:g}" if row["steps"] else "none",
                 f"{row['accuracy']:.2f}",
                 f"{row['base'] - row['accuracy']:.2f}",
                 f"{row['accuracy'] - repaired['accuracy']:+.2f}" if row["steps"] else "-",
                 *losses,
-                str(row["seconds"]) + (f" ({row['note']})" if row.get("note") else ""),
+                str(row["seconds"]) + (" (discarded)" if row.get("note") else ""),
             ]
         )
     columns = [
@@ -175,7 +175,8 @@ def _finetune(content: dict[str, Any]) -> list[str]:
         "The only numbers of this page with training in them. The model is pruned and repaired as above; then all",
         "weights are trained for a few steps by distillation from the unpruned model, on the unlabelled calibration",
         "rows (`finetune:` of a recipe, `recipes/cifar_transfer.yaml`, `tools/study_finetune.py`). The loss is that",
-        "on calibration rows kept out of the fine-tune, accuracy that on the case's held-out rows; seconds are those",
+        "on spare calibration rows, accuracy that on the case's held-out rows; where that loss rises, the fine-tune is",
+        "discarded and the repaired model stays, as in a run. Seconds are those",
         f"of the repair, then of the fine-tune alone. {content['cpu']}.",
         "",
         *markdown_table(columns, rows),

@@ -5,7 +5,7 @@
 
 Each budget is pruned and repaired once. The fine-tune is the built-in one (`finetune:` of a recipe), from the unpruned
 model, on unlabelled calibration rows; accuracy is that of the torch models on held-out rows. Writes
-docs/measurements/studies/finetune.json, a row per budget and number of steps (0: the repaired model).
+docs/measurements/studies/finetune.json, a row per budget, number of steps (0: the repaired model) and learning rate.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ def main() -> None:
         repaired, seconds = bench.operate(bench.plan(scores, budget, curves), "least-squares")
         for steps in (0, *args.steps):
             row: dict[str, Any] = {"case": args.case, "budget": budget, "seed": args.seed, "steps": steps}
+            row["learning_rate"] = args.learning_rate if steps else None
             model, facts = repaired, {"seconds": round(seconds)}
             if steps:
                 section = FinetuneSection(steps=steps, learning_rate=args.learning_rate)
                 training, held_out = bench.sources.training()
                 start = time.perf_counter()
                 model, tuned = surgery.fine_tune(bench.model, repaired, training, held_out, section, seed=args.seed)
-                facts = {"seconds": round(time.perf_counter() - start), "learning_rate": args.learning_rate}
+                facts = {"seconds": round(time.perf_counter() - start)}
                 facts |= {key: tuned.to_json()[key] for key in ("before", "after", "note")}
             rows = [old for old in rows if any(old[name] != value for name, value in row.items())]
             rows.append({**row, "base": round(bench.base, 3), "accuracy": round(bench.accuracy(model), 3), **facts})

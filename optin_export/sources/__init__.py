@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 CALIBRATION_BATCH = 32
-#: What a row of each task is made of; the columns of pairs and labels come on top.
+#: What a row of each task on text is made of, else an image; the columns of pairs and labels come on top.
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "text-classification": ("text",),
     "feature-extraction": ("text",),
@@ -48,7 +48,6 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "question-answering": ("question", "context"),
     "fill-mask": ("text",),
     "text-generation": ("text",),
-    "image-classification": ("image",),
 }
 #: Tasks whose labels are made from the data.
 _SELF_SUPERVISED = ("fill-mask", "text-generation")
@@ -226,7 +225,7 @@ def load_sources(recipe: Recipe) -> Sources:
     task = recipe.model.task
     pairs = task in ("text-classification", "feature-extraction") and "text_pair" in data.calibration.columns
     classify_pairs = task == "text-classification" and pairs
-    needs = ("text", "text_pair") if pairs else _COLUMNS[task]
+    needs = ("text", "text_pair") if pairs else _COLUMNS.get(task, ("image",))
     apart = pairs and not classify_pairs  # embedded apart: each sentence is a row of its own
     calibration = _texts_apart(load_examples(data.calibration, needs, recipe.seed), apart)
     evaluation = None

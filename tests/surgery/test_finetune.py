@@ -60,7 +60,9 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("name", ["vit", "bert-embedding", "bert-regression", "clip-zero-shot"])
+@pytest.mark.parametrize(
+    "name", ["vit", "bert-embedding", "bert-regression", "bert-tokens", "clip-zero-shot", "segformer"]
+)
 def test_distillation_lowers_the_held_out_loss(name: str) -> None:
     case = Case(name)
     originals, before = state(case.original), state(case.pruned)
