@@ -191,7 +191,9 @@ def test_onnx_reproduces_the_model(case: Case) -> None:
     case.check_onnx(case.repaired.dense, case.folder / "pruned.onnx", (1, 5))
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "deit3-layer-scale", "vit-transformers"])
+@pytest.mark.parametrize(
+    "name", ["bert", "vit", "deit3-layer-scale", "vit-transformers", "swin", "swin-transformers", "segformer"]
+)
 def test_whole_sub_layers_may_vanish(name: str, tmp_path: Path) -> None:
     """Drop the heads of one block and the neurons of another: masked equals dense, repair works, ONNX has no trace."""
     case = Case(name, tmp_path)
