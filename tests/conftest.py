@@ -14,7 +14,8 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
+# Workers share the cores: each computes on one. Several threads each would wait for one another most of the time.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 ROOT = Path(__file__).parent.parent
 WORDS = "a man is playing the guitar while two dogs run over green grass near some old red house by night"
@@ -36,6 +37,10 @@ def shared_folder() -> Path | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # One worker takes all tests of a file, or of one model of the family tests: what they share is made once.
+        case = getattr(item, "callspec", None) and item.callspec.params.get("case")  # type: ignore[attr-defined]
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.name}-{case if isinstance(case, str) else ''}"))
     if shared_folder() is None:
         skip = pytest.mark.skip(reason="no shared data: set OPTIN_EXPORT_SHARED to the folder that holds data/")
         for item in items:

@@ -153,7 +153,7 @@ def test_studies_are_rendered_with_what_is_required_of_them(tmp_path: Path) -> N
     parts = [{**row, "left_out": part, "drop": drop} for part, drop in (("nothing", 1.0), ("the refit", 4.25))]
     (studies / "ablation.json").write_text(json.dumps({"cpu": "a processor", "rows": parts}))
     way = {**row, "way": "tau", "macs": 0.498, "merged": [4, 3], "base": 90.0, "accuracy": 89.25, "batch": 8}
-    timed = {"base_ms": 1.0, "speedup": [1.9, 1.8, 2.0], "noise_floor": 0.04}
+    timed = {"base_ms": 1.0, "speedup": [1.9, 1.8, 2.0], "noise_floor": 0.04, "calibration_rows": 384}
     (studies / "tokens.json").write_text(json.dumps({"cpu": "a processor", "rows": [{**way, **timed}]}))
     page = tool.page(tmp_path)
     assert "| `x` | 0.5 | heads, neurons and tokens | 4+3 | 49.8 % | 0.75 | 1.90 (1.80 to 2.00) |" in page

@@ -232,6 +232,7 @@ def _tokens(content: dict[str, Any]) -> list[str]:
     ]
     batches = ", ".join(str(batch) for batch in sorted({row["batch"] for row in content["rows"]}))
     floor = max(row["noise_floor"] for row in content["rows"])
+    rows_used = ", ".join(str(count) for count in sorted({row["calibration_rows"] for row in content["rows"]}))
     return [
         "## Tokens",
         "",
@@ -239,7 +240,7 @@ def _tokens(content: dict[str, Any]) -> list[str]:
         "units alone (beta), units and merged tokens (tau, `tokens: {keep: auto}`), merged tokens alone. Speedup of",
         f"the onnxruntime engine over the unpruned one at batch {batches}, one thread, measured in turn on a machine",
         f"that was shared with other work; the unpruned engine against itself strays by up to {100 * floor:.0f} %.",
-        f"{content['cpu']}.",
+        f"{rows_used} calibration rows; {content['cpu']}.",
         "",
         *markdown_table(["case", "MACs", "by", "merged per block", "MACs left", "points lost", "times faster"], rows),
     ]

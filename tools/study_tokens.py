@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Accuracy against measured latency of heads and neurons alone (beta), with merged tokens (tau), and of tokens alone.
 
-    python tools/study_tokens.py --cases quickstart cifar_vit
+    python tools/study_tokens.py --cases quickstart cifar_vit \\
+        --set data.calibration.samples=384 prune.curve_samples=128 prune.probes=16
 
 Writes docs/measurements/studies/tokens.json, one row per case, way and budget: points on held-out rows, and the ratio
 of the unpruned onnxruntime engine's latency to that engine's, both measured in turn.
@@ -122,6 +123,7 @@ class Study:
             "merged": list(plan.merged),
             "base": round(self.base_accuracy, 3),
             "accuracy": round(accuracy, 3),
+            "calibration_rows": len(self.sources.calibration_examples),
             "batch": self.batch,
             "base_ms": round(timed.base_ms.p50, 4),
             "speedup": [

@@ -103,7 +103,10 @@ def make_model(name: str) -> nn.Module:
 
 
 def load_part(part: int, size: tuple[int, int] | None = STORED) -> tuple[Tensor, Tensor]:
-    """uint8 images [N, 3, H, W] and label maps [N, H, W], to learn from (0) or held out (1); size None: whole."""
+    """uint8 images [N, 3, H, W] and label maps [N, H, W], to learn from (0) or held out (1).
+
+    size None: in full size.
+    """
     spec = importlib.util.spec_from_file_location("camvid_data", ROOT / "recipes" / "camvid_segformer" / "data.py")
     assert spec is not None and spec.loader is not None
     data = importlib.util.module_from_spec(spec)

@@ -153,7 +153,7 @@ class _Pair:
             wanted = self.source.see(index, [(path, "output") for path in paths], paths[-1])
             given = self.target.see(index, [(paths[0], 0)], paths[0])[(paths[0], 0)]
             targets = [
-                output_rows(self._like_target(index, wanted[(path, "output")]), layer, inputs, index)[
+                output_rows(self.target.like(index, wanted[(path, "output")]), layer, inputs, index)[
                     :, self.kept_outputs[path]
                 ]
                 for path, layer in zip(paths, layers, strict=True)
@@ -190,13 +190,13 @@ class _Pair:
             there = self.source.see(index, [*beside, (path, "output")], self._last(beside, path, group))
             points: list[Point] = [*beside, *([] if dropped else [(path, 0)])]
             here = self.target.see(index, points, self._last(beside, stands, group)) if points else {}
-            output = output_rows(self._like_target(index, there[(path, "output")]), layer, inputs, index)
+            output = output_rows(self.target.like(index, there[(path, "output")]), layer, inputs, index)
             # The sub-layer has to add what is missing between the two streams.
             missing = output[:, kept]
             behind = bend
             if group.residual is not None:
                 whole = group.residual[1] == "call"
-                beside_it = there[group.residual] if whole else self._like_target(index, there[group.residual])
+                beside_it = there[group.residual] if whole else self.target.like(index, there[group.residual])
                 pairs = ((self.source.model, beside_it), (self.target.model, here[group.residual]))
                 arranged = [_arranged(group, model, seen) for model, seen in pairs]
                 streams = [output_rows(stream, layer, inputs, index) for stream in arranged]
@@ -252,7 +252,7 @@ class _Pair:
                     if index not in ready and size <= room:
                         ready[index], room = (design, target, behind), room - size
                     predicted = design @ fit.solution[:-1].to(design) + fit.solution[-1].to(design)
-                    weights = self._weight(index, paths)
+                    weights = self.target.weights_like(index, self.weights.of(index, paths))
                     errors = behind.error(target, predicted)
                     error += float((errors if weights is None else errors * weights).double().sum())
                     weight += float(len(errors) if weights is None else weights.double().sum())
@@ -277,18 +277,6 @@ class _Pair:
             return Fit(start, None, before, before, "no refit was better behind the ReLU")
         return dataclasses.replace(fit, before=before, after=error)
 
-    def _like_target(self, index: int, value: Any) -> torch.Tensor:
-        """What the original has there; where the smaller model merges tokens, averaged as its tokens are."""
-        tensor, merged = tensor_of(value), self.target.merged.get(index)
-        return tensor if merged is None or tensor.dim() != 3 else merged.means(tensor)
-
-    def _weight(self, index: int, paths: Sequence[str]) -> torch.Tensor | None:
-        """[rows]: their weights; a merged token has those of all that it stands for."""
-        weight, merged = self.weights.of(index, paths), self.target.merged.get(index)
-        if weight is None or merged is None or len(weight) != merged.place.numel():
-            return weight
-        return merged.sums(weight.view(*merged.place.shape, 1)).flatten()
-
     def _bend(self, paths: Sequence[str]) -> Bend | None:
         """The ReLU behind the layers that make a group's units, for the units that stay."""
         groups = self.structure.groups
@@ -308,7 +296,7 @@ class _Pair:
         target: torch.Tensor,
         paths: Sequence[str],
     ) -> None:
-        weight = self._weight(index, paths)
+        weight = self.target.weights_like(index, self.weights.of(index, paths))
         if len(self.batches) >= HOLD_OUT:
             (held if index % HOLD_OUT == HOLD_OUT - 1 else train).add(design, target, weight)
             return

@@ -86,6 +86,18 @@ class Stream:
                 self.behind[index] = self.merged[index]
         self.last = path
 
+    def like(self, index: int, value: Any) -> torch.Tensor:
+        """What a model that merges nothing has where the last pass stopped, averaged as the tokens here are merged."""
+        tensor, merged = tensor_of(value), self.merged.get(index)
+        return tensor if merged is None or tensor.dim() != 3 else merged.means(tensor)
+
+    def weights_like(self, index: int, weights: torch.Tensor | None) -> torch.Tensor | None:
+        """[rows]: the weights of that model's rows; a merged token has those of all that it stands for."""
+        merged = self.merged.get(index)
+        if weights is None or merged is None or len(weights) != merged.place.numel():
+            return weights
+        return merged.sums(weights.view(*merged.place.shape, 1)).flatten()
+
     def close(self) -> None:
         if self.flow is not None:
             self.flow.trace = False

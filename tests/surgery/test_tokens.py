@@ -141,15 +141,23 @@ def test_every_block_computes_on_fewer_tokens(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)
-def test_tokens_that_are_copies_of_each_other_lose_nothing(name: str) -> None:
-    """An image of one colour without positions: patches are all alike, so merging them changes nothing but the weight
-    of their common value in the attention; behind a single attention block nothing at all."""
-    model, _ = small_model(name)
-    structure = find_structure(model)
-    merged = insert_merging(model, structure, find_tokens(model), (0, 0, 6))  # after the last attention
+def test_behind_the_last_attention_merging_changes_nothing_for_the_class_token(name: str) -> None:
+    model, merged = merged_model(name, (0, 0, 6))
     inputs = inputs_for(model, 2, 0)
-    # The class token is what is read, and behind the last attention no token sees another.
     torch.testing.assert_close(output(merged, inputs), output(model, inputs), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [(5, 0, 0), (4, 3, 1)])
+def test_merging_copies_loses_nothing(schedule: tuple[int, ...]) -> None:
+    """Without positions, patches that look alike are the same token; a merged one has to attract as much attention."""
+    model, _ = small_model("vit")
+    with torch.no_grad():
+        model.model.pos_embed.zero_()  # type: ignore[union-attr,operator]
+    image = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    image[:, :, :, 8:] = image[:, :, :, :8].repeat(1, 1, 1, 3)  # every row of patches holds four copies of one
+    merged = insert_merging(model, find_structure(model), find_tokens(model), schedule)
+    got, expected = (output(one, {"pixel_values": image}) for one in (merged, model))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("include_prefix", [False, True])
