@@ -48,7 +48,6 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
         consumer=f"{path}.mlp.fc2",
         residual=(f"{path}.norm2", 0),
         sublayer=f"{path}.mlp",
-        expands=True,
         bypass=((f"{path}.norm2", False),),
     )
     return heads, neurons

@@ -207,7 +207,20 @@ def test_tensorrt_parses_and_builds_the_model(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["bert", "distilbert", "mpnet", "gpt2", "llama", "vit", "deit3-layer-scale", "vit-transformers"]
+    "name",
+    [
+        "bert",
+        "distilbert",
+        "mpnet",
+        "gpt2",
+        "llama",
+        "vit",
+        "deit3-layer-scale",
+        "vit-transformers",
+        "swin",
+        "swin-transformers",
+        "segformer",
+    ],
 )
 def test_whole_sub_layers_may_vanish(name: str, tmp_path: Path) -> None:
     """Drop the heads of one block and the neurons of another: masked equals dense, repair works, ONNX has no trace."""

@@ -280,7 +280,7 @@ def test_tokens_of_a_dinov2_of_timm_can_be_merged() -> None:
         ("pvt_v2_b0", "vit (Block 'stages.0.blocks.0' has norm1, attn.proj, norm2, mlp.fc1, mlp.fc2, but no attn.qkv)"),
         (
             "cait_xxs24_224",
-            "vit (LayerScaleBlock 'blocks.0' has norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2 und",
+            "vit (LayerScaleBlock 'blocks.0' has norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2, but",
         ),
         ("dla34", "resnet (DlaBasic 'level2.tree1' has conv1, bn1, conv2, bn2, but is of another class or kind)"),
     ],
