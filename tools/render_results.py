@@ -448,7 +448,7 @@ def _macs_plot(case: Case) -> str:
                 linewidth=2 if scorer == OWN else 1.3,
                 capsize=3,
             )
-        margin = 0.05 * (high - low)
+        margin = max(0.05 * (high - low), 0.5)
         axes.set(xlabel="MACs kept (% of the unpruned model)", ylim=(low - margin, high + margin))
         kept = [100 * cell.macs for line in cells.values() for cell in line]
         axes.set_xlim(min(kept) - 3, max(kept) + 3)
