@@ -223,6 +223,13 @@ def test_sampling_by_gather_is_grid_sample(align_corners: bool) -> None:
     torch.testing.assert_close(sample(image, grid, align_corners=align_corners), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_sampling_that_gathers_do_not_know_is_refused() -> None:
+    image, grid = torch.zeros(1, 1, 4, 4), torch.zeros(1, 2, 2, 2)
+    for options in ({"mode": "nearest"}, {"padding_mode": "border"}):
+        with pytest.raises(NotImplementedError, match=next(iter(options.values()))):
+            sample(image, grid, **options)
+
+
 def test_no_grid_sample_reaches_an_engine(tmp_path: Path) -> None:
     import onnx
 

@@ -160,6 +160,8 @@ def unavailable(target: Target) -> str | None:
     device = _device()
     if device is None:
         return "there is no NVIDIA GPU with a working driver"
+    if target.tensorrt.strip_plan:
+        return "its file holds no weights until they are refitted"
     if target.engine == "tensorrt-rtx" and "sm90" in device:
         return "TensorRT for RTX does not support Hopper (compute capability 9.0)"
     return None
@@ -182,7 +184,10 @@ def _timing_cache(trt: Any, config: Any, target: Target) -> Path | None:
         return None
     name = f"tensorrt-{trt.__version__}-{device}.cache".replace(" ", "_").replace("(", "").replace(")", "")
     path = Path.home() / ".cache" / "optin-export" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None  # a home that cannot be written to: every kernel is timed anew
     config.set_timing_cache(config.create_timing_cache(path.read_bytes() if path.exists() else b""), False)
     return path
 

@@ -107,7 +107,7 @@ def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
     family, block, path, missing = near
     lacks = f", but no {' or '.join(missing)}" if missing else ", but is of another class or kind"
     has = ", ".join(part for part in family.parts if part not in missing)
-    units = " and ".join(f"which layers make its {unit}, and which one reads them" for unit in family.units[:1])
+    units = f"which layers make its {family.units[0]}, and which one reads them"
     return InputError(
         f"the architecture {type(inner).__name__} is not supported",
         f"no family knows its blocks; nearest: {family.name} ({block} '{path}' has {has}{lacks}); supported: {names}",

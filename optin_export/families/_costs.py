@@ -113,9 +113,8 @@ def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torc
         macs[tuple(sorted(keys))] += positions[path] * size
         params[tuple(sorted(keys))] += size
     for group in structure.groups:
-        if (
-            group.kind == "heads" and group.pairwise
-        ):  # scores and context; the values' tokens may be fewer than the queries'
+        if group.kind == "heads" and group.pairwise:
+            # Scores and context; the values' tokens may be fewer than the queries'.
             seen = tokens[group.producers[-1].path]
             macs[(group.key,)] += 2 * positions[group.consumer] * seen * group.width
         for table in group.tables:

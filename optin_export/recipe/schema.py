@@ -267,7 +267,7 @@ class TensorRTOptions(_Section):
     version_compatible: bool = Field(False, description="the engine runs with later versions of the library, too")
     hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
     refit: bool = Field(False, description="weights can be replaced later")
-    strip_plan: bool = Field(False, description="the file holds no weights; they are refitted on the target")
+    strip_plan: bool = Field(False, description="the file holds no weights and is not measured; refit it on the target")
     weight_streaming: bool = False
     profiling_verbosity: Literal["layer_names_only", "detailed", "none"] = "detailed"
     compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = Field(

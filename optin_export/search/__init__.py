@@ -11,7 +11,7 @@ from optin_export.families import Costs
 from optin_export.recipe import Budget
 from optin_export.search.bisection import Bisection, smallest_budget
 from optin_export.search.knapsack import Options, solve
-from optin_export.search.merging import allocate_merging, check_merging, kept_share, most, spread_merging, tokens_left
+from optin_export.search.merging import allocate_merging, check_merging, kept_share, most, spread_merging
 from optin_export.search.plan import Cost, GroupPlan, Plan, keep_first
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "most",
     "smallest_budget",
     "spread_merging",
-    "tokens_left",
 ]
 
 #: Linearisations of a cost that is a product of two groups' counts; they settle within a few.

@@ -76,9 +76,7 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
     if section.weights not in ("pretrained", "random"):
         _load_checkpoint(module, Path(section.weights))
     _refuse_bad_weights(module, section.source)
-    readable(module)
-    _use_eager_attention(module)
-    use_equivalents(module)
+    _prepare(module)
     architecture |= {"task": section.task, "pooling": section.pooling, "normalize": section.normalize}
     labels = getattr(getattr(module, "config", None), "label2id", None) or {}
     if is_contrastive(module):
@@ -125,9 +123,7 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
             f"its architecture comes from {architecture.get('source', library)!r}, which is code outside this package",
             "pass trust_python=True if you trust that file",
         )
-    readable(module)
-    _use_eager_attention(module)
-    use_equivalents(module)
+    _prepare(module)
     if "tower" in architecture:
         module = build_tower(module, architecture["tower"])
     return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"])
@@ -339,6 +335,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"cannot load a model from {folder}", f"no readable config.json there ({error})", "give a model folder"
         ) from None
     return config
+
+
+def _prepare(module: nn.Module) -> None:
+    """What makes a module readable for the rest, done to loaded ones and to those built again: the names are equal."""
+    readable(module)
+    _use_eager_attention(module)
+    use_equivalents(module)
 
 
 def _use_eager_attention(module: nn.Module) -> None:

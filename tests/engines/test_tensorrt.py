@@ -175,6 +175,13 @@ def test_targets_that_make_no_sense_are_refused(vit_recipe: Make, target: dict[s
         validate(vit_recipe(targets=[target]), ROOT)
 
 
+def test_a_plan_without_weights_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "_device", lambda: "NVIDIA L4 (sm89)")
+    assert unavailable(Target.model_validate({"engine": "tensorrt"})) is None
+    stripped = Target.model_validate({"engine": "tensorrt", "tensorrt": {"strip_plan": True}})
+    assert "no weights" in (unavailable(stripped) or "")
+
+
 def test_a_missing_library_is_named_with_the_extra_that_brings_it() -> None:
     target = Target.model_validate({"engine": "tensorrt"})
     try:
