@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from optin_export import __version__
+from optin_export.commands import COMMANDS, parse
 from optin_export.errors import EnvironmentLacks, GateError, OptinError, ParityError
 from optin_export.folder import STAGES, run_folder
 from optin_export.progress import choose
@@ -24,14 +25,11 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `optin-export`; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["families"]:
-        options, work = _families_parser().parse_args(given[1:]), _list_families
-    else:
-        options, work = _parser().parse_args(given), _run
+    options = parse(given[0], given[1:]) if given and given[0] in COMMANDS else _parser().parse_args(given)
     if not options.verbose:
         _silence_libraries()
     try:
-        return work(options)
+        return options.work(options)
     except OptinError as error:
         _print_error(error, options.json)
         return error.exit_code
@@ -65,10 +63,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="optin-export",
         description="Make a trained transformer smaller without retraining, measure it as engines, and ship or refuse.",
-        epilog="exit codes: 0 all gates passed, 2 recipe or input wrong, 3 parity failed, 4 gate missed, "
-        "5 environment lacks something, 1 bug",
+        epilog="\n".join(
+            [
+                "commands (optin-export COMMAND --help):",
+                *(f"  {name:<10} {text}" for name, text in COMMANDS.items()),
+                "",
+                "exit codes: 0 all gates passed, 2 recipe or input wrong, 3 parity failed, 4 gate missed,",
+                "5 environment lacks something, 1 bug",
+            ]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="a YAML recipe; or the word 'families': list what can be pruned")
+    parser.add_argument("recipe", help="a YAML recipe, or a command (below)")
     parser.add_argument("--out", metavar="DIR", help="the run folder (default: runs/<name>)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="override a field, e.g. prune.budget.macs=0.5"
@@ -81,41 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     loudness.add_argument("--quiet", "-q", action="store_true", help="only the verdict")
     loudness.add_argument("--verbose", "-v", action="store_true", help="plain progress lines and library warnings")
     parser.add_argument("--version", action="version", version=f"optin-export {__version__}")
+    parser.set_defaults(work=_run)
     return parser
-
-
-def _families_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="optin-export families",
-        description="List the architectures that can be pruned, and the units that may go from each.",
-        epilog="a recipe whose name is 'families': write ./families",
-    )
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.set_defaults(verbose=False)
-    return parser
-
-
-def _list_families(options: argparse.Namespace) -> int:
-    from optin_export.families import supported
-
-    rows = [
-        {
-            "name": family.name,
-            "library": family.library,
-            "examples": family.examples,
-            "units": list(family.units),
-            "sublayers": list(family.sublayers),
-        }
-        for family in supported()
-    ]
-    if options.json:
-        print(json.dumps({"families": rows}))
-        return 0
-    for row in rows:
-        whole = f"; whole sub-layers of {' and '.join(row['sublayers'])}" if row["sublayers"] else ""
-        print(f"{row['name']:<17} {row['library']:<13} {', '.join(row['units'])}{whole}")
-        print(f"{'':<17} {row['examples']}")
-    return 0
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from optin_export.errors import InputError
 from optin_export.folder import STAGES, run_folder
 from optin_export.recipe import Recipe, load_recipe, validate
 from optin_export.report.schema import Report, StageResult
+from optin_export.steps import conclusions, engines, model, plans, scores
 from optin_export.workspace import Facts, Workspace
 
 #: Loading finds out what can be reused; the manifest and the report are cheap and always written anew.
@@ -61,23 +62,23 @@ def run(
 
 def _stages(recipe: Recipe, folder: Path, force: bool, display: Display, stop_after: str | None) -> Report | None:
     work = Workspace(recipe, folder, force, display.tick)
-    methods: dict[str, Callable[[Facts], Any]] = {
-        "sources": work.load,
-        "scoring": work.score,
-        "search": work.find_plan,
-        "surgery": work.operate,
-        "export": work.export_models,
-        "engines": work.build_engines,
-        "measure": work.measure_engines,
-        "ship": work.ship_run,
-        "report": lambda facts: work.write_report(facts, timings),
+    stages: dict[str, Callable[[Workspace, Facts], Any]] = {
+        "sources": scores.load,
+        "scoring": scores.score,
+        "search": plans.find_plan,
+        "surgery": model.operate,
+        "export": engines.export_models,
+        "engines": engines.build_engines,
+        "measure": engines.measure_engines,
+        "ship": conclusions.ship_run,
+        "report": lambda work, facts: conclusions.write_report(work, facts, timings),
     }
     timings: list[StageResult] = []
     facts: Facts = {}
     for name in STAGES:
         display.start(name)
         start, executed = time.perf_counter(), work.ledger.executed
-        facts[name] = methods[name](facts)
+        facts[name] = stages[name](work, facts)
         reused = work.ledger.executed == executed and name not in NEVER_REUSED
         timings.append(StageResult(name=name, seconds=round(time.perf_counter() - start, 3), reused=reused))
         display.finish(name, timings[-1].seconds, reused)

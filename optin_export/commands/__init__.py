@@ -1,0 +1,31 @@
+"""The words that may stand in place of a recipe on the command line, one file each.
+
+A command's module offers `EPILOG`, `add_arguments(parser)` and `run(options) -> exit code`; what it imports beyond
+argparse it imports in `run`, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Any
+
+__all__ = ["COMMANDS", "parse"]
+
+#: Name -> what it does, in one line. A recipe whose file has such a name is written ./name.
+COMMANDS = {
+    "families": "list the architectures that can be pruned, and the units that may go from each",
+}
+
+
+def parse(name: str, arguments: list[str]) -> argparse.Namespace:
+    """The options of one command; `options.work(options)` does it and returns the exit code."""
+    module: Any = importlib.import_module(f"{__name__}.{name}")
+    text = COMMANDS[name]
+    parser = argparse.ArgumentParser(
+        prog=f"optin-export {name}", description=text[:1].upper() + text[1:] + ".", epilog=module.EPILOG
+    )
+    module.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="result as JSON on standard output")
+    parser.set_defaults(verbose=False, work=module.run)
+    return parser.parse_args(arguments)

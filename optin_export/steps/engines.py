@@ -1,0 +1,115 @@
+"""Stages `export`, `engines` and `measure`: ONNX files, engines, and what was measured on them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optin_export import engines, measure
+from optin_export.export import export_onnx
+from optin_export.files import read_json, sha256_file, write_json
+from optin_export.recipe import Target
+from optin_export.sources import as_function
+from optin_export.workspace import MODELS, Facts, Workspace
+
+
+def export_models(work: Workspace, facts: Facts) -> dict[str, Any]:
+    """Write onnx/base.onnx and onnx/pruned.onnx."""
+    section = work.recipe.export
+    origin = {
+        "base": {key: work.digest[key] for key in ("weights", "architecture")},
+        "pruned": {
+            name: sha256_file(work.folder / "model" / name) for name in ("architecture.json", "model.safetensors")
+        },
+    }
+    exported = {}
+    for done, which in enumerate(MODELS):
+        path = work.onnx(which)
+
+        def run(which: str = which, path: Path = path) -> dict[str, Any]:
+            model = work.sources.model if which == "base" else work.dense
+            # Two rows at least: a batch of one would be frozen into the graph.
+            inputs = work.sources.fixed(2)
+            sequence = section.sequence if work.recipe.is_text and not work.recipe.tokens.merges else None
+            return export_onnx(model, inputs, path, max_batch=max(section.batch), sequence=sequence).to_json()
+
+        inputs = {
+            **origin[which],
+            "export": {**section.model_dump(mode="json"), "merges": work.recipe.tokens.merges},
+            "inputs": {name: list(tensor.shape) for name, tensor in work.sources.fixed(2).items()},
+            "torch": torch.__version__,
+        }
+        exported[which] = work.ledger.step("export", f"export.{which}", inputs, [path], run)
+        work.tick(done + 1, len(MODELS))
+    return exported
+
+
+def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
+    """Build both models for every target; says why an engine cannot run here, if so."""
+    built = []
+    for target in work.recipe.targets:
+        for which in MODELS:
+            path = engines.artefact(work.folder, target, which)
+
+            def run(target: Target = target, which: str = which, path: Path = path) -> dict[str, Any]:
+                start = time.perf_counter()
+                properties = engines.build(work.onnx(which), target, path, work.sources.shapes(), work.tick)
+                return {"build_seconds": round(time.perf_counter() - start, 3), "facts": properties}
+
+            inputs = {
+                "onnx": sha256_file(work.onnx(which)),
+                "target": target.model_dump(),
+                "versions": engines.versions(target),
+                "shapes": work.sources.shapes(),
+                "cpu": work.environment["cpu"],
+            }
+            written = engines.files(path, target)
+            result = work.ledger.step("engines", f"engines.{target.name}.{which}", inputs, written, run)
+            reason = engines.unavailable(target)
+            built.append({"target": target.name, "model": which, **result, "unmeasured": reason})
+    return built
+
+
+def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
+    """Measure the engines that run here; the results lie in `measure/`."""
+    paths = {name: work.folder / "measure" / f"{name}.json" for name in ("parity", "accuracy", "latency")}
+    export, evaluation = work.recipe.export, work.recipe.data.evaluation
+    reasons = {target.name: engines.unavailable(target) for target in work.recipe.targets}
+    unmeasured = {name: reason for name, reason in reasons.items() if reason is not None}
+
+    def run() -> dict[str, Any]:
+        measured = measure.measure_engines(
+            {
+                target.name: {
+                    which: engines.load(engines.artefact(work.folder, target, which), target) for which in MODELS
+                }
+                for target in work.recipe.targets
+                if target.name not in unmeasured
+            },
+            {"base": as_function(work.sources.model), "pruned": as_function(work.dense)},
+            lambda batch, distinct: {n: t.numpy() for n, t in work.sources.fixed(batch, distinct).items()},
+            work.sources.evaluation(),
+            batches=export.batch,
+            sequence=export.sequence if work.recipe.is_text else None,
+            seed=work.recipe.seed,
+            tick=work.tick,
+        ).to_json()
+        for name, path in paths.items():
+            write_json(path, measured[name])
+        return {}
+
+    built = [engines.artefact(work.folder, target, which) for target in work.recipe.targets for which in MODELS]
+    inputs = {
+        "unmeasured": unmeasured,
+        "engines": {path.relative_to(work.folder).as_posix(): sha256_file(path) for path in built},
+        "digest": work.digest,
+        "export": export.model_dump(mode="json"),
+        "metric": (evaluation.metric, evaluation.ignore) if evaluation else None,
+        "seed": work.recipe.seed,
+        "cpu": work.environment["cpu"],
+    }
+    work.ledger.step("measure", "measure", inputs, list(paths.values()), run)
+    return {**{name: read_json(path) for name, path in paths.items()}, "unmeasured": unmeasured}

@@ -1,0 +1,73 @@
+"""Stages `sources` and `scoring`: what can be checked at once, the scores, and the loss curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file, save_file
+
+from optin_export import engines, scoring, search, ship, surgery
+from optin_export.files import atomic_path, sha256_file, write_text
+from optin_export.workspace import Facts, Workspace
+
+
+def load(work: Workspace, facts: Facts) -> None:
+    """Load and check everything that can be checked before hours of work and before anything is written."""
+    for target in work.recipe.targets:
+        engines.versions(target)
+    if work.recipe.ship.triton:
+        ship.check_tools()
+    search.check_budget(work.costs, work.recipe.prune.budget, work.least)
+    write_text(work.folder / "recipe.yaml", work.recipe.to_yaml())
+
+
+def score(work: Workspace, facts: Facts) -> dict[str, Any]:
+    """Score all units into scores/, and measure the loss curves; returns facts about the scores."""
+    prune, path = work.recipe.prune, work.folder / "scores" / "scores.safetensors"
+    wanted = prune.model_dump(mode="json", exclude={"budget", "allocation", "compensate", "align", "curve_samples"})
+
+    def run() -> dict[str, Any]:
+        sources = work.sources
+        scores = scoring.score(sources.model, work.structure, sources.scoring, prune, work.recipe.seed, work.tick)
+        with atomic_path(path) as temporary:
+            save_file(dict(sorted(scores.values.items())), temporary)
+        return scores.info
+
+    inputs = {**work.calibration_digest, "prune": wanted, "seed": work.recipe.seed}
+    info = work.ledger.step("scoring", "scoring", inputs, [path], run)
+    if prune.allocation == "joint":
+        _measure_curves(work, path)
+    return info
+
+
+def _measure_curves(work: Workspace, scores: Path) -> None:
+    """What keeping k units of each group costs, for the search; made with the repair's means, so by `surgery`."""
+    path, prune = work.folder / "scores" / "curves.safetensors", work.recipe.prune
+
+    def run() -> dict[str, Any]:
+        sources = work.sources
+        curves = surgery.loss_curves(
+            sources.model,
+            work.structure,
+            load_file(scores),
+            sources.calibration,
+            sources.curves,
+            least=work.least,
+            temperature=prune.temperature,
+            weights=work.sensitivities,
+            seed=work.recipe.seed,
+            tick=work.tick,
+        )
+        with atomic_path(path) as temporary:
+            save_file(dict(sorted(curves.items())), temporary)
+        return {}
+
+    inputs = {
+        **work.calibration_digest,
+        "scores": sha256_file(scores),
+        "temperature": prune.temperature,
+        "curve_samples": prune.curve_samples,
+        "seed": work.recipe.seed,
+    }
+    work.ledger.step("surgery", "scoring.curves", inputs, [path], run)
