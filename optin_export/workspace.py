@@ -16,6 +16,8 @@ from optin_export.recipe import Recipe
 from optin_export.sources import Sources, TaskModel, load_sources
 
 MODELS = ("base", "pruned")
+#: What makes a saved model.
+FILES = ("architecture.json", "model.safetensors")
 Facts = dict[str, Any]
 Tick = Callable[[int, int], None]
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 import optin_export
 from optin_export import measure
@@ -20,6 +21,7 @@ from optin_export.measure import latency, parity
 from optin_export.pipeline import NEVER_REUSED
 from optin_export.recipe import load_recipe
 from optin_export.ship import check_manifest
+from optin_export.steps.engines import REFERENCE_ROWS
 from tests.conftest import Make
 
 pytest.importorskip("onnxruntime")
@@ -37,6 +39,7 @@ ARTEFACTS = {
     "measure/parity.json",
     "measure/accuracy.json",
     "measure/latency.json",
+    "measure/reference.safetensors",
     "manifest.json",
     "report.json",
     "report.html",
@@ -95,6 +98,17 @@ def test_reported_accuracy_is_that_of_the_onnx_file(tmp_path: Path, vit_recipe: 
         predictions = np.concatenate([session.run(None, {"pixel_values": rows})[0] for rows in np.split(pixels, 40)])
         accuracy = 100 * (predictions.argmax(-1) == data["labels"]).mean()
     assert report.accuracy.pruned == pytest.approx(accuracy)
+
+
+def test_the_reference_holds_what_the_torch_models_answer(tmp_path: Path, vit_recipe: Make) -> None:
+    optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="measure")
+    reference = load_file(tmp_path / "run" / "measure" / "reference.safetensors")
+    rows, answers = reference["input.pixel_values"], reference["output.pruned"]
+    assert len(rows) == len(answers) == len(reference["output.base"]) == REFERENCE_ROWS
+    model = optin_export.load_model(tmp_path / "run" / "model")
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixel_values=torch.from_numpy(rows)), torch.from_numpy(answers))
+    assert not np.allclose(answers, reference["output.base"])
 
 
 def test_without_repair_the_onnx_is_the_masked_model(tmp_path: Path, vit_recipe: Make) -> None:

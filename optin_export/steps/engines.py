@@ -6,14 +6,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.numpy import save_file
 
 from optin_export import engines, measure
 from optin_export.export import export_onnx
-from optin_export.files import read_json, sha256_file, write_json
+from optin_export.files import atomic_path, read_json, sha256_file, write_json
 from optin_export.recipe import Target
 from optin_export.sources import as_function
-from optin_export.workspace import MODELS, Facts, Workspace
+from optin_export.workspace import FILES, MODELS, Facts, Workspace
+
+#: Rows of the reference at least.
+REFERENCE_ROWS = 16
 
 
 def export_models(work: Workspace, facts: Facts) -> dict[str, Any]:
@@ -21,9 +26,7 @@ def export_models(work: Workspace, facts: Facts) -> dict[str, Any]:
     section = work.recipe.export
     origin = {
         "base": {key: work.digest[key] for key in ("weights", "architecture")},
-        "pruned": {
-            name: sha256_file(work.folder / "model" / name) for name in ("architecture.json", "model.safetensors")
-        },
+        "pruned": {name: sha256_file(work.folder / "model" / name) for name in FILES},
     }
     exported = {}
     for done, which in enumerate(MODELS):
@@ -74,7 +77,8 @@ def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
 
 
 def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
-    """Measure the engines that run here; the results lie in `measure/`."""
+    """Measure the engines that run here; the results lie in `measure/`, beside what the torch models answer."""
+    _write_reference(work)
     paths = {name: work.folder / "measure" / f"{name}.json" for name in ("parity", "accuracy", "latency")}
     export, evaluation = work.recipe.export, work.recipe.data.evaluation
     reasons = {target.name: engines.unavailable(target) for target in work.recipe.targets}
@@ -113,3 +117,34 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
     }
     work.ledger.step("measure", "measure", inputs, list(paths.values()), run)
     return {**{name: read_json(path) for name, path in paths.items()}, "unmeasured": unmeasured}
+
+
+def _write_reference(work: Workspace) -> None:
+    """measure/reference.safetensors: real rows at the shipped shape, and what both torch models make of them.
+
+    `input.NAME` [rows, ...] and `output.base`, `output.pruned` [rows, ...] float32; row i of every tensor belongs
+    together. With it, engines on another machine and servers are checked without the models' sources.
+    """
+    path, count = work.folder / "measure" / "reference.safetensors", max(*work.recipe.export.batch, REFERENCE_ROWS)
+
+    def run() -> dict[str, Any]:
+        rows = {name: tensor.numpy() for name, tensor in work.sources.fixed(count).items()}
+        tensors = {f"input.{name}": array for name, array in rows.items()}
+        for which, model in (("base", work.sources.model), ("pruned", work.dense)):
+            function = as_function(model)
+            parts = [
+                function({name: array[start : start + REFERENCE_ROWS] for name, array in rows.items()})
+                for start in range(0, count, REFERENCE_ROWS)
+            ]
+            tensors[f"output.{which}"] = np.concatenate(parts)
+        with atomic_path(path) as temporary:
+            save_file({name: np.ascontiguousarray(array) for name, array in sorted(tensors.items())}, temporary)
+        return {"rows": count}
+
+    inputs = {
+        "digest": work.calibration_digest,
+        "model": {name: sha256_file(work.folder / "model" / name) for name in FILES},
+        "shapes": work.sources.shapes(),
+        "rows": count,
+    }
+    work.ledger.step("surgery", "measure.reference", inputs, [path], run)

@@ -9,12 +9,10 @@ from typing import Any
 from optin_export import surgery
 from optin_export.families import count_macs, count_params
 from optin_export.files import sha256_file
-from optin_export.workspace import Facts, Workspace
+from optin_export.workspace import FILES, Facts, Workspace
 
 #: Images of the calibration data on which the report shows what was merged.
 SHOWN = 4
-#: What makes a saved model.
-FILES = ("architecture.json", "model.safetensors")
 
 
 def operate(work: Workspace, facts: Facts) -> dict[str, Any]:
