@@ -9,15 +9,39 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from optin_export.recipe import Target
 
-__all__ = ["Engine", "artefact", "build", "files", "load", "unavailable", "versions"]
+__all__ = [
+    "CALL",
+    "MODES",
+    "Engine",
+    "Timed",
+    "Timer",
+    "artefact",
+    "build",
+    "files",
+    "load",
+    "modes",
+    "unavailable",
+    "versions",
+]
 
 Arrays = dict[str, np.ndarray]
+#: Runs an engine once on inputs that were given before; returns milliseconds.
+Timer = Callable[[], float]
+#: What a caller sees: inputs come from the host's memory, outputs end there, every kernel is launched anew.
+CALL = "call"
+#: What one measured call may hold. device: inputs and outputs stay on the device. graph: a CUDA graph is replayed.
+MODES = {
+    CALL: "copies in and out",
+    "call+graph": "copies in and out, CUDA graph",
+    "device": "no copies",
+    "device+graph": "no copies, CUDA graph",
+}
 
 
 class Engine(Protocol):
@@ -27,6 +51,21 @@ class Engine(Protocol):
     outputs: tuple[str, ...]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays: ...
+
+
+@runtime_checkable
+class Timed(Engine, Protocol):
+    """An engine that brings its own clock, because the host's does not see what happens on its device."""
+
+    #: Those of `MODES` that it can be timed in, `CALL` first.
+    modes: tuple[str, ...]
+
+    def timer(self, inputs: Mapping[str, np.ndarray], mode: str) -> Timer: ...
+
+
+def modes(engine: Engine) -> tuple[str, ...]:
+    """The modes in which an engine can be timed."""
+    return engine.modes if isinstance(engine, Timed) else (CALL,)
 
 
 def build(

@@ -93,6 +93,7 @@ class LatencyResult(_Part):
     speedup: SpeedupResult
     noise_floor: float = Field(description="how far base against itself strays from 1")
     blocks: int
+    mode: str = Field("call", description="what one call holds: call (copies in and out), call+graph, device, ...")
 
 
 class StageResult(_Part):
