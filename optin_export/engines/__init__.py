@@ -1,7 +1,8 @@
-"""engines: an ONNX file and a target become an engine with `run`. Knows nothing of pruning. One file per kind.
+"""engines: an exported model and a target become an engine with `run`. Knows nothing of pruning. One file per kind.
 
-An engine file offers `SUFFIX`, `build(onnx, target, path, shapes, tick)`, `load(path, target)`, `files(path)`,
-`versions(target)` and `unavailable(target)`; it is found by the target's name.
+An engine file offers `SOURCE` and `SUFFIX` (of what it is built from, and of what it builds), `build(source, target,
+path, shapes, tick)`, `load(path, target)`, `files(path)`, `versions(target)` and `unavailable(target)`; it is found by
+the target's name.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "files",
     "load",
     "modes",
+    "source_of",
     "unavailable",
     "versions",
 ]
@@ -69,23 +71,28 @@ def modes(engine: Engine) -> tuple[str, ...]:
 
 
 def build(
-    onnx: Path,
+    source: Path,
     target: Target,
     path: Path,
     shapes: Sequence[Mapping[str, tuple[int, ...]]] = (),
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Build the engine file `path` from `onnx` for `target`; returns facts about it.
+    """Build the engine file `path` from `source`, an ONNX file or a torch program (`source_of`); facts about it.
 
     shapes: of the inputs by name, one entry per shipped batch size, for engines that are built for fixed shapes.
     Raises EnvironmentLacks when the library of the target is missing, ParityError when it refuses the graph.
     """
-    return _backend(target).build(onnx, target, path, shapes, tick)
+    return _backend(target).build(source, target, path, shapes, tick)
 
 
 def load(path: Path, target: Target) -> Engine:
     """Load an engine file that `build` wrote."""
     return _backend(target).load(path, target)
+
+
+def source_of(folder: Path, target: Target, which: str) -> Path:
+    """What an engine of this target is built from, below a run folder."""
+    return folder / "onnx" / f"{which}{_backend(target).SOURCE}"
 
 
 def artefact(folder: Path, target: Target, which: str) -> Path:

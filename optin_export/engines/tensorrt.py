@@ -24,7 +24,7 @@ from optin_export.errors import EnvironmentLacks, InputError, ParityError, missi
 from optin_export.files import atomic_path, sha256_file, write_json
 from optin_export.recipe import Target
 
-SUFFIX = ".plan"
+SOURCE, SUFFIX = ".onnx", ".plan"
 _MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 Tick = Callable[[int, int], None]
 

@@ -276,9 +276,16 @@ class TensorRTOptions(_Section):
 
 
 class Target(_Section):
-    engine: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
+    engine: Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
     device: Literal["cpu", "cuda"] = Field("cpu", description="default: cpu; cuda for TensorRT")
     threads: Count = Field(1, description="on the CPU")
+    provider: Literal["cuda", "tensorrt"] = Field("cuda", description="onnxruntime on cuda: whose kernels it runs")
+    compile: bool = Field(False, description="torch: compile the program with torch.compile")
+    mode: Literal["call", "call+graph", "device", "device+graph"] = Field(
+        "call",
+        description="what the gates judge on a GPU: call (inputs and outputs are copied, as a caller sees it), device "
+        "(they stay on the GPU); +graph: replayed as a CUDA graph. All four are measured",
+    )
     tensorrt: TensorRTOptions = TensorRTOptions()
 
     @model_validator(mode="before")
@@ -289,20 +296,32 @@ class Target(_Section):
         return values
 
     @model_validator(mode="after")
-    def _known_pair(self) -> Target:
-        if self.engine == "onnxruntime" and self.device != "cpu":
-            raise ValueError("targets: onnxruntime runs on device: cpu in this version")
-        if self.engine != "onnxruntime" and self.device != "cuda":
+    def _options_of_engine(self) -> Target:
+        is_tensorrt = self.engine.startswith("tensorrt")
+        if is_tensorrt and self.device != "cuda":
             raise ValueError(f"targets: {self.engine} runs on device: cuda only")
-        if self.tensorrt != TensorRTOptions() and self.engine == "onnxruntime":
+        if self.tensorrt != TensorRTOptions() and not is_tensorrt:
             raise ValueError("targets: the section tensorrt is for the engines tensorrt and tensorrt-rtx")
         if self.tensorrt.compute_capabilities and self.engine != "tensorrt-rtx":
             raise ValueError("targets: compute_capabilities is for the engine tensorrt-rtx")
+        if self.provider != "cuda" and (self.engine, self.device) != ("onnxruntime", "cuda"):
+            raise ValueError("targets: provider is for the engine onnxruntime on device: cuda")
+        if self.compile and self.engine != "torch":
+            raise ValueError("targets: compile is for the engine torch")
+        if self.mode != "call" and self.device != "cuda":
+            raise ValueError("targets: mode is for device: cuda; on the CPU there are no copies to leave out")
         return self
 
     @property
     def name(self) -> str:
-        return f"{self.engine}-{self.device}" + (f"-{self.threads}t" if self.device == "cpu" else "")
+        words: list[str] = [self.engine, self.device]
+        if self.device == "cpu":
+            words.append(f"{self.threads}t")
+        if self.provider != "cuda":
+            words.append(self.provider)
+        if self.compile:
+            words.append("compile")
+        return "-".join(words)
 
 
 class Gates(_Section):

@@ -163,7 +163,11 @@ def test_an_engine_is_only_deserialised_if_its_record_names_it(tmp_path: Path) -
     ("target", "message"),
     [
         ({"engine": "tensorrt", "device": "cpu"}, "runs on device: cuda only"),
-        ({"engine": "onnxruntime", "device": "cuda"}, "device: cpu"),
+        ({"engine": "onnxruntime", "device": "gpu"}, "device"),
+        ({"engine": "onnxruntime", "provider": "tensorrt"}, "provider is for"),
+        ({"engine": "onnxruntime", "compile": True}, "compile is for the engine torch"),
+        ({"engine": "torch", "mode": "device"}, "mode is for device: cuda"),
+        ({"engine": "torch", "tensorrt": {"refit": True}}, "section tensorrt is for"),
         ({"engine": "onnxruntime", "tensorrt": {"refit": True}}, "section tensorrt is for"),
         ({"engine": "tensorrt", "tensorrt": {"compute_capabilities": ["8.9"]}}, "for the engine tensorrt-rtx"),
         ({"engine": "tensorrt-rtx", "tensorrt": {"compute_capabilities": ["89"]}}, "compute_capabilities"),
