@@ -31,9 +31,8 @@ def checked_version(trt: Any) -> Any:
     found = tuple(int(part) for part in re.findall(r"\d+", trt.__version__)[:2])
     if trt.__name__ == "tensorrt" and found < OLDEST:
         wanted = ".".join(map(str, OLDEST))
-        raise EnvironmentLacks(
-            f"TensorRT {trt.__version__} is too old", f"this needs {wanted} or later", f"pip install 'tensorrt>={wanted}'"
-        )
+        why, fix = f"this needs {wanted} or later", f"pip install 'tensorrt>={wanted}'"
+        raise EnvironmentLacks(f"TensorRT {trt.__version__} is too old", why, fix)
     return trt
 
 
@@ -156,7 +155,8 @@ def configure(trt: Any, builder: Any, target: Target, log: Any) -> Any:
 def _supported(enum: Any, name: str, trt: Any, option: str) -> None:
     if not hasattr(enum, name):
         known = ", ".join(member.lower() for member in enum.__members__)
-        raise EnvironmentLacks(f"{trt.__name__} {trt.__version__} has no {name.lower()}", f"it has {known}", f"set {option}")
+        what = f"{trt.__name__} {trt.__version__} has no {name.lower()}"
+        raise EnvironmentLacks(what, f"it has {known}", f"set {option}")
 
 
 def failed(log: Any, target: Target) -> OptinError:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -227,13 +228,11 @@ def test_a_plan_without_weights_is_not_run(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_old_library_is_refused() -> None:
-    class Old:
-        __name__, __version__ = "tensorrt", "10.8.0.43"
-
+    old = SimpleNamespace(__name__="tensorrt", __version__="10.8.0.43")
     with pytest.raises(EnvironmentLacks, match=r"(?s)10\.8\.0\.43 is too old.*10\.9"):
-        network.checked_version(Old)
+        network.checked_version(old)
     for name, version in (("tensorrt", "10.16.1.11"), ("tensorrt", "11.4.0.106"), ("tensorrt_rtx", "1.7.1.116")):
-        module = type("Module", (), {"__name__": name, "__version__": version})
+        module = SimpleNamespace(__name__=name, __version__=version)
         assert network.checked_version(module) is module
 
 
