@@ -18,6 +18,7 @@ LAZY = {
     "onnxruntime": {"engines/onnxruntime.py"},
     "tritonclient": {"ship/triton.py"},
     "datasets": {"sources/data.py"},
+    "pynvml": {"measure/gpu.py"},
     "tensorrt": set(),
     "tensorrt_rtx": set(),
     "ray": set(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,8 @@ class Speedup:
 class Latency:
     """One measurement. noise_floor: how far base against itself strays from 1, at the far end of its interval.
 
-    mode: what one call holds (`engines.MODES`).
+    mode: what one call holds (`engines.MODES`). judged: whether gates are about it.
+    memory, clocks, unmeasured: on a GPU, see `measure.gpu`: bytes by engine, readings by block, modes that failed.
     samples: milliseconds of every call by arm and block, for plots and for whoever wants to compute it otherwise.
     """
 
@@ -62,6 +63,11 @@ class Latency:
     blocks: int
     samples: dict[str, list[list[float]]]
     mode: str = CALL
+    judged: bool = True
+    memory: dict[str, dict[str, int]] = field(default_factory=dict)
+    clocks: tuple[dict[str, float], ...] = ()
+    clocks_note: str | None = None
+    unmeasured: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,7 +75,8 @@ class Latency:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Latency:
         parts = {name: Quantiles(**value[name]) for name in ("base_ms", "pruned_ms")}
-        return cls(**{**value, **parts, "speedup": Speedup(**value["speedup"])})
+        clocks = tuple(value.get("clocks", ()))
+        return cls(**{**value, **parts, "speedup": Speedup(**value["speedup"]), "clocks": clocks})
 
 
 def measure_latency(

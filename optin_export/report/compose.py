@@ -10,6 +10,7 @@ import numpy as np
 
 from optin_export.families import Structure
 from optin_export.measure import METRICS, TOLERANCE, Gate, Measured
+from optin_export.measure.gpu import ranges
 from optin_export.report.schema import (
     AccuracyResult,
     EngineResult,
@@ -43,7 +44,8 @@ def compose(
     results = measured.to_json()
     accuracy = AccuracyResult(**results["accuracy"]) if results["accuracy"] else None
     latency = tuple(
-        LatencyResult(**{name: value for name, value in one.items() if name != "samples"}) for one in results["latency"]
+        LatencyResult(**{**{name: value for name, value in one.items() if name != "samples"}, "clocks": ranges(clocks)})
+        for one, clocks in zip(results["latency"], (one.clocks for one in measured.latency), strict=True)
     )
     cases = tuple(ParityResult(**case) for case in results["parity"])
     return Report(
@@ -114,9 +116,10 @@ def make_verdict(
 ) -> Verdict:
     """The verdict and its one sentence: what was gained, what it cost, whether it was trained, and what was missed."""
     facts = []
-    if latency:
-        slowest = min(latency, key=lambda one: one.speedup.ci_low)
-        among = ", the smallest gain measured" if len(latency) > 1 else ""
+    judged = [one for one in latency if one.judged]
+    if judged:
+        slowest = min(judged, key=lambda one: one.speedup.ci_low)
+        among = ", the smallest gain measured" if len(judged) > 1 else ""
         facts.append(
             f"{slowest.speedup.median:.2f}x faster at batch {slowest.batch} on {slowest.target} "
             f"(95 % interval {slowest.speedup.ci_low:.2f} to {slowest.speedup.ci_high:.2f}{among})"

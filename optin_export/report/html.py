@@ -13,6 +13,7 @@ from markupsafe import Markup
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from optin_export.engines import MODES
 from optin_export.errors import InputError
 from optin_export.report import plots
 from optin_export.report.patches import merged_patches
@@ -34,11 +35,12 @@ def render_html(report: Report, run: Path) -> str:
     places = _read(run / "model" / "places.safetensors", load_file) or {}
     speedup_gate = next((gate for gate in report.verdict.gates if gate.name == "speedup"), None)
     groups = report.pruning.groups
+    judged = [one for one in report.latency if one.judged]
     drawn = {
         "network": plots.network(groups),
-        "latency": plots.latency(samples),
+        "latency": plots.latency([entry for entry in samples if entry.get("judged", True)]),
         "importance": plots.importance(scores, groups),
-        "speedup": plots.speedup(report.latency, speedup_gate.required if speedup_gate else None),
+        "speedup": plots.speedup(judged, speedup_gate.required if speedup_gate else None),
         "compensation": plots.compensation(groups),
         "places": merged_patches(places["pixels"], places["places"]) if places else "",
     }
@@ -50,6 +52,7 @@ def render_html(report: Report, run: Path) -> str:
             plots={name: Markup(svg) for name, svg in drawn.items()},
             recipe=_read(run / "recipe.yaml", lambda path: path.read_text(encoding="utf-8")),
             command=COMMAND,
+            modes=MODES,
         )
     )
 

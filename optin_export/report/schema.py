@@ -94,6 +94,11 @@ class LatencyResult(_Part):
     noise_floor: float = Field(description="how far base against itself strays from 1")
     blocks: int
     mode: str = Field("call", description="what one call holds: call (copies in and out), call+graph, device, ...")
+    judged: bool = Field(True, description="whether the speedup gate is about this mode (targets.mode)")
+    memory: dict[str, dict[str, int]] = Field({}, description="bytes on the GPU by engine: model, activations")
+    clocks: dict[str, tuple[float, float]] = Field({}, description="lowest and highest reading of the GPU by NVML")
+    clocks_note: str | None = Field(None, description="why clocks were not logged, if they were not")
+    unmeasured: dict[str, str] = Field({}, description="modes that could not be measured, with the reason")
 
 
 class StageResult(_Part):

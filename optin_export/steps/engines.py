@@ -118,6 +118,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
             sequence=export.sequence if work.recipe.is_text else None,
             seed=work.recipe.seed,
             tick=work.tick,
+            judged={target.name: target.mode for target in work.recipe.targets},
         ).to_json()
         for name, path in paths.items():
             write_json(path, measured[name])
@@ -132,6 +133,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
         "metric": (evaluation.metric, evaluation.ignore) if evaluation else None,
         "seed": work.recipe.seed,
         "cpu": work.environment["cpu"],
+        "modes": [target.mode for target in work.recipe.targets],
     }
     work.ledger.step("measure", "measure", inputs, list(paths.values()), run)
     return {**{name: read_json(path) for name, path in paths.items()}, "unmeasured": unmeasured}
