@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from optin_export.engines import MODES
 from optin_export.errors import InputError
 from optin_export.report import plots
 from optin_export.report.patches import merged_patches
-from optin_export.report.schema import GateResult, Report, Verdict
+from optin_export.report.schema import EngineResult, GateResult, Report, Verdict
 
 NOT_EVALUATED = "not evaluated"
 COMMAND = "optin-export recipe.yaml"
@@ -53,6 +53,7 @@ def render_html(report: Report, run: Path) -> str:
             recipe=_read(run / "recipe.yaml", lambda path: path.read_text(encoding="utf-8")),
             command=COMMAND,
             modes=MODES,
+            layers=layer_rows(report.engines),
         )
     )
 
@@ -60,6 +61,26 @@ def render_html(report: Report, run: Path) -> str:
 def sentence(verdict: Verdict) -> str:
     """The verdict's sentence without its first word where that repeats the badge."""
     return verdict.summary.removeprefix("PASSED: " if verdict.passed else "FAILED: ")
+
+
+def layer_rows(engines: Sequence[EngineResult]) -> list[dict[str, Any]]:
+    """Layers per engine of TensorRT. lost: the unpruned engine of the target fuses attention, this one does not.
+
+    Counts of the built engine are None where it could not be read, for want of a GPU.
+    """
+    fused = {(one.target, one.model): one.facts.get("fused_attention") for one in engines}
+    return [
+        {
+            "target": one.target,
+            "model": one.model,
+            "network": one.facts["network_layers"],
+            "built": one.facts.get("layers"),
+            "fused": fused[one.target, one.model],
+            "lost": fused[one.target, one.model] == 0 and bool(fused.get((one.target, "base"))),
+        }
+        for one in engines
+        if "network_layers" in one.facts
+    ]
 
 
 def milliseconds(value: float | None) -> str:
