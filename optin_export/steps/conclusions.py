@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from optin_export import measure, ship
 from optin_export.files import sha256_file, sha256_json, write_text
-from optin_export.report import Report, Size, StageResult, compose, head_repair, prunings, render_html
+from optin_export.report import Report, Size, StageResult, compose, head_repair, prunings, render_html, still_deployed
 from optin_export.report.schema import Pruning, Tried
 from optin_export.workspace import Facts, Workspace
 
@@ -52,6 +52,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
             finetuned=operated.get("finetuned"),
         ),
         engines=facts["engines"],
+        deployed=still_deployed(work.folder),
         stages=stages,
         environment=work.environment,
     )
