@@ -179,7 +179,8 @@ def _import_csv(options: argparse.Namespace, url: Url) -> int:
 
     if options.run is None:
         raise InputError("--import-perf-analyzer has nowhere to put the results", "no run is given", "add --run RUN")
-    measured = results_of(*options.import_perf_analyzer, url.protocol, options.batch)
+    base, pruned = options.import_perf_analyzer
+    measured = results_of(base, pruned, url.protocol, options.batch)
     results = [result_of(one, "measured by perf_analyzer", "perf_analyzer") for one in measured]
     add_deployed(options.run, results, [], {"server": str(url), "models": options.model})
     if options.json:

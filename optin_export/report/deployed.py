@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from optin_export.errors import InputError
 from optin_export.files import read_json, sha256_file, write_json, write_text
@@ -12,12 +12,14 @@ from optin_export.report.html import render_html
 from optin_export.report.schema import DeployedArm, DeployedResult, Report, SpeedupResult
 
 
-def result_of(measured: Mapping[str, Any], server: str, source: str = "client") -> DeployedResult:
+def result_of(
+    measured: Mapping[str, Any], server: str, source: Literal["client", "perf_analyzer"] = "client"
+) -> DeployedResult:
     """The report's entry for one result of `ship.deployed` (its `to_json`)."""
     setting, speedup = measured["setting"], measured["speedup"]
     closed = setting["mode"] == "closed"
     return DeployedResult(
-        source=source,  # type: ignore[arg-type]
+        source=source,
         server=server,
         protocol=setting["protocol"],
         mode=setting["mode"],

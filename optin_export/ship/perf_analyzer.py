@@ -20,20 +20,13 @@ from optin_export.ship.deployed import Arm, Reference
 
 def command_line(url: Url, model: Model, batch: int, concurrency: Sequence[int], data: Path, output: Path) -> str:
     """What measures one model in the closed loop at the same settings; writes the CSV `output`."""
-    low, high = min(concurrency), max(concurrency)
-    words = ["perf_analyzer", "-m", model.name, *(["-x", model.version] if model.version else [])]
-    words += [
-        "-u",
-        f"https://{url.address}" if url.secure and url.protocol == "http" else url.address,
-        "-i",
-        url.protocol,
-        "-b",
-        str(batch),
-        "--input-data",
-        str(data),
-    ]
-    words += ["--concurrency-range", f"{low}:{high}", "--percentile=99", "--verbose-csv", "-f", str(output)]
+    address = f"https://{url.address}" if url.secure and url.protocol == "http" else url.address
+    words = ["perf_analyzer", "-m", model.name]
+    words += ["-x", model.version] if model.version else []
+    words += ["-u", address, "-i", url.protocol, "-b", str(batch), "--input-data", str(data)]
+    words += ["--concurrency-range", f"{min(concurrency)}:{max(concurrency)}", "--percentile=99"]
     words += ["--ssl-grpc-use-ssl"] if url.secure and url.protocol == "grpc" else []
+    words += ["--verbose-csv", "-f", str(output)]
     return shlex.join(words)
 
 
