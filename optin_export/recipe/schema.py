@@ -332,7 +332,30 @@ class Gates(_Section):
 
 
 class ShipSection(_Section):
+    """What is written for Triton Inference Server, once every gate has passed."""
+
     triton: bool = False
+    backend: Literal["onnxruntime", "python", "tensorrt"] = Field(
+        "onnxruntime",
+        description="Triton's backend; python: a small model.py that runs the graph or a tensorrt-rtx engine",
+    )
+    layout: Literal["models", "versions", "pruned"] = Field(
+        "models",
+        description="models: NAME-base and NAME; versions: 1 (base) and 2 (pruned) of NAME; pruned: NAME alone",
+    )
+    serve: Literal["all", "base", "pruned"] = Field("all", description="versions: which of them the policy serves")
+    ensemble: bool = Field(False, description="also NAME-ensemble, which takes text or an encoded image")
+    instances: Count = Field(1, description="copies of each model that the server runs side by side")
+    queue_delay: Annotated[int, _Number, Field(ge=0)] = Field(
+        100, description="microseconds a request may wait for others to share its batch"
+    )
+    warm_up: bool = Field(True, description="the server runs real rows before a model is ready")
+    cuda_graphs: bool = Field(True, description="of the backend tensorrt")
+    labels: tuple[str, ...] | None = Field(
+        None, min_length=1, description="class names, one per output; default: those of the model where it has any"
+    )
+    model_license: str | None = Field(None, description="for the manifest; default: what the model's README says")
+    data_license: str | None = Field(None, description="of the calibration data, for the manifest")
 
 
 class Recipe(_Section):
