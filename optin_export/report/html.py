@@ -174,7 +174,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    shown = (sentence, milliseconds, times, points, percent, count, number, flat, gate_unit, gate_measured)
-    shown += (how_asked, deployed_p50)
+    shown = (
+        *(sentence, milliseconds, times, points, percent, count, number, flat, gate_unit, gate_measured),
+        *(how_asked, deployed_p50),
+    )
     environment.filters.update({function.__name__: function for function in shown})
     return environment
