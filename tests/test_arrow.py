@@ -15,8 +15,11 @@ PACKAGE = Path(optin_export.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: Optional packages, and the one file each may be imported in, inside a function.
 LAZY = {
-    "onnxruntime": {"engines/onnxruntime.py"},
-    "tritonclient": {"ship/triton.py"},
+    # What runs in the server's own Python is a second place.
+    "onnxruntime": {"engines/onnxruntime.py", "ship/served/onnxruntime_model.py"},
+    "tritonclient": {"ship/config.py"},
+    "model_signing": {"ship/signing.py"},
+    "tokenizers": {"ship/preprocess.py", "ship/served/text_model.py"},
     "datasets": {"sources/data.py"},
     "pynvml": {"measure/gpu.py"},
     "tensorrt": set(),

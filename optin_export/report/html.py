@@ -17,7 +17,7 @@ from optin_export.engines import MODES
 from optin_export.errors import InputError
 from optin_export.report import plots
 from optin_export.report.patches import merged_patches
-from optin_export.report.schema import EngineResult, GateResult, Report, Verdict
+from optin_export.report.schema import DeployedResult, EngineResult, GateResult, Report, Verdict
 
 NOT_EVALUATED = "not evaluated"
 COMMAND = "optin-export recipe.yaml"
@@ -146,6 +146,20 @@ def gate_measured(gate: GateResult) -> str:
     return _minus(f"{gate.measured:.{decimals}f}") + gate_unit(gate)
 
 
+def deployed_p50(report: Report, batch: int, engine: str) -> float | None:
+    """What a single client waits for this model at this batch, if a client has measured it."""
+    for one in report.deployed:
+        if one.batch == batch and one.mode == "closed" and one.concurrency == 1:
+            return float(getattr(one, engine).p50)
+    return None
+
+
+def how_asked(one: DeployedResult) -> str:
+    if one.mode == "closed":
+        return f"closed loop, {one.concurrency} at a time"
+    return f"open loop, {one.rate:g} requests/s"
+
+
 def _holds(value: float, relation: str, limit: float) -> bool:
     return value >= limit if relation == ">=" else value <= limit
 
@@ -181,6 +195,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    shown = (sentence, milliseconds, times, points, percent, count, number, flat, gate_unit, gate_measured)
+    shown = (
+        *(sentence, milliseconds, times, points, percent, count, number, flat, gate_unit, gate_measured),
+        *(how_asked, deployed_p50),
+    )
     environment.filters.update({function.__name__: function for function in shown})
     return environment

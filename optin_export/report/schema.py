@@ -101,6 +101,42 @@ class LatencyResult(_Part):
     unmeasured: dict[str, str] = Field({}, description="modes that could not be measured, with the reason")
 
 
+class DeployedArm(_Part):
+    """One served model in one setting. Milliseconds as the client sees them; throughput in rows a second.
+
+    queue, compute: per request, by the server's own count; rows_per_batch: how many rows it ran together.
+    """
+
+    p50: float
+    p90: float
+    p99: float
+    throughput: float
+    requests: int
+    unsent: int = Field(0, description="open loop: due but never sent, the server was too slow")
+    queue: float | None = None
+    compute: float | None = None
+    rows_per_batch: float | None = None
+
+
+class DeployedResult(_Part):
+    """Base and pruned model behind a server. closed: `concurrency` threads; open: `rate` requests a second, with
+    latency counted from when a request was due. Raw samples are in measure/deployed.json."""
+
+    source: Literal["client", "perf_analyzer"]
+    server: str
+    protocol: Literal["grpc", "http"]
+    mode: Literal["closed", "open"]
+    batch: int
+    concurrency: int | None
+    rate: float | None
+    base: DeployedArm
+    pruned: DeployedArm
+    speedup: SpeedupResult | None = Field(None, description="null: the source gives no blocks to draw an interval from")
+    noise_floor: float | None = None
+    blocks: int | None = None
+    largest_error: float | None = Field(None, description="of any answer, relative to what the torch model answers")
+
+
 class StageResult(_Part):
     name: str
     seconds: float
@@ -183,6 +219,7 @@ class Report(_Part):
     accuracy: AccuracyResult | None
     parity: Parity
     latency: tuple[LatencyResult, ...]
+    deployed: tuple[DeployedResult, ...] = Field((), description="by `optin-export client --run`; empty: not measured")
     pruning: Pruning
     engines: tuple[EngineResult, ...]
     stages: tuple[StageResult, ...]

@@ -1,8 +1,94 @@
-"""ship: a passed verdict becomes a Triton model repository and a manifest. Knows nothing of scores."""
+"""ship: a passed verdict becomes a Triton model repository with a manifest, and a client measures what is served.
+
+Knows nothing of scores. Modules: `origin` (a finished run), `models` and `ensemble` (what is served), `config`
+(config.pbtxt), `served/` (files that run in the server), `repository` (staged, swapped, rolled back), `manifest`, `bom`
+and `signing` (what can be verified), `server` (a local tritonserver), `client`, `traffic` and `deployed` (latency).
+"""
 
 from __future__ import annotations
 
-from optin_export.ship.manifest import check_manifest, write_manifest
-from optin_export.ship.triton import check_tools, write_repository
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-__all__ = ["check_manifest", "check_tools", "write_manifest", "write_repository"]
+from optin_export.ship.bom import write_bom
+from optin_export.ship.config import check_name, check_tools
+from optin_export.ship.images import server_image
+from optin_export.ship.manifest import check_manifest, write_manifest
+from optin_export.ship.models import files_of, served, shipment
+from optin_export.ship.origin import Origin
+from optin_export.ship.preprocess import write_preprocess
+from optin_export.ship.repository import Writer, install, remove, roll_back
+from optin_export.ship.signing import check_key, sign
+
+__all__ = [
+    "Origin",
+    "Shipped",
+    "check_manifest",
+    "check_tools",
+    "files_of",
+    "remove",
+    "roll_back",
+    "ship_models",
+    "write_manifest",
+    "write_preprocess",
+]
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """names: every model of the shipment; changed: those whose folder was replaced. image: one line on the server."""
+
+    repository: Path
+    names: tuple[str, ...]
+    changed: tuple[str, ...]
+    image: str
+
+
+def ship_models(
+    origin: Origin,
+    repository: Path,
+    name: str | None = None,
+    *,
+    replace: bool = False,
+    bom: bool = False,
+    key: Path | None = None,
+) -> Shipped:
+    """Write the models of a run into a Triton model repository, all or none. key: PEM to sign with.
+
+    Whether the run may ship is not asked here: see `Origin.check`.
+    Raises InputError for what cannot be served or would overwrite another run, EnvironmentLacks for lack of disk space.
+    """
+    check_tools()
+    name = name or origin.recipe.name
+    check_name(name)
+    if key is not None:
+        check_key(key)
+    facts = origin.facts()
+
+    def finished(model: str, write: Writer) -> Writer:
+        def whole(folder: Path) -> None:
+            write(folder)
+            if bom:
+                write_bom(folder, model, facts)
+            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            write_manifest(folder, {"name": model, "created": created, **facts})
+            if key is not None:
+                sign(folder, key)
+
+        return whole
+
+    models = {model: finished(model, write) for model, write in shipment(origin, name).items()}
+    changed = install(repository, models, origin.identity, replace)
+    one = served(origin, "pruned")
+    image = server_image(origin.recipe.ship.backend, one.library, _version(one.library, origin.environment))
+    return Shipped(repository, tuple(models), tuple(changed), image)
+
+
+def _version(library: str, environment: Mapping[str, Any]) -> str | None:
+    packages = environment.get("packages", {})
+    names = {"tensorrt_rtx": "tensorrt-rtx-cu13"}
+    version = packages.get(names.get(library, library))
+    return str(version) if version else None

@@ -1,7 +1,8 @@
-"""manifest.json: the sha256 and size of every artefact of a run, and what they were made from."""
+"""manifest.json: the sha256 and size of every file of a run or of a shipped model, and what they were made from."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,38 +10,89 @@ from optin_export.errors import InputError
 from optin_export.files import read_json, sha256_file, write_json
 
 NAME = "manifest.json"
-#: What is in a run folder but is not an artefact: it changes without the artefacts changing.
-_NOT_ARTEFACTS = ("report.json", "report.html", NAME, "stages")
+#: A signature covers the manifest, so it cannot stand in it.
+SIGNATURE = "model.sig"
+#: What is in a folder but is not an artefact: it changes without the artefacts changing.
+_NOT_ARTEFACTS = (
+    "report.json",
+    "report.html",
+    NAME,
+    SIGNATURE,
+    "measure/deployed.json",
+    "measure/perf_analyzer.json",
+)
 
 
-def write_manifest(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Hash every artefact below `run` and write manifest.json with `facts` (versions, hardware, seeds, recipe hash)."""
+def artefacts(folder: Path) -> Iterator[Path]:
+    """Every file below `folder` that belongs in its manifest."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if (path.is_file() or path.is_symlink()) and not hidden and name.as_posix() not in _NOT_ARTEFACTS:
+            yield path
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Hash every artefact below `folder` and write manifest.json with `facts` (versions, hardware, seeds, verdict)."""
     files = {
-        path.relative_to(run).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-        for path in sorted(run.rglob("*"))
-        if path.is_file() and path.relative_to(run).parts[0] not in _NOT_ARTEFACTS and not path.name.startswith(".")
+        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        for path in artefacts(folder)
+        if path.is_file()
     }
     manifest = {"version": 1, **facts, "files": files}
-    write_json(run / NAME, manifest)
+    write_json(folder / NAME, manifest)
     return manifest
 
 
-def check_manifest(run: Path) -> list[str]:
-    """Problems found when the files below `run` are compared with its manifest; empty if all is as it was written.
-
-    Raises InputError if there is no readable manifest.
-    """
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run or a shipped model. Raises InputError if there is none that can be read."""
     try:
-        files: dict[str, dict[str, Any]] = read_json(run / NAME)["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read {run / NAME}", f"{error}", "give the folder of a finished run") from None
+        manifest = read_json(folder / NAME)
+        entries = manifest["files"].items()
+        if not all(isinstance(entry["sha256"], str) and isinstance(entry["bytes"], int) for _, entry in entries):
+            raise ValueError("a file has no sha256 or size")
+        return dict(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"cannot read {folder / NAME}", f"{type(error).__name__}: {error}", "give the folder of a finished run"
+        ) from None
+
+
+def check_manifest(folder: Path) -> list[str]:
+    """Problems found when the files below `folder` are compared with its manifest; empty if all is as it was written.
+
+    Found are changed, missing and extra files, and names that point outside. Raises InputError without a manifest.
+    """
+    files = read_manifest(folder)["files"]
     problems = []
     for name, entry in files.items():
-        path = run / name
-        if not path.resolve().is_relative_to(run.resolve()):
-            problems.append(f"{name}: points outside the run folder")
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            problems.append(f"{name}: points outside the folder")
         elif not path.is_file():
             problems.append(f"{name}: missing")
+        elif path.stat().st_size != entry["bytes"]:
+            problems.append(f"{name}: has {path.stat().st_size} bytes, not {entry['bytes']}")
         elif sha256_file(path) != entry["sha256"]:
             problems.append(f"{name}: content differs")
-    return problems
+    extra = [path.relative_to(folder).as_posix() for path in artefacts(folder)]
+    return problems + [f"{name}: not in the manifest" for name in extra if name not in files]
+
+
+def run_of(folder: Path) -> str | None:
+    """The identity of the run that a shipped model comes from; None where there is no manifest of ours."""
+    try:
+        run = read_manifest(folder).get("shipped_from")
+        return run if isinstance(run, str) else None
+    except InputError:
+        return None
+
+
+def content_of(folder: Path) -> dict[str, Any] | None:
+    """What makes two shipped models equal: files and verdict, not when they were written. None without a manifest."""
+    try:
+        manifest = read_manifest(folder)
+    except InputError:
+        return None
+    signed = (folder / SIGNATURE).is_file()
+    return {"signed": signed} | {name: value for name, value in manifest.items() if name != "created"}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import load_file
 
 from optin_export import measure, ship
 from optin_export.files import sha256_file, sha256_json, write_text
-from optin_export.report import Report, Size, StageResult, compose, head_repair, prunings, render_html
+from optin_export.report import Report, Size, StageResult, compose, head_repair, prunings, render_html, still_deployed
 from optin_export.report.schema import Pruning, Tried
 from optin_export.workspace import Facts, Workspace
 
@@ -52,6 +52,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
             finetuned=operated.get("finetuned"),
         ),
         engines=facts["engines"],
+        deployed=still_deployed(work.folder),
         stages=stages,
         environment=work.environment,
     )
@@ -62,19 +63,25 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
 
 def ship_run(work: Workspace, facts: Facts) -> None:
     """A model repository only for a run that passed, and a manifest for every run."""
-    passed = all(gate.passed for gate in gates(work, facts))
-    recipe, repository, onnx = work.recipe, work.folder / "triton", work.folder / "onnx" / "pruned.onnx"
+    judged = gates(work, facts)
+    passed = all(gate.passed for gate in judged)
+    recipe, repository = work.recipe, work.folder / "triton"
+    ship.write_preprocess(work.folder / "preprocess", work.sources.processor, work.sources.model.model, recipe)
     if passed and recipe.ship.triton:
-        written = [repository / recipe.name / name for name in ("config.pbtxt", "1/model.onnx")]
+        summary = "; ".join(f"{gate.name} {gate.measured:.4g} ({gate.relation} {gate.required:g})" for gate in judged)
+        origin = ship.Origin(work.folder, recipe, passed, summary, work.environment, work.digest)
+        written: list[Path] = []
 
         def run() -> dict[str, Any]:
-            ship.write_repository(onnx, repository, recipe.name, recipe.export.batch)
+            ship.ship_models(origin, repository, replace=True)
+            written.extend(path for path in sorted(repository.rglob("*")) if path.is_file())
             return {}
 
-        inputs = {"onnx": sha256_file(onnx), "batch": recipe.export.batch, "name": recipe.name}
+        read = {path.relative_to(work.folder).as_posix(): sha256_file(path) for path in ship.files_of(origin)}
+        inputs = {"files": read, "recipe": recipe.model_dump(mode="json"), "environment": work.environment}
         work.ledger.step("ship", "ship.triton", inputs, written, run)
-    elif repository.exists():
-        shutil.rmtree(repository)
+    else:
+        ship.remove(repository)
     ship.write_manifest(
         work.folder,
         {

@@ -1,0 +1,75 @@
+"""measure/deployed.json: what clients measured of a run's served models, and how it gets into the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from optin_export.errors import InputError
+from optin_export.files import read_json, sha256_file, write_json, write_text
+from optin_export.report.html import render_html
+from optin_export.report.schema import DeployedArm, DeployedResult, Report, SpeedupResult
+
+
+def result_of(
+    measured: Mapping[str, Any], server: str, source: Literal["client", "perf_analyzer"] = "client"
+) -> DeployedResult:
+    """The report's entry for one result of `ship.deployed` (its `to_json`)."""
+    setting, speedup = measured["setting"], measured["speedup"]
+    closed = setting["mode"] == "closed"
+    return DeployedResult(
+        source=source,
+        server=server,
+        protocol=setting["protocol"],
+        mode=setting["mode"],
+        batch=setting["batch"],
+        concurrency=setting["concurrency"] if closed else None,
+        rate=None if closed else setting["rate"],
+        base=DeployedArm(**measured["base"]),
+        pruned=DeployedArm(**measured["pruned"]),
+        speedup=None if speedup is None else SpeedupResult(median=speedup[0], ci_low=speedup[1], ci_high=speedup[2]),
+        noise_floor=measured["noise_floor"],
+        blocks=measured["blocks"],
+        largest_error=measured["largest_error"],
+    )
+
+
+def add_deployed(
+    run: Path, results: Sequence[DeployedResult], measured: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+) -> Report:
+    """Write measure/deployed.json, and report.json and report.html with it; earlier results of other settings stay.
+
+    measured: the results with their samples. Raises InputError where the run has no report.
+    """
+    try:
+        report = Report.model_validate_json((run / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {run / 'report.json'}", str(error), "run the recipe again") from None
+    merged = {_key(one): one for one in (*report.deployed, *results)}
+    path = run / "measure" / "deployed.json"
+    entries = [one.model_dump(mode="json") for one in merged.values()]
+    write_json(path, {"graphs": _graphs(run), **about, "results": entries, "measured": list(measured)})
+    report = report.model_copy(update={"deployed": tuple(merged.values())})
+    write_text(run / "report.json", report.model_dump_json(indent=2) + "\n")
+    write_text(run / "report.html", render_html(report, run))
+    return report
+
+
+def still_deployed(run: Path) -> tuple[DeployedResult, ...]:
+    """Results of before that are of the very graphs that the run now has."""
+    try:
+        stored = read_json(run / "measure" / "deployed.json")
+        if stored["graphs"] != _graphs(run):
+            return ()
+        return tuple(DeployedResult(**one) for one in stored["results"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
+def _graphs(run: Path) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in sorted((run / "onnx").glob("*.onnx"))}
+
+
+def _key(one: DeployedResult) -> tuple[Any, ...]:
+    return one.source, one.protocol, one.mode, one.batch, one.concurrency

@@ -1,0 +1,77 @@
+"""NAME-ensemble: text or an encoded image in, the pruned model's output out, with the preparation in the server."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from optin_export.errors import InputError
+from optin_export.files import read_json
+from optin_export.ship.config import LABELS, ModelSpec, Step, config_text, ensemble_text
+from optin_export.ship.origin import Origin
+from optin_export.ship.preprocess import IMAGE, TOKENIZER, check_served_image
+from optin_export.ship.repository import Writer
+from optin_export.ship.signature import Signature, Tensor
+
+SERVED = Path(__file__).parent / "served"
+
+
+def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer]:
+    """The models NAME-prepare and NAME-ensemble. Raises InputError for runs whose inputs the server cannot prepare."""
+    recipe = origin.recipe
+    preprocess = origin.folder / "preprocess"
+    if recipe.is_text:
+        source, code = preprocess / TOKENIZER, "text_model.py"
+        given = [Tensor(column, "TYPE_STRING", (-1, 1)) for column in _columns(origin)]
+    else:
+        source, code = preprocess / IMAGE, "image_model.py"
+        given = [Tensor("IMAGE", "TYPE_STRING", (-1, 1))]
+    if not source.is_file():
+        raise InputError(
+            "ship.ensemble has nothing to prepare inputs with",
+            f"{source} is missing: this task takes no plain text, its tokenizer is not a fast one, or the run is old",
+            "run the recipe again, or set ship.ensemble: false",
+        )
+    if not recipe.is_text:
+        check_served_image(read_json(source))
+    inputs = tuple(given)
+    prepare, whole = f"{name}-prepare", f"{name}-ensemble"
+    batch = max(recipe.export.batch)
+
+    def write_prepare(folder: Path) -> None:
+        (folder / "1").mkdir()
+        shutil.copyfile(source, folder / "1" / source.name)
+        shutil.copyfile(SERVED / code, folder / "1" / "model.py")
+        # Requests are prepared one by one, and batched before the model.
+        spec = ModelSpec(prepare, "python", Signature(inputs, signature.inputs), (batch,), dynamic_batching=False)
+        (folder / "config.pbtxt").write_text(config_text(spec), encoding="utf-8")
+
+    def write_ensemble(folder: Path) -> None:
+        (folder / "1").mkdir()
+        (folder / "1" / "README.txt").write_text("An ensemble has no file of its own.\n", encoding="utf-8")
+        same = {tensor.name: tensor.name for tensor in signature.inputs}
+        steps = (
+            Step(prepare, {tensor.name: tensor.name for tensor in inputs}, same),
+            Step(name, same, {tensor.name: tensor.name for tensor in signature.outputs}),
+        )
+        labels = origin.folder / "preprocess" / LABELS
+        if labels.is_file() and len(signature.outputs[0].dims) == 2:
+            shutil.copyfile(labels, folder / LABELS)
+        text = ensemble_text(
+            whole, Signature(inputs, signature.outputs), steps, batch, labels=(folder / LABELS).is_file()
+        )
+        (folder / "config.pbtxt").write_text(text, encoding="utf-8")
+
+    return {prepare: write_prepare, whole: write_ensemble}
+
+
+def _columns(origin: Origin) -> tuple[str, ...]:
+    """What a row of text is made of, in capitals, as the inputs of the ensemble are called.
+
+    Sentences that are compared are embedded one by one, so their pairs are not one row.
+    """
+    recipe = origin.recipe
+    if recipe.model.task == "question-answering":
+        return ("QUESTION", "CONTEXT")
+    pairs = recipe.model.task == "text-classification" and "text_pair" in recipe.data.calibration.columns
+    return ("TEXT", "TEXT_PAIR") if pairs else ("TEXT",)

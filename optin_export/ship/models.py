@@ -1,0 +1,197 @@
+"""The models of a shipment: base and pruned (two models, or two versions of one), and the ensemble around the pruned.
+
+Every folder is whole in itself: config.pbtxt, numbered versions, warm-up rows, labels, and its own manifest.json.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from optin_export.errors import InputError
+from optin_export.files import read_json, sha256_file
+from optin_export.recipe import Target
+from optin_export.ship import ensemble
+from optin_export.ship.config import LABELS, ModelSpec, Warmup, config_text
+from optin_export.ship.origin import Origin
+from optin_export.ship.repository import Writer
+from optin_export.ship.signature import Signature, of_engine, of_onnx
+
+SERVED = Path(__file__).parent / "served"
+VERSIONS = {"base": 1, "pruned": 2}
+
+
+@dataclass(frozen=True)
+class Served:
+    """The file that is served as 'base' or 'pruned', and what the server has to know of it."""
+
+    file: Path
+    signature: Signature
+    batches: tuple[int, ...]
+    target: Target
+    code: str | None
+    library: str
+
+
+def served(origin: Origin, which: str) -> Served:
+    """Chooses the file for the recipe's `ship.backend`. Raises InputError where the backend cannot serve the run."""
+    backend, recipe = origin.recipe.ship.backend, origin.recipe
+    rtx = [target for target in recipe.targets if target.engine == "tensorrt-rtx"]
+    graphs = [target for target in recipe.targets if target.engine == "onnxruntime"]
+    if backend == "tensorrt":
+        return _plan(origin, which, origin.target("tensorrt"), None)
+    if backend == "python" and rtx and not graphs:
+        return _plan(origin, which, rtx[0], "tensorrt_model.py")
+    graph = origin.graph(which)
+    code = "onnxruntime_model.py" if backend == "python" else None
+    target = graphs[0] if graphs else Target()
+    return Served(graph, of_onnx(graph), recipe.export.batch, target, code, "onnxruntime")
+
+
+def _plan(origin: Origin, which: str, target: Target, code: str | None) -> Served:
+    path = origin.engine(which, target)
+    options, batches = target.tensorrt, origin.recipe.export.batch
+    if options.strip_plan:
+        raise InputError(
+            "a stripped engine cannot be served", "its file holds no weights", "set tensorrt.strip_plan: false"
+        )
+    if not options.dynamic and len(batches) > 1 and code is None:
+        raise InputError(
+            "the engine holds one fixed batch size per profile",
+            f"built for {', '.join(map(str, batches))}; a batch in between that the server forms would fail",
+            "set targets[].tensorrt.dynamic: true, or a single export.batch",
+        )
+    try:
+        record = read_json(path.with_name(path.name + ".json"))
+        signature = of_engine(origin.graph(which), record["profiles"])
+        library = str(record["library"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path.name} has no readable record", str(error), "build it again (--force)") from None
+    # Without a range there is no batch for the server to add: dims are served whole.
+    fixed = -1 not in {tensor.dims[0] for tensor in signature.inputs}
+    return Served(path, signature, () if fixed else batches, target, code, library)
+
+
+def files_of(origin: Origin) -> list[Path]:
+    """The files of the run that a shipment reads."""
+    recipe = origin.recipe
+    kinds = ("pruned",) if recipe.ship.layout == "pruned" else ("base", "pruned")
+    found = [served(origin, which).file for which in kinds]
+    optional = [origin.reference] if recipe.ship.warm_up else []
+    optional += [path for path in (origin.folder / "preprocess").glob("*") if recipe.ship.ensemble]
+    return found + [path for path in optional if path.is_file()]
+
+
+def shipment(origin: Origin, name: str) -> dict[str, Writer]:
+    """What each model folder of a shipment called `name` consists of, as functions that write it."""
+    section = origin.recipe.ship
+    if section.layout == "versions":
+        numbers = {"all": (), "base": (1,), "pruned": (2,)}[section.serve]
+        models: dict[str, Writer] = {name: _writer(origin, name, ("base", "pruned"), numbers)}
+    else:
+        models = {name: _writer(origin, name, ("pruned",), ())}
+        if section.layout == "models":
+            models[f"{name}-base"] = _writer(origin, f"{name}-base", ("base",), ())
+    if section.ensemble:
+        models |= ensemble.writers(origin, name, served(origin, "pruned").signature)
+    return models
+
+
+def _writer(origin: Origin, name: str, kinds: Sequence[str], versions: tuple[int, ...]) -> Writer:
+    chosen = {which: served(origin, which) for which in kinds}
+    first = chosen[kinds[0]]
+    if any(one.signature != first.signature for one in chosen.values()):
+        raise InputError(
+            "base and pruned model cannot be versions of one model",
+            "their inputs or outputs differ",
+            "set ship.layout: models",
+        )
+
+    def write(folder: Path) -> None:
+        for which, one in chosen.items():
+            place = folder / str(VERSIONS[which] if len(chosen) > 1 else 1)
+            place.mkdir()
+            shutil.copyfile(one.file, place / _file_name(one))
+            if one.code is not None:
+                shutil.copyfile(SERVED / one.code, place / "model.py")
+        spec = _spec(origin, name, first, versions)
+        if origin.recipe.ship.warm_up and origin.reference.is_file():
+            spec = replace(spec, warmup=_write_warmup(origin.reference, folder / "warmup", first))
+        labels = _labels(origin, first.signature)
+        if labels:
+            (folder / LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+            spec = replace(spec, labels=True)
+        (folder / "config.pbtxt").write_text(config_text(spec), encoding="utf-8")
+
+    return write
+
+
+def _file_name(one: Served) -> str:
+    return "model.plan" if one.file.suffix == ".plan" else "model.onnx"
+
+
+def _spec(origin: Origin, name: str, one: Served, versions: tuple[int, ...]) -> ModelSpec:
+    section = origin.recipe.ship
+    parameters: dict[str, str] = {}
+    if one.code == "onnxruntime_model.py":
+        parameters = {"file": _file_name(one), "threads": str(one.target.threads)}
+    elif one.code is not None:
+        parameters = {"file": _file_name(one), "sha256": sha256_file(one.file), "module": one.library}
+    elif section.backend == "onnxruntime" and one.target.device == "cpu":
+        parameters = {"intra_op_thread_count": str(one.target.threads), "inter_op_thread_count": "1"}
+    return ModelSpec(
+        name=name,
+        backend=section.backend,
+        signature=one.signature,
+        batches=one.batches,
+        file=_file_name(one),
+        device=one.target.device,
+        instances=section.instances,
+        queue_delay=section.queue_delay,
+        cuda_graphs=section.backend == "tensorrt" and section.cuda_graphs,
+        versions=versions,
+        parameters=parameters,
+    )
+
+
+def _write_warmup(reference: Path, folder: Path, one: Served) -> tuple[Warmup, ...]:
+    """Raw rows of the run's real data, one file per input and batch size: the server repeats a row to fill a batch."""
+    folder.mkdir()
+    requests = []
+    with safe_open(reference, framework="numpy") as tensors:
+        names = {tensor.name: tensor.dims for tensor in one.signature.inputs}
+        rows = {name: tensors.get_tensor(f"input.{name}") for name in names}
+    for index, batch in enumerate(sorted(one.batches)) if one.batches else ():
+        files, dims = {}, {}
+        for name, array in rows.items():
+            row = np.ascontiguousarray(array[index % len(array)])
+            files[name], dims[name] = f"batch-{batch}.{name}", row.shape
+            (folder / files[name]).write_bytes(row.tobytes())
+        requests.append(Warmup(batch, files, dims))
+    if not one.batches:  # the batch is part of the dims: whole batches, not rows
+        count = next(iter(names.values()))[0]
+        for name, array in rows.items():
+            (folder / f"whole.{name}").write_bytes(np.ascontiguousarray(array[:count]).tobytes())
+        shapes = {name: (count, *array.shape[1:]) for name, array in rows.items()}
+        requests.append(Warmup(1, {name: f"whole.{name}" for name in rows}, shapes))
+    return tuple(requests)
+
+
+def _labels(origin: Origin, signature: Signature) -> list[str]:
+    """One name per class. Raises InputError where there are not as many as outputs."""
+    path = origin.folder / "preprocess" / LABELS
+    given = origin.recipe.ship.labels
+    labels = list(given) if given else path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    dims = signature.outputs[0].dims
+    if labels and (len(dims) != 2 or dims[1] != len(labels)):
+        raise InputError(
+            f"{len(labels)} labels do not fit the output '{signature.outputs[0].name}'",
+            f"it has dims {list(dims)}",
+            "correct ship.labels: one name per class",
+        )
+    return labels

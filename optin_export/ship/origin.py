@@ -1,0 +1,155 @@
+"""A finished run as what it is to the server: its files, its verdict, and where its model and data come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from optin_export import engines
+from optin_export.errors import GateError, InputError
+from optin_export.files import read_json, sha256_file, sha256_json
+from optin_export.recipe import Recipe, Target, load_recipe
+from optin_export.ship.manifest import read_manifest
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A run folder, and what is known of it. summary: the verdict's sentence, once the report is written."""
+
+    folder: Path
+    recipe: Recipe
+    passed: bool
+    summary: str | None
+    environment: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+    @classmethod
+    def from_run(cls, folder: Path, overrides: Sequence[str] = ()) -> Origin:
+        """A run that was finished. overrides: `ship.a=b`; nothing else of a finished run can change.
+
+        Raises InputError for anything else.
+        """
+        for override in overrides:
+            if not override.startswith("ship."):
+                raise InputError(
+                    f"--set {override} is not about shipping",
+                    "the run is finished; only its section ship can change",
+                    "change the recipe and run it again",
+                )
+        if not (folder / "recipe.yaml").is_file():
+            raise InputError(f"{folder} is not a run folder", "it has no recipe.yaml", "give the folder of a run")
+        manifest = read_manifest(folder)
+        try:
+            summary = str(read_json(folder / "report.json")["verdict"]["summary"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{folder} has no readable report.json", str(error), "run the recipe again") from None
+        return cls(
+            folder,
+            load_recipe(folder / "recipe.yaml", overrides),
+            bool(manifest.get("passed")),
+            summary,
+            dict(manifest.get("environment", {})),
+            dict(manifest.get("inputs", {})),
+        )
+
+    @property
+    def identity(self) -> str:
+        """Which run a shipped model belongs to: its name and where its folder is."""
+        return f"{self.recipe.name} ({self.folder.resolve()})"
+
+    @property
+    def reference(self) -> Path:
+        return self.folder / "measure" / "reference.safetensors"
+
+    def target(self, engine: str) -> Target:
+        """The first target of an engine. Raises InputError where the recipe has none."""
+        for target in self.recipe.targets:
+            if target.engine == engine:
+                return target
+        raise InputError(
+            f"the run has no engine of {engine}",
+            f"its targets are {', '.join(target.name for target in self.recipe.targets)}",
+            f"add {{engine: {engine}}} to targets, or choose another ship.backend",
+        )
+
+    def graph(self, which: str) -> Path:
+        """The ONNX graph that is shipped as 'base' or 'pruned': the one place that knows which file that is."""
+        return self.folder / "onnx" / f"{which}.onnx"
+
+    def engine(self, which: str, target: Target) -> Path:
+        """The engine file that is shipped as 'base' or 'pruned'."""
+        return engines.artefact(self.folder, target, which)
+
+    def check(self, files: list[Path], allow_failed: bool) -> None:
+        """Raises GateError for a run that failed, InputError for files that are not those of its manifest."""
+        if not self.passed and not allow_failed:
+            raise GateError(
+                f"the run {self.recipe.name} failed its gates and is not shipped",
+                self.summary or "a gate was missed",
+                "see report.html; --allow-failed ships it all the same, and says so in the manifest",
+            )
+        known = read_manifest(self.folder)["files"]
+        for path in files:
+            name = path.relative_to(self.folder).as_posix()
+            entry = known.get(name)
+            if entry is None or not path.is_file() or sha256_file(path) != entry["sha256"]:
+                raise InputError(
+                    f"{path} is not the file that was measured",
+                    "it is missing, or differs from the run's manifest.json",
+                    "run the recipe again; it makes only what is missing",
+                )
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest of a shipped model says of where it comes from."""
+        recipe = self.recipe
+        data = recipe.data
+        return {
+            "shipped_from": self.identity,
+            "verdict": {"passed": self.passed, "summary": self.summary, "shipped_although_failed": not self.passed},
+            "recipe": {"name": recipe.name, "sha256": sha256_json(recipe.model_dump(mode="json"))},
+            "model": {
+                "source": recipe.model.source,
+                "weights": recipe.model.weights,
+                "task": recipe.model.task,
+                "license": recipe.ship.model_license or license_of(recipe.model.source),
+            },
+            "data": {
+                "calibration": data.calibration.source,
+                "evaluation": data.evaluation.source if data.evaluation else None,
+                "license": recipe.ship.data_license or UNKNOWN,
+            },
+            "inputs": dict(self.inputs),
+            "seed": recipe.seed,
+            "environment": dict(self.environment),
+        }
+
+
+def license_of(source: str) -> str:
+    """The licence that the README beside a model names in its front matter; 'unknown' where there is none.
+
+    Nothing is downloaded: a hub model's README counts if it is in the local cache.
+    """
+    name = source.removeprefix("hf:")
+    readme = Path(name) / "README.md"
+    if source.startswith("hf:") and not readme.is_file():
+        from huggingface_hub import try_to_load_from_cache
+
+        try:
+            found = try_to_load_from_cache(name, "README.md")
+        except ValueError:  # no name of the hub
+            return UNKNOWN
+        if not isinstance(found, str):
+            return UNKNOWN
+        readme = Path(found)
+    try:
+        _, front, _ = readme.read_text(encoding="utf-8").split("---\n", 2)
+        value = yaml.safe_load(front)["license"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return UNKNOWN
+    return str(value)

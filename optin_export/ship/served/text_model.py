@@ -1,0 +1,45 @@
+"""Triton python backend: text to token ids. Needs numpy and the package `tokenizers` in the server's Python.
+
+tokenizer.json beside this file holds the vocabulary as well as how to cut and to pad; the names of this model's inputs
+say what a row is made of (TEXT, and TEXT_PAIR for pairs), those of its outputs what the next model reads.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+#: Output name -> attribute of an encoding.
+FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        from tokenizers import Tokenizer
+
+        config = json.loads(args["model_config"])
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.inputs = [entry["name"] for entry in config["input"]]
+        self.outputs = [entry["name"] for entry in config["output"]]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request: Any) -> Any:
+        columns = [pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1) for name in self.inputs]
+        try:
+            texts = [[value.decode("utf-8") for value in column] for column in columns]
+        except UnicodeDecodeError as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"text is not UTF-8: {error}"))
+        encoded = self.tokenizer.encode_batch(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
+        return pb_utils.InferenceResponse(
+            [
+                pb_utils.Tensor(name, np.array([getattr(one, FIELDS[name]) for one in encoded], np.int64))
+                for name in self.outputs
+            ]
+        )

@@ -1,0 +1,39 @@
+"""A run or a whole model repository against its manifests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from optin_export.errors import InputError
+from optin_export.ship.manifest import NAME, check_manifest
+from optin_export.ship.repository import models_of
+from optin_export.ship.signing import check_signature
+
+
+def check_folder(folder: Path, key: Path | None = None) -> dict[str, list[str]]:
+    """Problems per run or model; empty lists where all is as written. key: public key that signed the models.
+
+    In a repository, files and folders that no shipment wrote are problems as well. Raises InputError where nothing in
+    `folder` has a manifest.
+    """
+    if (folder / NAME).is_file():
+        return {folder.name or str(folder): _check(folder, key)}
+    models = models_of(folder) if folder.is_dir() else []
+    if not models:
+        raise InputError(
+            f"nothing in {folder} was written by optin-export",
+            f"neither it nor a folder in it has a {NAME}",
+            "give a run, a model repository or a model",
+        )
+    found = {model.name: _check(model, key) for model in models}
+    strange = [path.name for path in sorted(folder.iterdir()) if path not in models]
+    if strange:
+        found["."] = [f"{name}: not shipped by optin-export" for name in strange]
+    return found
+
+
+def _check(folder: Path, key: Path | None) -> list[str]:
+    problems = check_manifest(folder)
+    if key is not None and (reason := check_signature(folder, key)) is not None:
+        problems.append(reason)
+    return problems
