@@ -25,6 +25,7 @@ __all__ = [
     "artefact",
     "build",
     "files",
+    "gpu_name",
     "load",
     "modes",
     "source_of",
@@ -113,6 +114,13 @@ def versions(target: Target) -> dict[str, str]:
 def unavailable(target: Target) -> str | None:
     """Why engines of this target can be built but not run on this machine; None if they can."""
     return _backend(target).unavailable(target)
+
+
+def gpu_name() -> str | None:
+    """Name and compute capability of this machine's first GPU; None without one that works."""
+    from optin_export.engines import _device
+
+    return _device.gpu_name()
 
 
 def _backend(target: Target) -> Any:

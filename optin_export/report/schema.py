@@ -206,6 +206,24 @@ class Pruning(_Part):
     finetuned: FineTuned | None = Field(None, description="null: no weight was trained")
 
 
+class MachineResult(_Part):
+    """One target of the run on another machine, by `optin-export measure`; its gates are no part of the verdict.
+
+    Raw samples are in machines/<machine>/measure/<target>.json.
+    """
+
+    machine: str
+    target: str
+    created: str = Field(description="ISO 8601, UTC")
+    environment: dict[str, Any]
+    gates: tuple[GateResult, ...]
+    parity: Parity | None = Field(description="null: built, not run")
+    accuracy: AccuracyResult | None
+    accuracy_note: str | None = Field(description="why the accuracy was not measured there, if it was not")
+    latency: tuple[LatencyResult, ...]
+    engines: tuple[EngineResult, ...]
+
+
 class Report(_Part):
     """Everything a run found out, verdict first."""
 
@@ -220,6 +238,7 @@ class Report(_Part):
     parity: Parity
     latency: tuple[LatencyResult, ...]
     deployed: tuple[DeployedResult, ...] = Field((), description="by `optin-export client --run`; empty: not measured")
+    elsewhere: tuple[MachineResult, ...] = Field((), description="on other machines, by `optin-export measure`")
     pruning: Pruning
     engines: tuple[EngineResult, ...]
     stages: tuple[StageResult, ...]
