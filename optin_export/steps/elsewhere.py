@@ -46,7 +46,7 @@ class Continued:
         self.machine = machine or _slug(str(self.environment["gpu"] or self.environment["cpu"]))
         self.reference = self._reference()
 
-    def measure(self, target: Target, data: Dataset | None, accuracy_note: str | None) -> Path:
+    def build_and_measure(self, target: Target, data: Dataset | None, accuracy_note: str | None) -> Path:
         """Build and measure both models for `target`; the file with everything, as machines/M/measure/TARGET.json."""
         place = self.folder / "machines" / self.machine
         versions = engines.versions(target)
@@ -191,7 +191,7 @@ def continue_run(
             )
     needs_data = any(engines.unavailable(target) is None for target in chosen)
     data, note = run.evaluation() if needs_data else (None, "no engine runs here")
-    return [run.measure(target, data, note) for target in chosen]
+    return [run.build_and_measure(target, data, note) for target in chosen]
 
 
 def _slug(name: str) -> str:
