@@ -36,9 +36,11 @@ def measure_modes(
     """One measurement per mode that the engines have; on the CPU that is one. `rest`: as for `measure_latency`.
 
     judged: the mode that gates are about. One that fails is an error; another one is noted as unmeasured, with the
-    reason, beside the judged mode.
+    reason, beside the judged mode. plain: the fp32 pair, measured in the same blocks, where `precision` is another.
     """
-    engines = {**(plain or {}), "base": base, "pruned": pruned}
+    precision = rest.get("precision", "fp32")
+    suffix = "" if precision == "fp32" else f".{precision}"
+    engines = {**(plain or {}), f"base{suffix}": base, f"pruned{suffix}": pruned}
     shared = [mode for mode in modes(base) if all(mode in modes(engine) for engine in engines.values())]
     if judged not in shared:
         raise EnvironmentLacks(
