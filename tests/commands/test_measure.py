@@ -19,7 +19,7 @@ from optin_export.files import read_json, sha256_file
 from optin_export.measure import latency
 from optin_export.report import still_elsewhere
 from optin_export.ship import check_manifest
-from tests.conftest import VIT_ARGS, enlarge
+from tests.conftest import VIT_ARGS, Make, enlarge
 
 
 @pytest.fixture(autouse=True)
@@ -215,3 +215,34 @@ def test_targets_that_are_none_are_refused(text: str, message: str) -> None:
 def test_a_target_may_reach_into_a_section() -> None:
     target = parse_target("engine=tensorrt,tensorrt.workspace=2048,tensorrt.dynamic=true")
     assert (target.name, target.tensorrt.workspace, target.tensorrt.dynamic) == ("tensorrt-cuda", 2048, True)
+
+
+@pytest.mark.parametrize("target", ["engine=tensorrt", "engine=onnxruntime,device=cuda"])
+def test_a_missing_library_shows_before_anything_is_built(
+    copied: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    from optin_export.engines import versions
+    from optin_export.errors import EnvironmentLacks
+
+    try:
+        versions(parse_target(target))
+        pytest.skip("the library is installed")
+    except EnvironmentLacks:
+        pass
+    assert measure(copied, "--target", "engine=onnxruntime", "--target", target) == 5
+    assert "pip" in capsys.readouterr().err
+    assert not (copied / "machines").exists()
+
+
+@pytest.mark.slow
+def test_a_text_run_without_its_model_folder(bert_recipe: Make, bert_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(bert_folder, tmp_path / "bert")
+    model = {"source": str(tmp_path / "bert"), "task": "feature-extraction", "pooling": "mean"}
+    targets = [{"engine": "onnxruntime"}, {"engine": "torch"}]
+    assert optin_export.run(bert_recipe(model=model, targets=targets), tmp_path / "run") is not None
+    shutil.rmtree(tmp_path / "bert")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert measure(tmp_path / "copy", "--machine", "b") == 0  # the recipe's targets
+    found = still_elsewhere(tmp_path / "copy")
+    assert [one.target for one in found] == ["onnxruntime-cpu-1t", "torch-cpu-1t"]
+    assert all(one.parity is not None and one.parity.passed and len(one.latency) == 2 for one in found)
