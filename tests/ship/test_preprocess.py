@@ -1,0 +1,102 @@
+"""What the server prepares is what the evaluation prepares: the same pixels, the same tokens."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from optin_export.errors import InputError
+from optin_export.recipe import validate
+from optin_export.ship.preprocess import check_served_image, write_preprocess
+from optin_export.sources import Examples
+from optin_export.sources.batches import ImageProcessor, TextProcessor
+from tests.conftest import Make, sentences
+
+
+@pytest.fixture
+def served_image(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The file that runs in the server; the module it gets from there is not used by what is tested here."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
+    return importlib.import_module("optin_export.ship.served.image_model")
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [(50, 40), (40, 50), (32, 32), (20, 90), (33, 31)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("mode", "share", "how"),
+    [("center", 0.875, "bicubic"), ("center", 1.0, "bilinear"), ("squash", 1.0, "nearest"), ("squash", 0.9, "bicubic")],
+)
+def test_pixels_are_those_of_the_evaluation(
+    served_image: Any, size: tuple[int, int], channels: int, mode: str, share: float, how: str
+) -> None:
+    generator = np.random.default_rng(0)
+    image = Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8))
+    config = {
+        "input_size": (channels, 32, 32),
+        "interpolation": how,
+        "crop_mode": mode,
+        "crop_pct": share,
+        "mean": (0.4, 0.5, 0.6)[:channels],
+        "std": (0.2, 0.3, 0.4)[:channels],
+    }
+    check_served_image(config)
+    expected = ImageProcessor(config).encode(Examples({"image": [image]}))["pixel_values"].numpy()[0]
+    found = served_image.prepare(png(image), json.loads(json.dumps(config)))
+    assert found.dtype == np.float32 and np.abs(found - expected).max() < 1e-5
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded(served_image: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_image, "MOST_PIXELS", 99)
+    with pytest.raises(ValueError, match="too many"):
+        served_image.prepare(png(Image.new("L", (10, 10))), {"input_size": [1, 8, 8]})
+
+
+@pytest.mark.parametrize("config", [{"crop_mode": "border"}, {"input_size": (3, 32, 48)}, {"interpolation": "random"}])
+def test_preprocessing_that_the_server_does_not_do(config: dict[str, Any]) -> None:
+    whole = {"input_size": (3, 32, 32), "crop_mode": "center", "interpolation": "bilinear", **config}
+    with pytest.raises(InputError, match=r"ship\.ensemble cannot prepare"):
+        check_served_image(whole)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_tokens_are_those_of_the_evaluation(bert_folder: Path, bert_recipe: Make, tmp_path: Path, full: bool) -> None:
+    import transformers
+    from tokenizers import Tokenizer
+
+    own = transformers.AutoTokenizer.from_pretrained(bert_folder)
+    processor = TextProcessor(own, 16, pairs=False, full=full)
+    write_preprocess(tmp_path, processor, None, validate(bert_recipe(), tmp_path))
+    texts = [*sentences(5), " ".join(sentences(6, 3))]
+    expected = processor.encode(Examples({"text": texts}))
+    encoded = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode_batch(texts)
+    assert np.array_equal([one.ids for one in encoded], expected["input_ids"].numpy())
+    assert np.array_equal([one.attention_mask for one in encoded], expected["attention_mask"].numpy())
+    # The tokenizer of the evaluation is not changed by it.
+    assert np.array_equal(processor.encode(Examples({"text": texts}))["input_ids"], expected["input_ids"])
+
+
+def test_labels_are_the_models_names_unless_they_are_numbers(classifier_recipe: Make, tmp_path: Path) -> None:
+    recipe = validate(classifier_recipe(), tmp_path)
+
+    def model(names: dict[int, str]) -> Any:
+        return types.SimpleNamespace(config=types.SimpleNamespace(id2label=names))
+
+    write_preprocess(tmp_path / "a", None, model({1: "bad\nnews", 0: "good"}), recipe)  # type: ignore[arg-type]
+    assert (tmp_path / "a" / "labels.txt").read_text() == "good\nbad news\n"
+    write_preprocess(tmp_path / "b", None, model({0: "LABEL_0", 1: "LABEL_1"}), recipe)  # type: ignore[arg-type]
+    assert not (tmp_path / "b" / "labels.txt").exists()
