@@ -11,6 +11,7 @@ import numpy as np
 from optin_export.engines import Engine
 from optin_export.measure.accuracy import Accuracy, Function, evaluate, lost, predict
 from optin_export.measure.gate import Gate, judge
+from optin_export.measure.interleaved import Interleaved, Interval, interleave, median_call
 from optin_export.measure.latency import Latency, measure_latency
 from optin_export.measure.metrics import METRICS
 from optin_export.measure.parity import TOLERANCE, ParityCase, compare
@@ -21,13 +22,18 @@ __all__ = [
     "TOLERANCE",
     "Accuracy",
     "Gate",
+    "Interleaved",
+    "Interval",
     "Latency",
     "Measured",
     "ParityCase",
     "accuracy_of",
+    "interleave",
     "judge",
     "lost",
     "measure_engines",
+    "measure_latency",
+    "median_call",
 ]
 
 Arrays = Mapping[str, np.ndarray]

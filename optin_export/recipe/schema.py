@@ -8,19 +8,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
     model_validator,
 )
 
-
-def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):  # Python takes True for 1; in a recipe it is a slip
-        raise ValueError(f"should be a number, not {value!r}")
-    return value
+from optin_export.recipe.budget import Budget
+from optin_export.recipe.fields import Count, Fraction, Positive
+from optin_export.recipe.fields import Number as _Number
+from optin_export.recipe.fields import Section as _Section
 
 
 def _column(value: Any) -> int | str:
@@ -60,10 +57,6 @@ def _prompts(value: Any) -> Any:
     return value
 
 
-_Number = BeforeValidator(_no_truth_value)
-Fraction = Annotated[float, _Number, Field(gt=0.0, le=1.0)]
-Positive = Annotated[float, _Number, Field(gt=0.0)]
-Count = Annotated[int, _Number, Field(ge=1)]
 Column = Annotated[int | str, BeforeValidator(_column)]
 Pattern = Annotated[str, AfterValidator(_pattern_with_group)]
 ClassNames = Annotated[tuple[str, ...] | str, BeforeValidator(_class_names)]
@@ -103,10 +96,6 @@ _METRICS: dict[str, tuple[str, ...]] = {
     "zero-shot-image-classification": ("accuracy",),
     "image-segmentation": ("mean_iou",),
 }
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Preprocess(_Section):
@@ -155,32 +144,6 @@ class Evaluation(DataSource):
 class DataSection(_Section):
     calibration: DataSource
     evaluation: Evaluation | None = None
-
-
-class Budget(_Section):
-    """What the smaller model may cost, as a fraction of the unpruned model, or what it may lose. Exactly one."""
-
-    macs: Fraction | None = None
-    params: Fraction | None = None
-    accuracy_drop: Annotated[float, _Number, Field(ge=0.0)] | None = Field(
-        None,
-        description="points; the smallest model (in MACs) that keeps it is searched, on half of the evaluation",
-    )
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Budget:
-        if sum(value is not None for value in (self.macs, self.params, self.accuracy_drop)) != 1:
-            raise ValueError("name exactly one of: macs, params, accuracy_drop")
-        return self
-
-    @property
-    def kind(self) -> Literal["macs", "params"]:
-        return "params" if self.params is not None else "macs"
-
-    @property
-    def fraction(self) -> float:
-        """The largest share of the cost; 1 where the accuracy decides."""
-        return next((value for value in (self.macs, self.params) if value is not None), 1.0)
 
 
 class PruneSection(_Section):
@@ -358,7 +321,9 @@ class Recipe(_Section):
         if self.prune.budget.accuracy_drop is not None and self.data.evaluation is None:
             raise ValueError("prune.budget.accuracy_drop needs data.evaluation to measure it on")
         if self.tokens.keep == "auto" and self.prune.budget.macs is None:
+            # Its search compares schedules of equal MACs; equal latency would need a table for every one of them.
             raise ValueError("tokens.keep: auto shares out a budget of MACs: set prune.budget.macs")
+        self._check_latency_budget()
         if self.model.pooling is not None and self.model.task != "feature-extraction":
             raise ValueError("model.pooling is only for the task feature-extraction")
         zero_shot = self.model.task == "zero-shot-image-classification"
@@ -380,6 +345,31 @@ class Recipe(_Section):
         if len(set(self.export.batch)) != len(self.export.batch):
             raise ValueError("export.batch: a batch size is named twice")
         return self
+
+    def _check_latency_budget(self) -> None:
+        """A latency budget names a target of this recipe and a shipped batch size, or none."""
+        budget, names = self.prune.budget, [target.name for target in self.targets]
+        if budget.target is not None and budget.target not in names:
+            raise ValueError(f"prune.budget.target: no target is named '{budget.target}'; there is {', '.join(names)}")
+        if budget.batch is not None and budget.batch not in self.export.batch:
+            shipped = ", ".join(map(str, self.export.batch))
+            raise ValueError(
+                f"prune.budget.batch: batch size {budget.batch} is not shipped; export.batch has {shipped}"
+            )
+
+    @property
+    def budget(self) -> Budget:
+        """prune.budget with the target and the batch size that it means."""
+        budget = self.prune.budget
+        if budget.kind != "latency":
+            return budget
+        defaults = {"target": budget.target or self.targets[0].name, "batch": budget.batch or self.export.batch[0]}
+        return budget.model_copy(update=defaults)
+
+    @property
+    def budget_target(self) -> Target:
+        """The target by whose clock a latency budget is spent."""
+        return next(target for target in self.targets if target.name == self.budget.target)
 
     @property
     def is_text(self) -> bool:
