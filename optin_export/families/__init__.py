@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.families._costs import Costs, Term, count_macs, count_params, measure_costs
+from optin_export.families._costs import CostKind, Costs, Term, count_macs, count_params, measure_costs
 from optin_export.families._declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup
 from optin_export.families._hooks import (
     block_outputs,
@@ -26,6 +26,7 @@ from optin_export.families._hooks import (
 )
 
 __all__ = [
+    "CostKind",
     "Costs",
     "Family",
     "Producer",

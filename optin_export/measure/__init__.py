@@ -12,6 +12,7 @@ from optin_export.engines import CALL, Engine
 from optin_export.measure.accuracy import Accuracy, Function, evaluate, lost, predict
 from optin_export.measure.gate import Gate, judge
 from optin_export.measure.gpu import measure_modes
+from optin_export.measure.interleaved import Interleaved, Interval, interleave, median_call
 from optin_export.measure.latency import Latency
 from optin_export.measure.metrics import METRICS
 from optin_export.measure.parity import TOLERANCE, ParityCase, compare
@@ -22,13 +23,18 @@ __all__ = [
     "TOLERANCE",
     "Accuracy",
     "Gate",
+    "Interleaved",
+    "Interval",
     "Latency",
     "Measured",
     "ParityCase",
     "accuracy_of",
+    "interleave",
     "judge",
     "lost",
     "measure_engines",
+    "measure_latency",
+    "median_call",
 ]
 
 Arrays = Mapping[str, np.ndarray]

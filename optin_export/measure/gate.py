@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from optin_export.measure.interleaved import median_call
 from optin_export.measure.parity import TOLERANCE
 from optin_export.recipe import Budget, Gates
 
@@ -31,8 +32,11 @@ class Gate:
         return asdict(self)
 
 
-def judge(gates: Gates, budget: Budget, spent: float, measured: Measured) -> list[Gate]:
-    """All gates of a run. spent: the measured fraction of the budget's cost (MACs or parameters).
+def judge(
+    gates: Gates, budget: Budget, spent: float | None, measured: Measured, promised: float | None = None
+) -> list[Gate]:
+    """All gates of a run. spent: the measured fraction of the budget's cost, where that is MACs or parameters.
+    promised: by the latency table, where that is speedup or latency.
 
     The speedup gate takes the lower end of the 95 % interval at the worst shipped batch size and target, because that
     is what a user of that batch size gets.
@@ -54,7 +58,10 @@ def judge(gates: Gates, budget: Budget, spent: float, measured: Measured) -> lis
             "largest relative difference between an engine and its torch model, any row and batch size" + unseen,
         ),
     ]
-    if budget.accuracy_drop is None:
+    if budget.kind == "latency":
+        verdicts.append(_clocked(budget, measured, promised))
+    elif budget.accuracy_drop is None:
+        assert spent is not None
         note = f"share of the unpruned model's {budget.kind} that the pruned model has, counted on the rebuilt model"
         kept = spent <= budget.fraction + 1e-9
         verdicts.append(Gate(f"budget.{budget.kind}", "gate", "<=", budget.fraction, spent, kept, note))
@@ -70,6 +77,27 @@ def judge(gates: Gates, budget: Budget, spent: float, measured: Measured) -> lis
     if gates.accuracy_drop is not None:
         verdicts.append(_drop("accuracy_drop", gates.accuracy_drop, accuracy))
     return verdicts
+
+
+def _clocked(budget: Budget, measured: Measured, promised: float | None) -> Gate:
+    """A budget of speedup or latency, on the final engines: by the end of the interval that favours it least."""
+    found = [one for one in measured.latency if (one.target, one.batch) == (budget.target, budget.batch)]
+    where = f"batch {budget.batch} on {budget.target}"
+    missing = measured.unmeasured.get(budget.target or "", "nothing was measured")
+    unseen = f"not evaluated on {where}: {missing}"
+    # Of several modes the target's own, the one that is judged, is measured first.
+    one = found[0] if found else None
+    table = "" if promised is None else f"; the latency table promised {promised:.3g}"
+    if budget.speedup is not None:
+        low = None if one is None else one.speedup.ci_low
+        note = unseen if one is None else f"lower end of the 95 % interval at {where}{table}"
+        passed = low is not None and low >= budget.speedup
+        return Gate("budget.speedup", "gate", ">=", budget.speedup, low, passed, note)
+    assert budget.latency_ms is not None
+    high = None if one is None else median_call(one.samples["pruned"]).high
+    note = unseen if one is None else f"upper end of the 95 % interval of one call's median at {where}, in ms{table}"
+    passed = high is not None and high <= budget.latency_ms
+    return Gate("budget.latency_ms", "gate", "<=", budget.latency_ms, high, passed, note)
 
 
 def _drop(name: str, limit: float, accuracy: Accuracy | None, which: str = "") -> Gate:

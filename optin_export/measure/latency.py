@@ -95,7 +95,7 @@ def measure_latency(
     generator = np.random.default_rng(seed)
     timers = {"base": timer_of(base, inputs, mode), "pruned": timer_of(pruned, inputs, mode)}
     arms = {"base": timers["base"], "again": timers["base"], "pruned": timers["pruned"]}
-    typical = {name: _warm_up(timer) for name, timer in timers.items()}
+    typical = {name: warm_up(timer) for name, timer in timers.items()}
     runs = {
         name: int(np.clip(BLOCK_SECONDS * 1e3 / typical["pruned" if name == "pruned" else "base"], MIN_RUNS, MAX_RUNS))
         for name in arms
@@ -156,7 +156,7 @@ def timer_of(engine: Engine, inputs: Mapping[str, np.ndarray], mode: str = CALL)
     return once
 
 
-def _warm_up(timer: Timer) -> float:
+def warm_up(timer: Timer) -> float:
     """Run for a minimum time and until the medians of two successive windows agree within 5 %; returns ms."""
     start, previous = time.perf_counter(), float("inf")
     while True:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from optin_export.recipe.budget import Budget
 from optin_export.recipe.delivery import Target
 from optin_export.recipe.load import load_recipe, validate
 from optin_export.recipe.schema import (
-    Budget,
     DataSource,
     FinetuneSection,
     Gates,

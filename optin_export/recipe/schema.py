@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from optin_export.recipe.budget import Budget
 from optin_export.recipe.delivery import ShipSection, Target
 from optin_export.recipe.fields import Count, Fraction, Number, Positive, Section
 
@@ -144,32 +145,6 @@ class DataSection(Section):
     evaluation: Evaluation | None = None
 
 
-class Budget(Section):
-    """What the smaller model may cost, as a fraction of the unpruned model, or what it may lose. Exactly one."""
-
-    macs: Fraction | None = None
-    params: Fraction | None = None
-    accuracy_drop: Annotated[float, Number, Field(ge=0.0)] | None = Field(
-        None,
-        description="points; the smallest model (in MACs) that keeps it is searched, on half of the evaluation",
-    )
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Budget:
-        if sum(value is not None for value in (self.macs, self.params, self.accuracy_drop)) != 1:
-            raise ValueError("name exactly one of: macs, params, accuracy_drop")
-        return self
-
-    @property
-    def kind(self) -> Literal["macs", "params"]:
-        return "params" if self.params is not None else "macs"
-
-    @property
-    def fraction(self) -> float:
-        """The largest share of the cost; 1 where the accuracy decides."""
-        return next((value for value in (self.macs, self.params) if value is not None), 1.0)
-
-
 class PruneSection(Section):
     units: tuple[Literal["heads", "neurons", "channels"], ...] = Field(("heads", "neurons", "channels"), min_length=1)
     score: Literal["optin", "optin-exact", "optin-reference", "fisher", "magnitude", "activation", "random"] = "optin"
@@ -275,7 +250,9 @@ class Recipe(Section):
         if self.prune.budget.accuracy_drop is not None and self.data.evaluation is None:
             raise ValueError("prune.budget.accuracy_drop needs data.evaluation to measure it on")
         if self.tokens.keep == "auto" and self.prune.budget.macs is None:
+            # Its search compares schedules of equal MACs; equal latency would need a table for every one of them.
             raise ValueError("tokens.keep: auto shares out a budget of MACs: set prune.budget.macs")
+        self._check_latency_budget()
         if self.model.pooling is not None and self.model.task != "feature-extraction":
             raise ValueError("model.pooling is only for the task feature-extraction")
         zero_shot = self.model.task == "zero-shot-image-classification"
@@ -297,6 +274,31 @@ class Recipe(Section):
         if len(set(self.export.batch)) != len(self.export.batch):
             raise ValueError("export.batch: a batch size is named twice")
         return self
+
+    def _check_latency_budget(self) -> None:
+        """A latency budget names a target of this recipe and a shipped batch size, or none."""
+        budget, names = self.prune.budget, [target.name for target in self.targets]
+        if budget.target is not None and budget.target not in names:
+            raise ValueError(f"prune.budget.target: no target is named '{budget.target}'; there is {', '.join(names)}")
+        if budget.batch is not None and budget.batch not in self.export.batch:
+            shipped = ", ".join(map(str, self.export.batch))
+            raise ValueError(
+                f"prune.budget.batch: batch size {budget.batch} is not shipped; export.batch has {shipped}"
+            )
+
+    @property
+    def budget(self) -> Budget:
+        """prune.budget with the target and the batch size that it means."""
+        budget = self.prune.budget
+        if budget.kind != "latency":
+            return budget
+        defaults = {"target": budget.target or self.targets[0].name, "batch": budget.batch or self.export.batch[0]}
+        return budget.model_copy(update=defaults)
+
+    @property
+    def budget_target(self) -> Target:
+        """The target by whose clock a latency budget is spent."""
+        return next(target for target in self.targets if target.name == self.budget.target)
 
     @property
     def is_text(self) -> bool:

@@ -131,7 +131,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def gate_unit(gate: GateResult) -> str:
-    return {"speedup": "x", "accuracy_drop": " points"}.get(gate.name, "")
+    units = {"speedup": "x", "budget.speedup": "x", "accuracy_drop": " points", "budget.latency_ms": " ms"}
+    return units.get(gate.name, "")
 
 
 def gate_measured(gate: GateResult) -> str:

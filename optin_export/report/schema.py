@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from optin_export.search import PlanLatency
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -201,6 +203,7 @@ class Pruning(_Part):
     masked_difference: float
     optimality_gap: float | None
     merged: tuple[int, ...] = Field((), description="tokens merged in each block, if any are")
+    latency: PlanLatency | None = Field(None, description="how a budget of speedup or latency_ms was searched")
     groups: tuple[GroupResult, ...]
     head: HeadRepair | None = None
     finetuned: FineTuned | None = Field(None, description="null: no weight was trained")

@@ -7,25 +7,33 @@ from collections.abc import Mapping
 import numpy as np
 
 from optin_export.errors import InputError
-from optin_export.families import Costs
+from optin_export.families import CostKind, Costs
 from optin_export.recipe import Budget
 from optin_export.search.bisection import Bisection, smallest_budget
 from optin_export.search.knapsack import Options, solve
 from optin_export.search.merging import allocate_merging, check_merging, kept_share, most, spread_merging
-from optin_export.search.plan import Cost, GroupPlan, Plan, keep_first
+from optin_export.search.plan import Cost, GroupPlan, LatencyRound, Plan, PlanLatency, keep_first
+from optin_export.search.table import MOST_ENGINES, Anchor, LatencyTable, anchor_counts, signatures
 
 __all__ = [
+    "MOST_ENGINES",
+    "Anchor",
     "Bisection",
     "Cost",
     "GroupPlan",
+    "LatencyRound",
+    "LatencyTable",
     "Plan",
+    "PlanLatency",
     "allocate_merging",
+    "anchor_counts",
     "check_budget",
     "check_merging",
     "find_plan",
     "keep_first",
     "kept_share",
     "most",
+    "signatures",
     "smallest_budget",
     "spread_merging",
 ]
@@ -34,8 +42,15 @@ __all__ = [
 ROUNDS = 12
 
 
-def check_budget(costs: Costs, budget: Budget, least: Mapping[str, int]) -> None:
-    """Raises InputError if not even the `least` number of units per group meets the budget."""
+def check_budget(costs: Costs, budget: Budget, least: Mapping[str, int], table: LatencyTable | None = None) -> None:
+    """Raises InputError if not even the `least` number of units per group meets the budget.
+
+    A latency budget is checked by the `table`, and not before there is one.
+    """
+    if budget.kind == "latency":
+        if table is not None:
+            _check_latency(table, budget, least)
+        return
     whole = costs.whole(budget.kind)
     smallest = costs.of(budget.kind, least)
     if smallest > int(budget.fraction * whole):
@@ -46,6 +61,23 @@ def check_budget(costs: Costs, budget: Budget, least: Mapping[str, int]) -> None
         )
 
 
+def _check_latency(table: LatencyTable, budget: Budget, least: Mapping[str, int]) -> None:
+    fastest = table.of(least)
+    if fastest <= budget.nanoseconds(table.base_ns):
+        return
+    ((name, value),) = budget.named.items()
+    where = f"on {table.target} at batch {table.batch}"
+    if budget.speedup is not None:
+        reached, limit = f"is {table.base_ns / fastest:.2f}x as fast as the unpruned one", "less"
+    else:
+        reached, limit = f"takes {fastest / 1e6:.3g} ms (unpruned {table.base_ns / 1e6:.3g} ms)", "more"
+    raise InputError(
+        f"no plan meets the budget {name}: {value:g}",
+        f"with as few units as may stay the engine {reached} {where}, by the measured table",
+        f"ask for {limit}, or free more kinds of units in prune.units",
+    )
+
+
 def find_plan(
     scores: Mapping[str, np.ndarray],
     costs: Costs,
@@ -53,12 +85,14 @@ def find_plan(
     align: Mapping[str, int],
     least: Mapping[str, int] | None = None,
     curves: Mapping[str, np.ndarray] | None = None,
+    table: LatencyTable | None = None,
 ) -> Plan:
     """The plan that keeps the most score within the budget: a knapsack over aligned counts per group.
 
     scores: group key -> [units]. align: group key -> counts are multiples of it (or all units, or `least`). least: how
     many units of a group have to stay, where that is not 0. curves: per group [points, 2] with a number of units kept
     (ascending) and the loss of keeping so many; the plan then has the least total loss instead of the most score.
+    table: what a latency budget is counted by.
 
     Exact when costs are linear in the counts; where the cost of a layer is a product of two counts (units on both its
     sides), it is linearised around the plan until that no longer changes. Raises InputError when not even removing
@@ -68,12 +102,16 @@ def find_plan(
     least = {key: (least or {}).get(key, 0) for key in keys}
     order = {key: np.argsort(-scores[key], kind="stable") for key in keys}
     counts = {key: _counts(len(scores[key]), align[key], least[key]) for key in keys}
-    check_budget(costs, budget, {key: int(counts[key][0]) for key in keys})
+    check_budget(costs, budget, {key: int(counts[key][0]) for key in keys}, table)
     if curves is None:
         values = {key: np.concatenate([[0.0], np.cumsum(scores[key][order[key]])])[counts[key]] for key in keys}
     else:
         values = {key: -np.interp(counts[key], curves[key][:, 0], curves[key][:, 1]) for key in keys}
-    kept, gap = _choose(counts, values, costs, budget)
+    if budget.kind == "latency":
+        assert table is not None
+        kept, gap = _choose_by_table(counts, values, table, budget)
+    else:
+        kept, gap = _choose(counts, values, costs, budget, budget.kind)
     groups = {
         key: GroupPlan(count=len(scores[key]), kept=tuple(int(index) for index in np.sort(order[key][: kept[key]])))
         for key in keys
@@ -83,7 +121,7 @@ def find_plan(
     scale = total if loss is None else loss
     held = sum(float(scores[key][order[key][: kept[key]]].sum()) for key in keys)
     return Plan(
-        budget={budget.kind: budget.fraction},
+        budget=budget.named if budget.kind == "latency" else {budget.kind: budget.fraction},
         base=Cost(macs=costs.whole("macs"), params=costs.params),
         predicted=Cost(macs=costs.of("macs", kept), params=costs.of("params", kept)),
         score_kept=held / total if total > 0 else 1.0,
@@ -93,11 +131,22 @@ def find_plan(
     )
 
 
+def _choose_by_table(
+    counts: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray], table: LatencyTable, budget: Budget
+) -> tuple[dict[str, int], float | None]:
+    """Units kept per group by their measured costs, which are linear in the groups, not in the counts; exact."""
+    options = [Options(-table.saved(key, counts[key]), values[key]) for key in counts]
+    choice = solve(options, budget.nanoseconds(table.base_ns) - table.full_ns)
+    assert choice is not None  # check_budget: the fewest units fit
+    kept = {key: int(counts[key][option]) for key, option in zip(counts, choice.chosen, strict=True)}
+    return kept, choice.gap
+
+
 def _choose(
-    counts: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray], costs: Costs, budget: Budget
+    counts: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray], costs: Costs, budget: Budget, kind: CostKind
 ) -> tuple[dict[str, int], float | None]:
     """Units kept per group, and a bound on the value lost by rounding (None: costs were linearised, no bound)."""
-    keys, kind = list(counts), budget.kind
+    keys = list(counts)
     capacity = int(budget.fraction * costs.whole(kind))
 
     def best(around: Mapping[str, int], target: int) -> tuple[dict[str, int], float] | None:
@@ -131,7 +180,7 @@ def _choose(
             kept = {key: max(int(counts[key][0]), (kept[key] + previous[key]) // 2) for key in keys}
         elif kept == previous:
             break
-    return _fill(winner, counts, values, costs, budget, capacity), None
+    return _fill(winner, counts, values, costs, kind, capacity), None
 
 
 def _total(kept: Mapping[str, int], counts: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]) -> float:
@@ -143,19 +192,19 @@ def _fill(
     counts: Mapping[str, np.ndarray],
     values: Mapping[str, np.ndarray],
     costs: Costs,
-    budget: Budget,
+    kind: CostKind,
     capacity: int,
 ) -> dict[str, int]:
     """Spend what is left of the budget: one more step where it buys the most score for its cost."""
     while True:
         best: tuple[float, dict[str, int]] | None = None
-        spent = costs.of(budget.kind, kept)
+        spent = costs.of(kind, kept)
         for key in kept:
             place = int(np.searchsorted(counts[key], kept[key])) + 1
             if place == len(counts[key]):
                 continue
             larger = {**kept, key: int(counts[key][place])}
-            price = costs.of(budget.kind, larger)
+            price = costs.of(kind, larger)
             if price > capacity:
                 continue
             gain = float(values[key][place] - values[key][place - 1]) / max(price - spent, 1)

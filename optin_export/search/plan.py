@@ -31,13 +31,52 @@ class Cost(BaseModel):
     params: int
 
 
+class LatencyRound(BaseModel):
+    """One plan of the search by latency: what the table promised, and what its engine then took, unrepaired.
+
+    scale: the correction of the table's savings that was known by then. aim_ms: what the plan had to stay below by the
+    table. base_ms, measured_ms: medians of interleaved calls, the latter with its 95 % interval; so has speedup, their
+    ratio. macs: share of the unpruned model's. met: the whole interval lies within the budget.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scale: float
+    aim_ms: float
+    predicted_ms: float
+    base_ms: float
+    measured_ms: float
+    measured_low: float
+    measured_high: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    macs: float
+    met: bool
+
+
+class PlanLatency(BaseModel):
+    """How a latency budget was met: the target's table, and every round of plan, engine and correction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target: str
+    batch: int
+    sequence: int | None
+    base_ms: float = Field(description="of the unpruned engine, by the table")
+    predicted_ms: float = Field(description="of the chosen plan, by the table before any correction")
+    measured_ms: float = Field(description="of an engine of the chosen plan, in the search")
+    chosen: int = Field(description="the round whose plan this is, from 0")
+    rounds: tuple[LatencyRound, ...]
+
+
 class Plan(BaseModel):
     """The result of the search. score_kept: share of the total score of all units that stays."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Literal[1] = 1
-    budget: dict[Literal["macs", "params"], float]
+    budget: dict[Literal["macs", "params", "speedup", "latency_ms"], float]
     base: Cost
     predicted: Cost
     score_kept: float
@@ -47,6 +86,7 @@ class Plan(BaseModel):
     predicted_loss: float | None = Field(None, description="sum of the loss curves at the chosen counts, if there are")
     groups: dict[str, GroupPlan]
     merged: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="tokens merged in each block, if any are")
+    latency: PlanLatency | None = Field(None, description="with a budget of speedup or latency_ms")
 
 
 def keep_first(counts: dict[str, tuple[int, int]]) -> dict[str, GroupPlan]:

@@ -27,9 +27,14 @@ from optin_export.workspace import Facts, Workspace
 
 def gates(work: Workspace, facts: dict[str, Any]) -> list[measure.Gate]:
     """Every gate of the run, from what the stages found."""
-    budget = work.recipe.prune.budget
+    budget, measured = work.recipe.budget, measure.Measured.from_json(facts["measure"])
+    if budget.kind == "latency":
+        found = work.plan.latency
+        assert found is not None
+        promised = found.base_ms / found.predicted_ms if budget.speedup is not None else found.predicted_ms
+        return measure.judge(work.recipe.gates, budget, None, measured, promised)
     spent = facts["surgery"][budget.kind] / work.costs.whole(budget.kind)
-    return measure.judge(work.recipe.gates, budget, spent, measure.Measured.from_json(facts["measure"]))
+    return measure.judge(work.recipe.gates, budget, spent, measured)
 
 
 def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -> Report:
@@ -51,12 +56,13 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
             family=work.structure.family,
             method=work.recipe.prune.score,
             info=facts["scoring"],
-            budget=dict(work.plan.budget),
+            budget=dict(work.plan.budget.items()),
             tried=tuple(Tried(macs=macs, drop=drop) for macs, drop in facts["search"].get("tried", ())),
             compensated=bool(work.recipe.prune.compensate),
             masked_difference=operated["masked_difference"],
             optimality_gap=work.plan.optimality_gap,
             merged=work.plan.merged,
+            latency=work.plan.latency,
             groups=prunings(work.structure, work.plan, scores, operated["repairs"]),
             head=head_repair(operated["repairs"]),
             finetuned=operated.get("finetuned"),

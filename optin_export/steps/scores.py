@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.numpy import load_file, save_file
 
 from optin_export import engines, scoring, search, ship, surgery
+from optin_export.errors import EnvironmentLacks
 from optin_export.files import atomic_path, sha256_file, write_text
 from optin_export.workspace import Facts, Workspace
 
@@ -19,7 +20,22 @@ def load(work: Workspace, facts: Facts) -> None:
     if work.recipe.ship.triton:
         ship.check_tools()
     search.check_budget(work.costs, work.recipe.prune.budget, work.least)
+    if work.recipe.prune.budget.kind == "latency":
+        _check_latency_budget(work)
     write_text(work.folder / "recipe.yaml", work.recipe.to_yaml())
+
+
+def _check_latency_budget(work: Workspace) -> None:
+    """The target's clock has to run here, and the model has to have a latency table."""
+    target = work.recipe.budget_target
+    reason = engines.unavailable(target)
+    if reason is not None:
+        raise EnvironmentLacks(
+            f"a latency budget cannot be searched on {target.name}",
+            reason,
+            "run on a machine that has it, name another target in prune.budget.target, or set prune.budget.macs",
+        )
+    search.signatures(work.structure, work.costs)
 
 
 def score(work: Workspace, facts: Facts) -> dict[str, Any]:
