@@ -81,12 +81,11 @@ def judge(
 
 def _clocked(budget: Budget, measured: Measured, promised: float | None) -> Gate:
     """A budget of speedup or latency, on the final engines: by the end of the interval that favours it least."""
-    found = [one for one in measured.latency if (one.target, one.batch) == (budget.target, budget.batch)]
+    wanted = budget.target, budget.batch
+    one = next((one for one in measured.latency if one.judged and (one.target, one.batch) == wanted), None)
     where = f"batch {budget.batch} on {budget.target}"
     missing = measured.unmeasured.get(budget.target or "", "nothing was measured")
     unseen = f"not evaluated on {where}: {missing}"
-    # Of several modes the target's own, the one that is judged, is measured first.
-    one = found[0] if found else None
     table = "" if promised is None else f"; the latency table promised {promised:.3g}"
     if budget.speedup is not None:
         low = None if one is None else one.speedup.ci_low

@@ -62,7 +62,7 @@ def check_budget(costs: Costs, budget: Budget, least: Mapping[str, int], table: 
 
 
 def _check_latency(table: LatencyTable, budget: Budget, least: Mapping[str, int]) -> None:
-    fastest = table.of(least)
+    fastest = table.fastest(least)
     if fastest <= budget.nanoseconds(table.base_ns):
         return
     ((name, value),) = budget.named.items()

@@ -44,6 +44,8 @@ class LatencyTable(_Part):
     """One target, batch size and shape. base_ns: of the unpruned engine. full_ns: of the one that keeps all units; less
     than base_ns where tokens are merged.
 
+    floor, floor_ns: about the fewest units of all groups at once, and the engine that keeps them: savings are added
+    up, and where little is left of a model that goes wrong first.
     units: group key -> number of units. signatures: group key -> what it shares with the groups of its shapes. anchors:
     by signature, of all counts that were measured. scale: a correction by engines of whole plans.
     """
@@ -54,6 +56,8 @@ class LatencyTable(_Part):
     sequence: int | None
     base_ns: int
     full_ns: int
+    floor_ns: int
+    floor: dict[str, int]
     units: dict[str, int]
     signatures: dict[str, str]
     anchors: dict[str, tuple[Anchor, ...]]
@@ -70,9 +74,9 @@ class LatencyTable(_Part):
         saved = np.array([curve(count) for count in np.asarray(counts)]) * self.scale
         return (saved // cell).astype(np.int64) * cell
 
-    def least(self, least: Mapping[str, int]) -> int:
-        """Nanoseconds of the fastest engine: with the fewest units that may stay."""
-        return self.of(least)
+    def fastest(self, least: Mapping[str, int]) -> int:
+        """Nanoseconds of the engine with the fewest units that may stay: that of `floor`, less what it still has."""
+        return max(self.floor_ns + self.of(least) - self.of(self.floor), 1)
 
     @cached_property
     def _curves(self) -> dict[str, _Savings]:

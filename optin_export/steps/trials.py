@@ -103,9 +103,12 @@ def measure_table(
     total, done = sum(map(len, wanted.values())), 0
     base = trials.engine(trials.sources.model)
     full = trials.engine(trials.first_units({})) if any(trials.merged) else base
-    anchors, seen = {}, []
+    floor = {key: wanted[signature][0] for signature, keys in members.items() for key in keys if wanted[signature]}
+    floor |= {keys[-1]: steps[keys[-1]] for keys in members.values() if floor.get(keys[-1]) == 0 and len(keys) > 1}
+    smallest = trials.engine(trials.first_units(floor))
+    timings: dict[str, tuple[measure.Interleaved, dict[str, int]]] = {}
     for signature, keys in members.items():
-        built: dict[str, Engine] = {"base": base, "full": full}
+        built: dict[str, Engine] = {"base": base, "full": full, "floor": smallest}
         shared: dict[str, int] = {}
         for count in wanted[signature]:
             # One group keeps a sub-layer where the others drop it: a model without any might compute nothing at all.
@@ -115,24 +118,34 @@ def measure_table(
             done += 1
             tick(done, total)
         timed = measure.interleave(built, trials.inputs(), blocks=TABLE_BLOCKS, seed=seed, mode=trials.target.mode)
-        seen.append((timed.median("base").median, timed.saved("full", "base").median))
-        anchors[signature] = tuple(_anchor(timed, name, count) for name, count in shared.items())
-    base_ms, merging_ms = np.median(seen, axis=0)
+        timings[signature] = timed, shared
+    # Signatures are measured one after another, perhaps at different clocks: shares of the unpruned engine beside
+    # them, in nanoseconds of the time when that was fastest.
+    base_ns = 1e6 * min(timed.median("base").median for timed, _ in timings.values())
+    merging, left = (
+        float(np.median([timed.saved(name, "base", "base").median for timed, _ in timings.values()]))
+        for name in ("full", "floor")
+    )
     return LatencyTable(
         target=trials.target.name,
         batch=trials.batch,
         sequence=trials.sequence,
-        base_ns=round(base_ms * 1e6),
-        full_ns=round((base_ms - (merging_ms if any(trials.merged) else 0.0)) * 1e6),
+        base_ns=round(base_ns),
+        full_ns=round(base_ns * (1 - merging) if any(trials.merged) else base_ns),
+        floor_ns=round(base_ns * (1 - left)),
+        floor=floor,
         units=dict(costs.units),
         signatures=signatures,
-        anchors=anchors,
+        anchors={
+            signature: tuple(_anchor(timed, name, groups, base_ns) for name, groups in shared.items())
+            for signature, (timed, shared) in timings.items()
+        },
     )
 
 
-def _anchor(timed: measure.Interleaved, name: str, groups: int) -> Anchor:
-    saved = timed.saved(name, "full")
-    share = 1e6 / groups
+def _anchor(timed: measure.Interleaved, name: str, groups: int, base_ns: float) -> Anchor:
+    saved = timed.saved(name, "full", "base")
+    share = base_ns / groups
     return Anchor(kept=int(name), saved_ns=saved.median * share, low_ns=saved.low * share, high_ns=saved.high * share)
 
 
