@@ -13,7 +13,7 @@ from optin_export.measure.accuracy import Accuracy, Function, evaluate, lost, pr
 from optin_export.measure.gate import Gate, judge
 from optin_export.measure.gpu import measure_modes
 from optin_export.measure.interleaved import Interleaved, Interval, interleave, median_call
-from optin_export.measure.latency import Latency
+from optin_export.measure.latency import Latency, measure_latency
 from optin_export.measure.metrics import METRICS
 from optin_export.measure.parity import TOLERANCE, ParityCase, compare
 from optin_export.sources import Dataset

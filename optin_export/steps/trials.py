@@ -103,7 +103,7 @@ def measure_table(
     total, done = sum(map(len, wanted.values())), 0
     base = trials.engine(trials.sources.model)
     full = trials.engine(trials.first_units({})) if any(trials.merged) else base
-    anchors, seen = {}, []
+    timed: dict[str, tuple[measure.Interleaved, dict[str, int]]] = {}
     for signature, keys in members.items():
         built: dict[str, Engine] = {"base": base, "full": full}
         shared: dict[str, int] = {}
@@ -114,25 +114,30 @@ def measure_table(
             shared[str(count)] = len(chosen)
             done += 1
             tick(done, total)
-        timed = measure.interleave(built, trials.inputs(), blocks=TABLE_BLOCKS, seed=seed, mode=trials.target.mode)
-        seen.append((timed.median("base").median, timed.saved("full", "base").median))
-        anchors[signature] = tuple(_anchor(timed, name, count) for name, count in shared.items())
-    base_ms, merging_ms = np.median(seen, axis=0)
+        found = measure.interleave(built, trials.inputs(), blocks=TABLE_BLOCKS, seed=seed, mode=trials.target.mode)
+        timed[signature] = found, shared
+    # What merging saves, like what units save, is a share of the unpruned engine's own time.
+    seen = [(one.median("base").median, one.saved("full", "base", "base").median) for one, _ in timed.values()]
+    base_ms, merging = np.median(seen, axis=0)
+    anchors = {
+        signature: tuple(_anchor(one, name, groups, base_ms * 1e6) for name, groups in shared.items())
+        for signature, (one, shared) in timed.items()
+    }
     return LatencyTable(
         target=trials.target.name,
         batch=trials.batch,
         sequence=trials.sequence,
         base_ns=round(base_ms * 1e6),
-        full_ns=round((base_ms - (merging_ms if any(trials.merged) else 0.0)) * 1e6),
+        full_ns=round(base_ms * (1 - (merging if any(trials.merged) else 0.0)) * 1e6),
         units=dict(costs.units),
         signatures=signatures,
         anchors=anchors,
     )
 
 
-def _anchor(timed: measure.Interleaved, name: str, groups: int) -> Anchor:
-    saved = timed.saved(name, "full")
-    share = 1e6 / groups
+def _anchor(timed: measure.Interleaved, name: str, groups: int, base_ns: float) -> Anchor:
+    saved = timed.saved(name, "full", "base")
+    share = base_ns / groups
     return Anchor(kept=int(name), saved_ns=saved.median * share, low_ns=saved.low * share, high_ns=saved.high * share)
 
 
