@@ -190,7 +190,7 @@ def test_versions_and_a_rollback_without_a_restart(program: Program, quickstart:
         assert next(asked(server.grpc, reference_of(quickstart), versions)).largest_error <= 1e-4
         assert cli.main(["rollback", str(place), "quickstart"]) == 0
         wait_ready(connection, Model("quickstart", "2"), ready=False)
-        connection.ready(Model("quickstart", "1"))
+        wait_ready(connection, Model("quickstart", "1"))
 
 
 def wait_ready(connection: Connection, model: Model, ready: bool = True) -> None:
