@@ -130,14 +130,6 @@ def test_more_rows_than_the_model_takes(served: Server, quickstart: Path, capsys
         assert "refused the request" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_an_answer_that_comes_too_late(served: Server, quickstart: Path, protocol: str) -> None:
-    connection = Connection(Url.parse(served.grpc if protocol == "grpc" else served.http), 0.0005)
-    with pytest.raises(EnvironmentLacks, match="did not answer within"):
-        for _ in range(50):
-            connection.server()
-
-
 def test_the_ensemble_answers_an_encoded_image(served: Server, quickstart: Path) -> None:
     """A PNG goes in; out comes what the pruned graph says of that image as the evaluation prepares it."""
     import onnxruntime
