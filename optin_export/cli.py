@@ -51,8 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """torch on the CPU raises a plain RuntimeError for it."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+    """torch raises a RuntimeError for it: a plain one on the CPU, one that says 'CUDA out of memory' on a GPU."""
+    told = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("allocate memory" in told or "out of memory" in told)
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -149,7 +152,7 @@ def _print_verdict(report: Report, folder: str) -> None:
         latency.add_column(column, justify="left" if column == "latency" else "right")
     for one in report.latency:
         latency.add_row(
-            one.target,
+            one.target if one.judged else f"{one.target} ({one.mode})",
             str(one.batch),
             f"{one.base_ms.p50:.3g}",
             f"{one.pruned_ms.p50:.3g}",

@@ -21,6 +21,7 @@ LAZY = {
     "model_signing": {"ship/signing.py"},
     "tokenizers": {"ship/preprocess.py", "ship/served/text_model.py"},
     "datasets": {"sources/data.py"},
+    "pynvml": {"measure/gpu.py"},
     "tensorrt": set(),
     "tensorrt_rtx": set(),
     "ray": set(),

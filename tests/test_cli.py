@@ -364,7 +364,14 @@ def test_our_own_bug_ends_with_1_and_shows_where(run: Run, vit_recipe: Make, mon
     assert code == 1 and "Traceback" in err and "this is a bug" in err
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    ],
+)
 def test_out_of_memory_is_no_bug_of_ours(
     error: Exception,
     vit_recipe: Make,

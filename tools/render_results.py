@@ -4,7 +4,8 @@
 
 docs/measurements/accuracy/<case>.json comes from tools/benchmark_accuracy.py (torch models, every scorer and repair),
 docs/measurements/<recipe>.json from tools/benchmark_recipes.py (engines, with latency), docs/measurements/studies/ from
-the studies that `render_studies` names. What is not there is left out.
+the studies that `render_studies` names, docs/measurements/gpu/ from tools/gpu_acceptance.py. What is not there is left
+out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import render_gpu
 import render_studies
 from plots import markdown_table, svg
 
@@ -194,6 +196,7 @@ def page(measurements: Path = MEASUREMENTS) -> str:
             case_name = CASE_OF_RECIPE[name]
             lines += ["", f"![{_latency_alt(case_name, content)}](figures/{case_name}-latency.svg)"]
     lines += render_studies.sections(measurements / "studies")
+    lines += render_gpu.sections(measurements / "gpu")
     return "\n".join(lines) + "\n"
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from optin_export.errors import EnvironmentLacks, InputError, OptinError, ParityError
+from optin_export.errors import EnvironmentLacks, OptinError, ParityError
 from optin_export.recipe import Target
 
 Shape = tuple[int, ...]
@@ -18,6 +20,20 @@ Shapes = Mapping[str, Shape]
 Profile = dict[str, tuple[Shape, Shape, Shape]]
 #: The exporter's smallest sequence.
 LEAST_SEQUENCE = 2
+#: The first version with everything that is used here.
+OLDEST = (10, 9)
+#: How TensorRT names kernels that are a whole attention.
+_FUSED = re.compile(r"(?<![a-z])f?mha(?![a-z])|flash_?att", re.IGNORECASE)
+
+
+def checked_version(trt: Any) -> Any:
+    """The library; raises EnvironmentLacks for a full TensorRT that is too old."""
+    found = tuple(int(part) for part in re.findall(r"\d+", trt.__version__)[:2])
+    if trt.__name__ == "tensorrt" and found < OLDEST:
+        wanted = ".".join(map(str, OLDEST))
+        why, fix = f"this needs {wanted} or later", f"pip install 'tensorrt>={wanted}'"
+        raise EnvironmentLacks(f"TensorRT {trt.__version__} is too old", why, fix)
+    return trt
 
 
 def logger(trt: Any) -> Any:
@@ -128,7 +144,7 @@ def configure(trt: Any, builder: Any, target: Target, log: Any) -> Any:
             name = "CURRENT" if capability == "current" else "SM" + capability.replace(".", "")
             _supported(trt.ComputeCapability, name, trt, "tensorrt.compute_capabilities")
             if not config.set_compute_capability(getattr(trt.ComputeCapability, name), index):
-                raise InputError(
+                raise EnvironmentLacks(
                     f"{trt.__name__} cannot build for compute capability '{capability}'",
                     log.reason(),
                     "name those of the GPUs that will serve, e.g. tensorrt: {compute_capabilities: ['8.9']}",
@@ -139,7 +155,8 @@ def configure(trt: Any, builder: Any, target: Target, log: Any) -> Any:
 def _supported(enum: Any, name: str, trt: Any, option: str) -> None:
     if not hasattr(enum, name):
         known = ", ".join(member.lower() for member in enum.__members__)
-        raise InputError(f"{trt.__name__} {trt.__version__} has no {name.lower()}", f"it has {known}", f"set {option}")
+        what = f"{trt.__name__} {trt.__version__} has no {name.lower()}"
+        raise EnvironmentLacks(what, f"it has {known}", f"set {option}")
 
 
 def failed(log: Any, target: Target) -> OptinError:
@@ -185,7 +202,7 @@ def fitted(
 ) -> tuple[int, dict[str, np.ndarray]]:
     """The smallest profile that holds `inputs`, and the inputs padded with zeros to its minimum.
 
-    Raises InputError for inputs outside every profile.
+    Raises ParityError for inputs outside every profile.
     """
     order = sorted(
         range(len(profiles)), key=lambda number: [np.prod(ranges[2]) for ranges in profiles[number].values()]
@@ -200,7 +217,7 @@ def fitted(
             return number, {name: _padded(array, profile[name][0]) for name, array in inputs.items()}
     given = {name: array.shape for name, array in inputs.items()}
     held = [{name: tuple(ranges[2]) for name, ranges in profile.items()} for profile in profiles]
-    raise InputError(f"no optimization profile holds {given}", f"the largest are {held}", "build for this shape")
+    raise ParityError(f"no optimization profile holds {given}", f"the largest are {held}", "build for this shape")
 
 
 def _padded(array: np.ndarray, least: Shape) -> np.ndarray:
@@ -216,3 +233,28 @@ def cut(array: np.ndarray, given: Shape, padded: Shape) -> np.ndarray:
             if array.shape[axis] == padded[1]:
                 return np.take(array, range(given[1]), axis)
     return array
+
+
+def layers_of(information: str) -> dict[str, Any]:
+    """What the inspector tells of an engine: {"Layers": one entry each, a name or (detailed) a dictionary, ...}"""
+    try:
+        told = json.loads(information)
+        return told if isinstance(told.get("Layers"), list) else {"unavailable": "the inspector told no layers"}
+    except (ValueError, AttributeError):
+        return {"unavailable": f"the inspector told no JSON: {information[:100]}"}
+
+
+def count_layers(told: Mapping[str, Any]) -> dict[str, int]:
+    """{"layers", "fused_attention"}: of all, those that are one kernel for a whole attention, by name or tactic.
+
+    TensorRT calls these kernels mha (`_gemm_mha_v2`, fmha, fused_mha_v2); its other layers of attention are not.
+    """
+    if "Layers" not in told:
+        return {}
+    words = [
+        " ".join(str(layer.get(key, "")) for key in ("Name", "LayerType", "TacticName"))
+        if isinstance(layer, dict)
+        else str(layer)
+        for layer in told["Layers"]
+    ]
+    return {"layers": len(words), "fused_attention": sum(bool(_FUSED.search(word)) for word in words)}

@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from optin_export.engines import MODES, Timer
+from optin_export.engines import _device as devices
 from optin_export.engines import _tensorrt_network as network
+from optin_export.engines._device import Launch, Tensors
 from optin_export.engines._tensorrt_network import Shapes
-from optin_export.errors import EnvironmentLacks, InputError, ParityError, missing_package
+from optin_export.errors import EnvironmentLacks, ParityError, missing_package
 from optin_export.files import atomic_path, sha256_file, write_json
 from optin_export.recipe import Target
 
-SUFFIX = ".plan"
+SOURCE, SUFFIX = ".onnx", ".plan"
 _MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 Tick = Callable[[int, int], None]
 
@@ -35,9 +39,9 @@ class TensorRTEngine:
     A batch (or sequence) that no profile holds exactly is padded with zeros to the next one, and cut again.
     """
 
-    def __init__(self, trt: Any, engine: Any) -> None:
-        import torch
+    modes = tuple(MODES)
 
+    def __init__(self, trt: Any, engine: Any, size: int) -> None:
         self._engine, self._context = engine, engine.create_execution_context()
         if self._context is None:
             raise EnvironmentLacks("the engine gets no execution context", "not enough GPU memory", "free some")
@@ -50,41 +54,68 @@ class TensorRTEngine:
             for index in range(engine.num_optimization_profiles)
         ]
         self._dtypes = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
-        self._stream, self._chosen = torch.cuda.Stream(), -1
+        self._device, self._size, self._chosen = devices.Gpu(), size, -1
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        import torch
-
-        number, fitted = network.fitted(self._profiles, {name: inputs[name] for name in self.inputs})
-        stream = self._stream.cuda_stream
-        with torch.cuda.stream(self._stream):
-            if number != self._chosen:
-                self._context.set_optimization_profile_async(number, stream)
-                self._stream.synchronize()
-                self._chosen = number
-            held = {}
-            for name, array in fitted.items():
-                held[name] = torch.from_numpy(np.ascontiguousarray(array, self._dtypes[name])).cuda(non_blocking=True)
-                self._context.set_input_shape(name, tuple(array.shape))
-            for name in self.outputs:
-                shape = tuple(self._context.get_tensor_shape(name))
-                dtype = getattr(torch, self._dtypes[name].name)
-                held[name] = torch.empty(shape, dtype=dtype, device="cuda")
-            for name, tensor in held.items():
-                self._context.set_tensor_address(name, tensor.data_ptr())
-            if not self._context.execute_async_v3(stream):
-                raise ParityError("TensorRT did not run the engine", "see its log", "build the engine again")
-            results = {name: held[name].cpu().numpy() for name in self.outputs}
-        self._stream.synchronize()
+        fitted = self._fitted(inputs)
+        results = devices.run(self._bind, fitted, self._device)
         given, padded = inputs[self.inputs[0]].shape, fitted[self.inputs[0]].shape
         return {name: network.cut(array, given, padded) for name, array in results.items()}
+
+    def timer(self, inputs: Mapping[str, np.ndarray], mode: str) -> Timer:
+        return devices.timer(self._bind, self._fitted(inputs), mode, self._device)
+
+    def memory(self, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Bytes on the GPU: the engine as it lies in its file, and its scratch memory for the profile of `inputs`."""
+        number, _ = network.fitted(self._profiles, {name: inputs[name] for name in self.inputs})
+        scratch = self._engine.get_device_memory_size_for_profile_v2(number)
+        return {"model": self._size, "activations": int(scratch)}
+
+    def _fitted(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        _, fitted = network.fitted(self._profiles, {name: inputs[name] for name in self.inputs})
+        return {name: np.ascontiguousarray(array, self._dtypes[name]) for name, array in fitted.items()}
+
+    def _bind(self, held: Tensors, graph: bool) -> Launch:
+        """The call on the tensors `held`, whose shapes are those of a profile."""
+        shapes = {name: np.empty(tuple(tensor.shape), np.bool_) for name, tensor in held.items()}
+        number, _ = network.fitted(self._profiles, shapes)
+        stream = self._device.stream
+
+        def choose() -> None:
+            # One context serves all batch sizes in turn.
+            if number != self._chosen:
+                self._context.set_optimization_profile_async(number, stream.cuda_stream)
+                stream.synchronize()
+                self._chosen = number
+            for name, tensor in held.items():
+                self._context.set_input_shape(name, tuple(tensor.shape))
+
+        choose()
+        outputs = {
+            name: torch.empty(
+                tuple(self._context.get_tensor_shape(name)),
+                dtype=getattr(torch, self._dtypes[name].name),
+                device="cuda",
+            )
+            for name in self.outputs
+        }
+
+        def launch() -> Tensors:
+            choose()
+            for name, tensor in (*held.items(), *outputs.items()):
+                self._context.set_tensor_address(name, tensor.data_ptr())
+            if not self._context.execute_async_v3(stream.cuda_stream):
+                raise ParityError("TensorRT did not run the engine", "see its log", "build the engine again")
+            return outputs
+
+        return self._device.captured(launch) if graph else launch
 
 
 def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Shapes], tick: Tick) -> dict[str, Any]:
     """Parse `onnx`, build an engine for `shapes` (one entry per shipped batch size) and write it with its record.
 
-    Raises ParityError with every parser error by node, EnvironmentLacks without the library or memory, InputError for
-    options that the library or machine does not have.
+    Raises ParityError with every parser error by node, EnvironmentLacks without the library or memory, and for options
+    that the library or machine does not have.
     """
     trt = _import(target)
     log = network.logger(trt)
@@ -99,6 +130,7 @@ def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Shapes], tick
         config.add_optimization_profile(added)
     config.progress_monitor = network.monitor(trt, tick)
     cache = _timing_cache(trt, config, target)
+    layers = definition.num_layers
     plan = builder.build_serialized_network(definition, config)
     if plan is None:
         raise network.failed(log, target)
@@ -114,6 +146,8 @@ def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Shapes], tick
         "compute_capabilities": list(target.tensorrt.compute_capabilities),
         "profiles": [{name: [list(dims) for dims in ranges] for name, ranges in one.items()} for one in profiles],
         "bytes": path.stat().st_size,
+        "network_layers": layers,
+        **_write_layers(trt, log, path, target),
         "trtexec": network.trtexec_line(target, onnx, path, profiles),
     }
     write_json(_record(path), {"sha256": sha256_file(path), **facts})
@@ -131,23 +165,43 @@ def load(path: Path, target: Target) -> TensorRTEngine:
     engine = trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise EnvironmentLacks(f"TensorRT cannot load {path.name}", log.reason(), "build it again on this machine")
-    return TensorRTEngine(trt, engine)
+    return TensorRTEngine(trt, engine, path.stat().st_size)
+
+
+def _write_layers(trt: Any, log: Any, path: Path, target: Target) -> dict[str, Any]:
+    """Write what the engine is made of beside it, as TensorRT's inspector tells it; returns counts.
+
+    An engine has to be deserialised for that: where it cannot be, the file says why.
+    """
+    reason = unavailable(target)
+    engine = None if reason else trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        write_json(_layers(path), {"unavailable": reason or log.reason()})
+        return {}
+    inspector = engine.create_engine_inspector()
+    told = network.layers_of(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    write_json(_layers(path), told)
+    return network.count_layers(told)
 
 
 def check_record(path: Path, library: str, version: str, device: str | None) -> None:
-    """Raises InputError unless the record beside `path` names this very file, library, version and device."""
+    """Only what the record beside `path` names is deserialised: this very file, library, version and device.
+
+    Raises ParityError for a file that is not the one that was built, EnvironmentLacks for one that was built elsewhere.
+    """
     fix = "build it again on this machine (--force)"
     try:
         record = json.loads(_record(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise InputError(f"{path.name} has no readable record", "deserialising an engine runs its code", fix) from None
+        raise ParityError(f"{path.name} has no readable record", "deserialising an engine runs its code", fix) from None
     if record.get("sha256") != sha256_file(path):
-        raise InputError(f"{path.name} is not the file that was built", "its sha256 is another", fix)
+        raise ParityError(f"{path.name} is not the file that was built", "its sha256 is another", fix)
     if (record.get("library"), record.get("version")) != (library, version):
         why = f"by {record.get('library')} {record.get('version')}, this is {library} {version}"
-        raise InputError(f"{path.name} was built by another library", why, fix)
+        raise EnvironmentLacks(f"{path.name} was built by another library", why, fix)
     if record.get("device") not in (None, device):
-        raise InputError(f"{path.name} was built for another GPU", f"{record['device']}, this is {device}", fix)
+        why = f"{record['device']}, this is {device or 'a machine without one'}"
+        raise EnvironmentLacks(f"{path.name} was built for another GPU", why, fix)
 
 
 def versions(target: Target) -> dict[str, str]:
@@ -159,7 +213,7 @@ def unavailable(target: Target) -> str | None:
     """Why engines of this target can be built but not run here; None if they can."""
     device = _device()
     if device is None:
-        return "there is no NVIDIA GPU with a working driver"
+        return devices.no_gpu()
     if target.tensorrt.strip_plan:
         return "its file holds no weights until they are refitted"
     if target.engine == "tensorrt-rtx" and "sm90" in device:
@@ -168,13 +222,7 @@ def unavailable(target: Target) -> str | None:
 
 
 def _device() -> str | None:
-    """Name and compute capability of the first GPU, e.g. 'NVIDIA L4 (sm89)'."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability(0)
-    return f"{torch.cuda.get_device_name(0)} (sm{major}{minor})"
+    return devices.gpu_name()
 
 
 def _timing_cache(trt: Any, config: Any, target: Target) -> Path | None:
@@ -193,7 +241,11 @@ def _timing_cache(trt: Any, config: Any, target: Target) -> Path | None:
 
 
 def files(path: Path) -> list[Path]:
-    return [path, _record(path)]
+    return [path, _record(path), _layers(path)]
+
+
+def _layers(path: Path) -> Path:
+    return path.with_name(path.name + ".layers.json")
 
 
 def _record(path: Path) -> Path:
@@ -203,7 +255,7 @@ def _record(path: Path) -> Path:
 def _import(target: Target) -> Any:
     module, extra = _MODULES[target.engine]
     try:
-        return importlib.import_module(module)
+        return network.checked_version(importlib.import_module(module))
     except ImportError as error:
         if error.name is not None and error.name.partition(".")[0] == module:
             raise missing_package(module, f"the target engine: {target.engine}", extra) from None

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from optin_export.engines import Engine
+from optin_export.engines import CALL, Engine
 from optin_export.measure.accuracy import Accuracy, Function, evaluate, lost, predict
 from optin_export.measure.gate import Gate, judge
-from optin_export.measure.latency import Latency, measure_latency
+from optin_export.measure.gpu import measure_modes
+from optin_export.measure.latency import Latency
 from optin_export.measure.metrics import METRICS
 from optin_export.measure.parity import TOLERANCE, ParityCase, compare
 from optin_export.sources import Dataset
@@ -73,11 +74,13 @@ def measure_engines(
     sequence: int | None,
     seed: int,
     tick: Tick,
+    judged: Mapping[str, str] | None = None,
 ) -> Measured:
     """Parity, then accuracy, then latency; what computes the wrong thing is neither evaluated nor timed.
 
     engines: target name -> {"base", "pruned"}. references: the torch models they were built from, as functions of
     named arrays. rows: (batch, distinct) -> that many real rows at the shipped shape, distinct or all the same.
+    judged: target name -> the mode that gates are about, where it is not `CALL`.
     """
     parity = [
         compare(engine, references[which], rows(batch, distinct), target=target, model=which, identical=not distinct)
@@ -97,7 +100,10 @@ def measure_engines(
         pruned = predict(_function(pair["pruned"]), data, lambda done, total: tick(half + done, steps))
         accuracy = evaluate(base, pruned, data.metric, seed)
     latency = [
-        measure_latency(
+        one
+        for target, pair in engines.items()
+        for batch in batches
+        for one in measure_modes(
             pair["base"],
             pair["pruned"],
             rows(batch, True),
@@ -105,10 +111,9 @@ def measure_engines(
             batch=batch,
             sequence=sequence,
             seed=seed,
+            judged=(judged or {}).get(target, CALL),
             tick=tick,
         )
-        for target, pair in engines.items()
-        for batch in batches
     ]
     return Measured(tuple(parity), accuracy, tuple(latency))
 

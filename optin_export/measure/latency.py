@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from optin_export.engines import Engine
+from optin_export.engines import CALL, Engine, Timed, Timer
 
 #: Blocks measured at least; on a restless machine more, in steps, until the interval is narrow or MAX_BLOCKS are done.
 BLOCKS, MORE_BLOCKS, MAX_BLOCKS = 24, 12, 96
@@ -48,6 +48,8 @@ class Speedup:
 class Latency:
     """One measurement. noise_floor: how far base against itself strays from 1, at the far end of its interval.
 
+    mode: what one call holds (`engines.MODES`). judged: whether gates are about it.
+    memory, clocks, unmeasured: on a GPU, see `measure.gpu`: bytes by engine, readings by block, modes that failed.
     samples: milliseconds of every call by arm and block, for plots and for whoever wants to compute it otherwise.
     """
 
@@ -60,6 +62,12 @@ class Latency:
     noise_floor: float
     blocks: int
     samples: dict[str, list[list[float]]]
+    mode: str = CALL
+    judged: bool = True
+    memory: dict[str, dict[str, int]] = field(default_factory=dict)
+    clocks: tuple[dict[str, float], ...] = ()
+    clocks_note: str | None = None
+    unmeasured: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,7 +75,8 @@ class Latency:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Latency:
         parts = {name: Quantiles(**value[name]) for name in ("base_ms", "pruned_ms")}
-        return cls(**{**value, **parts, "speedup": Speedup(**value["speedup"])})
+        clocks = tuple(value.get("clocks", ()))
+        return cls(**{**value, **parts, "speedup": Speedup(**value["speedup"]), "clocks": clocks})
 
 
 def measure_latency(
@@ -79,12 +88,14 @@ def measure_latency(
     batch: int,
     sequence: int | None,
     seed: int,
+    mode: str = CALL,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Latency:
-    """Measure both engines on `inputs` in interleaved blocks."""
+    """Measure both engines on `inputs` in interleaved blocks. mode: what one call holds, one of the engines' modes."""
     generator = np.random.default_rng(seed)
-    arms = {"base": base, "again": base, "pruned": pruned}
-    typical = {name: _warm_up(engine, inputs) for name, engine in (("base", base), ("pruned", pruned))}
+    timers = {"base": timer_of(base, inputs, mode), "pruned": timer_of(pruned, inputs, mode)}
+    arms = {"base": timers["base"], "again": timers["base"], "pruned": timers["pruned"]}
+    typical = {name: _warm_up(timer) for name, timer in timers.items()}
     runs = {
         name: int(np.clip(BLOCK_SECONDS * 1e3 / typical["pruned" if name == "pruned" else "base"], MIN_RUNS, MAX_RUNS))
         for name in arms
@@ -94,7 +105,7 @@ def measure_latency(
     while True:
         while len(samples["pruned"]) < planned:
             for name in generator.permutation(list(arms)):
-                samples[name].append([_time(arms[name], inputs) for _ in range(runs[name])])
+                samples[name].append([arms[name]() for _ in range(runs[name])])
             tick(len(samples["pruned"]), planned)
         # The base arms are the same engine: the speedup uses both, block by block.
         both = [first + second for first, second in zip(samples["base"], samples["again"], strict=True)]
@@ -113,6 +124,7 @@ def measure_latency(
         noise_floor=max(abs(again.ci_low - 1), abs(again.ci_high - 1)),
         blocks=planned,
         samples=samples,
+        mode=mode,
     )
 
 
@@ -131,24 +143,31 @@ def ratio_of_medians(
     return Speedup(float(np.median(above) / np.median(below)), float(low), float(high))
 
 
-def _warm_up(engine: Engine, inputs: Mapping[str, np.ndarray]) -> float:
+def timer_of(engine: Engine, inputs: Mapping[str, np.ndarray], mode: str = CALL) -> Timer:
+    """Runs the engine once per call and says how long that took: by the engine's own clock, if it brings one."""
+    if isinstance(engine, Timed):
+        return engine.timer(inputs, mode)
+
+    def once() -> float:
+        start = time.perf_counter_ns()
+        engine.run(inputs)
+        return (time.perf_counter_ns() - start) / 1e6
+
+    return once
+
+
+def _warm_up(timer: Timer) -> float:
     """Run for a minimum time and until the medians of two successive windows agree within 5 %; returns ms."""
     start, previous = time.perf_counter(), float("inf")
     while True:
-        window = [_time(engine, inputs) for _ in range(5)]
+        window = [timer() for _ in range(5)]
         while sum(window) < WARM_UP_SECONDS * 1e3 / 2:
-            window.append(_time(engine, inputs))
+            window.append(timer())
         median = float(np.median(window))
         elapsed = time.perf_counter() - start
         if (abs(median - previous) <= 0.05 * median and elapsed >= WARM_UP_SECONDS) or elapsed >= WARM_UP_LIMIT:
             return median
         previous = median
-
-
-def _time(engine: Engine, inputs: Mapping[str, np.ndarray]) -> float:
-    start = time.perf_counter_ns()
-    engine.run(inputs)
-    return (time.perf_counter_ns() - start) / 1e6
 
 
 def _quantiles(blocks: list[list[float]]) -> Quantiles:

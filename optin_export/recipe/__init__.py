@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from optin_export.recipe.delivery import Target
 from optin_export.recipe.load import load_recipe, validate
 from optin_export.recipe.schema import (
     Budget,
@@ -11,7 +12,6 @@ from optin_export.recipe.schema import (
     ModelSection,
     PruneSection,
     Recipe,
-    Target,
     TokensSection,
 )
 

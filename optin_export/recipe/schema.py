@@ -8,19 +8,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
     model_validator,
 )
 
-
-def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):  # Python takes True for 1; in a recipe it is a slip
-        raise ValueError(f"should be a number, not {value!r}")
-    return value
+from optin_export.recipe.delivery import ShipSection, Target
+from optin_export.recipe.fields import Count, Fraction, Number, Positive, Section
 
 
 def _column(value: Any) -> int | str:
@@ -60,10 +55,6 @@ def _prompts(value: Any) -> Any:
     return value
 
 
-_Number = BeforeValidator(_no_truth_value)
-Fraction = Annotated[float, _Number, Field(gt=0.0, le=1.0)]
-Positive = Annotated[float, _Number, Field(gt=0.0)]
-Count = Annotated[int, _Number, Field(ge=1)]
 Column = Annotated[int | str, BeforeValidator(_column)]
 Pattern = Annotated[str, AfterValidator(_pattern_with_group)]
 ClassNames = Annotated[tuple[str, ...] | str, BeforeValidator(_class_names)]
@@ -105,11 +96,7 @@ _METRICS: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-
-class Preprocess(_Section):
+class Preprocess(Section):
     """Image preprocessing; a field left out is taken from the checkpoint's own configuration."""
 
     size: tuple[Count, Count] | None = Field(None, description="height and width in pixels")
@@ -118,7 +105,7 @@ class Preprocess(_Section):
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     source: str = Field(description="'hf:ID', 'timm:NAME', 'py:FILE.py:FUNCTION' or a folder")
     task: Task
     weights: str = Field("pretrained", description="'pretrained', 'random', or a .safetensors / .pt checkpoint")
@@ -132,7 +119,7 @@ class ModelSection(_Section):
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
 
-class DataSource(_Section):
+class DataSource(Section):
     source: str = Field(description="'csv:', 'tsv:', 'npz:', 'images:', 'hf-dataset:' or 'py:FILE.py:FUNCTION'")
     columns: dict[Literal["text", "text_pair", "tokens", "question", "context", "image", "label"], Column] = Field(
         default_factory=dict
@@ -147,22 +134,22 @@ class DataSource(_Section):
 class Evaluation(DataSource):
     split: str = Field("test", description="split of an hf-dataset")
     metric: Metric
-    ignore: Annotated[int, _Number, Field(ge=0)] = Field(
+    ignore: Annotated[int, Number, Field(ge=0)] = Field(
         255, description="label maps: value of pixels that are not evaluated"
     )
 
 
-class DataSection(_Section):
+class DataSection(Section):
     calibration: DataSource
     evaluation: Evaluation | None = None
 
 
-class Budget(_Section):
+class Budget(Section):
     """What the smaller model may cost, as a fraction of the unpruned model, or what it may lose. Exactly one."""
 
     macs: Fraction | None = None
     params: Fraction | None = None
-    accuracy_drop: Annotated[float, _Number, Field(ge=0.0)] | None = Field(
+    accuracy_drop: Annotated[float, Number, Field(ge=0.0)] | None = Field(
         None,
         description="points; the smallest model (in MACs) that keeps it is searched, on half of the evaluation",
     )
@@ -183,7 +170,7 @@ class Budget(_Section):
         return next((value for value in (self.macs, self.params) if value is not None), 1.0)
 
 
-class PruneSection(_Section):
+class PruneSection(Section):
     units: tuple[Literal["heads", "neurons", "channels"], ...] = Field(("heads", "neurons", "channels"), min_length=1)
     score: Literal["optin", "optin-exact", "optin-reference", "fisher", "magnitude", "activation", "random"] = "optin"
     budget: Budget
@@ -203,7 +190,7 @@ class PruneSection(_Section):
     autocast: Literal["bfloat16", "float16"] | None = Field(None, description="precision of the sketch's passes")
 
 
-class TokensSection(_Section):
+class TokensSection(Section):
     """Tokens that are merged inside the model. Give `keep` or `schedule`, not both."""
 
     keep: Fraction | Literal["auto"] = Field(
@@ -211,7 +198,7 @@ class TokensSection(_Section):
         description="average over blocks of the share of tokens left behind the attention; 1: none is merged; "
         "auto: the search decides how much of the budget merging saves (needs prune.budget.macs)",
     )
-    schedule: tuple[Annotated[int, _Number, Field(ge=0)], ...] | None = Field(
+    schedule: tuple[Annotated[int, Number, Field(ge=0)], ...] | None = Field(
         None, min_length=1, description="tokens merged in each block; none in blocks beyond its end"
     )
 
@@ -227,7 +214,7 @@ class TokensSection(_Section):
         return self.keep != 1.0 or any(self.schedule or ())
 
 
-class FinetuneSection(_Section):
+class FinetuneSection(Section):
     """A short fine-tune after the repair. Without this section no weight is trained."""
 
     source: str | None = Field(
@@ -252,99 +239,25 @@ class FinetuneSection(_Section):
         return self.loss == "labels" or (self.loss is None and self.data is not None)
 
 
-class ExportSection(_Section):
+class ExportSection(Section):
     precision: Literal["fp32"] = "fp32"
     batch: tuple[Count, ...] = Field((1, 8), min_length=1, description="batch sizes that are shipped and measured")
     sequence: Count = Field(128, description="text: longest sequence in tokens; latency is measured at it")
 
 
-class TensorRTOptions(_Section):
-    """How a TensorRT engine is built, in trtexec's words."""
-
-    dynamic: bool = Field(False, description="one profile over all batch sizes and shorter sequences, not one for each")
-    workspace: Count | None = Field(None, description="MiB of scratch memory; default: all there is")
-    builder_optimization_level: Annotated[int, _Number, Field(ge=0, le=5)] = 3
-    version_compatible: bool = Field(False, description="the engine runs with later versions of the library, too")
-    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
-    refit: bool = Field(False, description="weights can be replaced later")
-    strip_plan: bool = Field(False, description="the file holds no weights and is not measured; refit it on the target")
-    weight_streaming: bool = False
-    profiling_verbosity: Literal["layer_names_only", "detailed", "none"] = "detailed"
-    compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = Field(
-        (), description="tensorrt-rtx only: what to build for, e.g. ['8.9']; default: the GPU of this machine"
-    )
-
-
-class Target(_Section):
-    engine: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
-    device: Literal["cpu", "cuda"] = Field("cpu", description="default: cpu; cuda for TensorRT")
-    threads: Count = Field(1, description="on the CPU")
-    tensorrt: TensorRTOptions = TensorRTOptions()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _device_of_engine(cls, values: Any) -> Any:
-        if isinstance(values, dict) and str(values.get("engine", "")).startswith("tensorrt"):
-            return {"device": "cuda", **values}
-        return values
-
-    @model_validator(mode="after")
-    def _known_pair(self) -> Target:
-        if self.engine == "onnxruntime" and self.device != "cpu":
-            raise ValueError("targets: onnxruntime runs on device: cpu in this version")
-        if self.engine != "onnxruntime" and self.device != "cuda":
-            raise ValueError(f"targets: {self.engine} runs on device: cuda only")
-        if self.tensorrt != TensorRTOptions() and self.engine == "onnxruntime":
-            raise ValueError("targets: the section tensorrt is for the engines tensorrt and tensorrt-rtx")
-        if self.tensorrt.compute_capabilities and self.engine != "tensorrt-rtx":
-            raise ValueError("targets: compute_capabilities is for the engine tensorrt-rtx")
-        return self
-
-    @property
-    def name(self) -> str:
-        return f"{self.engine}-{self.device}" + (f"-{self.threads}t" if self.device == "cpu" else "")
-
-
-class Gates(_Section):
+class Gates(Section):
     speedup: Positive | None = Field(None, description="lower end of the 95 % interval")
-    accuracy_drop: Annotated[float, _Number] | None = Field(
+    accuracy_drop: Annotated[float, Number] | None = Field(
         None, description="largest loss in points, engine against engine"
     )
 
 
-class ShipSection(_Section):
-    """What is written for Triton Inference Server, once every gate has passed."""
-
-    triton: bool = False
-    backend: Literal["onnxruntime", "python", "tensorrt"] = Field(
-        "onnxruntime",
-        description="Triton's backend; python: a small model.py that runs the graph or a tensorrt-rtx engine",
-    )
-    layout: Literal["models", "versions", "pruned"] = Field(
-        "models",
-        description="models: NAME-base and NAME; versions: 1 (base) and 2 (pruned) of NAME; pruned: NAME alone",
-    )
-    serve: Literal["all", "base", "pruned"] = Field("all", description="versions: which of them the policy serves")
-    ensemble: bool = Field(False, description="also NAME-ensemble, which takes text or an encoded image")
-    instances: Count = Field(1, description="copies of each model that the server runs side by side")
-    queue_delay: Annotated[int, _Number, Field(ge=0)] = Field(
-        100, description="microseconds a request may wait for others to share its batch"
-    )
-    warm_up: bool = Field(True, description="the server runs real rows before a model is ready")
-    cuda_graphs: bool = Field(True, description="of the backend tensorrt")
-    labels: tuple[str, ...] | None = Field(
-        None, min_length=1, description="class names, one per output; default: those of the model where it has any"
-    )
-    model_license: str | None = Field(None, description="for the manifest; default: what the model's README says")
-    data_license: str | None = Field(None, description="of the calibration data, for the manifest")
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """A whole run. Field names are a contract: fields are added, never renamed."""
 
-    recipe: Annotated[Literal[1], _Number]
+    recipe: Annotated[Literal[1], Number]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    seed: Annotated[int, _Number, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Number, Field(ge=0, lt=2**32)] = 0
     model: ModelSection
     data: DataSection
     prune: PruneSection

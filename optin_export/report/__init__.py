@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from optin_export.report.compose import compose, head_repair, prunings
 from optin_export.report.deployed import add_deployed, result_of, still_deployed
+from optin_export.report.elsewhere import add_elsewhere, still_elsewhere
 from optin_export.report.html import render_html
 from optin_export.report.schema import Report, Size, StageResult
 
@@ -12,10 +13,12 @@ __all__ = [
     "Size",
     "StageResult",
     "add_deployed",
+    "add_elsewhere",
     "compose",
     "head_repair",
     "prunings",
     "render_html",
     "result_of",
     "still_deployed",
+    "still_elsewhere",
 ]

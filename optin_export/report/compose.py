@@ -10,6 +10,7 @@ import numpy as np
 
 from optin_export.families import Structure
 from optin_export.measure import METRICS, TOLERANCE, Gate, Measured
+from optin_export.measure.gpu import ranges
 from optin_export.report.schema import (
     AccuracyResult,
     EngineResult,
@@ -40,12 +41,7 @@ def compose(
     **rest: Any,
 ) -> Report:
     """A Report from typed results; `rest` are its remaining fields (name, model, pruning, environment)."""
-    results = measured.to_json()
-    accuracy = AccuracyResult(**results["accuracy"]) if results["accuracy"] else None
-    latency = tuple(
-        LatencyResult(**{name: value for name, value in one.items() if name != "samples"}) for one in results["latency"]
-    )
-    cases = tuple(ParityResult(**case) for case in results["parity"])
+    accuracy, latency = accuracy_result(measured), latency_results(measured)
     return Report(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         verdict=make_verdict(
@@ -54,16 +50,36 @@ def compose(
         macs=macs,
         params=params,
         accuracy=accuracy,
-        parity=Parity(
-            passed=all(case.passed for case in cases),
-            tolerance=TOLERANCE,
-            max_error=max((case.max_error for case in cases), default=0.0),
-            cases=cases,
-        ),
+        parity=parity_of(measured),
         latency=latency,
         engines=tuple(EngineResult(**engine) for engine in engines),
         stages=tuple(stages),
         **rest,
+    )
+
+
+def accuracy_result(measured: Measured) -> AccuracyResult | None:
+    return AccuracyResult(**measured.accuracy.to_json()) if measured.accuracy else None
+
+
+def latency_results(measured: Measured) -> tuple[LatencyResult, ...]:
+    """Without the single calls, and of the GPU's readings the lowest and highest."""
+    return tuple(
+        LatencyResult(
+            **{name: value for name, value in one.to_json().items() if name not in ("samples", "clocks")},
+            clocks=ranges(one.clocks),
+        )
+        for one in measured.latency
+    )
+
+
+def parity_of(measured: Measured) -> Parity:
+    cases = tuple(ParityResult(**case.to_json()) for case in measured.parity)
+    return Parity(
+        passed=all(case.passed for case in cases),
+        tolerance=TOLERANCE,
+        max_error=max((case.max_error for case in cases), default=0.0),
+        cases=cases,
     )
 
 
@@ -114,9 +130,10 @@ def make_verdict(
 ) -> Verdict:
     """The verdict and its one sentence: what was gained, what it cost, whether it was trained, and what was missed."""
     facts = []
-    if latency:
-        slowest = min(latency, key=lambda one: one.speedup.ci_low)
-        among = ", the smallest gain measured" if len(latency) > 1 else ""
+    judged = [one for one in latency if one.judged]
+    if judged:
+        slowest = min(judged, key=lambda one: one.speedup.ci_low)
+        among = ", the smallest gain measured" if len(judged) > 1 else ""
         facts.append(
             f"{slowest.speedup.median:.2f}x faster at batch {slowest.batch} on {slowest.target} "
             f"(95 % interval {slowest.speedup.ci_low:.2f} to {slowest.speedup.ci_high:.2f}{among})"

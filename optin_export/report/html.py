@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from markupsafe import Markup
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from optin_export.engines import MODES
 from optin_export.errors import InputError
 from optin_export.report import plots
 from optin_export.report.patches import merged_patches
-from optin_export.report.schema import DeployedResult, GateResult, Report, Verdict
+from optin_export.report.schema import DeployedResult, EngineResult, GateResult, Report, Verdict
 
 NOT_EVALUATED = "not evaluated"
 COMMAND = "optin-export recipe.yaml"
@@ -34,11 +35,12 @@ def render_html(report: Report, run: Path) -> str:
     places = _read(run / "model" / "places.safetensors", load_file) or {}
     speedup_gate = next((gate for gate in report.verdict.gates if gate.name == "speedup"), None)
     groups = report.pruning.groups
+    judged = [one for one in report.latency if one.judged]
     drawn = {
         "network": plots.network(groups),
-        "latency": plots.latency(samples),
+        "latency": plots.latency([entry for entry in samples if entry.get("judged", True)]),
         "importance": plots.importance(scores, groups),
-        "speedup": plots.speedup(report.latency, speedup_gate.required if speedup_gate else None),
+        "speedup": plots.speedup(judged, speedup_gate.required if speedup_gate else None),
         "compensation": plots.compensation(groups),
         "places": merged_patches(places["pixels"], places["places"]) if places else "",
     }
@@ -50,6 +52,8 @@ def render_html(report: Report, run: Path) -> str:
             plots={name: Markup(svg) for name, svg in drawn.items()},
             recipe=_read(run / "recipe.yaml", lambda path: path.read_text(encoding="utf-8")),
             command=COMMAND,
+            modes=MODES,
+            layers=layer_rows(report.engines),
         )
     )
 
@@ -57,6 +61,26 @@ def render_html(report: Report, run: Path) -> str:
 def sentence(verdict: Verdict) -> str:
     """The verdict's sentence without its first word where that repeats the badge."""
     return verdict.summary.removeprefix("PASSED: " if verdict.passed else "FAILED: ")
+
+
+def layer_rows(engines: Sequence[EngineResult]) -> list[dict[str, Any]]:
+    """Layers per engine of TensorRT. lost: the unpruned engine of the target fuses attention, this one does not.
+
+    Counts of the built engine are None where it could not be read, for want of a GPU.
+    """
+    fused = {(one.target, one.model): one.facts.get("fused_attention") for one in engines}
+    return [
+        {
+            "target": one.target,
+            "model": one.model,
+            "network": one.facts["network_layers"],
+            "built": one.facts.get("layers"),
+            "fused": fused[one.target, one.model],
+            "lost": fused[one.target, one.model] == 0 and bool(fused.get((one.target, "base"))),
+        }
+        for one in engines
+        if "network_layers" in one.facts
+    ]
 
 
 def milliseconds(value: float | None) -> str:
@@ -171,7 +195,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    shown = (sentence, milliseconds, times, points, percent, count, number, flat, gate_unit, gate_measured)
-    shown += (how_asked, deployed_p50)
+    shown = (
+        *(sentence, milliseconds, times, points, percent, count, number, flat, gate_unit, gate_measured),
+        *(how_asked, deployed_p50),
+    )
     environment.filters.update({function.__name__: function for function in shown})
     return environment

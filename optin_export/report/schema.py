@@ -93,6 +93,12 @@ class LatencyResult(_Part):
     speedup: SpeedupResult
     noise_floor: float = Field(description="how far base against itself strays from 1")
     blocks: int
+    mode: str = Field("call", description="what one call holds: call (copies in and out), call+graph, device, ...")
+    judged: bool = Field(True, description="whether the speedup gate is about this mode (targets.mode)")
+    memory: dict[str, dict[str, int]] = Field({}, description="bytes on the GPU by engine: model, activations")
+    clocks: dict[str, tuple[float, float]] = Field({}, description="lowest and highest reading of the GPU by NVML")
+    clocks_note: str | None = Field(None, description="why clocks were not logged, if they were not")
+    unmeasured: dict[str, str] = Field({}, description="modes that could not be measured, with the reason")
 
 
 class DeployedArm(_Part):
@@ -200,6 +206,24 @@ class Pruning(_Part):
     finetuned: FineTuned | None = Field(None, description="null: no weight was trained")
 
 
+class MachineResult(_Part):
+    """One target of the run on another machine, by `optin-export measure`; its gates are no part of the verdict.
+
+    Raw samples are in machines/<machine>/measure/<target>.json.
+    """
+
+    machine: str
+    target: str
+    created: str = Field(description="ISO 8601, UTC")
+    environment: dict[str, Any]
+    gates: tuple[GateResult, ...]
+    parity: Parity | None = Field(description="null: built, not run")
+    accuracy: AccuracyResult | None
+    accuracy_note: str | None = Field(description="why the accuracy was not measured there, if it was not")
+    latency: tuple[LatencyResult, ...]
+    engines: tuple[EngineResult, ...]
+
+
 class Report(_Part):
     """Everything a run found out, verdict first."""
 
@@ -214,6 +238,7 @@ class Report(_Part):
     parity: Parity
     latency: tuple[LatencyResult, ...]
     deployed: tuple[DeployedResult, ...] = Field((), description="by `optin-export client --run`; empty: not measured")
+    elsewhere: tuple[MachineResult, ...] = Field((), description="on other machines, by `optin-export measure`")
     pruning: Pruning
     engines: tuple[EngineResult, ...]
     stages: tuple[StageResult, ...]

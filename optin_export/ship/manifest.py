@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"cannot read {folder / NAME}", f"{type(error).__name__}: {error}", "give the folder of a finished run"
         ) from None
+
+
+def add_files(folder: Path, paths: Sequence[Path]) -> None:
+    """Enter files that came later into the manifest of `folder`; what it says of all others stays."""
+    manifest = read_manifest(folder)
+    for path in paths:
+        entry = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        manifest["files"][path.relative_to(folder).as_posix()] = entry
+    write_json(folder / NAME, manifest)
 
 
 def check_manifest(folder: Path) -> list[str]:

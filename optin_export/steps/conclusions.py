@@ -10,7 +10,17 @@ from safetensors.numpy import load_file
 
 from optin_export import measure, ship
 from optin_export.files import sha256_file, sha256_json, write_text
-from optin_export.report import Report, Size, StageResult, compose, head_repair, prunings, render_html, still_deployed
+from optin_export.report import (
+    Report,
+    Size,
+    StageResult,
+    compose,
+    head_repair,
+    prunings,
+    render_html,
+    still_deployed,
+    still_elsewhere,
+)
 from optin_export.report.schema import Pruning, Tried
 from optin_export.workspace import Facts, Workspace
 
@@ -53,6 +63,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
         ),
         engines=facts["engines"],
         deployed=still_deployed(work.folder),
+        elsewhere=still_elsewhere(work.folder),
         stages=stages,
         environment=work.environment,
     )

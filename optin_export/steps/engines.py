@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.numpy import save_file
 
 from optin_export import engines, measure
-from optin_export.export import export_onnx
+from optin_export.export import export_onnx, export_program
 from optin_export.files import atomic_path, read_json, sha256_file, write_json
 from optin_export.recipe import Target
 from optin_export.sources import as_function
@@ -46,8 +47,24 @@ def export_models(work: Workspace, facts: Facts) -> dict[str, Any]:
             "torch": torch.__version__,
         }
         exported[which] = work.ledger.step("export", f"export.{which}", inputs, [path], run)
+        if any(target.engine == "torch" for target in work.recipe.targets):
+            exported[f"program.{which}"] = _export_program(work, which, inputs)
         work.tick(done + 1, len(MODELS))
     return exported
+
+
+def _export_program(work: Workspace, which: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Write onnx/<which>.pt2, what torch's own engine is made of."""
+    path, section = work.onnx(which).with_suffix(".pt2"), work.recipe.export
+
+    def run() -> dict[str, Any]:
+        model = work.sources.model if which == "base" else work.dense
+        sequence = section.sequence if work.recipe.is_text and not work.recipe.tokens.merges else None
+        return asdict(
+            export_program(model, work.sources.fixed(2), path, max_batch=max(section.batch), sequence=sequence)
+        )
+
+    return work.ledger.step("export", f"export.program.{which}", inputs, [path], run)
 
 
 def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
@@ -56,14 +73,15 @@ def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
     for target in work.recipe.targets:
         for which in MODELS:
             path = engines.artefact(work.folder, target, which)
+            source = engines.source_of(work.folder, target, which)
 
-            def run(target: Target = target, which: str = which, path: Path = path) -> dict[str, Any]:
+            def run(target: Target = target, source: Path = source, path: Path = path) -> dict[str, Any]:
                 start = time.perf_counter()
-                properties = engines.build(work.onnx(which), target, path, work.sources.shapes(), work.tick)
+                properties = engines.build(source, target, path, work.sources.shapes(), work.tick)
                 return {"build_seconds": round(time.perf_counter() - start, 3), "facts": properties}
 
             inputs = {
-                "onnx": sha256_file(work.onnx(which)),
+                "source": sha256_file(source),
                 "target": target.model_dump(),
                 "versions": engines.versions(target),
                 "shapes": work.sources.shapes(),
@@ -100,6 +118,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
             sequence=export.sequence if work.recipe.is_text else None,
             seed=work.recipe.seed,
             tick=work.tick,
+            judged={target.name: target.mode for target in work.recipe.targets},
         ).to_json()
         for name, path in paths.items():
             write_json(path, measured[name])
@@ -114,6 +133,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
         "metric": (evaluation.metric, evaluation.ignore) if evaluation else None,
         "seed": work.recipe.seed,
         "cpu": work.environment["cpu"],
+        "modes": [target.mode for target in work.recipe.targets],
     }
     work.ledger.step("measure", "measure", inputs, list(paths.values()), run)
     return {**{name: read_json(path) for name, path in paths.items()}, "unmeasured": unmeasured}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 
 import optin_export
 from optin_export.engines import _tensorrt_network as network
-from optin_export.engines import build, files, load, tensorrt, unavailable, versions
+from optin_export.engines import build, files, load, modes, tensorrt, unavailable, versions
 from optin_export.errors import EnvironmentLacks, InputError, ParityError
 from optin_export.files import write_json
 from optin_export.recipe import Target, load_recipe, validate
@@ -31,6 +33,9 @@ CLASSES = {
     "added": "IOptimizationProfile",
     "engine": "ICudaEngine",
     "self._context": "IExecutionContext",
+    "self._engine": "ICudaEngine",
+    "inspector": "EngineInspector",
+    "runtime": "Runtime",
 }
 #: Options that only some versions have; the code asks before it uses them.
 GUARDED = {"set_compute_capability", "num_compute_capabilities", "ComputeCapability"}
@@ -100,7 +105,7 @@ def test_a_batch_goes_to_the_smallest_profile_that_holds_it() -> None:
             output = np.zeros((len(padded["ids"]), *shape))
             wanted = (batch, *(sequence if size == 16 else size for size in shape))
             assert network.cut(output, (batch, sequence), padded["ids"].shape).shape == wanted
-    with pytest.raises(InputError, match="no optimization profile holds"):
+    with pytest.raises(ParityError, match="no optimization profile holds"):
         network.fitted(profiles, {name: np.ones((9, 16), np.int64) for name in ("ids", "mask")})
 
 
@@ -142,7 +147,7 @@ def test_an_engine_is_only_deserialised_if_its_record_names_it(tmp_path: Path) -
 
     plan, record = tmp_path / "base.plan", tmp_path / "base.plan.json"
     plan.write_bytes(b"engine")
-    with pytest.raises(InputError, match="no readable record"):
+    with pytest.raises(ParityError, match="no readable record"):
         tensorrt.check_record(plan, "tensorrt", "10.9", "NVIDIA L4 (sm89)")
     known = {"sha256": sha256_file(plan), "library": "tensorrt", "version": "10.9", "device": "NVIDIA L4 (sm89)"}
     write_json(record, known)
@@ -152,18 +157,58 @@ def test_an_engine_is_only_deserialised_if_its_record_names_it(tmp_path: Path) -
         ("tensorrt_rtx", "10.9", "NVIDIA L4 (sm89)", "another library"),
         ("tensorrt", "10.9", "NVIDIA H200 (sm90)", "another GPU"),
     ):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(EnvironmentLacks, match=message):
             tensorrt.check_record(plan, library, version, device)
     plan.write_bytes(b"engina")
-    with pytest.raises(InputError, match="not the file that was built"):
+    with pytest.raises(ParityError, match="not the file that was built"):
         tensorrt.check_record(plan, "tensorrt", "10.9", "NVIDIA L4 (sm89)")
+
+
+def test_layers_are_counted_and_fused_attention_is_seen() -> None:
+    layers = [
+        {"Name": "[ONNX Layer: node_attention_1]", "LayerType": "gemm", "TacticName": "sm80_xmma_gemm_f16f16"},
+        {"Name": "_gemm_mha_v2_myl0_5", "LayerType": "fusedMHA", "TacticName": "_gemm_mha_v2_0x0f"},
+        {"Name": "__myl_AddMeanMul_1", "LayerType": "kgen", "TacticName": "__myl_alpha_0x3"},
+    ]
+    told = network.layers_of(json.dumps({"Layers": layers, "Bindings": []}))
+    assert network.count_layers(told) == {"layers": 3, "fused_attention": 1}
+    names = network.layers_of(json.dumps({"Layers": ["__myl_Fmha_1", "alpha_matmul"]}))
+    assert network.count_layers(names) == {"layers": 2, "fused_attention": 1}
+    for nothing in ("", "no JSON", "[]", "{}"):
+        told = network.layers_of(nothing)
+        assert set(told) == {"unavailable"} and network.count_layers(told) == {}
+
+
+class Log:
+    def __init__(self, reason: str) -> None:
+        self.reason = lambda: reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "message"),
+    [
+        ("Requested amount of GPU memory (8 bytes) could not be allocated", 5, r"(?s)out of memory.*workspace"),
+        ("OutOfMemory (no further information)", 5, "out of memory"),
+        ("Could not find any implementation for node node_conv_3", 3, r"(?s)cannot build.*node_conv_3"),
+    ],
+)
+def test_a_build_that_fails_says_why(reason: str, code: int, message: str) -> None:
+    error = network.failed(Log(reason), Target.model_validate({"engine": "tensorrt"}))
+    assert error.exit_code == code
+    with pytest.raises(type(error)) as raised:
+        raise error
+    assert re.search(message, str(raised.value))
 
 
 @pytest.mark.parametrize(
     ("target", "message"),
     [
         ({"engine": "tensorrt", "device": "cpu"}, "runs on device: cuda only"),
-        ({"engine": "onnxruntime", "device": "cuda"}, "device: cpu"),
+        ({"engine": "onnxruntime", "device": "gpu"}, "device"),
+        ({"engine": "onnxruntime", "provider": "tensorrt"}, "provider is for"),
+        ({"engine": "onnxruntime", "compile": True}, "compile is for the engine torch"),
+        ({"engine": "torch", "mode": "device"}, "mode is for device: cuda"),
+        ({"engine": "torch", "tensorrt": {"refit": True}}, "section tensorrt is for"),
         ({"engine": "onnxruntime", "tensorrt": {"refit": True}}, "section tensorrt is for"),
         ({"engine": "tensorrt", "tensorrt": {"compute_capabilities": ["8.9"]}}, "for the engine tensorrt-rtx"),
         ({"engine": "tensorrt-rtx", "tensorrt": {"compute_capabilities": ["89"]}}, "compute_capabilities"),
@@ -180,6 +225,34 @@ def test_a_plan_without_weights_is_not_run(monkeypatch: pytest.MonkeyPatch) -> N
     assert unavailable(Target.model_validate({"engine": "tensorrt"})) is None
     stripped = Target.model_validate({"engine": "tensorrt", "tensorrt": {"strip_plan": True}})
     assert "no weights" in (unavailable(stripped) or "")
+
+
+def test_an_old_library_is_refused() -> None:
+    old = SimpleNamespace(__name__="tensorrt", __version__="10.8.0.43")
+    with pytest.raises(EnvironmentLacks, match=r"(?s)10\.8\.0\.43 is too old.*10\.9"):
+        network.checked_version(old)
+    for name, version in (("tensorrt", "10.16.1.11"), ("tensorrt", "11.4.0.106"), ("tensorrt_rtx", "1.7.1.116")):
+        module = SimpleNamespace(__name__=name, __version__=version)
+        assert network.checked_version(module) is module
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_in_every_mode(small_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt")
+    target = Target.model_validate({"engine": "tensorrt"})
+    if unavailable(target) is not None:
+        pytest.skip(str(unavailable(target)))
+    path = tmp_path / "small.plan"
+    facts = build(small_onnx, target, path, [{"x": (1, 4)}, {"x": (8, 4)}])
+    assert facts["layers"] >= 1
+    engine = load(path, target)
+    for batch in (1, 3, 8):
+        x = np.random.default_rng(batch).standard_normal((batch, 4)).astype(np.float32)
+        assert np.array_equal(engine.run({"x": x})["y"], np.maximum(x, 0))
+        for mode in modes(engine):
+            once = engine.timer({"x": x}, mode)  # type: ignore[attr-defined]
+            assert all(0.0 < once() < 1000.0 for _ in range(40))
+        assert engine.memory({"x": x})["model"] > 0  # type: ignore[attr-defined]
 
 
 def test_a_missing_library_is_named_with_the_extra_that_brings_it() -> None:
@@ -216,15 +289,19 @@ def test_an_engine_is_built_without_a_gpu(small_onnx: Path, tmp_path: Path, dyna
     target = RTX.model_copy(update={"tensorrt": RTX.tensorrt.model_copy(update={"dynamic": dynamic})})
     path, ticks = tmp_path / "small.plan", []
     facts = build(small_onnx, target, path, [{"x": (1, 4)}, {"x": (8, 4)}], lambda *step: ticks.append(step))
-    assert [file.exists() for file in files(path, target)] == [True, True]
+    assert [file.exists() for file in files(path, target)] == [True, True, True]
+    assert facts["network_layers"] >= 1
     assert facts["library"] == "tensorrt_rtx" and facts["compute_capabilities"] == ["8.9"]
     assert len(facts["profiles"]) == (1 if dynamic else 2) and facts["bytes"] == path.stat().st_size
     assert ticks and ticks[-1][0] == ticks[-1][1]
     if unavailable(target) is not None:
-        with pytest.raises(EnvironmentLacks, match="no NVIDIA GPU"):
+        told = json.loads(files(path, target)[2].read_text(encoding="utf-8"))
+        assert "no NVIDIA GPU" in told["unavailable"] and "layers" not in facts
+        with pytest.raises(EnvironmentLacks, match="no NVIDIA GPU") as error:
             load(path, target)
+        assert error.value.exit_code == 5
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(InputError, match="not the file that was built"):
+    with pytest.raises(ParityError, match="not the file that was built"):
         load(path, target)
 
 
@@ -241,7 +318,7 @@ def test_a_node_that_the_parser_refuses_is_named(tmp_path: Path) -> None:
 def test_a_device_that_the_library_does_not_know_is_refused(small_onnx: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     target = Target.model_validate({"engine": "tensorrt-rtx", "tensorrt": {"compute_capabilities": ["9.0"]}})
-    with pytest.raises(InputError, match="has no sm90"):
+    with pytest.raises(EnvironmentLacks, match="has no sm90"):
         build(small_onnx, target, tmp_path / "small.plan", [{"x": (1, 4)}])
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from optin_export.engines import modes
 from optin_export.errors import InputError
 from optin_export.measure import Accuracy, Latency, Measured, ParityCase, judge, latency, measure_engines
 from optin_export.measure.accuracy import evaluate
@@ -38,11 +39,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> np.random.Generator:
     """Latency of a call = the engine's `ms` with 2 % noise, without waiting."""
     generator = np.random.default_rng(0)
 
-    def timed(engine: FakeEngine, inputs: Mapping[str, np.ndarray]) -> float:
-        engine.run(inputs)
-        return engine.ms * float(generator.normal(1.0, 0.02))
+    def timer_of(engine: FakeEngine, inputs: Mapping[str, np.ndarray], mode: str) -> Callable[[], float]:
+        return lambda: engine.ms * float(generator.normal(1.0, 0.02))
 
-    monkeypatch.setattr(latency, "_time", timed)
+    monkeypatch.setattr(latency, "timer_of", timer_of)
     monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.0)
     return generator
 
@@ -65,8 +65,13 @@ def test_speedup_is_the_ratio_with_an_interval_around_it(clock: np.random.Genera
 
 def test_a_restless_machine_is_measured_longer(clock: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured(20.0, 10.0).blocks == latency.BLOCKS
-    inner = latency._time
-    monkeypatch.setattr(latency, "_time", lambda engine, inputs: inner(engine, inputs) * clock.choice([1.0, 1.5]))
+    inner = latency.timer_of
+
+    def restless_timer(*given: Any) -> Callable[[], float]:
+        timer = inner(*given)
+        return lambda: timer() * clock.choice([1.0, 1.5])
+
+    monkeypatch.setattr(latency, "timer_of", restless_timer)
     restless = measured(20.0, 10.0)
     assert latency.BLOCKS < restless.blocks <= latency.MAX_BLOCKS
     assert restless.blocks == len(restless.samples["base"]) == len(restless.samples["pruned"])
@@ -80,13 +85,45 @@ def test_no_speedup_is_reported_as_none(clock: np.random.Generator) -> None:
 
 def test_arms_are_interleaved_in_random_order(monkeypatch: pytest.MonkeyPatch, clock: np.random.Generator) -> None:
     order: list[float] = []
-    inner = latency._time
-    monkeypatch.setattr(latency, "_time", lambda engine, inputs: order.append(engine.ms) or inner(engine, inputs))
+    inner = latency.timer_of
+
+    def noted(engine: FakeEngine, *given: Any) -> Callable[[], float]:
+        timer = inner(engine, *given)
+        return lambda: order.append(engine.ms) or timer()
+
+    monkeypatch.setattr(latency, "timer_of", noted)
     measured(50.0, 40.0)
     changes = sum(first != second for first, second in itertools.pairwise(order))
     assert changes > latency.BLOCKS / 2
     blocks = [order[i] for i in range(len(order) - 9 * latency.BLOCKS, len(order), 9)]
     assert len(set(blocks)) == 2  # some blocks begin with base, some with pruned
+
+
+class OwnClock(FakeEngine):
+    """Brings its own clock, as engines on a GPU do."""
+
+    modes = ("call", "device")
+
+    def timer(self, inputs: Mapping[str, np.ndarray], mode: str) -> Callable[[], float]:
+        def once() -> float:
+            self.run(inputs)
+            return self.ms / (2.0 if mode == "device" else 1.0)
+
+        return once
+
+
+def test_an_engine_may_bring_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.0)
+    x = {"x": np.ones((2, 3), np.float32)}
+    engine = OwnClock(ms=40.0)
+    assert modes(engine) == ("call", "device") and modes(FakeEngine()) == ("call",)
+    assert latency.timer_of(engine, x)() == 40.0 and latency.timer_of(engine, x, "device")() == 20.0
+    host = FakeEngine(ms=40.0)
+    assert 0.0 < latency.timer_of(host, x)() < 40.0 and host.calls == 1  # the host's clock: it does not take that long
+    result = latency.measure_latency(
+        engine, OwnClock(ms=10.0), x, target="t", batch=2, sequence=None, seed=0, mode="device"
+    )
+    assert (result.mode, result.base_ms.p50, result.speedup.median) == ("device", 20.0, 4.0)
 
 
 def test_the_interval_comes_from_blocks_not_from_calls() -> None:

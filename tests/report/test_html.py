@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from optin_export.errors import InputError
-from optin_export.report.html import count, gate_measured, milliseconds, number, points, render_html
+from optin_export.report.html import count, gate_measured, layer_rows, milliseconds, number, points, render_html
 from optin_export.report.schema import GateResult, Report
 
 TARGET = "onnxruntime-cpu-1t"
@@ -121,6 +121,36 @@ def latency_result(batch: int) -> dict[str, Any]:
         "noise_floor": 0.012,
         "blocks": 24,
     }
+
+
+def test_ways_of_calling_on_a_gpu_are_shown_beside_the_judged_one(run: Path) -> None:
+    memory = {"base": {"model": 3 << 20, "activations": 1 << 20}, "pruned": {"model": 1 << 20, "activations": 0}}
+    on_gpu = {"target": "torch-cuda", "memory": memory, "clocks": {"sm_mhz": (1500.0, 1980.0)}}
+    judged = {**latency_result(1), **on_gpu, "unmeasured": {"device+graph": "<cannot> be captured"}}
+    other = {**latency_result(1), **on_gpu, "mode": "device", "judged": False}
+    page = html.unescape(re.sub(r"\s+", " ", render_html(make_report(latency=[judged, other]), run)))
+    assert "copies in and out (judged)" in re.sub("<.*?>", "", page) and "<td>no copies</td>" in page
+    assert "not measured: <cannot> be captured" in page and "<cannot>" not in render_html(make_report(), run)
+    assert "base: 3.0, 1.0; pruned: 1.0, 0.0" in page and "1500 to 1980" in page
+    assert page.count("rowgroup") == render_html(make_report(latency=[judged]), run).count("rowgroup")
+    assert "On the GPU" not in render_html(make_report(), run)
+
+
+def test_layers_of_base_and_pruned_engines_are_compared(run: Path) -> None:
+    def engine(target: str, model: str, **facts: int) -> dict[str, Any]:
+        return {"target": target, "model": model, "build_seconds": 1.0, "facts": facts}
+
+    engines = [
+        engine("tensorrt-cuda", "base", network_layers=300, layers=40, fused_attention=12),
+        engine("tensorrt-cuda", "pruned", network_layers=280, layers=90, fused_attention=0),
+        engine("tensorrt-rtx-cuda", "base", network_layers=300),
+        engine(TARGET, "base", bytes=1),
+    ]
+    report = make_report(engines=engines)
+    assert [row["lost"] for row in layer_rows(report.engines)] == [False, True, False]
+    page = re.sub(r"\s+", " ", re.sub("<.*?>", " ", render_html(report, run)))
+    assert "tensorrt-cuda pruned 280 90 0 lost" in page and "tensorrt-cuda base 300 40 12 tensorrt" in page
+    assert "Fused attention" not in render_html(make_report(), run)
 
 
 @pytest.fixture

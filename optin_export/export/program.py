@@ -1,0 +1,84 @@
+"""The dense model as an exported program of torch (.pt2): graph and weights in one file, without the model's source."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.files import atomic_path
+from optin_export.sources import Inputs, TaskModel
+
+
+@dataclass(frozen=True)
+class Program:
+    """Facts about an exported program: nodes of its graph, and its size."""
+
+    nodes: int
+    bytes: int
+
+
+def export_program(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int, sequence: int | None) -> Program:
+    """Export `model` to `path` with batch 1..max_batch and, for text, sequence 2..sequence.
+
+    Attention is torch's fused one, the fastest form of the model that torch has. inputs: examples with at least two
+    rows; they are not kept in the file. Raises InputError where torch cannot export the model.
+    """
+    batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
+    dynamic: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
+    if sequence is not None:
+        length = torch.export.Dim("sequence", min=2, max=max(sequence, 2))
+        for axes in dynamic.values():
+            axes[1] = length
+    try:
+        with fused_attention(model), torch.no_grad():
+            program = torch.export.export(model, (), dict(inputs), dynamic_shapes=dynamic)
+    except Exception as error:  # torch.export raises many types; all mean this model cannot be exported
+        why = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]
+        raise InputError("torch cannot export the model", why, "leave out the targets engine: torch") from error
+    _clean(program)
+    with atomic_path(path) as temporary:
+        torch.export.save(program, temporary, extra_files={"outputs": model.output_name})
+    return Program(len(program.graph.nodes), path.stat().st_size)
+
+
+def _clean(program: torch.export.ExportedProgram) -> None:
+    """Drop the user's rows, and stack traces, which tell where files are on this machine."""
+    program.example_inputs = None
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+
+
+@runtime_checkable
+class _ChoosesAttention(Protocol):
+    def set_attn_implementation(self, name: str) -> None: ...
+
+
+@contextlib.contextmanager
+def fused_attention(model: nn.Module) -> Iterator[None]:
+    """Scaled dot product attention where the model has it; elsewhere models have plain products, which masks and
+    hooks can see and engines fuse by themselves."""
+    chooses = [part for part in model.modules() if isinstance(part, _ChoosesAttention)]
+    plain = [part for part in model.modules() if vars(part).get("fused_attn") is False]
+    chosen = []
+    for chooser in chooses:
+        with contextlib.suppress(ValueError, ImportError):  # an architecture without sdpa stays as it is
+            chooser.set_attn_implementation("sdpa")
+            chosen.append(chooser)
+    for part in plain:
+        vars(part)["fused_attn"] = True
+    try:
+        yield
+    finally:
+        for chooser in chosen:
+            chooser.set_attn_implementation("eager")
+        for part in plain:
+            vars(part)["fused_attn"] = False

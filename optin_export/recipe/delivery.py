@@ -1,0 +1,102 @@
+"""The sections of a recipe about where the model goes: targets, and what is shipped."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from optin_export.recipe.fields import Count, Number, Section
+
+
+class TensorRTOptions(Section):
+    """How a TensorRT engine is built, in trtexec's words."""
+
+    dynamic: bool = Field(False, description="one profile over all batch sizes and shorter sequences, not one for each")
+    workspace: Count | None = Field(None, description="MiB of scratch memory; default: all there is")
+    builder_optimization_level: Annotated[int, Number, Field(ge=0, le=5)] = 3
+    version_compatible: bool = Field(False, description="the engine runs with later versions of the library, too")
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    refit: bool = Field(False, description="weights can be replaced later")
+    strip_plan: bool = Field(False, description="the file holds no weights and is not measured; refit it on the target")
+    weight_streaming: bool = False
+    profiling_verbosity: Literal["layer_names_only", "detailed", "none"] = "detailed"
+    compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = Field(
+        (), description="tensorrt-rtx only: what to build for, e.g. ['8.9']; default: the GPU of this machine"
+    )
+
+
+class Target(Section):
+    engine: Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
+    device: Literal["cpu", "cuda"] = Field("cpu", description="default: cpu; cuda for TensorRT")
+    threads: Count = Field(1, description="on the CPU")
+    provider: Literal["cuda", "tensorrt"] = Field("cuda", description="onnxruntime on cuda: whose kernels it runs")
+    compile: bool = Field(False, description="torch: compile the program with torch.compile")
+    mode: Literal["call", "call+graph", "device", "device+graph"] = Field(
+        "call",
+        description="what the gates judge on a GPU: call (inputs and outputs are copied, as a caller sees it), device "
+        "(they stay on the GPU); +graph: replayed as a CUDA graph. All four are measured",
+    )
+    tensorrt: TensorRTOptions = TensorRTOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _device_of_engine(cls, values: Any) -> Any:
+        if isinstance(values, dict) and str(values.get("engine", "")).startswith("tensorrt"):
+            return {"device": "cuda", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _options_of_engine(self) -> Target:
+        is_tensorrt = self.engine.startswith("tensorrt")
+        if is_tensorrt and self.device != "cuda":
+            raise ValueError(f"targets: {self.engine} runs on device: cuda only")
+        if self.tensorrt != TensorRTOptions() and not is_tensorrt:
+            raise ValueError("targets: the section tensorrt is for the engines tensorrt and tensorrt-rtx")
+        if self.tensorrt.compute_capabilities and self.engine != "tensorrt-rtx":
+            raise ValueError("targets: compute_capabilities is for the engine tensorrt-rtx")
+        if self.provider != "cuda" and (self.engine, self.device) != ("onnxruntime", "cuda"):
+            raise ValueError("targets: provider is for the engine onnxruntime on device: cuda")
+        if self.compile and self.engine != "torch":
+            raise ValueError("targets: compile is for the engine torch")
+        if self.mode != "call" and self.device != "cuda":
+            raise ValueError("targets: mode is for device: cuda; on the CPU there are no copies to leave out")
+        return self
+
+    @property
+    def name(self) -> str:
+        words: list[str] = [self.engine, self.device]
+        if self.device == "cpu":
+            words.append(f"{self.threads}t")
+        if self.provider != "cuda":
+            words.append(self.provider)
+        if self.compile:
+            words.append("compile")
+        return "-".join(words)
+
+
+class ShipSection(Section):
+    """What is written for Triton Inference Server, once every gate has passed."""
+
+    triton: bool = False
+    backend: Literal["onnxruntime", "python", "tensorrt"] = Field(
+        "onnxruntime",
+        description="Triton's backend; python: a small model.py that runs the graph or a tensorrt-rtx engine",
+    )
+    layout: Literal["models", "versions", "pruned"] = Field(
+        "models",
+        description="models: NAME-base and NAME; versions: 1 (base) and 2 (pruned) of NAME; pruned: NAME alone",
+    )
+    serve: Literal["all", "base", "pruned"] = Field("all", description="versions: which of them the policy serves")
+    ensemble: bool = Field(False, description="also NAME-ensemble, which takes text or an encoded image")
+    instances: Count = Field(1, description="copies of each model that the server runs side by side")
+    queue_delay: Annotated[int, Number, Field(ge=0)] = Field(
+        100, description="microseconds a request may wait for others to share its batch"
+    )
+    warm_up: bool = Field(True, description="the server runs real rows before a model is ready")
+    cuda_graphs: bool = Field(True, description="of the backend tensorrt")
+    labels: tuple[str, ...] | None = Field(
+        None, min_length=1, description="class names, one per output; default: those of the model where it has any"
+    )
+    model_license: str | None = Field(None, description="for the manifest; default: what the model's README says")
+    data_license: str | None = Field(None, description="of the calibration data, for the manifest")

@@ -1,0 +1,64 @@
+"""What other machines measured of a run (machines/<machine>/measure/<target>.json), and how it gets into the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from optin_export.errors import InputError
+from optin_export.files import read_json, sha256_file, write_text
+from optin_export.measure import Measured
+from optin_export.report.compose import accuracy_result, latency_results, parity_of
+from optin_export.report.html import render_html
+from optin_export.report.schema import EngineResult, GateResult, MachineResult, Report
+
+
+def still_elsewhere(run: Path) -> tuple[MachineResult, ...]:
+    """Results of other machines that are of the very graphs that the run now has, in order of their names."""
+    found = []
+    for path in sorted((run / "machines").glob("*/measure/*.json")):
+        try:
+            stored = read_json(path)
+            current = {which: _hash(run, which, digest) for which, digest in stored["graphs"].items()}
+            if stored["graphs"] == current:
+                found.append(_result(stored))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # a damaged file, or one of another version: it is no result
+    return tuple(found)
+
+
+def add_elsewhere(run: Path) -> Report:
+    """Write report.json and report.html with what other machines measured; the run's own results and verdict stay.
+
+    Raises InputError where the run has no report.
+    """
+    try:
+        report = Report.model_validate_json((run / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {run / 'report.json'}", str(error), "run the recipe again") from None
+    report = report.model_copy(update={"elsewhere": still_elsewhere(run)})
+    write_text(run / "report.json", report.model_dump_json(indent=2) + "\n")
+    write_text(run / "report.html", render_html(report, run))
+    return report
+
+
+def _result(stored: dict[str, Any]) -> MachineResult:
+    measured = Measured.from_json(stored)
+    return MachineResult(
+        machine=stored["machine"],
+        target=stored["target"],
+        created=stored["created"],
+        environment=stored["environment"],
+        gates=tuple(GateResult(**gate) for gate in stored["gates"]),
+        parity=parity_of(measured) if measured.parity else None,
+        accuracy=accuracy_result(measured),
+        accuracy_note=stored["accuracy_note"],
+        latency=latency_results(measured),
+        engines=tuple(EngineResult(**engine) for engine in stored["engines"]),
+    )
+
+
+def _hash(run: Path, which: str, digest: str) -> str | None:
+    """Of the run's graph that the engine was built from: `digest` if one of its forms still has it."""
+    paths = [run / "onnx" / f"{which}{suffix}" for suffix in (".onnx", ".pt2")]
+    return digest if digest in [sha256_file(path) for path in paths if path.is_file()] else None

@@ -1,0 +1,452 @@
+#!/usr/bin/env python3
+"""Everything that a machine with an NVIDIA GPU can tell, offline, in under eight minutes: one JSON with all raw blocks.
+
+    python tools/gpu_acceptance.py --out docs/measurements/gpu/<gpu>.json && python tools/render_results.py
+    python tools/gpu_acceptance.py --quick --out /tmp/quick.json      # tiny sizes, also on a machine without a GPU
+
+Parts: scoring (the sketch against exact masking), torch, onnxruntime, tensorrt, tensorrt_rtx. Each is a process of its
+own with a limit of seconds, writes after every result, and skips what no longer fits: one that fails, hangs or breaks
+the GPU's context never stops the others. What is not installed or failed is in the JSON with its reason.
+
+Weights are random, so nothing is downloaded and nothing is said of accuracy: the pruned models have the shapes that
+the search gives for random scores at 0.7 and 0.5 of the MACs. torch runs the models in fp32, fp16 and bf16; the engines
+that are built from ONNX run in fp32, at 0.5, those of TensorRT at batch 8 and 64. Blocks are shorter and fewer than in
+a run, to have many cells: see `measured_by`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PARTS = {"scoring": 80, "torch": 170, "onnxruntime": 70, "tensorrt": 110, "tensorrt_rtx": 30}
+#: What `--quick` allows each part on a small and busy CPU.
+QUICK_SECONDS = 240
+RATIOS, PRECISIONS, BATCHES = (0.7, 0.5), ("fp32", "fp16", "bf16"), (1, 8, 64, 256)
+#: The ways of calling an engine that are measured here: as a caller sees it, and the engine alone.
+MODES = ("call", "device+graph")
+BLOCKS, BLOCK_SECONDS, WARM_UP_SECONDS = 12, 0.01, 0.1
+#: Probes of the sketch, samples and token rows of the scoring part, and units per group that exact masking is timed on.
+SAMPLES, ROWS, EXACT_UNITS = 32, 768, 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of random weights: architecture as `sources.build` takes it, and the shape of one sample."""
+
+    architecture: dict[str, Any]
+    sample: tuple[int, ...]
+
+    @property
+    def is_text(self) -> bool:
+        return len(self.sample) == 1
+
+
+def timm_case(name: str, size: int = 224, **args: Any) -> Case:
+    return Case({"library": "timm", "name": name, "args": args, **_task("image-classification")}, (3, size, size))
+
+
+def bert_case(sequence: int = 128, **config: Any) -> Case:
+    import transformers
+
+    settings = transformers.BertConfig(**config).to_dict()
+    architecture = {"library": "transformers", "class": "BertForSequenceClassification", "config": settings}
+    return Case({**architecture, **_task("text-classification")}, (sequence,))
+
+
+def mask2former_case(size: int = 384) -> Case:
+    """Mask2Former with Swin-T, in the sizes of facebook/mask2former-swin-tiny-ade-semantic."""
+    import transformers
+
+    backbone = transformers.SwinConfig(
+        embed_dim=96,
+        depths=[2, 2, 6, 2],
+        num_heads=[3, 6, 12, 24],
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    settings = transformers.Mask2FormerConfig(backbone_config=backbone, num_labels=150).to_dict()
+    architecture = {"library": "transformers", "class": "Mask2FormerForUniversalSegmentation", "config": settings}
+    return Case({**architecture, **_task("image-segmentation")}, (3, size, size))
+
+
+def _task(task: str) -> dict[str, Any]:
+    return {"task": task, "pooling": None, "normalize": False}
+
+
+def cases(quick: bool) -> dict[str, Callable[[], Case]]:
+    if quick:
+        small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        tiny = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 4, "num_classes": 5}
+        return {
+            "DeiT-Tiny": lambda: timm_case("deit_tiny_patch16_224", 32, **tiny),
+            "BERT-base": lambda: bert_case(16, vocab_size=64, **small),
+        }
+    return {
+        "DeiT-Tiny": lambda: timm_case("deit_tiny_patch16_224"),
+        "BERT-base": bert_case,
+        "DeiT-Base": lambda: timm_case("deit_base_patch16_224"),
+        "DeiT-Small": lambda: timm_case("deit_small_patch16_224"),
+        "Swin-T": lambda: timm_case("swin_tiny_patch4_window7_224"),
+        "Mask2Former": mask2former_case,
+    }
+
+
+def inputs_of(case: Case, batch: int) -> dict[str, Any]:
+    """Random rows on the host; text without padding."""
+    import torch
+
+    generator = torch.Generator().manual_seed(batch)
+    if not case.is_text:
+        return {"pixel_values": torch.randn(batch, *case.sample, generator=generator)}
+    ids = torch.randint(5, 60, (batch, *case.sample), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def models_of(case: Case, ratios: tuple[float, ...]) -> dict[str, Any]:
+    """{'base', '0.7', ...}: the model, and dense models with that share of its MACs at most."""
+    import numpy as np
+    import torch
+
+    from optin_export.families import find_structure
+    from optin_export.recipe import Budget, TokensSection
+    from optin_export.search import find_plan
+    from optin_export.sources import build
+    from optin_export.surgery import scheduled
+    from optin_export.surgery.rebuild import rebuild
+
+    torch.manual_seed(0)
+    base = build(case.architecture)
+    structure = find_structure(base)
+    _, costs = scheduled(base, structure, TokensSection(), inputs_of(case, 1))
+    generator = np.random.default_rng(0)
+    scores = {group.key: generator.random(group.count) for group in structure.groups}
+    align = {group.key: group.step(8) for group in structure.groups}
+    least = {group.key: min(group.step(8), group.count) for group in structure.groups}
+    found = {"base": base}
+    for ratio in ratios:
+        plan = find_plan(scores, costs, Budget(macs=ratio), align, least)
+        found[str(ratio)], _ = rebuild(base, structure, plan.groups, inputs_of(case, 2))
+    return found
+
+
+# The parts. Each is a generator of entries; an entry with a `failed` says why.
+
+
+def scoring_part(quick: bool, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
+    """Seconds of `score: optin` for a whole model, with and without autocast, against exact masking of its units."""
+    import torch
+
+    models = cases(quick)
+    if not quick:
+        models = {"BERT-base": models["BERT-base"], "ViT-B": lambda: timm_case("vit_base_patch16_224")}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name, make in models.items():
+        case = make()
+        for autocast in (None, "bfloat16"):
+            with _failing({"model": name, "autocast": autocast, "device": device}) as entry:
+                if left() > 0:
+                    entry |= _score(case, autocast, device, quick)
+                else:
+                    entry["failed"] = "no time was left"
+            yield entry
+
+
+def _score(case: Case, autocast: str | None, device: str, quick: bool) -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    from optin_export.families import find_structure
+    from optin_export.recipe import PruneSection
+    from optin_export.scoring import score
+    from optin_export.scoring.exact import exact_losses
+    from optin_export.scoring.optin import observe_all
+    from optin_export.sources import Batch, build
+
+    torch.manual_seed(0)
+    model = build(case.architecture).to(device)
+    samples = 4 if quick else SAMPLES
+    rows = {name: tensor.to(device) for name, tensor in inputs_of(case, samples).items()}
+    batches, structure = [Batch(rows, np.arange(samples))], find_structure(model)
+    section = PruneSection.model_validate({"budget": {"macs": 0.5}, "rows": ROWS, "autocast": autocast})
+
+    def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+        _synchronize()
+        start = time.perf_counter()
+        result = work()
+        _synchronize()
+        return time.perf_counter() - start, result
+
+    model(**rows)  # libraries are loaded, and memory is taken, by the first pass
+    seconds, scores = timed(lambda: score(model, structure, batches, section, 0))
+    references = observe_all(model, structure, batches, ROWS, torch.Generator().manual_seed(0))
+    exact, subset = 0.0, 0
+    for group in structure.groups:
+        units = np.linspace(0, group.count - 1, min(EXACT_UNITS, group.count)).astype(int).tolist()
+        took, _ = timed(lambda group=group, units=units: exact_losses(model, structure, group, references, 1.0, units))
+        exact += took * group.count / len(units)
+        subset += len(units)
+    return {
+        "seconds": seconds,
+        "exact_seconds": exact,
+        "exact_measured_units": subset,
+        "units": sum(group.count for group in structure.groups),
+        "samples": samples,
+        "info": scores.info,
+    }
+
+
+def torch_part(quick: bool, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
+    """The models themselves with fused attention, not exported: that takes too long for so many."""
+    import torch
+
+    from optin_export.engines.torch import TorchEngine
+    from optin_export.export.program import fused_attention
+    from optin_export.recipe import Target
+
+    on_gpu = torch.cuda.is_available()
+    target = Target.model_validate({"engine": "torch", "device": "cuda" if on_gpu else "cpu"})
+    ratios, precisions, batches = _sizes(quick)
+    if not on_gpu:
+        precisions = ("fp32",)  # half precision on a CPU says nothing about a GPU
+    for name, make in cases(quick).items():
+        models: dict[str, Any] = {}
+        case = make()
+        with _failing({"model": name, "target": target.name}) as entry:
+            models = models_of(case, ratios)
+        if "failed" in entry:
+            yield entry
+            continue
+        for precision in precisions:
+            held = {which: _in_precision(model, precision, target.device) for which, model in models.items()}
+            named = (tuple(inputs_of(case, 1)), (models["base"].output_name,), target)
+            engines = {which: TorchEngine(model, *named) for which, model in held.items()}
+            with contextlib.ExitStack() as stack:
+                for model in held.values():
+                    stack.enter_context(fused_attention(model))
+                yield from _cells(case, name, precision, engines, batches, target.name, left)
+            del engines, held
+
+
+def onnx_part(engine: str, quick: bool, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
+    """Engines that are built from ONNX, in fp32: of the models, as many as there is time for."""
+    import torch
+
+    from optin_export import engines
+    from optin_export.export import export_onnx
+    from optin_export.recipe import Target
+
+    on_gpu = torch.cuda.is_available()
+    options: dict[str, Any] = {"engine": engine}
+    if engine == "onnxruntime" and on_gpu:
+        options["device"] = "cuda"
+    if engine == "tensorrt-rtx" and not on_gpu:
+        options["tensorrt"] = {"compute_capabilities": ["8.9"]}
+    target = Target.model_validate(options)
+    ratios, _, batches = _sizes(quick)
+    if engine != "onnxruntime":
+        batches = batches[1:3]  # every batch size is a profile that is tuned by itself: all would take the whole time
+    with _failing({"target": target.name}) as entry:
+        entry["versions"] = engines.versions(target)
+    yield entry
+    if "failed" in entry:
+        return
+    for name, make in cases(quick).items():
+        with tempfile.TemporaryDirectory() as folder, _failing({"model": name, "target": target.name}) as entry:
+            if left() <= 0:
+                entry["failed"] = "no time was left"
+            else:
+                case = make()
+                loaded: dict[str, Any] = {}
+                entry["build_seconds"] = {}
+                shapes = [{n: tuple(t.shape) for n, t in inputs_of(case, batch).items()} for batch in batches]
+                for which, model in models_of(case, ratios[-1:]).items():
+                    onnx = Path(folder) / f"{which}.onnx"
+                    sequence = case.sample[0] if case.is_text else None
+                    export_onnx(model, inputs_of(case, 2), onnx, max_batch=max(batches), sequence=sequence)
+                    path, start = engines.artefact(Path(folder), target, which), time.perf_counter()
+                    entry.setdefault("facts", {})[which] = engines.build(onnx, target, path, shapes)
+                    entry["build_seconds"][which] = time.perf_counter() - start
+                    if engines.unavailable(target) is None:
+                        loaded[which] = engines.load(path, target)
+                entry["unmeasured"] = engines.unavailable(target)
+                if loaded:
+                    entry["cells"] = list(_cells(case, name, "fp32", loaded, batches, target.name, left))
+        yield entry
+
+
+def _sizes(quick: bool) -> tuple[tuple[float, ...], tuple[str, ...], tuple[int, ...]]:
+    return (RATIOS[-1:], PRECISIONS[:1], (1, 2)) if quick else (RATIOS, PRECISIONS, BATCHES)
+
+
+def _cells(
+    case: Case,
+    name: str,
+    precision: str,
+    engines: dict[str, Any],
+    batches: tuple[int, ...],
+    target: str,
+    left: Callable[[], float],
+) -> Iterator[dict[str, Any]]:
+    """One entry per batch size, share of MACs and mode: a latency with its raw blocks."""
+    from optin_export.engines import modes
+    from optin_export.measure.gpu import GpuLog, memory_of
+    from optin_export.measure.latency import measure_latency
+
+    log = GpuLog()
+    for batch in batches:
+        inputs = {key: tensor.numpy() for key, tensor in inputs_of(case, batch).items()}
+        for which in [one for one in engines if one != "base"]:
+            for mode in [one for one in MODES if one in modes(engines["base"])]:
+                about = {"model": name, "macs": float(which), "precision": precision, "batch": batch, "mode": mode}
+                with _failing({**about, "target": target}) as entry:
+                    if left() <= 0:
+                        entry["failed"] = "no time was left"
+                    else:
+                        log.entries = []
+                        result = measure_latency(
+                            engines["base"],
+                            engines[which],
+                            inputs,
+                            target=target,
+                            batch=batch,
+                            sequence=case.sample[0] if case.is_text else None,
+                            seed=0,
+                            mode=mode,
+                            tick=lambda done, total: log.read(),
+                        ).to_json()
+                        entry["latency"] = {**result, "samples": _rounded(result["samples"])}
+                        entry["clocks"], entry["clocks_note"] = log.entries, log.note
+                        if mode == "call" and target.endswith("cuda"):
+                            entry["memory"] = {key: memory_of(engines[key], inputs) for key in ("base", which)}
+                yield entry
+
+
+def _rounded(samples: dict[str, list[list[float]]]) -> dict[str, list[list[float]]]:
+    """To ten nanoseconds: no clock here is finer, and the file stays small."""
+    return {arm: [[round(value, 5) for value in block] for block in blocks] for arm, blocks in samples.items()}
+
+
+def _in_precision(model: Any, precision: str, device: str) -> Any:
+    """A copy on the device whose weights and activations are of that type; the output is float32, as of engines."""
+    import copy
+
+    import torch
+
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+    class InPrecision(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = copy.deepcopy(model).to(device, dtype)
+
+        def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+            fitted = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
+            return self.model(**fitted).float()
+
+    return InPrecision().eval()
+
+
+def _synchronize() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def _failing(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The entry, with the reason in it if the body fails."""
+    try:
+        yield entry
+    except Exception as error:  # whatever a library raises, the next cell is tried
+        entry["failed"] = f"{type(error).__name__}: {error}"[:600]
+        entry["traceback"] = traceback.format_exc()[-2000:]
+
+
+def run_part(part: str, seconds: float, quick: bool, out: Path) -> None:
+    """In a process of its own: write every entry to `out` as soon as it is there."""
+    from optin_export.files import write_text
+    from optin_export.measure import latency
+
+    latency.BLOCKS = latency.MAX_BLOCKS = BLOCKS
+    latency.BLOCK_SECONDS, latency.WARM_UP_SECONDS = BLOCK_SECONDS, WARM_UP_SECONDS
+    end = time.monotonic() + seconds
+
+    def left() -> float:
+        return end - time.monotonic()
+
+    if part == "scoring":
+        found = scoring_part(quick, left)
+    elif part == "torch":
+        found = torch_part(quick, left)
+    else:
+        found = onnx_part(part.replace("_", "-"), quick, left)
+    entries: list[dict[str, Any]] = []
+    for entry in found:
+        entries.append(entry)
+        write_text(out, json.dumps(entries))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, also without a GPU")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="only these")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part is not None:
+        run_part(options.part, options.seconds, options.quick, options.out)
+        return
+    from optin_export.engines import gpu_name
+    from optin_export.environment import describe
+    from optin_export.files import write_text
+
+    gpu = gpu_name()
+    if gpu is None and not options.quick:
+        sys.exit("there is no NVIDIA GPU with a working driver here; --quick runs tiny sizes on the CPU")
+    result: dict[str, Any] = {
+        "version": 1,
+        "written": time.strftime("%Y-%m-%d", time.gmtime()),
+        "quick": options.quick,
+        "machine": {**describe(), "gpu": gpu},
+        "measured_by": {"blocks": BLOCKS, "block_seconds": BLOCK_SECONDS, "warm_up_seconds": WARM_UP_SECONDS},
+        "parts": {},
+    }
+    for part in options.parts:
+        print(f"{part} ...", file=sys.stderr, flush=True)
+        result["parts"][part] = in_process(part, QUICK_SECONDS if options.quick else PARTS[part], options.quick)
+        write_text(options.out, json.dumps(result) + "\n")
+    print(options.out)
+
+
+def in_process(part: str, seconds: float, quick: bool) -> dict[str, Any]:
+    """Run one part; its entries, how long it took, and how it ended if not well."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, start = Path(folder) / "part.json", time.monotonic()
+        words = [sys.executable, __file__, "--part", part, "--out", str(out), "--seconds", str(0.85 * seconds)]
+        ended = None
+        try:
+            done = subprocess.run(
+                [*words, *(["--quick"] if quick else [])], timeout=seconds, stderr=subprocess.PIPE, text=True
+            )
+            if done.returncode != 0:
+                ended = f"exit code {done.returncode}: {done.stderr[-1000:]}"
+        except subprocess.TimeoutExpired:
+            ended = f"stopped after {seconds} s"
+        entries = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else []
+    return {"seconds": round(time.monotonic() - start, 1), "failed": ended, "entries": entries}
+
+
+if __name__ == "__main__":
+    main()
