@@ -44,6 +44,7 @@ ARTEFACTS = {
     "report.json",
     "report.html",
 }
+TOKENIZER = {"preprocess/tokenizer.json"}
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,9 @@ def test_a_run_from_recipe_to_report(kind: str, tmp_path: Path, request: pytest.
     recipe: dict[str, Any] = request.getfixturevalue(kind)(gates={"accuracy_drop": 100.0, "speedup": 0.01})
     report = optin_export.run(recipe, out=tmp_path / "run")
     assert report is not None
-    assert files(tmp_path / "run") == ARTEFACTS
+    # What an ensemble needs to take raw inputs: how images become pixels, or the tokenizer.
+    prepared = {"preprocess/preprocess.json"} if kind == "vit_recipe" else TOKENIZER
+    assert files(tmp_path / "run") == ARTEFACTS | prepared
     assert [stage.name for stage in report.stages] == list(STAGES[:-1])  # writing the report ends after the report
     assert report.verdict.passed
     assert {gate.name for gate in report.verdict.gates} == {"parity", "budget.macs", "speedup", "accuracy_drop"}
