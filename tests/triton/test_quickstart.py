@@ -177,7 +177,7 @@ def test_versions_and_a_rollback_without_a_restart(program: Program, quickstart:
         with pytest.raises(EnvironmentLacks, match="not ready"):
             connection.ready(Model("quickstart", "2"))
         ship(quickstart, place, "--set", "ship.layout=versions")
-        for number in ("2", "1"):  # the other version is loaded anew as well
+        for number in ("2", "1"):
             wait_ready(connection, Model("quickstart", number))
         versions = (Model("quickstart", "1"), Model("quickstart", "2"))
         assert next(asked(server.grpc, reference_of(quickstart), versions)).largest_error <= 1e-4
