@@ -177,7 +177,8 @@ def test_versions_and_a_rollback_without_a_restart(program: Program, quickstart:
         with pytest.raises(EnvironmentLacks, match="not ready"):
             connection.ready(Model("quickstart", "2"))
         ship(quickstart, place, "--set", "ship.layout=versions")
-        wait_ready(connection, Model("quickstart", "2"))
+        for number in ("2", "1"):
+            wait_ready(connection, Model("quickstart", number))
         versions = (Model("quickstart", "1"), Model("quickstart", "2"))
         assert next(asked(server.grpc, reference_of(quickstart), versions)).largest_error <= 1e-4
         assert cli.main(["rollback", str(place), "quickstart"]) == 0
