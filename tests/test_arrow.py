@@ -13,9 +13,10 @@ from optin_export.ledger import ROOMS
 
 PACKAGE = Path(optin_export.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-#: Optional packages, and the one file each may be imported in, inside a function.
+#: Optional packages, and the file each may be imported in, inside a function; onnxruntime is two tools in one.
 LAZY = {
-    "onnxruntime": {"engines/onnxruntime.py"},
+    "onnxruntime": {"engines/onnxruntime.py", "export/quantize.py"},
+    "modelopt": {"export/modelopt.py"},
     "tritonclient": {"ship/triton.py"},
     "datasets": {"sources/data.py"},
     "tensorrt": set(),

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 from optin_export.errors import InputError
+from optin_export.export.precision import Converted, convert, converters
 from optin_export.export.sampling import sampling_by_gather
 from optin_export.files import atomic_path
 from optin_export.sources import Inputs, TaskModel
 
-__all__ = ["OPSET", "Exported", "export_onnx"]
+__all__ = ["OPSET", "Converted", "Exported", "convert", "converters", "export_onnx"]
 
 OPSET = 20
 #: Protobuf refuses larger messages; such models would need external data.

@@ -2,72 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
     model_validator,
 )
 
+from optin_export.recipe.export import ExportSection
+from optin_export.recipe.fields import ClassNames, Column, Count, Fraction, Number, Pattern, Positive, Prompts, Section
 
-def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):  # Python takes True for 1; in a recipe it is a slip
-        raise ValueError(f"should be a number, not {value!r}")
-    return value
-
-
-def _column(value: Any) -> int | str:
-    if isinstance(value, str) or (type(value) is int and value >= 0):
-        return value
-    raise ValueError(f"should be a column's name or its position from 0, not {value!r:.60}")
-
-
-def _pattern_with_group(value: str) -> str:
-    try:
-        groups = re.compile(value).groups
-    except re.error as error:
-        raise ValueError(f"should be a regular expression: {error}") from None
-    if groups < 1:
-        raise ValueError("should have a group (...) that holds the label")
-    return value
-
-
-def _class_names(value: Any) -> Any:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name.strip() for name in value):
-        raise ValueError("should be a list of class names, each quoted text, or a text file with one a line")
-    twice = next((name for name in value if list(value).count(name) > 1), None)
-    if not value or twice is not None:
-        raise ValueError("should name at least one class" if twice is None else f"names '{twice}' twice")
-    return value
-
-
-def _prompts(value: Any) -> Any:
-    templates = [value] if isinstance(value, str) else value
-    if not isinstance(templates, list | tuple) or not templates:
-        raise ValueError("should be a prompt, or a list of them")
-    wrong = next((one for one in templates if not isinstance(one, str) or one.count("{}") != 1), None)
-    if wrong is not None:
-        raise ValueError(f"should have one {{}} where the class name goes, not {wrong!r:.60}")
-    return value
-
-
-_Number = BeforeValidator(_no_truth_value)
-Fraction = Annotated[float, _Number, Field(gt=0.0, le=1.0)]
-Positive = Annotated[float, _Number, Field(gt=0.0)]
-Count = Annotated[int, _Number, Field(ge=1)]
-Column = Annotated[int | str, BeforeValidator(_column)]
-Pattern = Annotated[str, AfterValidator(_pattern_with_group)]
-ClassNames = Annotated[tuple[str, ...] | str, BeforeValidator(_class_names)]
-Prompts = Annotated[tuple[str, ...] | str, BeforeValidator(_prompts)]
 Task = Literal[
     "text-classification",
     "feature-extraction",
@@ -105,11 +51,7 @@ _METRICS: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-
-class Preprocess(_Section):
+class Preprocess(Section):
     """Image preprocessing; a field left out is taken from the checkpoint's own configuration."""
 
     size: tuple[Count, Count] | None = Field(None, description="height and width in pixels")
@@ -118,7 +60,7 @@ class Preprocess(_Section):
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     source: str = Field(description="'hf:ID', 'timm:NAME', 'py:FILE.py:FUNCTION' or a folder")
     task: Task
     weights: str = Field("pretrained", description="'pretrained', 'random', or a .safetensors / .pt checkpoint")
@@ -132,7 +74,7 @@ class ModelSection(_Section):
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
 
-class DataSource(_Section):
+class DataSource(Section):
     source: str = Field(description="'csv:', 'tsv:', 'npz:', 'images:', 'hf-dataset:' or 'py:FILE.py:FUNCTION'")
     columns: dict[Literal["text", "text_pair", "tokens", "question", "context", "image", "label"], Column] = Field(
         default_factory=dict
@@ -147,22 +89,22 @@ class DataSource(_Section):
 class Evaluation(DataSource):
     split: str = Field("test", description="split of an hf-dataset")
     metric: Metric
-    ignore: Annotated[int, _Number, Field(ge=0)] = Field(
+    ignore: Annotated[int, Number, Field(ge=0)] = Field(
         255, description="label maps: value of pixels that are not evaluated"
     )
 
 
-class DataSection(_Section):
+class DataSection(Section):
     calibration: DataSource
     evaluation: Evaluation | None = None
 
 
-class Budget(_Section):
+class Budget(Section):
     """What the smaller model may cost, as a fraction of the unpruned model, or what it may lose. Exactly one."""
 
     macs: Fraction | None = None
     params: Fraction | None = None
-    accuracy_drop: Annotated[float, _Number, Field(ge=0.0)] | None = Field(
+    accuracy_drop: Annotated[float, Number, Field(ge=0.0)] | None = Field(
         None,
         description="points; the smallest model (in MACs) that keeps it is searched, on half of the evaluation",
     )
@@ -183,7 +125,7 @@ class Budget(_Section):
         return next((value for value in (self.macs, self.params) if value is not None), 1.0)
 
 
-class PruneSection(_Section):
+class PruneSection(Section):
     units: tuple[Literal["heads", "neurons", "channels"], ...] = Field(("heads", "neurons", "channels"), min_length=1)
     score: Literal["optin", "optin-exact", "optin-reference", "fisher", "magnitude", "activation", "random"] = "optin"
     budget: Budget
@@ -203,7 +145,7 @@ class PruneSection(_Section):
     autocast: Literal["bfloat16", "float16"] | None = Field(None, description="precision of the sketch's passes")
 
 
-class TokensSection(_Section):
+class TokensSection(Section):
     """Tokens that are merged inside the model. Give `keep` or `schedule`, not both."""
 
     keep: Fraction | Literal["auto"] = Field(
@@ -211,7 +153,7 @@ class TokensSection(_Section):
         description="average over blocks of the share of tokens left behind the attention; 1: none is merged; "
         "auto: the search decides how much of the budget merging saves (needs prune.budget.macs)",
     )
-    schedule: tuple[Annotated[int, _Number, Field(ge=0)], ...] | None = Field(
+    schedule: tuple[Annotated[int, Number, Field(ge=0)], ...] | None = Field(
         None, min_length=1, description="tokens merged in each block; none in blocks beyond its end"
     )
 
@@ -227,7 +169,7 @@ class TokensSection(_Section):
         return self.keep != 1.0 or any(self.schedule or ())
 
 
-class FinetuneSection(_Section):
+class FinetuneSection(Section):
     """A short fine-tune after the repair. Without this section no weight is trained."""
 
     source: str | None = Field(
@@ -252,18 +194,12 @@ class FinetuneSection(_Section):
         return self.loss == "labels" or (self.loss is None and self.data is not None)
 
 
-class ExportSection(_Section):
-    precision: Literal["fp32"] = "fp32"
-    batch: tuple[Count, ...] = Field((1, 8), min_length=1, description="batch sizes that are shipped and measured")
-    sequence: Count = Field(128, description="text: longest sequence in tokens; latency is measured at it")
-
-
-class TensorRTOptions(_Section):
+class TensorRTOptions(Section):
     """How a TensorRT engine is built, in trtexec's words."""
 
     dynamic: bool = Field(False, description="one profile over all batch sizes and shorter sequences, not one for each")
     workspace: Count | None = Field(None, description="MiB of scratch memory; default: all there is")
-    builder_optimization_level: Annotated[int, _Number, Field(ge=0, le=5)] = 3
+    builder_optimization_level: Annotated[int, Number, Field(ge=0, le=5)] = 3
     version_compatible: bool = Field(False, description="the engine runs with later versions of the library, too")
     hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
     refit: bool = Field(False, description="weights can be replaced later")
@@ -275,7 +211,7 @@ class TensorRTOptions(_Section):
     )
 
 
-class Target(_Section):
+class Target(Section):
     engine: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
     device: Literal["cpu", "cuda"] = Field("cpu", description="default: cpu; cuda for TensorRT")
     threads: Count = Field(1, description="on the CPU")
@@ -305,23 +241,23 @@ class Target(_Section):
         return f"{self.engine}-{self.device}" + (f"-{self.threads}t" if self.device == "cpu" else "")
 
 
-class Gates(_Section):
+class Gates(Section):
     speedup: Positive | None = Field(None, description="lower end of the 95 % interval")
-    accuracy_drop: Annotated[float, _Number] | None = Field(
+    accuracy_drop: Annotated[float, Number] | None = Field(
         None, description="largest loss in points, engine against engine"
     )
 
 
-class ShipSection(_Section):
+class ShipSection(Section):
     triton: bool = False
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole run. Field names are a contract: fields are added, never renamed."""
 
-    recipe: Annotated[Literal[1], _Number]
+    recipe: Annotated[Literal[1], Number]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    seed: Annotated[int, _Number, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Number, Field(ge=0, lt=2**32)] = 0
     model: ModelSection
     data: DataSection
     prune: PruneSection
@@ -358,6 +294,10 @@ class Recipe(_Section):
             raise ValueError(f"finetune.loss: labels is for {', '.join(_LABELLED)}; use distill")
         if len({target.name for target in self.targets}) != len(self.targets):
             raise ValueError("targets: two entries are the same")
+        for target in self.targets:
+            reason = self.export.cannot(target.engine, target.device)
+            if reason is not None:
+                raise ValueError(f"export.precision: {self.export.precision} on the target {target.name}: {reason}")
         if len(set(self.export.batch)) != len(self.export.batch):
             raise ValueError("export.batch: a batch size is named twice")
         return self

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from optin_export.recipe import Precision, engine_name
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -51,6 +53,9 @@ class AccuracyResult(_Part):
     drop: float
     drop_low: float
     drop_high: float
+    engines: dict[str, float] = Field(
+        default_factory=dict, description="points of every engine by name; base is fp32's, pruned the shipped one's"
+    )
 
 
 class ParityResult(_Part):
@@ -61,12 +66,24 @@ class ParityResult(_Part):
     max_error: float
     spread: float
     passed: bool
+    precision: Precision = "fp32"
+    cosine: float = Field(1.0, description="of the worst row and its reference")
+    agreement: float | None = Field(None, description="share of choices that are the reference's; null: no classes")
+
+
+class ToleranceResult(_Part):
+    """What an engine of one precision may differ from the fp32 torch model."""
+
+    error: float
+    cosine: float
+    agreement: float
 
 
 class Parity(_Part):
     passed: bool
-    tolerance: float
-    max_error: float
+    tolerance: float = Field(description="of max_error, in fp32")
+    max_error: float = Field(description="of the fp32 engines")
+    tolerances: dict[str, ToleranceResult] = Field(default_factory=dict, description="by precision")
     cases: tuple[ParityResult, ...]
 
 
@@ -82,8 +99,19 @@ class SpeedupResult(_Part):
     ci_high: float
 
 
+class ComparisonResult(_Part):
+    """How many times faster one engine is than another, both by name and measured in the same blocks."""
+
+    engine: str
+    against: str
+    speedup: SpeedupResult
+
+
 class LatencyResult(_Part):
-    """Interleaved measurement of both engines; raw samples are in measure/latency.json."""
+    """Interleaved measurement of all engines; raw samples are in measure/latency.json.
+
+    base_ms, pruned_ms, speedup and noise_floor are of both models in `precision`: what the gate judges.
+    """
 
     target: str
     batch: int
@@ -94,6 +122,24 @@ class LatencyResult(_Part):
     noise_floor: float = Field(description="how far base against itself strays from 1")
     blocks: int
     mode: str = Field("call", description="what one call holds: call (copies in and out), call+graph, device, ...")
+    precision: Precision = "fp32"
+    engines_ms: dict[str, Milliseconds] = Field(default_factory=dict, description="every engine by name")
+    comparisons: tuple[ComparisonResult, ...] = Field((), description="beside `speedup`; none in fp32")
+
+    @property
+    def shipped(self) -> str:
+        """Name of the engine that is shipped."""
+        return engine_name("pruned", self.precision)
+
+    def gain(self, engine: str, against: str) -> SpeedupResult:
+        """How many times faster `engine` is than `against`; KeyError if the two were not compared."""
+        found = {(one.engine, one.against): one.speedup for one in self.comparisons}
+        return {(self.shipped, engine_name("base", self.precision)): self.speedup, **found}[engine, against]
+
+    @property
+    def precision_wins(self) -> bool:
+        """Whether the shipped engine is surely faster than the same model in fp32; true where it is fp32."""
+        return self.precision == "fp32" or self.gain(self.shipped, "pruned").ci_low > 1
 
 
 class StageResult(_Part):
@@ -105,6 +151,7 @@ class StageResult(_Part):
 class EngineResult(_Part):
     target: str
     model: Literal["base", "pruned"]
+    precision: Precision = "fp32"
     build_seconds: float
     facts: dict[str, Any]
     unmeasured: str | None = Field(None, description="why the engine was built but could not run on this machine")
@@ -173,6 +220,7 @@ class Report(_Part):
     created: str = Field(description="ISO 8601, UTC")
     verdict: Verdict
     model: dict[str, str]
+    precision: Precision = Field("fp32", description="of what is shipped")
     macs: Size
     params: Size
     accuracy: AccuracyResult | None

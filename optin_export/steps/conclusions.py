@@ -33,6 +33,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
     report = compose(
         name=work.recipe.name,
         model={"source": work.recipe.model.source, "task": work.recipe.model.task},
+        precision=work.recipe.export.precision,
         gates=gates(work, facts),
         macs=macs,
         params=params,
@@ -63,7 +64,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
 def ship_run(work: Workspace, facts: Facts) -> None:
     """A model repository only for a run that passed, and a manifest for every run."""
     passed = all(gate.passed for gate in gates(work, facts))
-    recipe, repository, onnx = work.recipe, work.folder / "triton", work.folder / "onnx" / "pruned.onnx"
+    recipe, repository, onnx = work.recipe, work.folder / "triton", work.onnx(work.shipped)
     if passed and recipe.ship.triton:
         written = [repository / recipe.name / name for name in ("config.pbtxt", "1/model.onnx")]
 
