@@ -78,6 +78,7 @@ class ToleranceResult(_Part):
     error: float
     cosine: float
     agreement: float
+    tie: float
 
 
 class Parity(_Part):
