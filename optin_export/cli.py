@@ -16,7 +16,7 @@ from optin_export.commands import COMMANDS, parse
 from optin_export.errors import EnvironmentLacks, GateError, OptinError, ParityError
 from optin_export.folder import STAGES, run_folder
 from optin_export.progress import choose
-from optin_export.recipe import load_recipe
+from optin_export.recipe import engine_name, load_recipe
 
 if TYPE_CHECKING:
     from optin_export.report.schema import Report
@@ -163,7 +163,8 @@ def _print_verdict(report: Report, folder: str) -> None:
     console.print(gates)
     if report.latency:
         console.print(latency)
-    console.print(f"report: {folder}/report.html   model: {folder}/onnx/pruned.onnx")
+    name = engine_name("pruned", report.precision)
+    console.print(f"report: {folder}/report.html   model: {folder}/onnx/{name}.onnx")
 
 
 def _print_error(error: OptinError, as_json: bool) -> None:

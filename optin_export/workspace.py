@@ -12,10 +12,9 @@ from optin_export import search, surgery
 from optin_export.environment import describe
 from optin_export.families import Costs, Structure, find_structure
 from optin_export.ledger import Ledger
-from optin_export.recipe import Recipe
+from optin_export.recipe import Recipe, engine_name, engine_names
 from optin_export.sources import Sources, TaskModel, load_sources
 
-MODELS = ("base", "pruned")
 #: What makes a saved model.
 FILES = ("architecture.json", "model.safetensors")
 Facts = dict[str, Any]
@@ -102,6 +101,16 @@ class Workspace:
     def calibration_digest(self) -> dict[str, str]:
         """Hashes of all that scores and repairs depend on."""
         return {key: value for key, value in self.digest.items() if key not in ("evaluation", "finetune")}
+
+    @property
+    def engine_names(self) -> tuple[str, ...]:
+        """'base' and 'pruned' in fp32, and both in the recipe's precision if that is another."""
+        return engine_names(self.recipe.export.precision)
+
+    @property
+    def shipped(self) -> str:
+        """The name of what is shipped: the pruned model in the recipe's precision."""
+        return engine_name("pruned", self.recipe.export.precision)
 
     def onnx(self, which: str) -> Path:
         return self.folder / "onnx" / f"{which}.onnx"

@@ -13,10 +13,11 @@ from optin_export.ledger import ROOMS
 
 PACKAGE = Path(optin_export.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-#: Optional packages, and the one file each may be imported in, inside a function.
+#: Optional packages, and the file each may be imported in, inside a function; onnxruntime is two tools in one.
 LAZY = {
-    # What runs in the server's own Python is a second place.
-    "onnxruntime": {"engines/onnxruntime.py", "ship/served/onnxruntime_model.py"},
+    # What runs in the server's own Python is another place.
+    "onnxruntime": {"engines/onnxruntime.py", "export/quantize.py", "ship/served/onnxruntime_model.py"},
+    "modelopt": {"export/modelopt.py"},
     "tritonclient": {"ship/config.py"},
     "model_signing": {"ship/signing.py"},
     "tokenizers": {"ship/preprocess.py", "ship/served/text_model.py"},

@@ -149,6 +149,7 @@ def recipe_of(case: str, seed: int) -> Recipe:
             align=8,
         ),
         "segformer-camvid": _camvid("segformer"),
+        "mask2former-camvid": _camvid("mask2former"),
     }
     sections = cases[case]
     prune = {"budget": {"macs": 1.0}, **sections.get("prune", {})}
@@ -164,6 +165,7 @@ CASES = (
     "vit-digits",
     "vit-cifar10",
     "segformer-camvid",
+    "mask2former-camvid",
 )
 
 

@@ -40,6 +40,7 @@ CASES = {
     "vit-digits": "ViT on handwritten digits",
     "vit-cifar10": "ViT on CIFAR-10",
     "segformer-camvid": "SegFormer on CamVid",
+    "mask2former-camvid": "Mask2Former on CamVid",
 }
 CASE_OF_RECIPE = {
     "minilm_sts": "minilm-stsb",
@@ -48,6 +49,7 @@ CASE_OF_RECIPE = {
     "quickstart": "vit-digits",
     "cifar_vit": "vit-cifar10",
     "camvid_segformer": "segformer-camvid",
+    "camvid_mask2former": "mask2former-camvid",
 }
 OWN, REPAIRED = "optin", "least-squares"
 BUDGETS = (0.7, 0.6, 0.5, 0.4, 0.3)

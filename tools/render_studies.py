@@ -134,10 +134,11 @@ def _ablation(content: dict[str, Any]) -> list[str]:
     return [
         "## What each part is worth",
         "",
-        "The same case, budget and seed with one part of the method left out (`tools/study_ablation.py`): what was",
-        f"tried for the targets that are missed above, and what each part gains. {content['cpu']}.",
+        "The same case, budget and seed with one part of the method left out, or with more of what the repair sees",
+        "(`tools/study_ablation.py`): what was tried for the targets that are missed above, and what each part gains.",
+        f"{content['cpu']}.",
         "",
-        *markdown_table(["case", "MACs", "left out", "points lost"], rows),
+        *markdown_table(["case", "MACs", "left out, or more of", "points lost"], rows),
     ]
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""What each part of the method is worth: the same case and budget with one part left out.
+"""What each part of the method is worth: the same case and budget with one part left out, or with more of it.
 
     python tools/study_ablation.py --case resnet20-cifar10 --budgets 0.5
+    python tools/study_ablation.py --case resnet20-cifar10 --budgets 0.5 --more
 
 Writes docs/measurements/studies/ablation.json, one row per variant.
 """
@@ -13,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -25,7 +27,9 @@ from optin_export.sources import load_sources
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "ablation.json"
 #: The module; in the package its name stands for the function.
 REPAIR = sys.modules[surgery.compensate.__module__]
+STREAMS = sys.modules[surgery.compensate.__module__.replace("compensate", "streams")]
 FEW_ROWS = 64
+MORE_ROUNDS, MORE_POSITIONS, ALL_IMAGES = 6, 256, 5000
 
 
 def drop(bench: Bench, budget: float, curves: dict[str, Any] | None, scores: Any) -> float:
@@ -70,15 +74,48 @@ def variants(case: str, seed: int, budget: float) -> dict[str, Callable[[], floa
     }
 
 
+def with_more(case: str, seed: int, budget: float) -> dict[str, Callable[[], float]]:
+    """{what there is more of: how many points are lost then}; scores and plan are those of the method as it is."""
+    recipe = recipe_of(case, seed)
+    bench = Bench(load_sources(recipe))
+    scores, _ = bench.score("optin")
+    curves = bench.curves(scores)
+    plan = bench.plan(scores, budget, curves)
+
+    def repaired(bench: Bench) -> float:
+        return bench.base - bench.accuracy(bench.operate(plan, "least-squares")[0])
+
+    def with_images() -> float:
+        rows = recipe.data.calibration.model_copy(update={"samples": ALL_IMAGES})
+        data = recipe.data.model_copy(update={"calibration": rows})
+        return repaired(Bench(load_sources(recipe.model_copy(update={"data": data}))))
+
+    def patched(module: ModuleType, name: str, value: int) -> Callable[[], float]:
+        def run() -> float:
+            with mock.patch.object(module, name, value):
+                return repaired(Bench(bench.sources))  # rows' weights lie at the same positions
+
+        return run
+
+    return {
+        f"more rounds through ReLUs ({MORE_ROUNDS} instead of {REPAIR.ROUNDS})": patched(REPAIR, "ROUNDS", MORE_ROUNDS),
+        f"more positions per image ({MORE_POSITIONS} instead of {STREAMS.POSITIONS})": patched(
+            STREAMS, "POSITIONS", MORE_POSITIONS
+        ),
+        f"more images for the repair ({ALL_IMAGES} instead of {recipe.data.calibration.samples})": with_images,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="The method with one part left out.")
     parser.add_argument("--case", choices=CASES, default="resnet20-cifar10")
     parser.add_argument("--budgets", nargs="+", type=float, default=(0.5,))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--more", action="store_true", help="more of what the repair sees, instead of leaving out")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
     for budget in args.budgets:
-        for left_out, run in variants(args.case, args.seed, budget).items():
+        for left_out, run in (with_more if args.more else variants)(args.case, args.seed, budget).items():
             row = {"case": args.case, "budget": budget, "seed": args.seed, "left_out": left_out}
             rows = [old for old in rows if any(old[name] != value for name, value in row.items())]
             rows.append({**row, "drop": round(run(), 3)})

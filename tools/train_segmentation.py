@@ -2,7 +2,7 @@
 """Train the two small segmentation models of the CamVid recipes from random weights, on 143 street scenes.
 
     python tools/train_segmentation.py segformer        # a few minutes on one CPU core
-    python tools/train_segmentation.py mask2former
+    python tools/train_segmentation.py mask2former      # half an hour
 
 Reads the scenes that `recipes/camvid_segformer/data.py` names, below $OPTIN_EXPORT_SHARED. Writes, below
 ``recipes/camvid_<model>``, no image: ``config.json`` and ``model.safetensors`` (fp16) as transformers reads them,
@@ -310,7 +310,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, batches and augmentation")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
-    epochs = args.epochs or {"segformer": 12, "mask2former": 30}[args.model]
+    epochs = args.epochs or {"segformer": 12, "mask2former": 120}[args.model]
     out = args.out or ROOT / "recipes" / f"camvid_{args.model}"
     torch.set_num_threads(1)  # fixed, because the number of threads changes the order of floating-point sums
     set_seed(args.seed)

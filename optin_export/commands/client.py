@@ -227,15 +227,17 @@ def _checked(options: argparse.Namespace) -> list[int]:
 def _reference(options: argparse.Namespace, output: str) -> Reference:
     from optin_export.errors import InputError
     from optin_export.files import read_json
-    from optin_export.measure import TOLERANCE
+    from optin_export.measure import TOLERANCES
     from optin_export.ship.deployed import Reference
 
     if (options.run is None) == (options.reference is None):
         raise InputError("it is open which rows to send", "they come from a run", "give --run RUN or --reference FILE")
-    tolerance = TOLERANCE
+    tolerance = TOLERANCES["fp32"].error
     if options.run is not None:
         try:
-            tolerance = float(read_json(options.run / "report.json")["parity"]["tolerance"])
+            parity = read_json(options.run / "report.json")["parity"]
+            # What is served is in the recipe's precision, whose tolerance is the widest of the run.
+            tolerance = max(parity["tolerance"], *(one["error"] for one in parity["tolerances"].values()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"cannot read {options.run}/report.json", str(error), "give a finished run") from None
     path = options.reference or options.run / "measure" / "reference.safetensors"

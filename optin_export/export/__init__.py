@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from optin_export.errors import InputError
+from optin_export.export.precision import Converted, convert, converters
 from optin_export.export.program import export_program
 from optin_export.export.sampling import sampling_by_gather
 from optin_export.files import atomic_path
 from optin_export.sources import Inputs, TaskModel
 
-__all__ = ["OPSET", "Exported", "export_onnx", "export_program"]
+__all__ = ["OPSET", "Converted", "Exported", "convert", "converters", "export_onnx", "export_program"]
 
 OPSET = 20
 #: Protobuf refuses larger messages; such models would need external data.

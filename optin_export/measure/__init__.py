@@ -1,9 +1,9 @@
-"""measure: two engines and data become parity, accuracy, latency and the gate's verdict. Knows not how engines work."""
+"""measure: engines and data become parity, accuracy, latency and the gate's verdict. Knows not how engines work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from optin_export.measure.gpu import measure_modes
 from optin_export.measure.interleaved import Interleaved, Interval, interleave, median_call
 from optin_export.measure.latency import Latency, measure_latency
 from optin_export.measure.metrics import METRICS
-from optin_export.measure.parity import TOLERANCE, ParityCase, compare
+from optin_export.measure.parity import TOLERANCES, ParityCase, Tolerance, compare
+from optin_export.recipe import MODELS, engine_name, engine_names, model_of, precision_of
 from optin_export.sources import Dataset
 
 __all__ = [
     "METRICS",
-    "TOLERANCE",
+    "TOLERANCES",
     "Accuracy",
     "Gate",
     "Interleaved",
@@ -28,6 +29,7 @@ __all__ = [
     "Latency",
     "Measured",
     "ParityCase",
+    "Tolerance",
     "accuracy_of",
     "interleave",
     "judge",
@@ -81,47 +83,77 @@ def measure_engines(
     seed: int,
     tick: Tick,
     judged: Mapping[str, str] | None = None,
+    precision: str = "fp32",
+    classes: int | None = None,
 ) -> Measured:
     """Parity, then accuracy, then latency; what computes the wrong thing is neither evaluated nor timed.
 
-    engines: target name -> {"base", "pruned"}. references: the torch models they were built from, as functions of
-    named arrays. rows: (batch, distinct) -> that many real rows at the shipped shape, distinct or all the same.
+    engines: target name -> `recipe.engine_names(precision)`. references: the torch models they were built from, as
+    functions of named arrays. rows: (batch, distinct) -> that many real rows at the shipped shape, distinct or all the
+    same. precision: of the engines that are judged. classes: axis of the output that holds them, for `compare`.
     judged: target name -> the mode that gates are about, where it is not `CALL`.
     """
-    parity = [
-        compare(engine, references[which], rows(batch, distinct), target=target, model=which, identical=not distinct)
-        for target, pair in engines.items()
-        for which, engine in pair.items()
-        for batch in batches
-        for distinct in (True, False)
-    ]
+    parity = []
+    for model in MODELS:
+        for batch in batches:
+            for distinct in (True, False):
+                inputs = rows(batch, distinct)
+                expected = references[model](inputs)
+                parity += [
+                    compare(
+                        engine,
+                        lambda _, expected=expected: expected,  # type: ignore[misc]
+                        inputs,
+                        target=target,
+                        model=model,
+                        identical=not distinct,
+                        precision=precision_of(name),
+                        classes=classes,
+                    )
+                    for target, built in engines.items()
+                    for name, engine in built.items()
+                    if model_of(name) == model
+                ]
     if not all(case.passed for case in parity):
         return Measured(tuple(parity), None, ())
     accuracy = None
     if data is not None and engines:
-        pair = next(iter(engines.values()))
-        steps = 2 * sum(len(side) for side in data.sides)
-        half = steps // 2
-        base = predict(_function(pair["base"]), data, lambda done, total: tick(done, steps))
-        pruned = predict(_function(pair["pruned"]), data, lambda done, total: tick(half + done, steps))
-        accuracy = evaluate(base, pruned, data.metric, seed)
+        accuracy = _accuracy(next(iter(engines.values())), data, precision, seed, tick)
+    base, pruned = (engine_name(model, precision) for model in MODELS)
     latency = [
         one
-        for target, pair in engines.items()
+        for target, built in engines.items()
         for batch in batches
         for one in measure_modes(
-            pair["base"],
-            pair["pruned"],
+            built[base],
+            built[pruned],
             rows(batch, True),
             target=target,
             batch=batch,
             sequence=sequence,
             seed=seed,
             judged=(judged or {}).get(target, CALL),
+            precision=precision,
+            plain={name: built[name] for name in MODELS},
             tick=tick,
         )
     ]
     return Measured(tuple(parity), accuracy, tuple(latency))
+
+
+def _accuracy(built: Mapping[str, Engine], data: Dataset, precision: str, seed: int, tick: Tick) -> Accuracy:
+    """Of every engine; what is judged is the shipped one's loss against the unpruned fp32 engine."""
+    names, rows = engine_names(precision), sum(len(side) for side in data.sides)
+    found = {
+        name: predict(
+            _function(built[name]),
+            data,
+            lambda done, _, at=at: tick(at * rows + done, len(names) * rows),  # type: ignore[misc]
+        )
+        for at, name in enumerate(names)
+    }
+    accuracy = evaluate(found["base"], found[engine_name("pruned", precision)], data.metric, seed)
+    return replace(accuracy, engines={name: METRICS[data.metric].value(one) for name, one in found.items()})
 
 
 def accuracy_of(function: Function, data: Dataset) -> float:

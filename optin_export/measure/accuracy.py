@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ RESAMPLES = 1000
 class Accuracy:
     """base, pruned: points of the two engines on the same rows (perplexity: itself). drop: what was `lost`.
     drop_low, drop_high: its 95 % interval by bootstrap over rows (how far another sample of the same size could have
-    moved it)."""
+    moved it). engines: points of every engine by name; base is the fp32 one, pruned the one that is shipped."""
 
     metric: str
     rows: int
@@ -28,6 +28,7 @@ class Accuracy:
     drop: float
     drop_low: float
     drop_high: float
+    engines: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from optin_export.measure.interleaved import median_call
-from optin_export.measure.parity import TOLERANCE
-from optin_export.recipe import Budget, Gates
+from optin_export.measure.parity import TOLERANCES, ParityCase
+from optin_export.recipe import Budget, Gates, engine_name
 
 if TYPE_CHECKING:
     from optin_export.measure import Accuracy, Measured
@@ -43,20 +43,11 @@ def judge(
     """
     parity, accuracy = measured.parity, measured.accuracy
     latency = [one for one in measured.latency if one.judged]
-    worst = max((max(case.max_error, case.spread) for case in parity), default=None)
     missing = ", ".join(f"{name}: {reason}" for name, reason in measured.unmeasured.items())
     unseen = f"; not evaluated on {missing}" if missing else ""
     verdicts = [
-        Gate(
-            "parity",
-            # Engines that did not run have not computed anything wrong.
-            "parity" if parity or not missing else "gate",
-            "<=",
-            TOLERANCE,
-            worst,
-            bool(parity) and all(case.passed for case in parity) and not missing,
-            "largest relative difference between an engine and its torch model, any row and batch size" + unseen,
-        ),
+        _parity(precision, [case for case in parity if case.precision == precision], missing, unseen)
+        for precision in dict.fromkeys(("fp32", *(case.precision for case in parity)))
     ]
     if budget.kind == "latency":
         verdicts.append(_clocked(budget, measured, promised))
@@ -72,7 +63,8 @@ def judge(
         low = slowest.speedup.ci_low if slowest else None
         where = f"batch {slowest.batch} on {slowest.target}" if slowest else "not evaluated: nothing was measured"
         passed = low is not None and low >= gates.speedup and not missing
-        note = f"lower end of the 95 % interval at the slowest gain ({where})" + unseen
+        alike = f", both in {slowest.precision}" if slowest and slowest.precision != "fp32" else ""
+        note = f"lower end of the 95 % interval at the slowest gain ({where}{alike})" + unseen
         verdicts.append(Gate("speedup", "gate", ">=", gates.speedup, low, passed, note))
     if gates.accuracy_drop is not None:
         verdicts.append(_drop("accuracy_drop", gates.accuracy_drop, accuracy))
@@ -93,10 +85,31 @@ def _clocked(budget: Budget, measured: Measured, promised: float | None) -> Gate
         passed = low is not None and low >= budget.speedup
         return Gate("budget.speedup", "gate", ">=", budget.speedup, low, passed, note)
     assert budget.latency_ms is not None
-    high = None if one is None else median_call(one.samples["pruned"]).high
+    high = None if one is None else median_call(one.samples[engine_name("pruned", one.precision)]).high
     note = unseen if one is None else f"upper end of the 95 % interval of one call's median at {where}, in ms{table}"
     passed = high is not None and high <= budget.latency_ms
     return Gate("budget.latency_ms", "gate", "<=", budget.latency_ms, high, passed, note)
+
+
+def _parity(precision: str, cases: list[ParityCase], missing: str, unseen: str) -> Gate:
+    """The gate 'parity' of the fp32 engines, or 'parity.int8' and so on."""
+    note = "largest relative difference between an engine and its torch model, any row and batch size"
+    tolerance = TOLERANCES[precision]
+    if precision != "fp32":
+        choices = [case.agreement for case in cases if case.agreement is not None]
+        note += f"; worst cosine {min(case.cosine for case in cases):.4f} (at least {tolerance.cosine:g})"
+        if choices:
+            note += f", choices that agree {min(choices):.1%} (at least {tolerance.agreement:.0%})"
+    return Gate(
+        "parity" if precision == "fp32" else f"parity.{precision}",
+        # Engines that did not run have not computed anything wrong.
+        "parity" if cases or not missing else "gate",
+        "<=",
+        tolerance.error,
+        max((max(case.max_error, case.spread) for case in cases), default=None),
+        bool(cases) and all(case.passed for case in cases) and not missing,
+        note + unseen,
+    )
 
 
 def _drop(name: str, limit: float, accuracy: Accuracy | None, which: str = "") -> Gate:

@@ -1,7 +1,8 @@
-"""Latency of two engines, interleaved: a speedup is claimed only by the lower end of its interval.
+"""Latency of engines, interleaved: a speedup is claimed only by the lower end of its interval.
 
 Blocks in random order of base, base again (A/A, the noise floor) and pruned, in one process on the same inputs; warm
-up until the median is stable; bootstrap over blocks of the ratio of medians (docs/method.md, section 6).
+up until the median is stable; bootstrap over blocks of the ratio of medians (docs/method.md, section 6). With a
+precision other than fp32 that pair is in this precision, like with like, and the fp32 pair is in the same blocks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from optin_export.engines import CALL, Engine, Timed, Timer
+from optin_export.recipe import MODELS, engine_name
 
 #: Blocks measured at least; on a restless machine more, in steps, until the interval is narrow or MAX_BLOCKS are done.
 BLOCKS, MORE_BLOCKS, MAX_BLOCKS = 24, 12, 96
@@ -37,7 +39,7 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class Speedup:
-    """Ratio of median latencies base / pruned, with its 95 % bootstrap interval over blocks."""
+    """Ratio of median latencies, slower / faster if it gains, with its 95 % bootstrap interval over blocks."""
 
     median: float
     ci_low: float
@@ -45,9 +47,21 @@ class Speedup:
 
 
 @dataclass(frozen=True)
-class Latency:
-    """One measurement. noise_floor: how far base against itself strays from 1, at the far end of its interval.
+class Comparison:
+    """How many times faster `engine` is than `against`, both measured in the same blocks."""
 
+    engine: str
+    against: str
+    speedup: Speedup
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One measurement. base_ms, pruned_ms, speedup: both models in `precision`, which is what the gate judges.
+
+    noise_floor: how far base against itself strays from 1, at the far end of its interval.
+    engines_ms: every engine by its name (`recipe.engine_names`). comparisons: the pairs beside the judged one; none if
+    the precision is fp32.
     mode: what one call holds (`engines.MODES`). judged: whether gates are about it.
     memory, clocks, unmeasured: on a GPU, see `measure.gpu`: bytes by engine, readings by block, modes that failed.
     samples: milliseconds of every call by arm and block, for plots and for whoever wants to compute it otherwise.
@@ -63,6 +77,9 @@ class Latency:
     blocks: int
     samples: dict[str, list[list[float]]]
     mode: str = CALL
+    precision: str = "fp32"
+    engines_ms: dict[str, Quantiles] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
     judged: bool = True
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
     clocks: tuple[dict[str, float], ...] = ()
@@ -74,9 +91,14 @@ class Latency:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Latency:
-        parts = {name: Quantiles(**value[name]) for name in ("base_ms", "pruned_ms")}
-        clocks = tuple(value.get("clocks", ()))
-        return cls(**{**value, **parts, "speedup": Speedup(**value["speedup"]), "clocks": clocks})
+        parts: dict[str, Any] = {name: Quantiles(**value[name]) for name in ("base_ms", "pruned_ms")}
+        parts["engines_ms"] = {name: Quantiles(**one) for name, one in value.get("engines_ms", {}).items()}
+        parts["comparisons"] = tuple(
+            Comparison(one["engine"], one["against"], Speedup(**one["speedup"])) for one in value.get("comparisons", ())
+        )
+        return cls(
+            **{**value, **parts, "speedup": Speedup(**value["speedup"]), "clocks": tuple(value.get("clocks", ()))}
+        )
 
 
 def measure_latency(
@@ -89,43 +111,72 @@ def measure_latency(
     sequence: int | None,
     seed: int,
     mode: str = CALL,
+    precision: str = "fp32",
+    plain: Mapping[str, Engine] | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Latency:
-    """Measure both engines on `inputs` in interleaved blocks. mode: what one call holds, one of the engines' modes."""
+    """Measure the engines on `inputs` in interleaved blocks.
+
+    base, pruned: the pair that is judged, both in `precision`. plain: the fp32 pair by name, if `precision` is another.
+    mode: what one call holds, one of the engines' modes.
+    """
     generator = np.random.default_rng(seed)
-    timers = {"base": timer_of(base, inputs, mode), "pruned": timer_of(pruned, inputs, mode)}
-    arms = {"base": timers["base"], "again": timers["base"], "pruned": timers["pruned"]}
+    names = [engine_name(model, precision) for model in MODELS]
+    judged, faster = names
+    engines = {**(plain or {}), judged: base, faster: pruned}
+    timers = {name: timer_of(engine, inputs, mode) for name, engine in engines.items()}
     typical = {name: warm_up(timer) for name, timer in timers.items()}
+    arms = {**timers, "again": timers[judged]}
     runs = {
-        name: int(np.clip(BLOCK_SECONDS * 1e3 / typical["pruned" if name == "pruned" else "base"], MIN_RUNS, MAX_RUNS))
+        name: int(np.clip(BLOCK_SECONDS * 1e3 / typical.get(name, typical[judged]), MIN_RUNS, MAX_RUNS))
         for name in arms
     }
     samples: dict[str, list[list[float]]] = {name: [] for name in arms}
+
+    def blocks_of(name: str) -> list[list[float]]:
+        """The judged base has two arms, which are the same engine: both count, block by block."""
+        if name != judged:
+            return samples[name]
+        return [first + second for first, second in zip(samples[judged], samples["again"], strict=True)]
+
     planned = BLOCKS
     while True:
-        while len(samples["pruned"]) < planned:
+        while len(samples[faster]) < planned:
             for name in generator.permutation(list(arms)):
                 samples[name].append([arms[name]() for _ in range(runs[name])])
-            tick(len(samples["pruned"]), planned)
-        # The base arms are the same engine: the speedup uses both, block by block.
-        both = [first + second for first, second in zip(samples["base"], samples["again"], strict=True)]
-        speedup = ratio_of_medians(both, samples["pruned"], generator)
+            tick(len(samples[faster]), planned)
+        speedup = ratio_of_medians(blocks_of(judged), samples[faster], generator)
         if speedup.ci_high - speedup.ci_low <= 2 * NARROW * speedup.median or planned >= MAX_BLOCKS:
             break
         planned += MORE_BLOCKS
-    again = ratio_of_medians(samples["base"], samples["again"], generator)
+    again = ratio_of_medians(samples[judged], samples["again"], generator)
+    quantiles = {name: _quantiles(blocks_of(name)) for name in engines}
     return Latency(
         target=target,
         batch=batch,
         sequence=sequence,
-        base_ms=_quantiles(samples["base"] + samples["again"]),
-        pruned_ms=_quantiles(samples["pruned"]),
+        base_ms=quantiles[judged],
+        pruned_ms=quantiles[faster],
         speedup=speedup,
         noise_floor=max(abs(again.ci_low - 1), abs(again.ci_high - 1)),
         blocks=planned,
         samples=samples,
         mode=mode,
+        precision=precision,
+        engines_ms=quantiles,
+        comparisons=tuple(
+            Comparison(engine, against, ratio_of_medians(blocks_of(against), blocks_of(engine), generator))
+            for engine, against in pairs(precision)
+        ),
     )
+
+
+def pairs(precision: str) -> list[tuple[str, str]]:
+    """(engine, what it is compared with) beside the judged pair: in total, the precision's part, and fp32's pruning."""
+    if precision == "fp32":
+        return []
+    base, pruned = (engine_name(model, precision) for model in MODELS)
+    return [(pruned, "base"), (base, "base"), (pruned, "pruned"), ("pruned", "base")]
 
 
 def ratio_of_medians(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from optin_export.recipe.budget import Budget
 from optin_export.recipe.delivery import Target
+from optin_export.recipe.export import ExportSection
 from optin_export.recipe.load import load_recipe, validate
+from optin_export.recipe.precision import MODELS, Precision, engine_name, engine_names, model_of, precision_of
 from optin_export.recipe.schema import (
     DataSource,
     FinetuneSection,
@@ -16,15 +18,22 @@ from optin_export.recipe.schema import (
 )
 
 __all__ = [
+    "MODELS",
     "Budget",
     "DataSource",
+    "ExportSection",
     "FinetuneSection",
     "Gates",
     "ModelSection",
+    "Precision",
     "PruneSection",
     "Recipe",
     "Target",
     "TokensSection",
+    "engine_name",
+    "engine_names",
     "load_recipe",
+    "model_of",
+    "precision_of",
     "validate",
 ]

@@ -1,10 +1,11 @@
-"""What the sections of a recipe share: nothing unknown is accepted, and numbers are not truth values."""
+"""What the fields of a recipe are made of: checked types, and the section that accepts nothing unknown."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -13,10 +14,51 @@ def _no_truth_value(value: Any) -> Any:
     return value
 
 
+def _column(value: Any) -> int | str:
+    if isinstance(value, str) or (type(value) is int and value >= 0):
+        return value
+    raise ValueError(f"should be a column's name or its position from 0, not {value!r:.60}")
+
+
+def _pattern_with_group(value: str) -> str:
+    try:
+        groups = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(f"should be a regular expression: {error}") from None
+    if groups < 1:
+        raise ValueError("should have a group (...) that holds the label")
+    return value
+
+
+def _class_names(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name.strip() for name in value):
+        raise ValueError("should be a list of class names, each quoted text, or a text file with one a line")
+    twice = next((name for name in value if list(value).count(name) > 1), None)
+    if not value or twice is not None:
+        raise ValueError("should name at least one class" if twice is None else f"names '{twice}' twice")
+    return value
+
+
+def _prompts(value: Any) -> Any:
+    templates = [value] if isinstance(value, str) else value
+    if not isinstance(templates, list | tuple) or not templates:
+        raise ValueError("should be a prompt, or a list of them")
+    wrong = next((one for one in templates if not isinstance(one, str) or one.count("{}") != 1), None)
+    if wrong is not None:
+        raise ValueError(f"should have one {{}} where the class name goes, not {wrong!r:.60}")
+    return value
+
+
 Number = BeforeValidator(_no_truth_value)
 Fraction = Annotated[float, Number, Field(gt=0.0, le=1.0)]
 Positive = Annotated[float, Number, Field(gt=0.0)]
 Count = Annotated[int, Number, Field(ge=1)]
+Column = Annotated[int | str, BeforeValidator(_column)]
+Pattern = Annotated[str, AfterValidator(_pattern_with_group)]
+ClassNames = Annotated[tuple[str, ...] | str, BeforeValidator(_class_names)]
+Prompts = Annotated[tuple[str, ...] | str, BeforeValidator(_prompts)]
 
 
 class Section(BaseModel):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
     Field,
     JsonValue,
     model_validator,
@@ -16,50 +13,9 @@ from pydantic import (
 
 from optin_export.recipe.budget import Budget
 from optin_export.recipe.delivery import ShipSection, Target
-from optin_export.recipe.fields import Count, Fraction, Number, Positive, Section
+from optin_export.recipe.export import ExportSection
+from optin_export.recipe.fields import ClassNames, Column, Count, Fraction, Number, Pattern, Positive, Prompts, Section
 
-
-def _column(value: Any) -> int | str:
-    if isinstance(value, str) or (type(value) is int and value >= 0):
-        return value
-    raise ValueError(f"should be a column's name or its position from 0, not {value!r:.60}")
-
-
-def _pattern_with_group(value: str) -> str:
-    try:
-        groups = re.compile(value).groups
-    except re.error as error:
-        raise ValueError(f"should be a regular expression: {error}") from None
-    if groups < 1:
-        raise ValueError("should have a group (...) that holds the label")
-    return value
-
-
-def _class_names(value: Any) -> Any:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name.strip() for name in value):
-        raise ValueError("should be a list of class names, each quoted text, or a text file with one a line")
-    twice = next((name for name in value if list(value).count(name) > 1), None)
-    if not value or twice is not None:
-        raise ValueError("should name at least one class" if twice is None else f"names '{twice}' twice")
-    return value
-
-
-def _prompts(value: Any) -> Any:
-    templates = [value] if isinstance(value, str) else value
-    if not isinstance(templates, list | tuple) or not templates:
-        raise ValueError("should be a prompt, or a list of them")
-    wrong = next((one for one in templates if not isinstance(one, str) or one.count("{}") != 1), None)
-    if wrong is not None:
-        raise ValueError(f"should have one {{}} where the class name goes, not {wrong!r:.60}")
-    return value
-
-
-Column = Annotated[int | str, BeforeValidator(_column)]
-Pattern = Annotated[str, AfterValidator(_pattern_with_group)]
-ClassNames = Annotated[tuple[str, ...] | str, BeforeValidator(_class_names)]
-Prompts = Annotated[tuple[str, ...] | str, BeforeValidator(_prompts)]
 Task = Literal[
     "text-classification",
     "feature-extraction",
@@ -214,12 +170,6 @@ class FinetuneSection(Section):
         return self.loss == "labels" or (self.loss is None and self.data is not None)
 
 
-class ExportSection(Section):
-    precision: Literal["fp32"] = "fp32"
-    batch: tuple[Count, ...] = Field((1, 8), min_length=1, description="batch sizes that are shipped and measured")
-    sequence: Count = Field(128, description="text: longest sequence in tokens; latency is measured at it")
-
-
 class Gates(Section):
     speedup: Positive | None = Field(None, description="lower end of the 95 % interval")
     accuracy_drop: Annotated[float, Number] | None = Field(
@@ -271,6 +221,10 @@ class Recipe(Section):
             raise ValueError(f"finetune.loss: labels is for {', '.join(_LABELLED)}; use distill")
         if len({target.name for target in self.targets}) != len(self.targets):
             raise ValueError("targets: two entries are the same")
+        for target in self.targets:
+            reason = self.export.cannot(target.engine, target.device)
+            if reason is not None:
+                raise ValueError(f"export.precision: {self.export.precision} on the target {target.name}: {reason}")
         if len(set(self.export.batch)) != len(self.export.batch):
             raise ValueError("export.batch: a batch size is named twice")
         return self

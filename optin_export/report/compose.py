@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from optin_export.families import Structure
-from optin_export.measure import METRICS, TOLERANCE, Gate, Measured
+from optin_export.measure import METRICS, TOLERANCES, Gate, Measured
 from optin_export.measure.gpu import ranges
 from optin_export.report.schema import (
     AccuracyResult,
@@ -24,6 +25,7 @@ from optin_export.report.schema import (
     Report,
     Size,
     StageResult,
+    ToleranceResult,
     Verdict,
 )
 from optin_export.search import Plan
@@ -77,8 +79,12 @@ def parity_of(measured: Measured) -> Parity:
     cases = tuple(ParityResult(**case.to_json()) for case in measured.parity)
     return Parity(
         passed=all(case.passed for case in cases),
-        tolerance=TOLERANCE,
-        max_error=max((case.max_error for case in cases), default=0.0),
+        tolerance=TOLERANCES["fp32"].error,
+        max_error=max((case.max_error for case in cases if case.precision == "fp32"), default=0.0),
+        tolerances={
+            name: ToleranceResult(**asdict(TOLERANCES[name]))
+            for name in dict.fromkeys(case.precision for case in cases)
+        },
         cases=cases,
     )
 
@@ -134,10 +140,12 @@ def make_verdict(
     if judged:
         slowest = min(judged, key=lambda one: one.speedup.ci_low)
         among = ", the smallest gain measured" if len(judged) > 1 else ""
+        alike = "" if slowest.precision == "fp32" else f" than the unpruned {slowest.precision} engine"
         facts.append(
-            f"{slowest.speedup.median:.2f}x faster at batch {slowest.batch} on {slowest.target} "
+            f"{slowest.speedup.median:.2f}x faster{alike} at batch {slowest.batch} on {slowest.target} "
             f"(95 % interval {slowest.speedup.ci_low:.2f} to {slowest.speedup.ci_high:.2f}{among})"
         )
+        facts += _precision(latency)
     if accuracy is not None:
         change = f"{accuracy.base:.2f} to {accuracy.pruned:.2f}"
         verb = "lost" if accuracy.drop >= 0 else "gained"
@@ -154,6 +162,26 @@ def make_verdict(
         facts.append("missed: " + ", ".join(_miss(gate) for gate in missed))
     word = "FAILED" if missed else "PASSED"
     return Verdict(passed=not missed, summary=f"{word}: {'; '.join(facts)}.", gates=tuple(gates))
+
+
+def _precision(latency: Sequence[LatencyResult]) -> list[str]:
+    """What the precision adds: the smallest total gain over the unpruned fp32 engine, and where it gains nothing."""
+    facts = []
+    totals = [(one.gain(one.shipped, "base"), one) for one in latency if one.precision != "fp32"]
+    if totals:
+        total, one = min(totals, key=lambda pair: pair[0].ci_low)
+        facts.append(
+            f"{total.median:.2f}x faster than the unpruned fp32 engine at batch {one.batch} "
+            f"(95 % interval {total.ci_low:.2f} to {total.ci_high:.2f})"
+        )
+    for one in latency:
+        if not one.precision_wins:
+            gain = one.gain(one.shipped, "pruned")
+            facts.append(
+                f"{one.precision} does not win over fp32 at batch {one.batch} on {one.target} "
+                f"({gain.median:.2f}x, 95 % interval {gain.ci_low:.2f} to {gain.ci_high:.2f})"
+            )
+    return facts
 
 
 def _miss(gate: GateResult) -> str:

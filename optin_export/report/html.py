@@ -15,9 +15,10 @@ from safetensors.numpy import load_file
 
 from optin_export.engines import MODES
 from optin_export.errors import InputError
+from optin_export.recipe import model_of, precision_of
 from optin_export.report import plots
 from optin_export.report.patches import merged_patches
-from optin_export.report.schema import DeployedResult, EngineResult, GateResult, Report, Verdict
+from optin_export.report.schema import DeployedResult, EngineResult, GateResult, LatencyResult, Report, Verdict
 
 NOT_EVALUATED = "not evaluated"
 COMMAND = "optin-export recipe.yaml"
@@ -147,11 +148,13 @@ def gate_measured(gate: GateResult) -> str:
     return _minus(f"{gate.measured:.{decimals}f}") + gate_unit(gate)
 
 
-def deployed_p50(report: Report, batch: int, engine: str) -> float | None:
-    """What a single client waits for this model at this batch, if a client has measured it."""
+def deployed_p50(report: Report, measured: LatencyResult, engine: str) -> float | None:
+    """What a single client waits for this engine at this batch, if it is the one that is served and was measured."""
+    if precision_of(engine) != measured.precision:
+        return None
     for one in report.deployed:
-        if one.batch == batch and one.mode == "closed" and one.concurrency == 1:
-            return float(getattr(one, engine).p50)
+        if one.batch == measured.batch and one.mode == "closed" and one.concurrency == 1:
+            return float(getattr(one, model_of(engine)).p50)
     return None
 
 

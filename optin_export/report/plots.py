@@ -20,6 +20,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from optin_export.recipe import MODELS, engine_name
 from optin_export.report.schema import GroupResult, LatencyResult
 
 BASE, PRUNED = "#d55e00", "#0072b2"  # Okabe-Ito vermillion and blue
@@ -216,8 +217,10 @@ def _table(named: Mapping[tuple[int, str], np.ndarray], kind: str) -> np.ndarray
 
 
 def _arms(entry: Mapping[str, Any]) -> dict[str, list[list[float]]]:
-    samples = entry["samples"]
-    return {"base": samples["base"] + samples.get("again", []), "pruned": samples["pruned"]}
+    """The judged pair: both models in the entry's precision."""
+    samples, precision = entry["samples"], entry.get("precision", "fp32")
+    base, pruned = (samples[engine_name(model, precision)] for model in MODELS)
+    return {"base": base + samples.get("again", []), "pruned": pruned}
 
 
 def _kinds(groups: Sequence[GroupResult]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from optin_export.recipe import Precision, engine_name
 from optin_export.search import PlanLatency
 
 
@@ -53,6 +54,9 @@ class AccuracyResult(_Part):
     drop: float
     drop_low: float
     drop_high: float
+    engines: dict[str, float] = Field(
+        default_factory=dict, description="points of every engine by name; base is fp32's, pruned the shipped one's"
+    )
 
 
 class ParityResult(_Part):
@@ -63,12 +67,25 @@ class ParityResult(_Part):
     max_error: float
     spread: float
     passed: bool
+    precision: Precision = "fp32"
+    cosine: float = Field(1.0, description="of the worst row and its reference")
+    agreement: float | None = Field(None, description="share of choices that are the reference's; null: no classes")
+
+
+class ToleranceResult(_Part):
+    """What an engine of one precision may differ from the fp32 torch model."""
+
+    error: float
+    cosine: float
+    agreement: float
+    tie: float
 
 
 class Parity(_Part):
     passed: bool
-    tolerance: float
-    max_error: float
+    tolerance: float = Field(description="of max_error, in fp32")
+    max_error: float = Field(description="of the fp32 engines")
+    tolerances: dict[str, ToleranceResult] = Field(default_factory=dict, description="by precision")
     cases: tuple[ParityResult, ...]
 
 
@@ -84,8 +101,19 @@ class SpeedupResult(_Part):
     ci_high: float
 
 
+class ComparisonResult(_Part):
+    """How many times faster one engine is than another, both by name and measured in the same blocks."""
+
+    engine: str
+    against: str
+    speedup: SpeedupResult
+
+
 class LatencyResult(_Part):
-    """Interleaved measurement of both engines; raw samples are in measure/latency.json."""
+    """Interleaved measurement of all engines; raw samples are in measure/latency.json.
+
+    base_ms, pruned_ms, speedup and noise_floor are of both models in `precision`: what the gate judges.
+    """
 
     target: str
     batch: int
@@ -101,6 +129,24 @@ class LatencyResult(_Part):
     clocks: dict[str, tuple[float, float]] = Field({}, description="lowest and highest reading of the GPU by NVML")
     clocks_note: str | None = Field(None, description="why clocks were not logged, if they were not")
     unmeasured: dict[str, str] = Field({}, description="modes that could not be measured, with the reason")
+    precision: Precision = "fp32"
+    engines_ms: dict[str, Milliseconds] = Field(default_factory=dict, description="every engine by name")
+    comparisons: tuple[ComparisonResult, ...] = Field((), description="beside `speedup`; none in fp32")
+
+    @property
+    def shipped(self) -> str:
+        """Name of the engine that is shipped."""
+        return engine_name("pruned", self.precision)
+
+    def gain(self, engine: str, against: str) -> SpeedupResult:
+        """How many times faster `engine` is than `against`; KeyError if the two were not compared."""
+        found = {(one.engine, one.against): one.speedup for one in self.comparisons}
+        return {(self.shipped, engine_name("base", self.precision)): self.speedup, **found}[engine, against]
+
+    @property
+    def precision_wins(self) -> bool:
+        """Whether the shipped engine is surely faster than the same model in fp32; true where it is fp32."""
+        return self.precision == "fp32" or self.gain(self.shipped, "pruned").ci_low > 1
 
 
 class DeployedArm(_Part):
@@ -148,6 +194,7 @@ class StageResult(_Part):
 class EngineResult(_Part):
     target: str
     model: Literal["base", "pruned"]
+    precision: Precision = "fp32"
     build_seconds: float
     facts: dict[str, Any]
     unmeasured: str | None = Field(None, description="why the engine was built but could not run on this machine")
@@ -235,6 +282,7 @@ class Report(_Part):
     created: str = Field(description="ISO 8601, UTC")
     verdict: Verdict
     model: dict[str, str]
+    precision: Precision = Field("fp32", description="of what is shipped")
     macs: Size
     params: Size
     accuracy: AccuracyResult | None

@@ -29,7 +29,7 @@ class ModelSpec:
     """Everything config.pbtxt says of one model.
 
     batches: sizes the dynamic batcher prefers, the largest is the most; empty: the server adds no batch dimension.
-    versions: those that are served, out of the numbered folders; empty: all. labels: of the first output.
+    versions: those that are served, out of the numbered folders; empty: the latest. labels: of the first output.
     """
 
     name: str

@@ -91,7 +91,8 @@ def shipment(origin: Origin, name: str) -> dict[str, Writer]:
     """What each model folder of a shipment called `name` consists of, as functions that write it."""
     section = origin.recipe.ship
     if section.layout == "versions":
-        numbers = {"all": (), "base": (1,), "pruned": (2,)}[section.serve]
+        # Without a policy Triton serves the latest version alone.
+        numbers = {"all": (1, 2), "base": (1,), "pruned": (2,)}[section.serve]
         models: dict[str, Writer] = {name: _writer(origin, name, ("base", "pruned"), numbers)}
     else:
         models = {name: _writer(origin, name, ("pruned",), ())}

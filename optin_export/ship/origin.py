@@ -12,7 +12,7 @@ import yaml
 from optin_export import engines
 from optin_export.errors import GateError, InputError
 from optin_export.files import read_json, sha256_file, sha256_json
-from optin_export.recipe import Recipe, Target, load_recipe
+from optin_export.recipe import Recipe, Target, engine_name, load_recipe
 from optin_export.ship.manifest import read_manifest
 
 UNKNOWN = "unknown"
@@ -80,11 +80,11 @@ class Origin:
 
     def graph(self, which: str) -> Path:
         """The ONNX graph that is shipped as 'base' or 'pruned': the one place that knows which file that is."""
-        return self.folder / "onnx" / f"{which}.onnx"
+        return self.folder / "onnx" / f"{engine_name(which, self.recipe.export.precision)}.onnx"
 
     def engine(self, which: str, target: Target) -> Path:
         """The engine file that is shipped as 'base' or 'pruned'."""
-        return engines.artefact(self.folder, target, which)
+        return engines.artefact(self.folder, target, engine_name(which, self.recipe.export.precision))
 
     def check(self, files: list[Path], allow_failed: bool) -> None:
         """Raises GateError for a run that failed, InputError for files that are not those of its manifest."""

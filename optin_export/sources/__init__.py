@@ -95,6 +95,11 @@ class Sources:
         """`prune.curve_samples` of them, drawn alike: what `allocation: joint` measures its losses on."""
         return self._drawn(self.recipe.prune.curve_samples)
 
+    @cached_property
+    def quantization(self) -> tuple[Batch, ...]:
+        """`export.calibration_rows` of them, drawn alike: what sets the scales of quantised activations."""
+        return self._drawn(self.recipe.export.calibration_rows)
+
     def _drawn(self, count: int) -> tuple[Batch, ...]:
         count = min(count, len(self.calibration_examples))
         chosen = np.random.default_rng(self.recipe.seed).permutation(len(self.calibration_examples))[:count]

@@ -48,6 +48,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
     report = compose(
         name=work.recipe.name,
         model={"source": work.recipe.model.source, "task": work.recipe.model.task},
+        precision=work.recipe.export.precision,
         gates=gates(work, facts),
         macs=macs,
         params=params,

@@ -21,10 +21,10 @@ from optin_export import engines, measure
 from optin_export.environment import describe
 from optin_export.errors import EnvironmentLacks, InputError, OptinError
 from optin_export.files import sha256_file, write_json
-from optin_export.recipe import Recipe, Target, load_recipe
+from optin_export.recipe import MODELS, Recipe, Target, engine_names, load_recipe
 from optin_export.ship.manifest import add_files, read_manifest
 from optin_export.sources import Dataset, load_sources
-from optin_export.workspace import MODELS
+from optin_export.steps.engines import CLASSES
 
 Arrays = Mapping[str, np.ndarray]
 Tick = Callable[[int, int], None]
@@ -49,12 +49,12 @@ class Continued:
     def build_and_measure(self, target: Target, data: Dataset | None, accuracy_note: str | None) -> Path:
         """Build and measure both models for `target`; the file with everything, as machines/M/measure/TARGET.json."""
         place = self.folder / "machines" / self.machine
-        versions = engines.versions(target)
-        sources = {which: self._checked(engines.source_of(self.folder, target, which)) for which in MODELS}
-        paths = {which: engines.artefact(place, target, which) for which in MODELS}
+        versions, names = engines.versions(target), engine_names(self.recipe.export.precision)
+        sources = {which: self._checked(engines.source_of(self.folder, target, which)) for which in names}
+        paths = {which: engines.artefact(place, target, which) for which in names}
         built = []
         reason = engines.unavailable(target)
-        for which in MODELS:
+        for which in names:
             start = time.perf_counter()
             facts = engines.build(sources[which], target, paths[which], self._shapes(), self.tick)
             seconds = round(time.perf_counter() - start, 3)
@@ -111,6 +111,8 @@ class Continued:
             seed=self.recipe.seed,
             tick=self.tick,
             judged={target.name: target.mode},
+            precision=self.recipe.export.precision,
+            classes=CLASSES.get(self.recipe.model.task, -1),
         )
 
     def _reference(self) -> dict[str, np.ndarray]:

@@ -12,18 +12,20 @@ import torch
 from safetensors.numpy import save_file
 
 from optin_export import engines, measure
-from optin_export.export import export_onnx, export_program
+from optin_export.export import convert, converters, export_onnx, export_program
 from optin_export.files import atomic_path, read_json, sha256_file, write_json
-from optin_export.recipe import Target
+from optin_export.recipe import MODELS, Target, engine_name, model_of, precision_of
 from optin_export.sources import as_function
-from optin_export.workspace import FILES, MODELS, Facts, Workspace
+from optin_export.workspace import FILES, Facts, Workspace
 
 #: Rows of the reference at least.
 REFERENCE_ROWS = 16
+#: Axis of the classes in a task's output, where it is not the last; None: its output is no choice.
+CLASSES = {"feature-extraction": None, "image-feature-extraction": None, "image-segmentation": 1}
 
 
 def export_models(work: Workspace, facts: Facts) -> dict[str, Any]:
-    """Write onnx/base.onnx and onnx/pruned.onnx."""
+    """Write onnx/base.onnx and onnx/pruned.onnx, and both in the recipe's precision, e.g. onnx/base.int8.onnx."""
     section = work.recipe.export
     origin = {
         "base": {key: work.digest[key] for key in ("weights", "architecture")},
@@ -42,14 +44,18 @@ def export_models(work: Workspace, facts: Facts) -> dict[str, Any]:
 
         inputs = {
             **origin[which],
-            "export": {**section.model_dump(mode="json"), "merges": work.recipe.tokens.merges},
+            "export": {"batch": section.batch, "sequence": section.sequence, "merges": work.recipe.tokens.merges},
             "inputs": {name: list(tensor.shape) for name, tensor in work.sources.fixed(2).items()},
             "torch": torch.__version__,
         }
         exported[which] = work.ledger.step("export", f"export.{which}", inputs, [path], run)
         if any(target.engine == "torch" for target in work.recipe.targets):
             exported[f"program.{which}"] = _export_program(work, which, inputs)
-        work.tick(done + 1, len(MODELS))
+        work.tick(done + 1, len(work.engine_names))
+    if section.precision != "fp32":
+        for done, which in enumerate(MODELS):
+            exported[engine_name(which, section.precision)] = _convert(work, which)
+            work.tick(len(MODELS) + done + 1, len(work.engine_names))
     return exported
 
 
@@ -67,11 +73,30 @@ def _export_program(work: Workspace, which: str, inputs: dict[str, Any]) -> dict
     return work.ledger.step("export", f"export.program.{which}", inputs, [path], run)
 
 
+def _convert(work: Workspace, which: str) -> dict[str, Any]:
+    """Write one model in the recipe's precision, from its fp32 graph and, for scales, calibration rows."""
+    section, name = work.recipe.export, engine_name(which, work.recipe.export.precision)
+    path = work.onnx(name)
+
+    def run() -> dict[str, Any]:
+        rows = ({n: t.numpy() for n, t in batch.inputs.items()} for batch in work.sources.quantization)
+        return convert(work.onnx(which), path, section, rows).to_json()
+
+    inputs = {
+        "onnx": sha256_file(work.onnx(which)),
+        "export": section.model_dump(mode="json", exclude={"batch"}),
+        "digest": work.calibration_digest,
+        "seed": work.recipe.seed,
+        "versions": converters(section),
+    }
+    return work.ledger.step("export", f"export.{name}", inputs, [path], run)
+
+
 def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
-    """Build both models for every target; says why an engine cannot run here, if so."""
+    """Build both models, in every precision, for every target; says why an engine cannot run here, if so."""
     built = []
     for target in work.recipe.targets:
-        for which in MODELS:
+        for which in work.engine_names:
             path = engines.artefact(work.folder, target, which)
             source = engines.source_of(work.folder, target, which)
 
@@ -90,7 +115,8 @@ def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
             written = engines.files(path, target)
             result = work.ledger.step("engines", f"engines.{target.name}.{which}", inputs, written, run)
             reason = engines.unavailable(target)
-            built.append({"target": target.name, "model": which, **result, "unmeasured": reason})
+            named = {"target": target.name, "model": model_of(which), "precision": precision_of(which)}
+            built.append({**named, **result, "unmeasured": reason})
     return built
 
 
@@ -106,7 +132,8 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
         measured = measure.measure_engines(
             {
                 target.name: {
-                    which: engines.load(engines.artefact(work.folder, target, which), target) for which in MODELS
+                    which: engines.load(engines.artefact(work.folder, target, which), target)
+                    for which in work.engine_names
                 }
                 for target in work.recipe.targets
                 if target.name not in unmeasured
@@ -119,12 +146,16 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
             seed=work.recipe.seed,
             tick=work.tick,
             judged={target.name: target.mode for target in work.recipe.targets},
+            precision=export.precision,
+            classes=CLASSES.get(work.recipe.model.task, -1),
         ).to_json()
         for name, path in paths.items():
             write_json(path, measured[name])
         return {}
 
-    built = [engines.artefact(work.folder, target, which) for target in work.recipe.targets for which in MODELS]
+    built = [
+        engines.artefact(work.folder, target, which) for target in work.recipe.targets for which in work.engine_names
+    ]
     inputs = {
         "unmeasured": unmeasured,
         "engines": {path.relative_to(work.folder).as_posix(): sha256_file(path) for path in built},

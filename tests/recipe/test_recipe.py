@@ -143,7 +143,7 @@ def test_an_unknown_field_is_named_with_the_nearest_known_one(dotted: str, value
         ("export.batch", [1, 1], "a batch size is named twice"),
         ("export.batch", [0], "export.batch.0:"),
         ("export.batch", 8, "export.batch:"),
-        ("export.precision", "fp16", "export.precision:"),
+        ("export.precision", "fp4", "export.precision:"),
         ("targets", [], "targets:"),
         ("targets", [{}, {"threads": 1}], "two entries are the same"),
         ("targets", {"threads": 1}, "targets:"),

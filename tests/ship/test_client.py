@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,15 @@ def test_a_server_that_is_not_there(protocol: str) -> None:
     with pytest.raises(EnvironmentLacks) as caught:
         connection.ready(Model("m"))
     assert f"{HOST}:{port}" in str(caught.value) and "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_server_that_never_answers(protocol: str) -> None:
+    pytest.importorskip(f"tritonclient.{protocol}")
+    with socket.create_server((HOST, 0)) as silent:
+        connection = Connection(Url(protocol, f"{HOST}:{silent.getsockname()[1]}", False), 0.5)
+        with pytest.raises(EnvironmentLacks, match="did not answer within"):
+            connection.server()
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,9 @@ def test_versions_of_one_model(run: Path, tmp_path: Path) -> None:
         assert (place / "tiny" / str(number) / "model.py").is_file()
     config = read_config((place / "tiny" / "config.pbtxt").read_text())
     assert list(config.version_policy.specific.versions) == [1]
+    assert ship(run, place, "--set", "ship.layout=versions") == 0
+    config = read_config((place / "tiny" / "config.pbtxt").read_text())
+    assert list(config.version_policy.specific.versions) == [1, 2]
 
 
 def test_the_ensemble_and_its_labels(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,70 @@
+"""int8 and fp8 by NVIDIA's Model Optimizer, where it is installed (extra `modelopt`, in an environment of its own:
+it pins versions of onnx and onnxruntime)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optin_export.errors import InputError, missing_package
+from optin_export.recipe import ExportSection
+
+Arrays = Mapping[str, np.ndarray]
+#: The recipe's words for its calibration methods.
+_METHODS = {"minmax": "max", "entropy": "entropy"}
+
+
+def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Arrays]) -> None:
+    """Write the fp32 graph `source` to `path` with Q/DQ pairs of int8 or E4M3 where Model Optimizer wants them.
+
+    rows: batches of calibration data by input name. Raises EnvironmentLacks without the package.
+    """
+    tool = _import()
+    if section.calibration not in _METHODS:
+        raise InputError(
+            f"Model Optimizer has no calibration '{section.calibration}'",
+            f"it has {', '.join(_METHODS)}",
+            "set export.calibration",
+        )
+    tool.quantize(
+        str(source),
+        quantize_mode=section.precision,
+        calibration_data=_stacked(rows),
+        calibration_method=_METHODS[section.calibration],
+        calibration_eps=["cpu"],
+        high_precision_dtype="fp32",
+        output_path=str(path),
+    )
+
+
+def version() -> str:
+    _import()
+    from modelopt import __version__
+
+    return str(__version__)
+
+
+def _stacked(rows: Iterable[Arrays]) -> dict[str, np.ndarray]:
+    """All rows as one array per input, padded with zeros to the longest: what the tool takes."""
+    batches = list(rows)
+    stacked = {}
+    for name in batches[0]:
+        arrays = [batch[name] for batch in batches]
+        shape = [max(array.shape[axis] for array in arrays) for axis in range(1, arrays[0].ndim)]
+        padded = [
+            np.pad(array, [(0, 0), *((0, most - size) for most, size in zip(shape, array.shape[1:], strict=True))])
+            for array in arrays
+        ]
+        stacked[name] = np.concatenate(padded)
+    return stacked
+
+
+def _import() -> Any:
+    try:
+        from modelopt.onnx import quantization
+    except ImportError:
+        raise missing_package("nvidia-modelopt", "export.quantizer: modelopt", "modelopt") from None
+    return quantization

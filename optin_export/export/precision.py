@@ -1,0 +1,70 @@
+"""An fp32 graph in another precision: from ONNX to ONNX, strongly typed, inputs and outputs as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optin_export.errors import InputError
+from optin_export.export.half import HALF, to_half
+from optin_export.files import atomic_path
+from optin_export.recipe import ExportSection
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Facts about a converted graph: its size, and what was done to it."""
+
+    precision: str
+    nodes: int
+    bytes: int
+    facts: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def convert(source: Path, path: Path, section: ExportSection, rows: Iterable[Arrays]) -> Converted:
+    """Write the fp32 graph `source` to `path` in `section.precision`.
+
+    rows: batches of calibration data by input name, for static scales; read only where they are needed.
+    Raises InputError for a graph that cannot be converted, EnvironmentLacks where a package is missing.
+    """
+    import onnx
+
+    with atomic_path(path) as temporary:
+        if section.precision in HALF:
+            model = onnx.load(source)
+            facts: dict[str, Any] = {"kept_fp32": to_half(model, section.precision)}
+            onnx.save_model(model, temporary)
+        else:
+            from optin_export.export.quantize import quantize
+
+            facts = quantize(source, temporary, section, rows)
+        model = onnx.load(temporary)
+        try:
+            onnx.checker.check_model(model, full_check=True)
+        except Exception as error:  # its exception types differ between versions of onnx
+            raise InputError(
+                f"{source.name} cannot be written in {section.precision}",
+                str(error)[:300],
+                "use export.precision: fp32",
+            ) from error
+    return Converted(section.precision, len(model.graph.node), path.stat().st_size, facts)
+
+
+def converters(section: ExportSection) -> dict[str, str]:
+    """Versions of the packages that a conversion depends on."""
+    import onnx
+
+    if section.precision in ("int8", "fp8"):
+        from optin_export.export.quantize import versions
+
+        return versions(section)
+    return {"onnx": onnx.__version__}

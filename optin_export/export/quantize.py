@@ -1,0 +1,176 @@
+"""int8 and fp8 by onnxruntime's quantisation tools: Q/DQ pairs with calibrated scales, or scales at run time.
+
+Three forms, because engines differ in what they run fast: `static` is symmetric Q/DQ around the inputs of convolutions
+and of products with weights, which TensorRT demands; `static-u8` has unsigned activations with zero points, for which
+onnxruntime has its fast kernels on x86; `dynamic` finds the scale of each activation when it runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from optin_export.errors import InputError, missing_package
+from optin_export.recipe import ExportSection
+
+Arrays = Mapping[str, np.ndarray]
+#: What is quantised: products with weights. The rest is cheap and stays in fp32.
+OPERATORS = ["MatMul", "Gemm", "Conv"]
+#: Largest values of the two eight-bit formats.
+INT8_MAX, E4M3_MAX = 127.0, 448.0
+_OPTIONS = {
+    "WeightSymmetric": True,
+    "QuantizeBias": False,  # TensorRT rejects int32 biases
+    "MatMulConstBOnly": True,  # products of two activations (attention) stay in fp32
+    "DedicatedQDQPair": True,  # one pair per consumer, so that each can be fused
+    "OpTypesToExcludeOutputQuantization": OPERATORS,
+}
+
+
+def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Arrays]) -> dict[str, Any]:
+    """Write the fp32 graph `source` to `path` in int8 or fp8; returns facts: the form and what was quantised.
+
+    rows: batches of calibration data by input name; not read for dynamic quantisation.
+    Raises EnvironmentLacks without the package, InputError where there is nothing to quantise.
+    """
+    import onnx
+
+    if section.quantizer == "modelopt":
+        from optin_export.export.modelopt import quantize as by_modelopt
+
+        by_modelopt(source, path, section, rows)
+    else:
+        tools, prepare = _import()
+        with TemporaryDirectory(prefix="optin-") as folder:
+            prepared = Path(folder) / "prepared.onnx"
+            prepare(str(source), str(prepared), skip_symbolic_shape=True)
+            if section.quantization == "dynamic":
+                _dynamic(tools, prepared, path)
+            else:
+                _static(tools, prepared, path, section, rows)
+            if section.precision == "fp8":
+                model = onnx.load(path)
+                to_fp8(model)
+                onnx.save_model(model, path)
+    model = onnx.load(path, load_external_data=False)
+    _unnamed(model)
+    onnx.save_model(model, path)
+    counts = Counter(node.op_type for node in model.graph.node)
+    quantised = {name: counts[name] for name in sorted(counts) if "Quantize" in name or name.endswith("Integer")}
+    if not quantised:
+        raise InputError(
+            f"{source.name} has nothing to quantise", "no product with weights was found", "use export.precision: fp32"
+        )
+    return {"form": section.quantization, "quantizer": section.quantizer, "nodes": quantised}
+
+
+def versions(section: ExportSection) -> dict[str, str]:
+    """Versions of what quantises."""
+    if section.quantizer == "modelopt":
+        from optin_export.export.modelopt import version
+
+        return {"modelopt": version()}
+    _import()
+    import onnxruntime
+
+    return {"onnxruntime": onnxruntime.__version__}
+
+
+def _static(tools: Any, prepared: Path, path: Path, section: ExportSection, rows: Iterable[Arrays]) -> None:
+    unsigned = section.quantization == "static-u8"
+
+    class Reader(tools.CalibrationDataReader):
+        """The rows, one batch after the other."""
+
+        def __init__(self) -> None:
+            self.batches: Iterator[Arrays] = iter(rows)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {name: batch[name] for name in names}
+
+    names = _inputs(prepared)
+    tools.quantize_static(
+        str(prepared),
+        str(path),
+        Reader(),
+        quant_format=tools.QuantFormat.QDQ,
+        activation_type=tools.QuantType.QUInt8 if unsigned else tools.QuantType.QInt8,
+        weight_type=tools.QuantType.QInt8,
+        per_channel=True,
+        calibrate_method=getattr(tools.CalibrationMethod, _METHODS[section.calibration]),
+        op_types_to_quantize=OPERATORS,
+        extra_options={
+            **_OPTIONS,
+            "ActivationSymmetric": not unsigned,
+            "AddQDQPairToWeight": section.precision == "fp8",
+        },
+    )
+
+
+_METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+
+
+def _dynamic(tools: Any, prepared: Path, path: Path) -> None:
+    """Weights in int8 per channel; the tool gives activations uint8, which the x86 kernels are made for."""
+    tools.quantize_dynamic(
+        str(prepared),
+        str(path),
+        op_types_to_quantize=OPERATORS,
+        per_channel=True,
+        weight_type=tools.QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},
+    )
+
+
+def to_fp8(model: Any) -> None:
+    """Turn symmetric int8 Q/DQ pairs, weights' pairs included, into E4M3 pairs of the same range, in place.
+
+    The scale of an int8 pair is (largest value) / 127, that of an E4M3 pair (largest value) / 448.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    scales, zeros = set(), set()
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scales.add(node.input[1])
+            zeros.add(node.input[2])
+    for name in scales:
+        scale = numpy_helper.to_array(constants[name]) * np.float32(INT8_MAX / E4M3_MAX)
+        constants[name].CopyFrom(numpy_helper.from_array(scale, name))
+    kind = helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN)
+    for name in zeros:
+        zero = numpy_helper.to_array(constants[name])
+        assert not zero.any(), "a symmetric graph has no zero points"
+        constants[name].CopyFrom(numpy_helper.from_array(zero.astype(kind), name))
+    # Types of the quantised values are inferred again by whoever reads the graph.
+    del model.graph.value_info[:]
+
+
+def _inputs(path: Path) -> list[str]:
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    return [value.name for value in graph.input if value.name not in constants]
+
+
+def _unnamed(model: Any) -> None:
+    """Drop what names the tools' temporary files."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+
+
+def _import() -> tuple[Any, Any]:
+    try:
+        from onnxruntime import quantization
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError:
+        raise missing_package("onnxruntime", "export.precision: int8 or fp8", "cpu") from None
+    return quantization, quant_pre_process

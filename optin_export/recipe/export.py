@@ -1,0 +1,49 @@
+"""The recipe's section `export`: what graph is written, and how it is quantised."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from optin_export.recipe.fields import Count, Section
+from optin_export.recipe.precision import Precision
+
+
+class ExportSection(Section):
+    precision: Precision = Field(
+        "fp32", description="of the shipped graph; other than fp32, both models are built and measured in fp32, too"
+    )
+    quantization: Literal["static", "static-u8", "dynamic"] = Field(
+        "static",
+        description="int8: static: symmetric Q/DQ pairs with scales from the calibration data, for every engine; "
+        "for onnxruntime on the CPU only: static-u8: with unsigned activations, dynamic: scales found at run time",
+    )
+    calibration: Literal["minmax", "entropy", "percentile"] = Field(
+        "minmax", description="static: how the calibration data set the range of an activation"
+    )
+    quantizer: Literal["onnxruntime", "modelopt"] = Field(
+        "onnxruntime", description="int8 (static) and fp8: who places the Q/DQ pairs and finds the scales"
+    )
+    calibration_rows: Count = Field(128, description="int8 (static) and fp8: calibration rows that set the scales")
+    batch: tuple[Count, ...] = Field((1, 8), min_length=1, description="batch sizes that are shipped and measured")
+    sequence: Count = Field(128, description="text: longest sequence in tokens; latency is measured at it")
+
+    @model_validator(mode="after")
+    def _quantized(self) -> ExportSection:
+        if self.quantization != "static" and self.precision != "int8":
+            raise ValueError(f"export.quantization: {self.quantization} is for precision: int8")
+        if self.quantizer == "modelopt" and (self.precision not in ("int8", "fp8") or self.quantization != "static"):
+            raise ValueError("export.quantizer: modelopt is for precision: int8 (static) and fp8")
+        return self
+
+    def cannot(self, engine: str, device: str) -> str | None:
+        """Why an engine of this target cannot be built in the precision asked for; None if it can."""
+        on_cpu = engine == "onnxruntime" and device == "cpu"
+        if self.precision == "bf16" and on_cpu:
+            return "onnxruntime has no bf16 kernels on the CPU, so nothing could be checked; use fp16 or a GPU"
+        if self.quantization != "static" and not on_cpu:
+            return f"quantization: {self.quantization} is for onnxruntime on the CPU; set export.quantization: static"
+        if self.precision != "fp32" and engine not in ("onnxruntime", "tensorrt", "tensorrt-rtx"):
+            return "it is not built from the ONNX graph; use fp32 or another engine"
+        return None
