@@ -12,7 +12,7 @@ import numpy as np
 
 from optin_export.engines import CALL, Engine
 from optin_export.measure import latency
-from optin_export.measure.latency import Speedup, ratio_of_medians, timer_of, warm_up
+from optin_export.measure.latency import Speedup, ratio_of_medians
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ def interleave(
 ) -> Interleaved:
     """Time all engines on `inputs`. blocks: at most `latency.BLOCKS`, where that is less (see there)."""
     generator = np.random.default_rng(seed)
-    arms = {name: timer_of(engine, inputs, mode) for name, engine in engines.items()}
+    arms = {name: latency.timer_of(engine, inputs, mode) for name, engine in engines.items()}
     runs = {}
     for name, timer in arms.items():
-        calls = latency.BLOCK_SECONDS * 1e3 / warm_up(timer)
+        calls = latency.BLOCK_SECONDS * 1e3 / latency.warm_up(timer)
         runs[name] = int(np.clip(calls, latency.MIN_RUNS, latency.MAX_RUNS))
     samples: dict[str, list[list[float]]] = {name: [] for name in arms}
     planned = min(blocks, latency.BLOCKS)

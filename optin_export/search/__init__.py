@@ -11,7 +11,7 @@ from optin_export.families import CostKind, Costs
 from optin_export.recipe import Budget
 from optin_export.search.bisection import Bisection, smallest_budget
 from optin_export.search.knapsack import Options, solve
-from optin_export.search.merging import allocate_merging, check_merging, kept_share, most, spread_merging
+from optin_export.search.merging import allocate_merging, check_merging, kept_share, most, spread_merging, tokens_left
 from optin_export.search.plan import Cost, GroupPlan, LatencyRound, Plan, PlanLatency, keep_first
 from optin_export.search.table import MOST_ENGINES, Anchor, LatencyTable, anchor_counts, signatures
 
@@ -36,6 +36,7 @@ __all__ = [
     "signatures",
     "smallest_budget",
     "spread_merging",
+    "tokens_left",
 ]
 
 #: Linearisations of a cost that is a product of two groups' counts; they settle within a few.
@@ -134,10 +135,14 @@ def find_plan(
 def _choose_by_table(
     counts: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray], table: LatencyTable, budget: Budget
 ) -> tuple[dict[str, int], float | None]:
-    """Units kept per group by their measured costs, which are linear in the groups, not in the counts; exact."""
+    """Units kept per group by their measured costs, which are linear in the groups, not in the counts; exact.
+
+    The fewest units where the sum of savings falls short of the budget, but not the engine that was measured with them.
+    """
     options = [Options(-table.saved(key, counts[key]), values[key]) for key in counts]
     choice = solve(options, budget.nanoseconds(table.base_ns) - table.full_ns)
-    assert choice is not None  # check_budget: the fewest units fit
+    if choice is None:
+        return {key: int(counts[key][0]) for key in counts}, None
     kept = {key: int(counts[key][option]) for key, option in zip(counts, choice.chosen, strict=True)}
     return kept, choice.gap
 
