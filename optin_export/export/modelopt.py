@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from optin_export.errors import InputError, missing_package
+from optin_export.export.calibration import alike
 from optin_export.recipe import ExportSection
 
 Arrays = Mapping[str, np.ndarray]
@@ -48,18 +49,9 @@ def version() -> str:
 
 
 def _stacked(rows: Iterable[Arrays]) -> dict[str, np.ndarray]:
-    """All rows as one array per input, padded with zeros to the longest: what the tool takes."""
-    batches = list(rows)
-    stacked = {}
-    for name in batches[0]:
-        arrays = [batch[name] for batch in batches]
-        shape = [max(array.shape[axis] for array in arrays) for axis in range(1, arrays[0].ndim)]
-        padded = [
-            np.pad(array, [(0, 0), *((0, most - size) for most, size in zip(shape, array.shape[1:], strict=True))])
-            for array in arrays
-        ]
-        stacked[name] = np.concatenate(padded)
-    return stacked
+    """All rows as one array per input: what the tool takes."""
+    batches = alike(rows)
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _import() -> Any:

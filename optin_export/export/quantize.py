@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from optin_export.errors import InputError, missing_package
+from optin_export.export.calibration import alike
 from optin_export.recipe import ExportSection
 
 Arrays = Mapping[str, np.ndarray]
@@ -88,7 +89,8 @@ def _static(tools: Any, prepared: Path, path: Path, section: ExportSection, rows
         """The rows, one batch after the other."""
 
         def __init__(self) -> None:
-            self.batches: Iterator[Arrays] = iter(rows)
+            # Histograms are made over all batches at once, which takes one shape.
+            self.batches: Iterator[Arrays] = iter(rows if section.calibration == "minmax" else alike(rows))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self.batches, None)

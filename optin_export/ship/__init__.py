@@ -17,7 +17,7 @@ from optin_export.ship.bom import write_bom
 from optin_export.ship.config import check_name, check_tools
 from optin_export.ship.images import server_image
 from optin_export.ship.manifest import check_manifest, write_manifest
-from optin_export.ship.models import files_of, served, shipment
+from optin_export.ship.models import files_of, served_as, shipment
 from optin_export.ship.origin import Origin
 from optin_export.ship.preprocess import write_preprocess
 from optin_export.ship.repository import Writer, install, remove, roll_back
@@ -82,7 +82,7 @@ def ship_models(
 
     models = {model: finished(model, write) for model, write in shipment(origin, name).items()}
     changed = install(repository, models, origin.identity, replace)
-    one = served(origin, "pruned")
+    one = served_as(origin, "pruned")
     image = server_image(origin.recipe.ship.backend, one.library, _version(one.library, origin.environment))
     return Shipped(repository, tuple(models), tuple(changed), image)
 

@@ -38,7 +38,7 @@ class Served:
     library: str
 
 
-def served(origin: Origin, which: str) -> Served:
+def served_as(origin: Origin, which: str) -> Served:
     """Chooses the file for the recipe's `ship.backend`. Raises InputError where the backend cannot serve the run."""
     backend, recipe = origin.recipe.ship.backend, origin.recipe
     rtx = [target for target in recipe.targets if target.engine == "tensorrt-rtx"]
@@ -81,7 +81,7 @@ def files_of(origin: Origin) -> list[Path]:
     """The files of the run that a shipment reads."""
     recipe = origin.recipe
     kinds = ("pruned",) if recipe.ship.layout == "pruned" else ("base", "pruned")
-    found = [served(origin, which).file for which in kinds]
+    found = [served_as(origin, which).file for which in kinds]
     optional = [origin.reference] if recipe.ship.warm_up else []
     optional += [path for path in (origin.folder / "preprocess").glob("*") if recipe.ship.ensemble]
     return found + [path for path in optional if path.is_file()]
@@ -99,12 +99,12 @@ def shipment(origin: Origin, name: str) -> dict[str, Writer]:
         if section.layout == "models":
             models[f"{name}-base"] = _writer(origin, f"{name}-base", ("base",), ())
     if section.ensemble:
-        models |= ensemble.writers(origin, name, served(origin, "pruned").signature)
+        models |= ensemble.writers(origin, name, served_as(origin, "pruned").signature)
     return models
 
 
 def _writer(origin: Origin, name: str, kinds: Sequence[str], versions: tuple[int, ...]) -> Writer:
-    chosen = {which: served(origin, which) for which in kinds}
+    chosen = {which: served_as(origin, which) for which in kinds}
     first = chosen[kinds[0]]
     if any(one.signature != first.signature for one in chosen.values()):
         raise InputError(

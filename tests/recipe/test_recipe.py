@@ -412,3 +412,19 @@ def test_a_path_given_on_the_shell_is_found_from_the_working_directory(
     monkeypatch.chdir(tmp_path)
     recipe = validate(with_value("data.calibration.source", "csv:here.csv"), tmp_path / "recipes")
     assert recipe.data.calibration.source == f"csv:{tmp_path / 'here.csv'}"
+
+
+@pytest.mark.parametrize(
+    ("export", "target", "reason"),
+    [
+        ({"precision": "bf16"}, {}, "no bf16 kernels"),
+        ({"precision": "int8", "quantization": "dynamic"}, {"engine": "tensorrt"}, "onnxruntime on the CPU"),
+        ({"precision": "fp16", "quantization": "dynamic"}, {}, "for precision: int8"),
+        ({"precision": "fp16", "quantizer": "modelopt"}, {}, "modelopt is for"),
+    ],
+)
+def test_a_precision_that_its_target_cannot_run_is_refused(
+    export: dict[str, Any], target: dict[str, Any], reason: str
+) -> None:
+    error = refused({**GOOD, "export": {**GOOD["export"], **export}, "targets": [target]})
+    assert reason in f"{error.what} {error.why}"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from optin_export.errors import InputError
-from optin_export.search import allocate_merging, check_merging, kept_share, most, spread_merging, tokens_left
+from optin_export.search import allocate_merging, check_merging, kept_share, most, spread_merging
+from optin_export.search.merging import tokens_left
 
 
 def test_kept_share_is_the_average_of_what_is_left_behind_each_attention() -> None:

@@ -78,5 +78,6 @@ def test_what_is_no_csv_of_perf_analyzer(
     names = ["--model", "tiny-base", "--model", "tiny", "--run", str(run)]
     before = (run / "report.json").read_bytes()
     assert cli.main(["client", "127.0.0.1:1", *names, "--import-perf-analyzer", *tables]) == 2
-    assert "perf_analyzer" in capsys.readouterr().err or "no setting in common" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "perf_analyzer" in err or "no setting in common" in err
     assert (run / "report.json").read_bytes() == before
