@@ -155,7 +155,21 @@ def test_studies_are_rendered_with_what_is_required_of_them(tmp_path: Path) -> N
     way = {**row, "way": "tau", "macs": 0.498, "merged": [4, 3], "base": 90.0, "accuracy": 89.25, "batch": 8}
     timed = {"base_ms": 1.0, "speedup": [1.9, 1.8, 2.0], "noise_floor": 0.04, "calibration_rows": 384}
     (studies / "tokens.json").write_text(json.dumps({"cpu": "a processor", "rows": [{**way, **timed}]}))
+    plans = {
+        name: {"drop": drop, "speedup": {"median": 1.5, "low": 1.4, "high": 1.6}, "macs": macs}
+        for name, drop, macs in (("latency", 0.5, 0.62), ("macs", 0.75, 0.6))
+    }
+    clock = {
+        "batch": 1,
+        "asked": 1.5,
+        "promised": 1.52,
+        "latency_over_macs": {"median": 1.0, "low": 0.99, "high": 1.01},
+    }
+    versions = {"cpu": "a processor", "target": "t", "versions": {"torch": "2"}}
+    (studies / "latency.json").write_text(json.dumps({**versions, "rows": [{"case": "x", **clock, **plans}]}))
     page = tool.page(tmp_path)
+    assert "1.50x | 1.50x | 1.000 (0.990 to 1.010) | 62.0 % | 60.0 % | 0.50 | 0.75 |" in page
+    assert "kept more accuracy in 1 of 1 rows: by +0.25" in page
     assert "| `x` | 0.5 | heads, neurons and tokens | 4+3 | 49.8 % | 0.75 | 1.90 (1.80 to 2.00) |" in page
     assert "| `x` | 0.5 | the refit | 4.25 |" in page
     assert "rank correlation 0.975 at the worst seed (required\n0.97: met)" in page

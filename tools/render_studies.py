@@ -248,12 +248,52 @@ def _tokens(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def _latency(content: dict[str, Any]) -> list[str]:
+    rows = []
+    for row in content["rows"]:
+        equal, plans = row["latency_over_macs"], (row["latency"], row["macs"])
+        rows.append(
+            [
+                f"`{row['case']}`",
+                str(row["batch"]),
+                f"{row['asked']:g}x",
+                f"{row['promised']:.2f}x",
+                *(f"{plan['speedup']['median']:.2f}x" for plan in plans),
+                f"{equal['median']:.3f} ({equal['low']:.3f} to {equal['high']:.3f})",
+                *(f"{100 * plan['macs']:.1f} %" for plan in plans),
+                *(f"{plan['drop']:.2f}" for plan in plans),
+            ]
+        )
+    both = ("by the clock", "by MACs")
+    columns = ["case", "batch", "asked", "promised", *(f"speedup, {one}" for one in both), "speed, clock / MACs"]
+    columns += [f"MACs, {one}" for one in both] + [f"points lost, {one}" for one in both]
+    better = [row["macs"]["drop"] - row["latency"]["drop"] for row in content["rows"]]
+    won = sum(one > 0 for one in better)
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    return [
+        "## By the clock or by MACs",
+        "",
+        "Scores and loss curves are the same; the knapsack adds up nanoseconds of the latency table",
+        "(`prune.budget.speedup`, without corrections) or MACs. The MACs budget is the one at which its engine is as",
+        "fast as the other's (`tools/study_latency.py`); speed, clock / MACs says how equal they were when both final",
+        "engines and the unpruned one were timed interleaved (1: equal). Both repaired; points lost on the case's",
+        "held-out rows,",
+        f"one seed. {content['target']}, {content['cpu']}, {versions}.",
+        "",
+        *markdown_table(columns, rows),
+        "",
+        f"The plan by the clock kept more accuracy in {won} of {len(better)} rows: by {min(better):+.2f} to",
+        f"{max(better):+.2f} points, {sum(better) / len(better):+.2f} on average.",
+    ]
+
+
 SECTIONS = {
     "scoring": _scoring,
     "ablation": _ablation,
     "share": _share,
     "joint_selection": _joint,
     "rounds": _rounds,
+    "latency": _latency,
     "tokens": _tokens,
     "finetune": _finetune,
 }
