@@ -102,7 +102,9 @@ def test_a_run_from_scenes_to_a_served_model(tmp_path: Path, segmentation_recipe
     assert 0 < report.accuracy.base < 100
     assert len(report.parity.cases) == 8
     config = (tmp_path / "run" / "triton" / "tiny-segformer" / "config.pbtxt").read_text()
-    assert config.split("output {")[1].split("}")[0].count("dims") == 3  # classes and two dimensions of pixels, besides the batch
+    assert (
+        config.split("output {")[1].split("}")[0].count("dims") == 3
+    )  # classes and two dimensions of pixels, besides the batch
     # The engine's accuracy is the torch model's.
     sources = load_sources(validate(recipe, Path.cwd()))
     dataset = sources.evaluation()
