@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `optin-export`; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parse(given[0], given[1:]) if given and given[0] in COMMANDS else _parser().parse_args(given)
+    options = parse(given[0], given[1:]) if given and given[0] in COMMANDS else recipe_parser().parse_args(given)
     if not options.verbose:
         _silence_libraries()
     try:
@@ -62,7 +62,8 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "the model or a batch does not fit")
 
 
-def _parser() -> argparse.ArgumentParser:
+def recipe_parser(named: bool = True) -> argparse.ArgumentParser:
+    """The parser of a run; `named` without the recipe itself, for what stands in its place."""
     parser = argparse.ArgumentParser(
         prog="optin-export",
         description="Make a trained transformer smaller without retraining, measure it as engines, and ship or refuse.",
@@ -77,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="a YAML recipe, or a command (below)")
+    if named:
+        parser.add_argument("recipe", help="a YAML recipe, or a command (below)")
     parser.add_argument("--out", metavar="DIR", help="the run folder (default: runs/<name>)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="override a field, e.g. prune.budget.macs=0.5"
