@@ -1,4 +1,4 @@
-"""What a first recipe can know without being told: the task from a model's configuration, columns from a file's head."""
+"""What a first recipe knows without being told: the task from a model's configuration, columns from a file's head."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ def checks(folder: Path) -> Iterator[Check]:
     version = ".".join(map(str, sys.version_info[:3]))
     yield Check("python", "ok" if sys.version_info >= (3, 11) else "unusable", version, "Python 3.11 or newer")
     yield from (_package(name) for name in ("torch", "transformers", "timm", "onnx"))
-    yield Check("cores", "ok", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}")
+    yield Check(
+        "cores", "ok", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
+    )
     yield _memory()
     yield _disk(folder)
     yield _gpu()

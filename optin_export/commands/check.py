@@ -72,7 +72,9 @@ def read_report(folder: Path) -> Report:
         measured = {name: read_json(folder / "measure" / f"{name}.json") for name in ("parity", "accuracy", "latency")}
         differing = _differences(report, measured, bool(read_manifest(folder)["passed"]))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the report of {folder}", str(error), "give the folder of a finished run") from None
+        raise InputError(
+            f"cannot read the report of {folder}", str(error), "give the folder of a finished run"
+        ) from None
     except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = str(error).splitlines()[0]
         raise InputError(f"{path} is not a report of this version", why, "run the recipe again") from None

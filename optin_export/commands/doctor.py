@@ -63,7 +63,8 @@ def _needed(recipe: Recipe | None) -> tuple[str, ...]:
         names.append("triton client")
     if recipe.export.quantizer == "modelopt":
         names.append("nvidia-modelopt")
-    data = (recipe.data.calibration, recipe.data.evaluation, recipe.finetune and recipe.finetune.data)
+    data = [recipe.data.calibration, recipe.data.evaluation]
+    data += [recipe.finetune.data] if recipe.finetune is not None else []
     if any(one is not None and one.source.startswith("hf-dataset:") for one in data):
         names.append("datasets")
     return tuple(names)

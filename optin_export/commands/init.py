@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", metavar="A=B,...", help="where the columns are, e.g. text=sentence,label=1")
     parser.add_argument("--evaluation-columns", metavar="A=B,...", help="the same, where --evaluation has others")
     parser.add_argument("--goal", metavar="KIND=VALUE", help=_QUESTIONS["goal"])
-    parser.add_argument("--target", metavar="ENGINE", default="onnxruntime", help="an engine, or engine=torch,device=cpu")
+    parser.add_argument(
+        "--target", metavar="ENGINE", default="onnxruntime", help="an engine, or engine=torch,device=cpu"
+    )
     parser.add_argument("--weights", help="pretrained (default), random, or a checkpoint")
     parser.add_argument("--name", help="of the run (default: by the model)")
     parser.add_argument("--out", metavar="FILE", type=Path, default=Path("recipe.yaml"), help="default: recipe.yaml")
@@ -103,7 +105,9 @@ def _ask(question: str, guess: str | None, known: tuple[Any, ...], optional: boo
         print(f"{question}{f' [{guess}]' if guess else ''}: ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         if not line:
-            raise InputError("cannot write a recipe yet", "the input ended before the last answer", "give flags instead")
+            raise InputError(
+                "cannot write a recipe yet", "the input ended before the last answer", "give flags instead"
+            )
         answer = line.strip() or guess
         if answer is None and optional:
             return None
@@ -118,7 +122,9 @@ def _composed(options: argparse.Namespace) -> dict[str, Any]:
     from optin_export.commands.measure import parse_target
 
     if options.task not in COLUMNS:
-        raise InputError(f"unknown task '{options.task:.60}'", f"the tasks are {', '.join(COLUMNS)}", "name one of them")
+        raise InputError(
+            f"unknown task '{options.task:.60}'", f"the tasks are {', '.join(COLUMNS)}", "name one of them"
+        )
     given = options.target if "=" in options.target else f"engine={options.target}"
     target = parse_target(given).model_dump(mode="json", exclude_defaults=True)
 
@@ -129,7 +135,9 @@ def _composed(options: argparse.Namespace) -> dict[str, Any]:
         return {"source": _moved(value, options.out.parent), **({"columns": found} if found else {})}
 
     weights = {} if options.weights is None else {"weights": _moved_path(options.weights, options.out.parent)}
-    name = options.name or re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:]", options.model.rstrip("/"))[-1]).strip("-._")
+    name = options.name or re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:]", options.model.rstrip("/"))[-1]).strip(
+        "-._"
+    )
     return _first_recipe.compose(
         name or "model",
         {"source": _moved(options.model, options.out.parent), "task": options.task, **weights},
@@ -145,7 +153,9 @@ def _columns(text: str) -> dict[str, str | int]:
     for part in text.split(","):
         name, equals, place = part.partition("=")
         if not equals or not name or not place:
-            raise InputError(f"cannot read --columns {text}", f"'{part}' is not NAME=PLACE", "write text=sentence,label=1")
+            raise InputError(
+                f"cannot read --columns {text}", f"'{part}' is not NAME=PLACE", "write text=sentence,label=1"
+            )
         found[name.strip()] = int(place) if place.isdigit() else place.strip()
     return found
 

@@ -77,9 +77,9 @@ def nearest(word: str, known: Mapping[str, object]) -> list[str]:
     alike = difflib.get_close_matches(plain, bare, n=3, cutoff=0.7)
     if not alike:
         last = plain.rpartition(".")[2]
-        alike = [
-            name for name in bare if difflib.SequenceMatcher(None, name.rpartition(".")[2], last).ratio() >= 0.75
-        ][:3]
+        alike = [name for name in bare if difflib.SequenceMatcher(None, name.rpartition(".")[2], last).ratio() >= 0.75][
+            :3
+        ]
     return [bare[name] for name in alike]
 
 
@@ -144,7 +144,8 @@ def _type(option: Node) -> str:
     if kind == "array":
         items = option.get("items") or (option.get("prefixItems") or [{}])[0]
         return f"list of {_type(items)}s"
-    return {"string": "text", "integer": "whole number", "boolean": "true or false", "object": "mapping"}.get(kind, kind)
+    words = {"string": "text", "integer": "whole number", "boolean": "true or false", "object": "mapping"}
+    return words.get(kind, str(kind))
 
 
 def _example(options: list[Node], choices: tuple[Any, ...], default: Any) -> Any:

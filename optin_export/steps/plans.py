@@ -68,7 +68,9 @@ def find_plan(work: Workspace, facts: Facts) -> dict[str, Any]:
     if prune.budget.accuracy_drop is not None or work.recipe.tokens.keep == "auto":
         inputs |= {"digest": work.digest, "compensate": prune.compensate, "seed": work.recipe.seed}
         return work.ledger.step("measure", "search.accuracy", inputs, [path], run)
-    return work.ledger.step("search", "search", inputs, [path], run)
+    found = work.ledger.step("search", "search", inputs, [path], run)
+    work.tick(1, 1)
+    return found
 
 
 def _by_table(
