@@ -1,8 +1,8 @@
 """`--dry-run`: what the stages will take, each with its basis. Loads no torch.
 
-Measured before counts most: an earlier run in this folder, or another run of the same model beside it. Without one there
-are lower bounds only, from the size of the model and what is certain to be computed; where there is none, nothing is
-said. Nothing here is a promise.
+Measured before counts most: an earlier run in this folder, or another run of the same model beside it. Without one
+there are lower bounds only, from the size of the model and what is certain to be computed; where there is none, nothing
+is said. Nothing here is a promise.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from optin_export.commands._gates import GatesFile
 from optin_export.recipe import Recipe
 from optin_export.recipe.manual import schema_text
 from optin_export.report.schema import Report
@@ -13,7 +14,13 @@ from optin_export.search import Plan
 from optin_export.surgery import Architecture
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
-MODELS: dict[str, type[BaseModel]] = {"recipe": Recipe, "report": Report, "plan": Plan, "architecture": Architecture}
+MODELS: dict[str, type[BaseModel]] = {
+    "recipe": Recipe,
+    "report": Report,
+    "plan": Plan,
+    "architecture": Architecture,
+    "gates": GatesFile,
+}
 
 
 def main() -> None:
