@@ -139,8 +139,11 @@ class LiveBars(Quiet):
     def tick(self, done: int, total: int) -> None:
         if self.task is not None:
             if done < self.done:
-                # A stage's next phase: what is left of it has nothing to do with the last one's speed.
-                self.bars.update(self.task, total=None)
+                # A stage's next phase: its time left has nothing to do with the last one's speed; the stage's clock
+                # goes on.
+                began = self.bars.tasks[-1].start_time
+                self.bars.reset(self.task, total=total, completed=done)
+                self.bars.tasks[-1].start_time = began
             self.done = done
             self.bars.update(self.task, completed=done, total=total)
             if not self.bars.live.auto_refresh and time.monotonic() - self.drawn > 0.25:

@@ -102,10 +102,11 @@ def test_a_bar_that_begins_anew_forgets_its_speed() -> None:
         display.start("scoring")
         for done in (1, 50, 100):
             display.tick(done, 100)
-        assert display.task is not None
+        began = display.bars.tasks[0].start_time
         display.tick(1, 100)
         task = display.bars.tasks[0]
         assert task.completed == 1 and task.total == 100 and task.speed is None
+        assert not task.finished and task.start_time == began  # the stage's clock goes on
 
 
 @pytest.mark.parametrize(("error", "word"), [(KeyboardInterrupt, "interrupted"), (ValueError, "failed")])
