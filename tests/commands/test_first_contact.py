@@ -6,7 +6,9 @@ import io
 import json
 import os
 import pty
+import re
 import select
+import shlex
 import shutil
 import subprocess
 import sys
@@ -247,3 +249,26 @@ def test_other_shells_get_every_command_and_option(shell: str, capsys: pytest.Ca
     assert all(name in script for name in COMMANDS) and "stop-after" in script and "junit" in script
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+
+# --- docs -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_pages_say_what_works() -> None:
+    """Command lines on the page are those of the parsers; the table of exit codes is the code's."""
+    from optin_export.commands import parser_of
+    from optin_export.errors import EXIT_CODES
+
+    page = (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    optin-export (.+)$", page, re.MULTILINE)
+    assert len(lines) >= 8
+    for line in lines:
+        name, *rest = shlex.split(line)
+        (parser_of(name) if name in COMMANDS else cli.recipe_parser()).parse_args(
+            rest if name in COMMANDS else [name, *rest]
+        )
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    table = {int(code) for row in re.findall(r"^\| ([\d, ]+) \|", reference, re.MULTILINE) for code in row.split(",")}
+    assert table == set(EXIT_CODES)
+    for name in COMMANDS:
+        assert f"optin-export {name}" in reference
