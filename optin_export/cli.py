@@ -6,36 +6,63 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from optin_export import __version__
-from optin_export.commands import COMMANDS, parse
+from optin_export.commands import COMMANDS, parse, refuse_misspelt
 from optin_export.errors import EnvironmentLacks, GateError, OptinError, ParityError
 from optin_export.folder import STAGES, run_folder
-from optin_export.progress import choose
+from optin_export.progress import Quiet, choose
 from optin_export.recipe import engine_name, load_recipe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from optin_export.recipe import Recipe
     from optin_export.report.schema import Report
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends like Ctrl-C, so that nothing stays behind, but with the exit code of its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `optin-export`; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parse(given[0], given[1:]) if given and given[0] in COMMANDS else _parser().parse_args(given)
+    try:
+        if given and given[0] not in COMMANDS:
+            refuse_misspelt(given[0])
+    except OptinError as error:
+        _print_error(error, "--json" in given)
+        return error.exit_code
+    options = parse(given[0], given[1:]) if given and given[0] in COMMANDS else recipe_parser().parse_args(given)
+    options.display = None
+    with _termination_as_interrupt():
+        code = _work(options, given)
+    if options.display is not None:
+        options.display.end(code)
+    return code
+
+
+def _work(options: argparse.Namespace, given: Sequence[str]) -> int:
+    """Do what the options say; every error becomes its exit code."""
     if not options.verbose:
         _silence_libraries()
     try:
         return options.work(options)
     except OptinError as error:
-        _print_error(error, options.json)
+        _print_error(error, options.json, options.display)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return _interrupted(options, given, 143 if isinstance(error, Terminated) else 130)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nothing more can be said, not even by the interpreter at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -43,11 +70,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if _is_out_of_memory(error):
             lack = EnvironmentLacks("out of memory", _first_line(error), "lower prune.score_samples or export.batch")
-            _print_error(lack, options.json)
+            _print_error(lack, options.json, options.display)
             return lack.exit_code
+        if options.display is not None:
+            options.display.failed("error", what=_first_line(error), why="a bug in optin_export", fix="", exit_code=1)
         traceback.print_exc()
         print("error: this is a bug in optin_export; please report it with the lines above", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM (a scheduler, a container that is stopped) ends the work as Ctrl-C does."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupted(options: argparse.Namespace, given: Sequence[str], code: int) -> int:
+    """One line that says how to go on; without --force, which would begin again."""
+    display = options.display
+    if display is None:
+        print("interrupted", file=sys.stderr)
+        return code
+    command = shlex.join(["optin-export", *(word for word in given if word != "--force")])
+    if options.json:
+        display.failed("interrupted", exit_code=code, command=command)
+    else:
+        print(f"interrupted in the stage {display.stage or 'sources'}; to continue: {command}", file=sys.stderr)
+    return code
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -62,7 +122,8 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "the model or a batch does not fit")
 
 
-def _parser() -> argparse.ArgumentParser:
+def recipe_parser(named: bool = True) -> argparse.ArgumentParser:
+    """The parser of a run; `named` without the recipe itself, for what stands in its place."""
     parser = argparse.ArgumentParser(
         prog="optin-export",
         description="Make a trained transformer smaller without retraining, measure it as engines, and ship or refuse.",
@@ -72,12 +133,13 @@ def _parser() -> argparse.ArgumentParser:
                 *(f"  {name:<10} {text}" for name, text in COMMANDS.items()),
                 "",
                 "exit codes: 0 all gates passed, 2 recipe or input wrong, 3 parity failed, 4 gate missed,",
-                "5 environment lacks something, 1 bug",
+                "5 environment lacks something, 1 bug, 130 and 143 interrupted",
             ]
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="a YAML recipe, or a command (below)")
+    if named:
+        parser.add_argument("recipe", help="a YAML recipe, or a command (below)")
     parser.add_argument("--out", metavar="DIR", help="the run folder (default: runs/<name>)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="override a field, e.g. prune.budget.macs=0.5"
@@ -98,19 +160,14 @@ def _run(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.set)
     folder = run_folder(recipe, options.out)
     if options.dry_run:
-        from optin_export.outline import outline
+        return _dry_run(recipe, folder, options.json)
+    # From here on the display tells how it ended: `main` takes it from the options.
+    options.display = choose(options.quiet, options.verbose, options.json)
+    with options.display as display:
+        display.begin(recipe.name, folder, STAGES)
+        # Only now: importing the pipeline imports torch.
+        from optin_export.pipeline import run
 
-        lines = outline(recipe, folder)
-        if options.json:
-            print(json.dumps({"name": recipe.name, "stages": [{"name": name, "work": work} for name, work in lines]}))
-        else:
-            print(f"{recipe.name}: the recipe is valid; a run in {folder} would")
-            print("\n".join(f"  {name:<8} {work}" for name, work in lines))
-        return 0
-    # Only now: importing the pipeline imports torch.
-    from optin_export.pipeline import run
-
-    with choose(options.quiet, options.verbose, options.json) as display:
         report = run(recipe, folder, stop_after=options.stop_after, force=options.force, display=display)
     if report is None:
         if options.json:
@@ -123,6 +180,22 @@ def _run(options: argparse.Namespace) -> int:
     else:
         _print_verdict(report, str(folder))
     return exit_code(report)
+
+
+def _dry_run(recipe: Recipe, folder: Path, as_json: bool) -> int:
+    from optin_export.estimate import estimate
+    from optin_export.outline import outline
+
+    lines, expected = outline(recipe, folder), estimate(recipe, folder)
+    both = list(zip(lines, expected.stages, strict=True))
+    if as_json:
+        stages = [{"name": name, "work": work, "estimate": one.to_json()} for (name, work), one in both]
+        print(json.dumps({"name": recipe.name, "stages": stages, **expected.to_json()}))
+    else:
+        print(f"{recipe.name}: the recipe is valid; a run in {folder} would")
+        print("\n".join(f"  {name:<8} {work}\n{'':<11}{one}" for (name, work), one in both))
+        print(expected.summary())
+    return 0
 
 
 def exit_code(report: Report) -> int:
@@ -167,11 +240,15 @@ def _print_verdict(report: Report, folder: str) -> None:
     console.print(f"report: {folder}/report.html   model: {folder}/onnx/{name}.onnx")
 
 
-def _print_error(error: OptinError, as_json: bool) -> None:
+def _print_error(error: OptinError, as_json: bool, display: Quiet | None = None) -> None:
+    """On standard error in words; with --json as a document on standard output, and as an event of a run that began."""
+    described = {"what": error.what, "why": error.why, "fix": error.fix, "exit_code": error.exit_code}
     if as_json:
-        described = {"what": error.what, "why": error.why, "fix": error.fix, "exit_code": error.exit_code}
         print(json.dumps({"error": described}))
-    print(str(error), file=sys.stderr)
+    if as_json and display is not None:
+        display.failed("error", **described)
+    else:
+        print(str(error), file=sys.stderr)
 
 
 def _silence_libraries() -> None:

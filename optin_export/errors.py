@@ -1,10 +1,18 @@
-"""Errors a user can act on. Each says what happened, why, and what to do; each carries the exit code of the process.
-
-Exit codes are a public contract: 0 all gates passed; 1 a bug in this package; 2 the recipe or its inputs are wrong;
-3 parity failed; 4 a gate was missed; 5 the environment lacks something.
-"""
+"""Errors a user can act on. Each says what happened, why, and what to do; each carries the exit code of the process."""
 
 from __future__ import annotations
+
+#: A public contract: what the exit code of the process means.
+EXIT_CODES = {
+    0: "all gates passed, or the command did what it was asked to",
+    1: "a bug in this package",
+    2: "the recipe or its inputs are wrong",
+    3: "parity failed: an engine does not compute what its model computes",
+    4: "a gate was missed: speedup, accuracy or budget",
+    5: "the environment lacks something: a package, disk space, memory",
+    130: "interrupted (Ctrl-C); a run continues with the same command",
+    143: "terminated (SIGTERM); a run continues with the same command",
+}
 
 
 class OptinError(Exception):

@@ -10,20 +10,9 @@ from optin_export.recipe import Recipe
 
 def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
     """(stage, what it would do) in order. Raises InputError for a file the recipe names that is not there."""
+    check_files(recipe)
     model, data, prune, export = recipe.model, recipe.data, recipe.prune, recipe.export
     tuned = recipe.finetune
-    for source in (data.calibration, data.evaluation, None if tuned is None else tuned.data):
-        if source is not None:
-            _check_file(source.source)
-    _check_file(model.source)
-    if tuned is not None and tuned.source is not None:
-        _check_file(tuned.source)
-    if model.weights not in ("pretrained", "random") and not Path(model.weights).is_file():
-        raise InputError(f"cannot read the checkpoint {model.weights}", "no such file", "correct model.weights")
-    if model.source.startswith("/") and not (Path(model.source) / "config.json").is_file():
-        raise InputError(
-            f"cannot load a model from {model.source}", "no folder with a config.json", "correct model.source"
-        )
     shapes = ", ".join(f"{batch}x{export.sequence}" if recipe.is_text else str(batch) for batch in export.batch)
     targets = ", ".join(target.name for target in recipe.targets)
     rows = data.calibration.samples or "all"
@@ -48,6 +37,23 @@ def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
         ("ship", ("Triton model repository if all gates pass, and " if recipe.ship.triton else "") + "manifest.json"),
         ("report", f"report.json and report.html in {folder}; gates: {_gates(recipe)}"),
     ]
+
+
+def check_files(recipe: Recipe) -> None:
+    """Raises InputError for a file the recipe names that is not there."""
+    model, data, tuned = recipe.model, recipe.data, recipe.finetune
+    for source in (data.calibration, data.evaluation, None if tuned is None else tuned.data):
+        if source is not None:
+            _check_file(source.source)
+    _check_file(model.source)
+    if tuned is not None and tuned.source is not None:
+        _check_file(tuned.source)
+    if model.weights not in ("pretrained", "random") and not Path(model.weights).is_file():
+        raise InputError(f"cannot read the checkpoint {model.weights}", "no such file", "correct model.weights")
+    if model.source.startswith("/") and not (Path(model.source) / "config.json").is_file():
+        raise InputError(
+            f"cannot load a model from {model.source}", "no folder with a config.json", "correct model.source"
+        )
 
 
 def _search(recipe: Recipe) -> str:

@@ -23,6 +23,7 @@ LAZY = {
     "tokenizers": {"ship/preprocess.py", "ship/served/text_model.py"},
     "datasets": {"sources/data.py"},
     "pynvml": {"measure/gpu.py"},
+    "shtab": {"commands/completion.py"},
     "tensorrt": set(),
     "tensorrt_rtx": set(),
     "ray": set(),

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from optin_export.commands._gates import GatesFile
 from optin_export.recipe import Recipe
+from optin_export.recipe.manual import schema_text
 from optin_export.report.schema import Report
 from optin_export.search import Plan
 from optin_export.surgery import Architecture
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
-MODELS: dict[str, type[BaseModel]] = {"recipe": Recipe, "report": Report, "plan": Plan, "architecture": Architecture}
-
-
-def schema_text(model: type[BaseModel]) -> str:
-    """The JSON schema of a model, as it is stored."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
-    return json.dumps(schema, indent=2) + "\n"
+MODELS: dict[str, type[BaseModel]] = {
+    "recipe": Recipe,
+    "report": Report,
+    "plan": Plan,
+    "architecture": Architecture,
+    "gates": GatesFile,
+}
 
 
 def main() -> None:

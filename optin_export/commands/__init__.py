@@ -7,13 +7,24 @@ argparse it imports in `run`, so that `--help` is quick.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
+import os
+from pathlib import Path
 from typing import Any
 
-__all__ = ["COMMANDS", "parse"]
+from optin_export.errors import InputError
+
+__all__ = ["COMMANDS", "parse", "parser_of", "refuse_misspelt"]
 
 #: Name -> what it does, in one line. A recipe whose file has such a name is written ./name.
 COMMANDS = {
+    "init": "write a first recipe, with comments: asks, or takes flags",
+    "doctor": "what this machine can build and run, what is missing, and the line that adds it",
+    "explain": "what a field of a recipe means: type, default, allowed values, an example",
+    "check": "judge a finished run by gates of your own, for release pipelines",
+    "schema": "print a JSON schema, for editors",
+    "completion": "print the completion script of a shell",
     "families": "list the architectures that can be pruned, and the units that may go from each",
     "measure": "measure a finished run on this machine: engines are built here from its ONNX files",
     "ship": "write a finished run into a Triton model repository",
@@ -26,6 +37,10 @@ COMMANDS = {
 
 def parse(name: str, arguments: list[str]) -> argparse.Namespace:
     """The options of one command; `options.work(options)` does it and returns the exit code."""
+    return parser_of(name).parse_args(arguments)
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
     module: Any = importlib.import_module(f"{__name__}.{name}")
     text = COMMANDS[name]
     parser = argparse.ArgumentParser(
@@ -34,4 +49,15 @@ def parse(name: str, arguments: list[str]) -> argparse.Namespace:
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="result as JSON on standard output")
     parser.set_defaults(verbose=False, work=module.run)
-    return parser.parse_args(arguments)
+    return parser
+
+
+def refuse_misspelt(word: str) -> None:
+    """Raises InputError for a word that is neither a file nor a path, and nearly a command."""
+    near = difflib.get_close_matches(word.lower(), COMMANDS, n=2, cutoff=0.6)
+    if near and not Path(word).suffix and not os.path.lexists(word) and "/" not in word:
+        raise InputError(
+            f"there is no command and no recipe '{word:.60}'",
+            "no file has this name, and no command is spelt so",
+            f"did you mean `optin-export {'` or `optin-export '.join(near)}`?",
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,11 @@ def run(options: argparse.Namespace) -> int:
     targets = None if options.target is None else [parse_target(text) for text in options.target]
     with choose(options.quiet, False, options.json) as display:
         display.start("measure")
+        began = time.perf_counter()
         written = continue_run(
             options.run, targets, machine=options.machine, replace=options.replace, tick=display.tick
         )
+        display.finish("measure", round(time.perf_counter() - began, 3), False)
     report = add_elsewhere(options.run)
     names = {(path.parent.parent.name, path.stem) for path in written}
     results = [one for one in report.elsewhere if (one.machine, one.target) in names]

@@ -15,18 +15,30 @@ class Budget(Section):
     Exactly one of macs, params, accuracy_drop, speedup, latency_ms.
     """
 
-    macs: Fraction | None = None
-    params: Fraction | None = None
-    accuracy_drop: Annotated[float, Number, Field(ge=0.0)] | None = Field(
+    macs: Fraction | None = Field(
+        None, description="share of the unpruned model's multiply-accumulates that may stay", examples=[0.5]
+    )
+    params: Fraction | None = Field(None, description="share of the unpruned model's parameters that may stay")
+    accuracy_drop: Annotated[float, Field(ge=0.0), Number] | None = Field(
         None,
-        description="points; the smallest model (in MACs) that keeps it is searched, on half of the evaluation",
+        description="points that may be lost; the smallest model (in MACs) that keeps it is searched, on half of the "
+        "evaluation rows",
+        examples=[0.5],
     )
-    speedup: Annotated[float, Number, Field(ge=1.0)] | None = Field(
-        None, description="of the engine on `target` over the unpruned one, measured; by a latency table of that target"
+    speedup: Annotated[float, Field(ge=1.0), Number] | None = Field(
+        None,
+        description="of the engine on `target` over the unpruned one, measured; by a latency table of that target",
+        examples=[1.5],
     )
-    latency_ms: Positive | None = Field(None, description="of one call of the engine on `target`, in the same way")
+    latency_ms: Positive | None = Field(
+        None,
+        description="milliseconds that one call of the engine on `target` may take, measured in the same way",
+        examples=[2.0],
+    )
     target: str | None = Field(
-        None, description="speedup, latency_ms: the target's name; default: the first of targets"
+        None,
+        description="speedup, latency_ms: the target's name; default: the first of targets",
+        examples=["onnxruntime-cpu-1t"],
     )
     batch: Count | None = Field(None, description="speedup, latency_ms: of export.batch; default: the first")
 

@@ -14,22 +14,32 @@ class TensorRTOptions(Section):
 
     dynamic: bool = Field(False, description="one profile over all batch sizes and shorter sequences, not one for each")
     workspace: Count | None = Field(None, description="MiB of scratch memory; default: all there is")
-    builder_optimization_level: Annotated[int, Number, Field(ge=0, le=5)] = 3
+    builder_optimization_level: Annotated[int, Field(ge=0, le=5), Number] = Field(
+        3, description="how long TensorRT looks for fast kernels: 0 builds soonest, 5 searches most"
+    )
     version_compatible: bool = Field(False, description="the engine runs with later versions of the library, too")
-    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = Field(
+        "none", description="GPUs other than this one that the engine runs on"
+    )
     refit: bool = Field(False, description="weights can be replaced later")
     strip_plan: bool = Field(False, description="the file holds no weights and is not measured; refit it on the target")
-    weight_streaming: bool = False
-    profiling_verbosity: Literal["layer_names_only", "detailed", "none"] = "detailed"
+    weight_streaming: bool = Field(False, description="weights may stay in the host's memory while the engine runs")
+    profiling_verbosity: Literal["layer_names_only", "detailed", "none"] = Field(
+        "detailed", description="how much of its layers the engine can tell afterwards"
+    )
     compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = Field(
-        (), description="tensorrt-rtx only: what to build for, e.g. ['8.9']; default: the GPU of this machine"
+        (),
+        description="tensorrt-rtx only: what to build for, e.g. ['8.9']; default: the GPU of this machine",
+        examples=[["8.9"]],
     )
 
 
 class Target(Section):
-    engine: Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
-    device: Literal["cpu", "cuda"] = Field("cpu", description="default: cpu; cuda for TensorRT")
-    threads: Count = Field(1, description="on the CPU")
+    engine: Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"] = Field(
+        "onnxruntime", description="the library that runs the model"
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs; default: cpu, for TensorRT cuda")
+    threads: Count = Field(1, description="threads that an engine on the CPU computes with")
     provider: Literal["cuda", "tensorrt"] = Field("cuda", description="onnxruntime on cuda: whose kernels it runs")
     compile: bool = Field(False, description="torch: compile the program with torch.compile")
     mode: Literal["call", "call+graph", "device", "device+graph"] = Field(
@@ -37,7 +47,9 @@ class Target(Section):
         description="what the gates judge on a GPU: call (inputs and outputs are copied, as a caller sees it), device "
         "(they stay on the GPU); +graph: replayed as a CUDA graph. All four are measured",
     )
-    tensorrt: TensorRTOptions = TensorRTOptions()
+    tensorrt: TensorRTOptions = Field(
+        TensorRTOptions(), description="how TensorRT builds, for the engines tensorrt and tensorrt-rtx"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -78,7 +90,7 @@ class Target(Section):
 class ShipSection(Section):
     """What is written for Triton Inference Server, once every gate has passed."""
 
-    triton: bool = False
+    triton: bool = Field(False, description="write a Triton model repository if every gate passed")
     backend: Literal["onnxruntime", "python", "tensorrt"] = Field(
         "onnxruntime",
         description="Triton's backend; python: a small model.py that runs the graph or a tensorrt-rtx engine",
@@ -90,13 +102,20 @@ class ShipSection(Section):
     serve: Literal["all", "base", "pruned"] = Field("all", description="versions: which of them the policy serves")
     ensemble: bool = Field(False, description="also NAME-ensemble, which takes text or an encoded image")
     instances: Count = Field(1, description="copies of each model that the server runs side by side")
-    queue_delay: Annotated[int, Number, Field(ge=0)] = Field(
+    queue_delay: Annotated[int, Field(ge=0), Number] = Field(
         100, description="microseconds a request may wait for others to share its batch"
     )
     warm_up: bool = Field(True, description="the server runs real rows before a model is ready")
-    cuda_graphs: bool = Field(True, description="of the backend tensorrt")
+    cuda_graphs: bool = Field(True, description="backend tensorrt: the server replays CUDA graphs")
     labels: tuple[str, ...] | None = Field(
-        None, min_length=1, description="class names, one per output; default: those of the model where it has any"
+        None,
+        min_length=1,
+        description="class names, one per output; default: those of the model where it has any",
+        examples=[["negative", "positive"]],
     )
-    model_license: str | None = Field(None, description="for the manifest; default: what the model's README says")
-    data_license: str | None = Field(None, description="of the calibration data, for the manifest")
+    model_license: str | None = Field(
+        None, description="for the manifest; default: what the model's README says", examples=["apache-2.0"]
+    )
+    data_license: str | None = Field(
+        None, description="of the calibration data, for the manifest", examples=["cc-by-4.0"]
+    )

@@ -52,9 +52,9 @@ def _prompts(value: Any) -> Any:
 
 
 Number = BeforeValidator(_no_truth_value)
-Fraction = Annotated[float, Number, Field(gt=0.0, le=1.0)]
-Positive = Annotated[float, Number, Field(gt=0.0)]
-Count = Annotated[int, Number, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0), Number]
+Positive = Annotated[float, Field(gt=0.0), Number]
+Count = Annotated[int, Field(ge=1), Number]
 Column = Annotated[int | str, BeforeValidator(_column)]
 Pattern = Annotated[str, AfterValidator(_pattern_with_group)]
 ClassNames = Annotated[tuple[str, ...] | str, BeforeValidator(_class_names)]

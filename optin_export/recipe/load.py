@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from optin_export.errors import InputError
+from optin_export.recipe.manual import describe_fields
 from optin_export.recipe.paths import with_absolute_paths
 from optin_export.recipe.schema import Recipe
 from optin_export.recipe.strict_yaml import parse_yaml
@@ -41,7 +43,7 @@ def validate(raw: dict[str, Any], folder: Path) -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        raise InputError("the recipe is not valid", _explain(error), "correct the field(s) named above") from None
+        raise InputError("the recipe is not valid", explain(error), "correct the field(s) named above") from None
     return with_absolute_paths(recipe, folder)
 
 
@@ -82,8 +84,11 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         ) from None
 
 
-def _explain(error: ValidationError) -> str:
-    """All problems in one line: the dotted field, what is wrong, and the nearest known name for an unknown field."""
+def explain(error: ValidationError, model: type[BaseModel] = Recipe) -> str:
+    """All problems in one line: the dotted field, what is wrong, and the nearest known name for an unknown one.
+
+    model: what was validated.
+    """
     problems = []
     items = error.errors()
     for item in items:
@@ -93,26 +98,41 @@ def _explain(error: ValidationError) -> str:
             continue
         dotted = ".".join(str(part) for part in where)
         if item["type"] == "extra_forbidden":
-            known = _fields_at(where[:-1])
-            near = difflib.get_close_matches(str(where[-1]), known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
-            problems.append(f"{dotted}: unknown field ({hint})")
+            problems.append(f"{dotted}: unknown field ({_hint(str(where[-1]), _fields_at(model, where[:-1]), model)})")
         else:
             got = "" if item["type"] in ("missing", "value_error") else f", not {item['input']!r:.60}"
             message = (
                 item["msg"].removeprefix("Value error, ").replace("Input should", "should").replace("tuple", "list")
             )
-            problems.append(f"{dotted}: {message}{got}".removeprefix(": "))
+            allowed = re.findall(r"'([^']+)'", message) if item["type"] == "literal_error" else []
+            near = difflib.get_close_matches(str(item["input"]), allowed, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            problems.append(f"{dotted}: {message}{got}{hint}".removeprefix(": "))
     more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
     return "; ".join(problems[:5] + more)
 
 
-def _fields_at(location: Sequence[int | str]) -> list[str]:
-    model: Any = Recipe
+def _hint(name: str, known: Sequence[str], model: type[BaseModel]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    elsewhere = [path for path in describe_fields() if path.rpartition(".")[2] == name] if model is Recipe else []
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere[:3])}?"
+    return f"known here: {', '.join(known)}"
+
+
+def _fields_at(model: Any, location: Sequence[int | str]) -> list[str]:
     for part in location:
-        if isinstance(part, int):
+        if isinstance(part, int) or part not in model.model_fields:
             continue
-        annotation = model.model_fields[part].annotation
-        choices = [annotation, *get_args(annotation)]
-        model = next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), model)
+        model = next(_models_in(model.model_fields[part].annotation), model)
     return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that an annotation is made of: itself, or in a list or an alternative."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)

@@ -39,7 +39,7 @@ _TEXT_TASKS = (
 )
 #: Tasks whose labels the built-in fine-tune can train on: one class, or one number, per row.
 _LABELLED = ("text-classification", "image-classification", "zero-shot-image-classification")
-_METRICS: dict[str, tuple[str, ...]] = {
+METRICS: dict[str, tuple[str, ...]] = {
     "text-classification": ("accuracy", "f1", "spearman", "pearson"),  # the correlations for models of one output
     "feature-extraction": ("spearman", "pearson"),
     "token-classification": ("accuracy", "f1"),
@@ -59,52 +59,95 @@ class Preprocess(Section):
     size: tuple[Count, Count] | None = Field(None, description="height and width in pixels")
     mean: tuple[float, ...] | None = Field(None, min_length=1, description="per channel, of pixels in 0..1")
     std: tuple[Positive, ...] | None = Field(None, min_length=1, description="per channel, of pixels in 0..1")
-    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
+    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = Field(
+        None, description="how an image is resized to `size`"
+    )
 
 
 class ModelSection(Section):
-    source: str = Field(description="'hf:ID', 'timm:NAME', 'py:FILE.py:FUNCTION' or a folder")
-    task: Task
-    weights: str = Field("pretrained", description="'pretrained', 'random', or a .safetensors / .pt checkpoint")
-    args: dict[str, JsonValue] = Field(default_factory=dict, description="keyword arguments of the constructor")
-    pooling: Literal["mean", "cls"] | None = Field(None, description="feature-extraction only")
+    source: str = Field(
+        description="the model: 'hf:ID', 'timm:NAME', 'py:FILE.py:FUNCTION' or a folder with a config.json",
+        examples=["hf:sentence-transformers/all-MiniLM-L6-v2"],
+    )
+    task: Task = Field(description="what the model is for: decides what a row is, the output and the metrics")
+    weights: str = Field(
+        "pretrained",
+        description="'pretrained', 'random', or a .safetensors / .pt checkpoint",
+        examples=["weights.safetensors"],
+    )
+    args: dict[str, JsonValue] = Field(
+        default_factory=dict, description="keyword arguments of the constructor", examples=[{"num_classes": 10}]
+    )
+    pooling: Literal["mean", "cls"] | None = Field(
+        None, description="feature-extraction: how token states become one embedding; default: mean"
+    )
     normalize: bool = Field(False, description="L2-normalise the embedding inside the graph")
-    classes: ClassNames | None = Field(None, description="zero-shot: class names, or a text file with one a line")
-    prompt: Prompts | None = Field(None, description="zero-shot: template(s) with {} for the class name")
-    tokenizer: str | None = Field(None, description="where the tokenizer is, if not with the model")
-    preprocess: Preprocess = Preprocess()
+    classes: ClassNames | None = Field(
+        None, description="zero-shot: class names, or a text file with one a line", examples=[["cat", "dog"]]
+    )
+    prompt: Prompts | None = Field(
+        None, description="zero-shot: template(s) with {} for the class name", examples=["a photo of a {}."]
+    )
+    tokenizer: str | None = Field(
+        None, description="where the tokenizer is, if not with the model", examples=["bert-base-uncased"]
+    )
+    preprocess: Preprocess = Field(
+        Preprocess(), description="how images become inputs; default: as the checkpoint's configuration says"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
 
 class DataSource(Section):
-    source: str = Field(description="'csv:', 'tsv:', 'npz:', 'images:', 'hf-dataset:' or 'py:FILE.py:FUNCTION'")
+    source: str = Field(
+        description="the rows: 'csv:', 'tsv:', 'npz:', 'images:', 'hf-dataset:' or 'py:FILE.py:FUNCTION'",
+        examples=["csv:train.csv"],
+    )
     columns: dict[Literal["text", "text_pair", "tokens", "question", "context", "image", "label"], Column] = Field(
-        default_factory=dict
+        default_factory=dict,
+        description="where each column is: its name, or its position from 0; default: by these names",
+        examples=[{"text": "sentence", "label": 1}],
     )
     header: bool | None = Field(None, description="first line holds names; default: yes if columns are named")
     split: str = Field("train", description="split of an hf-dataset")
-    label_pattern: Pattern | None = Field(None, description="regular expression; group 1 of an image's file name")
-    label_folder: str | None = Field(None, description="of 'images:': folder of the label maps, named as the images")
+    label_pattern: Pattern | None = Field(
+        None,
+        description="of 'images:': regular expression, group 1 of a file name is its class; default: class folders",
+        examples=["^([a-z]+)_"],
+    )
+    label_folder: str | None = Field(
+        None, description="of 'images:': folder of the label maps, named as the images", examples=["masks"]
+    )
     samples: Count | None = Field(None, description="how many rows to draw (seeded); default: all")
 
 
 class Evaluation(DataSource):
     split: str = Field("test", description="split of an hf-dataset")
-    metric: Metric
-    ignore: Annotated[int, Number, Field(ge=0)] = Field(
+    metric: Metric = Field(description="what accuracy is; `points` are 100 times it (perplexity: as it is)")
+    ignore: Annotated[int, Field(ge=0), Number] = Field(
         255, description="label maps: value of pixels that are not evaluated"
     )
 
 
 class DataSection(Section):
-    calibration: DataSource
-    evaluation: Evaluation | None = None
+    calibration: DataSource = Field(description="unlabelled rows that units are scored and the model is repaired on")
+    evaluation: Evaluation | None = Field(
+        None, description="held-out, labelled rows; without them no accuracy is measured"
+    )
 
 
 class PruneSection(Section):
-    units: tuple[Literal["heads", "neurons", "channels"], ...] = Field(("heads", "neurons", "channels"), min_length=1)
-    score: Literal["optin", "optin-exact", "optin-reference", "fisher", "magnitude", "activation", "random"] = "optin"
-    budget: Budget
+    units: tuple[Literal["heads", "neurons", "channels"], ...] = Field(
+        ("heads", "neurons", "channels"),
+        min_length=1,
+        description="what may be removed: attention heads, FFN neurons, channels of convolutions",
+        examples=[["heads", "neurons"]],
+    )
+    score: Literal["optin", "optin-exact", "optin-reference", "fisher", "magnitude", "activation", "random"] = Field(
+        "optin",
+        description="what a unit is worth: optin, or to compare with it optin-exact (a forward pass per unit), "
+        "optin-reference (the published code), fisher, magnitude, activation, random",
+    )
+    budget: Budget = Field(description="what the smaller model may cost, or lose: exactly one limit")
     allocation: Literal["joint", "additive"] = Field(
         "joint", description="joint: by the measured loss of keeping k units per sub-layer; additive: by sums of scores"
     )
@@ -134,8 +177,8 @@ class TokensSection(Section):
         description="average over blocks of the share of tokens left behind the attention; 1: none is merged; "
         "auto: the search decides how much of the budget merging saves (needs prune.budget.macs)",
     )
-    schedule: tuple[Annotated[int, Number, Field(ge=0)], ...] | None = Field(
-        None, min_length=1, description="tokens merged in each block; none in blocks beyond its end"
+    schedule: tuple[Annotated[int, Field(ge=0), Number], ...] | None = Field(
+        None, min_length=1, description="tokens merged in each block; none in blocks beyond its end", examples=[[8, 8]]
     )
 
     @model_validator(mode="after")
@@ -154,14 +197,16 @@ class FinetuneSection(Section):
     """A short fine-tune after the repair. Without this section no weight is trained."""
 
     source: str | None = Field(
-        None, description="'py:FILE.py:FUNCTION' (dense model, unpruned model, batches) -> dense model; default: AdamW"
+        None,
+        description="'py:FILE.py:FUNCTION' (dense model, unpruned model, batches) -> dense model; default: AdamW",
+        examples=["py:tune.py:tune"],
     )
     loss: Literal["distill", "labels"] | None = Field(
         None, description="distill: from the unpruned model, needs no labels; default: labels if data is given"
     )
     data: DataSource | None = Field(None, description="rows to train on; default: the calibration data")
     steps: Count = Field(200, description="of AdamW, with warm-up and cosine decay")
-    learning_rate: Positive = 1e-4
+    learning_rate: Positive = Field(1e-4, description="of AdamW, at the end of the warm-up")
     batch: Count = Field(32, description="rows per step")
 
     @model_validator(mode="after")
@@ -176,27 +221,42 @@ class FinetuneSection(Section):
 
 
 class Gates(Section):
-    speedup: Positive | None = Field(None, description="lower end of the 95 % interval")
+    speedup: Positive | None = Field(
+        None,
+        description="least speedup: lower end of the 95 % interval, at the slowest gain of all targets and batch sizes",
+        examples=[1.3],
+    )
     accuracy_drop: Annotated[float, Number] | None = Field(
-        None, description="largest loss in points, engine against engine"
+        None, description="largest loss in points, engine against engine on the evaluation rows", examples=[0.5]
     )
 
 
 class Recipe(Section):
     """A whole run. Field names are a contract: fields are added, never renamed."""
 
-    recipe: Annotated[Literal[1], Number]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    seed: Annotated[int, Number, Field(ge=0, lt=2**32)] = 0
-    model: ModelSection
-    data: DataSection
-    prune: PruneSection
-    tokens: TokensSection = TokensSection()
-    finetune: FinetuneSection | None = Field(None, description="off by default: nothing is trained")
-    export: ExportSection = ExportSection()
-    targets: tuple[Target, ...] = Field((Target(),), min_length=1)
-    gates: Gates = Gates()
-    ship: ShipSection = ShipSection()
+    recipe: Annotated[Literal[1], Number] = Field(description="version of the recipe's format")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
+        description="names the run folder and the model on the server", examples=["my-model"]
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32), Number] = Field(0, description="of samples, probes and bootstrap")
+    model: ModelSection = Field(description="the trained model, and what it is for")
+    data: DataSection = Field(description="rows to calibrate on, and rows to judge by")
+    prune: PruneSection = Field(description="how much is removed, of what, and by which score")
+    tokens: TokensSection = Field(
+        TokensSection(), description="tokens that are merged inside the model; none by default"
+    )
+    finetune: FinetuneSection | None = Field(
+        None, description="a short fine-tune after the repair; off by default: nothing is trained"
+    )
+    export: ExportSection = Field(ExportSection(), description="the graphs that are written: precision and shapes")
+    targets: tuple[Target, ...] = Field(
+        (Target(),),
+        min_length=1,
+        description="the engines that are built and measured; the first one's accuracy is judged",
+        examples=[[{"engine": "onnxruntime", "device": "cpu", "threads": 1}]],
+    )
+    gates: Gates = Field(Gates(), description="what the result has to reach, or nothing ships")
+    ship: ShipSection = Field(ShipSection(), description="what is written for Triton once every gate has passed")
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -220,7 +280,7 @@ class Recipe(Section):
                 if zero_shot
                 else "model.classes and model.prompt are only for the task zero-shot-image-classification"
             )
-        evaluation, known = self.data.evaluation, _METRICS[self.model.task]
+        evaluation, known = self.data.evaluation, METRICS[self.model.task]
         if evaluation is not None and not known:
             raise ValueError(f"data.evaluation: there is no metric for {self.model.task}")
         if evaluation is not None and evaluation.metric not in known:

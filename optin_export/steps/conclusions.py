@@ -75,7 +75,9 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
         environment=work.environment,
     )
     write_text(work.folder / "report.json", report.model_dump_json(indent=2) + "\n")
+    work.tick(1, 2)
     write_text(work.folder / "report.html", render_html(report, work.folder))
+    work.tick(2, 2)
     return report
 
 
@@ -85,6 +87,7 @@ def ship_run(work: Workspace, facts: Facts) -> None:
     passed = all(gate.passed for gate in judged)
     recipe, repository = work.recipe, work.folder / "triton"
     ship.write_preprocess(work.folder / "preprocess", work.sources.processor, work.sources.model.model, recipe)
+    work.tick(1, 3)
     if passed and recipe.ship.triton:
         summary = "; ".join(f"{gate.name} {gate.measured:.4g} ({gate.relation} {gate.required:g})" for gate in judged)
         origin = ship.Origin(work.folder, recipe, passed, summary, work.environment, work.digest)
@@ -100,6 +103,7 @@ def ship_run(work: Workspace, facts: Facts) -> None:
         work.ledger.step("ship", "ship.triton", inputs, written, run)
     else:
         ship.remove(repository)
+    work.tick(2, 3)
     ship.write_manifest(
         work.folder,
         {
@@ -111,3 +115,4 @@ def ship_run(work: Workspace, facts: Facts) -> None:
             "environment": work.environment,
         },
     )
+    work.tick(3, 3)

@@ -20,6 +20,8 @@ from optin_export.workspace import FILES, Facts, Workspace
 
 #: Rows of the reference at least.
 REFERENCE_ROWS = 16
+#: Into how many parts the progress of one engine's build is divided.
+PARTS = 100
 #: Axis of the classes in a task's output, where it is not the last; None: its output is no choice.
 CLASSES = {"feature-extraction": None, "image-feature-extraction": None, "image-segmentation": 1}
 
@@ -94,7 +96,13 @@ def _convert(work: Workspace, which: str) -> dict[str, Any]:
 
 def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
     """Build both models, in every precision, for every target; says why an engine cannot run here, if so."""
-    built = []
+    built: list[dict[str, Any]] = []
+    total = len(work.recipe.targets) * len(work.engine_names)
+
+    def tick(step: int, steps: int) -> None:
+        """A builder's own steps are a part of the engine's share of the stage."""
+        work.tick(len(built) * PARTS + PARTS * step // max(steps, 1), total * PARTS)
+
     for target in work.recipe.targets:
         for which in work.engine_names:
             path = engines.artefact(work.folder, target, which)
@@ -102,7 +110,7 @@ def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
 
             def run(target: Target = target, source: Path = source, path: Path = path) -> dict[str, Any]:
                 start = time.perf_counter()
-                properties = engines.build(source, target, path, work.sources.shapes(), work.tick)
+                properties = engines.build(source, target, path, work.sources.shapes(), tick)
                 return {"build_seconds": round(time.perf_counter() - start, 3), "facts": properties}
 
             inputs = {
@@ -117,6 +125,7 @@ def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
             reason = engines.unavailable(target)
             named = {"target": target.name, "model": model_of(which), "precision": precision_of(which)}
             built.append({**named, **result, "unmeasured": reason})
+            tick(0, 1)
     return built
 
 

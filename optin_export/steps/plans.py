@@ -81,7 +81,9 @@ def find_plan(work: Workspace, facts: Facts) -> dict[str, Any]:
         again = prune.model_dump(mode="json", exclude={"budget"})
         inputs |= {**work.calibration_digest, "prune": again, "seed": work.recipe.seed}
         return work.ledger.step("surgery", "search.rounds", inputs, [path], run)
-    return work.ledger.step("search", "search", inputs, [path], run)
+    found = work.ledger.step("search", "search", inputs, [path], run)
+    work.tick(1, 1)
+    return found
 
 
 def _by_table(

@@ -17,12 +17,17 @@ def load(work: Workspace, facts: Facts) -> None:
     """Load and check everything that can be checked before hours of work and before anything is written."""
     for target in work.recipe.targets:
         engines.versions(target)
+    work.tick(1, 4)
+    _ = work.sources  # loaded now, because all that follows needs the model and the data
+    work.tick(2, 4)
     if work.recipe.ship.triton:
         ship.check_tools()
     search.check_budget(work.costs, work.recipe.prune.budget, work.least)
+    work.tick(3, 4)
     if work.recipe.prune.budget.kind == "latency":
         _check_latency_budget(work)
     write_text(work.folder / "recipe.yaml", work.recipe.to_yaml())
+    work.tick(4, 4)
 
 
 def _check_latency_budget(work: Workspace) -> None:

@@ -1,0 +1,182 @@
+"""Gates of a release pipeline: a YAML file of limits, and what a finished run's report says to them.
+
+The run is not measured again. A gate that the report cannot answer has not passed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from optin_export.errors import InputError
+from optin_export.recipe.fields import Count, Fraction, Number, Positive, Section
+from optin_export.recipe.load import explain
+from optin_export.recipe.strict_yaml import parse_yaml
+
+if TYPE_CHECKING:
+    from optin_export.report.schema import GateResult, LatencyResult, Report
+
+MOST_BYTES = 200_000
+MEASURED = "report.json"
+
+
+class Where(Section):
+    """Which measurements a gate is about; what is left out means all of them."""
+
+    target: str | None = Field(
+        None, description="a target's name, e.g. onnxruntime-cpu-1t; default: every target", examples=["torch-cpu-1t"]
+    )
+    batch: Count | None = Field(None, description="a batch size that was measured; default: every one")
+    machine: str | None = Field(
+        None,
+        description="a machine's name in the report (`optin-export measure`); default: the run's own measurements",
+        examples=["l4"],
+    )
+
+
+class SpeedupGate(Where):
+    min: Positive = Field(description="least lower end of the 95 % interval of the speedup", examples=[1.3])
+
+
+class LatencyGate(Where):
+    max: Positive = Field(description="milliseconds that a call of the shipped engine may take", examples=[5.0])
+    quantile: Literal["p50", "p90", "p99"] = Field("p50", description="of the measured calls")
+
+
+class GatesFile(Section):
+    """Limits that a finished run has to keep; at least one."""
+
+    gates: Annotated[Literal[1], Number] = Field(description="version of the format")
+    verdict: bool = Field(True, description="the run's own gates have to have passed, too")
+    parity: bool = Field(True, description="every engine that was measured has to compute what its model computes")
+    accuracy_drop: Annotated[float, Number] | None = Field(
+        None, description="most points that may be lost, engine against engine", examples=[0.5]
+    )
+    accuracy_drop_high: Annotated[float, Number] | None = Field(
+        None, description="the same for the upper end of the loss's 95 % interval", examples=[1.0]
+    )
+    accuracy: Annotated[float, Number] | None = Field(
+        None, description="least points of the shipped engine", examples=[90.0]
+    )
+    macs: Fraction | None = Field(None, description="largest share of the unpruned model's MACs", examples=[0.5])
+    params: Fraction | None = Field(None, description="largest share of the unpruned model's parameters")
+    model_mib: Positive | None = Field(None, description="largest size of the shipped ONNX file, in MiB", examples=[50])
+    speedup: tuple[SpeedupGate, ...] = Field((), description="per target and batch size", examples=[[{"min": 1.3}]])
+    latency_ms: tuple[LatencyGate, ...] = Field((), description="per target and batch size", examples=[[{"max": 5}]])
+
+    @model_validator(mode="after")
+    def _any(self) -> GatesFile:
+        if not (self.model_fields_set - {"gates"}):
+            raise ValueError("it names no gate")
+        return self
+
+
+def load_gates(path: Path) -> GatesFile:
+    """Raises InputError for what is no file of gates."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        text = data.decode("utf-8") if len(data) <= MOST_BYTES else ""
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"cannot read the gates {path}", why, "give the path of a YAML file") from None
+    try:
+        raw = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not a usable YAML file", str(error), "correct the line named above") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} holds no gates", "its top level is not a mapping", "start it with 'gates: 1'")
+    try:
+        return GatesFile.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"the gates in {path} are not valid", explain(error, GatesFile), "correct them") from None
+
+
+def judge(gates: GatesFile, report: Report, size: int | None) -> list[GateResult]:
+    """Every gate against the report. size: bytes of the shipped ONNX file; None where it is not in the run folder."""
+    from optin_export.report.schema import GateResult
+
+    found: list[GateResult] = []
+
+    def add(name: str, relation: Literal[">=", "<="], required: float, measured: float | None, note: str) -> None:
+        kept = measured is not None and (measured >= required if relation == ">=" else measured <= required)
+        kind: Literal["parity", "gate"] = "parity" if name == "parity" else "gate"
+        found.append(
+            GateResult(
+                name=name, kind=kind, relation=relation, required=required, measured=measured, passed=kept, note=note
+            )
+        )
+
+    if gates.verdict:
+        missed = [gate.name for gate in report.verdict.gates if not gate.passed]
+        note = f"missed: {', '.join(missed)}" if missed else "every gate of the recipe"
+        add("verdict", ">=", 1, float(report.verdict.passed), f"share of the run's own verdict that passed; {note}")
+    if gates.parity:
+        cases = report.parity.cases
+        right = sum(case.passed for case in cases) / len(cases) if cases else None
+        add("parity", ">=", 1, right, "share of comparisons of an engine with its model that agree")
+    accuracy = report.accuracy
+    no_data = "" if accuracy else ": not measured in this run"
+    for name, relation, value in (
+        ("accuracy_drop", "<=", accuracy and accuracy.drop),
+        ("accuracy_drop_high", "<=", accuracy and accuracy.drop_high),
+        ("accuracy", ">=", accuracy and accuracy.pruned),
+    ):
+        required = getattr(gates, name)
+        if required is not None:
+            add(name, relation, required, value, f"points{f' of {accuracy.metric}' if accuracy else ''}{no_data}")  # type: ignore[arg-type]
+    for name in ("macs", "params"):
+        if (required := getattr(gates, name)) is not None:
+            add(name, "<=", required, getattr(report, name).ratio, "share of the unpruned model's")
+    if gates.model_mib is not None:
+        note = "MiB of the shipped ONNX file" + (": it is not there" if size is None else "")
+        add("model_mib", "<=", gates.model_mib, None if size is None else size / 2**20, note)
+    for speedup in gates.speedup:
+        for place, one in _matching(speedup, report):
+            low = one.speedup.ci_low if one else None
+            add("speedup", ">=", speedup.min, low, f"lower end of the 95 % interval, {place}")
+    for latency in gates.latency_ms:
+        for place, one in _matching(latency, report):
+            spent = getattr(one.pruned_ms, latency.quantile) if one else None
+            add("latency_ms", "<=", latency.max, spent, f"{latency.quantile} of the shipped engine, {place}")
+    return found
+
+
+def _matching(where: Where, report: Report) -> Iterator[tuple[str, LatencyResult | None]]:
+    """The measurements that a gate is about, with their places in words; (why, None) where there is none."""
+    machines: dict[str | None, list[LatencyResult]] = {None: list(report.latency)}
+    for result in report.elsewhere:
+        machines.setdefault(result.machine, []).extend(result.latency)
+    rows = [one for one in machines.get(where.machine, []) if one.judged]
+    wanted = [
+        one
+        for one in rows
+        if (where.target is None or one.target == where.target) and (where.batch is None or one.batch == where.batch)
+    ]
+    on = f" on {where.machine}" if where.machine else ""
+    for one in wanted:
+        yield f"batch {one.batch} on {one.target}{on}", one
+    if not wanted:
+        asked: dict[str, tuple[Any, list[Any]]] = {
+            "machine": (where.machine, [name for name in machines if name]),
+            "target": (where.target, sorted({one.target for one in rows})),
+            "batch": (where.batch, sorted({one.batch for one in rows})),
+        }
+        yield f"not measured: {_missing(asked)}", None
+
+
+def _missing(asked: dict[str, tuple[Any, list[Any]]]) -> str:
+    for kind, (value, known) in asked.items():
+        if value is not None and value not in known:
+            near = difflib.get_close_matches(str(value), [str(one) for one in known], n=1)
+            return (
+                f"{kind} '{value}'; "
+                + (f"did you mean '{near[0]}'? " if near else "")
+                + (f"the report has {', '.join(map(str, known))}" if known else "the report has none")
+            )
+    return "the report has no such measurement"

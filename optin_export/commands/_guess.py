@@ -1,0 +1,104 @@
+"""What a first recipe knows without being told: the task from a model's configuration, columns from a file's head."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+#: How the name of a model's class ends -> its task.
+_BY_CLASS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForImageClassification": "image-classification",
+    "ForSemanticSegmentation": "image-segmentation",
+    "ForUniversalSegmentation": "image-segmentation",
+}
+#: Models of two towers, and plain encoders that give an embedding.
+_BY_TYPE = {"clip": "zero-shot-image-classification", "siglip": "zero-shot-image-classification"}
+_ENCODERS = ("bert", "distilbert", "mpnet", "roberta", "xlm-roberta")
+#: Columns that a task reads; the last is its labels, where it has any.
+COLUMNS = {
+    "text-classification": ("text", "label"),
+    "feature-extraction": ("text", "text_pair", "label"),
+    "token-classification": ("tokens", "label"),
+    "question-answering": ("question", "context", "label"),
+    "fill-mask": ("text",),
+    "text-generation": ("text",),
+    "image-classification": ("image", "label"),
+    "image-feature-extraction": ("image",),
+    "zero-shot-image-classification": ("image", "label"),
+    "image-segmentation": ("image", "label"),
+}
+#: Other names that a column goes by.
+_ALIASES = {
+    "text": r"text|sentence|sentence1|review|content|query",
+    "text_pair": r"text_pair|sentence2|text2|pair",
+    "tokens": r"tokens|words",
+    "question": r"question",
+    "context": r"context|passage",
+    "image": r"images?|pixels|x",
+    "label": r"labels?|target|score|class|answers?|masks?|y|tags|ner_tags",
+}
+
+
+def task_of(source: str) -> str | None:
+    """The task of a local model folder, a hub model in the local cache, or a timm name; None if it cannot be told."""
+    prefix, _, name = source.partition(":")
+    if prefix == "timm":
+        return "image-classification"
+    folder = Path(name if prefix == "hf" and name else source)
+    try:
+        path = folder / "config.json"
+        if not path.is_file() and prefix == "hf":
+            from huggingface_hub import try_to_load_from_cache
+
+            found = try_to_load_from_cache(name, "config.json")
+            path = Path(found) if isinstance(found, str) else path
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        named, kind = config.get("architectures") or [""], config.get("model_type")
+        if "architecture" in config:  # timm's own
+            return "image-classification"
+        if (path.parent / "modules.json").is_file():  # sentence-transformers
+            return "feature-extraction"
+        for ending, task in _BY_CLASS.items():
+            if str(named[0]).endswith(ending):
+                return task
+        return "feature-extraction" if kind in _ENCODERS else _BY_TYPE.get(kind)
+    except (OSError, ValueError, AttributeError, TypeError, LookupError):
+        return None  # no folder, or a configuration that says nothing
+
+
+def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:
+    """Where the task's columns are, by the names in the file's head; empty if the names are already ours or unknown."""
+    prefix, _, path = source.partition(":")
+    try:
+        known = _names(prefix, Path(path))
+    except (OSError, ValueError, csv.Error, zipfile.BadZipFile):
+        return {}
+    wanted = [name for name in COLUMNS[task] if labelled or name != "label"]
+    found: dict[str, str | int] = {}
+    for name in wanted:
+        match = next((one for one in known if re.fullmatch(_ALIASES[name], one, re.IGNORECASE)), None)
+        if match is not None:
+            found[name] = match
+    return {} if all(key == value for key, value in found.items()) else found
+
+
+def _names(prefix: str, path: Path) -> Sequence[str]:
+    if prefix == "npz":
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    if prefix in ("csv", "tsv"):
+        with path.open(encoding="utf-8", newline="") as file:
+            line = file.readline(10_000)
+        return next(csv.reader([line], delimiter="," if prefix == "csv" else "\t"), [])
+    return []
