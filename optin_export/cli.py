@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="validate, print the plan of work, touch nothing")
     parser.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after a stage: {', '.join(STAGES)}")
     parser.add_argument("--force", action="store_true", help="do every stage again, whatever can be reused")
+    parser.add_argument("--wait", action="store_true", help="for another process that works in the run folder")
     parser.add_argument("--json", action="store_true", help="report as JSON on stdout, events as JSON lines on stderr")
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("--quiet", "-q", action="store_true", help="only the verdict")
@@ -111,7 +112,9 @@ def _run(options: argparse.Namespace) -> int:
     from optin_export.pipeline import run
 
     with choose(options.quiet, options.verbose, options.json) as display:
-        report = run(recipe, folder, stop_after=options.stop_after, force=options.force, display=display)
+        report = run(
+            recipe, folder, stop_after=options.stop_after, force=options.force, wait=options.wait, display=display
+        )
     if report is None:
         if options.json:
             print(json.dumps({"name": recipe.name, "stopped_after": options.stop_after, "folder": str(folder)}))

@@ -25,6 +25,8 @@ class Quiet:
 
     def finish(self, stage: str, seconds: float, reused: bool) -> None: ...
 
+    def warn(self, text: str) -> None: ...
+
 
 class PlainLines(Quiet):
     """One line when a stage starts and one when it ends; with `verbose`, also its progress every five seconds."""
@@ -44,6 +46,9 @@ class PlainLines(Quiet):
 
     def finish(self, stage: str, seconds: float, reused: bool) -> None:
         print(f"{stage}: {'reused' if reused else 'done'} in {seconds:.1f} s", file=self.stream, flush=True)
+
+    def warn(self, text: str) -> None:
+        print(f"warning: {text}", file=self.stream, flush=True)
 
 
 class JsonLines(Quiet):
@@ -66,6 +71,9 @@ class JsonLines(Quiet):
 
     def finish(self, stage: str, seconds: float, reused: bool) -> None:
         self._write(event="finish", stage=stage, seconds=seconds, reused=reused)
+
+    def warn(self, text: str) -> None:
+        self._write(event="warning", stage=self.stage, text=text)
 
 
 class LiveBars(Quiet):
@@ -115,6 +123,9 @@ class LiveBars(Quiet):
     def finish(self, stage: str, seconds: float, reused: bool) -> None:
         if self.task is not None:
             self.bars.update(self.task, completed=1, total=1, note="reused" if reused else "", refresh=True)
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"warning: {text}", markup=False, highlight=False)
 
 
 def choose(quiet: bool, verbose: bool, as_json: bool) -> Quiet:

@@ -70,7 +70,7 @@ def _plan(origin: Origin, which: str, target: Target, code: str | None) -> Serve
         record = read_json(path.with_name(path.name + ".json"))
         signature = of_engine(origin.graph(which), record["profiles"])
         library = str(record["library"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path.name} has no readable record", str(error), "build it again (--force)") from None
     # Without a range there is no batch for the server to add: dims are served whole.
     fixed = -1 not in {tensor.dims[0] for tensor in signature.inputs}
