@@ -40,7 +40,7 @@ def existing_run(folder: Path) -> Path:
     except (OSError, ValueError):
         found = False
     if not found:
-        raise InputError(f"{folder} is not a run folder", "it has no recipe.yaml", "give the folder of a run")
+        raise InputError(f"{folder} is not a run folder", "it has no recipe.yaml", "give the folder of a finished run")
     return folder
 
 

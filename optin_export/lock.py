@@ -28,10 +28,10 @@ def held(folder: Path, doing: str, wait: bool = False) -> Iterator[None]:
     """
     existed = folder.exists()
     file = _open(folder / LOCK)
+    if file is not None:
+        file = _locked(file, folder, wait)
+        _tell(file, doing)
     try:
-        if file is not None:
-            file = _locked(file, folder, wait)
-            _tell(file, doing)
         yield
     finally:
         if file is not None:
@@ -51,7 +51,7 @@ def _open(path: Path) -> IO[str] | None:
                 f"cannot write {path.parent.parent}", error.strerror or str(error), "choose another folder with --out"
             ) from None
         with contextlib.suppress(OSError):
-            return path.open(encoding="utf-8")
+            return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW), "r")
         return None  # whoever writes here meets the reason
 
 
