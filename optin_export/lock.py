@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from optin_export.errors import EnvironmentLacks
 
@@ -41,21 +41,25 @@ def held(folder: Path, doing: str, wait: bool = False) -> Iterator[None]:
             file.close()
 
 
-def _open(path: Path) -> IO[str] | None:
+def _open(path: Path) -> BinaryIO | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644), "r+")
+        return os.fdopen(
+            os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644), "rb+", buffering=0
+        )
     except OSError as error:
         if not path.parent.parent.is_dir():
             raise EnvironmentLacks(
                 f"cannot write {path.parent.parent}", error.strerror or str(error), "choose another folder with --out"
             ) from None
         with contextlib.suppress(OSError):
-            return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW), "r")
+            return os.fdopen(
+                os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW), "rb", buffering=0
+            )
         return None  # whoever writes here meets the reason
 
 
-def _locked(file: IO[str], folder: Path, wait: bool) -> IO[str]:
+def _locked(file: BinaryIO, folder: Path, wait: bool) -> BinaryIO:
     """The lock file, held. Another process may have taken the file away meanwhile: then the new one is locked."""
     while True:
         try:
@@ -78,17 +82,16 @@ def _locked(file: IO[str], folder: Path, wait: bool) -> IO[str]:
         file = again
 
 
-def _tell(file: IO[str], doing: str) -> None:
+def _tell(file: BinaryIO, doing: str) -> None:
     since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     told = {"doing": doing, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
     with contextlib.suppress(OSError):  # a full disk, or opened for reading only: the lock holds all the same
         file.seek(0)
         file.truncate()
-        file.write(json.dumps(told) + "\n")
-        file.flush()
+        file.write(json.dumps(told).encode() + b"\n")
 
 
-def _holder(file: IO[str]) -> str:
+def _holder(file: BinaryIO) -> str:
     try:
         file.seek(0)
         told = json.loads(file.read(10_000))
@@ -97,7 +100,7 @@ def _holder(file: IO[str]) -> str:
         return "another optin-export"
 
 
-def _forget(file: IO[str]) -> None:
+def _forget(file: BinaryIO) -> None:
     file.seek(0)
     file.truncate()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from optin_export.errors import InputError
+from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.files import clear_scratch
 from optin_export.folder import STAGES, clear_leftovers, run_folder
 from optin_export.lock import held
@@ -90,7 +90,14 @@ def _stages(recipe: Recipe, folder: Path, force: bool, display: Display, stop_af
     for name in STAGES:
         display.start(name)
         start, executed = time.perf_counter(), work.ledger.executed
-        facts[name] = stages[name](work, facts)
+        try:
+            facts[name] = stages[name](work, facts)
+        except OSError as error:  # what a stage reads was there when an earlier one ended
+            raise EnvironmentLacks(
+                f"stage {name} cannot use {error.filename or folder}",
+                "it has vanished" if isinstance(error, FileNotFoundError) else error.strerror or str(error),
+                "run the same command again: it makes only what is missing",
+            ) from error
         reused = work.ledger.executed == executed and name not in NEVER_REUSED
         timings.append(StageResult(name=name, seconds=round(time.perf_counter() - start, 3), reused=reused))
         display.finish(name, timings[-1].seconds, reused)

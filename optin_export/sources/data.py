@@ -60,7 +60,10 @@ class Examples:
 
 def _content(value: Any) -> bytes:
     if isinstance(value, Path):
-        return value.read_bytes()
+        try:
+            return value.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read {value}", error.strerror or str(error), "put the file back") from None
     if hasattr(value, "tobytes") and hasattr(value, "size"):  # a PIL image, whose repr is its address
         return f"{value.size}".encode() + value.tobytes()
     return repr(value).encode()
