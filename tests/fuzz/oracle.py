@@ -48,7 +48,7 @@ def _allowed(path: Any, root: Path) -> bool:
     if not isinstance(path, str | bytes | os.PathLike):
         return True  # a file that is open already
     name = os.path.realpath(os.fsdecode(path))
-    return name == "/dev/null" or name.startswith(f"{root}/") or "__pycache__" in name
+    return name in ("/dev/null", str(root)) or name.startswith(f"{root}/") or "__pycache__" in name
 
 
 @contextlib.contextmanager
