@@ -33,11 +33,16 @@ LESS = [
 
 def replayed(recipe: Path, out: Path, *words: str, threads: int = 1, hash_seed: str = "0") -> dict[str, str]:
     out.parent.mkdir(exist_ok=True)
-    environment = {**ENVIRONMENT, "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": str(threads)}
+    environment = {
+        **ENVIRONMENT,
+        "PYTHONHASHSEED": hash_seed,
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",
+    }
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     command = [sys.executable, "-m", "optin_export", str(recipe), "--out", str(out), "--stop-after", "export", *words]
     done = subprocess.run(
-        command, cwd=out.parent, env=environment, capture_output=True, text=True, timeout=200, check=False
+        command, cwd=out.parent, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return {name: sha256_file(out / name) for name in SAME}
