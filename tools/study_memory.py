@@ -3,8 +3,8 @@
     python tools/study_memory.py            writes docs/measurements/memory.json and docs/figures/memory.svg
     python tools/study_memory.py --figure   only the figure, from the committed measurements
 
-Every point is a process of its own (forked), whose peak is what the kernel says of it (VmHWM) less what it held when model and
-rows were loaded: the rows themselves are the user's data, and are reported apart.
+Every point is a process of its own (forked), whose peak is what the kernel says of it (VmHWM) less what it held when
+model and rows were loaded: the rows themselves are the user's data, and are shown apart.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ ROOT = Path(__file__).parent.parent
 RESULT, FIGURE = ROOT / "docs" / "measurements" / "memory.json", ROOT / "docs" / "figures" / "memory.svg"
 ROWS = (128, 256, 512, 1024, 2048)
 STAGES = ("scoring", "compensation")
-#: Block outputs of the repair beyond this lie in files (1 GiB by default: more than a study of minutes can fill).
+#: Block outputs beyond this lie in files (1 GiB by default: more than a study of minutes can fill).
 SPILL = 2 << 20
+#: glibc keeps freed blocks for later by default, more the longer a process runs: what is held shows only without that.
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def peak() -> int:
@@ -45,13 +47,14 @@ def one(stage: str, rows: int) -> dict[str, Any]:
     from optin_export import scoring, surgery
     from optin_export.families import find_structure
     from optin_export.recipe import validate
+    from optin_export.scoring import held as held_references
     from optin_export.search import GroupPlan
     from optin_export.sources import load_sources
     from optin_export.surgery import streams
     from optin_export.surgery.compensate import compensate
 
     torch.set_num_threads(1)
-    streams.IN_MEMORY = SPILL
+    streams.IN_MEMORY = held_references.IN_MEMORY = SPILL
     with tempfile.TemporaryDirectory() as folder:
         images = np.random.default_rng(0).integers(0, 256, (rows, 32, 32), dtype=np.uint8)
         np.savez(Path(folder) / "images.npz", images=images)
@@ -120,6 +123,7 @@ def measure() -> dict[str, Any]:
     return {
         "machine": describe(),
         "spill_bytes": SPILL,
+        "allocator": ALLOCATOR,
         "model": "ViT, 2 blocks of 64, 17 tokens, random weights",
         "points": points,
     }
@@ -149,6 +153,8 @@ if __name__ == "__main__":
     parser.add_argument("--figure", action="store_true", help="only the figure")
     parser.add_argument("--one", nargs=2, metavar=("STAGE", "ROWS"), help="one point, as JSON")
     options = parser.parse_args()
+    if not options.figure and any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
     if options.one:
         print(json.dumps(one(options.one[0], int(options.one[1]))))
     else:
