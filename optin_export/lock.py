@@ -42,11 +42,26 @@ def held(folder: Path, doing: str, wait: bool = False) -> Iterator[None]:
 
 
 def _open(path: Path) -> BinaryIO | None:
+    for _ in range(1000):
+        # Another process may take an empty folder away between the two steps: then they are done again.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            return _made(path)
+    folder = path.parent.parent
+    raise EnvironmentLacks(
+        f"cannot write {folder}", "it cannot be made, or vanishes", "choose another folder with --out"
+    )
+
+
+def _made(path: Path) -> BinaryIO | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.fdopen(
             os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644), "rb+", buffering=0
         )
+    except (FileNotFoundError, FileExistsError):
+        if path.is_symlink() or (path.parent.exists() and not path.parent.is_dir()):
+            return None
+        raise
     except OSError as error:
         if not path.parent.parent.is_dir():
             raise EnvironmentLacks(

@@ -98,13 +98,20 @@ def _explain(error: ValidationError) -> str:
             hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
             problems.append(f"{dotted}: unknown field ({hint})")
         else:
-            got = "" if item["type"] in ("missing", "value_error") else f", not {item['input']!r:.60}"
+            got = "" if item["type"] in ("missing", "value_error") else f", not {_shown(item['input'])}"
             message = (
                 item["msg"].removeprefix("Value error, ").replace("Input should", "should").replace("tuple", "list")
             )
             problems.append(f"{dotted}: {message}{got}".removeprefix(": "))
     more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
     return "; ".join(problems[:5] + more)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.60}"
+    except (ValueError, RecursionError):  # a number of more digits than Python writes
+        return f"a {type(value).__name__} too long to show"
 
 
 def _fields_at(location: Sequence[int | str]) -> list[str]:

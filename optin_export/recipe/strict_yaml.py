@@ -9,7 +9,7 @@ import yaml
 #: More than any configuration needs, and little enough to be handled at once.
 MAX_NODES, MAX_DEPTH = 20_000, 50
 #: Longer numbers take time without end to read (in base 60, which YAML has) and cannot be written back.
-MAX_DIGITS = 400
+MAX_DIGITS = 3000
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 

@@ -37,11 +37,19 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         path, _, flags = args
         if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and not _allowed(path, root):
             seen.append(f"wrote {path!r:.200}")
-    elif event in _CHANGES and not _allowed(args[0], root):
+    elif event in _CHANGES and not _allowed(_whole(args), root):
         seen.append(f"{event} {args[0]!r:.200}")
 
 
 sys.addaudithook(_audit)
+
+
+def _whole(args: tuple[Any, ...]) -> Any:
+    """The path of a change, which may be relative to an open folder (the last argument)."""
+    path, folder = args[0], args[-1]
+    if isinstance(path, str) and not path.startswith("/") and isinstance(folder, int) and folder >= 0:
+        return os.path.join(os.path.realpath(f"/proc/self/fd/{folder}"), path)  # noqa: PTH118
+    return path
 
 
 def _allowed(path: Any, root: Path) -> bool:
