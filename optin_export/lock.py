@@ -26,7 +26,7 @@ def held(folder: Path, doing: str, wait: bool = False) -> Iterator[None]:
     read is held where it has a lock file, else not at all: nobody else can change it either.
     wait: for the process that holds it, instead of an error. Raises EnvironmentLacks, naming the holder.
     """
-    existed = folder.exists()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     file = _open(folder / LOCK)
     if file is not None:
         file = _locked(file, folder, wait)
@@ -37,7 +37,7 @@ def held(folder: Path, doing: str, wait: bool = False) -> Iterator[None]:
         if file is not None:
             with contextlib.suppress(OSError):
                 _forget(file)
-                _remove_if_empty(folder, existed)
+                _remove_if_empty(folder, made)
             file.close()
 
 
@@ -120,11 +120,11 @@ def _forget(file: BinaryIO) -> None:
     file.truncate()
 
 
-def _remove_if_empty(folder: Path, existed: bool) -> None:
-    """A run that was refused before it wrote anything leaves no folder behind."""
+def _remove_if_empty(folder: Path, made: list[Path]) -> None:
+    """A run that was refused before it wrote anything leaves no folder behind, nor one that was made around it."""
     place = (folder / LOCK).parent
     if {path.name for path in folder.iterdir()} == {place.name} and {path.name for path in place.iterdir()} == {"lock"}:
         (folder / LOCK).unlink()
         place.rmdir()
-        if not existed:
-            folder.rmdir()
+        for empty in made:  # the innermost first; the first one that holds something ends it
+            empty.rmdir()

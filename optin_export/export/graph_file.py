@@ -42,7 +42,9 @@ def read_graph(path: Path) -> Any:
         raise
     except Exception as error:  # protobuf's decoders raise types of their own
         why = str(error).strip() or f"it is no ONNX file ({type(error).__name__})"
-        raise InputError(f"cannot use the graph {path}", why[:300], "take the onnx/ folder of a finished run") from None
+        raise InputError(
+            f"cannot read the graph {path}", why[:300], "take the onnx/ folder of a finished run"
+        ) from None
     return model
 
 

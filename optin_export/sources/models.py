@@ -232,8 +232,8 @@ def _create_timm(name: str, args: dict[str, Any], pretrained: bool) -> nn.Module
     taken = next((key for key in args if key in READS_FILES), None)
     if taken is not None:
         raise InputError(
-            f"model.args.{taken} is not an argument of the model",
-            "timm would read files by it",
+            f"cannot create the model 'timm:{name}'",
+            f"timm would read files by model.args.{taken}",
             "set model.weights to a checkpoint, or model.source to a folder",
         )
     try:
