@@ -147,6 +147,7 @@ def recipe_parser(named: bool = True) -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="validate, print the plan of work, touch nothing")
     parser.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after a stage: {', '.join(STAGES)}")
     parser.add_argument("--force", action="store_true", help="do every stage again, whatever can be reused")
+    parser.add_argument("--wait", action="store_true", help="for another process that works in the run folder")
     parser.add_argument("--json", action="store_true", help="report as JSON on stdout, events as JSON lines on stderr")
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("--quiet", "-q", action="store_true", help="only the verdict")
@@ -168,7 +169,9 @@ def _run(options: argparse.Namespace) -> int:
         # Only now: importing the pipeline imports torch.
         from optin_export.pipeline import run
 
-        report = run(recipe, folder, stop_after=options.stop_after, force=options.force, display=display)
+        report = run(
+            recipe, folder, stop_after=options.stop_after, force=options.force, wait=options.wait, display=display
+        )
     if report is None:
         if options.json:
             print(json.dumps({"name": recipe.name, "stopped_after": options.stop_after, "folder": str(folder)}))

@@ -1,4 +1,7 @@
-"""What has been done in a run folder, by content: a step is skipped only if what it was made from is unchanged."""
+"""What has been done in a run folder, by content: a step is skipped only if what it was made from is unchanged.
+
+This is the only cache of results there is. What it finds damaged is made again, and said.
+"""
 
 from __future__ import annotations
 
@@ -24,26 +27,34 @@ ROOMS = (
     "report",
 )
 FOLDER = ".stages"
+#: Outside the rooms, and part of every step all the same: they decide what a step reads and writes.
+_COMMON = ("steps", "workspace.py")
 
 
 @lru_cache
 def code_hash(room: str) -> str:
-    """Hash of the source of a room and of all rooms before it: what code a step of that room can depend on."""
+    """Hash of the source of a room, of all rooms before it and of the steps: what code a step can depend on."""
     package = Path(__file__).parent
     total = hashlib.sha256()
-    for name in ROOMS[: ROOMS.index(room) + 1]:
-        for file in sorted((package / name).rglob("*.*")):
+    for name in (*ROOMS[: ROOMS.index(room) + 1], *_COMMON):
+        for file in sorted((package / name).rglob("*.*")) if (package / name).is_dir() else [package / name]:
             if file.is_file() and file.suffix in (".py", ".j2"):
                 total.update(f"{file.relative_to(package)}".encode() + file.read_bytes())
     return total.hexdigest()
 
 
 class Ledger:
-    """The steps done in one run folder. `changed` is called once, before the first step that is not reused."""
+    """The steps done in one run folder. `changed` is called once, before the first step that is not reused.
 
-    def __init__(self, run: Path, force: bool, changed: Callable[[], None]) -> None:
-        self.run, self.force, self._changed = run, force, changed
+    warn: is told, in one line, of every result that was damaged. warnings: those lines.
+    """
+
+    def __init__(
+        self, run: Path, force: bool, changed: Callable[[], None], warn: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.run, self.force, self._changed, self._warn = run, force, changed, warn
         self.executed = 0
+        self.warnings: list[str] = []
 
     def step(
         self,
@@ -70,12 +81,28 @@ class Ledger:
         return result
 
     def _reuse(self, record: Path, key: str) -> dict[str, Any] | None:
+        name = record.relative_to(self.run).as_posix()
         try:
             entry = read_json(record)
-            same = entry["key"] == key and all(
-                sha256_file(self.run / name) == digest for name, digest in entry["files"].items()
-            )
-            return entry["result"] if same else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            # No record, a damaged one, or a vanished output: the step is simply done again.
+            same, files, result = entry["key"] == key, dict(entry["files"]), dict(entry["result"])
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._damaged(f"{name} cannot be read ({type(error).__name__}); its step is done again")
+            return None
+        if not same:
+            return None
+        for output, digest in files.items():
+            try:
+                found = sha256_file(self.run / output)
+            except OSError as error:
+                self._damaged(f"{output} cannot be read ({error.strerror}); it is made again")
+                return None
+            if found != digest:
+                self._damaged(f"{output} is not what was written (its sha256 is another); it is made again")
+                return None
+        return result
+
+    def _damaged(self, text: str) -> None:
+        self.warnings.append(text)
+        self._warn(text)

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from optin_export.errors import InputError
-from optin_export.folder import STAGES, run_folder
+from optin_export.errors import EnvironmentLacks, InputError
+from optin_export.files import clear_scratch
+from optin_export.folder import STAGES, clear_leftovers, run_folder
 from optin_export.history import remember
+from optin_export.lock import held
 from optin_export.recipe import Recipe, load_recipe, validate
 from optin_export.report.schema import Report, StageResult
 from optin_export.steps import conclusions, engines, model, plans, scores
@@ -29,6 +31,8 @@ class Display(Protocol):
 
     def finish(self, stage: str, seconds: float, reused: bool) -> None: ...
 
+    def warn(self, text: str) -> None: ...
+
 
 class _Silent:
     def start(self, stage: str) -> None: ...
@@ -36,6 +40,8 @@ class _Silent:
     def tick(self, done: int, total: int) -> None: ...
 
     def finish(self, stage: str, seconds: float, reused: bool) -> None: ...
+
+    def warn(self, text: str) -> None: ...
 
 
 def run(
@@ -45,11 +51,13 @@ def run(
     overrides: Iterable[str] = (),
     stop_after: str | None = None,
     force: bool = False,
+    wait: bool = False,
     display: Display | None = None,
 ) -> Report | None:
     """Run a recipe (a file, a dictionary, or a validated `Recipe`) in the folder `out` (default `runs/<name>`).
 
     Returns the report, whose verdict may have failed; None if `stop_after` ended the run before the report.
+    wait: for another process that works in the folder, instead of an error.
     Raises a subclass of OptinError for anything the user can mend.
     """
     if isinstance(recipe, str | Path):
@@ -58,11 +66,15 @@ def run(
         recipe = validate(recipe, Path.cwd())
     if stop_after is not None and stop_after not in STAGES:
         raise InputError(f"unknown stage '{stop_after}'", f"the stages are {', '.join(STAGES)}", "name one of them")
-    return _stages(recipe, run_folder(recipe, out), force, display or _Silent(), stop_after)
+    folder = run_folder(recipe, out)
+    with held(folder, "a run", wait):
+        clear_leftovers(folder)
+        clear_scratch()
+        return _stages(recipe, folder, force, display or _Silent(), stop_after)
 
 
 def _stages(recipe: Recipe, folder: Path, force: bool, display: Display, stop_after: str | None) -> Report | None:
-    work = Workspace(recipe, folder, force, display.tick)
+    work = Workspace(recipe, folder, force, display.tick, display.warn)
     stages: dict[str, Callable[[Workspace, Facts], Any]] = {
         "sources": scores.load,
         "scoring": scores.score,
@@ -79,7 +91,14 @@ def _stages(recipe: Recipe, folder: Path, force: bool, display: Display, stop_af
     for name in STAGES:
         display.start(name)
         start, executed = time.perf_counter(), work.ledger.executed
-        facts[name] = stages[name](work, facts)
+        try:
+            facts[name] = stages[name](work, facts)
+        except OSError as error:  # what a stage reads was there when an earlier one ended
+            raise EnvironmentLacks(
+                f"stage {name} cannot use {error.filename or folder}",
+                "it has vanished" if isinstance(error, FileNotFoundError) else error.strerror or str(error),
+                "run the same command again: it makes only what is missing",
+            ) from error
         reused = work.ledger.executed == executed and name not in NEVER_REUSED
         if not reused:
             remember(folder, name, time.perf_counter() - start)

@@ -38,6 +38,8 @@ class Quiet:
 
     def end(self, exit_code: int) -> None: ...
 
+    def warn(self, text: str) -> None: ...
+
 
 class PlainLines(Quiet):
     """One line when a stage starts and one when it ends; with `verbose`, also its progress every five seconds."""
@@ -57,6 +59,9 @@ class PlainLines(Quiet):
 
     def finish(self, stage: str, seconds: float, reused: bool) -> None:
         print(f"{stage}: {'reused' if reused else 'done'} in {seconds:.1f} s", file=self.stream, flush=True)
+
+    def warn(self, text: str) -> None:
+        print(f"warning: {text}", file=self.stream, flush=True)
 
 
 class JsonLines(Quiet):
@@ -91,6 +96,9 @@ class JsonLines(Quiet):
 
     def finish(self, stage: str, seconds: float, reused: bool) -> None:
         self._write(event="finish", stage=stage, seconds=seconds, reused=reused)
+
+    def warn(self, text: str) -> None:
+        self._write(event="warning", stage=self.stage, text=text)
 
 
 class LiveBars(Quiet):
@@ -154,6 +162,9 @@ class LiveBars(Quiet):
         if self.task is not None:
             self.bars.update(self.task, completed=1, total=1, note="reused" if reused else "", refresh=True)
             self.task = None
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"warning: {text}", markup=False, highlight=False)
 
 
 def choose(quiet: bool, verbose: bool, as_json: bool) -> Quiet:

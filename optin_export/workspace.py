@@ -24,9 +24,11 @@ Tick = Callable[[int, int], None]
 class Workspace:
     """One recipe, its run folder, and what has been loaded so far."""
 
-    def __init__(self, recipe: Recipe, folder: Path, force: bool, tick: Tick) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, force: bool, tick: Tick, warn: Callable[[str], None] = lambda text: None
+    ) -> None:
         self.recipe, self.folder, self.tick = recipe, folder, tick
-        self.ledger = Ledger(folder, force, self._forget_conclusions)
+        self.ledger = Ledger(folder, force, self._forget_conclusions, warn)
 
     # What several stages need, loaded on first use only: a run that is reused whole loads no pruned model.
 
@@ -70,7 +72,7 @@ class Workspace:
 
     @cached_property
     def plan(self) -> search.Plan:
-        return search.Plan.model_validate_json((self.folder / "plan" / "plan.json").read_text(encoding="utf-8"))
+        return search.read_plan(self.folder / "plan" / "plan.json")
 
     def _forget_conclusions(self) -> None:
         """Something is about to change: a verdict and a shipped repository of before no longer hold."""

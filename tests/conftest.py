@@ -48,6 +48,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many inputs the fuzzing made: a count that has shrunk would say nothing by itself."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    told = [
+        dict(getattr(report, "user_properties", ())) for report in reports if getattr(report, "when", "") == "teardown"
+    ]
+    told += [dict(report.user_properties) for report in reports if getattr(report, "when", "") == "call"]
+    cases = sum(properties.get("fuzz_cases", 0) for properties in told)
+    if cases:
+        terminalreporter.write_line(f"{cases} fuzz cases")
+
+
 def enlarge(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Random weights large enough that every unit matters: the libraries' initialisation leaves them near zero."""
     generator = torch.Generator().manual_seed(seed)

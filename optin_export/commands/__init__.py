@@ -31,6 +31,7 @@ COMMANDS = {
     "rollback": "put back what the last shipment of a model replaced",
     "verify": "check every file of a run or a model repository against its manifest",
     "serve": "try a run out on a local Triton Inference Server",
+    "clean": "delete what runs can be without, and say how much that frees",
     "client": "measure two served models from the outside: latency, throughput, and every answer",
 }
 

@@ -28,24 +28,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--machine", metavar="NAME", help="this machine's name in the report (default: its GPU or CPU)")
     parser.add_argument("--replace", action="store_true", help="measure again what this machine has measured before")
+    parser.add_argument(
+        "--trust-python", action="store_true", help="run Python that the recipe names, for the accuracy (default: no)"
+    )
+    parser.add_argument("--wait", action="store_true", help="for another process that works in the run folder")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress")
 
 
 def run(options: argparse.Namespace) -> int:
     from optin_export.errors import GateError, ParityError
+    from optin_export.folder import existing_run
+    from optin_export.lock import held
     from optin_export.progress import choose
     from optin_export.report import add_elsewhere
     from optin_export.steps.elsewhere import continue_run
 
     targets = None if options.target is None else [parse_target(text) for text in options.target]
-    with choose(options.quiet, False, options.json) as display:
-        display.start("measure")
-        began = time.perf_counter()
-        written = continue_run(
-            options.run, targets, machine=options.machine, replace=options.replace, tick=display.tick
-        )
-        display.finish("measure", round(time.perf_counter() - began, 3), False)
-    report = add_elsewhere(options.run)
+    existing_run(options.run)
+    with held(options.run, "optin-export measure", options.wait):
+        with choose(options.quiet, False, options.json) as display:
+            display.start("measure")
+            began = time.perf_counter()
+            written = continue_run(
+                options.run,
+                targets,
+                machine=options.machine,
+                replace=options.replace,
+                trust_python=options.trust_python,
+                tick=display.tick,
+            )
+            display.finish("measure", round(time.perf_counter() - began, 3), False)
+        report = add_elsewhere(options.run)
     names = {(path.parent.parent.name, path.stem) for path in written}
     results = [one for one in report.elsewhere if (one.machine, one.target) in names]
     if options.json:

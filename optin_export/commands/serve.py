@@ -26,6 +26,7 @@ def run(options: argparse.Namespace) -> int:
     import tempfile
 
     from optin_export import ship
+    from optin_export.lock import held
     from optin_export.ship import server
 
     program = server.find(options.environment)
@@ -36,7 +37,8 @@ def run(options: argparse.Namespace) -> int:
     ship.check_tools()
     origin.check(ship.files_of(origin), options.allow_failed)
     with tempfile.TemporaryDirectory(prefix="optin-export-serve-") as scratch:
-        shipped = ship.ship_models(origin, Path(scratch) / "models")
+        with held(options.run, "optin-export serve"):  # until its files are copied
+            shipped = ship.ship_models(origin, Path(scratch) / "models")
         # As Ctrl-C does: the server is stopped, and nothing stays behind.
         previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         try:

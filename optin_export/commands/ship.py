@@ -18,20 +18,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--allow-failed", action="store_true", help="ship a run that failed; the manifest says so")
     parser.add_argument("--replace", action="store_true", help="overwrite models of another run")
+    parser.add_argument("--wait", action="store_true", help="for another process that works in the run folder")
     parser.add_argument("--bom", action="store_true", help="with a CycloneDX bill of materials per model")
     parser.add_argument("--sign-key", metavar="PEM", type=Path, help="sign each model (extra: signing)")
 
 
 def run(options: argparse.Namespace) -> int:
     from optin_export import ship
+    from optin_export.folder import existing_run
+    from optin_export.lock import held
     from optin_export.ship.guide import rollout
 
-    origin = ship.Origin.from_run(options.run, options.set)
-    ship.check_tools()
-    origin.check(ship.files_of(origin), options.allow_failed)
-    shipped = ship.ship_models(
-        origin, options.to, options.name, replace=options.replace, bom=options.bom, key=options.sign_key
-    )
+    existing_run(options.run)
+    with held(options.run, "optin-export ship", options.wait):
+        origin = ship.Origin.from_run(options.run, options.set)
+        ship.check_tools()
+        origin.check(ship.files_of(origin), options.allow_failed)
+        shipped = ship.ship_models(
+            origin, options.to, options.name, replace=options.replace, bom=options.bom, key=options.sign_key
+        )
     if options.json:
         described = {"repository": str(shipped.repository), "models": shipped.names, "changed": shipped.changed}
         print(json.dumps({**described, "image": shipped.image, "passed": origin.passed}))

@@ -11,7 +11,7 @@ code, so what the record does not name is never deserialised.
 from __future__ import annotations
 
 import importlib
-import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ from optin_export.engines import _tensorrt_network as network
 from optin_export.engines._device import Launch, Tensors
 from optin_export.engines._tensorrt_network import Shapes
 from optin_export.errors import EnvironmentLacks, ParityError, missing_package
-from optin_export.files import atomic_path, sha256_file, write_json
+from optin_export.files import atomic_path, read_checked, read_json, sha256_file, write_checked, write_json
 from optin_export.recipe import Target
 
 SOURCE, SUFFIX = ".onnx", ".plan"
 _MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+#: Bytes; one holds the timings of every kernel that was ever tried on this GPU.
+MAX_TIMING_CACHE = 256 << 20
 Tick = Callable[[int, int], None]
 
 
@@ -135,8 +137,7 @@ def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Shapes], tick
     if plan is None:
         raise network.failed(log, target)
     if cache is not None:
-        with atomic_path(cache) as temporary:
-            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+        write_checked(cache, bytes(config.get_timing_cache().serialize()))
     with atomic_path(path) as temporary:
         temporary.write_bytes(bytes(plan))
     facts = {
@@ -191,8 +192,8 @@ def check_record(path: Path, library: str, version: str, device: str | None) -> 
     """
     fix = "build it again on this machine (--force)"
     try:
-        record = json.loads(_record(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = dict(read_json(_record(path)))
+    except (OSError, ValueError, TypeError):
         raise ParityError(f"{path.name} has no readable record", "deserialising an engine runs its code", fix) from None
     if record.get("sha256") != sha256_file(path):
         raise ParityError(f"{path.name} is not the file that was built", "its sha256 is another", fix)
@@ -236,7 +237,11 @@ def _timing_cache(trt: Any, config: Any, target: Target) -> Path | None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None  # a home that cannot be written to: every kernel is timed anew
-    config.set_timing_cache(config.create_timing_cache(path.read_bytes() if path.exists() else b""), False)
+    # One that is damaged or has grown beyond all use is begun anew.
+    known = read_checked(path, MAX_TIMING_CACHE)
+    if known is None and path.exists():
+        logging.getLogger(__name__).warning("%s is damaged or too large; kernels are timed anew", path)
+    config.set_timing_cache(config.create_timing_cache(known or b""), False)
     return path
 
 

@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,8 @@ from optin_export.files import atomic_path
 from optin_export.recipe import Target
 
 SOURCE = SUFFIX = ".pt2"
+#: What a node of a program may call.
+_OPERATOR = r"torch\.ops(\.[A-Za-z_]\w*)+|_operator\.[a-z]\w*|math\.[a-z]\w*|torch\._?sym_\w+"
 
 
 class TorchEngine:
@@ -127,13 +133,52 @@ def _read(path: Path) -> tuple[torch.export.ExportedProgram, tuple[tuple[str, ..
     """The program, and the names of its inputs and outputs."""
     names: dict[str, Any] = {"outputs": ""}
     try:
-        program = torch.export.load(path, extra_files=names)
+        check_program(path)
+        with _plain_pickles():
+            program = torch.export.load(path, extra_files=names)
     except Exception as error:  # zip, JSON and torch's own exceptions
         why = next(iter(str(error).splitlines()), type(error).__name__)[:300]
         raise ParityError(f"torch cannot load {path.name}", why, "export again with this version of torch") from error
     outputs = names["outputs"]
     outputs = outputs.decode() if isinstance(outputs, bytes) else outputs
     return program, (program.graph_signature.user_inputs, tuple(outputs.split()))
+
+
+def check_program(path: Path) -> None:
+    """That a program calls operators of torch only: torch.export looks its targets up by any dotted name below `torch`,
+    modules such as `os` among them. Raises ValueError, or what a damaged archive raises."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > path.stat().st_size + (1 << 20):
+            raise ValueError("the archive is packed, which torch's own are not")
+        for entry in entries:
+            if not entry.filename.endswith(".json"):
+                continue
+            waiting = [json.loads(archive.read(entry))]
+            while waiting:
+                value = waiting.pop()
+                if isinstance(value, dict):
+                    target = value.get("target")
+                    if isinstance(target, str) and not re.fullmatch(_OPERATOR, target):
+                        raise ValueError(f"it calls '{target[:60]}', which is no operator")
+                    value = list(value.values())
+                if isinstance(value, list):
+                    waiting += value
+
+
+@contextlib.contextmanager
+def _plain_pickles() -> Iterator[None]:
+    """torch.export.load falls back to unrestricted pickles; this is torch's own switch against it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager

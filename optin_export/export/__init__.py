@@ -17,17 +17,16 @@ from typing import Any
 import torch
 
 from optin_export.errors import InputError
+from optin_export.export.graph_file import MAX_BYTES, read_graph
 from optin_export.export.precision import Converted, convert, converters
 from optin_export.export.program import export_program
 from optin_export.export.sampling import sampling_by_gather
 from optin_export.files import atomic_path
 from optin_export.sources import Inputs, TaskModel
 
-__all__ = ["OPSET", "Converted", "Exported", "convert", "converters", "export_onnx", "export_program"]
+__all__ = ["OPSET", "Converted", "Exported", "convert", "converters", "export_onnx", "export_program", "read_graph"]
 
 OPSET = 20
-#: Protobuf refuses larger messages; such models would need external data.
-MAX_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def explain(error: ValidationError, model: type[BaseModel] = Recipe) -> str:
         if item["type"] == "extra_forbidden":
             problems.append(f"{dotted}: unknown field ({_hint(str(where[-1]), _fields_at(model, where[:-1]), model)})")
         else:
-            got = "" if item["type"] in ("missing", "value_error") else f", not {item['input']!r:.60}"
+            got = "" if item["type"] in ("missing", "value_error") else f", not {_shown(item['input'])}"
             message = (
                 item["msg"].removeprefix("Value error, ").replace("Input should", "should").replace("tuple", "list")
             )
@@ -110,6 +110,13 @@ def explain(error: ValidationError, model: type[BaseModel] = Recipe) -> str:
             problems.append(f"{dotted}: {message}{got}{hint}".removeprefix(": "))
     more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
     return "; ".join(problems[:5] + more)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.60}"
+    except (ValueError, RecursionError):  # a number of more digits than Python writes
+        return f"a {type(value).__name__} too long to show"
 
 
 def _hint(name: str, known: Sequence[str], model: type[BaseModel]) -> str:

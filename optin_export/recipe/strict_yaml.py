@@ -8,6 +8,9 @@ import yaml
 
 #: More than any configuration needs, and little enough to be handled at once.
 MAX_NODES, MAX_DEPTH = 20_000, 50
+#: Longer numbers take time without end to read (in base 60, which YAML has) and cannot be written back.
+MAX_DIGITS = 3000
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _Loader(yaml.SafeLoader):
@@ -22,6 +25,9 @@ class _Loader(yaml.SafeLoader):
             seen += 1
             if seen > MAX_NODES or depth > MAX_DEPTH:
                 problem = f"more than {MAX_NODES} values or {MAX_DEPTH} levels once its aliases are written out"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
+                problem = f"a number of more than {MAX_DIGITS} characters"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
             children = list(node.value) if isinstance(node, yaml.SequenceNode) else []
             if isinstance(node, yaml.MappingNode):

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from optin_export.errors import InputError
 from optin_export.files import read_json, sha256_file, write_json, write_text
+from optin_export.folder import existing_run
+from optin_export.lock import held
 from optin_export.report.html import render_html
-from optin_export.report.schema import DeployedArm, DeployedResult, Report, SpeedupResult
+from optin_export.report.schema import DeployedArm, DeployedResult, Report, SpeedupResult, read_report
 
 
 def result_of(
@@ -42,10 +43,14 @@ def add_deployed(
 
     measured: the results with their samples. Raises InputError where the run has no report.
     """
-    try:
-        report = Report.model_validate_json((run / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {run / 'report.json'}", str(error), "run the recipe again") from None
+    with held(existing_run(run), "optin-export client", wait=True):  # what was measured is not thrown away
+        return _add(run, results, measured, about)
+
+
+def _add(
+    run: Path, results: Sequence[DeployedResult], measured: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+) -> Report:
+    report = read_report(run)
     merged = {_key(one): one for one in (*report.deployed, *results)}
     path = run / "measure" / "deployed.json"
     entries = [one.model_dump(mode="json") for one in merged.values()]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from optin_export.errors import InputError
 from optin_export.files import read_json, sha256_file, write_text
 from optin_export.measure import Measured
 from optin_export.report.compose import accuracy_result, latency_results, parity_of
 from optin_export.report.html import render_html
-from optin_export.report.schema import EngineResult, GateResult, MachineResult, Report
+from optin_export.report.schema import EngineResult, GateResult, MachineResult, Report, read_report
 
 
 def still_elsewhere(run: Path) -> tuple[MachineResult, ...]:
@@ -32,11 +31,7 @@ def add_elsewhere(run: Path) -> Report:
 
     Raises InputError where the run has no report.
     """
-    try:
-        report = Report.model_validate_json((run / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {run / 'report.json'}", str(error), "run the recipe again") from None
-    report = report.model_copy(update={"elsewhere": still_elsewhere(run)})
+    report = read_report(run).model_copy(update={"elsewhere": still_elsewhere(run)})
     write_text(run / "report.json", report.model_dump_json(indent=2) + "\n")
     write_text(run / "report.html", render_html(report, run))
     return report

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from optin_export.errors import InputError
+from optin_export.files import read_text
 from optin_export.recipe import Precision, engine_name
 from optin_export.search import PlanLatency
 
@@ -293,4 +296,13 @@ class Report(_Part):
     pruning: Pruning
     engines: tuple[EngineResult, ...]
     stages: tuple[StageResult, ...]
+    warnings: tuple[str, ...] = Field((), description="results of before that were found damaged, and made again")
     environment: dict[str, Any]
+
+
+def read_report(run: Path) -> Report:
+    """The report of a run. Raises InputError where there is none that can be read."""
+    try:
+        return Report.model_validate_json(read_text(run / "report.json"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {run / 'report.json'}", str(error)[:300], "run the recipe again") from None

@@ -16,7 +16,8 @@ from optin_export.families import Structure
 from optin_export.recipe import PruneSection
 from optin_export.scoring.activation import contributions
 from optin_export.scoring.exact import exact_losses
-from optin_export.scoring.losses import Reference, observe
+from optin_export.scoring.held import References
+from optin_export.scoring.losses import observe
 from optin_export.scoring.sketch import CHUNK, ENOUGH, MAX_PROBES, Sketch, Values
 from optin_export.sources import Batch, TaskModel
 
@@ -30,9 +31,12 @@ Result = tuple[Values, dict[str, float]]
 
 def observe_all(
     model: TaskModel, structure: Structure, batches: Sequence[Batch], rows: int, generator: torch.Generator
-) -> list[Reference]:
+) -> References:
     """The unpruned model on every scoring batch; `rows` token rows a batch and block, the same number per sample."""
-    return [observe(model, structure, batch, max(1, rows // ROWS_SHARED_BY), generator) for batch in batches]
+    references = References()
+    for batch in batches:
+        references.append(observe(model, structure, batch, max(1, rows // ROWS_SHARED_BY), generator))
+    return references
 
 
 def optin_scores(

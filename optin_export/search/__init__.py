@@ -12,7 +12,7 @@ from optin_export.recipe import Budget
 from optin_export.search.bisection import Bisection, smallest_budget
 from optin_export.search.knapsack import Options, solve
 from optin_export.search.merging import allocate_merging, check_merging, kept_share, most, spread_merging, tokens_left
-from optin_export.search.plan import Cost, GroupPlan, LatencyRound, Plan, PlanLatency, keep_first
+from optin_export.search.plan import Cost, GroupPlan, LatencyRound, Plan, PlanLatency, keep_first, read_plan
 from optin_export.search.table import MOST_ENGINES, Anchor, LatencyTable, anchor_counts, signatures
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "keep_first",
     "kept_share",
     "most",
+    "read_plan",
     "signatures",
     "smallest_budget",
     "spread_merging",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from optin_export.errors import InputError
+from optin_export.files import read_text
 
 
 class GroupPlan(BaseModel):
@@ -88,6 +92,14 @@ class Plan(BaseModel):
     merged: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="tokens merged in each block, if any are")
     rounds: Annotated[int, Field(ge=1)] = Field(1, description="times that units were scored and removed to choose it")
     latency: PlanLatency | None = Field(None, description="with a budget of speedup or latency_ms")
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file. Raises InputError for what is none."""
+    try:
+        return Plan.model_validate_json(read_text(path))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the plan {path}", str(error)[:300], "run the recipe again") from None
 
 
 def keep_first(counts: dict[str, tuple[int, int]]) -> dict[str, GroupPlan]:

@@ -33,7 +33,13 @@ def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer
             "run the recipe again, or set ship.ensemble: false",
         )
     if not recipe.is_text:
-        check_served_image(read_json(source))
+        try:
+            config = dict(read_json(source))
+            check_served_image(config)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"cannot use {source}", f"{type(error).__name__}: {error}", "run the recipe again"
+            ) from None
     inputs = tuple(given)
     prepare, whole = f"{name}-prepare", f"{name}-ensemble"
     batch = max(recipe.export.batch)

@@ -51,10 +51,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         entries = manifest["files"].items()
         if not all(isinstance(entry["sha256"], str) and isinstance(entry["bytes"], int) for _, entry in entries):
             raise ValueError("a file has no sha256 or size")
+        for name in ("environment", "inputs"):
+            if not isinstance(manifest.get(name, {}), dict):
+                raise ValueError(f"'{name}' is no mapping")
+        if not isinstance(manifest.get("environment", {}).get("packages", {}), dict):
+            raise ValueError("'environment.packages' is no mapping")
         return dict(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"cannot read {folder / NAME}", f"{type(error).__name__}: {error}", "give the folder of a finished run"
+            f"cannot read {folder / NAME}",
+            f"{type(error).__name__}: {error}"[:300],
+            "give the folder of a finished run",
         ) from None
 
 
@@ -75,17 +82,25 @@ def check_manifest(folder: Path) -> list[str]:
     files = read_manifest(folder)["files"]
     problems = []
     for name, entry in files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            problems.append(f"{name}: points outside the folder")
-        elif not path.is_file():
-            problems.append(f"{name}: missing")
-        elif path.stat().st_size != entry["bytes"]:
-            problems.append(f"{name}: has {path.stat().st_size} bytes, not {entry['bytes']}")
-        elif sha256_file(path) != entry["sha256"]:
-            problems.append(f"{name}: content differs")
+        try:
+            problem = _problem(folder, name, entry)
+        except (OSError, ValueError, RuntimeError) as error:  # no name for a file, a loop of links, not permitted
+            problem = f"cannot be read ({type(error).__name__})"
+        if problem is not None:
+            problems.append(f"{name}: {problem}")
     extra = [path.relative_to(folder).as_posix() for path in artefacts(folder)]
     return problems + [f"{name}: not in the manifest" for name in extra if name not in files]
+
+
+def _problem(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        return "points outside the folder"
+    if not path.is_file():
+        return "missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"has {path.stat().st_size} bytes, not {entry['bytes']}"
+    return "content differs" if sha256_file(path) != entry["sha256"] else None
 
 
 def run_of(folder: Path) -> str | None:

@@ -70,7 +70,7 @@ def _plan(origin: Origin, which: str, target: Target, code: str | None) -> Serve
         record = read_json(path.with_name(path.name + ".json"))
         signature = of_engine(origin.graph(which), record["profiles"])
         library = str(record["library"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path.name} has no readable record", str(error), "build it again (--force)") from None
     # Without a range there is no batch for the server to add: dims are served whole.
     fixed = -1 not in {tensor.dims[0] for tensor in signature.inputs}
@@ -164,9 +164,14 @@ def _write_warmup(reference: Path, folder: Path, one: Served) -> tuple[Warmup, .
     """Raw rows of the run's real data, one file per input and batch size: the server repeats a row to fill a batch."""
     folder.mkdir()
     requests = []
-    with safe_open(reference, framework="numpy") as tensors:
-        names = {tensor.name: tensor.dims for tensor in one.signature.inputs}
-        rows = {name: tensors.get_tensor(f"input.{name}") for name in names}
+    names = {tensor.name: tensor.dims for tensor in one.signature.inputs}
+    try:
+        with safe_open(reference, framework="numpy") as tensors:
+            rows = {name: tensors.get_tensor(f"input.{name}") for name in names}
+        if any(array.ndim < 2 or not array.size for array in rows.values()):
+            raise ValueError("an input has no rows")
+    except Exception as error:  # a damaged header may also name types that numpy has not
+        raise InputError(f"cannot read the rows in {reference}", str(error)[:300], "run the recipe again") from None
     for index, batch in enumerate(sorted(one.batches)) if one.batches else ():
         files, dims = {}, {}
         for name, array in rows.items():

@@ -11,8 +11,9 @@ import yaml
 
 from optin_export import engines
 from optin_export.errors import GateError, InputError
-from optin_export.files import read_json, sha256_file, sha256_json
+from optin_export.files import read_json, read_text, sha256_file, sha256_json
 from optin_export.recipe import Recipe, Target, engine_name, load_recipe
+from optin_export.recipe.strict_yaml import parse_yaml
 from optin_export.ship.manifest import read_manifest
 
 UNKNOWN = "unknown"
@@ -48,14 +49,16 @@ class Origin:
         try:
             summary = str(read_json(folder / "report.json")["verdict"]["summary"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder} has no readable report.json", str(error), "run the recipe again") from None
+            raise InputError(
+                f"{folder} has no readable report.json", str(error)[:300], "run the recipe again"
+            ) from None
         return cls(
             folder,
             load_recipe(folder / "recipe.yaml", overrides),
             bool(manifest.get("passed")),
             summary,
-            dict(manifest.get("environment", {})),
-            dict(manifest.get("inputs", {})),
+            manifest.get("environment", {}),
+            manifest.get("inputs", {}),
         )
 
     @property
@@ -148,8 +151,8 @@ def license_of(source: str) -> str:
             return UNKNOWN
         readme = Path(found)
     try:
-        _, front, _ = readme.read_text(encoding="utf-8").split("---\n", 2)
-        value = yaml.safe_load(front)["license"]
+        _, front, _ = read_text(readme).split("---\n", 2)
+        value = parse_yaml(front)["license"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return UNKNOWN
-    return str(value)
+    return str(value)[:200]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optin_export.errors import InputError
+from optin_export.export import read_graph
 
 #: ONNX element types by Triton's names (model_config.proto, DataType).
 _TYPES = {
@@ -41,13 +42,7 @@ class Signature:
 
 def of_onnx(path: Path) -> Signature:
     """The signature of an ONNX graph. Raises InputError where it cannot be read or Triton has no such type."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except (OSError, DecodeError) as error:
-        raise InputError(f"cannot read {path}", str(error) or "it is no ONNX file", "run the recipe again") from None
+    graph = read_graph(path).graph
     # Weights may be listed among the inputs of old graphs.
     weights = {tensor.name for tensor in graph.initializer}
     inputs = tuple(_tensor(value) for value in graph.input if value.name not in weights)

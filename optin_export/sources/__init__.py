@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from optin_export.errors import InputError
-from optin_export.files import sha256_json
+from optin_export.files import sha256_file, sha256_json
 from optin_export.recipe import Recipe
 from optin_export.sources.batches import Batch, Inputs, Processor, TextProcessor, batches, make_processor
 from optin_export.sources.data import Examples, load_examples, spare_examples
@@ -197,6 +199,14 @@ class Sources:
         one = {name: tuple(tensor.shape[1:]) for name, tensor in self.fixed(1).items()}
         return [{name: (batch, *shape) for name, shape in one.items()} for batch in self.recipe.export.batch]
 
+    def _code(self) -> str:
+        """What computes with the weights: the user's file by its content, a library by its version."""
+        library = self.loaded.architecture["library"]
+        if library != "python":
+            return f"{library} {importlib.metadata.version(library)}"
+        path = Path(self.recipe.model.source.removeprefix("py:").rpartition(":")[0])
+        return sha256_file(path) if path.is_file() else ""
+
     def digest(self) -> dict[str, str]:
         """Content hashes of the weights and of the data: what makes a finished stage reusable."""
         import hashlib
@@ -210,7 +220,7 @@ class Sources:
         encoded = hashlib.sha256(full + b"".join(tensor.numpy().tobytes() for tensor in first.values())).hexdigest()
         return {
             "weights": weights.hexdigest(),
-            "architecture": sha256_json(self.loaded.architecture),
+            "architecture": sha256_json([self.loaded.architecture, self._code()]),
             "calibration": self.calibration_examples.digest(),
             "evaluation": self.evaluation_examples.digest() if self.evaluation_examples is not None else "",
             "finetune": "".join(

@@ -12,7 +12,7 @@ import torch
 
 from optin_export.errors import InputError
 from optin_export.recipe import ModelSection, Recipe
-from optin_export.sources.data import Examples
+from optin_export.sources.data import IMAGE_FORMATS, Examples
 from optin_export.sources.models import LoadedModel
 from optin_export.sources.tasks import ImageModel, SegmentationModel
 from optin_export.sources.tokenizer import load_tokenizer
@@ -170,7 +170,7 @@ class ImageProcessor:
         pixels = []
         for path in paths:
             try:
-                image = Image.open(path) if isinstance(path, Path) else path
+                image = Image.open(path, formats=IMAGE_FORMATS) if isinstance(path, Path) else path
                 pixels.append(transform(image.convert(mode)))
             except Exception as error:  # damaged, gigantic or no images at all: as many types as formats
                 name = path if isinstance(path, Path) else f"given as a {type(path).__name__}"

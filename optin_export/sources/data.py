@@ -16,8 +16,12 @@ import numpy as np
 
 from optin_export.errors import InputError, missing_package
 from optin_export.recipe import DataSource
-from optin_export.sources.maps import find_maps
+from optin_export.sources.maps import IMAGE_FORMATS, find_maps
 
+__all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "Column", "Examples", "load_examples", "spare_examples"]
+
+#: An archive that grows beyond so many bytes, and so many times its size, is a bomb rather than data.
+BOMB_BYTES, BOMB_RATIO = 256 << 20, 200
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 Column = Sequence[Any] | np.ndarray
 
@@ -56,7 +60,10 @@ class Examples:
 
 def _content(value: Any) -> bytes:
     if isinstance(value, Path):
-        return value.read_bytes()
+        try:
+            return value.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read {value}", error.strerror or str(error), "put the file back") from None
     if hasattr(value, "tobytes") and hasattr(value, "size"):  # a PIL image, whose repr is its address
         return f"{value.size}".encode() + value.tobytes()
     return repr(value).encode()
@@ -205,7 +212,9 @@ def _read_npz(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[st
     try:
         with zipfile.ZipFile(path) as archive:
             held = [name.removesuffix(".npy") for name in archive.namelist()]
-        missing = next((name for name, key in keys.items() if key not in held), None)
+            missing = next((name for name, key in keys.items() if key not in held), None)
+            for key in () if missing else set(keys.values()):
+                _check_member(archive, f"{key}.npy")
         if missing is None:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: arrays[key] for name, key in keys.items()}
@@ -215,7 +224,24 @@ def _read_npz(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[st
         raise InputError(
             f"cannot read {path}", f"{type(error).__name__}: {error}", "give a .npz file of plain arrays (numpy.savez)"
         ) from None
-    raise InputError(f"{path} has no array '{keys[missing]}'", f"it holds {', '.join(held)}", f"set columns.{missing}")
+    raise InputError(
+        f"{path} has no array '{keys[missing]}'", f"it holds {', '.join(held)[:300]}", f"set columns.{missing}"
+    )
+
+
+def _check_member(archive: zipfile.ZipFile, name: str) -> None:
+    """That an array is as large as its archive says, before memory is given to it. Raises ValueError or KeyError."""
+    entry = archive.getinfo(name)
+    if entry.file_size > max(BOMB_BYTES, BOMB_RATIO * entry.compress_size):
+        raise ValueError(f"{name} is {entry.file_size} bytes packed into {entry.compress_size}: it looks like a bomb")
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if read is None:
+            raise ValueError(f"{name} is an array of format {version}, which plain arrays are not")
+        shape, _, dtype = read(file)
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize > entry.file_size:
+        raise ValueError(f"{name} claims the shape {list(shape)} in {entry.file_size} bytes")
 
 
 def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:

@@ -12,6 +12,8 @@ from optin_export.errors import InputError
 from optin_export.sources.tasks import IGNORED
 
 MAP_SUFFIXES = (".png", ".bmp", ".webp")
+#: By content: some of the other formats that PIL knows start programs, and a suffix says nothing.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 #: Maps that are looked at before any work is done.
 CHECKED = 8
 
@@ -57,7 +59,7 @@ def _read(value: Any, row: int) -> np.ndarray:
         from PIL import Image
 
         try:
-            value = Image.open(value)
+            value = Image.open(value, formats=IMAGE_FORMATS)
             value.load()
         except Exception as error:  # damaged files raise as many types as there are formats
             raise InputError(

@@ -19,6 +19,7 @@ from optin_export.recipe import ModelSection
 from optin_export.sources.adapt import checked, readable, refuse_quantised_config
 from optin_export.sources.contrastive import build_tower, is_contrastive, take_tower
 from optin_export.sources.equivalents import use_equivalents
+from optin_export.sources.guard import READS_FILES, plain_config, refuse_packed
 from optin_export.sources.tasks import TaskModel, wrap
 from optin_export.sources.tokenizer import load_tokenizer
 
@@ -102,6 +103,14 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
     """
     library = architecture.get("library")
     if library == "timm":
+        import timm
+
+        if not timm.is_model(architecture["name"]):  # neither a name of the hub nor a folder
+            raise InputError(
+                f"cannot rebuild a '{str(architecture['name'])[:60]}'",
+                f"timm {timm.__version__} has no such model",
+                "install the version of timm named in manifest.json",
+            )
         module = _create_timm(architecture["name"], architecture["args"], pretrained=False)
     elif library == "transformers":
         import transformers
@@ -114,7 +123,7 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
                 "install the version of transformers named in manifest.json",
             )
         assert model_class.config_class is not None
-        module = model_class(model_class.config_class.from_dict(architecture["config"]))
+        module = model_class(model_class.config_class.from_dict(plain_config(architecture["config"])))
     elif library == "python" and trust_python:
         module = call_python(architecture["source"], architecture["args"])
     else:
@@ -220,6 +229,13 @@ def _load_timm(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, A
 def _create_timm(name: str, args: dict[str, Any], pretrained: bool) -> nn.Module:
     import timm
 
+    taken = next((key for key in args if key in READS_FILES), None)
+    if taken is not None:
+        raise InputError(
+            f"cannot create the model 'timm:{name}'",
+            f"timm would read files by model.args.{taken}",
+            "set model.weights to a checkpoint, or model.source to a folder",
+        )
     try:
         return timm.create_model(name, pretrained=pretrained, **args)
     except Exception as error:  # unknown names, wrong arguments and download failures come as many types
@@ -280,6 +296,7 @@ def _load_checkpoint(module: nn.Module, path: Path) -> None:
 
             state: Any = load_file(path)
         else:
+            refuse_packed(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated files and disguised pickles raise many types
         raise InputError(

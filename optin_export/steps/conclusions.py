@@ -72,6 +72,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
         deployed=still_deployed(work.folder),
         elsewhere=still_elsewhere(work.folder),
         stages=stages,
+        warnings=tuple(work.ledger.warnings),
         environment=work.environment,
     )
     write_text(work.folder / "report.json", report.model_dump_json(indent=2) + "\n")

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from optin_export import engines, measure
 from optin_export.environment import describe
 from optin_export.errors import EnvironmentLacks, InputError, OptinError
+from optin_export.export import read_graph
 from optin_export.files import sha256_file, write_json
 from optin_export.recipe import MODELS, Recipe, Target, engine_names, load_recipe
 from optin_export.ship.manifest import add_files, read_manifest
@@ -36,8 +36,8 @@ class Continued:
     Raises InputError for what is no finished run, or has changed since it was written.
     """
 
-    def __init__(self, folder: Path, machine: str | None, tick: Tick) -> None:
-        self.folder, self.tick = folder, tick
+    def __init__(self, folder: Path, machine: str | None, tick: Tick, trust_python: bool = False) -> None:
+        self.folder, self.tick, self.trust_python = folder, tick, trust_python
         self.manifest = read_manifest(folder)
         if not (folder / "report.json").is_file():
             raise InputError(f"{folder} has no report.json", "the run was not finished", "run the recipe to its end")
@@ -54,6 +54,9 @@ class Continued:
         paths = {which: engines.artefact(place, target, which) for which in names}
         built = []
         reason = engines.unavailable(target)
+        for path in sources.values():
+            if path.suffix == ".onnx":
+                read_graph(path)  # the manifest says it is whole, not that it is harmless
         for which in names:
             start = time.perf_counter()
             facts = engines.build(sources[which], target, paths[which], self._shapes(), self.tick)
@@ -95,10 +98,20 @@ class Continued:
         """The recipe's evaluation data, where they can be read here, or why not."""
         if self.recipe.data.evaluation is None:
             return None, "the recipe names no evaluation data"
+        code = self._names_code()
+        if code is not None and not self.trust_python:
+            return None, f"the recipe names Python code ({code}); --trust-python runs it"
         try:
             return load_sources(self.recipe).evaluation(), None
         except OptinError as error:
             return None, f"the recipe's model or data cannot be read here: {error.what}: {error.why}"[:400]
+
+    def _names_code(self) -> str | None:
+        """Python that the recipe of this folder, which anybody may have written, would run here."""
+        model, data = self.recipe.model, self.recipe.data
+        sources = [model.source, data.calibration.source, data.evaluation.source if data.evaluation else ""]
+        named = next((source for source in sources if source.startswith("py:")), None)
+        return named or (f"{model.source} with trust_remote_code" if model.trust_remote_code else None)
 
     def _measured(self, target: Target, paths: Mapping[str, Path], data: Dataset | None) -> measure.Measured:
         return measure.measure_engines(
@@ -119,10 +132,16 @@ class Continued:
         path = self._checked(self.folder / "measure" / "reference.safetensors")
         try:
             tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"cannot read {path}", str(error), "copy the run folder again") from None
-        if not {"output.base", "output.pruned"} <= tensors.keys():
-            raise InputError(f"{path} holds no answers", "it is not the file of a run", "run the recipe again")
+        except Exception as error:  # a header may name types that numpy has not
+            raise InputError(f"cannot read {path}", str(error)[:300], "copy the run folder again") from None
+        rows = {len(array) if array.ndim else 0 for array in tensors.values()}
+        answers = {"output.base", "output.pruned"} <= tensors.keys()
+        if not answers or len(tensors) < 3 or len(rows) != 1 or min(rows) < max(self.recipe.export.batch):
+            raise InputError(
+                f"{path} holds no rows and answers",
+                f"{len(tensors)} tensors of {', '.join(map(str, sorted(rows)))} rows",
+                "run the recipe again",
+            )
         return tensors
 
     def _inputs(self) -> dict[str, np.ndarray]:
@@ -171,17 +190,19 @@ def continue_run(
     *,
     machine: str | None = None,
     replace: bool = False,
+    trust_python: bool = False,
     tick: Tick = lambda done, total: None,
 ) -> list[Path]:
     """Measure the run in `folder` on this machine, for `targets` (default: the recipe's); the files written.
 
+    trust_python: run Python that the folder's recipe names, to load its model and evaluation data.
     machine: name of this machine in the report; default: its GPU, or else its CPU. Raises InputError for a folder that
     is no finished run, and where there is such a measurement already and `replace` is false; EnvironmentLacks where a
     target's library is missing.
     """
     if machine is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", machine):
         raise InputError(f"'{machine}' names no machine", "it has to be a file's name", "use letters, digits and -")
-    run = Continued(folder, machine, tick)
+    run = Continued(folder, machine, tick, trust_python)
     chosen = run.recipe.targets if targets is None else targets
     for target in chosen:
         engines.versions(target)  # what is missing shows before anything is built

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import load_file, save_file
 
-from optin_export.errors import InputError
+from optin_export.errors import InputError, OptinError
 from optin_export.families import find_structure, find_tokens
-from optin_export.files import atomic_path, write_text
+from optin_export.files import atomic_path, read_text, write_text
 from optin_export.search import Plan, check_merging, keep_first
 from optin_export.sources import Inputs, TaskModel, build
+from optin_export.sources.guard import Allocations
 from optin_export.surgery.rebuild import rebuild
 from optin_export.surgery.tokens import count_tokens, insert_merging, places
+
+#: Bytes of an architecture.json at most.
+MAX_BYTES = 16 << 20
+#: Building a model may take so many times the bytes of its pruned weights (the unpruned model is built first, and
+#: traced), and so many bytes in any case.
+MOST_LARGER, LEAST_LIMIT = 64, 1 << 30
+#: Elements of the example inputs together: two rows at the shipped shape.
+MAX_ELEMENTS = 1 << 26
 
 
 class GroupSize(BaseModel):
@@ -41,6 +51,15 @@ class Architecture(BaseModel):
     inputs: dict[str, tuple[Literal["int64", "float32"], tuple[Annotated[int, Field(ge=1, le=65536)], ...]]]
     output: str
     merged: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="tokens merged in each block, if any are")
+
+    @model_validator(mode="after")
+    def _is_plausible(self) -> Architecture:
+        wrong = next((key for key in self.groups if not re.fullmatch(r"[^.]+(\.[^.]+)+", key)), None)
+        if wrong is not None:
+            raise ValueError(f"'{wrong:.60}' names no group of units")
+        if sum(math.prod(shape) for _, shape in self.inputs.values()) > MAX_ELEMENTS:
+            raise ValueError(f"the example inputs have more than {MAX_ELEMENTS} elements")
+        return self
 
 
 def save_model(
@@ -83,20 +102,31 @@ def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
     Python file of the user, which is then executed.
     """
     folder = Path(folder)
+    weights = folder / "model.safetensors"
     try:
-        text = (folder / "architecture.json").read_text(encoding="utf-8")
-        architecture = Architecture.model_validate_json(text)
-        state = load_file(folder / "model.safetensors")
-    except (OSError, UnicodeDecodeError, ValidationError, SafetensorError) as error:
+        architecture = Architecture.model_validate_json(read_text(folder / "architecture.json", MAX_BYTES))
+        state = load_file(weights)
+    except Exception as error:  # a header of safetensors may name types that torch has not
         raise InputError(
             f"cannot load a pruned model from {folder}", str(error)[:300], "give the model/ folder of a finished run"
         ) from None
     try:
-        model = build(architecture.base, trust_python)
-    except (KeyError, TypeError, ValueError) as error:
+        with Allocations(max(LEAST_LIMIT, MOST_LARGER * weights.stat().st_size)):
+            return _assembled(folder, architecture, state, trust_python)
+    except OptinError:
+        raise
+    except Exception as error:  # libraries given a configuration that nobody wrote with them raise anything
         raise InputError(
-            f"cannot rebuild the model in {folder}", f"{type(error).__name__}: {error}", "the file is not one of ours"
+            f"cannot rebuild the model in {folder}",
+            f"{type(error).__name__}: {error}"[:300],
+            "give the model/ folder of a finished run, and the versions of manifest.json",
         ) from error
+
+
+def _assembled(
+    folder: Path, architecture: Architecture, state: dict[str, torch.Tensor], trust_python: bool
+) -> TaskModel:
+    model = build(architecture.base, trust_python)
     kinds = {key.split(".")[1].rstrip("0123456789") for key in architecture.groups}
     structure = find_structure(model, any(key.count(".") > 1 for key in architecture.groups), kinds)
     groups = keep_first({key: (size.count, size.kept) for key, size in architecture.groups.items()})

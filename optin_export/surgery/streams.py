@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +22,7 @@ from optin_export.families import (
     tensor_of,
     valid_rows,
 )
+from optin_export.files import Scratch
 from optin_export.sources import Batch, Inputs, TaskModel
 from optin_export.surgery.tokens import Merged, flow_of
 
@@ -110,7 +110,7 @@ class _Store:
 
     def __init__(self) -> None:
         self.values: dict[int, Any] = {}
-        self.folder: tempfile.TemporaryDirectory[str] | None = None
+        self.folder: Scratch | None = None
         self.sizes: dict[int, int] = {}
 
     def save(self, index: int, value: Any) -> None:
@@ -123,8 +123,8 @@ class _Store:
             self.values[index] = value
             return
         try:
-            self.folder = self.folder or tempfile.TemporaryDirectory(prefix="optin-export-")
-            torch.save(value, Path(self.folder.name) / f"{index}.pt")
+            self.folder = self.folder or Scratch()
+            torch.save(value, self.folder.path / f"{index}.pt")
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise InputError(
                 "cannot keep activations for the repair",
@@ -136,12 +136,12 @@ class _Store:
         if index in self.values:
             return self.values[index]
         assert self.folder is not None
-        return torch.load(Path(self.folder.name) / f"{index}.pt", weights_only=True)
+        return torch.load(self.folder.path / f"{index}.pt", weights_only=True)
 
     def close(self) -> None:
         self.values.clear()
         if self.folder is not None:
-            self.folder.cleanup()
+            self.folder.close()
 
 
 def _light(output: Any) -> Any:

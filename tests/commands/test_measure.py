@@ -167,7 +167,7 @@ def damaged(run: Path, name: str, how: Any) -> None:
     ("name", "how", "message"),
     [
         ("manifest.json", Path.unlink, "cannot read"),
-        ("recipe.yaml", Path.unlink, "cannot read the recipe"),
+        ("recipe.yaml", Path.unlink, "is not a run folder"),
         ("report.json", Path.unlink, "has no report.json"),
         ("onnx/base.onnx", Path.unlink, "has no onnx/base.onnx"),
         ("onnx/pruned.onnx", lambda path: path.write_bytes(b"x"), "not the file that the run wrote"),

@@ -1,0 +1,117 @@
+"""Reading an ONNX file that anybody may have written: one file, nothing read beside it, no more than it holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from optin_export.errors import InputError
+
+#: Protobuf takes no larger message; our graphs are whole files, so nothing larger is one of ours.
+MAX_BYTES = 2**31 - 1
+#: Elements of one tensor whose shape stands in the graph, though not its values (ConstantOfShape, Expand ...).
+MAX_ELEMENTS = 2**28
+MAX_DEPTH = 20
+#: A node of a provider's own context names a file, or holds a compiled engine that runs as code.
+_OPAQUE = ("EPContext", "TRTEngineOp")
+#: Bits of an element by ONNX type: of types whose values fill whole bytes in `raw_data`.
+_BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16}
+
+
+def read_graph(path: Path) -> Any:
+    """The ModelProto of an ONNX file. Raises InputError for what is none, refers to other files, or claims too much.
+
+    What the graph computes is not judged: whoever runs a graph gives it the memory it asks for.
+    """
+    import onnx
+
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ValueError(f"it has {size} bytes; an ONNX file holds at most 2 GiB")
+        model = onnx.load(path, load_external_data=False)
+        for tensor in _tensors(model.graph, 0):
+            _check_tensor(tensor)
+        for function in model.functions:
+            for tensor in _tensors(function, 0):
+                _check_tensor(tensor)
+        _check_ends(model.graph)
+    except InputError:
+        raise
+    except Exception as error:  # protobuf's decoders raise types of their own
+        why = str(error).strip() or f"it is no ONNX file ({type(error).__name__})"
+        raise InputError(
+            f"cannot read the graph {path}", why[:300], "take the onnx/ folder of a finished run"
+        ) from None
+    return model
+
+
+def _tensors(graph: Any, depth: int) -> Iterator[Any]:
+    """Every tensor in a graph or function, those of its subgraphs as well."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"graphs lie more than {MAX_DEPTH} levels in one another")
+    yield from getattr(graph, "initializer", ())
+    for sparse in getattr(graph, "sparse_initializer", ()):
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        if node.op_type in _OPAQUE:
+            raise ValueError(f"it holds a {node.op_type}, which is compiled code")
+        shape = _written_shape(node, graph)
+        if shape is not None and math.prod(shape) > MAX_ELEMENTS:
+            raise ValueError(f"{node.op_type} makes a tensor of shape {shape[:8]}")
+        for attribute in node.attribute:
+            yield from ([attribute.t] if attribute.HasField("t") else [])
+            yield from attribute.tensors
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                yield from _tensors(inner, depth + 1)
+
+
+def _written_shape(node: Any, graph: Any) -> list[int] | None:
+    """The shape that a node is told by a constant of the graph, of the operators that make something out of nothing."""
+    position = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type)
+    if position is None or len(node.input) <= position:
+        return None
+    import onnx
+
+    name = node.input[position]
+    tensors = [tensor for tensor in getattr(graph, "initializer", ()) if tensor.name == name]
+    for other in graph.node:
+        if other.op_type == "Constant" and name in other.output:
+            tensors += [attribute.t for attribute in other.attribute if attribute.name == "value"]
+    if not tensors or len(tensors[0].dims) != 1 or tensors[0].dims[0] > 16:
+        return None
+    _check_tensor(tensors[0])
+    return [max(int(size), 0) for size in onnx.numpy_helper.to_array(tensors[0])]
+
+
+def _check_tensor(tensor: Any) -> None:
+    if tensor.data_location == 1 or len(tensor.external_data):
+        raise ValueError(f"the values of '{tensor.name[:60]}' lie in another file; ours hold all they need")
+    if any(size < 0 for size in tensor.dims):
+        raise ValueError(f"'{tensor.name[:60]}' has a negative dimension")
+    count = math.prod(tensor.dims)
+    bits = _BITS.get(tensor.data_type)
+    if tensor.HasField("raw_data") and bits is not None and len(tensor.raw_data) * 8 != count * bits:
+        shape = list(tensor.dims)[:8]
+        raise ValueError(f"'{tensor.name[:60]}' has the shape {shape} and {len(tensor.raw_data)} bytes of values")
+    # Values not as bytes: at least one element of a list for each, or (packed types) for a few.
+    held = sum(len(getattr(tensor, name)) for name in _LISTS)
+    if not tensor.HasField("raw_data") and count > 16 * max(held, 1):
+        raise ValueError(f"'{tensor.name[:60]}' has the shape {list(tensor.dims)[:8]} and {held} values")
+
+
+_LISTS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+
+
+def _check_ends(graph: Any) -> None:
+    """Inputs and outputs are named tensors."""
+    if not graph.input or not graph.output:
+        raise ValueError("it has no inputs or no outputs")
+    for value in (*graph.input, *graph.output):
+        kind = value.type.tensor_type
+        if not value.name or not value.type.HasField("tensor_type") or not kind.HasField("shape") or not kind.shape.dim:
+            raise ValueError(f"its input or output '{value.name[:60]}' is no tensor with a batch")

@@ -1,0 +1,104 @@
+"""What no input may bring about: other exceptions than ours, code that runs, writes elsewhere, memory without bound."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import resource
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from optin_export.errors import OptinError
+
+#: Bytes of address space that a case may take beyond what the process has.
+MEMORY = 3 << 30
+#: Cases and refusals so far, by target.
+CASES: Counter[str] = Counter()
+REFUSED: Counter[str] = Counter()
+
+_watched: list[tuple[Path, list[str]]] = []
+_STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn", "socket.connect")
+_CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod", "shutil.rmtree")
+
+
+def _audit(event: str, args: tuple[Any, ...]) -> None:
+    """Sees every file that Python opens, and every process it starts, from whatever library."""
+    if not _watched:
+        return
+    root, seen = _watched[-1]
+    if event in _STARTS:
+        seen.append(f"{event}{args!r:.200}")
+    elif event == "open":
+        path, _, flags = args
+        if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and not _allowed(path, root):
+            seen.append(f"wrote {path!r:.200}")
+    elif event in _CHANGES and not _allowed(_whole(args), root):
+        seen.append(f"{event} {args[0]!r:.200}")
+
+
+sys.addaudithook(_audit)
+
+
+def _whole(args: tuple[Any, ...]) -> Any:
+    """The path of a change, which may be relative to an open folder (the last argument)."""
+    path, folder = args[0], args[-1]
+    if isinstance(path, str) and not path.startswith("/") and isinstance(folder, int) and folder >= 0:
+        return os.path.join(os.path.realpath(f"/proc/self/fd/{folder}"), path)  # noqa: PTH118
+    return path
+
+
+def _allowed(path: Any, root: Path) -> bool:
+    if not isinstance(path, str | bytes | os.PathLike):
+        return True  # a file that is open already
+    name = os.path.realpath(os.fsdecode(path))
+    return name in ("/dev/null", str(root)) or name.startswith(f"{root}/") or "__pycache__" in name
+
+
+@contextlib.contextmanager
+def harmless(target: str, root: Path) -> Iterator[None]:
+    """The body may raise OptinError or nothing, and change files below `root` only. canary(root) must not appear."""
+    CASES[target] += 1
+    root = Path(os.path.realpath(root))
+    seen: list[str] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = tempfile.tempdir
+    tempfile.tempdir = str(root)
+    _watched.append((root, seen))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
+    try:
+        yield
+    except OptinError as error:
+        REFUSED[target] += 1
+        assert error.exit_code in (2, 3, 4, 5)
+        assert str(error).count("\n") == 2 and len(str(error)) < 6000, "three short lines"
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        _watched.pop()
+        tempfile.tempdir = before
+    assert not seen, seen
+    assert not canary(root).exists(), "code of the input ran"
+
+
+def canary(root: Path) -> Path:
+    """The file by which an input's code would show that it ran."""
+    return Path(os.path.realpath(root)) / "canary"
+
+
+class Bomb:
+    """Unpickling it makes the canary."""
+
+    def __init__(self, root: Path) -> None:
+        self.mark = str(canary(root))
+
+    def __reduce__(self) -> Any:
+        return open, (self.mark, "w")
+
+
+def bomb(root: Path, protocol: int = 2) -> bytes:
+    return pickle.dumps(Bomb(root), protocol)

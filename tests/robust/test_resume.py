@@ -1,0 +1,100 @@
+"""Killed at any moment, a run goes on with the same command and ends as one that was never disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optin_export.files import sha256_file
+from optin_export.folder import STAGES, leftovers
+from tests.robust import forked
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("tritonclient.grpc")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def killed(kills: int, seed: int, seconds: int) -> dict[str, Any]:
+    """See `forked.kill_many`; every kill is a SIGKILL of a process that was within the stage it counts for."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.robust.forked", str(kills), str(seed)],
+        cwd=Path(__file__).parents[2],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"\n{told['kills']} kills: {told['hit']}; {told['left_and_cleared']} leftovers cleared", file=sys.__stdout__)
+    return told
+
+
+@pytest.mark.slow
+def test_fifty_kills_end_as_an_undisturbed_run() -> None:
+    told = killed(50, 7, 900)
+    assert told["kills"] >= 50
+    assert set(told["hit"]) == set(STAGES) and all(told["hit"].values()), told["hit"]
+
+
+@pytest.mark.slow
+def test_the_real_command_is_killed(tmp_path: Path) -> None:
+    """The same with `optin-export` itself, by its events: in export, in measure, and as it starts."""
+    recipe, generator = forked.write_recipe(tmp_path), random.Random(3)
+    whole = command(recipe, tmp_path / "whole")
+    assert whole.wait(120) == 0
+    out = tmp_path / "killed"
+    for stage in ("sources", "export", "measure"):
+        process = command(recipe, out)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("{") and json.loads(line)["stage"] == stage:
+                break
+        try:
+            process.wait(generator.uniform(0, 0.2))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL
+    assert command(recipe, out).wait(120) == 0
+    for name in ("plan/plan.json", "onnx/pruned.onnx"):
+        assert sha256_file(out / name) == sha256_file(tmp_path / "whole" / name)
+    assert leftovers(out) == []
+
+
+def command(recipe: Path, out: Path) -> subprocess.Popen[str]:
+    words = ["optin_export", str(recipe), "--out", str(out), "--json"]
+    return subprocess.Popen(
+        [sys.executable, "-m", *words],
+        cwd=Path(__file__).parents[2],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_what_a_killed_run_left_is_cleared_by_the_next(tmp_path: Path, vit_recipe: Any) -> None:
+    import optin_export
+
+    run = tmp_path / "run"
+    optin_export.run(vit_recipe(), run, stop_after="sources")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    kept = [outside / ".tmp-of-somebody.json", run / "recipe.yaml"]
+    kept[0].write_text("kept")
+    (run / "link").symlink_to(outside, target_is_directory=True)
+    for name in (".tmp-abc.json", "onnx/.tmp-abc.onnx", "plan/.trials/base.onnx", ".triton.optin-export/staging-1/a"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("half")
+    assert len(leftovers(run)) == 4
+    optin_export.run(vit_recipe(), run, stop_after="sources")
+    assert leftovers(run) == [] and all(path.exists() for path in kept)
