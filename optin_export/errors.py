@@ -6,6 +6,8 @@ Exit codes are a public contract: 0 all gates passed; 1 a bug in this package; 2
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class OptinError(Exception):
     """A failure the user can mend.
@@ -18,6 +20,10 @@ class OptinError(Exception):
     def __init__(self, what: str, why: str, fix: str) -> None:
         super().__init__(what)
         self.what, self.why, self.fix = (" ".join(str(part).split()) for part in (what, why, fix))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors come back from other processes."""
+        return type(self), (self.what, self.why, self.fix)
 
     def __str__(self) -> str:
         return f"error: {self.what}\n  why: {self.why}\n  fix: {self.fix}"

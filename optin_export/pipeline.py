@@ -13,7 +13,7 @@ from optin_export.folder import STAGES, run_folder
 from optin_export.recipe import Recipe, load_recipe, validate
 from optin_export.report.schema import Report, StageResult
 from optin_export.steps import conclusions, engines, model, plans, scores
-from optin_export.workspace import Facts, Workspace
+from optin_export.workspace import Facts, Surroundings, Workspace
 
 #: Loading finds out what can be reused; the manifest and the report are cheap and always written anew.
 NEVER_REUSED = ("sources", "ship", "report")
@@ -45,9 +45,11 @@ def run(
     stop_after: str | None = None,
     force: bool = False,
     display: Display | None = None,
+    around: Surroundings | None = None,
 ) -> Report | None:
     """Run a recipe (a file, a dictionary, or a validated `Recipe`) in the folder `out` (default `runs/<name>`).
 
+    around: what the run shares with others (see `cluster`).
     Returns the report, whose verdict may have failed; None if `stop_after` ended the run before the report.
     Raises a subclass of OptinError for anything the user can mend.
     """
@@ -57,11 +59,13 @@ def run(
         recipe = validate(recipe, Path.cwd())
     if stop_after is not None and stop_after not in STAGES:
         raise InputError(f"unknown stage '{stop_after}'", f"the stages are {', '.join(STAGES)}", "name one of them")
-    return _stages(recipe, run_folder(recipe, out), force, display or _Silent(), stop_after)
+    return _stages(recipe, run_folder(recipe, out), force, display or _Silent(), stop_after, around or Surroundings())
 
 
-def _stages(recipe: Recipe, folder: Path, force: bool, display: Display, stop_after: str | None) -> Report | None:
-    work = Workspace(recipe, folder, force, display.tick)
+def _stages(
+    recipe: Recipe, folder: Path, force: bool, display: Display, stop_after: str | None, around: Surroundings
+) -> Report | None:
+    work = Workspace(recipe, folder, force, display.tick, around)
     stages: dict[str, Callable[[Workspace, Facts], Any]] = {
         "sources": scores.load,
         "scoring": scores.score,

@@ -25,7 +25,7 @@ LAZY = {
     "pynvml": {"measure/gpu.py"},
     "tensorrt": set(),
     "tensorrt_rtx": set(),
-    "ray": set(),
+    "ray": {"cluster/ray_session.py"},
 }
 
 

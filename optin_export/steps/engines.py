@@ -129,6 +129,10 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
     unmeasured = {name: reason for name, reason in reasons.items() if reason is not None}
 
     def run() -> dict[str, Any]:
+        with work.around.quiet():
+            return run_quietly()
+
+    def run_quietly() -> dict[str, Any]:
         measured = measure.measure_engines(
             {
                 target.name: {
