@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from optin_export import __version__
+from optin_export.cluster.options import add_cluster_arguments, cluster_options, print_sweep
 from optin_export.commands import COMMANDS, parse
 from optin_export.errors import EnvironmentLacks, GateError, OptinError, ParityError
 from optin_export.folder import STAGES, run_folder
 from optin_export.progress import choose
-from optin_export.recipe import engine_name, load_recipe
+from optin_export.recipe import engine_name, expand, load_recipe
 
 if TYPE_CHECKING:
     from optin_export.report.schema import Report
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="validate, print the plan of work, touch nothing")
     parser.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after a stage: {', '.join(STAGES)}")
     parser.add_argument("--force", action="store_true", help="do every stage again, whatever can be reused")
+    add_cluster_arguments(parser)
     parser.add_argument("--json", action="store_true", help="report as JSON on stdout, events as JSON lines on stderr")
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("--quiet", "-q", action="store_true", help="only the verdict")
@@ -100,7 +102,13 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         from optin_export.outline import outline
 
-        lines = outline(recipe, folder)
+        variants = expand(recipe)
+        if variants and not options.json:
+            print(f"{recipe.name}: a sweep of {len(variants)} runs in {folder}, of which the first is shown")
+            print("\n".join(f"  {one.label}" for one in variants))
+        for one in reversed(variants):
+            recipe, lines = one.recipe, outline(one.recipe, folder / one.label)
+        lines = lines if variants else outline(recipe, folder)
         if options.json:
             print(json.dumps({"name": recipe.name, "stages": [{"name": name, "work": work} for name, work in lines]}))
         else:
@@ -108,10 +116,13 @@ def _run(options: argparse.Namespace) -> int:
             print("\n".join(f"  {name:<8} {work}" for name, work in lines))
         return 0
     # Only now: importing the pipeline imports torch.
-    from optin_export.pipeline import run
+    from optin_export.cluster.run import Order, carry_out
 
+    order = Order(recipe, folder, options.stop_after, options.force)
     with choose(options.quiet, options.verbose, options.json) as display:
-        report = run(recipe, folder, stop_after=options.stop_after, force=options.force, display=display)
+        report = carry_out(order, cluster_options(options), display)
+    if isinstance(report, list):
+        return print_sweep(report, folder, options.json)
     if report is None:
         if options.json:
             print(json.dumps({"name": recipe.name, "stopped_after": options.stop_after, "folder": str(folder)}))

@@ -57,6 +57,10 @@ def run(
         recipe = load_recipe(recipe, overrides)
     elif isinstance(recipe, dict):
         recipe = validate(recipe, Path.cwd())
+    if recipe.sweep:
+        raise InputError(
+            "the recipe is a sweep", "it stands for several runs", "give it to the command line, or remove `sweep`"
+        )
     if stop_after is not None and stop_after not in STAGES:
         raise InputError(f"unknown stage '{stop_after}'", f"the stages are {', '.join(STAGES)}", "name one of them")
     return _stages(recipe, run_folder(recipe, out), force, display or _Silent(), stop_after, around or Surroundings())

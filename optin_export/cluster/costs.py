@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from optin_export.files import read_json, write_json
+from optin_export.report import COSTS
 
-FILE = "cluster/costs.json"
+FILE = COSTS
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Book:
         """Write the costs of the stages that did something; those of other stages stay as they were."""
         known = costs_of(self.folder)
         for name, spent in self.stages.items():
-            if spent.tasks:
+            if spent.tasks or spent.reused:
                 entry = {**vars(spent), "workers": len(spent.workers)}
                 entry |= {key: round(entry[key], 3) for key in ("worker_seconds", "gpu_seconds")}
                 known[name] = entry

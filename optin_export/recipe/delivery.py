@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from optin_export.recipe.fields import Count, Number, Section
+from optin_export.recipe.fields import Count, Number, Positive, Section
 
 
 class TensorRTOptions(Section):
@@ -38,6 +39,11 @@ class Target(Section):
         "(they stay on the GPU); +graph: replayed as a CUDA graph. All four are measured",
     )
     tensorrt: TensorRTOptions = TensorRTOptions()
+    resources: dict[Annotated[str, Field(min_length=1, max_length=100)], Positive] = Field(
+        default_factory=dict,
+        description="labels of a cluster's nodes, e.g. {'accelerator_type:L4': 1}: built and measured on a node that "
+        "has them (--cluster); default: on this machine",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -72,6 +78,7 @@ class Target(Section):
             words.append(self.provider)
         if self.compile:
             words.append("compile")
+        words += [re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") for label in sorted(self.resources)]
         return "-".join(words)
 
 

@@ -192,6 +192,10 @@ class Recipe(Section):
     targets: tuple[Target, ...] = Field((Target(),), min_length=1)
     gates: Gates = Gates()
     ship: ShipSection = ShipSection()
+    sweep: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="dotted field -> its values: one run for each combination; scores are shared, runs are compared",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -221,6 +225,8 @@ class Recipe(Section):
             raise ValueError(f"finetune.loss: labels is for {', '.join(_LABELLED)}; use distill")
         if len({target.name for target in self.targets}) != len(self.targets):
             raise ValueError("targets: two entries are the same")
+        if self.prune.budget.kind == "latency" and self.budget_target.resources:
+            raise ValueError("prune.budget.target: the search needs its clock here, but that target has resources")
         for target in self.targets:
             reason = self.export.cannot(target.engine, target.device)
             if reason is not None:
@@ -253,6 +259,16 @@ class Recipe(Section):
     def budget_target(self) -> Target:
         """The target by whose clock a latency budget is spent."""
         return next(target for target in self.targets if target.name == self.budget.target)
+
+    @property
+    def here(self) -> tuple[Target, ...]:
+        """Targets of this machine."""
+        return tuple(target for target in self.targets if not target.resources)
+
+    @property
+    def fleet(self) -> tuple[Target, ...]:
+        """Targets of those nodes of a cluster that have their resources."""
+        return tuple(target for target in self.targets if target.resources)
 
     @property
     def is_text(self) -> bool:

@@ -95,7 +95,7 @@ def _convert(work: Workspace, which: str) -> dict[str, Any]:
 def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
     """Build both models, in every precision, for every target; says why an engine cannot run here, if so."""
     built = []
-    for target in work.recipe.targets:
+    for target in work.recipe.here:
         for which in work.engine_names:
             path = engines.artefact(work.folder, target, which)
             source = engines.source_of(work.folder, target, which)
@@ -125,7 +125,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
     _write_reference(work)
     paths = {name: work.folder / "measure" / f"{name}.json" for name in ("parity", "accuracy", "latency")}
     export, evaluation = work.recipe.export, work.recipe.data.evaluation
-    reasons = {target.name: engines.unavailable(target) for target in work.recipe.targets}
+    reasons = {target.name: engines.unavailable(target) for target in work.recipe.here}
     unmeasured = {name: reason for name, reason in reasons.items() if reason is not None}
 
     def run() -> dict[str, Any]:
@@ -139,7 +139,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
                     which: engines.load(engines.artefact(work.folder, target, which), target)
                     for which in work.engine_names
                 }
-                for target in work.recipe.targets
+                for target in work.recipe.here
                 if target.name not in unmeasured
             },
             {"base": as_function(work.sources.model), "pruned": as_function(work.dense)},
@@ -149,7 +149,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
             sequence=export.sequence if work.recipe.is_text else None,
             seed=work.recipe.seed,
             tick=work.tick,
-            judged={target.name: target.mode for target in work.recipe.targets},
+            judged={target.name: target.mode for target in work.recipe.here},
             precision=export.precision,
             classes=CLASSES.get(work.recipe.model.task, -1),
         ).to_json()
@@ -157,9 +157,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
             write_json(path, measured[name])
         return {}
 
-    built = [
-        engines.artefact(work.folder, target, which) for target in work.recipe.targets for which in work.engine_names
-    ]
+    built = [engines.artefact(work.folder, target, which) for target in work.recipe.here for which in work.engine_names]
     inputs = {
         "unmeasured": unmeasured,
         "engines": {path.relative_to(work.folder).as_posix(): sha256_file(path) for path in built},
@@ -168,7 +166,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
         "metric": (evaluation.metric, evaluation.ignore) if evaluation else None,
         "seed": work.recipe.seed,
         "cpu": work.environment["cpu"],
-        "modes": [target.mode for target in work.recipe.targets],
+        "modes": [target.mode for target in work.recipe.here],
     }
     work.ledger.step("measure", "measure", inputs, list(paths.values()), run)
     return {**{name: read_json(path) for name, path in paths.items()}, "unmeasured": unmeasured}

@@ -16,7 +16,7 @@ from optin_export.workspace import Facts, Workspace
 
 def load(work: Workspace, facts: Facts) -> None:
     """Load and check everything that can be checked before hours of work and before anything is written."""
-    for target in work.recipe.targets:
+    for target in work.recipe.here:
         engines.versions(target)
     if work.recipe.ship.triton:
         ship.check_tools()
