@@ -111,8 +111,8 @@ def test_scores_are_those_of_one_process_also_when_a_worker_is_killed(tmp_path: 
         book = Book(tmp_path / "calm")
         assert same(scored(spread_over(session, tmp_path / "calm", "key", book)), alone)
         spent = costs_of(tmp_path / "calm")["scoring"]
-        assert spent["workers"] == 2 and spent["retried"] == 0 and spent["bytes_out"] > 10_000
-        assert len(list((tmp_path / "calm" / "cluster").glob("*.log"))) == 2
+        assert spent["workers"] in (1, 2) and spent["retried"] == 0 and spent["bytes_out"] > 10_000
+        assert len(list((tmp_path / "calm" / "cluster").glob("*.log"))) == spent["workers"]
         # Now a worker is killed in the middle of a shard.
         flag, book = tmp_path / "pid", Book(tmp_path / "killed")
         killer = threading.Thread(target=kill_when_told, args=(flag,))
@@ -227,7 +227,7 @@ def test_the_same_run_with_and_without_a_cluster(quick_recipe: Make, tmp_path: P
     assert check_manifest(tmp_path / "helped") == []
     report = read_json(tmp_path / "helped" / "report.json")
     (cost,) = report["costs"]
-    assert cost["stage"] == "scoring" and cost["worker_seconds"] > 0 and cost["workers"] == 2
+    assert cost["stage"] == "scoring" and cost["worker_seconds"] > 0 and cost["workers"] in (1, 2)
     assert "Cost on workers" in (tmp_path / "helped" / "report.html").read_text(encoding="utf-8")
 
 
