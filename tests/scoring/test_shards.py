@@ -89,6 +89,19 @@ def test_a_shards_sum_that_is_lost_or_counted_twice_shows() -> None:
     assert any(not np.array_equal(values, other.values[key]) for key, values in alone.values.items())
 
 
+def test_another_number_of_threads_is_float32_rounding() -> None:
+    """The documented bound: no score moves by more than 1e-4 of the largest one of its group."""
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(scores_of("bert", spread=workers(threads, [], False)).values)
+    finally:
+        torch.set_num_threads(before)
+    for key, values in found[0].items():
+        assert np.abs(values - found[1][key]).max() <= 1e-4 * values.max()
+
+
 def test_derived_generators_differ_by_every_number() -> None:
     seeds = [0, 1, 2**31, 2**32 - 1]
     drawn = {
