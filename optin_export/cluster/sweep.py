@@ -92,7 +92,7 @@ def run_sweep(
     """
     variants = expand(recipe)
     if force:
-        for name in (SHARED, *(f"{one.label}/{LEDGER}" for one in variants)):
+        for name in (SHARED, "cluster/shards", *(f"{one.label}/{LEDGER}" for one in variants)):
             shutil.rmtree(folder / name, ignore_errors=True)
     write_text(folder / "recipe.yaml", recipe.to_yaml())
     book, loaded, machine = Book(folder), Loaded(), Machine()

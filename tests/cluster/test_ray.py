@@ -98,6 +98,22 @@ class Fatal:
         return found
 
 
+class FatalNode(Fatal):
+    """The same, on one of these nodes."""
+
+    def __init__(self, work: Any, flag: Path, nodes: set[str]) -> None:
+        super().__init__(work, flag)
+        self.nodes = nodes
+
+    def __call__(self, shard: Shard) -> Any:
+        import ray
+
+        if ray.get_runtime_context().get_node_id() in self.nodes and not self.flag.exists():
+            self.flag.touch()
+            time.sleep(600)
+        return self.work(shard)
+
+
 def kill_when_told(flag: Path) -> None:
     end = time.monotonic() + 120
     while not (flag.exists() and flag.read_text(encoding="utf-8")) and time.monotonic() < end:
@@ -252,8 +268,8 @@ def test_ctrl_c_leaves_no_process_and_the_run_goes_on_later(quick_recipe: Make, 
 
 
 @contextlib.contextmanager
-def nodes(*resources: dict[str, float]) -> Iterator[str]:
-    """A cluster with a node for each, on this machine; its address."""
+def nodes(*resources: dict[str, float]) -> Iterator[Any]:
+    """A cluster with a node for each, on this machine."""
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -265,7 +281,7 @@ def nodes(*resources: dict[str, float]) -> Iterator[str]:
         for one in resources[1:]:
             cluster.add_node(object_store_memory=100 * 2**20, num_cpus=1, resources=one)
         cluster.wait_for_nodes()
-        yield cluster.address
+        yield cluster
     finally:
         import ray
 
@@ -275,6 +291,27 @@ def nodes(*resources: dict[str, float]) -> Iterator[str]:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+def test_a_lost_node_changes_nothing(tmp_path: Path) -> None:
+    alone, flag = scored(), tmp_path / "pid"
+    with nodes({}, {"lost": 1}) as cluster, Session(Options(cluster.address, workers=2)) as session:
+        (lost,) = cluster.worker_nodes
+
+        def lose_when_told() -> None:
+            end = time.monotonic() + 120
+            while not flag.exists() and time.monotonic() < end:
+                time.sleep(0.05)
+            cluster.remove_node(lost, allow_graceful=False)
+
+        thread = threading.Thread(target=lose_when_told)
+        thread.start()
+        book = Book(tmp_path)
+        spread = spread_over(session, tmp_path, "key", book)
+        ours = {node["NodeID"] for node in session.ray.nodes() if "lost" in node["Resources"]}
+        assert same(scored(lambda work: spread(FatalNode(work, flag, ours))), alone)
+        thread.join()
+        assert flag.exists() and costs_of(tmp_path)["scoring"]["retried"] >= 1
 
 
 def test_a_sweep_fans_out_by_value_and_a_fleet_measures_where_its_labels_are(
@@ -288,7 +325,8 @@ def test_a_sweep_fans_out_by_value_and_a_fleet_measures_where_its_labels_are(
     ]
     path = written(quick_recipe(targets=targets), tmp_path)
     out = tmp_path / "fleet"
-    with nodes({}, {"accelerator_type:A": 1}, {"accelerator_type:B": 1}) as address:
+    with nodes({}, {"accelerator_type:A": 1}, {"accelerator_type:B": 1}) as cluster:
+        address = cluster.address
         process = command(str(path), "--out", str(out), "--quiet", "--json", "--cluster", address)
         text, err = process.communicate(timeout=400)
         # C is nowhere: not evaluated, so the run has not passed.
