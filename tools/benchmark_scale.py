@@ -149,7 +149,7 @@ def traffic() -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -181,7 +181,6 @@ def main() -> None:
     result = {
         "machine": {**describe(), "cores": os.cpu_count()},
         "load_average_1min": [round(value, 2) for value in load],
-        "busy": max(load[1:]) > 2.7,
         "model": {"name": MODELS[0], "image": SIZE, "batches": BATCHES, "samples": SAMPLES, "probes": PROBES},
         "scores_identical": same,
         "rounds": [{name: round(value, 3) for name, value in one.items()} for one in rounds],
