@@ -195,9 +195,9 @@ def run_variant(recipe: Recipe, sources: Sources, place: Any, shared: Path | Non
 
 
 def compare_runs(folder: Path, runs: Sequence[Path]) -> Path | None:
-    """The page that compares the finished runs, compare.html in the sweep's folder; None without any."""
+    """The page that compares the finished runs, compare.html in the sweep's folder; None for fewer than two."""
     finished = [one for one in runs if (one / "report.json").exists()]
-    if not finished:
+    if len(finished) < 2:
         return None
     try:
         from optin_export.report.compare import compare  # type: ignore[import-not-found,unused-ignore]
