@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def test_a_sweep_is_scored_once_and_every_run_stands_alone(
         assert check_manifest(out / name) == []
         hashes.add(sha256_file(out / name / "scores" / "scores.safetensors"))
     assert len(hashes) == 1
+    if importlib.util.find_spec("optin_export.report.compare") is not None:
+        page = (out / "compare.html").read_text(encoding="utf-8")
+        assert "macs-0.7" in page and "macs-0.5" in page and "macs-0.001" not in page
     # A run of the sweep is the run that its recipe alone makes.
     alone = optin_export.run(vit_recipe(prune={**vit_recipe()["prune"], "budget": {"macs": 0.5}}), tmp_path / "alone")
     assert alone is not None
