@@ -352,6 +352,7 @@ def test_a_lost_node_changes_nothing(tmp_path: Path) -> None:
         assert flag.exists() and costs_of(tmp_path)["scoring"]["retried"] >= 1
 
 
+@pytest.mark.slow
 def test_a_sweep_fans_out_by_value_and_a_fleet_measures_where_its_labels_are(
     quick_recipe: Make, tmp_path: Path
 ) -> None:
@@ -395,6 +396,7 @@ def test_a_sweep_fans_out_by_value_and_a_fleet_measures_where_its_labels_are(
     assert len({sha256_file(p) for p in (tmp_path / "sweep").glob("*/scores/scores.safetensors")}) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_on_this_machines_workers(quick_recipe: Make, tmp_path: Path, monkeypatch: Any) -> None:
     path = written(quick_recipe(sweep={"prune.budget.macs": [0.7, 0.5, 0.001]}), tmp_path)
     out = tmp_path / "sweep"
