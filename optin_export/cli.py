@@ -17,11 +17,12 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from optin_export import __version__
+from optin_export.cluster.options import add_cluster_arguments, cluster_options, print_sweep
 from optin_export.commands import COMMANDS, parse, refuse_misspelt
 from optin_export.errors import EnvironmentLacks, GateError, OptinError, ParityError
 from optin_export.folder import STAGES, run_folder
 from optin_export.progress import Quiet, choose
-from optin_export.recipe import engine_name, load_recipe
+from optin_export.recipe import engine_name, expand, load_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,6 +149,7 @@ def recipe_parser(named: bool = True) -> argparse.ArgumentParser:
     parser.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after a stage: {', '.join(STAGES)}")
     parser.add_argument("--force", action="store_true", help="do every stage again, whatever can be reused")
     parser.add_argument("--wait", action="store_true", help="for another process that works in the run folder")
+    add_cluster_arguments(parser)
     parser.add_argument("--json", action="store_true", help="report as JSON on stdout, events as JSON lines on stderr")
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("--quiet", "-q", action="store_true", help="only the verdict")
@@ -162,16 +164,18 @@ def _run(options: argparse.Namespace) -> int:
     folder = run_folder(recipe, options.out)
     if options.dry_run:
         return _dry_run(recipe, folder, options.json)
+    cluster = cluster_options(options)
     # From here on the display tells how it ended: `main` takes it from the options.
     options.display = choose(options.quiet, options.verbose, options.json)
     with options.display as display:
         display.begin(recipe.name, folder, STAGES)
         # Only now: importing the pipeline imports torch.
-        from optin_export.pipeline import run
+        from optin_export.cluster.run import Order, carry_out
 
-        report = run(
-            recipe, folder, stop_after=options.stop_after, force=options.force, wait=options.wait, display=display
-        )
+        order = Order(recipe, folder, options.stop_after, options.force, options.wait)
+        report = carry_out(order, cluster, display)
+    if isinstance(report, list):
+        return print_sweep(report, folder, options.json)
     if report is None:
         if options.json:
             print(json.dumps({"name": recipe.name, "stopped_after": options.stop_after, "folder": str(folder)}))
@@ -189,14 +193,24 @@ def _dry_run(recipe: Recipe, folder: Path, as_json: bool) -> int:
     from optin_export.estimate import estimate
     from optin_export.outline import outline
 
-    lines, expected = outline(recipe, folder), estimate(recipe, folder)
+    variants = expand(recipe)
+    if variants and not as_json:
+        print(f"{recipe.name}: a sweep of {len(variants)} runs in {folder}, of which the first is shown")
+        print("\n".join(f"  {one.label}" for one in variants))
+    for one in reversed(variants):  # all of them are looked at
+        lines = outline(one.recipe, folder / one.label)
+    if variants:
+        recipe, folder = variants[0].recipe, folder / variants[0].label
+    else:
+        lines = outline(recipe, folder)
+    expected = estimate(recipe, folder)
     both = list(zip(lines, expected.stages, strict=True))
     if as_json:
-        stages = [{"name": name, "work": work, "estimate": one.to_json()} for (name, work), one in both]
+        stages = [{"name": name, "work": work, "estimate": found.to_json()} for (name, work), found in both]
         print(json.dumps({"name": recipe.name, "stages": stages, **expected.to_json()}))
     else:
         print(f"{recipe.name}: the recipe is valid; a run in {folder} would")
-        print("\n".join(f"  {name:<8} {work}\n{'':<11}{one}" for (name, work), one in both))
+        print("\n".join(f"  {name:<8} {work}\n{'':<11}{found}" for (name, work), found in both))
         print(expected.summary())
     return 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 #: A public contract: what the exit code of the process means.
 EXIT_CODES = {
     0: "all gates passed, or the command did what it was asked to",
@@ -26,6 +28,10 @@ class OptinError(Exception):
     def __init__(self, what: str, why: str, fix: str) -> None:
         super().__init__(what)
         self.what, self.why, self.fix = (" ".join(str(part).split()) for part in (what, why, fix))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors come back from other processes."""
+        return type(self), (self.what, self.why, self.fix)
 
     def __str__(self) -> str:
         return f"error: {self.what}\n  why: {self.why}\n  fix: {self.fix}"

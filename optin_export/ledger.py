@@ -6,12 +6,13 @@ This is the only cache of results there is. What it finds damaged is made again,
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from optin_export.files import read_json, sha256_file, sha256_json, write_json
+from optin_export.files import atomic_path, read_json, sha256_file, sha256_json, write_json
 
 ROOMS = (
     "recipe",
@@ -29,6 +30,9 @@ ROOMS = (
 FOLDER = ".stages"
 #: Outside the rooms, and part of every step all the same: they decide what a step reads and writes.
 _COMMON = ("steps", "workspace.py")
+#: Steps whose results sibling runs of a sweep take over: they are the same for many, and the longest.
+SHARED = ("scoring", "scoring.curves", "export.base", "export.program.base")
+RECORD = "step.json"
 
 
 @lru_cache
@@ -43,17 +47,30 @@ def code_hash(room: str) -> str:
     return total.hexdigest()
 
 
+def _copy(source: Path, path: Path) -> None:
+    """The file, whole or not at all; nothing where there is no source."""
+    if source.is_file():
+        with atomic_path(path) as temporary:
+            shutil.copyfile(source, temporary)
+
+
 class Ledger:
     """The steps done in one run folder. `changed` is called once, before the first step that is not reused.
 
     warn: is told, in one line, of every result that was damaged. warnings: those lines.
+    shared: a folder in which sibling runs leave the steps named in SHARED for each other, by their key.
     """
 
     def __init__(
-        self, run: Path, force: bool, changed: Callable[[], None], warn: Callable[[str], None] = lambda text: None
+        self,
+        run: Path,
+        force: bool,
+        changed: Callable[[], None],
+        warn: Callable[[str], None] = lambda text: None,
+        shared: Path | None = None,
     ) -> None:
-        self.run, self.force, self._changed, self._warn = run, force, changed, warn
-        self.executed = 0
+        self.run, self.force, self._changed, self._warn, self.shared = run, force, changed, warn, shared
+        self.executed, self._told = 0, False
         self.warnings: list[str] = []
 
     def step(
@@ -72,12 +89,24 @@ class Ledger:
         record = self.run / FOLDER / f"{name}.json"
         if not self.force and (result := self._reuse(record, key)) is not None:
             return result
-        if self.executed == 0:
+        if not self._told:
             self._changed()
+            self._told = True
+        shared = self.shared / key[:32] if self.shared is not None and name in SHARED else None
+        if shared is not None and not self.force:
+            for path in outputs:
+                _copy(shared / path.relative_to(self.run), path)
+            _copy(shared / RECORD, record)
+            if (result := self._reuse(record, key)) is not None:
+                return result
         self.executed += 1
         result = work()
         files = {path.relative_to(self.run).as_posix(): sha256_file(path) for path in outputs}
         write_json(record, {"key": key, "files": files, "result": result})
+        if shared is not None:
+            for path in outputs:
+                _copy(path, shared / path.relative_to(self.run))
+            _copy(record, shared / RECORD)  # last: without it nothing is taken
         return result
 
     def _reuse(self, record: Path, key: str) -> dict[str, Any] | None:

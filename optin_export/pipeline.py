@@ -16,7 +16,7 @@ from optin_export.lock import held
 from optin_export.recipe import Recipe, load_recipe, validate
 from optin_export.report.schema import Report, StageResult
 from optin_export.steps import conclusions, engines, model, plans, scores
-from optin_export.workspace import Facts, Workspace
+from optin_export.workspace import Facts, Surroundings, Workspace
 
 #: Loading finds out what can be reused; the manifest and the report are cheap and always written anew.
 NEVER_REUSED = ("sources", "ship", "report")
@@ -53,9 +53,11 @@ def run(
     force: bool = False,
     wait: bool = False,
     display: Display | None = None,
+    around: Surroundings | None = None,
 ) -> Report | None:
     """Run a recipe (a file, a dictionary, or a validated `Recipe`) in the folder `out` (default `runs/<name>`).
 
+    around: what the run shares with others (see `cluster`).
     Returns the report, whose verdict may have failed; None if `stop_after` ended the run before the report.
     wait: for another process that works in the folder, instead of an error.
     Raises a subclass of OptinError for anything the user can mend.
@@ -64,17 +66,23 @@ def run(
         recipe = load_recipe(recipe, overrides)
     elif isinstance(recipe, dict):
         recipe = validate(recipe, Path.cwd())
+    if recipe.sweep:
+        raise InputError(
+            "the recipe is a sweep", "it stands for several runs", "give it to the command line, or remove `sweep`"
+        )
     if stop_after is not None and stop_after not in STAGES:
         raise InputError(f"unknown stage '{stop_after}'", f"the stages are {', '.join(STAGES)}", "name one of them")
     folder = run_folder(recipe, out)
     with held(folder, "a run", wait):
         clear_leftovers(folder)
         clear_scratch()
-        return _stages(recipe, folder, force, display or _Silent(), stop_after)
+        return _stages(recipe, folder, force, display or _Silent(), stop_after, around or Surroundings())
 
 
-def _stages(recipe: Recipe, folder: Path, force: bool, display: Display, stop_after: str | None) -> Report | None:
-    work = Workspace(recipe, folder, force, display.tick, display.warn)
+def _stages(
+    recipe: Recipe, folder: Path, force: bool, display: Display, stop_after: str | None, around: Surroundings
+) -> Report | None:
+    work = Workspace(recipe, folder, force, display.tick, display.warn, around)
     stages: dict[str, Callable[[Workspace, Facts], Any]] = {
         "sources": scores.load,
         "scoring": scores.score,

@@ -136,7 +136,7 @@ class LiveBars(Quiet):
 
     def start(self, stage: str) -> None:
         # While latency is measured nothing may run beside it, not even the thread that redraws the bars.
-        refreshing = stage != "measure"
+        refreshing = stage.split()[-1] not in ("measure", "runs")
         if refreshing != self.bars.live.auto_refresh:
             self.bars.stop()
             self.bars = self._new_bars(refreshing)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from optin_export import search, surgery
+from optin_export import scoring, search, surgery
 from optin_export.environment import describe
 from optin_export.families import Costs, Structure, find_structure
 from optin_export.ledger import Ledger
@@ -21,20 +24,41 @@ Facts = dict[str, Any]
 Tick = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run shares with others, where it is not alone (see `cluster`).
+
+    spread: hash of all that the scores depend on -> who does the shards of the scoring. quiet: held while latency is
+    measured. shared: folder of steps that sibling runs have done. sources: already loaded.
+    """
+
+    spread: Callable[[str], scoring.Spread] = lambda key: scoring.in_process
+    quiet: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    shared: Path | None = None
+    sources: Sources | None = None
+
+
 class Workspace:
     """One recipe, its run folder, and what has been loaded so far."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, force: bool, tick: Tick, warn: Callable[[str], None] = lambda text: None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        force: bool,
+        tick: Tick,
+        warn: Callable[[str], None] = lambda text: None,
+        around: Surroundings | None = None,
     ) -> None:
         self.recipe, self.folder, self.tick = recipe, folder, tick
-        self.ledger = Ledger(folder, force, self._forget_conclusions, warn)
+        self.around = around = around or Surroundings()
+        self.ledger = Ledger(folder, force, self._forget_conclusions, warn, around.shared)
 
     # What several stages need, loaded on first use only: a run that is reused whole loads no pruned model.
 
     @cached_property
     def sources(self) -> Sources:
-        return load_sources(self.recipe)
+        return self.around.sources or load_sources(self.recipe)
 
     @cached_property
     def digest(self) -> dict[str, str]:

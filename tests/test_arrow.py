@@ -26,7 +26,7 @@ LAZY = {
     "shtab": {"commands/completion.py"},
     "tensorrt": set(),
     "tensorrt_rtx": set(),
-    "ray": set(),
+    "ray": {"cluster/ray_session.py"},
 }
 
 

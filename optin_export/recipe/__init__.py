@@ -5,7 +5,7 @@ from __future__ import annotations
 from optin_export.recipe.budget import Budget
 from optin_export.recipe.delivery import Target
 from optin_export.recipe.export import ExportSection
-from optin_export.recipe.load import load_recipe, validate
+from optin_export.recipe.load import expand, load_recipe, validate
 from optin_export.recipe.precision import MODELS, Precision, engine_name, engine_names, model_of, precision_of
 from optin_export.recipe.schema import (
     DataSource,
@@ -16,6 +16,7 @@ from optin_export.recipe.schema import (
     Recipe,
     TokensSection,
 )
+from optin_export.recipe.sweep import Variant
 
 __all__ = [
     "MODELS",
@@ -30,8 +31,10 @@ __all__ = [
     "Recipe",
     "Target",
     "TokensSection",
+    "Variant",
     "engine_name",
     "engine_names",
+    "expand",
     "load_recipe",
     "model_of",
     "precision_of",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from optin_export.recipe.fields import Count, Number, Section
+from optin_export.recipe.fields import Count, Number, Positive, Section
 
 
 class TensorRTOptions(Section):
@@ -50,6 +51,12 @@ class Target(Section):
     tensorrt: TensorRTOptions = Field(
         TensorRTOptions(), description="how TensorRT builds, for the engines tensorrt and tensorrt-rtx"
     )
+    resources: dict[Annotated[str, Field(min_length=1, max_length=100)], Positive] = Field(
+        default_factory=dict,
+        description="labels of a cluster's nodes, e.g. {'accelerator_type:L4': 1}: built and measured on a node that "
+        "has them (--cluster); default: on this machine",
+        examples=[{"accelerator_type:L4": 1}],
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -84,6 +91,7 @@ class Target(Section):
             words.append(self.provider)
         if self.compile:
             words.append("compile")
+        words += [re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") for label in sorted(self.resources)]
         return "-".join(words)
 
 

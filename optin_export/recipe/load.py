@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from optin_export.recipe.manual import describe_fields
 from optin_export.recipe.paths import with_absolute_paths
 from optin_export.recipe.schema import Recipe
 from optin_export.recipe.strict_yaml import parse_yaml
+from optin_export.recipe.sweep import Variant, combinations
 
 _MAX_BYTES = 200_000
 
@@ -44,7 +46,32 @@ def validate(raw: dict[str, Any], folder: Path) -> Recipe:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise InputError("the recipe is not valid", explain(error), "correct the field(s) named above") from None
-    return with_absolute_paths(recipe, folder)
+    recipe = with_absolute_paths(recipe, folder)
+    expand(recipe)
+    return recipe
+
+
+def expand(recipe: Recipe) -> list[Variant]:
+    """The runs of a sweep, in the order of its lists, the last one fastest; none for a recipe without `sweep`.
+
+    Paths among the values are looked up from the working directory. Raises InputError that names the first combination
+    which is no valid recipe.
+    """
+    found = []
+    for label, settings in combinations(recipe.sweep):
+        raw = recipe.model_dump(mode="json", exclude_unset=True, exclude={"sweep"})
+        named = ", ".join(f"{key}={value}" for key, value in settings.items())
+        try:
+            for key, value in settings.items():
+                put(raw, key, copy.deepcopy(value))
+            raw["name"] = f"{recipe.name}-{label}"[:100]
+            one = with_absolute_paths(Recipe.model_validate(raw), Path.cwd())
+        except ValidationError as error:
+            raise InputError(f"sweep: {named} is not valid", explain(error), "correct the values of sweep") from None
+        except (AttributeError, TypeError, ValueError, IndexError):
+            raise InputError(f"sweep: {named} cannot be set", "no such field", "check the dotted paths") from None
+        found.append(Variant(label, settings, one))
+    return found
 
 
 def _read(path: Path) -> str:
@@ -67,21 +94,26 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         parsed = parse_yaml(value)
     except yaml.YAMLError:
         parsed = value
-    *parents, last = key.split(".")
-    node: Any = raw
     try:
-        for name in parents:
-            if isinstance(node, list):
-                node = node[int(name)]
-            else:
-                if node.get(name) is None:
-                    node[name] = {}
-                node = node[name]
-        node[int(last) if isinstance(node, list) else last] = parsed
+        put(raw, key, parsed)
     except (AttributeError, TypeError, ValueError, IndexError):
         raise InputError(
             f"cannot apply --set {override}", f"'{key}' does not name a field of the recipe", "check the dotted path"
         ) from None
+
+
+def put(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set the field at a dotted path; sections on the way are made."""
+    *parents, last = key.split(".")
+    node: Any = raw
+    for name in parents:
+        if isinstance(node, list):
+            node = node[int(name)]
+        else:
+            if node.get(name) is None:
+                node[name] = {}
+            node = node[name]
+    node[int(last) if isinstance(node, list) else last] = value
 
 
 def explain(error: ValidationError, model: type[BaseModel] = Recipe) -> str:

@@ -257,6 +257,11 @@ class Recipe(Section):
     )
     gates: Gates = Field(Gates(), description="what the result has to reach, or nothing ships")
     ship: ShipSection = Field(ShipSection(), description="what is written for Triton once every gate has passed")
+    sweep: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="dotted field -> its values: one run for each combination; scores are shared, runs are compared",
+        examples=[{"prune.budget.macs": [0.7, 0.5]}],
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -289,6 +294,8 @@ class Recipe(Section):
             raise ValueError(f"finetune.loss: labels is for {', '.join(_LABELLED)}; use distill")
         if len({target.name for target in self.targets}) != len(self.targets):
             raise ValueError("targets: two entries are the same")
+        if self.prune.budget.kind == "latency" and self.budget_target.resources:
+            raise ValueError("prune.budget.target: the search needs its clock here, but that target has resources")
         for target in self.targets:
             reason = self.export.cannot(target.engine, target.device)
             if reason is not None:
@@ -321,6 +328,16 @@ class Recipe(Section):
     def budget_target(self) -> Target:
         """The target by whose clock a latency budget is spent."""
         return next(target for target in self.targets if target.name == self.budget.target)
+
+    @property
+    def here(self) -> tuple[Target, ...]:
+        """Targets of this machine."""
+        return tuple(target for target in self.targets if not target.resources)
+
+    @property
+    def fleet(self) -> tuple[Target, ...]:
+        """Targets of those nodes of a cluster that have their resources."""
+        return tuple(target for target in self.targets if target.resources)
 
     @property
     def is_text(self) -> bool:

@@ -5,20 +5,25 @@ from __future__ import annotations
 from optin_export.report.compose import compose, head_repair, prunings
 from optin_export.report.deployed import add_deployed, result_of, still_deployed
 from optin_export.report.elsewhere import add_elsewhere, still_elsewhere
+from optin_export.report.fleet import COSTS, FLEET, fleet_gates, still_spent
 from optin_export.report.html import render_html
 from optin_export.report.schema import Report, Size, StageResult
 
 __all__ = [
+    "COSTS",
+    "FLEET",
     "Report",
     "Size",
     "StageResult",
     "add_deployed",
     "add_elsewhere",
     "compose",
+    "fleet_gates",
     "head_repair",
     "prunings",
     "render_html",
     "result_of",
     "still_deployed",
     "still_elsewhere",
+    "still_spent",
 ]

@@ -277,6 +277,20 @@ class MachineResult(_Part):
     engines: tuple[EngineResult, ...]
 
 
+class StageCost(_Part):
+    """What one stage took on a cluster's workers. Seconds are summed over workers, inside their work."""
+
+    stage: str
+    worker_seconds: float
+    gpu_seconds: float = Field(description="worker-seconds times the GPUs that each held")
+    tasks: int
+    workers: int
+    retried: int = Field(description="tasks given out again because a worker was lost")
+    reused: int = Field(description="tasks that an earlier, interrupted run had done")
+    bytes_out: int
+    bytes_back: int
+
+
 class Report(_Part):
     """Everything a run found out, verdict first."""
 
@@ -295,6 +309,7 @@ class Report(_Part):
     elsewhere: tuple[MachineResult, ...] = Field((), description="on other machines, by `optin-export measure`")
     pruning: Pruning
     engines: tuple[EngineResult, ...]
+    costs: tuple[StageCost, ...] = Field((), description="of work on a cluster (--cluster); empty: there was none")
     stages: tuple[StageResult, ...]
     warnings: tuple[str, ...] = Field((), description="results of before that were found damaged, and made again")
     environment: dict[str, Any]

@@ -14,9 +14,10 @@ from optin_export.scoring.activation import activation_scores
 from optin_export.scoring.baselines import magnitude_scores, random_scores
 from optin_export.scoring.optin import exact_scores, fisher_scores, optin_scores
 from optin_export.scoring.reference import reference_scores
+from optin_export.scoring.shards import Map, Partial, Shard, Spread, in_process
 from optin_export.sources import Batch, TaskModel
 
-__all__ = ["Scores", "score"]
+__all__ = ["Map", "Partial", "Scores", "Shard", "Spread", "in_process", "score"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,11 @@ def score(
     config: PruneSection,
     seed: int,
     tick: Callable[[int, int], None] = lambda done, total: None,
+    spread: Spread = in_process,
 ) -> Scores:
     """Score every unit of the structure by the recipe's method.
+
+    spread: has the shards of `optin`, `optin-exact` and `fisher` done, here or elsewhere, with the same scores.
 
     Raises InputError if a score is not finite (calibration data or weights that overflow).
     """
@@ -48,11 +52,11 @@ def score(
 
     info: dict[str, float] = {}
     if config.score == "optin":
-        values, info = optin_scores(model, structure, batches, config, seed, step)
+        values, info = optin_scores(model, structure, batches, config, seed, step, spread)
     elif config.score == "optin-exact":
-        values, info = exact_scores(model, structure, batches, config, seed, step)
+        values, info = exact_scores(model, structure, batches, config, seed, step, spread)
     elif config.score == "fisher":
-        values, info = fisher_scores(model, structure, batches, config, seed, step)
+        values, info = fisher_scores(model, structure, batches, config, seed, step, spread)
     elif config.score == "optin-reference":
         values = reference_scores(model, structure, batches[0], config.rows, seed, step)
     elif config.score == "activation":

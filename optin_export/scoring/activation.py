@@ -26,7 +26,7 @@ class Contribution:
 
 
 def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequence[Batch]) -> dict[str, Contribution]:
-    """Contributions of every unit over all batches, padding left out."""
+    """Contributions of every unit over all batches, padding left out; also of one batch, as a shard's sizes."""
     energy = {group.key: np.zeros(group.count) for group in groups}
     largest = {group.key: np.zeros(group.count) for group in groups}
     squared = {path: _gram_of_weights(model, group, path) for group in groups for path in group.reads}

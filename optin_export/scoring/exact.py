@@ -25,37 +25,51 @@ def exact_losses(
     units: Sequence[int] | None = None,
     step: Callable[[int], None] = lambda count: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(trajectory, output) loss of masking each of `units` (default: all), float64 [units], averaged over samples.
+    """(trajectory, output) loss of masking each of `units` (default: all), float64 [units], averaged over samples."""
+    wanted = list(range(group.count)) if units is None else list(units)
+    parts = [exact_sums(model, structure, group, reference, temperature, wanted, step) for reference in references]
+    samples = sum(len(reference) for reference in references)
+    trajectory, output = (np.sum([part[term] for part in parts], axis=0) / samples for term in (0, 1))
+    return trajectory, output
+
+
+def exact_sums(
+    model: TaskModel,
+    structure: Structure,
+    group: UnitGroup,
+    reference: Reference,
+    temperature: float,
+    wanted: Sequence[int],
+    step: Callable[[int], None] = lambda count: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same on one batch, as sums over its samples.
 
     Blocks before the group's own are replayed from the reference pass: masking cannot change them.
     """
-    wanted = list(range(group.count)) if units is None else list(units)
     trajectory, output = np.zeros(len(wanted)), np.zeros(len(wanted))
     later = structure.blocks[group.block :]
-    samples = sum(len(reference) for reference in references)
-    for reference in references:
-        size = max(1, ROWS_PER_PASS // len(reference))
-        for start in range(0, len(wanted), size):
-            chunk = wanted[start : start + size]
-            copies = len(chunk)
-            mask = torch.ones(copies, group.count, device=reference.output.device)
-            mask[torch.arange(copies), torch.tensor(chunk)] = 0.0
-            mask = mask.repeat_interleave(len(reference), dim=0)
-            inputs = {name: _copies(tensor, copies) for name, tensor in reference.inputs.items()}
-            prefix = {path: _copies(reference.hidden[path], copies) for path in structure.blocks[: group.block]}
-            with (
-                torch.no_grad(),
-                replayed(model, prefix),
-                block_outputs(model, later) as outputs,
-                masked(model, [group], {group.key: mask}),
-            ):
-                result = model(**inputs)
-                moved = trajectory_losses(reference, outputs, later, structure.channels_first)
-                changed = output_losses(model, reference, result, temperature)
-            part = slice(start, start + copies)
-            trajectory[part] += _per_copy(moved, copies) / samples
-            output[part] += _per_copy(changed, copies) / samples
-            step(copies)
+    size = max(1, ROWS_PER_PASS // len(reference))
+    for start in range(0, len(wanted), size):
+        chunk = wanted[start : start + size]
+        copies = len(chunk)
+        mask = torch.ones(copies, group.count, device=reference.output.device)
+        mask[torch.arange(copies), torch.tensor(chunk)] = 0.0
+        mask = mask.repeat_interleave(len(reference), dim=0)
+        inputs = {name: _copies(tensor, copies) for name, tensor in reference.inputs.items()}
+        prefix = {path: _copies(reference.hidden[path], copies) for path in structure.blocks[: group.block]}
+        with (
+            torch.no_grad(),
+            replayed(model, prefix),
+            block_outputs(model, later) as outputs,
+            masked(model, [group], {group.key: mask}),
+        ):
+            result = model(**inputs)
+            moved = trajectory_losses(reference, outputs, later, structure.channels_first)
+            changed = output_losses(model, reference, result, temperature)
+        part = slice(start, start + copies)
+        trajectory[part] += _per_copy(moved, copies)
+        output[part] += _per_copy(changed, copies)
+        step(copies)
     return trajectory, output
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 
@@ -17,58 +16,49 @@ from optin_export.scoring.losses import Reference
 IN_MEMORY = 1 << 30
 
 
-class References(Sequence[Reference]):
-    """A sequence of references that is filled once, in order, and then read; the one read last is at hand."""
+class Held:
+    """References by the number of their batch; the one read last of those in files is at hand."""
 
     def __init__(self) -> None:
-        self._held: list[Reference | None] = []
+        self._held: dict[int, Reference | None] = {}
         self._bytes = 0
         self._scratch: Scratch | None = None
         self._last: tuple[int, Reference] | None = None
 
-    def append(self, reference: Reference) -> None:
+    def __contains__(self, number: int) -> bool:
+        return number in self._held
+
+    def __setitem__(self, number: int, reference: Reference) -> None:
         """Raises InputError where a temporary file cannot be written."""
         size = _bytes(vars(reference))
         if self._bytes + size <= IN_MEMORY:
             self._bytes += size
-            self._held.append(reference)
+            self._held[number] = reference
             return
         try:
             if self._scratch is None:
                 self._scratch = Scratch()
                 weakref.finalize(self, self._scratch.close)  # with the references, and at the end of Python at latest
-            torch.save(vars(reference), self._scratch.path / f"{len(self._held)}.pt")
+            torch.save(vars(reference), self._scratch.path / f"{number}.pt")
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise InputError(
                 "cannot keep activations for the scores",
                 f"{tempfile.gettempdir()}: {str(error).splitlines()[0][:200]}",
                 "free disk space, set TMPDIR to another disk, or lower prune.score_samples",
             ) from error
-        self._held.append(None)
+        self._held[number] = None
 
-    def __len__(self) -> int:
-        return len(self._held)
-
-    @overload
-    def __getitem__(self, index: int) -> Reference: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Reference]: ...
-    def __getitem__(self, index: int | slice) -> Reference | Sequence[Reference]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        held = self._held[index]
+    def __getitem__(self, number: int) -> Reference:
+        held = self._held[number]
         if held is not None:
             return held
-        if self._last is None or self._last[0] != index:
+        if self._last is None or self._last[0] != number:
             assert self._scratch is not None
             self._last = None  # before the next one is loaded: two are never held
             # A file of this process, in a folder that only its user can open; blocks may return types of their own.
-            fields = torch.load(self._scratch.path / f"{index}.pt", weights_only=False)
-            self._last = (index, Reference(**fields))
+            fields = torch.load(self._scratch.path / f"{number}.pt", weights_only=False)
+            self._last = (number, Reference(**fields))
         return self._last[1]
-
-    def __iter__(self) -> Iterator[Reference]:
-        return (self[index] for index in range(len(self)))
 
 
 def _bytes(value: Any) -> int:

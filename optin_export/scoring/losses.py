@@ -210,13 +210,19 @@ class OutputNoise:
 
     def draw(self, batch: int, output: torch.Tensor) -> torch.Tensor:
         """The next directions for batch number `batch`, whose outputs are [samples, rows, features]."""
-        samples, rows, features = output.shape
+        features = output.shape[-1]
         if features > ORTHOGONAL_CLASSES:
             return _noise(output.shape, output, self.generator)
         if not self.waiting.get(batch):
-            basis = torch.linalg.qr(torch.randn(samples * rows, features, features, generator=self.generator)).Q
-            self.waiting[batch] = list((basis * features**0.5).view(samples, rows, features, features).unbind(-1))
+            self.waiting[batch] = list(orthogonal(output.shape, self.generator).unbind(-1))
         return self.waiting[batch].pop().to(output)
+
+
+def orthogonal(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Directions v for as many probes as features, orthogonal: [samples, rows, features, probes], E[v v^T] = I."""
+    samples, rows, features = shape
+    basis = torch.linalg.qr(torch.randn(samples * rows, features, features, generator=generator)).Q
+    return (basis * features**0.5).view(samples, rows, features, features)
 
 
 def _noise(shape: Sequence[int], like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -10,8 +10,9 @@ every block and every sample: squaring per sample leaves none of the noise of pr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,19 +20,23 @@ from scipy.stats import spearmanr
 
 from optin_export.families import Structure, UnitGroup, block_outputs, masked
 from optin_export.scoring.losses import (
-    OutputNoise,
+    ORTHOGONAL_CLASSES,
     Reference,
     compared_output,
     normalised_rows,
+    orthogonal,
     output_probe,
     trajectory_probe,
 )
+from optin_export.scoring.shards import Map, Partial, Shard, derived, samples_of
 from optin_export.sources import TaskModel
 
 Values = dict[str, np.ndarray]
 #: Probes between two looks at the stability, each chunk on a graph of its own: memory is that of one batch.
 CHUNK = 4
 MAX_PROBES = 64
+#: What keeps the noise of pilot and combined probes apart; the next number is that of their output noise.
+_STREAMS = {"pilot": 10, "output": 10, "probes": 20}
 #: `probes: auto` stops when the estimated rank correlation with converged scores reaches this.
 ENOUGH = 0.99
 
@@ -41,7 +46,9 @@ class Sketch:
     """Squared residual gradients of every unit of `groups`, averaged over samples and over the probes so far.
 
     autocast: dtype of the forward pass ("bfloat16", "float16"), or None for the model's own.
-    keep: also keep the gradients themselves, as embeddings of the units.
+    generator: its seed is that of all probes; a probe's noise depends on its number and batch alone.
+    keep: also keep the gradients themselves, as embeddings of the units; not if shards are done elsewhere.
+    run: has shards done; None: here.
     """
 
     model: TaskModel
@@ -52,50 +59,89 @@ class Sketch:
     generator: torch.Generator
     autocast: str | None = None
     keep: bool = False
+    run: Map | None = None
     halves: tuple[Values, Values] = field(default_factory=lambda: ({}, {}))
     counts: list[int] = field(default_factory=lambda: [0, 0])
     embeddings: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.noise = OutputNoise(self.generator)
-        self.samples = sum(len(reference) for reference in self.references)
+        self.samples = samples_of(self.references)
+        self.bases: dict[tuple[int, ...], torch.Tensor] = {}
         # In half precision small gradients would underflow: scaled up on the way, less where the large ones overflow.
         self.scale = 2.0**12 if self.autocast == "float16" else 1.0
 
-    def pilot(self, step: Callable[[int], None], trajectory: bool = True) -> tuple[Values, Values]:
-        """One chunk of probes with both terms apart: (trajectory, output) losses per unit."""
-        first, second = self._zeros(), self._zeros()
-        for number, reference in enumerate(self.references):
-            with self._pass(reference) as (masks, rows, result):
-                for _ in range(CHUNK):
-                    if trajectory:
-                        self._add(first, self._gradients(trajectory_probe(rows, self.generator), masks), CHUNK)
-                    probe = self._output_probe(number, result)
-                    self._add(second, self._gradients(probe, masks), CHUNK)
+    def pilot(self, step: Callable[[int], None], trajectory: bool = True, start: int = 0) -> tuple[Values, Values]:
+        """One chunk of probes, numbered from `start`, with both terms apart: (trajectory, output) losses per unit."""
+        shards = self.pilot_shards(trajectory, start)
+        found = self.pilot_losses(list(self._run(shards)))
         step(CHUNK)
-        return first, second
+        return found
+
+    def pilot_shards(self, trajectory: bool = True, start: int = 0) -> list[Shard]:
+        kind: Literal["pilot", "output"] = "pilot" if trajectory else "output"
+        return [Shard(kind, number, start=start, count=CHUNK) for number in range(len(self.references))]
+
+    def pilot_losses(self, parts: Sequence[Partial]) -> tuple[Values, Values]:
+        """(trajectory, output) losses per unit out of what the shards of one chunk gave."""
+        terms: list[Values] = []
+        for term in ("trajectory", "output"):
+            total = self._zeros()
+            for part in parts:
+                for group in self.groups:
+                    added = part.get(f"{term}.{group.key}")
+                    if added is not None:
+                        total[group.key] = total[group.key] + added / (self.samples * CHUNK)
+            terms.append(total)
+        return terms[0], terms[1]
 
     def add_probes(self, weight: float, probes: int, step: Callable[[int], None]) -> None:
         """`probes` more of the combined loss (trajectory + weight * output): one backward pass each.
 
         The cross term of the two has mean zero, because their noise is independent.
         """
-        for start in range(0, probes, CHUNK):
-            size, before = min(CHUNK, probes - start), self.probes
-            for number, reference in enumerate(self.references):
-                with self._pass(reference) as (masks, rows, result):
-                    for turn in range(size):
-                        probe = weight**0.5 * self._output_probe(number, result)
-                        probe = probe + trajectory_probe(rows, self.generator)
-                        gradients = self._gradients(probe, masks)
-                        half = (before + turn) % 2
-                        self._add(self.halves[half], gradients, 1)
-                        if self.keep:
-                            for key, values in gradients.items():
-                                self.embeddings.setdefault(key, []).append(values.numpy())
-            for turn in range(size):
-                self.counts[(before + turn) % 2] += 1
-            step(size)
+        before = self.probes
+        shards = [
+            Shard("probes", number, start=before + start, count=min(CHUNK, probes - start), weight=weight)
+            for start in range(0, probes, CHUNK)
+            for number in range(len(self.references))
+        ]
+        for shard, part in zip(shards, self._run(shards), strict=True):
+            for half, totals in enumerate(self.halves):
+                for group in self.groups:
+                    added = part.get(f"{half}.{group.key}")
+                    if added is not None:
+                        added = added / self.samples
+                        totals[group.key] = totals[group.key] + added if group.key in totals else added
+            if shard.batch == len(self.references) - 1:
+                for probe in range(shard.start, shard.start + shard.count):
+                    self.counts[probe % 2] += 1
+                step(shard.count)
+
+    def work(self, shard: Shard) -> Partial:
+        """What the probes of a shard give: squared gradients, summed over the samples of its batch and its probes.
+
+        "trajectory.KEY" and "output.KEY" [units] of the two terms, or "0.KEY" and "1.KEY" of the halves of the
+        combined loss: probes of even and of odd number.
+        """
+        total: Partial = {}
+        reference = self.references[shard.batch]
+        if self.autocast == "float16":
+            self.scale = 2.0**12  # whatever another shard has met
+        with self._pass(reference) as (masks, rows, result):
+            for probe in range(shard.start, shard.start + shard.count):
+                along = self._output_probe(shard, probe, result)
+                generator = derived(self.generator, _STREAMS[shard.kind], shard.batch, probe)
+                if shard.kind == "probes":
+                    both = shard.weight**0.5 * along + trajectory_probe(rows, generator)
+                    self._add(total, f"{probe % 2}", self._gradients(both, masks))
+                    continue
+                if shard.kind == "pilot":
+                    self._add(total, "trajectory", self._gradients(trajectory_probe(rows, generator), masks))
+                self._add(total, "output", self._gradients(along, masks))
+        return total
+
+    def _run(self, shards: Sequence[Shard]) -> Iterable[Partial]:
+        return map(self.work, shards) if self.run is None else self.run(shards)
 
     @property
     def probes(self) -> int:
@@ -144,10 +190,21 @@ class Sketch:
         result = compared_output(self.model, reference, result)
         yield masks, rows, result.float() if self.autocast else result
 
-    def _output_probe(self, number: int, result: torch.Tensor) -> torch.Tensor:
-        noise = self.noise.draw(number, result)
-        weights = self.references[number].weights
+    def _output_probe(self, shard: Shard, probe: int, result: torch.Tensor) -> torch.Tensor:
+        noise = self._output_noise(_STREAMS[shard.kind] + 1, shard.batch, probe, result)
+        weights = self.references[shard.batch].weights
         return output_probe(self.model.output_kind, result, self.temperature, noise, weights)
+
+    def _output_noise(self, stream: int, batch: int, probe: int, output: torch.Tensor) -> torch.Tensor:
+        """Directions v of one probe, by its number; with few classes every run of as many probes is orthogonal."""
+        classes = output.shape[-1]
+        turn, column = (probe, 0) if classes > ORTHOGONAL_CLASSES else divmod(probe, classes)
+        generator = derived(self.generator, stream, batch, turn)
+        if classes > ORTHOGONAL_CLASSES:
+            return torch.randn(output.shape, generator=generator).to(output)
+        if (stream, batch, turn) not in self.bases:
+            self.bases = {(stream, batch, turn): orthogonal(output.shape, generator)}  # the next probes need it, too
+        return self.bases[stream, batch, turn][..., column].to(output)
 
     def _gradients(self, probe: torch.Tensor, masks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """v . dr/dm per sample and unit, [samples, units]; zero for a unit that the probe does not depend on."""
@@ -164,7 +221,9 @@ class Sketch:
     def _zeros(self) -> Values:
         return {group.key: np.zeros(group.count) for group in self.groups}
 
-    def _add(self, totals: Values, gradients: dict[str, torch.Tensor], probes: int) -> None:
+    def _add(self, totals: Partial, term: str, gradients: dict[str, torch.Tensor]) -> None:
         for key, values in gradients.items():
-            added = values.square().sum(0).numpy() / (self.samples * probes)
-            totals[key] = totals[key] + added if key in totals else added
+            name, added = f"{term}.{key}", values.square().sum(0).numpy()
+            totals[name] = totals[name] + added if name in totals else added
+            if self.keep and term in "01":
+                self.embeddings.setdefault(key, []).append(values.numpy())

@@ -27,7 +27,8 @@ def artefacts(folder: Path) -> Iterator[Path]:
     """Every file below `folder` that belongs in its manifest."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
+        # Hidden ones, and what workers left behind: logs and costs.
+        hidden = any(part.startswith(".") for part in name.parts) or name.parts[0] == "cluster"
         if (path.is_file() or path.is_symlink()) and not hidden and name.as_posix() not in _NOT_ARTEFACTS:
             yield path
 

@@ -15,11 +15,13 @@ from optin_export.report import (
     Size,
     StageResult,
     compose,
+    fleet_gates,
     head_repair,
     prunings,
     render_html,
     still_deployed,
     still_elsewhere,
+    still_spent,
 )
 from optin_export.report.schema import Pruning, Tried
 from optin_export.workspace import Facts, Workspace
@@ -28,13 +30,18 @@ from optin_export.workspace import Facts, Workspace
 def gates(work: Workspace, facts: dict[str, Any]) -> list[measure.Gate]:
     """Every gate of the run, from what the stages found."""
     budget, measured = work.recipe.budget, measure.Measured.from_json(facts["measure"])
+    fleet = fleet_gates(work.recipe, work.folder)
     if budget.kind == "latency":
         found = work.plan.latency
         assert found is not None
         promised = found.base_ms / found.predicted_ms if budget.speedup is not None else found.predicted_ms
-        return measure.judge(work.recipe.gates, budget, None, measured, promised)
+        return measure.judge(work.recipe.gates, budget, None, measured, promised) + fleet
     spent = facts["surgery"][budget.kind] / work.costs.whole(budget.kind)
-    return measure.judge(work.recipe.gates, budget, spent, measured)
+    judged = measure.judge(work.recipe.gates, budget, spent, measured)
+    if not work.recipe.here:
+        # Nothing is measured here: what the nodes found is all there is, beside what can be counted.
+        judged = [gate for gate in judged if gate.name.startswith("budget.")]
+    return judged + fleet
 
 
 def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -> Report:
@@ -71,6 +78,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
         engines=facts["engines"],
         deployed=still_deployed(work.folder),
         elsewhere=still_elsewhere(work.folder),
+        costs=still_spent(work.folder),
         stages=stages,
         warnings=tuple(work.ledger.warnings),
         environment=work.environment,

@@ -192,10 +192,12 @@ def continue_run(
     replace: bool = False,
     trust_python: bool = False,
     tick: Tick = lambda done, total: None,
+    data: Dataset | None = None,
 ) -> list[Path]:
     """Measure the run in `folder` on this machine, for `targets` (default: the recipe's); the files written.
 
     trust_python: run Python that the folder's recipe names, to load its model and evaluation data.
+    data: the evaluation data, where they were brought along.
     machine: name of this machine in the report; default: its GPU, or else its CPU. Raises InputError for a folder that
     is no finished run, and where there is such a measurement already and `replace` is false; EnvironmentLacks where a
     target's library is missing.
@@ -213,7 +215,9 @@ def continue_run(
                 "--replace them, or give another --machine NAME",
             )
     needs_data = any(engines.unavailable(target) is None for target in chosen)
-    data, note = run.evaluation() if needs_data else (None, "no engine runs here")
+    note = None
+    if data is None:
+        data, note = run.evaluation() if needs_data else (None, "no engine runs here")
     return [run.build_and_measure(target, data, note) for target in chosen]
 
 

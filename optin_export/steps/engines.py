@@ -97,13 +97,13 @@ def _convert(work: Workspace, which: str) -> dict[str, Any]:
 def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
     """Build both models, in every precision, for every target; says why an engine cannot run here, if so."""
     built: list[dict[str, Any]] = []
-    total = len(work.recipe.targets) * len(work.engine_names)
+    total = len(work.recipe.here) * len(work.engine_names)
 
     def tick(step: int, steps: int) -> None:
         """A builder's own steps are a part of the engine's share of the stage."""
         work.tick(len(built) * PARTS + PARTS * step // max(steps, 1), total * PARTS)
 
-    for target in work.recipe.targets:
+    for target in work.recipe.here:
         for which in work.engine_names:
             path = engines.artefact(work.folder, target, which)
             source = engines.source_of(work.folder, target, which)
@@ -134,17 +134,21 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
     _write_reference(work)
     paths = {name: work.folder / "measure" / f"{name}.json" for name in ("parity", "accuracy", "latency")}
     export, evaluation = work.recipe.export, work.recipe.data.evaluation
-    reasons = {target.name: engines.unavailable(target) for target in work.recipe.targets}
+    reasons = {target.name: engines.unavailable(target) for target in work.recipe.here}
     unmeasured = {name: reason for name, reason in reasons.items() if reason is not None}
 
     def run() -> dict[str, Any]:
+        with work.around.quiet():
+            return run_quietly()
+
+    def run_quietly() -> dict[str, Any]:
         measured = measure.measure_engines(
             {
                 target.name: {
                     which: engines.load(engines.artefact(work.folder, target, which), target)
                     for which in work.engine_names
                 }
-                for target in work.recipe.targets
+                for target in work.recipe.here
                 if target.name not in unmeasured
             },
             {"base": as_function(work.sources.model), "pruned": as_function(work.dense)},
@@ -154,7 +158,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
             sequence=export.sequence if work.recipe.is_text else None,
             seed=work.recipe.seed,
             tick=work.tick,
-            judged={target.name: target.mode for target in work.recipe.targets},
+            judged={target.name: target.mode for target in work.recipe.here},
             precision=export.precision,
             classes=CLASSES.get(work.recipe.model.task, -1),
         ).to_json()
@@ -162,9 +166,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
             write_json(path, measured[name])
         return {}
 
-    built = [
-        engines.artefact(work.folder, target, which) for target in work.recipe.targets for which in work.engine_names
-    ]
+    built = [engines.artefact(work.folder, target, which) for target in work.recipe.here for which in work.engine_names]
     inputs = {
         "unmeasured": unmeasured,
         "engines": {path.relative_to(work.folder).as_posix(): sha256_file(path) for path in built},
@@ -173,7 +175,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
         "metric": (evaluation.metric, evaluation.ignore) if evaluation else None,
         "seed": work.recipe.seed,
         "cpu": work.environment["cpu"],
-        "modes": [target.mode for target in work.recipe.targets],
+        "modes": [target.mode for target in work.recipe.here],
     }
     work.ledger.step("measure", "measure", inputs, list(paths.values()), run)
     return {**{name: read_json(path) for name, path in paths.items()}, "unmeasured": unmeasured}

@@ -47,7 +47,8 @@ def find_plan(work: Workspace, facts: Facts) -> dict[str, Any]:
 
         if table is not None:
             by_table = partial(_by_table, plan_of, work.costs)
-            plan = trials.choose(_trials(work), table, work.recipe.budget, by_table, work.recipe.seed, work.tick)
+            with work.around.quiet():
+                plan = trials.choose(_trials(work), table, work.recipe.budget, by_table, work.recipe.seed, work.tick)
             write_text(path, plan.model_dump_json(indent=2) + "\n")
             return {}
         if prune.rounds > 1:
@@ -107,7 +108,8 @@ def _latency_table(work: Workspace, steps: dict[str, int]) -> LatencyTable:
     budget = work.recipe.budget
 
     def run() -> dict[str, Any]:
-        table = trials.measure_table(_trials(work), work.costs, steps, work.least, work.recipe.seed, work.tick)
+        with work.around.quiet():
+            table = trials.measure_table(_trials(work), work.costs, steps, work.least, work.recipe.seed, work.tick)
         write_text(path, table.model_dump_json(indent=2) + "\n")
         return {}
 

@@ -9,13 +9,14 @@ from safetensors.numpy import load_file, save_file
 
 from optin_export import engines, scoring, search, ship, surgery
 from optin_export.errors import EnvironmentLacks
-from optin_export.files import atomic_path, sha256_file, write_text
+from optin_export.files import atomic_path, sha256_file, sha256_json, write_text
+from optin_export.ledger import code_hash
 from optin_export.workspace import Facts, Workspace
 
 
 def load(work: Workspace, facts: Facts) -> None:
     """Load and check everything that can be checked before hours of work and before anything is written."""
-    for target in work.recipe.targets:
+    for target in work.recipe.here:
         engines.versions(target)
     work.tick(1, 4)
     _ = work.sources  # loaded now, because all that follows needs the model and the data
@@ -51,7 +52,16 @@ def score(work: Workspace, facts: Facts) -> dict[str, Any]:
 
     def run() -> dict[str, Any]:
         sources = work.sources
-        scores = scoring.score(sources.model, work.structure, sources.scoring, prune, work.recipe.seed, work.tick)
+        key = sha256_json({"inputs": inputs, "code": code_hash("scoring")})
+        scores = scoring.score(
+            sources.model,
+            work.structure,
+            sources.scoring,
+            prune,
+            work.recipe.seed,
+            work.tick,
+            work.around.spread(key),
+        )
         with atomic_path(path) as temporary:
             save_file(dict(sorted(scores.values.items())), temporary)
         return scores.info

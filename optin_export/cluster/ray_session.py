@@ -1,0 +1,305 @@
+"""Everything that touches Ray: joining a cluster, workers that hold something and do pieces of work, single tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optin_export.cluster.worker import Facts, Worker, recorded
+from optin_export.errors import EnvironmentLacks, missing_package
+
+#: Times that one piece of work is tried on workers that die or hang, before the run gives up.
+ATTEMPTS = 4
+#: Seconds between two looks at time-outs and messages.
+TURN = 0.5
+STORE_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class Options:
+    """where: "local" (processes of this machine), "auto" (the cluster this machine belongs to), "ray://HOST:PORT" or
+    "HOST:PORT". workers: default: as many as the cluster has CPUs. timeout: seconds for joining, for a worker to start,
+    and for one piece of work. shared_files: the workers see this machine's files under the same paths."""
+
+    where: str
+    workers: int | None = None
+    timeout: float = 600.0
+    shared_files: bool = False
+
+
+class Session:
+    """A connection to a cluster, for use in `with`; closing ends its workers, and a local cluster as a whole.
+
+    Raises EnvironmentLacks without Ray, and for a cluster that cannot be reached in time.
+    """
+
+    def __init__(self, options: Options) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise missing_package("ray", "--cluster", "ray") from None
+        self.ray: Any = ray
+        self.options, self.local = options, options.where == "local"
+        self.shared_files = options.shared_files or self.local
+        self.folder: str | None = None
+        self.dashboard = ""
+
+    def __enter__(self) -> Session:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if self.local:
+            self._start()
+        else:
+            self._join()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # A second Ctrl-C must not keep the processes alive.
+        with contextlib.suppress(KeyboardInterrupt):
+            self.ray.shutdown()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self) -> None:
+        # Sockets lie below it, and their paths have to be short.
+        self.folder = tempfile.mkdtemp(prefix="oe-", dir="/tmp")
+        # Workers import what this process has imported, wherever that lies.
+        package = str(Path(__file__).resolve().parents[2])
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, before]))
+        try:
+            context = self.ray.init(
+                address="local",
+                num_cpus=self.options.workers or os.cpu_count(),
+                include_dashboard=all(map(importlib.util.find_spec, ("aiohttp", "aiohttp_cors", "grpc"))),
+                object_store_memory=min(STORE_BYTES, _shared_memory()),
+                log_to_driver=False,
+                logging_level="ERROR",
+                _temp_dir=self.folder,
+            )
+            self.dashboard = context.dashboard_url or ""
+        except Exception as error:
+            raise EnvironmentLacks("Ray does not start here", _first(error), "or run without --cluster") from error
+        finally:
+            if before is None:
+                del os.environ["PYTHONPATH"]
+            else:
+                os.environ["PYTHONPATH"] = before
+
+    def _join(self) -> None:
+        where, seconds = self.options.where, min(self.options.timeout, 60.0)
+        host, _, port = where.removeprefix("ray://").rpartition(":")
+        if where != "auto":
+            try:
+                socket.create_connection((host, int(port)), timeout=seconds).close()
+            except (OSError, ValueError) as error:
+                raise _unreachable(where, _first(error)) from None
+        outcome: dict[str, Any] = {}
+
+        def join() -> None:
+            try:
+                outcome["context"] = self.ray.init(address=where, log_to_driver=False, logging_level="ERROR")
+            except BaseException as error:
+                outcome["error"] = error
+
+        # Ray itself may wait for minutes; the thread is given up then.
+        thread = threading.Thread(target=join, daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if "context" not in outcome:
+            why = _first(outcome["error"]) if "error" in outcome else f"no answer within {seconds:g} s"
+            raise _unreachable(where, why)
+        url = getattr(outcome["context"], "dashboard_url", None)
+        self.dashboard = url or ""
+
+    @property
+    def workers(self) -> int:
+        return self.options.workers or max(1, int(self.ray.cluster_resources().get("CPU", 1)))
+
+    def missing(self, resources: Mapping[str, float]) -> str | None:
+        """The resources that no single living node has, in words; None if some node has all of them."""
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        if any(all(node.get(name, 0) >= amount for name, amount in resources.items()) for node in nodes):
+            return None
+        absent = [name for name in resources if not any(name in node for node in nodes)]
+        return ", ".join(absent) if absent else " and ".join(f"{name}: {n:g}" for name, n in resources.items())
+
+    def put(self, value: Any) -> Any:
+        """A reference to the value in the cluster's object store; workers that are given it get the value."""
+        return self.ray.put(value)
+
+    def submit(self, function: Callable[..., Any], *args: Any, resources: Mapping[str, float] | None = None) -> Any:
+        """Have `function(*args)` done on a node with these resources; again elsewhere if its worker dies."""
+        wanted = dict(resources or {})
+        cpus, gpus = wanted.pop("CPU", 1.0), wanted.pop("GPU", 0.0)
+        remote = self.ray.remote(recorded)
+        options = {"num_cpus": cpus, "num_gpus": gpus, "resources": wanted, "max_retries": ATTEMPTS - 1}
+        return remote.options(**options).remote(function, *args)
+
+    def finished(self, tasks: Mapping[Any, str], turn: Callable[[], None]) -> Iterator[tuple[str, Any, Facts]]:
+        """(name, result, facts) of every task of `submit`, as they come; `turn` is called now and then.
+
+        Raises what a task raised, and EnvironmentLacks if one's workers died too often.
+        """
+        waiting = dict(tasks)
+        try:
+            while waiting:
+                ready, _ = self.ray.wait(list(waiting), num_returns=1, timeout=TURN)
+                turn()
+                for ref in ready:
+                    name = waiting.pop(ref)
+                    try:
+                        found, facts = self.ray.get(ref)
+                    except self.ray.exceptions.RayTaskError as error:
+                        raise error.cause from None
+                    except self.ray.exceptions.RayError as error:
+                        raise _gave_up(name, _first(error)) from None
+                    yield name, found, facts
+        finally:
+            for ref in waiting:
+                self.ray.cancel(ref, force=True)
+
+    def messages(self) -> Any:
+        """A queue that workers put messages into."""
+        from ray.util.queue import Queue
+
+        return Queue(actor_options={"num_cpus": 0})
+
+    def pool(self, work: Callable[[Any], Any], threads: int = 1) -> Pool:
+        """Workers that all hold `work`."""
+        return Pool(self, work, threads)
+
+
+class Pool:
+    """Workers that each hold the same work, sent once, and do items of it; for use in `with`.
+
+    A worker that dies, or takes longer than the time-out, is started anew and its item is given out again. An item's
+    result is taken once.
+    """
+
+    def __init__(self, session: Session, work: Callable[[Any], Any], threads: int) -> None:
+        from ray import cloudpickle
+
+        self.session, self.ray = session, session.ray
+        self.errors = self.ray.exceptions
+        payload = cloudpickle.dumps(work)
+        self.bytes_out, self.retried = len(payload), 0
+        self.reference = self.ray.put(payload)  # kept: a worker that is started anew needs it
+        actor = self.ray.remote(Worker).options(num_cpus=1, max_restarts=-1, max_task_retries=0)
+        self.actors = [actor.remote(self.reference, threads) for _ in range(session.workers)]
+        self.greeted: dict[Any, int] = {one.hello.remote(): number for number, one in enumerate(self.actors)}
+        self.started = time.monotonic()
+        self.idle: deque[int] = deque()
+        self.trouble = "no worker answered"
+        self.lost: Callable[[str], None] = lambda line: None
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for one in self.actors:
+            self.ray.kill(one)
+
+    def map(self, items: Sequence[Any]) -> Iterator[tuple[Any, Facts]]:
+        """(result, facts) of every item, in the order of the items."""
+        waiting, attempts = deque(range(len(items))), Counter[int]()
+        running: dict[Any, tuple[int, int, float]] = {}
+        done: dict[int, tuple[Any, Facts]] = {}
+        for wanted in range(len(items)):
+            while wanted not in done:
+                self._greet()
+                while waiting and self.idle:
+                    number, item = self.idle.popleft(), waiting.popleft()
+                    attempts[item] += 1
+                    running[self.actors[number].do.remote(items[item])] = item, number, time.monotonic()
+                self._check_alive(running)
+                ready, _ = self.ray.wait([*running, *self.greeted], num_returns=1, timeout=TURN)
+                for ref in ready:
+                    if ref in running:
+                        self._take(ref, running, done, waiting)
+                self._end_hanging(running)
+                if waiting and attempts[waiting[0]] >= ATTEMPTS:
+                    raise _gave_up(str(items[waiting[0]]), self.trouble)
+            yield done.pop(wanted)
+
+    def _take(self, ref: Any, running: dict[Any, Any], done: dict[int, Any], waiting: deque[int]) -> None:
+        item, number, _ = running.pop(ref)
+        try:
+            done[item] = self.ray.get(ref)
+            self.idle.append(number)
+        except self.errors.RayTaskError as error:
+            raise error.cause from None
+        except self.errors.RayError as error:  # its process or its node is gone
+            self.retried += 1
+            self.trouble = _first(error)
+            self.lost(f"worker {number} was lost and its work given out again: {self.trouble}")
+            waiting.appendleft(item)
+            self.greeted[self.actors[number].hello.remote()] = number
+
+    def _greet(self) -> None:
+        """Workers that have said hello can be given work; of those that never will nothing is expected."""
+        ready, _ = (
+            self.ray.wait(list(self.greeted), num_returns=len(self.greeted), timeout=0) if self.greeted else ([], [])
+        )
+        for ref in ready:
+            number = self.greeted.pop(ref)
+            try:
+                self.ray.get(ref)
+                self.idle.append(number)
+            except self.errors.ActorUnavailableError:
+                self.greeted[self.actors[number].hello.remote()] = number
+            except self.errors.RayError as error:
+                self.trouble = _first(error)
+
+    def _check_alive(self, running: Mapping[Any, Any]) -> None:
+        late = time.monotonic() - self.started > self.session.options.timeout
+        if not running and not self.idle and (not self.greeted or late):
+            why = self.trouble if not late else f"{self.trouble} within {self.session.options.timeout:g} s"
+            raise EnvironmentLacks(
+                "the cluster's workers do not start", why, "install this package and torch on every node"
+            )
+
+    def _end_hanging(self, running: dict[Any, Any]) -> None:
+        """Kill who takes too long; the item's call then fails as if its worker had died."""
+        for ref, (item, number, since) in list(running.items()):
+            if time.monotonic() - since > self.session.options.timeout:
+                running[ref] = item, number, time.monotonic()
+                self.ray.kill(self.actors[number], no_restart=False)
+
+
+def _shared_memory() -> int:
+    """Half of the free shared memory, in bytes; Ray's store lies there and spills to disk beyond it."""
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:
+        free = STORE_BYTES
+    return max(100 * 2**20, free // 2)
+
+
+def _first(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _unreachable(where: str, why: str) -> EnvironmentLacks:
+    fix = "start one (`ray start --head`) or name its head, ray://HOST:10001; versions of Ray and Python must agree"
+    return EnvironmentLacks(f"the cluster '{where}' cannot be reached", why, fix)
+
+
+def _gave_up(what: str, why: str) -> EnvironmentLacks:
+    return EnvironmentLacks(
+        f"workers died {ATTEMPTS} times over {what[:120]}",
+        why,
+        "use fewer --workers, or machines with more memory",
+    )

@@ -1,0 +1,116 @@
+"""A sweep without a cluster: one run after another, scored once; and what a run says of targets that it cannot see."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import optin_export
+from optin_export import cli, scoring
+from optin_export.errors import InputError
+from optin_export.files import read_json, sha256_file
+from optin_export.measure import latency
+from optin_export.ship import check_manifest
+from tests.conftest import Make
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few and short blocks: no test here depends on how fast the machine is."""
+    monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.0)
+    monkeypatch.setattr(latency, "BLOCK_SECONDS", 0.002)
+    monkeypatch.setattr(latency, "MAX_BLOCKS", latency.BLOCKS)
+
+
+def written(recipe: dict, folder: Path) -> Path:  # type: ignore[type-arg]
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def test_a_sweep_is_scored_once_and_every_run_stands_alone(
+    vit_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored, score = [], scoring.score
+    monkeypatch.setattr(scoring, "score", lambda *args, **kwargs: scored.append(1) or score(*args, **kwargs))
+    # One of them cannot be met: it fails for itself.
+    path = written(vit_recipe(sweep={"prune.budget.macs": [0.7, 0.5, 0.001]}), tmp_path)
+    out = tmp_path / "sweep"
+    assert cli.main([str(path), "--out", str(out), "--quiet", "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert [one["label"] for one in told["runs"]] == ["macs-0.7", "macs-0.5", "macs-0.001"]
+    assert [one["exit_code"] for one in told["runs"]] == [0, 0, 2]
+    assert len(scored) == 1
+    assert read_json(out / "sweep.json")["runs"] == told["runs"]
+    hashes = set()
+    for name, limit in (("macs-0.7", 0.7), ("macs-0.5", 0.5)):
+        report = read_json(out / name / "report.json")
+        assert report["verdict"]["passed"] and report["macs"]["ratio"] <= limit
+        assert check_manifest(out / name) == []
+        hashes.add(sha256_file(out / name / "scores" / "scores.safetensors"))
+    assert len(hashes) == 1
+    if importlib.util.find_spec("optin_export.report.compare") is not None:
+        page = (out / "compare.html").read_text(encoding="utf-8")
+        assert "macs-0.7" in page and "macs-0.5" in page and "macs-0.001" not in page
+    # A run of the sweep is the run that its recipe alone makes.
+    alone = optin_export.run(vit_recipe(prune={**vit_recipe()["prune"], "budget": {"macs": 0.5}}), tmp_path / "alone")
+    assert alone is not None
+    for name in ("scores/scores.safetensors", "plan/plan.json", "model/model.safetensors"):
+        assert sha256_file(tmp_path / "alone" / name) == sha256_file(out / "macs-0.5" / name)
+    # Again: nothing is done again.
+    before = len(scored)
+    cli.main([str(path), "--out", str(out), "--quiet"])
+    stages = {one["name"]: one["reused"] for one in read_json(out / "macs-0.5" / "report.json")["stages"]}
+    assert len(scored) == before and all(stages[name] for name in ("scoring", "search", "surgery", "measure"))
+
+
+def test_the_library_says_what_a_sweep_is(vit_recipe: Make, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a sweep"):
+        optin_export.run(vit_recipe(sweep={"seed": [1, 2]}), tmp_path / "run")
+
+
+def test_a_dry_run_names_all_runs(vit_recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(vit_recipe(sweep={"prune.budget.macs": [0.7, 0.5]}), tmp_path)
+    assert cli.main([str(path), "--dry-run", "--out", str(tmp_path / "sweep")]) == 0
+    told = capsys.readouterr().out
+    assert "a sweep of 2 runs" in told and "macs-0.7" in told and "macs-0.5" in told
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_target_elsewhere_is_not_evaluated_without_a_cluster(
+    vit_recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    targets = [{"engine": "onnxruntime"}, {"engine": "onnxruntime", "resources": {"accelerator_type:L4": 1}}]
+    path = written(vit_recipe(targets=targets), tmp_path)
+    assert cli.main([str(path), "--out", str(tmp_path / "run"), "--quiet"]) == 4
+    (gate,) = [
+        one for one in read_json(tmp_path / "run" / "report.json")["verdict"]["gates"] if "target." in one["name"]
+    ]
+    assert gate["measured"] is None and not gate["passed"]
+    assert "not evaluated" in gate["note"] and "accelerator_type:L4" in gate["note"]
+    assert not list((tmp_path / "run" / "engines").glob("*l4*"))  # nothing was built here for it
+
+
+def test_without_ray_the_error_says_what_to_install(
+    vit_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    path = written(vit_recipe(), tmp_path)
+    assert cli.main([str(path), "--out", str(tmp_path / "run"), "--cluster", "local"]) == 5
+    assert "pip install 'optin-export[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("where", ["remote", "ray://host", ""])
+def test_what_names_no_cluster_is_refused(
+    vit_recipe: Make, tmp_path: Path, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(vit_recipe(), tmp_path)
+    assert cli.main([str(path), "--cluster", where]) == 2
+    assert "ray://HOST:PORT" in capsys.readouterr().err
