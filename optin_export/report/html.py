@@ -46,7 +46,7 @@ def render_html(report: Report, run: Path) -> str:
         "places": merged_patches(places["pixels"], places["places"]) if places else "",
     }
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -95,6 +95,10 @@ def times(value: float | None) -> str:
 
 def points(value: float | None, sign: bool = False) -> str:
     return NOT_EVALUATED if value is None else f"{_minus(format(value, '+.2f' if sign else '.2f'))} points"
+
+
+def signed(value: float) -> str:
+    return _minus(f"{value:+.2f}")
 
 
 def percent(value: float | None) -> str:
@@ -189,9 +193,9 @@ def _read(path: Path, reader: Any) -> Any:
         raise InputError(f"cannot read {path}", str(error), "run again, or delete the file to do without it") from error
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     # autoescape=True, not by file name: names in a report come from recipes and file systems.
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
@@ -201,7 +205,7 @@ def _environment() -> Environment:
     )
     shown = (
         *(sentence, milliseconds, times, points, percent, count, number, flat, gate_unit, gate_measured),
-        *(how_asked, deployed_p50),
+        *(how_asked, deployed_p50, signed),
     )
-    environment.filters.update({function.__name__: function for function in shown})
-    return environment
+    made.filters.update({function.__name__: function for function in shown})
+    return made
