@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from optin_export.errors import InputError
 from optin_export.folder import STAGES, run_folder
+from optin_export.peak import forget_peak, peak_bytes
 from optin_export.recipe import Recipe, load_recipe, validate
 from optin_export.report.schema import Report, StageResult
 from optin_export.steps import conclusions, engines, model, plans, scores
@@ -77,10 +78,12 @@ def _stages(recipe: Recipe, folder: Path, force: bool, display: Display, stop_af
     facts: Facts = {}
     for name in STAGES:
         display.start(name)
+        counted = forget_peak()
         start, executed = time.perf_counter(), work.ledger.executed
         facts[name] = stages[name](work, facts)
         reused = work.ledger.executed == executed and name not in NEVER_REUSED
-        timings.append(StageResult(name=name, seconds=round(time.perf_counter() - start, 3), reused=reused))
+        seconds, peak = round(time.perf_counter() - start, 3), peak_bytes() if counted else None
+        timings.append(StageResult(name=name, seconds=seconds, reused=reused, peak_bytes=peak))
         display.finish(name, timings[-1].seconds, reused)
         if name == stop_after and name != "report":
             return None

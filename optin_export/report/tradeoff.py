@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from optin_export.measure import METRICS
 from optin_export.recipe import model_of
-from optin_export.report.plots import BASE, INK, PRUNED, _legend, render
+from optin_export.report.plots import BASE, INK, PRUNED, legend, render, short
 from optin_export.report.schema import AccuracyResult, LatencyResult, Size
 
 
@@ -89,9 +89,13 @@ def tradeoff(panels: Sequence[Panel], metric: str, name: str = "tradeoff") -> st
             axes.set_visible(False)
         for axes, panel in zip(grid, panels, strict=False):
             _panel(axes, panel)
+        values = [value for panel in panels for p in panel.points for value in (p.accuracy, p.low, p.high) if value]
+        if values and max(values) - min(values) < 1:  # else hundredths of a point would look like a chasm
+            middle = (max(values) + min(values)) / 2
+            grid[0].set_ylim(middle - 1, middle + 1)
         for axes in grid[::columns]:
             axes.set_ylabel(metric + (" (lower is better)" if METRICS[metric].lower_is_better else " (points)"))
-        _legend(figure, grid[0])
+        legend(figure, grid[0])
 
     told = "; ".join(f"{panel.title}: {', '.join(map(_told, panel.points))}" for panel in panels)
     return render(name, f"{metric} against cost. {told}", 0.5 + 2.6 * rows, draw)
@@ -117,12 +121,23 @@ def _panel(axes: Axes, panel: Panel) -> None:
     bars = [point for point in panel.points if point.low is not None and point.high is not None]
     for point in bars:
         axes.vlines(point.cost, point.low or 0, point.high or 0, color=PRUNED, linewidth=1.2)
-    for point in panel.points:
-        axes.annotate(point.label, (point.cost, point.accuracy), (5, 4), textcoords="offset points", fontsize=8)
-    axes.set(title=panel.title, xlabel=panel.xlabel)
-    axes.margins(x=0.22, y=0.2)
+    axes.set(title=short(panel.title, 40), xlabel=panel.xlabel)
+    axes.margins(x=0.3, y=0.25)
+    for point, above in zip(panel.points, _stacked(panel.points), strict=True):
+        at = (point.cost, point.accuracy)
+        axes.annotate(short(point.label, 24), at, (5, 4 + 9 * above), textcoords="offset points", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.grid(True)
+
+
+def _stacked(points: Sequence[Point]) -> list[int]:
+    """How many labels are already written where each point's own would be, so that they do not lie on each other."""
+    wide, high = (max(values) - min(values) for values in ([p.cost for p in points], [p.accuracy for p in points]))
+
+    def near(one: Point, other: Point) -> bool:
+        return abs(one.cost - other.cost) <= 0.3 * wide and abs(one.accuracy - other.accuracy) <= 0.08 * high
+
+    return [sum(near(point, other) for other in points[:index]) for index, point in enumerate(points)]
 
 
 def _told(point: Point) -> str:
