@@ -154,6 +154,7 @@ def speedup(results: Sequence[LatencyResult], required: float | None) -> str:
 def compensation(groups: Sequence[GroupResult]) -> str:
     """Squared error of every repaired sub-layer before and after compensation, log scale; zeros cannot be drawn."""
     repaired = [group for group in groups if group.error_before and group.error_after]
+    errors = [value for group in repaired for value in (group.error_before, group.error_after) if value]
     kinds, blocks = _kinds(repaired), sorted({group.block for group in repaired})
     if not repaired:
         return ""
@@ -167,7 +168,7 @@ def compensation(groups: Sequence[GroupResult]) -> str:
             axes.plot(before, rows, "o", color=BASE, label="before", fillstyle="none", markeredgewidth=1.5)
             axes.plot(after, rows, "s", color=PRUNED, label="after", markersize=5)
             axes.set(title=short(kind), xlabel="squared error per element", xscale="log")
-            _log_ticks(axes.xaxis, before + after)
+            _log_ticks(axes.xaxis, errors)  # panels share the axis
             axes.grid(True, axis="x")
             _block_axis(axes, blocks)
         legend(figure, axes)

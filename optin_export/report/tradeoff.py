@@ -131,13 +131,18 @@ def _panel(axes: Axes, panel: Panel) -> None:
 
 
 def _stacked(points: Sequence[Point]) -> list[int]:
-    """How many labels are already written where each point's own would be, so that they do not lie on each other."""
+    """The row, counted upwards, in which each point's label lies on no other's."""
     wide, high = (max(values) - min(values) for values in ([p.cost for p in points], [p.accuracy for p in points]))
-
-    def near(one: Point, other: Point) -> bool:
-        return abs(one.cost - other.cost) <= 0.3 * wide and abs(one.accuracy - other.accuracy) <= 0.08 * high
-
-    return [sum(near(point, other) for other in points[:index]) for index, point in enumerate(points)]
+    rows: dict[int, int] = {}
+    for at in sorted(range(len(points)), key=lambda at: points[at].cost):
+        near = {
+            row
+            for other, row in rows.items()
+            if abs(points[at].cost - points[other].cost) <= 0.45 * wide
+            and abs(points[at].accuracy - points[other].accuracy) <= 0.08 * high
+        }
+        rows[at] = next(row for row in range(len(points)) if row not in near)
+    return [rows[at] for at in range(len(points))]
 
 
 def _told(point: Point) -> str:

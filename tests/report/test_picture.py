@@ -71,3 +71,5 @@ def test_points_in_one_place_are_all_labelled() -> None:
     svg = tradeoff([Panel("here", "ms", points)], "accuracy")
     assert all(f"run {index}" in svg for index in range(3))
     assert _stacked(points) == [0, 1, 2] and _stacked((points[0], Point("far", 9.0, 1.0))) == [0, 0]
+    four = tuple(Point("", cost, 99.0) for cost in (1.5, 1.07, 0.94, 0.86))
+    assert _stacked(four) == [0, 2, 1, 0], "a label that ends before another begins takes its row"
