@@ -190,17 +190,25 @@ def _case(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def _rounds(content: dict[str, Any]) -> list[str]:
     rows = [
-        [f"`{row['case']}`", f"{row['budget']:g}", str(row["rounds"]), f"{row['drop']:.2f}", f"{row['seconds']}"]
-        for row in content["rows"]
+        [
+            f"`{row['case']}`",
+            f"{row['budget']:g}",
+            f"`{row['scorer']}`",
+            str(row["rounds"]),
+            f"{row['samples']:,}",
+            f"{row['drop']:.2f}",
+            f"{row['seconds']}",
+        ]
+        for row in sorted(content["rows"], key=lambda row: (row["case"], -row["budget"], row["samples"], row["rounds"]))
     ]
     return [
         "## Rounds of score, prune and repair",
         "",
         "The same budget reached in several rounds: the model repaired so far is scored anew and its loss curves are",
-        "measured anew; the last plan is carried out on the original (`tools/study_rounds.py`).",
+        "measured anew; the last plan is carried out on the original (`prune.rounds`, `tools/study_rounds.py`).",
         f"{content['cpu']}.",
         "",
-        *markdown_table(["case", "MACs", "rounds", "points lost", "seconds to choose"], rows),
+        *markdown_table(["case", "MACs", "score", "rounds", "images", "points lost", "seconds to choose"], rows),
     ]
 
 

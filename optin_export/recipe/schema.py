@@ -111,6 +111,11 @@ class PruneSection(Section):
     compensate: bool | Literal["rescale"] = Field(
         True, description="least-squares repair on the calibration data; 'rescale': one factor per kept unit only"
     )
+    rounds: Annotated[int, Number, Field(ge=1, le=8)] = Field(
+        1,
+        description="times that units are scored, removed and the rest repaired on the way to the budget, part of "
+        "it each; the last plan is carried out on the unpruned model (needs prune.budget.macs or params)",
+    )
     coupled: bool = Field(False, description="also channels of residual streams, out of all layers that share them")
     align: Count = Field(8, description="neurons and channels are kept in multiples of this")
     probes: Count | Literal["auto"] = Field("auto", description="random probes of the sketch; auto: until it is stable")
@@ -202,6 +207,9 @@ class Recipe(Section):
         if self.tokens.keep == "auto" and self.prune.budget.macs is None:
             # Its search compares schedules of equal MACs; equal latency would need a table for every one of them.
             raise ValueError("tokens.keep: auto shares out a budget of MACs: set prune.budget.macs")
+        shared = self.prune.budget.macs is not None or self.prune.budget.params is not None
+        if self.prune.rounds > 1 and (self.tokens.merges or not shared):
+            raise ValueError("prune.rounds needs prune.budget.macs or params, and merges no tokens")
         self._check_latency_budget()
         if self.model.pooling is not None and self.model.task != "feature-extraction":
             raise ValueError("model.pooling is only for the task feature-extraction")

@@ -17,6 +17,7 @@ from optin_export.search import LatencyTable
 from optin_export.sources import TaskModel
 from optin_export.steps import trials
 from optin_export.steps.choice import choose
+from optin_export.steps.rounds import choose_in_rounds
 from optin_export.workspace import Facts, Workspace
 
 #: The latency table in the run folder.
@@ -49,6 +50,14 @@ def find_plan(work: Workspace, facts: Facts) -> dict[str, Any]:
             plan = trials.choose(_trials(work), table, work.recipe.budget, by_table, work.recipe.seed, work.tick)
             write_text(path, plan.model_dump_json(indent=2) + "\n")
             return {}
+        if prune.rounds > 1:
+            measured = load_file(curves_path) if joint else None
+            structure, weights = work.structure, work.sensitivities
+            plan = choose_in_rounds(
+                work.sources, structure, work.costs, work.least, scores, measured, weights, work.tick
+            )
+            write_text(path, plan.model_dump_json(indent=2) + "\n")
+            return {}
         plan, tried = choose(work.sources, work.structure, work.costs, work.least, plan_of, built, work.tick)
         write_text(path, plan.model_dump_json(indent=2) + "\n")
         return tried
@@ -68,6 +77,10 @@ def find_plan(work: Workspace, facts: Facts) -> dict[str, Any]:
     if prune.budget.accuracy_drop is not None or work.recipe.tokens.keep == "auto":
         inputs |= {"digest": work.digest, "compensate": prune.compensate, "seed": work.recipe.seed}
         return work.ledger.step("measure", "search.accuracy", inputs, [path], run)
+    if prune.rounds > 1:
+        again = prune.model_dump(mode="json", exclude={"budget"})
+        inputs |= {**work.calibration_digest, "prune": again, "seed": work.recipe.seed}
+        return work.ledger.step("surgery", "search.rounds", inputs, [path], run)
     return work.ledger.step("search", "search", inputs, [path], run)
 
 
