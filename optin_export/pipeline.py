@@ -13,6 +13,7 @@ from optin_export.files import clear_scratch
 from optin_export.folder import STAGES, clear_leftovers, run_folder
 from optin_export.history import remember
 from optin_export.lock import held
+from optin_export.peak import forget_peak, peak_bytes
 from optin_export.recipe import Recipe, load_recipe, validate
 from optin_export.report.schema import Report, StageResult
 from optin_export.steps import conclusions, engines, model, plans, scores
@@ -98,6 +99,7 @@ def _stages(
     facts: Facts = {}
     for name in STAGES:
         display.start(name)
+        counted = forget_peak()
         start, executed = time.perf_counter(), work.ledger.executed
         try:
             facts[name] = stages[name](work, facts)
@@ -110,7 +112,8 @@ def _stages(
         reused = work.ledger.executed == executed and name not in NEVER_REUSED
         if not reused:
             remember(folder, name, time.perf_counter() - start)
-        timings.append(StageResult(name=name, seconds=round(time.perf_counter() - start, 3), reused=reused))
+        seconds, peak = round(time.perf_counter() - start, 3), peak_bytes() if counted else None
+        timings.append(StageResult(name=name, seconds=seconds, reused=reused, peak_bytes=peak))
         display.finish(name, timings[-1].seconds, reused)
         if name == stop_after and name != "report":
             return None

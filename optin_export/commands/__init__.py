@@ -26,6 +26,7 @@ COMMANDS = {
     "schema": "print a JSON schema, for editors",
     "completion": "print the completion script of a shell",
     "families": "list the architectures that can be pruned, and the units that may go from each",
+    "compare": "show finished runs side by side on one page, and which of them no other beats",
     "measure": "measure a finished run on this machine: engines are built here from its ONNX files",
     "ship": "write a finished run into a Triton model repository",
     "rollback": "put back what the last shipment of a model replaced",

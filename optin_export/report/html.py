@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,30 +14,36 @@ from safetensors.numpy import load_file
 
 from optin_export.engines import MODES
 from optin_export.errors import InputError
+from optin_export.files import read_json
 from optin_export.recipe import model_of, precision_of
 from optin_export.report import plots
 from optin_export.report.patches import merged_patches
+from optin_export.report.picture import network
+from optin_export.report.plots import KEY
 from optin_export.report.schema import DeployedResult, EngineResult, GateResult, LatencyResult, Report, Verdict
+from optin_export.report.tradeoff import panels_of, tradeoff
 
 NOT_EVALUATED = "not evaluated"
-COMMAND = "optin-export recipe.yaml"
 
 
 def render_html(report: Report, run: Path) -> str:
     """The page as text; the same report and run folder give the same text.
 
-    run: the run folder. `measure/latency.json`, `scores/scores.safetensors`, `model/places.safetensors` and
-    `recipe.yaml` are shown where present.
+    run: the run folder. `measure/latency.json`, `scores/scores.safetensors`, `plan/plan.json`,
+    `model/places.safetensors`, `manifest.json` and `recipe.yaml` are shown where present.
     Raises InputError if one of them is present but cannot be read.
     """
     scores = _read(run / "scores" / "scores.safetensors", load_file) or {}
-    samples = _read(run / "measure" / "latency.json", lambda path: json.loads(path.read_text(encoding="utf-8"))) or []
+    samples = _read(run / "measure" / "latency.json", read_json) or []
     places = _read(run / "model" / "places.safetensors", load_file) or {}
     speedup_gate = next((gate for gate in report.verdict.gates if gate.name == "speedup"), None)
-    groups = report.pruning.groups
+    groups, accuracy = report.pruning.groups, report.accuracy
+    plan = _read(run / "plan" / "plan.json", read_json) or {}
+    recipe = _read(run / "recipe.yaml", lambda path: path.read_text(encoding="utf-8"))
     judged = [one for one in report.latency if one.judged]
     drawn = {
-        "network": plots.network(groups),
+        "tradeoff": tradeoff(panels_of(report.macs, accuracy, report.latency), accuracy.metric) if accuracy else "",
+        "network": network(groups, _kept(plan), report.pruning.merged),
         "latency": plots.latency([entry for entry in samples if entry.get("judged", True)]),
         "importance": plots.importance(scores, groups),
         "speedup": plots.speedup(judged, speedup_gate.required if speedup_gate else None),
@@ -46,13 +51,15 @@ def render_html(report: Report, run: Path) -> str:
         "places": merged_patches(places["pixels"], places["places"]) if places else "",
     }
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             report=report,
             plots={name: Markup(svg) for name, svg in drawn.items()},
-            recipe=_read(run / "recipe.yaml", lambda path: path.read_text(encoding="utf-8")),
-            command=COMMAND,
+            recipe=recipe,
+            origin=_origin(_read(run / "manifest.json", read_json)),
+            version=report.environment.get("optin_export"),
+            slowest=max((stage.seconds for stage in report.stages), default=0.0),
             modes=MODES,
             layers=layer_rows(report.engines),
         )
@@ -97,6 +104,10 @@ def points(value: float | None, sign: bool = False) -> str:
     return NOT_EVALUATED if value is None else f"{_minus(format(value, '+.2f' if sign else '.2f'))} points"
 
 
+def signed(value: float) -> str:
+    return _minus(f"{value:+.2f}")
+
+
 def percent(value: float | None) -> str:
     return NOT_EVALUATED if value is None else f"{100 * value:.1f} %"
 
@@ -109,6 +120,10 @@ def count(value: int | None, unit: str = "") -> str:
         if value >= 0.9995 * size:
             return f"{_significant(value / size)} {prefix}{unit}"
     return f"{value} {unit}".strip()
+
+
+def memory(value: int | None) -> str:
+    return "unknown" if value is None else f"{value / 2**20:,.0f} MiB"
 
 
 def number(value: Any) -> str:
@@ -180,6 +195,25 @@ def _minus(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}", 1) if text.startswith("-") else text
 
 
+def _kept(plan: Any) -> dict[tuple[int, str], list[int]]:
+    """(block, kind) -> indices of the units that stay, out of plan.json; empty where it holds none."""
+    groups = plan.get("groups") if isinstance(plan, Mapping) else None
+    found: dict[tuple[int, str], list[int]] = {}
+    for key, group in groups.items() if isinstance(groups, Mapping) else ():
+        kept = group.get("kept") if isinstance(group, Mapping) else None
+        if (match := KEY.fullmatch(key)) and isinstance(kept, list):
+            found[int(match[1]), match[2]] = kept
+    return found
+
+
+def _origin(manifest: Any) -> dict[str, Any]:
+    """What else decides a run's result beside its recipe: the seed, and hashes of the recipe and of all it reads."""
+    if not isinstance(manifest, Mapping):
+        return {}
+    inputs = {f"sha256 of {name}": value for name, value in manifest.get("inputs", {}).items() if value}
+    return {"seed": manifest.get("seed"), "sha256 of the recipe": manifest.get("recipe"), **inputs}
+
+
 def _read(path: Path, reader: Any) -> Any:
     if not path.is_file():
         return None
@@ -189,9 +223,9 @@ def _read(path: Path, reader: Any) -> Any:
         raise InputError(f"cannot read {path}", str(error), "run again, or delete the file to do without it") from error
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     # autoescape=True, not by file name: names in a report come from recipes and file systems.
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
@@ -201,7 +235,7 @@ def _environment() -> Environment:
     )
     shown = (
         *(sentence, milliseconds, times, points, percent, count, number, flat, gate_unit, gate_measured),
-        *(how_asked, deployed_p50),
+        *(how_asked, deployed_p50, signed, memory),
     )
-    environment.filters.update({function.__name__: function for function in shown})
-    return environment
+    made.filters.update({function.__name__: function for function in shown})
+    return made

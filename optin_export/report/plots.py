@@ -46,33 +46,6 @@ STYLE: dict[str, Any] = {
 }
 
 
-def network(groups: Sequence[GroupResult]) -> str:
-    """Kept and removed units: one panel per kind, one bar per block."""
-    kinds, blocks = _kinds(groups), sorted({group.block for group in groups})
-    if not groups:
-        return ""
-
-    def draw(figure: Figure) -> None:
-        for axes, kind in zip(_row(figure, len(kinds)), kinds, strict=True):
-            chosen = [group for group in groups if group.kind == kind]
-            rows = [blocks.index(group.block) for group in chosen]
-            counts, kept = [group.count for group in chosen], [group.kept for group in chosen]
-            removed = [count - stays for count, stays in zip(counts, kept, strict=True)]
-            axes.barh(rows, kept, 0.72, color=PRUNED, label="kept")
-            axes.barh(rows, removed, 0.72, left=kept, fill=False, edgecolor=INK, linewidth=0.6, label="removed")
-            for row, count, stays in zip(rows, counts, kept, strict=True):
-                axes.annotate(f"{stays} of {count}", (count, row), (4, 0), textcoords="offset points", va="center")
-            axes.set(title=kind, xlabel=f"{kind} per block", xlim=(0, max(counts) * 1.32))
-            axes.spines["left"].set_visible(False)
-            ticks = MaxNLocator(4, integer=True).tick_values(0, max(counts))
-            axes.set_xticks([tick for tick in ticks if tick <= max(counts)])
-            _block_axis(axes, blocks, every=True)
-        _legend(figure, axes)
-
-    label = f"Kept and removed {' and '.join(kinds)} of {len(blocks)} blocks; the numbers are in the table below"
-    return render("network", label, 1.1 + 0.23 * len(blocks), draw)
-
-
 def latency(entries: Sequence[Mapping[str, Any]]) -> str:
     """Cumulative distributions of base and pruned, one panel per entry of measure/latency.json, milliseconds.
 
@@ -104,7 +77,7 @@ def latency(entries: Sequence[Mapping[str, Any]]) -> str:
             axes.grid(True)
         for axes in panels[::columns]:
             axes.set_ylabel("calls at most this slow (%)")
-        _legend(figure, panels[0])
+        legend(figure, panels[0])
 
     label = "Cumulative latency distributions in milliseconds of base and pruned engine, one panel per batch size"
     return render("latency", label, 0.4 + 2.4 * rows, draw)
@@ -115,7 +88,7 @@ def importance(scores: Mapping[str, np.ndarray], groups: Sequence[GroupResult]) 
 
     scores: {"blockNN.kind": [units]}. A mark in each row stands at the share of units that was kept.
     """
-    named = {(int(match[1]), match[2]): score for key, score in scores.items() if (match := _KEY.fullmatch(key))}
+    named = {(int(match[1]), match[2]): score for key, score in scores.items() if (match := KEY.fullmatch(key))}
     tables = {kind: _table(named, kind) for kind in dict.fromkeys(kind for _, kind in sorted(named))}
     tables = {kind: table for kind, table in tables.items() if np.isfinite(table).any()}
     if not tables:
@@ -137,7 +110,7 @@ def importance(scores: Mapping[str, np.ndarray], groups: Sequence[GroupResult]) 
             for share, row in kept:
                 axes.plot([share] * 2, [row - 0.5, row + 0.5], color="black", linewidth=3.5, clip_on=False)
                 axes.plot([share] * 2, [row - 0.42, row + 0.42], color="white", linewidth=1.5, clip_on=False)
-            axes.set(title=kind, xlabel=f"{kind}, most important first (%)", xlim=(0, 100))
+            axes.set(title=short(kind), xlabel=f"{short(kind)}, most important first (%)", xlim=(0, 100))
             _block_axis(axes, blocks)
             bar = figure.colorbar(image, ax=axes, label="score (log scale)")
             _log_ticks(bar.ax.yaxis, [low, high])
@@ -172,7 +145,7 @@ def speedup(results: Sequence[LatencyResult], required: float | None) -> str:
         axes.set_xlim(min(edges) - 0.03 * width, max(edges) + 0.12 * width)
         axes.set_yticks(rows, [_where(r.target, r.batch) for r in results])
         axes.grid(True, axis="x")
-        _legend(figure, axes)
+        legend(figure, axes)
 
     label = "Speedup with 95 % interval per batch size, noise floor and gate; the numbers are in the latency table"
     return render("speedup", label, 1.0 + 0.38 * len(results), draw)
@@ -181,6 +154,7 @@ def speedup(results: Sequence[LatencyResult], required: float | None) -> str:
 def compensation(groups: Sequence[GroupResult]) -> str:
     """Squared error of every repaired sub-layer before and after compensation, log scale; zeros cannot be drawn."""
     repaired = [group for group in groups if group.error_before and group.error_after]
+    errors = [value for group in repaired for value in (group.error_before, group.error_after) if value]
     kinds, blocks = _kinds(repaired), sorted({group.block for group in repaired})
     if not repaired:
         return ""
@@ -193,17 +167,17 @@ def compensation(groups: Sequence[GroupResult]) -> str:
             axes.hlines(rows, before, after, color=INK, linewidth=0.8, alpha=0.6)
             axes.plot(before, rows, "o", color=BASE, label="before", fillstyle="none", markeredgewidth=1.5)
             axes.plot(after, rows, "s", color=PRUNED, label="after", markersize=5)
-            axes.set(title=kind, xlabel="squared error per element", xscale="log")
-            _log_ticks(axes.xaxis, before + after)
+            axes.set(title=short(kind), xlabel="squared error per element", xscale="log")
+            _log_ticks(axes.xaxis, errors)  # panels share the axis
             axes.grid(True, axis="x")
             _block_axis(axes, blocks)
-        _legend(figure, axes)
+        legend(figure, axes)
 
     label = "Squared error per block before and after compensation; the numbers are in the table of units"
     return render("compensation", label, 1.2 + 0.2 * len(blocks), draw)
 
 
-_KEY = re.compile(r"block(\d+)\.(\w+)")
+KEY = re.compile(r"block(\d+)\.(\w+)")
 
 
 def _table(named: Mapping[tuple[int, str], np.ndarray], kind: str) -> np.ndarray:
@@ -227,8 +201,13 @@ def _kinds(groups: Sequence[GroupResult]) -> list[str]:
     return list(dict.fromkeys(group.kind for group in groups))
 
 
+def short(name: str, most: int = 32) -> str:
+    """A name that leaves room for the plot; the tables beside it have it whole."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def _where(target: str, batch: int) -> str:
-    return f"{target}, batch {batch}"
+    return f"{short(target)}, batch {batch}"
 
 
 def _row(figure: Figure, panels: int, *, sharex: bool = False) -> list[Axes]:
@@ -246,12 +225,12 @@ def _block_axis(axes: Axes, blocks: Sequence[int], *, every: bool = False) -> No
 def _log_ticks(axis: Axis, values: Sequence[float]) -> None:
     """Few ticks, in plain text: matplotlib's own are mathematical markup, which the page's font could not replace."""
     decades = np.log10(max(values) / min(values))
-    axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0), numticks=8))
+    axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 1 else (1.0, 2.0, 5.0), numticks=8))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 

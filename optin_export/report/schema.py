@@ -192,6 +192,9 @@ class StageResult(_Part):
     name: str
     seconds: float
     reused: bool
+    peak_bytes: int | None = Field(
+        None, description="most resident memory of the process during the stage; null: unknown"
+    )
 
 
 class EngineResult(_Part):

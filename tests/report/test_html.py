@@ -231,7 +231,7 @@ def test_the_whole_report(run: Path) -> None:
     assert "optin-export recipe.yaml" in parsed.text and "name: a & b <c>" in parsed.text
     assert parsed.empty_cells == 0
     plots = [attrs for tag, attrs in parsed.tags if tag == "svg"]
-    assert len(plots) == 5
+    assert len(plots) == 6
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in plots)
     assert ("html", {"lang": "en"}) in parsed.tags
     assert sum(tag == "caption" for tag, _ in parsed.tags) == sum(tag == "table" for tag, _ in parsed.tags)
@@ -280,7 +280,7 @@ def test_hostile_names_are_escaped(run: Path) -> None:
 def test_missing_files_leave_their_plots_out(tmp_path: Path) -> None:
     page = render_html(make_report(), tmp_path)
     labels = [attrs["aria-label"] or "" for tag, attrs in Page(page).tags if tag == "svg"]
-    assert len(labels) == 3 and not any("distribution" in label or "Importance" in label for label in labels)
+    assert len(labels) == 4 and not any("distribution" in label or "Importance" in label for label in labels)
     assert "recipe.yaml, as resolved" not in page
 
 
@@ -307,7 +307,7 @@ def test_degenerate_scores_and_groups_render(run: Path) -> None:
     save_file(scores, run / "scores" / "scores.safetensors")
     pruning = {**make_report().pruning.model_dump(), "groups": []}
     page = render_html(make_report(pruning=pruning, latency=[{**latency_result(1), "sequence": None}]), run)
-    assert len([tag for tag, _ in Page(page).tags if tag == "svg"]) == 3
+    assert len([tag for tag, _ in Page(page).tags if tag == "svg"]) == 4
 
 
 @pytest.mark.parametrize(
