@@ -148,7 +148,8 @@ def test_studies_are_rendered_with_what_is_required_of_them(tmp_path: Path) -> N
     row = {"case": "x", "budget": 0.5, "seed": 0}
     swaps = {"swaps": 50, "estimate": 1.0, "estimate_other_rows": 2.0, "drop_unrepaired": 3.0, "drop_repaired": 0.25}
     (studies / "joint_selection.json").write_text(json.dumps({"cpu": "a processor", "rows": [{**row, **swaps}]}))
-    rounds = [{**row, "rounds": count, "drop": 1.0 / count, "seconds": 60 * count} for count in (1, 2)]
+    shared = {**row, "scorer": "optin", "samples": 2048}
+    rounds = [{**shared, "rounds": count, "drop": 1.0 / count, "seconds": 60 * count} for count in (1, 2)]
     (studies / "rounds.json").write_text(json.dumps({"cpu": "a processor", "rows": rounds}))
     parts = [{**row, "left_out": part, "drop": drop} for part, drop in (("nothing", 1.0), ("the refit", 4.25))]
     (studies / "ablation.json").write_text(json.dumps({"cpu": "a processor", "rows": parts}))
@@ -176,5 +177,5 @@ def test_studies_are_rendered_with_what_is_required_of_them(tmp_path: Path) -> N
     assert "45 times faster (required 50:\nmissed)" in page
     assert "| 16 | 2.00 | 45 | 0.975 to 0.985 |" in page
     assert "| `x` | 0.5 | 50 | 1.0000 | 2.0000 | 3.00 | 0.25 |" in page
-    assert "| `x` | 0.5 | 2 | 0.50 | 120 |" in page
+    assert "| `x` | 0.5 | `optin` | 2 | 2,048 | 0.50 | 120 |" in page
     assert set(tool.figures(tmp_path)) == {"scoring-width.svg"}
