@@ -57,7 +57,7 @@ def test_the_real_command_is_killed(tmp_path: Path) -> None:
         process = command(recipe, out)
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("{") and json.loads(line)["stage"] == stage:
+            if line.startswith("{") and json.loads(line).get("stage") == stage:
                 break
         try:
             process.wait(generator.uniform(0, 0.2))
