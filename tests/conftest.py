@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,10 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else int(os.envir
 
 ROOT = Path(__file__).parent.parent
 WORDS = "a man is playing the guitar while two dogs run over green grass near some old red house by night"
+# A shell starts what it puts into the background with SIGINT ignored, and processes that tests start inherit that.
+with contextlib.suppress(ValueError):  # not in the main thread
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 VIT_ARGS: dict[str, Any] = {
     "img_size": 32,
     "patch_size": 8,
@@ -191,6 +197,15 @@ def vit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 Make = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what is measured, not of how precisely."""
+    from optin_export.measure import latency
+
+    for name, value in (("BLOCKS", 4), ("MAX_BLOCKS", 4), ("BLOCK_SECONDS", 0.002), ("WARM_UP_SECONDS", 0.01)):
+        monkeypatch.setattr(latency, name, value)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import torch
 import optin_export
 from optin_export.errors import InputError
 from optin_export.files import sha256_file
-from optin_export.measure import latency
 from optin_export.outline import outline
 from optin_export.recipe import load_recipe, validate
 from optin_export.ship import check_manifest
@@ -22,12 +21,7 @@ pytest.importorskip("onnxruntime")
 MODEL = ("model/architecture.json", "model/model.safetensors")
 
 
-@pytest.fixture(autouse=True)
-def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "BLOCKS", 4)
-    monkeypatch.setattr(latency, "MAX_BLOCKS", 4)
-    monkeypatch.setattr(latency, "BLOCK_SECONDS", 0.002)
-    monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.01)
+pytestmark = pytest.mark.usefixtures("short_measurement")
 
 
 def run(recipe: dict[str, Any], folder: Path, stop_after: str | None = None) -> optin_export.Report | None:

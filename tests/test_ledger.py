@@ -79,26 +79,20 @@ def test_a_change_of_the_steps_code_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
     assert code_hash("recipe") != before
 
 
+@pytest.mark.usefixtures("short_measurement")
 def test_the_warning_is_in_the_report_and_shown(tmp_path: Path, vit_recipe: Make, capsys: Any) -> None:
     """From the command line: the run is finished, then its ONNX file is damaged."""
     from optin_export import cli
-    from optin_export.measure import latency
 
-    patch = pytest.MonkeyPatch()
-    for name, value in (("BLOCKS", 4), ("MAX_BLOCKS", 4), ("BLOCK_SECONDS", 0.002), ("WARM_UP_SECONDS", 0.01)):
-        patch.setattr(latency, name, value)
-    try:
-        run = tmp_path / "run"
-        recipe = tmp_path / "recipe.yaml"
-        recipe.write_text(json.dumps(vit_recipe()))
-        assert cli.main([str(recipe), "--out", str(run)]) in (0, 4)
-        graph = run / "onnx" / "pruned.onnx"
-        good = sha256_file(graph)
-        graph.write_bytes(b"\0" + graph.read_bytes()[1:])
-        capsys.readouterr()
-        assert cli.main([str(recipe), "--out", str(run)]) in (0, 4)
-    finally:
-        patch.undo()
+    run = tmp_path / "run"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(vit_recipe()))
+    assert cli.main([str(recipe), "--out", str(run)]) in (0, 4)
+    graph = run / "onnx" / "pruned.onnx"
+    good = sha256_file(graph)
+    graph.write_bytes(b"\0" + graph.read_bytes()[1:])
+    capsys.readouterr()
+    assert cli.main([str(recipe), "--out", str(run)]) in (0, 4)
     assert "warning: onnx/pruned.onnx is not what was written" in capsys.readouterr().err
     report = optin_export.Report.model_validate_json((run / "report.json").read_text())
     assert len(report.warnings) == 1 and "onnx/pruned.onnx" in report.warnings[0]

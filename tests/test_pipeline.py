@@ -16,7 +16,7 @@ from optin_export.cli import exit_code
 from optin_export.errors import InputError
 from optin_export.files import sha256_file
 from optin_export.folder import STAGES
-from optin_export.measure import latency, parity
+from optin_export.measure import parity
 from optin_export.pipeline import NEVER_REUSED
 from optin_export.recipe import load_recipe
 from optin_export.ship import check_manifest
@@ -46,13 +46,7 @@ ARTEFACTS = {
 TOKENIZER = {"preprocess/tokenizer.json"}
 
 
-@pytest.fixture(autouse=True)
-def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is tested here is that it is measured, not how precisely."""
-    monkeypatch.setattr(latency, "BLOCKS", 4)
-    monkeypatch.setattr(latency, "MAX_BLOCKS", 4)
-    monkeypatch.setattr(latency, "BLOCK_SECONDS", 0.002)
-    monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.01)
+pytestmark = pytest.mark.usefixtures("short_measurement")
 
 
 def files(folder: Path) -> set[str]:

@@ -10,20 +10,14 @@ import pytest
 
 import optin_export
 from optin_export.cli import exit_code
-from optin_export.measure import latency, parity
+from optin_export.measure import parity
 from tests.conftest import Make
 
 pytest.importorskip("onnxruntime")
 TARGET = "onnxruntime-cpu-1t"
 
 
-@pytest.fixture(autouse=True)
-def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is tested here is that it is measured, not how precisely."""
-    monkeypatch.setattr(latency, "BLOCKS", 4)
-    monkeypatch.setattr(latency, "MAX_BLOCKS", 4)
-    monkeypatch.setattr(latency, "BLOCK_SECONDS", 0.002)
-    monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.01)
+pytestmark = pytest.mark.usefixtures("short_measurement")
 
 
 def run(recipe: dict[str, Any], folder: Path, **export: Any) -> Any:

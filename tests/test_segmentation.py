@@ -19,7 +19,6 @@ from optin_export.errors import InputError
 from optin_export.export import export_onnx
 from optin_export.export.sampling import sample
 from optin_export.families import find_structure, get_module
-from optin_export.measure import latency
 from optin_export.measure.metrics import METRICS
 from optin_export.recipe import Target, validate
 from optin_export.recipe.schema import Evaluation
@@ -83,12 +82,6 @@ def segmentation_recipe(segformer_folder: Path, scenes: Path) -> Make:
         }
 
     return make
-
-
-@pytest.fixture
-def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("BLOCKS", 4), ("MAX_BLOCKS", 4), ("BLOCK_SECONDS", 0.002), ("WARM_UP_SECONDS", 0.01)):
-        monkeypatch.setattr(latency, name, value)
 
 
 @pytest.mark.usefixtures("short_measurement")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import optin_export
-from optin_export.measure import accuracy_of, latency
+from optin_export.measure import accuracy_of
 from optin_export.recipe import validate
 from optin_export.sources import IGNORED, as_function, load_sources
 from tests.textmodels import TASKS, recipe_for, save_small, spoken
@@ -16,12 +16,7 @@ from tests.textmodels import TASKS, recipe_for, save_small, spoken
 pytest.importorskip("onnxruntime")
 
 
-@pytest.fixture(autouse=True)
-def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "BLOCKS", 4)
-    monkeypatch.setattr(latency, "MAX_BLOCKS", 4)
-    monkeypatch.setattr(latency, "BLOCK_SECONDS", 0.002)
-    monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.01)
+pytestmark = pytest.mark.usefixtures("short_measurement")
 
 
 def by_hand(task: str, outputs: np.ndarray, target: object) -> tuple[list[float], list[float]]:

@@ -44,17 +44,15 @@ def one(stage: str, rows: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from optin_export import scoring, surgery
+    from optin_export import scoring, spill, surgery
     from optin_export.families import find_structure
     from optin_export.recipe import validate
-    from optin_export.scoring import held as held_references
     from optin_export.search import GroupPlan
     from optin_export.sources import load_sources
-    from optin_export.surgery import streams
     from optin_export.surgery.compensate import compensate
 
     torch.set_num_threads(1)
-    streams.IN_MEMORY = held_references.IN_MEMORY = SPILL
+    spill.IN_MEMORY = SPILL
     with tempfile.TemporaryDirectory() as folder:
         images = np.random.default_rng(0).integers(0, 256, (rows, 32, 32), dtype=np.uint8)
         np.savez(Path(folder) / "images.npz", images=images)

@@ -19,9 +19,9 @@ import torch
 
 from optin_export.families import Structure, UnitGroup
 from optin_export.recipe import PruneSection
-from optin_export.scoring.held import Held
 from optin_export.scoring.losses import Reference, observe
 from optin_export.sources import Batch, TaskModel
+from optin_export.spill import Spill
 
 #: Token rows are shared evenly among the samples of a batch of this size.
 ROWS_SHARED_BY = 32
@@ -79,7 +79,8 @@ class References(Sequence[Reference]):
     ) -> None:
         self.model, self.structure, self.batches = model, structure, batches
         self.rows, self.generator = max(1, rows // ROWS_SHARED_BY), generator
-        self.known = Held()
+        self.known = Spill("the scores", "lower prune.score_samples")
+        self.last: tuple[int, Reference] | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -89,10 +90,13 @@ class References(Sequence[Reference]):
             return [self[index] for index in range(*number.indices(len(self)))]
         if not 0 <= number < len(self):
             raise IndexError(number)
-        if number not in self.known:
-            drawn = derived(self.generator, 0, number)
-            self.known[number] = observe(self.model, self.structure, self.batches[number], self.rows, drawn)
-        return self.known[number]
+        if self.last is None or self.last[0] != number:
+            self.last = None  # before the next one is loaded: two are never held
+            if number not in self.known:
+                drawn = derived(self.generator, 0, number)
+                self.known[number] = vars(observe(self.model, self.structure, self.batches[number], self.rows, drawn))
+            self.last = number, Reference(**self.known[number])
+        return self.last[1]
 
     @property
     def samples(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -11,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from optin_export.errors import InputError
 from optin_export.families import (
     Structure,
     get_layer,
@@ -22,12 +20,10 @@ from optin_export.families import (
     tensor_of,
     valid_rows,
 )
-from optin_export.files import Scratch
 from optin_export.sources import Batch, Inputs, TaskModel
+from optin_export.spill import Spill
 from optin_export.surgery.tokens import Merged, flow_of
 
-#: Block outputs beyond so many bytes per model lie in temporary files: memory does not grow with the calibration rows.
-IN_MEMORY = 1 << 30
 #: Positions per sample of a convolution's output that take part; neighbours tell the same.
 POSITIONS = 64
 #: Where something is seen: a module's path, and the index of its positional argument, its output, or its whole call.
@@ -44,8 +40,8 @@ class Stream:
     def __init__(self, model: TaskModel, structure: Structure, batches: Sequence[Batch]) -> None:
         self.model, self.blocks, self.batches = model, structure.blocks, batches
         self.hollow: list[dict[str, Any]] = [{} for _ in batches]
-        self.store = _Store()
-        self.lasting = {path: _Store() for path in structure.read_later}
+        self.store = _store()
+        self.lasting = {path: _store() for path in structure.read_later}
         self.last: str | None = None
         self.flow = flow_of(model)
         if self.flow is not None:
@@ -56,9 +52,9 @@ class Stream:
     def see(self, index: int, points: Sequence[Point], until: str) -> dict[Point, Any]:
         """Run batch `index` up to the module `until`, computing only what lies after the blocks walked so far."""
         behind = dict(self.hollow[index])
-        behind |= {path: store.load(index) for path, store in self.lasting.items() if path in behind}
+        behind |= {path: store[index] for path, store in self.lasting.items() if path in behind}
         if self.last is not None:
-            behind[self.last] = self.store.load(index)
+            behind[self.last] = self.store[index]
         if self.flow is not None:
             self.flow.restore(self.behind.get(index))
         with (
@@ -79,9 +75,9 @@ class Stream:
             output = self.see(index, [(path, "output")], path)[(path, "output")]
             # Blocks feed one another in order (see Structure), so what else lies further behind is never read again.
             if path in self.lasting:
-                self.lasting[path].save(index, _light(output))
+                self.lasting[path][index] = _light(output)
             self.hollow[index][path] = _hollow(output)
-            self.store.save(index, _light(output))
+            self.store[index] = _light(output)
             if self.flow is not None:
                 self.behind[index] = self.merged[index]
         self.last = path
@@ -105,43 +101,8 @@ class Stream:
             store.close()
 
 
-class _Store:
-    """One value per batch, in memory up to a limit and in temporary files beyond it."""
-
-    def __init__(self) -> None:
-        self.values: dict[int, Any] = {}
-        self.folder: Scratch | None = None
-        self.sizes: dict[int, int] = {}
-
-    def save(self, index: int, value: Any) -> None:
-        tensor = tensor_of(value)
-        size = tensor.numel() * tensor.element_size()
-        self.values.pop(index, None)
-        held = sum(bytes_ for key, bytes_ in self.sizes.items() if key in self.values)
-        self.sizes[index] = size
-        if held + size <= IN_MEMORY:
-            self.values[index] = value
-            return
-        try:
-            self.folder = self.folder or Scratch()
-            torch.save(value, self.folder.path / f"{index}.pt")
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            raise InputError(
-                "cannot keep activations for the repair",
-                f"{tempfile.gettempdir()}: {str(error).splitlines()[0][:200]}",
-                "free disk space, set TMPDIR to another disk, or use fewer data.calibration.samples",
-            ) from error
-
-    def load(self, index: int) -> Any:
-        if index in self.values:
-            return self.values[index]
-        assert self.folder is not None
-        return torch.load(self.folder.path / f"{index}.pt", weights_only=True)
-
-    def close(self) -> None:
-        self.values.clear()
-        if self.folder is not None:
-            self.folder.close()
+def _store() -> Spill:
+    return Spill("the repair", "use fewer data.calibration.samples")
 
 
 def _light(output: Any) -> Any:

@@ -13,17 +13,10 @@ import optin_export
 from optin_export import cli, scoring
 from optin_export.errors import InputError
 from optin_export.files import read_json, sha256_file
-from optin_export.measure import latency
 from optin_export.ship import check_manifest
 from tests.conftest import Make
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few and short blocks: no test here depends on how fast the machine is."""
-    monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.0)
-    monkeypatch.setattr(latency, "BLOCK_SECONDS", 0.002)
-    monkeypatch.setattr(latency, "MAX_BLOCKS", latency.BLOCKS)
+pytestmark = pytest.mark.usefixtures("short_measurement")
 
 
 def written(recipe: dict, folder: Path) -> Path:  # type: ignore[type-arg]

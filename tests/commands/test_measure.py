@@ -16,18 +16,11 @@ from optin_export import cli
 from optin_export.commands.measure import parse_target
 from optin_export.errors import InputError
 from optin_export.files import read_json, sha256_file
-from optin_export.measure import latency
 from optin_export.report import still_elsewhere
 from optin_export.ship import check_manifest
 from tests.conftest import VIT_ARGS, Make, enlarge
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few and short blocks: no test here depends on how fast the machine is."""
-    monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.0)
-    monkeypatch.setattr(latency, "BLOCK_SECONDS", 0.002)
-    monkeypatch.setattr(latency, "MAX_BLOCKS", latency.BLOCKS)
+pytestmark = pytest.mark.usefixtures("short_measurement")
 
 
 @pytest.fixture(scope="module")

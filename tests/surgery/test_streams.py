@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from optin_export import spill
 from optin_export.errors import InputError
 from optin_export.families import block_outputs, find_structure, get_layer, get_module, tensor_of
 from optin_export.surgery import operate, streams
@@ -95,7 +96,7 @@ def test_a_layer_is_seen_as_in_a_whole_pass(name: str) -> None:
         for index, batch in enumerate(batches):
             with torch.no_grad(), block_outputs(model, [path]) as outputs:
                 model(**batch.inputs)
-            assert torch.equal(tensor_of(stream.store.load(index)), tensor_of(outputs[path]))
+            assert torch.equal(tensor_of(stream.store[index]), tensor_of(outputs[path]))
     stream.close()
 
 
@@ -125,7 +126,7 @@ def test_activations_beyond_the_limit_lie_in_files(
     """The same values from files and from memory, and no file is left."""
     model, _ = small_model("bert")
     structure, batches = find_structure(model), batches_for(model, 4, size=3)
-    monkeypatch.setattr(streams, "IN_MEMORY", limit)  # one block's output for a batch is 3 * 12 * 32 * 4 bytes
+    monkeypatch.setattr(spill, "IN_MEMORY", limit)  # one block's output for a batch is 3 * 12 * 32 * 4 bytes
     stream = Stream(model, structure, batches)
     for block, path in enumerate(structure.blocks):
         stream.advance(block)
@@ -133,7 +134,7 @@ def test_activations_beyond_the_limit_lie_in_files(
         for index, batch in enumerate(batches):
             with torch.no_grad(), block_outputs(model, [path]) as outputs:
                 model(**batch.inputs)
-            assert torch.equal(tensor_of(stream.store.load(index)), tensor_of(outputs[path]))
+            assert torch.equal(tensor_of(stream.store[index]), tensor_of(outputs[path]))
     stream.close()
     assert list(temporary.iterdir()) == []
 
@@ -144,7 +145,7 @@ def test_the_repair_is_the_same_from_files(name: str, temporary: Path, monkeypat
     structure, batches = find_structure(model), batches_for(model, 3, size=3)
     results = []
     for limit in (1 << 30, 0):
-        monkeypatch.setattr(streams, "IN_MEMORY", limit)
+        monkeypatch.setattr(spill, "IN_MEMORY", limit)
         results.append(operate(model, structure, halved(structure), batches, batches[0].inputs, repair=True))
     states = [result.dense.state_dict() for result in results]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -156,7 +157,7 @@ def test_a_full_disk_is_an_input_error(temporary: Path, monkeypatch: pytest.Monk
     """And the files written until then are removed."""
     model, _ = small_model("bert")
     structure, batches = find_structure(model), batches_for(model, 3, size=2)
-    monkeypatch.setattr(streams, "IN_MEMORY", 0)
+    monkeypatch.setattr(spill, "IN_MEMORY", 0)
     save = torch.save
 
     def full(value: Any, path: Path) -> None:

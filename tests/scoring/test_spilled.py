@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from optin_export import scoring
+from optin_export import scoring, spill
 from optin_export.errors import InputError
 from optin_export.families import find_structure
 from optin_export.recipe import validate
-from optin_export.scoring import held
 from optin_export.sources import load_sources
 from tests.conftest import Make
 
@@ -32,7 +31,7 @@ def test_scores_are_the_same_from_files(vit_recipe: Make, tmp_path: Path, monkey
 
     saved, save = [], torch.save
     expected = scores()
-    monkeypatch.setattr(held, "IN_MEMORY", 0)
+    monkeypatch.setattr(spill, "IN_MEMORY", 0)
     monkeypatch.setattr(torch, "save", lambda value, path: (saved.append(path), save(value, path)))
     found = scores()
     assert len(saved) == len(sources.scoring) and all(place in path.parents for path in saved)
@@ -47,7 +46,7 @@ def test_a_full_disk(vit_recipe: Make, tmp_path: Path, monkeypatch: pytest.Monke
     def full(*args: object) -> None:
         raise RuntimeError("unexpected pos: No space left")
 
-    monkeypatch.setattr(held, "IN_MEMORY", 0)
+    monkeypatch.setattr(spill, "IN_MEMORY", 0)
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(InputError, match="cannot keep activations"):
         prune = sources.recipe.prune
