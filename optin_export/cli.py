@@ -207,7 +207,8 @@ def _dry_run(recipe: Recipe, folder: Path, as_json: bool) -> int:
     both = list(zip(lines, expected.stages, strict=True))
     if as_json:
         stages = [{"name": name, "work": work, "estimate": found.to_json()} for (name, work), found in both]
-        print(json.dumps({"name": recipe.name, "stages": stages, **expected.to_json()}))
+        runs = {"sweep": [one.label for one in variants]} if variants else {}
+        print(json.dumps({"name": recipe.name, **runs, "stages": stages, **expected.to_json()}))
     else:
         print(f"{recipe.name}: the recipe is valid; a run in {folder} would")
         print("\n".join(f"  {name:<8} {work}\n{'':<11}{found}" for (name, work), found in both))

@@ -34,7 +34,7 @@ Kind = Literal["measured", "at least", "unknown"]
 class Estimate:
     """Seconds and bytes of one stage. kind: whether they were measured in an earlier run, or are lower bounds.
 
-    memory_bytes: measured: the most that the process had taken by the end of the stage; else the weights that are held
+    memory_bytes: measured: the most that the process held in the stage; else the weights that are held
     at once, without libraries and activations. basis: where the numbers come from, or why there are none.
     """
 

@@ -4,7 +4,6 @@ time and would hide it in the report."""
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from optin_export.files import read_json, write_json
 NAME = ".stages/seconds.json"
 
 
-def remember(run: Path, stage: str, seconds: float) -> None:
-    """Note what a stage took, and the most memory that the process had taken by its end. A run never fails by it."""
+def remember(run: Path, stage: str, seconds: float, peak_bytes: int | None) -> None:
+    """Note what a stage took, and the most memory that the process held in it. A run never fails by it."""
     with contextlib.suppress(EnvironmentLacks, ValueError):
-        write_json(run / NAME, {**recall(run), stage: {"seconds": round(seconds, 3), "peak_bytes": _peak_bytes()}})
+        write_json(run / NAME, {**recall(run), stage: {"seconds": round(seconds, 3), "peak_bytes": peak_bytes}})
 
 
 def recall(run: Path) -> dict[str, dict[str, Any]]:
@@ -31,12 +30,3 @@ def recall(run: Path) -> dict[str, dict[str, Any]]:
         }
     except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return {}  # no run yet, or a file that is not ours
-
-
-def _peak_bytes() -> int | None:
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024

@@ -13,22 +13,34 @@ from optin_export.folder import existing_run, is_run, leftovers
 
 #: What can be kept of a run, and the places that belong to it; all else of ours goes with `clean`.
 PARTS = {
-    "report": ("recipe.yaml", "report.json", "report.html", "manifest.json", "plan/plan.json"),
+    "report": (
+        "recipe.yaml",
+        "report.json",
+        "report.html",
+        "manifest.json",
+        "plan/plan.json",
+        "sweep.json",
+        "compare.html",
+    ),
     "model": ("model", "preprocess"),
     "onnx": ("onnx",),
     "engines": ("engines",),
-    "measure": ("measure", "machines"),
+    "measure": ("measure", "machines", "cluster"),
     "triton": ("triton",),
-    "scores": ("scores", "plan/latency_table.json"),
+    "scores": ("scores", "plan/latency_table.json", ".shared"),
 }
-#: Everything a run writes at its top. What a user put beside it is never touched.
+#: Everything a run or a sweep writes at its top. What a user put beside it is never touched.
 _OURS = (
     "recipe.yaml",
     "report.json",
     "report.html",
     "manifest.json",
+    "sweep.json",
+    "compare.html",
+    ".shared",
     ".stages",
     ".triton.optin-export",
+    "cluster",
     "engines",
     "machines",
     "measure",
@@ -56,8 +68,19 @@ def runs_below(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder", "there is nothing to clean", "give a run, or the folder of runs")
     if is_run(folder):
-        return [folder]
-    return sorted(path for path in folder.iterdir() if not path.is_symlink() and path.is_dir() and is_run(path))
+        return with_sweep(folder)
+    return [run for path in sorted(folder.iterdir()) if _is_own_run(path) for run in with_sweep(path)]
+
+
+def with_sweep(run: Path) -> list[Path]:
+    """The run; of a sweep first the runs in it. Links are not followed."""
+    if run.is_symlink() or not (run / "sweep.json").is_file():
+        return [run]
+    return [*(path for path in sorted(run.iterdir()) if _is_own_run(path)), run]
+
+
+def _is_own_run(path: Path) -> bool:
+    return not path.is_symlink() and path.is_dir() and is_run(path)
 
 
 def find(run: Path, keep: Sequence[str]) -> list[Doomed]:

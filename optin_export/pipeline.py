@@ -58,9 +58,8 @@ def run(
 ) -> Report | None:
     """Run a recipe (a file, a dictionary, or a validated `Recipe`) in the folder `out` (default `runs/<name>`).
 
-    around: what the run shares with others (see `cluster`).
-    Returns the report, whose verdict may have failed; None if `stop_after` ended the run before the report.
-    wait: for another process that works in the folder, instead of an error.
+    wait: for another process that works in the folder, instead of an error. around: what the run shares with others
+    (see `cluster`). Returns the report, whose verdict may have failed; None if `stop_after` ended the run before it.
     Raises a subclass of OptinError for anything the user can mend.
     """
     if isinstance(recipe, str | Path):
@@ -110,9 +109,9 @@ def _stages(
                 "run the same command again: it makes only what is missing",
             ) from error
         reused = work.ledger.executed == executed and name not in NEVER_REUSED
-        if not reused:
-            remember(folder, name, time.perf_counter() - start)
         seconds, peak = round(time.perf_counter() - start, 3), peak_bytes() if counted else None
+        if not reused:
+            remember(folder, name, seconds, peak)
         timings.append(StageResult(name=name, seconds=seconds, reused=reused, peak_bytes=peak))
         display.finish(name, timings[-1].seconds, reused)
         if name == stop_after and name != "report":

@@ -131,5 +131,5 @@ def test_a_damaged_history_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / ".stages").mkdir()
     (tmp_path / history.NAME).write_text(content, encoding="utf-8")
     assert history.recall(tmp_path) == {}
-    history.remember(tmp_path, "scoring", 1.5)
+    history.remember(tmp_path, "scoring", 1.5, 1 << 20)
     assert history.recall(tmp_path)["scoring"]["seconds"] == 1.5

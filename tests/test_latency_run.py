@@ -21,9 +21,9 @@ from optin_export.search import LatencyTable, Plan, find_plan
 from optin_export.steps import plans, trials
 from tests.conftest import Make
 from tests.search.test_table import ALIGN, COSTS, CURVES, SCORES, anchor, table
-from tests.test_pipeline import short_measurement  # noqa: F401
 
 pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.usefixtures("short_measurement")
 
 
 def recipe_of(make: Make, budget: dict[str, Any], **sections: Any) -> dict[str, Any]:

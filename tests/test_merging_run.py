@@ -18,9 +18,9 @@ from optin_export.surgery.tokens import insert_merging
 from tests.conftest import Make
 from tests.families.models import batches_for, inputs_for, small_model
 from tests.surgery.plans import halved
-from tests.test_pipeline import short_measurement  # noqa: F401
 
 pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.usefixtures("short_measurement")
 
 
 def run(recipe: dict[str, Any], folder: Path, **options: Any) -> tuple[optin_export.Report | None, Plan]:

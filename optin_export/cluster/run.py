@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from optin_export.cluster import fleet, sweep
 from optin_export.cluster.costs import Book
 from optin_export.cluster.machine import Machine
+from optin_export.lock import held
 from optin_export.pipeline import Display, run
 from optin_export.recipe import Recipe
 from optin_export.workspace import Surroundings
@@ -43,6 +44,7 @@ def carry_out(order: Order, options: Options | None, display: Display) -> Report
             if session.dashboard:
                 print(f"Ray's dashboard: http://{session.dashboard}", file=sys.stderr)
         if order.recipe.sweep:
+            stack.enter_context(held(order.folder, "a sweep", order.wait))
             return sweep.run_sweep(order.recipe, order.folder, session, display, order.force, order.stop_after)
         return _run(order, session, display)
 

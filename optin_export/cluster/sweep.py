@@ -21,6 +21,7 @@ from optin_export.folder import STAGES
 from optin_export.ledger import FOLDER as LEDGER
 from optin_export.pipeline import Display, run
 from optin_export.recipe import Recipe, Variant, expand
+from optin_export.report.compare import compare
 from optin_export.sources import Sources, load_sources
 from optin_export.workspace import Surroundings
 
@@ -201,10 +202,6 @@ def compare_runs(folder: Path, runs: Sequence[Path]) -> Path | None:
     """The page that compares the finished runs, compare.html in the sweep's folder; None for fewer than two."""
     finished = [one for one in runs if (one / "report.json").exists()]
     if len(finished) < 2:
-        return None
-    try:
-        from optin_export.report.compare import compare  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
         return None
     compare(finished, folder / "compare.html")
     return folder / "compare.html"

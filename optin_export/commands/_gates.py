@@ -10,18 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from optin_export.errors import InputError
 from optin_export.recipe.fields import Count, Fraction, Number, Positive, Section
-from optin_export.recipe.load import explain
-from optin_export.recipe.strict_yaml import parse_yaml
+from optin_export.recipe.load import explain, read_mapping
 
 if TYPE_CHECKING:
     from optin_export.report.schema import GateResult, LatencyResult, Report
 
-MOST_BYTES = 200_000
 MEASURED = "report.json"
 
 
@@ -78,19 +75,7 @@ class GatesFile(Section):
 
 def load_gates(path: Path) -> GatesFile:
     """Raises InputError for what is no file of gates."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-        text = data.decode("utf-8") if len(data) <= MOST_BYTES else ""
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"cannot read the gates {path}", why, "give the path of a YAML file") from None
-    try:
-        raw = parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not a usable YAML file", str(error), "correct the line named above") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path} holds no gates", "its top level is not a mapping", "start it with 'gates: 1'")
+    raw = read_mapping(path, "gates file", "gates")
     try:
         return GatesFile.model_validate(raw)
     except ValidationError as error:

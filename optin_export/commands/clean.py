@@ -43,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
     unknown = next((part for part in keep if part not in housekeeping.PARTS), None)
     if unknown is not None:
         raise InputError(f"unknown part '{unknown}'", f"parts are {', '.join(housekeeping.PARTS)}", "correct --keep")
-    runs = [*options.runs, *(run for folder in options.all for run in housekeeping.runs_below(folder))]
+    runs = [run for named in options.runs for run in housekeeping.with_sweep(named)]
+    runs += [run for folder in options.all for run in housekeeping.runs_below(folder)]
     runs = list({run.resolve() if not run.is_symlink() else run: run for run in runs}.values())
     if not runs and not options.cache and not options.all:
         raise InputError("nothing to clean is named", "no run is given", "give run folders, or --all DIR")

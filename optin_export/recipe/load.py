@@ -28,13 +28,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises InputError for an unreadable file, YAML that is not a mapping, or any field that does not validate.
     """
     path = Path(path)
-    text = _read(path)
-    try:
-        raw = parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not a usable YAML file", str(error), "correct the line named above") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path} is not a recipe", "its top level is not a mapping", "start it with 'recipe: 1'")
+    raw = read_mapping(path, "recipe")
     for override in overrides:
         _apply(raw, override)
     return validate(raw, folder=path.parent)
@@ -74,16 +68,27 @@ def expand(recipe: Recipe) -> list[Variant]:
     return found
 
 
-def _read(path: Path) -> str:
+def read_mapping(path: Path, noun: str, key: str = "recipe") -> dict[str, Any]:
+    """A YAML file of ours as it stands, not validated. noun: what it should be; key: the field of its version.
+
+    Raises InputError for an unreadable file, or YAML that is not a mapping.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise InputError(f"{path} is not a recipe", f"it is larger than {_MAX_BYTES} bytes", "give a recipe file")
-        return data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = data.decode("utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the path
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(f"cannot read the recipe {path}", str(reason), "give the path of a YAML recipe file") from None
+        raise InputError(f"cannot read the {noun} {path}", str(reason), "give the path of a YAML file") from None
+    if len(data) > _MAX_BYTES:
+        raise InputError(f"{path} is not a {noun}", f"it is larger than {_MAX_BYTES} bytes", f"give a {noun}")
+    try:
+        raw = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not a usable YAML file", str(error), "correct the line named above") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} is not a {noun}", "its top level is not a mapping", f"start it with '{key}: 1'")
+    return raw
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

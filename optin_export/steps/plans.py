@@ -34,9 +34,9 @@ def find_plan(work: Workspace, facts: Facts) -> dict[str, Any]:
 
     table = _latency_table(work, align) if prune.budget.kind == "latency" else None
 
-    def run() -> dict[str, Any]:
-        scores = load_file(scores_path)
-        curves = surgery.combined(load_file(curves_path), work.sources.model.output_kind) if joint else None
+    def search_it() -> tuple[search.Plan, dict[str, Any]]:
+        scores, measured = load_file(scores_path), load_file(curves_path) if joint else None
+        curves = None if measured is None else surgery.combined(measured, work.sources.model.output_kind)
 
         def plan_of(budget: Budget, costs: Costs, table: LatencyTable | None = None) -> search.Plan:
             found = search.find_plan(scores, costs, budget, align, work.least, curves, table)
@@ -48,18 +48,16 @@ def find_plan(work: Workspace, facts: Facts) -> dict[str, Any]:
         if table is not None:
             by_table = partial(_by_table, plan_of, work.costs)
             with work.around.quiet():
-                plan = trials.choose(_trials(work), table, work.recipe.budget, by_table, work.recipe.seed, work.tick)
-            write_text(path, plan.model_dump_json(indent=2) + "\n")
-            return {}
+                return trials.choose(
+                    _trials(work), table, work.recipe.budget, by_table, work.recipe.seed, work.tick
+                ), {}
         if prune.rounds > 1:
-            measured = load_file(curves_path) if joint else None
-            structure, weights = work.structure, work.sensitivities
-            plan = choose_in_rounds(
-                work.sources, structure, work.costs, work.least, scores, measured, weights, work.tick
-            )
-            write_text(path, plan.model_dump_json(indent=2) + "\n")
-            return {}
-        plan, tried = choose(work.sources, work.structure, work.costs, work.least, plan_of, built, work.tick)
+            given = (work.sources, work.structure, work.costs, work.least, scores, measured, work.sensitivities)
+            return choose_in_rounds(*given, work.tick), {}
+        return choose(work.sources, work.structure, work.costs, work.least, plan_of, built, work.tick)
+
+    def run() -> dict[str, Any]:
+        plan, tried = search_it()
         write_text(path, plan.model_dump_json(indent=2) + "\n")
         return tried
 

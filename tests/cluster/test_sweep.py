@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import optin_export
 from optin_export import cli, scoring
 from optin_export.errors import InputError
 from optin_export.files import read_json, sha256_file
+from optin_export.lock import held
 from optin_export.ship import check_manifest
 from tests.conftest import Make
 
@@ -46,9 +46,8 @@ def test_a_sweep_is_scored_once_and_every_run_stands_alone(
         assert check_manifest(out / name) == []
         hashes.add(sha256_file(out / name / "scores" / "scores.safetensors"))
     assert len(hashes) == 1
-    if importlib.util.find_spec("optin_export.report.compare") is not None:
-        page = (out / "compare.html").read_text(encoding="utf-8")
-        assert "macs-0.7" in page and "macs-0.5" in page and "macs-0.001" not in page
+    page = (out / "compare.html").read_text(encoding="utf-8")
+    assert "macs-0.7" in page and "macs-0.5" in page and "macs-0.001" not in page
     # A run of the sweep is the run that its recipe alone makes.
     alone = optin_export.run(vit_recipe(prune={**vit_recipe()["prune"], "budget": {"macs": 0.5}}), tmp_path / "alone")
     assert alone is not None
@@ -107,3 +106,16 @@ def test_what_names_no_cluster_is_refused(
     path = written(vit_recipe(), tmp_path)
     assert cli.main([str(path), "--cluster", where]) == 2
     assert "ray://HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_sweep_is_held_by_one_process_and_can_be_cleaned(
+    vit_recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = written(vit_recipe(sweep={"prune.budget.macs": [0.7, 0.5]}), tmp_path), tmp_path / "sweep"
+    line = [str(path), "--out", str(out), "--quiet", "--stop-after", "search"]
+    with held(out, "another"):
+        assert cli.main(line) == 5
+    assert "another" in capsys.readouterr().err
+    assert cli.main(line) == 0
+    assert cli.main(["clean", str(out), "--everything"]) == 0
+    assert not out.exists()

@@ -124,7 +124,7 @@ def test_a_misspelt_target_is_told_the_nearest(copy: Path, capsys: pytest.Captur
     ("gates", "says"),
     [
         ("gates: [", "not a usable YAML file"),
-        ("- 1", "holds no gates"),
+        ("- 1", "is not a gates file"),
         ("gates: 2\nmacs: 0.5", "gates: should be 1"),
         ("gates: 1", "it names no gate"),
         ({"gates": 1, "acuracy_drop": 1}, "did you mean 'accuracy_drop'?"),
@@ -133,7 +133,7 @@ def test_a_misspelt_target_is_told_the_nearest(copy: Path, capsys: pytest.Captur
         ({"gates": 1, "macs": 7}, "macs"),
         ({"gates": 1, "latency_ms": [{"max": 1, "quantile": "p95"}]}, "did you mean 'p9"),
         ("\x00", "not a usable YAML file"),
-        ("gates: 1\nname: " + "x" * 200_000, "holds no gates"),
+        ("gates: 1\nname: " + "x" * 200_000, "is not a gates file"),
     ],
 )
 def test_bad_gates(copy: Path, capsys: pytest.CaptureFixture[str], gates: object, says: str) -> None:

@@ -1,4 +1,4 @@
-"""Profiles: `ci`, about 500 cases and always the same; `nightly` (OPTIN_EXPORT_FUZZ=nightly), 10,000 new ones."""
+"""Profiles: `ci`, about 500 cases and always the same; `nightly` (OPTIN_EXPORT_FUZZ=nightly), new ones."""
 
 from __future__ import annotations
 
