@@ -39,6 +39,7 @@ from tests.families.models import batches_for, small_model
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.xdist_group("ray"),  # one after the other: each looks at all of this machine's processes of Ray
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="pip install 'optin-export[ray]'"),
 ]
 QUICK = """
