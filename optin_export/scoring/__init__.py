@@ -15,9 +15,11 @@ from optin_export.scoring.baselines import magnitude_scores, random_scores
 from optin_export.scoring.optin import exact_scores, fisher_scores, optin_scores
 from optin_export.scoring.reference import reference_scores
 from optin_export.scoring.shards import Map, Partial, Shard, Spread, in_process
-from optin_export.sources import Batch, TaskModel
+from optin_export.sources import Batch, Placement, TaskModel
 
 __all__ = ["Map", "Partial", "Scores", "Shard", "Spread", "in_process", "score"]
+
+_IN_SHARDS = {"optin": optin_scores, "optin-exact": exact_scores, "fisher": fisher_scores}
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,12 @@ def score(
     seed: int,
     tick: Callable[[int, int], None] = lambda done, total: None,
     spread: Spread = in_process,
+    placement: Placement | None = None,
 ) -> Scores:
     """Score every unit of the structure by the recipe's method.
 
     spread: has the shards of `optin`, `optin-exact` and `fisher` done, here or elsewhere, with the same scores.
+    placement: where the model is while it runs, here or on a worker.
 
     Raises InputError if a score is not finite (calibration data or weights that overflow).
     """
@@ -51,16 +55,15 @@ def score(
         tick(min(done, total), total)
 
     info: dict[str, float] = {}
-    if config.score == "optin":
-        values, info = optin_scores(model, structure, batches, config, seed, step, spread)
-    elif config.score == "optin-exact":
-        values, info = exact_scores(model, structure, batches, config, seed, step, spread)
-    elif config.score == "fisher":
-        values, info = fisher_scores(model, structure, batches, config, seed, step, spread)
+    placement = placement or Placement()
+    if config.score in _IN_SHARDS:
+        values, info = _IN_SHARDS[config.score](model, structure, batches, config, seed, step, spread, placement)
     elif config.score == "optin-reference":
-        values = reference_scores(model, structure, batches[0], config.rows, seed, step)
+        with placement(model):
+            values = reference_scores(model, structure, batches[0], config.rows, seed, step)
     elif config.score == "activation":
-        values = activation_scores(model, structure.groups, batches)
+        with placement(model):
+            values = activation_scores(model, structure.groups, batches)
     elif config.score == "magnitude":
         values = magnitude_scores(model, structure)
     else:

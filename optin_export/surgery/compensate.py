@@ -11,16 +11,18 @@ trajectory and of the output to the row (see `sensitivity`). Unlabelled calibrat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from optin_export.families import Structure, UnitGroup, get_layer, get_module, get_scale, tensor_of
+from optin_export.families import Structure, UnitGroup, get_layer, get_module, get_scale, tensor_in, tensor_of
 from optin_export.search import GroupPlan
 from optin_export.sources import Batch, TaskModel
 from optin_export.surgery.head import output_layer
@@ -37,6 +39,8 @@ HEAD = "head"
 #: Bytes of rows kept from one round to the next; what does not fit is computed again.
 ROWS_IN_MEMORY = 1 << 29
 Tick = Callable[[int, int], None]
+#: A model -> what is held while it runs, where that is not its usual place (see `sources.Placement`).
+AtWork = Callable[[TaskModel], AbstractContextManager[Any]]
 #: Of one batch: what the layer reads, what it shall put out, and the ReLU that follows, if one does.
 Rows = tuple[torch.Tensor, torch.Tensor, Bend | None]
 
@@ -67,13 +71,33 @@ def compensate(
     weights: Weights | None = None,
     seed: int = 0,
     tick: Tick = lambda done, total: None,
+    at_work: AtWork = contextlib.nullcontext,
 ) -> dict[str, Repair]:
     """Refit, in place, the layers around every group of `dense`, and its output layer; returns the errors by group key.
 
     structure, smaller: the structures of `original` and `dense`; groups: the plan between them. Groups that lost
     nothing are refitted as well: they correct what reaches them from upstream. only_scale: find one factor per kept
-    unit instead of new weights. weights: the `sensitivities` of `original`, where they are known already.
+    unit instead of new weights. weights: the `sensitivities` of `original`, where they are known already. at_work: held
+    while `original` runs; `dense` stays where it is.
     """
+    head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
+    with at_work(original):
+        return _refit_all(original, dense, structure, smaller, groups, batches, only_scale, weights, seed, head, tick)
+
+
+def _refit_all(
+    original: TaskModel,
+    dense: TaskModel,
+    structure: Structure,
+    smaller: Structure,
+    groups: Mapping[str, GroupPlan],
+    batches: Sequence[Batch],
+    only_scale: bool,
+    weights: Weights | None,
+    seed: int,
+    head: str | None,
+    tick: Tick,
+) -> dict[str, Repair]:
     weights = sensitivities(original, structure, batches, seed) if weights is None else weights
     pair = _Pair(original, dense, structure, groups, batches, weights)
     repairs: dict[str, Repair] = {}
@@ -93,7 +117,6 @@ def compensate(
             if any(group.block > block for group, _ in todo):
                 pair.source.advance(block)
                 pair.target.advance(block)
-        head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
         if head is not None and head not in pair.consumers:
             repairs[HEAD] = _repair(pair.refit_layer(head))
     finally:
@@ -381,5 +404,5 @@ def _affine(model: TaskModel, group: UnitGroup) -> torch.Tensor | None:
     assert isinstance(scale, nn.BatchNorm2d), f"{group.scale} is a {type(scale).__name__}"
     if scale.running_var is None:
         return None
-    gamma = torch.ones(len(scale.running_var)) if scale.weight is None else scale.weight.detach()
-    return gamma / (scale.running_var + scale.eps).sqrt()
+    gamma = torch.ones(len(scale.running_var)) if scale.weight is None else tensor_in(scale, "weight")
+    return gamma / (tensor_in(scale, "running_var") + scale.eps).sqrt()
