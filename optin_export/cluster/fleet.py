@@ -32,7 +32,9 @@ def measure_fleet(
     reasons: dict[str, str] = {}
     tasks, data = {}, None
     for target in recipe.fleet:
-        missing = session.missing(target.resources)
+        # A share of a GPU may be named; else a target on CUDA has one for itself.
+        wanted = ({"GPU": 1.0} if target.device == "cuda" else {}) | dict(target.resources)
+        missing = session.missing(wanted)
         if target.name in known:
             continue
         if missing is not None:
@@ -41,7 +43,6 @@ def measure_fleet(
         data = data or session.put(_evaluation(recipe))
         parcel = _needed(recipe, folder, target)
         book.stage("fleet").bytes_out += parcel.size
-        wanted = dict(target.resources) | ({"GPU": 1.0} if target.device == "cuda" else {})
         tasks[session.submit(measure_away, session.put(parcel), target, data, resources=wanted)] = target.name
     for number, (name, (reason, parcel), facts) in enumerate(session.finished(tasks, lambda: None)):
         if reason is not None:

@@ -107,7 +107,7 @@ def run_sweep(
         if session is not None:
             from optin_export.cluster.scoring import spread_over
 
-            spread = lambda key: spread_over(session, folder, key, book)  # noqa: E731
+            spread = lambda key: spread_over(session, folder, key, book, gpus=one.recipe.model.gpus)  # noqa: E731
         return Surroundings(spread, machine.quiet, folder / SHARED, loaded.of(one.recipe))
 
     alone = session is None or stop_after in STAGES[: STAGES.index("scoring") + 1]
@@ -155,10 +155,17 @@ def _fan_out(
     book: Book,
     tick: Callable[[int, int], None],
 ) -> Outcomes:
-    """Everything after the scoring, of all runs at once; one worker each."""
+    """Everything after the scoring, of all runs at once; one worker each, with the GPUs that its recipe names."""
+    from optin_export.cluster.ray_session import no_gpus
+
     messages, stages = session.messages(), 0
     tasks, references = {}, {}
+    outcomes: Outcomes = {}
     for one in variants:
+        gpus = max(one.recipe.model.gpus, int(any(target.device == "cuda" for target in one.recipe.here)))
+        if gpus and session.missing({"GPU": gpus}):
+            outcomes[one.label] = failed(no_gpus(gpus))  # and not: waits for ever
+            continue
         place, shared = folder / one.label, folder / SHARED
         files = None if session.shared_files else pack(place, [p for p in place.rglob("*") if p.is_file()])
         sources = loaded.of(one.recipe)
@@ -174,6 +181,7 @@ def _fan_out(
                 place.resolve() if files is None else files,
                 shared.resolve() if files is None else None,
                 messages,
+                resources={"GPU": gpus} if gpus else None,
             )
         ] = one.label
         book.stage("runs").bytes_out += 0 if files is None else files.size
@@ -183,7 +191,6 @@ def _fan_out(
         stages += len(messages.get_nowait_batch(messages.qsize()))
         tick(stages, len(STAGES) * len(variants))
 
-    outcomes = {}
     for label, (outcome, parcel), facts in session.finished(tasks, turn):
         if parcel is not None:
             unpack(parcel, folder / label)

@@ -128,7 +128,11 @@ def refitted(model: nn.Module, layers: Mapping[str, tuple[torch.Tensor, torch.Te
 def tensor_in(module: nn.Module, name: str) -> torch.Tensor:
     """A parameter's or buffer's values on the CPU, also where accelerate keeps them elsewhere until the module runs."""
     tensor = getattr(module, name).detach()
-    return (module._hf_hook.weights_map[name] if tensor.is_meta else tensor).cpu()  # type: ignore[union-attr,index]
+    if tensor.is_meta:
+        hook: Any = module._hf_hook
+        kept = next(one.weights_map for one in getattr(hook, "hooks", (hook,)) if one.weights_map is not None)
+        tensor = kept[name]
+    return tensor.cpu()
 
 
 def reaching(block: str, norm: str, sublayer: str) -> Callable[[nn.Module, Any], torch.Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +69,7 @@ class Placement:
             assert self.device_map is not None
             places = {path: _number(place) for path, place in self.device_map.items()}
         self._check_map(model, places)
-        return places
+        return _spelt_out(model.model, places)
 
     def check(self, model: TaskModel, inputs: Inputs) -> None:
         """Run these rows where the map puts the model; raises what `with` does, and InputError if that fails."""
@@ -149,6 +150,27 @@ def _place_of(path: str, places: Places) -> int | str | None:
     return places.get(path)
 
 
+def _spelt_out(module: torch.nn.Module, places: Places) -> Places:
+    """The same with no name within another: accelerate would first move the whole to where its rest goes."""
+    state, found = module.state_dict().keys(), dict[str, int | str]()
+
+    def walk(part: torch.nn.Module, path: str, above: int | str | None) -> None:
+        place, start = places.get(path, above), f"{path}." if path else ""
+        if path and place is not None and all(places[key] == place for key in places if key.startswith(start)):
+            found[path] = place
+            return
+        for name in (f"{start}{name}" for name in (*part._parameters, *part._buffers)):
+            if name in state:
+                own = places.get(name, place)
+                assert own is not None  # see _check_map
+                found[name] = own
+        for name, child in part.named_children():
+            walk(child, f"{start}{name}", place)
+
+    walk(module, "", None)
+    return found
+
+
 @contextlib.contextmanager
 def _dispatched(module: torch.nn.Module, places: Places, blocks: tuple[str, ...]) -> Iterator[None]:
     from accelerate import dispatch_model
@@ -165,7 +187,9 @@ def _dispatched(module: torch.nn.Module, places: Places, blocks: tuple[str, ...]
             _check_disk(module, places, scratch)
         main: Any = torch.device(gpus[0]) if gpus else "cpu"
         folder = None if scratch is None else str(scratch.path / "weights")
-        dispatch_model(module, places, main_device=main, offload_dir=folder, force_hooks=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights that belong to no layer: they are where the model begins
+            dispatch_model(module, places, main_device=main, offload_dir=folder, force_hooks=True)
         for path in blocks if away else ():
             block = module.get_submodule(path)
             vars(block)["forward"] = _recomputed(block.forward)
