@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from optin_export import engines
 from optin_export.cluster.away import measure_away
@@ -68,6 +71,12 @@ def _evaluation(recipe: Recipe) -> Dataset | None:
     if recipe.data.evaluation is None:
         return None
     try:
-        return load_sources(recipe).evaluation()
+        data = load_sources(recipe).evaluation()
+        # Label maps are read from files when they are needed, and a node may not have those.
+        return data if data is None else dataclasses.replace(data, labels=_values(data.labels))
     except OptinError:
         return None
+
+
+def _values(labels: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray:
+    return labels if isinstance(labels, np.ndarray) else [labels[row] for row in range(len(labels))]

@@ -15,7 +15,7 @@ from optin_export.cluster.away import Outcome, failed, outcome_of, run_away
 from optin_export.cluster.costs import Book, costs_of
 from optin_export.cluster.machine import Machine
 from optin_export.cluster.travel import pack, unpack
-from optin_export.errors import OptinError
+from optin_export.errors import InputError, OptinError
 from optin_export.files import sha256_json, write_json, write_text
 from optin_export.folder import STAGES
 from optin_export.ledger import FOLDER as LEDGER
@@ -95,6 +95,9 @@ def run_sweep(
     Also writes the index sweep.json and the page that compares the runs.
     """
     variants = expand(recipe)
+    if session is not None and not session.shared_files:
+        for one in variants:
+            _refuse_paths(one.recipe)
     if force:
         for name in (SHARED, "cluster/shards", *(f"{one.label}/{LEDGER}" for one in variants)):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -145,6 +148,21 @@ def run_sweep(
     )
     compare_runs(folder, [one.folder for one in found])
     return found
+
+
+def _refuse_paths(recipe: Recipe) -> None:
+    """A whole run reads these files where it is. Scoring does not: it is sent the model and the batches."""
+    data, tune = recipe.data, recipe.finetune
+    rows = [one for one in (data.calibration, data.evaluation, tune and tune.data) if one is not None]
+    sources = [recipe.model.source, *([tune.source] if tune is not None and tune.source else [])]
+    by_path = [one for one in sources if one.startswith("py:") and ".py:" in one.removeprefix("py:")]
+    by_path += [one.source for one in rows if one.source.startswith("images:")]
+    if by_path:
+        raise InputError(
+            "a sweep on this cluster cannot use the recipe's files",
+            f"'{by_path[0]}' is read by its path, which other nodes may not have",
+            "put it on a file system that all nodes see and add --shared-files, or use --cluster local",
+        )
 
 
 def _fan_out(
