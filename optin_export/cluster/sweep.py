@@ -153,10 +153,10 @@ def run_sweep(
 def _refuse_paths(recipe: Recipe) -> None:
     """A whole run reads these files where it is. Scoring does not: it is sent the model and the batches."""
     data, tune = recipe.data, recipe.finetune
-    rows = [one for one in (data.calibration, data.evaluation, tune and tune.data) if one is not None]
-    sources = [recipe.model.source, *([tune.source] if tune is not None and tune.source else [])]
-    by_path = [one for one in sources if one.startswith("py:") and ".py:" in one.removeprefix("py:")]
-    by_path += [one.source for one in rows if one.source.startswith("images:")]
+    rows = [data.calibration, data.evaluation, None if tune is None else tune.data]
+    code = [recipe.model.source, None if tune is None else tune.source]
+    by_path = [one for one in code if one is not None and one.startswith("py:") and ".py:" in one.removeprefix("py:")]
+    by_path += [one.source for one in rows if one is not None and one.source.startswith("images:")]
     if by_path:
         raise InputError(
             "a sweep on this cluster cannot use the recipe's files",
