@@ -81,47 +81,31 @@ def compensate(
     while `original` runs; `dense` stays where it is.
     """
     head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
-    with at_work(original):
-        return _refit_all(original, dense, structure, smaller, groups, batches, only_scale, weights, seed, head, tick)
-
-
-def _refit_all(
-    original: TaskModel,
-    dense: TaskModel,
-    structure: Structure,
-    smaller: Structure,
-    groups: Mapping[str, GroupPlan],
-    batches: Sequence[Batch],
-    only_scale: bool,
-    weights: Weights | None,
-    seed: int,
-    head: str | None,
-    tick: Tick,
-) -> dict[str, Repair]:
-    weights = sensitivities(original, structure, batches, seed) if weights is None else weights
-    pair = _Pair(original, dense, structure, groups, batches, weights)
     repairs: dict[str, Repair] = {}
-    # Channels of a residual stream have no sub-layer of their own: the layers around them make up for what is gone.
-    todo = [pair for pair in zip(structure.groups, smaller.groups, strict=True) if not pair[0].coupled]
-    shortcuts = _projections(structure)
-    try:
-        for block, path in enumerate(structure.blocks):
-            for projection in (one for one in shortcuts if not only_scale and one.startswith(path + ".")):
-                pair.refit_layer(projection)
-            for group, small in [(group, small) for group, small in todo if group.block == block]:
-                if not only_scale and small.count:
-                    pair.refit_before(group)
-                fit = pair.refit_consumer(group, small, only_scale)
-                repairs[group.key] = _repair(fit)
-                tick(len(repairs), len(todo))
-            if any(group.block > block for group, _ in todo):
-                pair.source.advance(block)
-                pair.target.advance(block)
-        if head is not None and head not in pair.consumers:
-            repairs[HEAD] = _repair(pair.refit_layer(head))
-    finally:
-        pair.source.close()
-        pair.target.close()
+    with at_work(original):
+        weights = sensitivities(original, structure, batches, seed) if weights is None else weights
+        pair = _Pair(original, dense, structure, groups, batches, weights)
+        # Channels of a residual stream have no sub-layer of their own: the layers around them make up for what is gone.
+        todo = [pair for pair in zip(structure.groups, smaller.groups, strict=True) if not pair[0].coupled]
+        shortcuts = _projections(structure)
+        try:
+            for block, path in enumerate(structure.blocks):
+                for projection in (one for one in shortcuts if not only_scale and one.startswith(path + ".")):
+                    pair.refit_layer(projection)
+                for group, small in [(group, small) for group, small in todo if group.block == block]:
+                    if not only_scale and small.count:
+                        pair.refit_before(group)
+                    fit = pair.refit_consumer(group, small, only_scale)
+                    repairs[group.key] = _repair(fit)
+                    tick(len(repairs), len(todo))
+                if any(group.block > block for group, _ in todo):
+                    pair.source.advance(block)
+                    pair.target.advance(block)
+            if head is not None and head not in pair.consumers:
+                repairs[HEAD] = _repair(pair.refit_layer(head))
+        finally:
+            pair.source.close()
+            pair.target.close()
     return repairs
 
 
