@@ -17,15 +17,15 @@ POSITIONS = 64
 
 
 def output_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
-    """[rows, features] of what `layer` (or the residual stream beside it) puts out.
+    """[rows, features] of what `layer` (or the residual stream beside it) puts out, on the CPU.
 
     Padding is left out; of a convolution, the positions drawn for this batch are taken.
     """
     tensor = tensor_of(value)
     if isinstance(layer, nn.Conv2d):
         flat = tensor.flatten(2)
-        return flat[:, :, _positions(flat.shape[2], batch)].mT.flatten(0, 1)
-    return rows_of(tensor, valid_rows(inputs, tensor))
+        return flat[:, :, _positions(flat.shape[2], batch)].mT.flatten(0, 1).cpu()
+    return rows_of(tensor, valid_rows(inputs, tensor)).cpu()
 
 
 def input_rows(tensor: torch.Tensor, layer: nn.Module, inputs: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
@@ -39,8 +39,8 @@ def input_rows(tensor: torch.Tensor, layer: nn.Module, inputs: Mapping[str, torc
             padded = padded.unfold(dim, (size - 1) * apart + 1, step)[..., ::apart]
         drawn = _positions(padded.shape[2] * padded.shape[3], batch)
         patches = padded[:, :, drawn // padded.shape[3], drawn % padded.shape[3]]
-        return patches.transpose(1, 2).flatten(2).flatten(0, 1)
-    return rows_of(tensor, valid_rows(inputs, tensor))
+        return patches.transpose(1, 2).flatten(2).flatten(0, 1).cpu()
+    return rows_of(tensor, valid_rows(inputs, tensor)).cpu()
 
 
 def _positions(count: int, batch: int) -> torch.Tensor:

@@ -16,12 +16,14 @@ from optin_export.scoring.elimination import elimination_scores
 from optin_export.scoring.optin import exact_scores, fisher_scores, optin_scores
 from optin_export.scoring.reference import reference_scores
 from optin_export.scoring.shards import Map, Partial, Shard, Spread, in_process
-from optin_export.sources import Batch, TaskModel
+from optin_export.sources import Batch, Placement, TaskModel
 
 __all__ = ["Map", "Partial", "Scores", "Shard", "Spread", "in_process", "methods", "score"]
 
 #: What `score: auto` takes for channels of convolutional networks.
 CHANNELS = "magnitude"
+
+_IN_SHARDS = {"optin": optin_scores, "optin-exact": exact_scores, "fisher": fisher_scores}
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,12 @@ def score(
     seed: int,
     tick: Callable[[int, int], None] = lambda done, total: None,
     spread: Spread = in_process,
+    placement: Placement | None = None,
 ) -> Scores:
     """Score every unit of the structure by the recipe's method.
 
     spread: has the shards of `optin`, `optin-exact` and `fisher` done, here or elsewhere, with the same scores.
+    placement: where the model is while it runs, here or on a worker.
 
     Raises InputError if a score is not finite (calibration data or weights that overflow).
     """
@@ -57,7 +61,7 @@ def score(
     info: dict[str, float] = {}
     values: dict[str, np.ndarray] = {}
     for method, part in _parts(structure, config):
-        found, facts = _scored(method, model, part, batches, config, seed, step, spread)
+        found, facts = _scored(method, model, part, batches, config, seed, step, spread, placement or Placement())
         values |= found
         info |= facts
     bad = [key for key, scores in values.items() if not np.isfinite(scores).all()]
@@ -105,19 +109,18 @@ def _scored(
     seed: int,
     step: Callable[[int], None],
     spread: Spread,
+    placement: Placement,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    if method == "optin":
-        return optin_scores(model, structure, batches, config, seed, step, spread)
-    if method == "optin-exact":
-        return exact_scores(model, structure, batches, config, seed, step, spread)
-    if method == "fisher":
-        return fisher_scores(model, structure, batches, config, seed, step, spread)
+    if method in _IN_SHARDS:
+        return _IN_SHARDS[method](model, structure, batches, config, seed, step, spread, placement)
     if method == "optin-reference":
-        return reference_scores(model, structure, batches[0], config.rows, seed, step), {}
+        with placement(model):
+            return reference_scores(model, structure, batches[0], config.rows, seed, step), {}
     if method == "obs":
-        return elimination_scores(model, structure.groups, batches, step), {}
+        return elimination_scores(model, structure.groups, batches, step, placement), {}
     if method == "activation":
-        return activation_scores(model, structure.groups, batches), {}
+        with placement(model):
+            return activation_scores(model, structure.groups, batches), {}
     if method == "magnitude":
         return magnitude_scores(model, structure), {}
     return random_scores(structure, seed), {}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from optin_export.families import UnitGroup, get_layer, get_module, valid_rows
+from optin_export.families import UnitGroup, get_layer, get_module, tensor_in, valid_rows
 from optin_export.sources import Batch, TaskModel
 
 
@@ -36,7 +36,7 @@ def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequen
         with inputs_of(model, list(squared)) as seen, torch.no_grad():
             model(**batch.inputs)
         for group, path in [(one, path) for one in groups for path in one.reads]:
-            inputs = seen[path]
+            inputs = seen[path].cpu()
             if inputs.dim() == 4 and get_layer(model, path).weight.dim() == 4:
                 inputs = inputs.flatten(2).mT
             valid = valid_rows(batch.inputs, inputs)
@@ -60,7 +60,7 @@ def activation_scores(model: TaskModel, groups: Sequence[UnitGroup], batches: Se
 
 def _gram_of_weights(model: TaskModel, group: UnitGroup, path: str) -> torch.Tensor:
     """W_u^T W_u of every unit, [units, width, width]; kernel positions of a convolution are summed."""
-    weight = get_layer(model, path).weight.detach().float()
+    weight = tensor_in(get_layer(model, path), "weight").float()
     columns = weight.transpose(0, 1).reshape(group.count, group.width, -1)
     return columns @ columns.mT
 

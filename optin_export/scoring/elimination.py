@@ -27,7 +27,7 @@ from optin_export.families import (
     reads_rows,
 )
 from optin_export.scoring.activation import activation_scores, inputs_of
-from optin_export.sources import Batch, TaskModel
+from optin_export.sources import Batch, Placement, TaskModel
 
 #: Added to H's diagonal, as a share of its mean: the smallest damping of the repair.
 DAMPING = 1e-4
@@ -40,6 +40,7 @@ def elimination_scores(
     groups: Sequence[UnitGroup],
     batches: Sequence[Batch],
     tick: Callable[[int], None] = lambda count: None,
+    placement: Placement | None = None,
 ) -> dict[str, np.ndarray]:
     """{group key: float64 [units]}: the error that a unit's removal added when it was its turn, never falling.
 
@@ -47,9 +48,14 @@ def elimination_scores(
     cubic in a layer's inputs.
     """
     seen = [one for one in groups if all(reads_rows(get_module(model, path)) for path in one.reads)]
-    found = activation_scores(model, [one for one in groups if one not in seen], batches)
+    placement = placement or Placement()
+    found: dict[str, np.ndarray] = {}
+    if rest := [one for one in groups if one not in seen]:
+        with placement(model):
+            found = activation_scores(model, rest, batches)
     for chunk in _chunks(model, seen):
-        covariances = _covariances(model, sorted({path for group in chunk for path in group.reads}), batches)
+        with placement(model):
+            covariances = _covariances(model, sorted({path for group in chunk for path in group.reads}), batches)
         for group in chunk:
             if not all(covariances[path].isfinite().all() for path in group.reads):
                 found[group.key] = np.full(group.count, np.nan)

@@ -11,9 +11,11 @@ trajectory and of the output to the row (see `sensitivity`). Unlabelled calibrat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +33,7 @@ from optin_export.families import (
     input_rows,
     output_rows,
     reads_rows,
+    tensor_in,
     tensor_of,
 )
 from optin_export.search import GroupPlan
@@ -49,6 +52,8 @@ HEAD = "head"
 #: Bytes of rows kept from one round to the next; what does not fit is computed again.
 ROWS_IN_MEMORY = 1 << 29
 Tick = Callable[[int, int], None]
+#: A model -> what is held while it runs, where that is not its usual place (see `sources.Placement`).
+AtWork = Callable[[TaskModel], AbstractContextManager[Any]]
 #: Of one batch: what the layer reads, what it shall put out, and the ReLU that follows, if one does.
 Rows = tuple[torch.Tensor, torch.Tensor, Bend | None]
 
@@ -79,38 +84,41 @@ def compensate(
     weights: Weights | None = None,
     seed: int = 0,
     tick: Tick = lambda done, total: None,
+    at_work: AtWork = contextlib.nullcontext,
 ) -> dict[str, Repair]:
     """Refit, in place, the layers around every group of `dense`, and its output layer; returns the errors by group key.
 
     structure, smaller: the structures of `original` and `dense`; groups: the plan between them. Groups that lost
     nothing are refitted as well: they correct what reaches them from upstream. only_scale: find one factor per kept
-    unit instead of new weights. weights: the `sensitivities` of `original`, where they are known already.
+    unit instead of new weights. weights: the `sensitivities` of `original`, where they are known already. at_work: held
+    while `original` runs; `dense` stays where it is.
     """
-    weights = sensitivities(original, structure, batches, seed) if weights is None else weights
-    pair = _Pair(original, dense, structure, groups, batches, weights)
+    head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
     repairs: dict[str, Repair] = {}
-    # Channels of a residual stream have no sub-layer of their own: the layers around them make up for what is gone.
-    todo = [pair for pair in zip(structure.groups, smaller.groups, strict=True) if not pair[0].coupled]
-    shortcuts = _projections(structure)
-    try:
-        for block, path in enumerate(structure.blocks):
-            for projection in (one for one in shortcuts if not only_scale and one.startswith(path + ".")):
-                pair.refit_layer(projection)
-            for group, small in [(group, small) for group, small in todo if group.block == block]:
-                if not only_scale and small.count:
-                    pair.refit_before(group)
-                fit = pair.refit_consumer(group, small, only_scale)
-                repairs[group.key] = _repair(fit)
-                tick(len(repairs), len(todo))
-            if any(group.block > block for group, _ in todo):
-                pair.source.advance(block)
-                pair.target.advance(block)
-        head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
-        if head is not None and head not in pair.consumers:
-            repairs[HEAD] = _repair(pair.refit_layer(head))
-    finally:
-        pair.source.close()
-        pair.target.close()
+    with at_work(original):
+        weights = sensitivities(original, structure, batches, seed) if weights is None else weights
+        pair = _Pair(original, dense, structure, groups, batches, weights)
+        # Channels of a residual stream have no sub-layer of their own: the layers around them make up for what is gone.
+        todo = [pair for pair in zip(structure.groups, smaller.groups, strict=True) if not pair[0].coupled]
+        shortcuts = _projections(structure)
+        try:
+            for block, path in enumerate(structure.blocks):
+                for projection in (one for one in shortcuts if not only_scale and one.startswith(path + ".")):
+                    pair.refit_layer(projection)
+                for group, small in [(group, small) for group, small in todo if group.block == block]:
+                    if not only_scale and small.count:
+                        pair.refit_before(group)
+                    fit = pair.refit_consumer(group, small, only_scale)
+                    repairs[group.key] = _repair(fit)
+                    tick(len(repairs), len(todo))
+                if any(group.block > block for group, _ in todo):
+                    pair.source.advance(block)
+                    pair.target.advance(block)
+            if head is not None and head not in pair.consumers:
+                repairs[HEAD] = _repair(pair.refit_layer(head))
+        finally:
+            pair.source.close()
+            pair.target.close()
     return repairs
 
 
@@ -382,5 +390,5 @@ def _affine(model: TaskModel, group: UnitGroup) -> torch.Tensor | None:
     assert isinstance(scale, nn.BatchNorm2d), f"{group.scale} is a {type(scale).__name__}"
     if scale.running_var is None:
         return None
-    gamma = torch.ones(len(scale.running_var)) if scale.weight is None else scale.weight.detach()
-    return gamma / (scale.running_var + scale.eps).sqrt()
+    gamma = torch.ones(len(scale.running_var)) if scale.weight is None else tensor_in(scale, "weight")
+    return gamma / (tensor_in(scale, "running_var") + scale.eps).sqrt()

@@ -114,15 +114,19 @@ def _shared(gradient: torch.Tensor, batch_dim: int) -> torch.Tensor:
 @contextlib.contextmanager
 def _graph(model: TaskModel) -> Iterator[None]:
     """Let outputs ask for gradients although the weights are frozen; no gradient of a weight is ever computed."""
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+    def ask(wanted: bool) -> None:
+        for name, parameter in model.named_parameters():  # by name: accelerate's hooks put others in their place
+            if name in frozen:
+                parameter.requires_grad_(wanted)
+
+    ask(True)
     try:
         with torch.enable_grad():
             yield
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        ask(False)
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ class Stream:
 
     def like(self, index: int, value: Any) -> torch.Tensor:
         """What a model that merges nothing has where the last pass stopped, averaged as the tokens here are merged."""
-        tensor, merged = tensor_of(value), self.merged.get(index)
+        tensor, merged = tensor_of(value).cpu(), self.merged.get(index)
         return tensor if merged is None or tensor.dim() != 3 else merged.means(tensor)
 
     def weights_like(self, index: int, weights: torch.Tensor | None) -> torch.Tensor | None:
