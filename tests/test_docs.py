@@ -77,7 +77,7 @@ def test_the_top_level_is_what_it_should_be() -> None:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     names = {name.split("/")[0] for name in listed if not name.startswith(".")}
-    folders = {"optin_export", "recipes", "tests", "tools", "docs"}
+    folders = {"optin_export", "recipes", "tests", "tools", "docs", "examples"}
     assert names == folders | {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
 
 
