@@ -1,4 +1,4 @@
-"""From a recipe's model and data to a smaller dense model, one step at a time; the recipe only says where things are."""
+"""From the model and data of a recipe to a smaller dense model, one step at a time, without a run folder."""
 
 from pathlib import Path
 
