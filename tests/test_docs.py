@@ -77,8 +77,8 @@ def test_the_top_level_is_what_it_should_be() -> None:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     names = {name.split("/")[0] for name in listed if not name.startswith(".")}
-    folders = {"optin_export", "recipes", "tests", "tools", "docs"}
-    assert names == folders | {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
+    folders = {"optin_export", "recipes", "tests", "tools", "docs", "examples", "requirements"}
+    assert names == folders | {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "MANIFEST.in"}
 
 
 def test_families_page_names_every_family() -> None:

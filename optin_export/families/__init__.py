@@ -57,6 +57,7 @@ __all__ = [
     "output_rows",
     "reads_rows",
     "refitted",
+    "register",
     "replayed",
     "rows_of",
     "set_module",
@@ -68,10 +69,23 @@ __all__ = [
 ]
 
 
+#: Families of the user's own files, by name.
+_registered: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Make a family known that is declared outside this package; it is asked before the package's own.
+
+    A file that a recipe names as `py:FILE.py:FUNCTION` may do so when it is imported: a family of the same name, as
+    that file leaves it each time, takes the place of the one before.
+    """
+    _registered[family.name] = family
+
+
 def supported() -> tuple[Family, ...]:
-    """Every family: each public module of this folder declares one as `FAMILY`."""
+    """Every family: those that were registered, then one of each public module of this folder (`FAMILY`)."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    return tuple(importlib.import_module(f"{__name__}.{name}").FAMILY for name in names)
+    return *_registered.values(), *(importlib.import_module(f"{__name__}.{name}").FAMILY for name in names)
 
 
 def find_structure(model: nn.Module, coupled: bool = False, units: Iterable[str] | None = None) -> Structure:
