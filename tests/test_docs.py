@@ -39,6 +39,14 @@ def test_published_schemas_are_those_of_the_code() -> None:
         assert stored == tool.schema_text(model), "run: python tools/make_schemas.py"
 
 
+def test_the_generated_reference_is_that_of_the_code() -> None:
+    tool = load_tool("make_reference")
+    pages = tool.pages()
+    for name, text in pages.items():
+        assert (tool.FOLDER / name).read_text(encoding="utf-8") == text, "run: python tools/make_reference.py"
+    assert {path.name for path in tool.FOLDER.iterdir()} == set(pages)
+
+
 def test_schemas_accept_what_a_recipe_says() -> None:
     import json
 
@@ -78,7 +86,7 @@ def test_the_top_level_is_what_it_should_be() -> None:
         pytest.skip("not a git checkout")
     names = {name.split("/")[0] for name in listed if not name.startswith(".")}
     folders = {"optin_export", "recipes", "tests", "tools", "docs"}
-    assert names == folders | {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
+    assert names == folders | {"mkdocs.yml", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
 
 
 def test_families_page_names_every_family() -> None:
