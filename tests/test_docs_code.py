@@ -29,14 +29,14 @@ from tests.docs_blocks import OUTPUT, PAGES, REASON, Block, arguments_of, blocks
 pytest.importorskip("onnxruntime")
 
 #: Fewer rows and probes than the recipes ask for: what is tested is that the lines work.
-SMALL = {"prune.probes": 2, "prune.rows": 64, "prune.score_samples": 8, "prune.curve_samples": 8}
+SMALL = {"prune.probes": 2, "prune.rows": 64, "prune.score_samples": 8, "prune.allocation": "additive"}
 ROWS = {"data.calibration.samples": 16, "data.evaluation.samples": 24}
 #: Their verdict is about clocks and accuracy, which short measurements of small data do not decide.
 JUDGES = ("check",)
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 RUN = [page for page in PAGES if any(block.runs and block.language in ("bash", "python") for block in blocks_of(page))]
 #: Pages whose blocks take longer than all others together.
-LONG = ("docs/tutorials/segmentation.md",)
+LONG = ("docs/tutorials/segmentation.md", "docs/tutorials/cnn.md")
 
 
 def small(recipe: str | Path, given: list[str]) -> list[str]:
@@ -47,6 +47,7 @@ def small(recipe: str | Path, given: list[str]) -> list[str]:
         section = getattr(whole.data, field.split(".")[1])
         if section is not None and (section.samples is None or section.samples > rows):
             wanted[field] = rows
+    wanted |= {"export.sequence": 16} if whole.is_text and whole.export.sequence > 16 else {}
     wanted |= {"gates.speedup": 0.01} if whole.gates.speedup is not None else {}
     wanted |= {"gates.accuracy_drop": 100} if whole.gates.accuracy_drop is not None else {}
     named = {one.partition("=")[0] for one in given}
@@ -267,5 +268,5 @@ def test_every_file_of_a_run_is_described(given: Path) -> None:
     unknown = [name for name in files if not any(fnmatch.fnmatchcase(name, pattern) for pattern in CONTENTS)]
     assert not unknown
     met = {pattern for pattern in CONTENTS if fnmatch.filter(files, pattern)}
-    assert {"scores/curves.safetensors", "onnx/pruned.onnx", "measure/latency.json", "triton/*", ".stages/*"} <= met
+    assert {"scores/scores.safetensors", "onnx/pruned.onnx", "measure/latency.json", "triton/*", ".stages/*"} <= met
     assert {pattern.partition("/")[0] for pattern in CONTENTS} == set(housekeeping._OURS)
