@@ -19,11 +19,11 @@ CONTENTS = {
     "report.html": "the same as one page that loads nothing",
     "manifest.json": "sha256 of every artefact, versions, hardware, seed, hash of the recipe",
     "scores/scores.safetensors": "one float64 tensor per block and unit kind, e.g. block03.neurons",
-    "scores/curves.safetensors": "with allocation: joint; per block and unit kind: units kept, trajectory loss, output loss",
-    "plan/plan.json": "kept indices, predicted MACs and parameters; with a budget in time also every plan that was built "
-    "and measured for it",
-    "plan/latency_table.json": "with a budget in time: what engines of the target save where fewer units stay; measured "
-    "again if target, versions, machine, shapes or architecture change",
+    "scores/curves.safetensors": "allocation: joint; per block and unit kind: units kept, trajectory loss, output loss",
+    "plan/plan.json": "kept indices, predicted MACs and parameters; with a budget in time also every plan that was "
+    "built and measured for it",
+    "plan/latency_table.json": "with a budget in time: what engines of the target save where fewer units stay; "
+    "measured again if target, versions, machine, shapes or architecture change",
     "model/architecture.json": "the pruned model's layers, for `optin_export.load_model`",
     "model/model.safetensors": "its weights",
     "model/places.safetensors": "where tokens of images are merged: a few images, and which token stands for each one",
@@ -49,8 +49,8 @@ CONTENTS = {
     "sweep.json": "of a sweep: its runs, each in a folder of its own",
     "compare.html": "of a sweep: its runs side by side",
     ".shared/*": "of a sweep: what all its runs use",
-    ".stages/*": "what each step was made from (a step is skipped only if all of it is unchanged), how long stages took, "
-    "and who works here now",
+    ".stages/*": "what each step was made from (it is skipped only if all of that is unchanged), how long stages "
+    "took, and who works here now",
     ".triton.optin-export/*": "what the last shipment replaced",
 }
 

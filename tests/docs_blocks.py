@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from tests.conftest import ROOT
 
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 #: Why a block may be left unrun, in the comment above it: <!-- not run: needs ... -->.
-REASON = re.compile(r"^needs (a GPU|a server|a cluster|Docker|the network|the extra \w+|CamVid|a checkpoint|a clone|GitHub)")
+REASON = re.compile(r"^needs (a GPU|a server|a cluster|Docker|the network|the extra \w+|CamVid|a checkpoint|a clone)")
 #: What is no code: what a program printed, and formulas.
 OUTPUT = "text"
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -61,11 +62,11 @@ def unfenced(page: str) -> list[str]:
     """Lines that are code by their indentation alone: nobody would know what they are."""
     text = _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
     lines = text.split("\n")
-    return [line for above, line in zip(lines, lines[1:], strict=False) if not above and re.match(" {4,}\\S", line)]
+    return [line for above, line in itertools.pairwise(lines) if not above and re.match(" {4,}\\S", line)]
 
 
 def commands_of(text: str) -> list[list[str]]:
-    """The command lines of a shell block as words; redirections are words, too. ValueError for what is no plain list."""
+    """The command lines of a shell block as words, redirections too. ValueError for what needs a shell."""
     lines = []
     for line in text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="><&|;")

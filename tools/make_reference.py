@@ -80,7 +80,10 @@ def recipe_page() -> str:
     for section in [None, *(one for one in fields.values() if one.section)]:
         inside = [one for one in fields.values() if _holder(one.path) == (section.path if section else "")]
         if section is not None:
-            parts += [f"## {section.path.replace('[]', '[ ]')}", f"{_sentence(section.description)}{_left_out(section)}"]
+            parts += [
+                f"## {section.path.replace('[]', '[ ]')}",
+                f"{_sentence(section.description)}{_left_out(section)}",
+            ]
         rows = ((f"`{one.path}`", _kind(one), _default(one), _cell(one.description), _example(one)) for one in inside)
         parts.append(_table(("field", "type", "default", "meaning", "example"), rows))
     return _page("Recipe, version 1", *parts)
@@ -176,7 +179,9 @@ def _type(node: dict[str, Any]) -> str:
         return f"list of {_type(node.get('items', {}))}"
     if kind == "object" and isinstance(node.get("additionalProperties"), dict):
         return f"mapping to {_type(node['additionalProperties'])}"
-    return {"object": "mapping", "integer": "whole number", "boolean": "true or false", "string": "text"}.get(kind, kind)
+    return {"object": "mapping", "integer": "whole number", "boolean": "true or false", "string": "text"}.get(
+        kind, kind
+    )
 
 
 def _kind(one: Described) -> str:

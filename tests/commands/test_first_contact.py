@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import select
-import shlex
 import shutil
 import subprocess
 import sys
