@@ -47,6 +47,22 @@ def test_the_generated_reference_is_that_of_the_code() -> None:
     assert {path.name for path in tool.FOLDER.iterdir()} == set(pages)
 
 
+def test_the_site_builds_strictly_and_loads_nothing(tmp_path: Path) -> None:
+    """No broken link or anchor, no page left out, and no page that asks another server for anything."""
+    pytest.importorskip("mkdocs", reason="the documentation's site needs the extra docs")
+    pytest.importorskip("material")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = {path.relative_to(tmp_path).with_suffix("") for path in tmp_path.rglob("*.html")}
+    assert pages >= {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
+    for page in tmp_path.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert not re.findall(r"<(?:script|img|iframe)\b[^>]*\bsrc=\"?(?:https?:)?//[^>]*>", text), page
+        assert not re.findall(r"<link\b[^>]*\bhref=\"?(?:https?:)?//[^>]*>", text), page
+        assert "mermaid" not in text and "arithmatex" not in text, f"{page} would fetch a script for it"
+
+
 def test_schemas_accept_what_a_recipe_says() -> None:
     import json
 
