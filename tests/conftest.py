@@ -43,6 +43,7 @@ def shared_folder() -> Path | None:
     return folder if (folder / "data").is_dir() else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         # One worker takes all tests of a file, or of one model of the family tests: what they share is made once.

@@ -24,8 +24,10 @@ from optin_export.families._hooks import (
     tensor_of,
     valid_rows,
 )
+from optin_export.families._rows import POSITIONS, as_matrix, columns_per_unit, input_rows, output_rows, reads_rows
 
 __all__ = [
+    "POSITIONS",
     "CostKind",
     "Costs",
     "Family",
@@ -36,7 +38,9 @@ __all__ = [
     "Term",
     "Tokens",
     "UnitGroup",
+    "as_matrix",
     "block_outputs",
+    "columns_per_unit",
     "count_macs",
     "count_params",
     "find_structure",
@@ -44,9 +48,12 @@ __all__ = [
     "get_layer",
     "get_module",
     "get_scale",
+    "input_rows",
     "masked",
     "measure_costs",
     "nearest",
+    "output_rows",
+    "reads_rows",
     "replayed",
     "rows_of",
     "set_module",

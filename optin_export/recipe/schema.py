@@ -142,10 +142,14 @@ class PruneSection(Section):
         description="what may be removed: attention heads, FFN neurons, channels of convolutions",
         examples=[["heads", "neurons"]],
     )
-    score: Literal["optin", "optin-exact", "optin-reference", "fisher", "magnitude", "activation", "random"] = Field(
-        "optin",
-        description="what a unit is worth: optin, or to compare with it optin-exact (a forward pass per unit), "
-        "optin-reference (the published code), fisher, magnitude, activation, random",
+    score: Literal[
+        "auto", "optin", "optin-exact", "optin-reference", "obs", "fisher", "magnitude", "activation", "random"
+    ] = Field(
+        "auto",
+        description="what a unit is worth: auto (what was measured to keep most: optin, but for channels of "
+        "convolutional networks under repair), optin, obs (optimal brain surgeon: what the others can replace), or to "
+        "compare with them optin-exact (a forward pass per unit), optin-reference (the published code), fisher, "
+        "magnitude, activation, random",
     )
     budget: Budget = Field(description="what the smaller model may cost, or lose: exactly one limit")
     allocation: Literal["joint", "additive"] = Field(

@@ -33,7 +33,7 @@ def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequen
     positions = dict.fromkeys(squared, 0)
     sums = {path: np.zeros(group.count) for group in groups for path in group.reads}
     for batch in batches:
-        with _inputs_of(model, list(squared)) as seen, torch.no_grad():
+        with inputs_of(model, list(squared)) as seen, torch.no_grad():
             model(**batch.inputs)
         for group, path in [(one, path) for one in groups for path in one.reads]:
             inputs = seen[path]
@@ -66,7 +66,7 @@ def _gram_of_weights(model: TaskModel, group: UnitGroup, path: str) -> torch.Ten
 
 
 @contextlib.contextmanager
-def _inputs_of(model: TaskModel, paths: Sequence[str]) -> Any:
+def inputs_of(model: TaskModel, paths: Sequence[str]) -> Any:
     seen: dict[str, torch.Tensor] = {}
 
     def hook_of(path: str) -> Any:

@@ -20,7 +20,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_export.families import Structure, UnitGroup, get_layer, get_module, get_scale, tensor_of
+from optin_export.families import (
+    Structure,
+    UnitGroup,
+    as_matrix,
+    columns_per_unit,
+    get_layer,
+    get_module,
+    get_scale,
+    input_rows,
+    output_rows,
+    reads_rows,
+    tensor_of,
+)
 from optin_export.search import GroupPlan
 from optin_export.sources import Batch, TaskModel
 from optin_export.surgery.head import output_layer
@@ -28,7 +40,7 @@ from optin_export.surgery.least_squares import Fit, Moments, rescale, ridge
 from optin_export.surgery.rebuild import Constant
 from optin_export.surgery.rectified import ROUNDS, Bend, bend_of_units, shift_of_block_relu
 from optin_export.surgery.sensitivity import Weights, sensitivities
-from optin_export.surgery.streams import Point, Stream, as_matrix, input_rows, output_rows
+from optin_export.surgery.streams import Point, Stream
 
 #: One batch in so many is held out to choose the damping; with fewer batches, one row in so many.
 HOLD_OUT = 5
@@ -135,7 +147,7 @@ class _Pair:
         # Producers that read the same input are refitted together: one Gram matrix serves them.
         sets: dict[int | str, list[str]] = {}
         for path in ordered:
-            if _can_refit(get_layer(self.target.model, path)):
+            if reads_rows(get_layer(self.target.model, path)):
                 sets.setdefault(path if path in group.readers else id(seen[(path, 0)]), []).append(path)
         for together in sets.values():
             if together[0] in group.readers:
@@ -171,7 +183,7 @@ class _Pair:
         layer = get_layer(self.source.model, path)
         start = _constant(model, small)[None].double() if dropped else _start(model, path)
         scale = _affine(self.source.model, group)
-        if scale is None or not _can_refit(layer):
+        if scale is None or not reads_rows(layer):
             why = "the batch norm behind it has no statistics" if scale is None else "a convolution of this kind"
             return Fit(start, None, float("nan"), float("nan"), why)
         stands = small.sublayer if dropped else path
@@ -208,7 +220,7 @@ class _Pair:
                 return missing.new_zeros(len(missing), 0), missing, behind
             return input_rows(here[(path, 0)], layer, inputs, index), missing, behind
 
-        width = _columns_per_unit(layer, group) if only_scale else None
+        width = columns_per_unit(layer, group) if only_scale else None
         fit = self._fit(start, rows, [path], width)
         if dropped:
             _constant(model, small).copy_(fit.solution[-1])
@@ -330,17 +342,6 @@ def _arranged(group: UnitGroup, model: TaskModel, seen: Any) -> torch.Tensor:
     stream = seen if group.residual is not None and group.residual[1] == "call" else tensor_of(seen)
     with torch.no_grad():
         return stream if group.arrange is None else group.arrange(model, stream)
-
-
-def _can_refit(layer: nn.Module) -> bool:
-    """Not a grouped convolution, nor one that pads by itself: `input_rows` would not see what it sees."""
-    if not isinstance(layer, nn.Conv2d):
-        return True
-    return layer.groups == 1 and (type(layer).forward is nn.Conv2d.forward or layer.kernel_size == (1, 1))
-
-
-def _columns_per_unit(layer: nn.Module, group: UnitGroup) -> int:
-    return group.width * (layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, nn.Conv2d) else 1)
 
 
 def _start(model: TaskModel, path: str) -> torch.Tensor:

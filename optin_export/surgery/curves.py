@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from optin_export.families import Structure, UnitGroup, block_outputs, get_layer, replayed
+from optin_export.families import Structure, UnitGroup, block_outputs, get_layer, input_rows, replayed
 from optin_export.scoring.losses import Reference, observe, output_losses, trajectory_losses
 from optin_export.sources import Batch, TaskModel
 from optin_export.surgery.least_squares import Moments
 from optin_export.surgery.sensitivity import ROWS, Weights, sensitivities
-from optin_export.surgery.streams import Stream, input_rows
+from optin_export.surgery.streams import Stream
 
 #: Points of a curve; groups of few units have one per unit, and between points the search interpolates.
 POINTS = 12

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from optin_export.families import Structure, block_outputs, get_module
+from optin_export.families import Structure, block_outputs, get_module, output_rows
 from optin_export.scoring.losses import (
     OutputNoise,
     compared_output,
@@ -24,7 +24,6 @@ from optin_export.scoring.losses import (
     trajectory_probe,
 )
 from optin_export.sources import Batch, TaskModel
-from optin_export.surgery.streams import output_rows
 
 #: Probes per term and batch; a row's weight is a mean over all its features, so one or two are enough.
 PROBES = 2

@@ -39,7 +39,6 @@ from tests.families.models import batches_for, small_model
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.xdist_group("ray"),  # one after the other: each looks at all of this machine's processes of Ray
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="pip install 'optin-export[ray]'"),
 ]
 QUICK = """
@@ -65,7 +64,10 @@ def processes_of_ray() -> list[Any]:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """Whatever a test does to a cluster, none of its processes outlives it."""
+    """Whatever a test does to a cluster, none of its processes outlives it.
+
+    Tests of one file never run side by side (tests/conftest.py): this looks at all of the machine's processes of Ray.
+    """
     before = {process.pid for process in processes_of_ray()}
     yield
     end = time.monotonic() + 30
