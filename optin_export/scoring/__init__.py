@@ -64,6 +64,7 @@ def score(
         found, facts = _scored(method, model, part, batches, config, seed, step, spread, placement or Placement())
         values |= found
         info |= facts
+    values = {group.key: values[group.key] for group in structure.groups}
     bad = [key for key, scores in values.items() if not np.isfinite(scores).all()]
     if bad:
         raise InputError(

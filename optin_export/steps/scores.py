@@ -68,7 +68,12 @@ def score(work: Workspace, facts: Facts) -> dict[str, Any]:
             save_file(dict(sorted(scores.values.items())), temporary)
         return scores.info
 
-    inputs = {**work.calibration_digest, "prune": wanted, "seed": work.recipe.seed}
+    inputs = {
+        **work.calibration_digest,
+        "prune": wanted,
+        "methods": scoring.methods(work.structure, prune),
+        "seed": work.recipe.seed,
+    }
     info = work.ledger.step("scoring", "scoring", inputs, [path], run)
     if prune.allocation == "joint":
         _measure_curves(work, path)
