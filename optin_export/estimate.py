@@ -170,7 +170,7 @@ def _passes(recipe: Recipe) -> dict[str, int]:
     prune, rows = recipe.prune, recipe.data.calibration.samples or 0
     scored = min(prune.score_samples, rows or prune.score_samples)
     probes = FIRST_PROBES if prune.probes == "auto" else prune.probes
-    # Of `auto` this is no more than what a model with heads or neurons takes; convolutions may be scored without passes.
+    # Of `auto` this is what heads and neurons take; convolutions may be scored without a pass.
     sketched = prune.score in ("auto", "optin")
     found = {"scoring": scored * (1 + (2 * probes if sketched else 0)), "surgery": rows}
     if not prune.compensate:
