@@ -23,6 +23,7 @@ import render_studies
 from plots import markdown_table, svg
 
 from optin_export.recipe import load_recipe
+from optin_export.scoring import CHANNELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,6 +72,7 @@ SCORERS = {
     "activation": ("#009e73", "s"),
     "magnitude": ("#d55e00", "v"),
     "random": ("#cc79a7", "X"),
+    "obs": ("#8c564b", "*"),
 }
 EPSILON = 1e-9  # sums of decimals are not exact
 
@@ -251,7 +253,7 @@ def accuracy_table(case: Case) -> list[str]:
 
 def losses(case: Case) -> list[str]:
     """One sentence for each time another scorer beats OWN with the same repair by more than both deviations."""
-    compared, lines = 0, []
+    compared, lines, default = 0, [], default_of(case)
     for (scorer, repair), line in case.lines.items():
         if scorer == OWN or repair == "none":
             continue
@@ -274,7 +276,13 @@ def losses(case: Case) -> list[str]:
         f"Another scorer beats `{OWN}` {rule} in {len(lines)} of {compared} comparisons with the same repair:",
         "",
         *lines,
+        *(["", f"`prune.score: auto`, the default, takes `{default}` for such models."] if default != OWN else []),
     ]
+
+
+def default_of(case: Case) -> str:
+    """What `prune.score: auto` takes for the case's model; both ResNets have channels only."""
+    return CHANNELS if case.name.startswith("resnet") and (CHANNELS, REPAIRED) in case.lines else OWN
 
 
 def targets(measured: list[Case]) -> list[str]:
@@ -284,9 +292,9 @@ def targets(measured: list[Case]) -> list[str]:
     for case in measured:
         if case.name not in TARGETS:
             continue
-        cells = []
+        cells, default = [], default_of(case)
         for budget in budgets:
-            target, cell = TARGETS[case.name].get(budget), case.get(OWN, REPAIRED, budget)
+            target, cell = TARGETS[case.name].get(budget), case.get(default, REPAIRED, budget)
             if target is None:
                 cells.append("-")
             elif cell is None:
@@ -297,14 +305,15 @@ def targets(measured: list[Case]) -> list[str]:
                 by = f"{missed:.2f}" if missed >= 0.005 else "less than 0.01"
                 verdict = "met" if verdicts[-1] else f"missed by {by}"
                 cells.append(f"{cell.drop:z.2f} (target {target:.1f}: {verdict})")
-        rows.append([f"`{case.name}`", *cells])
+        rows.append([f"`{case.name}`" + (f", `{default}`" if default != OWN else ""), *cells])
     if not rows:
         return []
     return [
         "",
         "### Targets",
         "",
-        f"Mean points lost by `{OWN}` with {REPAIRS[REPAIRED]}, against the most that it should lose; "
+        f"Mean points lost by what `prune.score: auto` takes (`{OWN}` where no other is named) with "
+        f"{REPAIRS[REPAIRED]}, against the most that it should lose; "
         f"met: {sum(verdicts)} of {len(verdicts)} measured.",
         "",
         *markdown_table(["case", *(f"{budget:g}" for budget in budgets)], rows),
