@@ -13,6 +13,7 @@ import pytest
 from optin_export.engines import build, load
 from optin_export.engines._unsigned import SHIFT, shift_activations
 from optin_export.export import convert
+from optin_export.measure.parity import compare
 from optin_export.recipe import ExportSection, Target
 
 onnx = pytest.importorskip("onnx")
@@ -100,3 +101,42 @@ def test_products_of_a_shared_input_get_int8_kernels(quantised: Path, tmp_path: 
     assert quantised.read_bytes() == source  # what ships stays symmetric
     got = load(tmp_path / "engine.onnx", Target()).run(inputs(9))["y"]
     assert np.allclose(got, unoptimised(onnx.load(quantised)), atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "a weight's scale", "an activation's scale", "weights exchanged"])
+def test_the_tolerance_of_int8_passes_the_right_graph_and_finds_a_wrong_one(
+    wrong: str,
+    quantised: Path,
+    tmp_path: Path,
+) -> None:
+    model = onnx.load(quantised)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    pairs = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    q, v = (next(node for node in model.graph.node if node.name == name) for name in "qv")
+    if wrong == "weights exchanged":
+        q.input[1], v.input[1] = v.input[1], q.input[1]
+    elif wrong != "nothing":
+        scale = constants[pairs[v.input[wrong == "a weight's scale"]].input[1]]
+        scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(2), scale.name))
+        if wrong == "an activation's scale":
+            # The pair's two ends share one scale: only what is read back is wrong.
+            reader = pairs[v.input[0]]
+            for node in model.graph.node:
+                if node.op_type == "QuantizeLinear" and node.output[0] == reader.input[0]:
+                    scale = onnx.numpy_helper.to_array(constants[node.input[1]]) / np.float32(2)
+                    model.graph.initializer.append(onnx.numpy_helper.from_array(scale, "right"))
+                    node.input[1] = "right"
+    onnx.save_model(model, tmp_path / "tried.onnx")
+    for name in ("fp32", "tried"):
+        build(tmp_path / f"{name}.onnx", Target(), tmp_path / f"{name}.engine.onnx", [], lambda done, total: None)
+    right, tried = (load(tmp_path / f"{name}.engine.onnx", Target()) for name in ("fp32", "tried"))
+    case = compare(
+        tried,
+        lambda rows: right.run(rows)["y"],
+        inputs(9),
+        target="t",
+        model="base",
+        identical=False,
+        precision="int8",
+    )
+    assert case.passed == (wrong == "nothing"), case
