@@ -166,11 +166,13 @@ def _seconds(recipe: Recipe, size: Size | None) -> dict[str, tuple[float, str]]:
 
 
 def _passes(recipe: Recipe) -> dict[str, int]:
-    """Stage -> forward passes of one sample that are certain; a backward pass counts as two."""
+    """Stage -> forward passes of one sample that are to be expected; a backward pass counts as two."""
     prune, rows = recipe.prune, recipe.data.calibration.samples or 0
     scored = min(prune.score_samples, rows or prune.score_samples)
     probes = FIRST_PROBES if prune.probes == "auto" else prune.probes
-    found = {"scoring": scored * (1 + (2 * probes if prune.score == "optin" else 0)), "surgery": rows}
+    # Of `auto` this is what heads and neurons take; convolutions may be scored without a pass.
+    sketched = prune.score in ("auto", "optin")
+    found = {"scoring": scored * (1 + (2 * probes if sketched else 0)), "surgery": rows}
     if not prune.compensate:
         found["surgery"] = 0
     if recipe.finetune is not None and recipe.finetune.source is None:

@@ -12,6 +12,48 @@ from optin_export.recipe import Recipe
 #: In the order in which the pipeline runs them.
 STAGES = ("sources", "scoring", "search", "surgery", "export", "engines", "measure", "ship", "report")
 
+#: What a run folder can hold, as patterns of paths, and what it is; of two that fit, the first. docs/ is made from it.
+CONTENTS = {
+    "recipe.yaml": "the resolved recipe; runs by itself",
+    "report.json": "everything the run found out",
+    "report.html": "the same as one page that loads nothing",
+    "manifest.json": "sha256 of every artefact, versions, hardware, seed, hash of the recipe",
+    "scores/scores.safetensors": "one float64 tensor per block and unit kind, e.g. block03.neurons",
+    "scores/curves.safetensors": "allocation: joint; per block and unit kind: units kept, trajectory loss, output loss",
+    "plan/plan.json": "kept indices, predicted MACs and parameters; with a budget in time also every plan that was "
+    "built and measured for it",
+    "plan/latency_table.json": "with a budget in time: what engines of the target save where fewer units stay; "
+    "measured again if target, versions, machine, shapes or architecture change",
+    "model/architecture.json": "the pruned model's layers, for `optin_export.load_model`",
+    "model/model.safetensors": "its weights",
+    "model/places.safetensors": "where tokens of images are merged: a few images, and which token stands for each one",
+    "repaired/*": "with finetune: the model before it",
+    "preprocess/*": "what turns text or an image into the model's inputs: tokenizer.json, preprocess.json, labels.txt",
+    "onnx/base.onnx": "the unpruned graph, in fp32",
+    "onnx/pruned.onnx": "the pruned graph, in fp32",
+    "onnx/*.*.onnx": "both in the recipe's precision, where that is not fp32, e.g. pruned.int8.onnx; engines likewise",
+    "onnx/*.pt2": "both as programs of torch, for torch targets",
+    "engines/*/*.onnx": "graphs as onnxruntime optimised them for this machine, by target",
+    "engines/*/*.pt2": "programs of torch, by target",
+    "engines/*/*.plan": "TensorRT engines, by target",
+    "engines/*/*.plan.json": "the record of one: sha256, version, GPU",
+    "engines/*/*.plan.layers.json": "its layers",
+    "measure/parity.json": "every engine against the fp32 torch model",
+    "measure/accuracy.json": "points of the engines, with their interval",
+    "measure/latency.json": "every single measured call",
+    "measure/reference.safetensors": "real rows, and what both torch models answer to them",
+    "measure/deployed.json": "what clients measured of the served models, with every block",
+    "machines/*": "what `optin-export measure` built and measured elsewhere: engines/, measure/TARGET.json",
+    "triton/*": "the Triton model repository: NAME/config.pbtxt, 1/, warmup/, manifest.json, and NAME-base",
+    "cluster/*": "with --cluster: a log per worker, costs.json by stage, fleet.json with targets without a node",
+    "sweep.json": "of a sweep: its runs, each in a folder of its own",
+    "compare.html": "of a sweep: its runs side by side",
+    ".shared/*": "of a sweep: what all its runs use",
+    ".stages/*": "what each step was made from (it is skipped only if all of that is unchanged), how long stages "
+    "took, and who works here now",
+    ".triton.optin-export/*": "what the last shipment replaced",
+}
+
 
 def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
     """The run folder. Raises InputError if `out` is a file, or a folder that holds something else than a run."""

@@ -82,7 +82,7 @@ def _merging(recipe: Recipe) -> str:
 
 def _effort(recipe: Recipe) -> str:
     prune = recipe.prune
-    return f" ({prune.probes} probes, {prune.score_samples} rows)" if prune.score == "optin" else ""
+    return f" ({prune.probes} probes, {prune.score_samples} rows)" if prune.score in ("auto", "optin") else ""
 
 
 def _gates(recipe: Recipe) -> str:

@@ -16,7 +16,7 @@ from optin_export.environment import describe
 from optin_export.families import Costs, Structure, find_structure
 from optin_export.ledger import Ledger
 from optin_export.recipe import Recipe, engine_name, engine_names
-from optin_export.sources import Sources, TaskModel, load_sources
+from optin_export.sources import Placement, Sources, TaskModel, load_sources
 
 #: What makes a saved model.
 FILES = ("architecture.json", "model.safetensors")
@@ -117,11 +117,18 @@ class Workspace:
             weights=self.sensitivities if prune.compensate else None,
             seed=self.recipe.seed,
             tick=tick,
+            at_work=self.placement,
         )
 
     @cached_property
     def sensitivities(self) -> surgery.Weights:
-        return surgery.sensitivities(self.sources.model, self.structure, self.sources.calibration, self.recipe.seed)
+        with self.placement(self.sources.model):
+            return surgery.sensitivities(self.sources.model, self.structure, self.sources.calibration, self.recipe.seed)
+
+    @property
+    def placement(self) -> Placement:
+        section = self.recipe.model
+        return Placement(section.device_map, section.max_memory, self.structure.blocks)
 
     @property
     def calibration_digest(self) -> dict[str, str]:

@@ -43,6 +43,7 @@ def shared_folder() -> Path | None:
     return folder if (folder / "data").is_dir() else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         # One worker takes all tests of a file, or of one model of the family tests: what they share is made once.
@@ -222,13 +223,21 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", place], check=True)
 
 
-@pytest.fixture
-def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of what is measured, not of how precisely."""
+@contextlib.contextmanager
+def measured_shortly() -> Iterator[None]:
+    """For tests of what is measured, not of how precisely; a fixture of a whole module or session uses this itself."""
     from optin_export.measure import latency
 
-    for name, value in (("BLOCKS", 4), ("MAX_BLOCKS", 4), ("BLOCK_SECONDS", 0.002), ("WARM_UP_SECONDS", 0.01)):
-        monkeypatch.setattr(latency, name, value)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("BLOCKS", 4), ("MAX_BLOCKS", 4), ("BLOCK_SECONDS", 0.002), ("WARM_UP_SECONDS", 0.01)):
+            patch.setattr(latency, name, value)
+        yield
+
+
+@pytest.fixture
+def short_measurement() -> Iterator[None]:
+    with measured_shortly():
+        yield
 
 
 @pytest.fixture

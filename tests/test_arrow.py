@@ -26,6 +26,7 @@ LAZY = {
     "shtab": {"commands/completion.py"},
     "tensorrt": set(),
     "tensorrt_rtx": set(),
+    "accelerate": {"sources/placement.py"},
     "ray": {"cluster/ray_session.py"},
 }
 

@@ -39,6 +39,30 @@ def test_published_schemas_are_those_of_the_code() -> None:
         assert stored == tool.schema_text(model), "run: python tools/make_schemas.py"
 
 
+def test_the_generated_reference_is_that_of_the_code() -> None:
+    tool = load_tool("make_reference")
+    pages = tool.pages()
+    for name, text in pages.items():
+        assert (tool.FOLDER / name).read_text(encoding="utf-8") == text, "run: python tools/make_reference.py"
+    assert {path.name for path in tool.FOLDER.iterdir()} == set(pages)
+
+
+def test_the_site_builds_strictly_and_loads_nothing(tmp_path: Path) -> None:
+    """No broken link or anchor, no page left out, and no page that asks another server for anything."""
+    pytest.importorskip("mkdocs", reason="the documentation's site needs the extra docs")
+    pytest.importorskip("material")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = {path.relative_to(tmp_path).with_suffix("") for path in tmp_path.rglob("*.html")}
+    assert pages >= {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
+    for page in tmp_path.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert not re.findall(r"<(?:script|img|iframe)\b[^>]*\bsrc=\"?(?:https?:)?//[^>]*>", text), page
+        assert not re.findall(r"<link\b[^>]*\bhref=\"?(?:https?:)?//[^>]*>", text), page
+        assert "mermaid" not in text and "arithmatex" not in text, f"{page} would fetch a script for it"
+
+
 def test_schemas_accept_what_a_recipe_says() -> None:
     import json
 
@@ -77,8 +101,8 @@ def test_the_top_level_is_what_it_should_be() -> None:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     names = {name.split("/")[0] for name in listed if not name.startswith(".")}
-    folders = {"optin_export", "recipes", "tests", "tools", "docs"}
-    assert names == folders | {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
+    folders = {"optin_export", "recipes", "tests", "tools", "docs", "examples", "requirements"}
+    assert names == folders | {"mkdocs.yml", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "MANIFEST.in"}
 
 
 def test_families_page_names_every_family() -> None:

@@ -60,6 +60,7 @@ def test_one_round_is_the_plan_without_rounds(vit_recipe: Make, tmp_path: Path) 
     assert found.groups == expected.groups and found.predicted == expected.predicted
 
 
+@pytest.mark.usefixtures("short_measurement")
 def test_a_run_in_rounds_ends_with_a_verdict_and_is_reused(vit_recipe: Make, tmp_path: Path) -> None:
     recipe = vit_recipe(prune={**SMALL, "budget": {"macs": 0.6}, "rounds": 2})
     report = optin_export.run(recipe, out=tmp_path / "run")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from optin_export import engines
 from optin_export.cluster.away import measure_away
@@ -32,7 +35,9 @@ def measure_fleet(
     reasons: dict[str, str] = {}
     tasks, data = {}, None
     for target in recipe.fleet:
-        missing = session.missing(target.resources)
+        # A share of a GPU may be named; else a target on CUDA has one for itself.
+        wanted = ({"GPU": 1.0} if target.device == "cuda" else {}) | dict(target.resources)
+        missing = session.missing(wanted)
         if target.name in known:
             continue
         if missing is not None:
@@ -41,7 +46,6 @@ def measure_fleet(
         data = data or session.put(_evaluation(recipe))
         parcel = _needed(recipe, folder, target)
         book.stage("fleet").bytes_out += parcel.size
-        wanted = dict(target.resources) | ({"GPU": 1.0} if target.device == "cuda" else {})
         tasks[session.submit(measure_away, session.put(parcel), target, data, resources=wanted)] = target.name
     for number, (name, (reason, parcel), facts) in enumerate(session.finished(tasks, lambda: None)):
         if reason is not None:
@@ -67,6 +71,12 @@ def _evaluation(recipe: Recipe) -> Dataset | None:
     if recipe.data.evaluation is None:
         return None
     try:
-        return load_sources(recipe).evaluation()
+        data = load_sources(recipe).evaluation()
+        # Label maps are read from files when they are needed, and a node may not have those.
+        return data if data is None else dataclasses.replace(data, labels=_values(data.labels))
     except OptinError:
         return None
+
+
+def _values(labels: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray:
+    return labels if isinstance(labels, np.ndarray) else [labels[row] for row in range(len(labels))]

@@ -176,9 +176,19 @@ class Session:
 
         return Queue(actor_options={"num_cpus": 0})
 
-    def pool(self, work: Callable[[Any], Any], threads: int = 1) -> Pool:
-        """Workers that all hold `work`."""
-        return Pool(self, work, threads)
+    def pool(self, work: Callable[[Any], Any], threads: int = 1, gpus: int = 0) -> Pool:
+        """Workers that all hold `work`. gpus: for each of them alone; Ray numbers them from 0 in each.
+
+        Raises EnvironmentLacks where no node has so many.
+        """
+        return Pool(self, work, threads, gpus)
+
+    def workers_with(self, gpus: int) -> int:
+        """How many workers there can be if each has so many GPUs of one node."""
+        if not gpus:
+            return self.workers
+        per_node = (int(node["Resources"].get("GPU", 0)) // gpus for node in self.ray.nodes() if node["Alive"])
+        return min(self.workers, sum(per_node))
 
 
 class Pool:
@@ -188,16 +198,19 @@ class Pool:
     result is taken once.
     """
 
-    def __init__(self, session: Session, work: Callable[[Any], Any], threads: int) -> None:
+    def __init__(self, session: Session, work: Callable[[Any], Any], threads: int, gpus: int = 0) -> None:
         from ray import cloudpickle
 
+        workers = session.workers_with(gpus)
+        if not workers:
+            raise no_gpus(gpus)
         self.session, self.ray = session, session.ray
         self.errors = self.ray.exceptions
         payload = cloudpickle.dumps(work)
         self.bytes_out, self.retried = len(payload), 0
         self.reference = self.ray.put(payload)  # kept: a worker that is started anew needs it
-        actor = self.ray.remote(Worker).options(num_cpus=1, max_restarts=-1, max_task_retries=0)
-        self.actors = [actor.remote(self.reference, threads) for _ in range(session.workers)]
+        actor = self.ray.remote(Worker).options(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0)
+        self.actors = [actor.remote(self.reference, threads) for _ in range(workers)]
         self.greeted: dict[Any, int] = {one.hello.remote(): number for number, one in enumerate(self.actors)}
         self.started = time.monotonic()
         self.idle: deque[int] = deque()
@@ -295,6 +308,14 @@ def _first(error: BaseException) -> str:
 def _unreachable(where: str, why: str) -> EnvironmentLacks:
     fix = "start one (`ray start --head`) or name its head, ray://HOST:10001; versions of Ray and Python must agree"
     return EnvironmentLacks(f"the cluster '{where}' cannot be reached", why, fix)
+
+
+def no_gpus(gpus: int) -> EnvironmentLacks:
+    return EnvironmentLacks(
+        f"the recipe needs {gpus} GPU{'s' * (gpus > 1)} on one node",
+        "no node of the cluster has them",
+        "join a cluster that does, or name 'cpu' in model.device_map and in targets",
+    )
 
 
 def _gave_up(what: str, why: str) -> EnvironmentLacks:

@@ -56,7 +56,8 @@ def _run(order: Order, session: Session | None, display: Display) -> Report | No
 
         workers, book = session, Book(order.folder)
         around = Surroundings(
-            spread=lambda key: spread_over(workers, order.folder, key, book, order.force), quiet=Machine().quiet
+            spread=lambda key: spread_over(workers, order.folder, key, book, order.force, order.recipe.model.gpus),
+            quiet=Machine().quiet,
         )
     found = run(
         order.recipe,

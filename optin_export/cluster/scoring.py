@@ -13,10 +13,10 @@ from optin_export.scoring import Map, Partial, Shard, Spread
 from optin_export.scoring.shards import Work
 
 
-def spread_over(session: Session, run: Path, key: str, book: Book, force: bool = False) -> Spread:
+def spread_over(session: Session, run: Path, key: str, book: Book, force: bool = False, gpus: int = 0) -> Spread:
     """A `Spread` for `scoring.score`: shards are done by the session's workers; known ones are not done again.
 
-    run: the run folder. key: hash of all that the scoring depends on.
+    run: the run folder. key: hash of all that the scoring depends on. gpus: that a worker needs for the model.
     """
     memory = Memory(run / "cluster" / "shards", key)
     if force:
@@ -30,7 +30,7 @@ def spread_over(session: Session, run: Path, key: str, book: Book, force: bool =
             def workers() -> Pool:
                 # Not before there is something to do: a resumed run may have every shard already.
                 if not pools:
-                    pools.append(open_.enter_context(session.pool(work)))
+                    pools.append(open_.enter_context(session.pool(work, gpus=gpus)))
                     pools[0].lost = lambda line: book.log("driver", line)
                     book.stage("scoring").bytes_out += pools[0].bytes_out
                 return pools[0]

@@ -15,7 +15,7 @@ from optin_export.cluster.away import Outcome, failed, outcome_of, run_away
 from optin_export.cluster.costs import Book, costs_of
 from optin_export.cluster.machine import Machine
 from optin_export.cluster.travel import pack, unpack
-from optin_export.errors import OptinError
+from optin_export.errors import InputError, OptinError
 from optin_export.files import sha256_json, write_json, write_text
 from optin_export.folder import STAGES
 from optin_export.ledger import FOLDER as LEDGER
@@ -95,6 +95,9 @@ def run_sweep(
     Also writes the index sweep.json and the page that compares the runs.
     """
     variants = expand(recipe)
+    if session is not None and not session.shared_files:
+        for one in variants:
+            _refuse_paths(one.recipe)
     if force:
         for name in (SHARED, "cluster/shards", *(f"{one.label}/{LEDGER}" for one in variants)):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -107,7 +110,7 @@ def run_sweep(
         if session is not None:
             from optin_export.cluster.scoring import spread_over
 
-            spread = lambda key: spread_over(session, folder, key, book)  # noqa: E731
+            spread = lambda key: spread_over(session, folder, key, book, gpus=one.recipe.model.gpus)  # noqa: E731
         return Surroundings(spread, machine.quiet, folder / SHARED, loaded.of(one.recipe))
 
     alone = session is None or stop_after in STAGES[: STAGES.index("scoring") + 1]
@@ -147,6 +150,21 @@ def run_sweep(
     return found
 
 
+def _refuse_paths(recipe: Recipe) -> None:
+    """A whole run reads these files where it is. Scoring does not: it is sent the model and the batches."""
+    data, tune = recipe.data, recipe.finetune
+    rows = [data.calibration, data.evaluation, None if tune is None else tune.data]
+    code = [recipe.model.source, None if tune is None else tune.source]
+    by_path = [one for one in code if one is not None and one.startswith("py:") and ".py:" in one.removeprefix("py:")]
+    by_path += [one.source for one in rows if one is not None and one.source.startswith("images:")]
+    if by_path:
+        raise InputError(
+            "a sweep on this cluster cannot use the recipe's files",
+            f"'{by_path[0]}' is read by its path, which other nodes may not have",
+            "put it on a file system that all nodes see and add --shared-files, or use --cluster local",
+        )
+
+
 def _fan_out(
     session: Session,
     variants: Sequence[Variant],
@@ -155,10 +173,17 @@ def _fan_out(
     book: Book,
     tick: Callable[[int, int], None],
 ) -> Outcomes:
-    """Everything after the scoring, of all runs at once; one worker each."""
+    """Everything after the scoring, of all runs at once; one worker each, with the GPUs that its recipe names."""
+    from optin_export.cluster.ray_session import no_gpus
+
     messages, stages = session.messages(), 0
     tasks, references = {}, {}
+    outcomes: Outcomes = {}
     for one in variants:
+        gpus = max(one.recipe.model.gpus, int(any(target.device == "cuda" for target in one.recipe.here)))
+        if gpus and session.missing({"GPU": gpus}):
+            outcomes[one.label] = failed(no_gpus(gpus))  # and not: waits for ever
+            continue
         place, shared = folder / one.label, folder / SHARED
         files = None if session.shared_files else pack(place, [p for p in place.rglob("*") if p.is_file()])
         sources = loaded.of(one.recipe)
@@ -174,6 +199,7 @@ def _fan_out(
                 place.resolve() if files is None else files,
                 shared.resolve() if files is None else None,
                 messages,
+                resources={"GPU": gpus} if gpus else None,
             )
         ] = one.label
         book.stage("runs").bytes_out += 0 if files is None else files.size
@@ -183,7 +209,6 @@ def _fan_out(
         stages += len(messages.get_nowait_batch(messages.qsize()))
         tick(stages, len(STAGES) * len(variants))
 
-    outcomes = {}
     for label, (outcome, parcel), facts in session.finished(tasks, turn):
         if parcel is not None:
             unpack(parcel, folder / label)

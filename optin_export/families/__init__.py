@@ -17,15 +17,19 @@ from optin_export.families._hooks import (
     get_module,
     get_scale,
     masked,
+    refitted,
     replayed,
     rows_of,
     set_module,
     stopped_after,
+    tensor_in,
     tensor_of,
     valid_rows,
 )
+from optin_export.families._rows import POSITIONS, as_matrix, columns_per_unit, input_rows, output_rows, reads_rows
 
 __all__ = [
+    "POSITIONS",
     "CostKind",
     "Costs",
     "Family",
@@ -36,7 +40,9 @@ __all__ = [
     "Term",
     "Tokens",
     "UnitGroup",
+    "as_matrix",
     "block_outputs",
+    "columns_per_unit",
     "count_macs",
     "count_params",
     "find_structure",
@@ -44,23 +50,42 @@ __all__ = [
     "get_layer",
     "get_module",
     "get_scale",
+    "input_rows",
     "masked",
     "measure_costs",
     "nearest",
+    "output_rows",
+    "reads_rows",
+    "refitted",
+    "register",
     "replayed",
     "rows_of",
     "set_module",
     "stopped_after",
     "supported",
+    "tensor_in",
     "tensor_of",
     "valid_rows",
 ]
 
 
+#: Families of the user's own files, by name.
+_registered: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Make a family known that is declared outside this package; it is asked before the package's own.
+
+    A file that a recipe names as `py:FILE.py:FUNCTION` may do so when it is imported: a family of the same name, as
+    that file leaves it each time, takes the place of the one before.
+    """
+    _registered[family.name] = family
+
+
 def supported() -> tuple[Family, ...]:
-    """Every family: each public module of this folder declares one as `FAMILY`."""
+    """Every family: those that were registered, then one of each public module of this folder (`FAMILY`)."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    return tuple(importlib.import_module(f"{__name__}.{name}").FAMILY for name in names)
+    return *_registered.values(), *(importlib.import_module(f"{__name__}.{name}").FAMILY for name in names)
 
 
 def find_structure(model: nn.Module, coupled: bool = False, units: Iterable[str] | None = None) -> Structure:

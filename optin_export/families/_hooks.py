@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,10 +20,12 @@ def get_module(model: nn.Module, path: str) -> nn.Module:
 def get_scale(model: nn.Module, path: str) -> nn.Module | torch.Tensor:
     """A `UnitGroup.scale`: the batch norm, or the factors of a layer scale."""
     parent, _, name = path.rpartition(".")
-    found = getattr(model.get_submodule(parent), name)
-    found = getattr(found, "gamma", found)
+    owner = model.get_submodule(parent)
+    found = getattr(owner, name)
+    if hasattr(found, "gamma"):
+        owner, name, found = found, "gamma", found.gamma
     assert isinstance(found, nn.Module | torch.Tensor), f"{path} is declared as a scale but is a {type(found).__name__}"
-    return found
+    return tensor_in(owner, name) if isinstance(found, torch.Tensor) else found
 
 
 def get_layer(model: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
@@ -102,6 +105,36 @@ def replayed(model: nn.Module, outputs: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def refitted(model: nn.Module, layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None]:
+    """Let the named layers compute with this weight and bias; their own stay as they are, wherever they are kept."""
+
+    def forward_of(path: str) -> Callable[..., torch.Tensor]:
+        layer: Any = copy.copy(get_layer(model, path))
+        own = dict(zip(("weight", "bias"), layers[path], strict=True))
+        layer._parameters = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in own.items()}
+
+        def forward(inputs: torch.Tensor) -> torch.Tensor:
+            for parameter in layer.parameters():
+                parameter.data = parameter.data.to(inputs.device)
+            return type(layer).forward(layer, inputs)
+
+        return forward
+
+    with _in_place_of(model, {path: forward_of(path) for path in layers}):
+        yield
+
+
+def tensor_in(module: nn.Module, name: str) -> torch.Tensor:
+    """A parameter's or buffer's values on the CPU, also where accelerate keeps them elsewhere until the module runs."""
+    tensor = getattr(module, name).detach()
+    if tensor.is_meta:
+        hook: Any = module._hf_hook
+        kept = next(one.weights_map for one in getattr(hook, "hooks", (hook,)) if one.weights_map is not None)
+        tensor = kept[name]
+    return tensor.cpu()
+
+
 def reaching(block: str, norm: str, sublayer: str) -> Callable[[nn.Module, Any], torch.Tensor]:
     """An `arrange` for a residual of kind "call": what the block's own code hands to its sub-layer, without the norm.
 
@@ -127,9 +160,12 @@ def _in_place_of(model: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -
     with contextlib.ExitStack() as stack:
         for path, forward in forwards.items():
             module = get_module(model, path)
-            # An instance attribute shadows the class's forward; deleting it restores the original.
+            # An instance attribute shadows the class's forward; one may be there already (a hook of accelerate).
+            if "forward" in vars(module):
+                stack.callback(setattr, module, "forward", vars(module)["forward"])
+            else:
+                stack.callback(delattr, module, "forward")
             module.forward = forward
-            stack.callback(delattr, module, "forward")
         yield
 
 

@@ -14,7 +14,7 @@ from optin_export.measure.gate import Gate, judge
 from optin_export.measure.gpu import measure_modes
 from optin_export.measure.interleaved import Interleaved, Interval, interleave, median_call
 from optin_export.measure.latency import Latency, measure_latency
-from optin_export.measure.metrics import METRICS
+from optin_export.measure.metrics import METRICS, Metric
 from optin_export.measure.parity import TOLERANCES, ParityCase, Tolerance, compare
 from optin_export.recipe import MODELS, engine_name, engine_names, model_of, precision_of
 from optin_export.sources import Dataset
@@ -28,15 +28,18 @@ __all__ = [
     "Interval",
     "Latency",
     "Measured",
+    "Metric",
     "ParityCase",
     "Tolerance",
     "accuracy_of",
+    "evaluate",
     "interleave",
     "judge",
     "lost",
     "measure_engines",
     "measure_latency",
     "median_call",
+    "predict",
 ]
 
 Arrays = Mapping[str, np.ndarray]

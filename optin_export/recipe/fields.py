@@ -30,6 +30,10 @@ def _pattern_with_group(value: str) -> str:
     return value
 
 
+def _text_keys(value: Any) -> Any:
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
+
+
 def _class_names(value: Any) -> Any:
     if isinstance(value, str):
         return value
@@ -56,6 +60,13 @@ Fraction = Annotated[float, Field(gt=0.0, le=1.0), Number]
 Positive = Annotated[float, Field(gt=0.0), Number]
 Count = Annotated[int, Field(ge=1), Number]
 Column = Annotated[int | str, BeforeValidator(_column)]
+#: Where a part of a model is kept: a GPU by its number, the host's memory, or a file.
+Place = Annotated[
+    Annotated[int, Field(ge=0), Number] | Annotated[str, Field(pattern=r"^(cpu|disk|cuda(:\d+)?)$")],
+    Field(union_mode="left_to_right"),
+]
+#: YAML takes a number for a number, also as a key.
+TextKeys = BeforeValidator(_text_keys)
 Pattern = Annotated[str, AfterValidator(_pattern_with_group)]
 ClassNames = Annotated[tuple[str, ...] | str, BeforeValidator(_class_names)]
 Prompts = Annotated[tuple[str, ...] | str, BeforeValidator(_prompts)]

@@ -14,7 +14,19 @@ from pydantic import (
 from optin_export.recipe.budget import Budget
 from optin_export.recipe.delivery import ShipSection, Target
 from optin_export.recipe.export import ExportSection
-from optin_export.recipe.fields import ClassNames, Column, Count, Fraction, Number, Pattern, Positive, Prompts, Section
+from optin_export.recipe.fields import (
+    ClassNames,
+    Column,
+    Count,
+    Fraction,
+    Number,
+    Pattern,
+    Place,
+    Positive,
+    Prompts,
+    Section,
+    TextKeys,
+)
 
 Task = Literal[
     "text-classification",
@@ -95,6 +107,32 @@ class ModelSection(Section):
         Preprocess(), description="how images become inputs; default: as the checkpoint's configuration says"
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, Place] | None = Field(
+        None,
+        description="of scoring and repair: where the model's parts are kept, by accelerate's names; {module: GPU "
+        "number, 'cpu' or 'disk'}; default: all in this process's memory, computed on the CPU",
+        examples=["auto"],
+    )
+    max_memory: Annotated[dict[Annotated[str, Field(pattern=r"^(\d+|cpu|disk)$")], Count | str], TextKeys] = Field(
+        default_factory=dict,
+        description="of a device_map that is named: most bytes per GPU number and 'cpu', such as '20GiB'",
+        examples=[{"0": "20GiB", "cpu": "60GiB"}],
+    )
+
+    @model_validator(mode="after")
+    def _memory_of_a_map(self) -> ModelSection:
+        if self.max_memory and not isinstance(self.device_map, str):
+            raise ValueError("model.max_memory is for a device_map that is named, such as auto")
+        return self
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that the device map takes; of a map that is named those of max_memory, or one."""
+        if self.device_map is None:
+            return 0
+        if isinstance(self.device_map, str):
+            return len(self.max_memory.keys() - {"cpu", "disk"}) or (0 if self.max_memory else 1)
+        return len({str(one).removeprefix("cuda:") for one in self.device_map.values()} - {"cpu", "disk"})
 
 
 class DataSource(Section):
@@ -142,10 +180,14 @@ class PruneSection(Section):
         description="what may be removed: attention heads, FFN neurons, channels of convolutions",
         examples=[["heads", "neurons"]],
     )
-    score: Literal["optin", "optin-exact", "optin-reference", "fisher", "magnitude", "activation", "random"] = Field(
-        "optin",
-        description="what a unit is worth: optin, or to compare with it optin-exact (a forward pass per unit), "
-        "optin-reference (the published code), fisher, magnitude, activation, random",
+    score: Literal[
+        "auto", "optin", "optin-exact", "optin-reference", "obs", "fisher", "magnitude", "activation", "random"
+    ] = Field(
+        "auto",
+        description="what a unit is worth: auto (what was measured to keep most: optin, but for channels of "
+        "convolutional networks under repair), optin, obs (optimal brain surgeon: what the others can replace), or to "
+        "compare with them optin-exact (a forward pass per unit), optin-reference (the published code), fisher, "
+        "magnitude, activation, random",
     )
     budget: Budget = Field(description="what the smaller model may cost, or lose: exactly one limit")
     allocation: Literal["joint", "additive"] = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,12 +12,18 @@ from optin_export.families import Structure
 from optin_export.recipe import PruneSection
 from optin_export.scoring.activation import activation_scores
 from optin_export.scoring.baselines import magnitude_scores, random_scores
+from optin_export.scoring.elimination import elimination_scores
 from optin_export.scoring.optin import exact_scores, fisher_scores, optin_scores
 from optin_export.scoring.reference import reference_scores
 from optin_export.scoring.shards import Map, Partial, Shard, Spread, in_process
-from optin_export.sources import Batch, TaskModel
+from optin_export.sources import Batch, Placement, TaskModel
 
-__all__ = ["Map", "Partial", "Scores", "Shard", "Spread", "in_process", "score"]
+__all__ = ["Map", "Partial", "Scores", "Shard", "Spread", "in_process", "methods", "score"]
+
+#: What `score: auto` takes for channels of convolutional networks.
+CHANNELS = "magnitude"
+
+_IN_SHARDS = {"optin": optin_scores, "optin-exact": exact_scores, "fisher": fisher_scores}
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,12 @@ def score(
     seed: int,
     tick: Callable[[int, int], None] = lambda done, total: None,
     spread: Spread = in_process,
+    placement: Placement | None = None,
 ) -> Scores:
     """Score every unit of the structure by the recipe's method.
 
     spread: has the shards of `optin`, `optin-exact` and `fisher` done, here or elsewhere, with the same scores.
+    placement: where the model is while it runs, here or on a worker.
 
     Raises InputError if a score is not finite (calibration data or weights that overflow).
     """
@@ -51,20 +59,12 @@ def score(
         tick(min(done, total), total)
 
     info: dict[str, float] = {}
-    if config.score == "optin":
-        values, info = optin_scores(model, structure, batches, config, seed, step, spread)
-    elif config.score == "optin-exact":
-        values, info = exact_scores(model, structure, batches, config, seed, step, spread)
-    elif config.score == "fisher":
-        values, info = fisher_scores(model, structure, batches, config, seed, step, spread)
-    elif config.score == "optin-reference":
-        values = reference_scores(model, structure, batches[0], config.rows, seed, step)
-    elif config.score == "activation":
-        values = activation_scores(model, structure.groups, batches)
-    elif config.score == "magnitude":
-        values = magnitude_scores(model, structure)
-    else:
-        values = random_scores(structure, seed)
+    values: dict[str, np.ndarray] = {}
+    for method, part in _parts(structure, config):
+        found, facts = _scored(method, model, part, batches, config, seed, step, spread, placement or Placement())
+        values |= found
+        info |= facts
+    values = {group.key: values[group.key] for group in structure.groups}
     bad = [key for key, scores in values.items() if not np.isfinite(scores).all()]
     if bad:
         raise InputError(
@@ -76,13 +76,63 @@ def score(
     return Scores(values, info)
 
 
+def methods(structure: Structure, config: PruneSection) -> dict[str, str]:
+    """{group key: the method that scores it}. `score: auto` takes what keeps most accuracy, as docs/results.md has it.
+
+    Channels of convolutional networks, if they are repaired by least squares and chosen by loss curves, which compare
+    groups: CHANNELS. All else: optin.
+    """
+    if config.score != "auto":
+        return {group.key: config.score for group in structure.groups}
+    convolutional = all(group.kind != "heads" for group in structure.groups)
+    measured = config.compensate is True and config.allocation == "joint"
+    return {
+        group.key: CHANNELS if convolutional and measured and group.kind == "channels" else "optin"
+        for group in structure.groups
+    }
+
+
+def _parts(structure: Structure, config: PruneSection) -> list[tuple[str, Structure]]:
+    """Methods, each with the structure as far as it scores it."""
+    chosen = methods(structure, config)
+    return [
+        (method, replace(structure, groups=tuple(one for one in structure.groups if chosen[one.key] == method)))
+        for method in sorted(set(chosen.values()))
+    ]
+
+
+def _scored(
+    method: str,
+    model: TaskModel,
+    structure: Structure,
+    batches: Sequence[Batch],
+    config: PruneSection,
+    seed: int,
+    step: Callable[[int], None],
+    spread: Spread,
+    placement: Placement,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    if method in _IN_SHARDS:
+        return _IN_SHARDS[method](model, structure, batches, config, seed, step, spread, placement)
+    if method == "optin-reference":
+        with placement(model):
+            return reference_scores(model, structure, batches[0], config.rows, seed, step), {}
+    if method == "obs":
+        return elimination_scores(model, structure.groups, batches, step, placement), {}
+    if method == "activation":
+        with placement(model):
+            return activation_scores(model, structure.groups, batches), {}
+    if method == "magnitude":
+        return magnitude_scores(model, structure), {}
+    return random_scores(structure, seed), {}
+
+
 def _steps(structure: Structure, config: PruneSection) -> int:
     """Steps that the method will count: masked units, and probes (the largest number, with `probes: auto`)."""
-    units = {group.key: group.count for group in structure.groups}
-    if config.score in ("optin-exact", "optin-reference"):
-        return max(sum(units.values()), 1)
-    if config.score == "optin":
-        heads = sum(group.count for group in structure.groups if group.kind == "heads")
-        suspects = sum(min(group.count, 8) for group in structure.groups if group.kind != "heads")
-        return heads + suspects + 24
-    return 1
+    chosen, steps = methods(structure, config), 0
+    for group in structure.groups:
+        if chosen[group.key] in ("optin-exact", "optin-reference", "obs"):
+            steps += group.count
+        elif chosen[group.key] == "optin":
+            steps += group.count if group.kind == "heads" else min(group.count, 8)
+    return max(steps + (24 if "optin" in chosen.values() else 0), 1)

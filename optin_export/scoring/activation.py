@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from optin_export.families import UnitGroup, get_layer, get_module, valid_rows
+from optin_export.families import UnitGroup, get_layer, get_module, tensor_in, valid_rows
 from optin_export.sources import Batch, TaskModel
 
 
@@ -33,10 +33,10 @@ def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequen
     positions = dict.fromkeys(squared, 0)
     sums = {path: np.zeros(group.count) for group in groups for path in group.reads}
     for batch in batches:
-        with _inputs_of(model, list(squared)) as seen, torch.no_grad():
+        with inputs_of(model, list(squared)) as seen, torch.no_grad():
             model(**batch.inputs)
         for group, path in [(one, path) for one in groups for path in one.reads]:
-            inputs = seen[path]
+            inputs = seen[path].cpu()
             if inputs.dim() == 4 and get_layer(model, path).weight.dim() == 4:
                 inputs = inputs.flatten(2).mT
             valid = valid_rows(batch.inputs, inputs)
@@ -60,13 +60,13 @@ def activation_scores(model: TaskModel, groups: Sequence[UnitGroup], batches: Se
 
 def _gram_of_weights(model: TaskModel, group: UnitGroup, path: str) -> torch.Tensor:
     """W_u^T W_u of every unit, [units, width, width]; kernel positions of a convolution are summed."""
-    weight = get_layer(model, path).weight.detach().float()
+    weight = tensor_in(get_layer(model, path), "weight").float()
     columns = weight.transpose(0, 1).reshape(group.count, group.width, -1)
     return columns @ columns.mT
 
 
 @contextlib.contextmanager
-def _inputs_of(model: TaskModel, paths: Sequence[str]) -> Any:
+def inputs_of(model: TaskModel, paths: Sequence[str]) -> Any:
     seen: dict[str, torch.Tensor] = {}
 
     def hook_of(path: str) -> Any:

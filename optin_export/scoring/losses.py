@@ -100,13 +100,14 @@ def normalised_rows(
     """
     tokens = _tokens(output, channels_first)
     samples = next(iter(inputs.values())).shape[0]
-    copies, rows = len(tokens) // samples, chosen[(samples, tokens.shape[1])]
+    # A block's rows are compared where the block is: a model's blocks may lie on several devices.
+    copies, rows = len(tokens) // samples, chosen[(samples, tokens.shape[1])].to(tokens.device)
     picked = tokens.gather(1, rows.repeat(copies, 1)[..., None].expand(-1, -1, tokens.shape[-1]))
     normalised = F.normalize(picked.float() if picked.dtype != torch.float64 else picked, dim=-1)
     mask = _token_mask(inputs, (samples, tokens.shape[1]))
     if mask is None:
         return normalised
-    return normalised * mask.gather(1, rows).repeat(copies, 1)[..., None].to(normalised)
+    return normalised * mask.to(rows.device).gather(1, rows).repeat(copies, 1)[..., None].to(normalised)
 
 
 def _tokens(output: Any, channels_first: bool) -> torch.Tensor:
@@ -171,14 +172,14 @@ def trajectory_probe(rows: Sequence[torch.Tensor], generator: torch.Generator) -
 
     rows: normalised token rows per block, in the graph.
     """
-    total = torch.zeros((), device=rows[0].device)
+    total = torch.zeros(())
     for block in rows:
         if block.shape[1] == 1:
-            total = total + (_noise(block.shape, block, generator) * block).sum()
+            total = total + (_noise(block.shape, block, generator) * block).sum().cpu()
         else:
             direction = _noise((*block.shape[:2], block.shape[1]), block, generator)
             # <V, N N^T> without forming N N^T in the graph: less memory in the backward pass.
-            total = total + ((direction @ block) * block).sum()
+            total = total + ((direction @ block) * block).sum().cpu()
     return total
 
 

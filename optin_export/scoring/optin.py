@@ -7,6 +7,7 @@ show by the size of their contribution; in every group the largest few are maske
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from optin_export.scoring.activation import contributions
 from optin_export.scoring.exact import exact_sums
 from optin_export.scoring.shards import Map, Partial, References, Shard, Spread, in_process, sketched_groups
 from optin_export.scoring.sketch import CHUNK, ENOUGH, MAX_PROBES, Sketch, Values
-from optin_export.sources import Batch, TaskModel
+from optin_export.sources import Batch, Placement, TaskModel
 
 #: Sketched units per group whose contribution is largest; they are masked exactly as well.
 SUSPECTS = 8
@@ -38,10 +39,17 @@ class Scorer:
     """What a worker holds to do any shard of one scoring: the model once, the batches, and what it has observed."""
 
     def __init__(
-        self, model: TaskModel, structure: Structure, batches: Sequence[Batch], config: PruneSection, seed: int
+        self,
+        model: TaskModel,
+        structure: Structure,
+        batches: Sequence[Batch],
+        config: PruneSection,
+        seed: int,
+        placement: Placement | None = None,
     ) -> None:
         self.model, self.structure, self.batches, self.config = model, structure, batches, config
-        self.seed = seed
+        self.seed, self.placement = seed, placement or Placement()
+        self.placed: contextlib.ExitStack | None = None
         generator = torch.Generator().manual_seed(seed)
         self.groups = {group.key: group for group in structure.groups}
         self.references = References(model, structure, batches, config.rows, generator)
@@ -57,9 +65,18 @@ class Scorer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What is sent to a worker: the model and the batches, not what this one has observed."""
-        return Scorer, (self.model, self.structure, self.batches, self.config, self.seed)
+        return Scorer, (self.model, self.structure, self.batches, self.config, self.seed, self.placement)
+
+    def close(self) -> None:
+        """The model is where it was before the first shard."""
+        if self.placed is not None:
+            self.placed.close()
+            self.placed = None
 
     def __call__(self, shard: Shard) -> Partial:
+        if self.placed is None:  # where the shards are done: a model is sent to workers as it is here
+            self.placed = contextlib.ExitStack()
+            self.placed.enter_context(self.placement(self.model))
         if shard.kind == "exact":
             reference, group = self.references[shard.batch], self.groups[shard.group]
             terms = exact_sums(self.model, self.structure, group, reference, self.config.temperature, shard.units)
@@ -91,17 +108,18 @@ def optin_scores(
     seed: int,
     step: Step,
     spread: Spread = in_process,
+    placement: Placement | None = None,
 ) -> Result:
     """`score: optin`. Returns ({group key: float64 [units]}, facts about the score).
 
     lambda = sum of trajectory losses / sum of output losses, so that both terms weigh the same in total.
     spread: has the shards done.
     """
-    scorer = Scorer(model, structure, batches, config, seed)
+    scorer = Scorer(model, structure, batches, config, seed, placement)
     sketched = sketched_groups(structure, config)
     exact = [group for group in structure.groups if group.kind == "heads"]
     sketch = scorer.sketch
-    with spread(scorer) as run:
+    with contextlib.closing(scorer), spread(scorer) as run:
         sketch.run = run
         # All at once, so that no worker waits for another between them; those that take longest first.
         pilots = sketch.pilot_shards() if sketched else []
@@ -176,10 +194,11 @@ def exact_scores(
     seed: int,
     step: Step,
     spread: Spread = in_process,
+    placement: Placement | None = None,
 ) -> Result:
     """`score: optin-exact`: a masked forward pass for every unit. For comparison; hours on large models."""
-    scorer = Scorer(model, structure, batches, config, seed)
-    with spread(scorer) as run:
+    scorer = Scorer(model, structure, batches, config, seed, placement)
+    with contextlib.closing(scorer), spread(scorer) as run:
         shards = [shard for group in structure.groups for shard in scorer.exact_shards(group)]
         trajectory, output = _terms(scorer, structure.groups, _counted(run, shards, step))
     weight = balance(trajectory, output)
@@ -194,16 +213,17 @@ def fisher_scores(
     seed: int,
     step: Step,
     spread: Spread = in_process,
+    placement: Placement | None = None,
 ) -> Result:
     """`score: fisher`: diagonal Fisher information of the masks (Kwon et al. 2022), of the model's own output.
 
     No labels: the expectation is over the model's own distribution, not over the data's labels.
     """
-    scorer = Scorer(model, structure, batches, config, seed)
+    scorer = Scorer(model, structure, batches, config, seed, placement)
     sketch = scorer.sketch
     probes = MAX_PROBES // 2 if config.probes == "auto" else config.probes
     starts = range(0, probes, CHUNK)
-    with spread(scorer) as run:
+    with contextlib.closing(scorer), spread(scorer) as run:
         shards = [shard for start in starts for shard in sketch.pilot_shards(trajectory=False, start=start)]
         parts = _counted(run, shards, step)
     size = len(batches)

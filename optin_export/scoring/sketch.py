@@ -173,13 +173,13 @@ class Sketch:
     @contextlib.contextmanager
     def _pass(self, reference: Reference) -> Iterator[tuple[dict[str, torch.Tensor], list[torch.Tensor], torch.Tensor]]:
         """One forward pass with a mask per sample and unit in the graph: (masks, normalised rows per block, output)."""
-        device = reference.output.device
         masks = {
-            group.key: torch.ones(len(reference), group.count, requires_grad=True, device=device)
+            group.key: torch.ones(len(reference), group.count, requires_grad=True, device=reference.output.device)
             for group in self.groups
         }
+        computes = "cuda" if any(parameter.is_cuda for parameter in self.model.parameters()) else "cpu"
         precision = (
-            torch.autocast(device.type, getattr(torch, self.autocast)) if self.autocast else contextlib.nullcontext()
+            torch.autocast(computes, getattr(torch, self.autocast)) if self.autocast else contextlib.nullcontext()
         )
         with precision, masked(self.model, self.groups, masks), block_outputs(self.model, self.structure.blocks) as out:
             result = self.model(**reference.inputs)
@@ -188,7 +188,9 @@ class Sketch:
             for path in self.structure.blocks
         ]
         result = compared_output(self.model, reference, result)
-        yield masks, rows, result.float() if self.autocast else result
+        # Blocks may be computed again on the way back, and then have to be masked again.
+        with masked(self.model, self.groups, masks):
+            yield masks, rows, result.float() if self.autocast else result
 
     def _output_probe(self, shard: Shard, probe: int, result: torch.Tensor) -> torch.Tensor:
         noise = self._output_noise(_STREAMS[shard.kind] + 1, shard.batch, probe, result)

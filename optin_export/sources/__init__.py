@@ -20,7 +20,8 @@ from optin_export.sources.batches import Batch, Inputs, Processor, TextProcessor
 from optin_export.sources.data import Examples, load_examples, spare_examples
 from optin_export.sources.maps import LabelMaps
 from optin_export.sources.models import LoadedModel, build, load_model, python_function
-from optin_export.sources.tasks import IGNORED, TaskModel, as_function, as_rows, counted_rows
+from optin_export.sources.placement import Placement
+from optin_export.sources.tasks import IGNORED, TaskModel, as_function, as_rows, counted_rows, wrap
 from optin_export.sources.text import PROCESSORS, answers, word_labels
 from optin_export.sources.training import MOST_HELD_OUT, Training, split
 
@@ -31,6 +32,7 @@ __all__ = [
     "Examples",
     "Inputs",
     "LoadedModel",
+    "Placement",
     "Sources",
     "TaskModel",
     "Training",
@@ -39,6 +41,7 @@ __all__ = [
     "build",
     "counted_rows",
     "load_sources",
+    "wrap",
 ]
 
 CALIBRATION_BATCH = 32

@@ -136,7 +136,7 @@ class SegmentationModel(ImageModel):
 TaskModel = TextModel | ImageModel
 
 
-def wrap(model: nn.Module, task: str, pooling: str | None, normalize: bool) -> TaskModel:
+def wrap(model: nn.Module, task: str, pooling: str | None = None, normalize: bool = False) -> TaskModel:
     """The task's module around `model`, ready for inference: float32, eval mode, no gradients of the weights."""
     if task in ("image-classification", "zero-shot-image-classification", "image-feature-extraction"):
         wrapped: TaskModel = ImageModel(model, task == "image-feature-extraction", normalize)

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from optin_export import measure, ship
+from optin_export import measure, scoring, ship
 from optin_export.files import sha256_file, sha256_json, write_text
 from optin_export.report import (
     Report,
@@ -62,7 +62,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
         measured=measure.Measured.from_json(facts["measure"]),
         pruning=Pruning(
             family=work.structure.family,
-            method=work.recipe.prune.score,
+            method=_method(work),
             info=facts["scoring"],
             budget=dict(work.plan.budget.items()),
             tried=tuple(Tried(macs=macs, drop=drop) for macs, drop in facts["search"].get("tried", ())),
@@ -125,3 +125,16 @@ def ship_run(work: Workspace, facts: Facts) -> None:
         },
     )
     work.tick(3, 3)
+
+
+def _method(work: Workspace) -> str:
+    """`prune.score`; of auto also what it took, for which units."""
+    score, chosen = work.recipe.prune.score, scoring.methods(work.structure, work.recipe.prune)
+    if score != "auto":
+        return score
+    kinds = {
+        method: {one.kind for one in work.structure.groups if chosen[one.key] == method} for method in chosen.values()
+    }
+    return (
+        "auto (" + ", ".join(f"{method} for {' and '.join(sorted(of))}" for method, of in sorted(kinds.items())) + ")"
+    )

@@ -20,6 +20,7 @@ def load(work: Workspace, facts: Facts) -> None:
         engines.versions(target)
     work.tick(1, 4)
     _ = work.sources  # loaded now, because all that follows needs the model and the data
+    work.placement.check(work.sources.model, work.sources.fixed(1))
     work.tick(2, 4)
     if work.recipe.ship.triton:
         ship.check_tools()
@@ -61,12 +62,18 @@ def score(work: Workspace, facts: Facts) -> dict[str, Any]:
             work.recipe.seed,
             work.tick,
             work.around.spread(key),
+            work.placement,
         )
         with atomic_path(path) as temporary:
             save_file(dict(sorted(scores.values.items())), temporary)
         return scores.info
 
-    inputs = {**work.calibration_digest, "prune": wanted, "seed": work.recipe.seed}
+    inputs = {
+        **work.calibration_digest,
+        "prune": wanted,
+        "methods": scoring.methods(work.structure, prune),
+        "seed": work.recipe.seed,
+    }
     info = work.ledger.step("scoring", "scoring", inputs, [path], run)
     if prune.allocation == "joint":
         _measure_curves(work, path)
@@ -78,19 +85,20 @@ def _measure_curves(work: Workspace, scores: Path) -> None:
     path, prune = work.folder / "scores" / "curves.safetensors", work.recipe.prune
 
     def run() -> dict[str, Any]:
-        sources = work.sources
-        curves = surgery.loss_curves(
-            sources.model,
-            work.structure,
-            load_file(scores),
-            sources.calibration,
-            sources.curves,
-            least=work.least,
-            temperature=prune.temperature,
-            weights=work.sensitivities,
-            seed=work.recipe.seed,
-            tick=work.tick,
-        )
+        sources, weights = work.sources, work.sensitivities
+        with work.placement(sources.model):
+            curves = surgery.loss_curves(
+                sources.model,
+                work.structure,
+                load_file(scores),
+                sources.calibration,
+                sources.curves,
+                least=work.least,
+                temperature=prune.temperature,
+                weights=weights,
+                seed=work.recipe.seed,
+                tick=work.tick,
+            )
         with atomic_path(path) as temporary:
             save_file(dict(sorted(curves.items())), temporary)
         return {}

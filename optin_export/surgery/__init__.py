@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from optin_export.families import Structure, find_tokens, masked
 from optin_export.search import Plan
 from optin_export.sources import Batch, Inputs, TaskModel
 from optin_export.surgery.architecture import Architecture, load_model, save_model, save_places
-from optin_export.surgery.compensate import Repair, compensate
+from optin_export.surgery.compensate import AtWork, Repair, compensate
 from optin_export.surgery.curves import combined, loss_curves
 from optin_export.surgery.finetune import FineTune, fine_tune
 from optin_export.surgery.rebuild import rebuild
@@ -71,12 +72,13 @@ def operate(
     weights: Weights | None = None,
     seed: int = 0,
     tick: Callable[[int, int], None] = lambda done, total: None,
+    at_work: AtWork = contextlib.nullcontext,
 ) -> Operation:
     """Rebuild `model` densely by `plan`, check it against the masked original, and repair it on `batches`.
 
     inputs: a few real rows, for tracing and for the check. weights: the `sensitivities` of `model` on `batches`, to
-    share between several plans. Raises InputError if the repair does not stay finite,
-    RuntimeError (a bug) if the dense model is not the masked one.
+    share between several plans. at_work: held while `model` runs for the repair. Raises InputError if the repair does
+    not stay finite, RuntimeError (a bug) if the dense model is not the masked one.
     """
     dense, smaller = rebuild(model, structure, plan.groups, inputs)
     difference = masked_difference(model, dense, structure, plan, inputs)
@@ -99,6 +101,7 @@ def operate(
             weights=weights,
             seed=seed,
             tick=tick,
+            at_work=at_work,
         )
     if not all(torch.isfinite(tensor).all() for tensor in dense.state_dict().values() if tensor.is_floating_point()):
         raise InputError(

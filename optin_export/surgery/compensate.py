@@ -11,16 +11,31 @@ trajectory and of the output to the row (see `sensitivity`). Unlabelled calibrat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from optin_export.families import Structure, UnitGroup, get_layer, get_module, get_scale, tensor_of
+from optin_export.families import (
+    Structure,
+    UnitGroup,
+    as_matrix,
+    columns_per_unit,
+    get_layer,
+    get_module,
+    get_scale,
+    input_rows,
+    output_rows,
+    reads_rows,
+    tensor_in,
+    tensor_of,
+)
 from optin_export.search import GroupPlan
 from optin_export.sources import Batch, TaskModel
 from optin_export.surgery.head import output_layer
@@ -28,7 +43,7 @@ from optin_export.surgery.least_squares import Fit, Moments, rescale, ridge
 from optin_export.surgery.rebuild import Constant
 from optin_export.surgery.rectified import ROUNDS, Bend, bend_of_units, shift_of_block_relu
 from optin_export.surgery.sensitivity import Weights, sensitivities
-from optin_export.surgery.streams import Point, Stream, as_matrix, input_rows, output_rows
+from optin_export.surgery.streams import Point, Stream
 
 #: One batch in so many is held out to choose the damping; with fewer batches, one row in so many.
 HOLD_OUT = 5
@@ -37,6 +52,8 @@ HEAD = "head"
 #: Bytes of rows kept from one round to the next; what does not fit is computed again.
 ROWS_IN_MEMORY = 1 << 29
 Tick = Callable[[int, int], None]
+#: A model -> what is held while it runs, where that is not its usual place (see `sources.Placement`).
+AtWork = Callable[[TaskModel], AbstractContextManager[Any]]
 #: Of one batch: what the layer reads, what it shall put out, and the ReLU that follows, if one does.
 Rows = tuple[torch.Tensor, torch.Tensor, Bend | None]
 
@@ -67,38 +84,41 @@ def compensate(
     weights: Weights | None = None,
     seed: int = 0,
     tick: Tick = lambda done, total: None,
+    at_work: AtWork = contextlib.nullcontext,
 ) -> dict[str, Repair]:
     """Refit, in place, the layers around every group of `dense`, and its output layer; returns the errors by group key.
 
     structure, smaller: the structures of `original` and `dense`; groups: the plan between them. Groups that lost
     nothing are refitted as well: they correct what reaches them from upstream. only_scale: find one factor per kept
-    unit instead of new weights. weights: the `sensitivities` of `original`, where they are known already.
+    unit instead of new weights. weights: the `sensitivities` of `original`, where they are known already. at_work: held
+    while `original` runs; `dense` stays where it is.
     """
-    weights = sensitivities(original, structure, batches, seed) if weights is None else weights
-    pair = _Pair(original, dense, structure, groups, batches, weights)
+    head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
     repairs: dict[str, Repair] = {}
-    # Channels of a residual stream have no sub-layer of their own: the layers around them make up for what is gone.
-    todo = [pair for pair in zip(structure.groups, smaller.groups, strict=True) if not pair[0].coupled]
-    shortcuts = _projections(structure)
-    try:
-        for block, path in enumerate(structure.blocks):
-            for projection in (one for one in shortcuts if not only_scale and one.startswith(path + ".")):
-                pair.refit_layer(projection)
-            for group, small in [(group, small) for group, small in todo if group.block == block]:
-                if not only_scale and small.count:
-                    pair.refit_before(group)
-                fit = pair.refit_consumer(group, small, only_scale)
-                repairs[group.key] = _repair(fit)
-                tick(len(repairs), len(todo))
-            if any(group.block > block for group, _ in todo):
-                pair.source.advance(block)
-                pair.target.advance(block)
-        head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
-        if head is not None and head not in pair.consumers:
-            repairs[HEAD] = _repair(pair.refit_layer(head))
-    finally:
-        pair.source.close()
-        pair.target.close()
+    with at_work(original):
+        weights = sensitivities(original, structure, batches, seed) if weights is None else weights
+        pair = _Pair(original, dense, structure, groups, batches, weights)
+        # Channels of a residual stream have no sub-layer of their own: the layers around them make up for what is gone.
+        todo = [pair for pair in zip(structure.groups, smaller.groups, strict=True) if not pair[0].coupled]
+        shortcuts = _projections(structure)
+        try:
+            for block, path in enumerate(structure.blocks):
+                for projection in (one for one in shortcuts if not only_scale and one.startswith(path + ".")):
+                    pair.refit_layer(projection)
+                for group, small in [(group, small) for group, small in todo if group.block == block]:
+                    if not only_scale and small.count:
+                        pair.refit_before(group)
+                    fit = pair.refit_consumer(group, small, only_scale)
+                    repairs[group.key] = _repair(fit)
+                    tick(len(repairs), len(todo))
+                if any(group.block > block for group, _ in todo):
+                    pair.source.advance(block)
+                    pair.target.advance(block)
+            if head is not None and head not in pair.consumers:
+                repairs[HEAD] = _repair(pair.refit_layer(head))
+        finally:
+            pair.source.close()
+            pair.target.close()
     return repairs
 
 
@@ -135,7 +155,7 @@ class _Pair:
         # Producers that read the same input are refitted together: one Gram matrix serves them.
         sets: dict[int | str, list[str]] = {}
         for path in ordered:
-            if _can_refit(get_layer(self.target.model, path)):
+            if reads_rows(get_layer(self.target.model, path)):
                 sets.setdefault(path if path in group.readers else id(seen[(path, 0)]), []).append(path)
         for together in sets.values():
             if together[0] in group.readers:
@@ -171,7 +191,7 @@ class _Pair:
         layer = get_layer(self.source.model, path)
         start = _constant(model, small)[None].double() if dropped else _start(model, path)
         scale = _affine(self.source.model, group)
-        if scale is None or not _can_refit(layer):
+        if scale is None or not reads_rows(layer):
             why = "the batch norm behind it has no statistics" if scale is None else "a convolution of this kind"
             return Fit(start, None, float("nan"), float("nan"), why)
         stands = small.sublayer if dropped else path
@@ -208,7 +228,7 @@ class _Pair:
                 return missing.new_zeros(len(missing), 0), missing, behind
             return input_rows(here[(path, 0)], layer, inputs, index), missing, behind
 
-        width = _columns_per_unit(layer, group) if only_scale else None
+        width = columns_per_unit(layer, group) if only_scale else None
         fit = self._fit(start, rows, [path], width)
         if dropped:
             _constant(model, small).copy_(fit.solution[-1])
@@ -332,17 +352,6 @@ def _arranged(group: UnitGroup, model: TaskModel, seen: Any) -> torch.Tensor:
         return stream if group.arrange is None else group.arrange(model, stream)
 
 
-def _can_refit(layer: nn.Module) -> bool:
-    """Not a grouped convolution, nor one that pads by itself: `input_rows` would not see what it sees."""
-    if not isinstance(layer, nn.Conv2d):
-        return True
-    return layer.groups == 1 and (type(layer).forward is nn.Conv2d.forward or layer.kernel_size == (1, 1))
-
-
-def _columns_per_unit(layer: nn.Module, group: UnitGroup) -> int:
-    return group.width * (layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, nn.Conv2d) else 1)
-
-
 def _start(model: TaskModel, path: str) -> torch.Tensor:
     """[weights, bias] as they stand, [inputs + 1, outputs] in float64."""
     matrix, bias = as_matrix(model, path), get_layer(model, path).bias
@@ -381,5 +390,5 @@ def _affine(model: TaskModel, group: UnitGroup) -> torch.Tensor | None:
     assert isinstance(scale, nn.BatchNorm2d), f"{group.scale} is a {type(scale).__name__}"
     if scale.running_var is None:
         return None
-    gamma = torch.ones(len(scale.running_var)) if scale.weight is None else scale.weight.detach()
-    return gamma / (scale.running_var + scale.eps).sqrt()
+    gamma = torch.ones(len(scale.running_var)) if scale.weight is None else tensor_in(scale, "weight")
+    return gamma / (tensor_in(scale, "running_var") + scale.eps).sqrt()

@@ -12,14 +12,22 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
-from optin_export.families import Structure, UnitGroup, block_outputs, get_layer, replayed
+from optin_export.families import (
+    Structure,
+    UnitGroup,
+    block_outputs,
+    get_layer,
+    input_rows,
+    refitted,
+    replayed,
+    tensor_in,
+)
 from optin_export.scoring.losses import Reference, observe, output_losses, trajectory_losses
 from optin_export.sources import Batch, TaskModel
 from optin_export.surgery.least_squares import Moments
 from optin_export.surgery.sensitivity import ROWS, Weights, sensitivities
-from optin_export.surgery.streams import Stream, input_rows
+from optin_export.surgery.streams import Stream
 
 #: Points of a curve; groups of few units have one per unit, and between points the search interpolates.
 POINTS = 12
@@ -132,26 +140,22 @@ def _curve(
     temperature: float,
 ) -> Curve:
     layers = {path: get_layer(model, path) for path in group.reads}
-    before = {path: (layer.weight.detach().clone(), layer.bias) for path, layer in layers.items()}
     starts = {}
-    for path, (weight, own_bias) in before.items():
-        bias = torch.zeros(len(weight)) if own_bias is None else own_bias.detach().clone()
+    for path, layer in layers.items():
+        weight = tensor_in(layer, "weight")
+        bias = torch.zeros(len(weight)) if layer.bias is None else tensor_in(layer, "bias")
         starts[path] = torch.cat([weight.flatten(1), bias[:, None]], 1).double().T
     points = []
-    try:
-        for count in _counts(group.count, least):
-            if count == group.count:
-                points.append((count, 0.0, 0.0))
-                continue
-            for path, layer in layers.items():
-                solution = _refitted(starts[path], grams[path], order[:count], group.count)
-                layer.weight.detach().copy_(solution[:-1].T.view_as(layer.weight))
-                layer.bias = nn.Parameter(solution[-1].to(layer.weight), requires_grad=False)
+    for count in _counts(group.count, least):
+        if count == group.count:
+            points.append((count, 0.0, 0.0))
+            continue
+        parameters = {}
+        for path, layer in layers.items():
+            solution = _refitted(starts[path], grams[path], order[:count], group.count).to(layer.weight.dtype)
+            parameters[path] = solution[:-1].T.contiguous().view(layer.weight.shape), solution[-1]
+        with refitted(model, parameters):
             points.append((count, *_losses(model, structure, group, references, temperature)))
-    finally:
-        for path, (weight, own_bias) in before.items():
-            layers[path].weight.detach().copy_(weight)
-            layers[path].bias = own_bias
     return np.array(points, dtype=np.float64)
 
 

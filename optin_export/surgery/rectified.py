@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from optin_export.families import Structure, UnitGroup, get_layer, get_module, get_scale, tensor_of
+from optin_export.families import Structure, UnitGroup, get_layer, get_module, get_scale, tensor_in, tensor_of
 from optin_export.surgery.streams import Stream
 
 #: Rounds after the ordinary least squares; each reads the calibration rows once more.
@@ -93,8 +93,8 @@ def _affine(norm: nn.Module | torch.Tensor | None, features: int) -> tuple[torch
         return torch.ones(features), torch.zeros(features)
     if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
         return None
-    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = (tensor_in(norm, "running_var") + norm.eps).rsqrt()
     if norm.weight is not None:
-        scale = scale * norm.weight.detach()
-    shift = -norm.running_mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.detach()
+        scale = scale * tensor_in(norm, "weight")
+    shift = -tensor_in(norm, "running_mean") * scale
+    return scale, shift if norm.bias is None else shift + tensor_in(norm, "bias")

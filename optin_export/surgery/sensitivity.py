@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from optin_export.families import Structure, block_outputs, get_module
+from optin_export.families import Structure, block_outputs, get_module, output_rows
 from optin_export.scoring.losses import (
     OutputNoise,
     compared_output,
@@ -24,7 +24,6 @@ from optin_export.scoring.losses import (
     trajectory_probe,
 )
 from optin_export.sources import Batch, TaskModel
-from optin_export.surgery.streams import output_rows
 
 #: Probes per term and batch; a row's weight is a mean over all its features, so one or two are enough.
 PROBES = 2
@@ -115,15 +114,19 @@ def _shared(gradient: torch.Tensor, batch_dim: int) -> torch.Tensor:
 @contextlib.contextmanager
 def _graph(model: TaskModel) -> Iterator[None]:
     """Let outputs ask for gradients although the weights are frozen; no gradient of a weight is ever computed."""
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+    def ask(wanted: bool) -> None:
+        for name, parameter in model.named_parameters():  # by name: accelerate's hooks put others in their place
+            if name in frozen:
+                parameter.requires_grad_(wanted)
+
+    ask(True)
     try:
         with torch.enable_grad():
             yield
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        ask(False)
 
 
 @contextlib.contextmanager

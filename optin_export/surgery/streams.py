@@ -8,24 +8,18 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from optin_export.families import (
     Structure,
-    get_layer,
     get_module,
     replayed,
-    rows_of,
     stopped_after,
     tensor_of,
-    valid_rows,
 )
-from optin_export.sources import Batch, Inputs, TaskModel
+from optin_export.sources import Batch, TaskModel
 from optin_export.spill import Spill
 from optin_export.surgery.tokens import Merged, flow_of
 
-#: Positions per sample of a convolution's output that take part; neighbours tell the same.
-POSITIONS = 64
 #: Where something is seen: a module's path, and the index of its positional argument, its output, or its whole call.
 Point = tuple[str, int | Literal["output", "call"]]
 
@@ -84,7 +78,7 @@ class Stream:
 
     def like(self, index: int, value: Any) -> torch.Tensor:
         """What a model that merges nothing has where the last pass stopped, averaged as the tokens here are merged."""
-        tensor, merged = tensor_of(value), self.merged.get(index)
+        tensor, merged = tensor_of(value).cpu(), self.merged.get(index)
         return tensor if merged is None or tensor.dim() != 3 else merged.means(tensor)
 
     def weights_like(self, index: int, weights: torch.Tensor | None) -> torch.Tensor | None:
@@ -143,41 +137,3 @@ def _seen(model: nn.Module, points: Sequence[Point]) -> Iterator[dict[Point, Any
             )
             stack.callback(handle.remove)
         yield values
-
-
-def output_rows(value: Any, layer: nn.Module, inputs: Inputs, batch: int) -> torch.Tensor:
-    """[rows, features] of what `layer` (or the residual stream beside it) puts out.
-
-    Padding is left out; of a convolution, the positions drawn for this batch are taken.
-    """
-    tensor = tensor_of(value)
-    if isinstance(layer, nn.Conv2d):
-        flat = tensor.flatten(2)
-        return flat[:, :, _positions(flat.shape[2], batch)].mT.flatten(0, 1)
-    return rows_of(tensor, valid_rows(inputs, tensor))
-
-
-def input_rows(tensor: torch.Tensor, layer: nn.Module, inputs: Inputs, batch: int) -> torch.Tensor:
-    """[rows, weights per output] of what `layer` reads, row for row as `output_rows`; patches for a convolution."""
-    if isinstance(layer, nn.Conv2d):
-        # Every kind of padding ("same", reflecting, ...) as the convolution itself does it.
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        padded = F.pad(tensor, layer._reversed_padding_repeated_twice, mode=mode)
-        # A view of all patches [batch, channels, height, width, kernel height, kernel width]; only the drawn are read.
-        for dim, (size, step, apart) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), 2):
-            padded = padded.unfold(dim, (size - 1) * apart + 1, step)[..., ::apart]
-        drawn = _positions(padded.shape[2] * padded.shape[3], batch)
-        patches = padded[:, :, drawn // padded.shape[3], drawn % padded.shape[3]]
-        return patches.transpose(1, 2).flatten(2).flatten(0, 1)
-    return rows_of(tensor, valid_rows(inputs, tensor))
-
-
-def _positions(count: int, batch: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(batch)
-    return torch.randperm(count, generator=generator)[:POSITIONS].sort().values
-
-
-def as_matrix(model: nn.Module, path: str) -> torch.Tensor:
-    """A layer's weight as [outputs, weights per output], a view of it."""
-    weight = get_layer(model, path).weight
-    return weight.detach().view(len(weight), -1)

@@ -29,13 +29,13 @@ def hold(folder: Path, how: str, said: Any, seconds: float) -> None:
 
 
 def started(folder: Path, how: str, said: Any, seconds: float) -> Any:
-    process = multiprocessing.get_context("spawn").Process(target=hold, args=(folder, how, said, seconds))
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(folder, how, said, seconds))
     process.start()
     return process
 
 
 def test_nothing_runs_beside_a_measurement(tmp_path: Path) -> None:
-    said = multiprocessing.get_context("spawn").Queue()
+    said = multiprocessing.get_context("fork").Queue()
     processes = [started(tmp_path, how, said, 0.3) for how in ("busy", "busy", "quiet", "quiet", "busy")]
     events = sorted((said.get(timeout=60) for _ in range(10)), key=lambda event: event[2])
     for process in processes:
@@ -47,7 +47,7 @@ def test_nothing_runs_beside_a_measurement(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_frees_the_machine(tmp_path: Path) -> None:
-    said = multiprocessing.get_context("spawn").Queue()
+    said = multiprocessing.get_context("fork").Queue()
     process = started(tmp_path, "quiet", said, 600)
     said.get(timeout=60)
     os.kill(process.pid, signal.SIGKILL)

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from optin_export import cli
 from optin_export.cluster.costs import Book, costs_of
@@ -30,16 +32,16 @@ from optin_export.cluster.scoring import spread_over
 from optin_export.errors import EnvironmentLacks
 from optin_export.families import find_structure
 from optin_export.files import read_json, sha256_file
-from optin_export.recipe import Budget, PruneSection
+from optin_export.recipe import Budget, PruneSection, validate
 from optin_export.report import still_elsewhere
 from optin_export.scoring import Scores, Shard, score
 from optin_export.ship import check_manifest
+from optin_export.sources import Placement, load_sources
 from tests.conftest import ROOT, Make
 from tests.families.models import batches_for, small_model
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.xdist_group("ray"),  # one after the other: each looks at all of this machine's processes of Ray
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="pip install 'optin-export[ray]'"),
 ]
 QUICK = """
@@ -65,7 +67,10 @@ def processes_of_ray() -> list[Any]:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """Whatever a test does to a cluster, none of its processes outlives it."""
+    """Whatever a test does to a cluster, none of its processes outlives it.
+
+    Tests of one file never run side by side (tests/conftest.py): this looks at all of the machine's processes of Ray.
+    """
     before = {process.pid for process in processes_of_ray()}
     yield
     end = time.monotonic() + 30
@@ -84,12 +89,14 @@ def new_processes(before: set[int]) -> list[Any]:
     return found
 
 
-def scored(spread: Any = None, probes: int = 24) -> Scores:
+def scored(spread: Any = None, probes: int = 24, device_map: Any = None) -> Scores:
     torch.set_num_threads(1)  # as a worker's: sums of floats depend on the number of threads
     model, _ = small_model("bert")
     settings = PruneSection(budget=Budget(macs=0.5), probes=probes)
     more = {} if spread is None else {"spread": spread}
-    return score(model, find_structure(model), batches_for(model, 4, size=4), settings, 0, **more)
+    structure = find_structure(model)
+    where = Placement(device_map, blocks=structure.blocks)
+    return score(model, structure, batches_for(model, 4, size=4), settings, 0, placement=where, **more)
 
 
 def same(first: Scores, second: Scores) -> bool:
@@ -311,7 +318,7 @@ def test_clusters_are_joined_by_their_names(tmp_path: Path, monkeypatch: pytest.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with nodes({}, ray_client_server_port=port) as cluster:
+    with nodes({}, ray_client_server_port=port, num_gpus=1) as cluster:  # Ray takes our word for the GPU
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         for where in (f"ray://127.0.0.1:{port}", "auto"):
             if where != "auto":
@@ -320,6 +327,8 @@ def test_clusters_are_joined_by_their_names(tmp_path: Path, monkeypatch: pytest.
             with Session(Options(where, timeout=60)) as session:
                 run = tmp_path / where[:3]
                 assert same(scored(spread_over(session, run, "key", Book(run))), alone)
+                with session.pool(lambda item: {"seen": os.environ["CUDA_VISIBLE_DEVICES"]}, gpus=1) as pool:
+                    assert [found["seen"] for found, _ in pool.map([0])] == ["0"] and len(pool.actors) == 1
                 assert session.missing({"nowhere": 1}) == "nowhere" and session.missing({"CPU": 1}) is None
             monkeypatch.setenv("RAY_ADDRESS", cluster.address)
 
@@ -425,3 +434,55 @@ def test_a_remembered_shard_is_bound_to_its_job(tmp_path: Path) -> None:
         book = Book(tmp_path)
         assert same(scored(spread_over(session, tmp_path, "this job", book)), alone)
         assert book.stage("scoring").reused == 0
+        if importlib.util.find_spec("accelerate"):
+            # A worker puts the model where the recipe says, of the parts that it was sent as they are.
+            spread = spread_over(session, tmp_path, "on disk", Book(tmp_path))
+            assert same(scored(spread, device_map={"": "disk"}), alone)
+        with pytest.raises(EnvironmentLacks, match="needs 99 GPUs"):
+            scored(spread_over(session, tmp_path, "on GPUs", Book(tmp_path), gpus=99))
+
+
+def by_path(folder: Path, **sections: Any) -> dict[str, Any]:
+    """A recipe of which all is read from paths: the user's own model, and images."""
+    for row in range(24):
+        path = folder / "images" / "ab"[row % 2] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(row).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    shutil.copy(ROOT / "recipes" / "cifar_resnet" / "resnet.py", folder / "net_of_a_user.py")
+    return {
+        "recipe": 1,
+        "name": "by-path",
+        "model": {
+            "source": f"py:{folder / 'net_of_a_user.py'}:resnet",
+            "task": "image-classification",
+            "args": {"depth": 8, "classes": 5},
+            "weights": "random",
+            "preprocess": {"size": [32, 32], "mean": [0.5], "std": [0.5]},
+        },
+        "data": {"calibration": {"source": f"images:{folder / 'images'}"}},
+        "prune": {"budget": {"macs": 0.6}, "probes": 8, "score_samples": 16},
+        "export": {"batch": [1]},
+        **sections,
+    }
+
+
+def test_a_users_model_and_images_travel_as_values(tmp_path: Path) -> None:
+    """Workers score with neither file at hand."""
+    torch.set_num_threads(1)
+    sources = load_sources(validate(by_path(tmp_path), tmp_path))
+    model, structure, prune = sources.model, find_structure(sources.model), sources.recipe.prune
+    alone = score(model, structure, sources.scoring, prune, 0)
+    shutil.rmtree(tmp_path / "images")
+    (tmp_path / "net_of_a_user.py").unlink()
+    with Session(Options("local", workers=1)) as session:
+        spread = spread_over(session, tmp_path, "key", Book(tmp_path))
+        assert same(score(model, structure, sources.scoring, prune, 0, spread=spread), alone)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_a_users_model_and_images_on_this_machines_workers(tmp_path: Path) -> None:
+    recipe = by_path(tmp_path, sweep={"prune.budget.macs": [0.8, 0.6]}, gates={"speedup": 0.01})
+    process = command(str(written(recipe, tmp_path)), "--out", str(tmp_path / "sweep"), "--cluster", "local")
+    text, err = process.communicate(timeout=400)
+    assert process.returncode == 0, text + err

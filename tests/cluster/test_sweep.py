@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
 import optin_export
 from optin_export import cli, scoring
+from optin_export.cluster import fleet
+from optin_export.cluster.costs import Book
+from optin_export.cluster.sweep import run_sweep
 from optin_export.errors import InputError
 from optin_export.files import read_json, sha256_file
 from optin_export.lock import held
+from optin_export.recipe import validate
 from optin_export.ship import check_manifest
 from tests.conftest import Make
 
@@ -119,3 +125,37 @@ def test_a_sweep_is_held_by_one_process_and_can_be_cleaned(
     assert cli.main(line) == 0
     assert cli.main(["clean", str(out), "--everything"]) == 0
     assert not out.exists()
+
+
+@pytest.mark.parametrize("field", ["data.calibration.source", "model.source", "finetune.source"])
+def test_what_is_read_by_path_is_refused_where_files_are_not_shared(
+    vit_recipe: Make, tmp_path: Path, field: str
+) -> None:
+    recipe: Any = vit_recipe(sweep={"prune.budget.macs": [0.7, 0.5]})
+    name = f"images:{tmp_path}" if field.startswith("data") else f"py:{tmp_path / 'user.py'}:make"
+    section = recipe
+    for key in field.split(".")[:-1]:
+        section = section.setdefault(key, {})
+    section["source"] = name
+    session: Any = SimpleNamespace(shared_files=False)
+    with pytest.raises(InputError, match="cannot use the recipe's files") as error:
+        run_sweep(validate(recipe, tmp_path), tmp_path / "sweep", session, SimpleNamespace())  # type: ignore[arg-type]
+    assert name in error.value.why and "--shared-files" in error.value.fix and not (tmp_path / "sweep").exists()
+
+
+def test_a_target_on_cuda_asks_for_a_gpu_or_for_the_share_it_names(vit_recipe: Make, tmp_path: Path) -> None:
+    targets = [
+        {"engine": "onnxruntime"},
+        {"engine": "torch", "device": "cuda", "resources": {"rack": 1}},
+        {"engine": "onnxruntime", "device": "cuda", "resources": {"GPU": 0.5}},
+    ]
+    asked: list[dict[str, float]] = []
+    session: Any = SimpleNamespace(
+        missing=lambda wanted: asked.append(dict(wanted)) or "GPU", finished=lambda tasks, turn: ()
+    )
+    recipe = validate(vit_recipe(targets=targets), tmp_path)
+    fleet.measure_fleet(session, recipe, tmp_path, Book(tmp_path), lambda done, total: None, force=True)
+    assert asked == [{"GPU": 1.0, "rack": 1.0}, {"GPU": 0.5}]
+    assert set(read_json(tmp_path / "cluster" / "fleet.json")["unmeasured"].values()) == {
+        "no node of the cluster has GPU"
+    }

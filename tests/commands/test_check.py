@@ -13,7 +13,7 @@ import yaml
 from optin_export import cli, run
 from optin_export.commands._junit import junit
 from optin_export.report.schema import GateResult
-from tests.conftest import ROOT, VIT_ARGS
+from tests.conftest import ROOT, VIT_ARGS, measured_shortly
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,8 @@ def finished(vit_checkpoint: Path, image_data: Path, tmp_path_factory: pytest.Te
         "prune": {"budget": {"macs": 0.6}, "probes": 8, "rows": 32, "score_samples": 8, "curve_samples": 8},
         "export": {"batch": [1]},
     }
-    run(recipe, folder)
+    with measured_shortly():
+        run(recipe, folder)
     return folder
 
 

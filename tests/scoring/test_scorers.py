@@ -11,7 +11,7 @@ import torch
 from optin_export.families import Structure, find_structure, get_layer, masked, tensor_of
 from optin_export.families._hooks import block_outputs
 from optin_export.recipe import Budget, PruneSection
-from optin_export.scoring import score
+from optin_export.scoring import CHANNELS, methods, score
 from optin_export.scoring.activation import activation_scores, contributions
 from optin_export.scoring.baselines import magnitude_scores
 from optin_export.scoring.reference import reference_scores
@@ -165,3 +165,34 @@ def test_only_the_first_batch_is_the_references() -> None:
     one = score(model, structure, batches, settings, seed=0).values
     two = score(model, structure, [*batches, Batch(inputs_for(model, 2, 9), np.arange(2))], settings, seed=0).values
     assert all(np.array_equal(one[key], two[key]) for key in one)
+
+
+def test_auto_takes_what_was_measured_to_keep_most() -> None:
+    """Channels of convolutional networks under repair, chosen by loss curves: another score. All else: optin."""
+    model, _ = small_model("resnet-timm")
+    structure, batches = find_structure(model), batches_for(model, 2, size=2)
+    budget = Budget(macs=0.5)
+    auto = PruneSection(budget=budget, rows=128, probes=8)
+    assert auto.score == "auto" and set(methods(structure, auto).values()) == {CHANNELS}
+    other = PruneSection(budget=budget, score=CHANNELS)  # type: ignore[arg-type]
+    found, expected = (score(model, structure, batches, one, seed=0).values for one in (auto, other))
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    for unrepaired in ({"compensate": False}, {"compensate": "rescale"}, {"allocation": "additive"}):
+        settings = PruneSection(budget=budget, **unrepaired)  # type: ignore[arg-type]
+        assert set(methods(structure, settings).values()) == {"optin"}
+    assert set(methods(find_structure(small_model("vit")[0]), auto).values()) == {"optin"}
+    assert set(methods(find_structure(small_model("segformer")[0]), auto).values()) == {"optin"}
+
+
+def test_auto_scores_each_kind_by_its_own_method() -> None:
+    """A VGG has channels and, behind them, neurons."""
+    model, _ = small_model("vgg")
+    structure, batches = find_structure(model), batches_for(model, 2, size=2)
+    settings = PruneSection(budget=Budget(macs=0.5), rows=128, probes=8)
+    chosen = methods(structure, settings)
+    assert {group.kind: chosen[group.key] for group in structure.groups} == {"channels": CHANNELS, "neurons": "optin"}
+    values = score(model, structure, batches, settings, seed=0).values
+    assert list(values) == [group.key for group in structure.groups]
+    magnitude = magnitude_scores(model, structure)
+    for group in structure.groups:
+        assert np.array_equal(values[group.key], magnitude[group.key]) == (group.kind == "channels")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import optin_export
-from tests.conftest import VIT_ARGS
+from tests.conftest import VIT_ARGS, measured_shortly
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,8 @@ def finished(vit_checkpoint: Path, image_data: Path, tmp_path_factory: pytest.Te
         "export": {"batch": [1, 3]},
     }
     folder = tmp_path_factory.mktemp("finished") / "tiny"
-    report = optin_export.run(recipe, folder)
+    with measured_shortly():
+        report = optin_export.run(recipe, folder)
     assert report is not None and report.verdict.passed
     return folder
 

@@ -14,7 +14,7 @@ from optin_export.ship.server import ENVIRONMENT, PIP_LINES
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "triton.md").read_text(encoding="utf-8")
-LINES = re.findall(r"^ +(optin-export .*)$", PAGE.replace("\\\n", " "), re.MULTILINE)
+LINES = re.findall(r"^ *(optin-export .*)$", PAGE.replace("\\\n", " "), re.MULTILINE)
 
 
 @pytest.mark.parametrize("line", LINES)

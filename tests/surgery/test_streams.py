@@ -12,9 +12,19 @@ from torch import nn
 
 from optin_export import spill
 from optin_export.errors import InputError
-from optin_export.families import block_outputs, find_structure, get_layer, get_module, tensor_of
+from optin_export.families import (
+    POSITIONS,
+    as_matrix,
+    block_outputs,
+    find_structure,
+    get_layer,
+    get_module,
+    input_rows,
+    output_rows,
+    tensor_of,
+)
 from optin_export.surgery import operate, streams
-from optin_export.surgery.streams import Stream, as_matrix, input_rows, output_rows
+from optin_export.surgery.streams import Stream
 from tests.families.models import batches_for, small_model
 from tests.surgery.plans import halved
 
@@ -45,11 +55,11 @@ def test_patches_times_weights_are_the_convolution(settings: dict[str, Any]) -> 
         design, output = (
             rows(value, layer, {}, batch) for rows, value in ((input_rows, images), (output_rows, expected))
         )
-        count = min(streams.POSITIONS, expected.shape[2] * expected.shape[3])
+        count = min(POSITIONS, expected.shape[2] * expected.shape[3])
         assert design.shape == (2 * count, matrix.shape[1]) and output.shape == (2 * count, 5)
         torch.testing.assert_close(design @ matrix.T + bias, output)
         found.append(output)
-    assert expected.shape[2] * expected.shape[3] <= streams.POSITIONS or not torch.equal(*found)
+    assert expected.shape[2] * expected.shape[3] <= POSITIONS or not torch.equal(*found)
 
 
 def test_rows_of_a_linear_layer_leave_padding_out() -> None:
