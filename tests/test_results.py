@@ -107,6 +107,36 @@ def test_only_files_with_results_are_recipes(measurements: Path) -> None:
     assert "unpruned 90.00 at 3 ms; 89.00 at 2 ms with 50% of the MACs](figures/minilm-stsb-latency.svg)" in page
 
 
+def test_another_precision_has_four_rows_and_verdicts_of_its_targets(measurements: Path) -> None:
+    def gain(middle: float) -> dict[str, float]:
+        return {"median": middle, "ci_low": middle - 0.1, "ci_high": middle + 0.1}
+
+    path = measurements / "minilm_sts.json"
+    [result] = json.loads(path.read_text(encoding="utf-8"))["results"]
+    names = ("base", "pruned", "base.int8", "pruned.int8")
+    pairs = [("pruned.int8", "base", 4.2), ("base.int8", "base", 1.9), ("pruned", "base", 1.5), (*names[:0:-2], 1.7)]
+    latency = {
+        **result["latency"][0],
+        "batch": 8,
+        "noise_floor": 0.01,
+        "engines_ms": {name: {"p50": 10.0 - place} for place, name in enumerate(names)},
+        "comparisons": [{"engine": one, "against": other, "speedup": gain(value)} for one, other, value in pairs],
+        "speedup": gain(2.2),
+    }
+    accuracy = {**result["accuracy"], "engines": {name: 90.0 - place for place, name in enumerate(names)}}
+    export = {"quantization": "dynamic", "calibration": "minmax", "calibration_rows": 128}
+    result |= {"budget": 0.3, "precision": "int8", "accuracy": accuracy, "latency": [latency], "export": export}
+    stored = json.dumps({"recipe": "minilm_sts", "results": [result]})
+    path.with_name("minilm_sts_int8.json").write_text(stored, encoding="utf-8")
+    page = tool.page(measurements)
+    assert "### `recipes/minilm_sts.yaml` in int8 (`quantization: dynamic`)" in page
+    assert "| base fp32 | 90.00 | 10 ms | - | - |" in page
+    assert "| base int8 | 88.00 | 8 ms | 1.90x (1.80 to 2.00) | - |" in page
+    assert "| pruned int8 | 87.00 | 7 ms | 4.20x (4.10 to 4.30) | 2.20x (2.10 to 2.30) |" in page
+    assert "4.20x over base (target 4.0x: met), 2.20x over base int8 (target 2.4x: missed by 0.30)" in page
+    assert page.count("### `recipes/minilm_sts.yaml`\n") == 1  # the fp32 table is still its own
+
+
 def test_figures_are_the_ones_on_the_page_and_reproducible(measurements: Path) -> None:
     plots, page = tool.figures(measurements), tool.page(measurements)
     assert sorted(plots) == ["minilm-stsb-latency.svg", "minilm-stsb-macs.svg", "resnet20-cifar10-macs.svg"]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import render_gpu
+import render_precision
 import render_studies
 from plots import markdown_table, svg
 
@@ -195,13 +196,40 @@ def page(measurements: Path = MEASUREMENTS) -> str:
             "of MACs kept, it would be 1 if time went with MACs.",
         ]
     for name, content in engines.items():
+        if is_precision(content):
+            continue
         lines += ["", f"### `recipes/{name}.yaml`", "", *table(content)]
         if name in CASE_OF_RECIPE and _batch_one(content):
             case_name = CASE_OF_RECIPE[name]
             lines += ["", f"![{_latency_alt(case_name, content)}](figures/{case_name}-latency.svg)"]
+    lines += precisions(engines)
     lines += render_studies.sections(measurements / "studies")
     lines += render_gpu.sections(measurements / "gpu")
     return "\n".join(lines) + "\n"
+
+
+def is_precision(content: dict[str, Any]) -> bool:
+    """Whether a recipe was run in another precision than fp32."""
+    return content["results"][0].get("precision", "fp32") != "fp32"
+
+
+def precisions(engines: dict[str, dict[str, Any]]) -> list[str]:
+    """The section of recipes that were run in another precision."""
+    chosen = [content for content in engines.values() if is_precision(content)]
+    if not chosen:
+        return []
+    lines = [
+        "",
+        "## Pruning and another precision together",
+        "",
+        "All four engines of a table were timed interleaved, in the same blocks of one process. Speedups: ratio of",
+        "median latencies with its 95 % interval.",
+    ]
+    for content in chosen:
+        first = content["results"][0]
+        title = f"### `recipes/{content['recipe']}.yaml` in {first['precision']}{render_precision.form(first)}"
+        lines += ["", title, "", *render_precision.table(content), "", _machine(first)]
+    return lines
 
 
 def readme(text: str, measurements: Path = MEASUREMENTS) -> str:
@@ -322,16 +350,22 @@ def targets(measured: list[Case]) -> list[str]:
 
 def table(measured: dict[str, Any]) -> list[str]:
     """One recipe's measurements as a Markdown table, with the machine named below it."""
-    machine = measured["results"][0]["environment"]
-    packages = machine["packages"]
     head = "MACs kept|parameters kept|metric|unpruned|pruned|drop|batch|unpruned p50|pruned p50|speedup"
     columns = [*head.split("|"), "speedup x MACs kept"]
     return [
         *markdown_table(columns, [row for result in measured["results"] for row in _rows(result)]),
         "",
-        f"Machine: {machine['cpu']}, {machine['cpus']} cores, {machine['memory_gib']} GiB; "
-        f"onnxruntime {packages.get('onnxruntime')}, torch {packages['torch']}, Python {machine['python']}.",
+        _machine(measured["results"][0]),
     ]
+
+
+def _machine(result: dict[str, Any]) -> str:
+    machine = result["environment"]
+    packages = machine["packages"]
+    return (
+        f"Machine: {machine['cpu']}, {machine['cpus']} cores, {machine['memory_gib']} GiB; "
+        f"onnxruntime {packages.get('onnxruntime')}, torch {packages['torch']}, Python {machine['python']}."
+    )
 
 
 def _rows(result: dict[str, Any]) -> list[list[str]]:

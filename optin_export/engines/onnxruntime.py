@@ -6,9 +6,11 @@ itself: what a provider makes of a graph belongs to one session, and is made whe
 
 from __future__ import annotations
 
+import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,17 @@ import torch
 from optin_export.engines import CALL, MODES, Timer
 from optin_export.engines import _device as devices
 from optin_export.engines._device import Launch, Tensors
+from optin_export.engines._unsigned import shift_activations
 from optin_export.errors import EnvironmentLacks, ParityError, missing_package
 from optin_export.files import atomic_path
 from optin_export.recipe import Target
 
 SOURCE = SUFFIX = ".onnx"
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_X86 = ("x86_64", "amd64")
+#: Left out for the CPU: the fused kernel computes one value at a time and takes several times as long as Add and
+#: LayerNormalization, whose kernels are vectorised.
+_SLOWER = ("SkipLayerNormFusion",)
 #: Runs of a session in graph mode until it has captured a graph and replays it.
 _UNTIL_CAPTURED = 3
 
@@ -114,10 +121,26 @@ def build(
             shutil.copyfile(onnx, temporary)
         return {"bytes": path.stat().st_size, **versions(target), "provider": target.provider}
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, TemporaryDirectory(prefix="optin-") as folder:
         options.optimized_model_filepath = str(temporary)
-        _session(runtime, onnx, options)
+        _session(runtime, _for_this_cpu(onnx, Path(folder)), options, disabled=_SLOWER)
     return {"bytes": path.stat().st_size, "onnxruntime": runtime.__version__, "threads": target.threads}
+
+
+def _for_this_cpu(path: Path, folder: Path) -> Path:
+    """The graph, or on x86 one in `folder` whose symmetric int8 activations are unsigned: its kernels want those."""
+    import onnx
+
+    if platform.machine().lower() not in _X86:
+        return path
+    model = onnx.load(path, load_external_data=False)
+    if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        return path
+    model = onnx.load(path)
+    if not shift_activations(model):
+        return path
+    onnx.save_model(model, folder / path.name)
+    return folder / path.name
 
 
 def load(path: Path, target: Target) -> OnnxRuntimeEngine | BoundEngine:
@@ -191,9 +214,18 @@ def _options(runtime: Any, target: Target) -> Any:
     return options
 
 
-def _session(runtime: Any, path: Path, options: Any, providers: Sequence[Any] = ("CPUExecutionProvider",)) -> Any:
+def _session(
+    runtime: Any,
+    path: Path,
+    options: Any,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+    disabled: Sequence[str] = (),
+) -> Any:
+    """disabled: names of optimisers of graphs that are left out."""
     try:
-        return runtime.InferenceSession(str(path), options, providers=list(providers))
+        return runtime.InferenceSession(
+            str(path), options, providers=list(providers), disabled_optimizers=list(disabled)
+        )
     except Exception as error:  # onnxruntime's exception types are not importable by name across versions
         why = str(error).splitlines()[0][:300]
         if "CPUExecutionProvider" in str(error):

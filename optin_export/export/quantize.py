@@ -27,7 +27,6 @@ INT8_MAX, E4M3_MAX = 127.0, 448.0
 _OPTIONS = {
     "WeightSymmetric": True,
     "QuantizeBias": False,  # TensorRT rejects int32 biases
-    "MatMulConstBOnly": True,  # products of two activations (attention) stay in fp32
     "DedicatedQDQPair": True,  # one pair per consumer, so that each can be fused
     "OpTypesToExcludeOutputQuantization": OPERATORS,
 }
@@ -107,6 +106,7 @@ def _static(tools: Any, prepared: Path, path: Path, section: ExportSection, rows
         per_channel=True,
         calibrate_method=getattr(tools.CalibrationMethod, _METHODS[section.calibration]),
         op_types_to_quantize=OPERATORS,
+        nodes_to_exclude=_without_weights(prepared),
         extra_options={
             **_OPTIONS,
             "ActivationSymmetric": not unsigned,
@@ -153,6 +153,18 @@ def to_fp8(model: Any) -> None:
         constants[name].CopyFrom(numpy_helper.from_array(zero.astype(kind), name))
     # Types of the quantised values are inferred again by whoever reads the graph.
     del model.graph.value_info[:]
+
+
+def _without_weights(path: Path) -> list[str]:
+    """Names of the products of two activations (attention): they stay in fp32.
+
+    The tool's own option for that, MatMulConstBOnly, holds for operators only, not for Q/DQ pairs.
+    """
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    return [node.name for node in graph.node if node.op_type in OPERATORS and node.input[1] not in constants]
 
 
 def _inputs(path: Path) -> list[str]:

@@ -99,3 +99,20 @@ def test_on_a_gpu_in_every_mode(small_onnx: Path, tmp_path: Path) -> None:
     outputs = graphed()
     torch.cuda.synchronize()
     assert np.array_equal(outputs["y"].cpu().numpy(), expected)
+
+
+def test_a_norm_behind_a_sum_stays_in_its_vectorised_kernel(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3, 8]) for name in ("x", "z", "y")]
+    ones = helper.make_tensor("ones", TensorProto.FLOAT, [8], [1.0] * 8)
+    nodes = [
+        helper.make_node("Add", ["x", "z"], ["sum"]),
+        helper.make_node("LayerNormalization", ["sum", "ones", "ones"], ["y"], axis=-1),
+    ]
+    graph = helper.make_graph(nodes, "g", values[:2], values[2:], [ones])
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save_model(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "norm.onnx")
+    build(tmp_path / "norm.onnx", Target(), tmp_path / "engine.onnx", [], lambda done, total: None)
+    assert [node.op_type for node in onnx.load(tmp_path / "engine.onnx").graph.node] == ["Add", "LayerNormalization"]
