@@ -198,7 +198,11 @@ def test_studies_are_rendered_with_what_is_required_of_them(tmp_path: Path) -> N
     }
     versions = {"cpu": "a processor", "target": "t", "versions": {"torch": "2"}}
     (studies / "latency.json").write_text(json.dumps({**versions, "rows": [{"case": "x", **clock, **plans}]}))
+    profile = [{"engine": one, "ms": {"MatMul": ms, "Softmax": 1.0}} for one, ms in (("base", 9.0), ("pruned", 3.0))]
+    about = {"run": "x", "batch": 8, "macs": 0.3, "cpu": "a processor", "onnxruntime": "1", "calls": 3}
+    (studies / "operators.json").write_text(json.dumps({**about, "rows": profile}))
     page = tool.page(tmp_path)
+    assert "| the rest | 1.00 (10 %) | 1.00 (25 %) |" in page and "| sum | 10.00 (100 %) | 4.00 (100 %) |" in page
     assert "1.50x | 1.50x | 1.000 (0.990 to 1.010) | 62.0 % | 60.0 % | 0.50 | 0.75 |" in page
     assert "kept more accuracy in 1 of 1 rows: by +0.25" in page
     assert "| `x` | 0.5 | heads, neurons and tokens | 4+3 | 49.8 % | 0.75 | 1.90 (1.80 to 2.00) |" in page

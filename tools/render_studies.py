@@ -295,6 +295,36 @@ def _latency(content: dict[str, Any]) -> list[str]:
     ]
 
 
+#: Operators whose work goes with the MACs that pruning removes.
+PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "Conv", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul")
+LISTED_OPERATORS = 8
+
+
+def _operators(content: dict[str, Any]) -> list[str]:
+    engines = {row["engine"]: row["ms"] for row in content["rows"]}
+    most = {name: max(ms.get(name, 0.0) for ms in engines.values()) for ms in engines.values() for name in ms}
+    listed = sorted(most, key=lambda name: -most[name])[:LISTED_OPERATORS]
+    totals = {name: sum(ms.values()) for name, ms in engines.items()}
+    products = {name: sum(ms.get(one, 0.0) for one in PRODUCTS) for name, ms in engines.items()}
+
+    def line(name: str, values: dict[str, float]) -> list[str]:
+        return [name, *(f"{values[one]:.2f} ({100 * values[one] / totals[one]:.0f} %)" for one in engines)]
+
+    rows = [line(f"`{name}`", {one: ms.get(name, 0.0) for one, ms in engines.items()}) for name in listed]
+    rows += [line("all products", products), line("the rest", {one: totals[one] - products[one] for one in engines})]
+    rows.append(line("sum", totals))
+    return [
+        "## Where the time of an engine goes",
+        "",
+        f"Milliseconds of one call by operator, and their share, for `{content['run']}` with {content['macs']:.0%} of",
+        f"the MACs at batch {content['batch']} (`tools/study_operators.py`: profile of onnxruntime, in turn, median",
+        f"of {content['calls']} calls, one thread). Products are what MACs count; the rest shrinks less with them.",
+        f"{content['cpu']}, onnxruntime {content['onnxruntime']}.",
+        "",
+        *markdown_table(["operator", *(f"{name}" for name in engines)], rows),
+    ]
+
+
 SECTIONS = {
     "scoring": _scoring,
     "ablation": _ablation,
@@ -302,6 +332,7 @@ SECTIONS = {
     "joint_selection": _joint,
     "rounds": _rounds,
     "latency": _latency,
+    "operators": _operators,
     "tokens": _tokens,
     "finetune": _finetune,
 }
