@@ -37,7 +37,8 @@ class Case:
         self.structure: Structure = find_structure(self.model)
         self.batches = batches_for(self.model, 4)
         # A narrow ResNet's stem and projections are a large part of it, and stay.
-        config = PruneSection(budget=Budget(macs=0.7 if self.family in CONVOLUTIONAL else 0.5), probes=10, rows=48)
+        budget = Budget(macs=0.7 if self.family in CONVOLUTIONAL else 0.5)
+        config = PruneSection(budget=budget, probes=10, rows=48, allocation="additive")
         self.scores = score(self.model, self.structure, self.batches[:2], config, seed=0)
         self.costs = measure_costs(self.model, self.structure, self.inputs(1, 0))
         self.budget = config.budget

@@ -11,14 +11,24 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.families import Structure, UnitGroup, find_structure, find_tokens, get_layer, supported, tensor_of
+from optin_export.families import (
+    Structure,
+    UnitGroup,
+    find_structure,
+    find_tokens,
+    get_layer,
+    output_rows,
+    reads_rows,
+    supported,
+    tensor_of,
+)
 from optin_export.search import GroupPlan
 from optin_export.sources import Batch, build
 from optin_export.surgery import load_model, operate, save_model
-from optin_export.surgery.compensate import _affine, _arranged, _can_refit, _Pair
+from optin_export.surgery.compensate import _affine, _arranged, _Pair
 from optin_export.surgery.least_squares import Fit
 from optin_export.surgery.rebuild import rebuild
-from optin_export.surgery.streams import Stream, output_rows
+from optin_export.surgery.streams import Stream
 from tests.conftest import VIT_ARGS
 from tests.families.builders import IMAGE, IMAGES, RESNET, Architecture, from_timm, from_transformers
 from tests.families.models import MODELS, batches_for, inputs_for, small_model
@@ -253,7 +263,7 @@ def test_a_layer_that_pads_by_itself_is_not_refitted() -> None:
     model = of_timm("tf_efficientnetv2_b0", **EFFICIENTNET)
     structure, inputs = find_structure(model), inputs_for(model, 2, 0)
     fused = next(group for group in structure.groups if "conv_exp" in group.producers[0].path)
-    assert not _can_refit(get_layer(model, fused.producers[0].path)) and _can_refit(get_layer(model, fused.consumer))
+    assert not reads_rows(get_layer(model, fused.producers[0].path)) and reads_rows(get_layer(model, fused.consumer))
     operation = operate(model, structure, halved(structure, 0.5), batches_for(model, 2), inputs, repair=True)
     assert operation.masked_difference <= 1e-5
 

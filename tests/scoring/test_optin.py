@@ -162,11 +162,11 @@ def test_a_unit_without_effect_scores_nothing(sources: Sources) -> None:
 def test_a_channel_without_effect_scores_nothing() -> None:
     model, _ = small_model("resnet-timm")
     structure = find_structure(model)
-    before = score(model, structure, batches_for(model, 2), config(), seed=0)
+    before = score(model, structure, batches_for(model, 2), config(score="optin"), seed=0)
     assert before.info["without_effect"] == 0
     for group in structure.groups[-2:]:  # more channels than are masked exactly
         get_layer(model, group.consumer).weight.data[:, 3] = 0.0
-    after = score(model, structure, batches_for(model, 2), config(), seed=0)
+    after = score(model, structure, batches_for(model, 2), config(score="optin"), seed=0)
     assert [after.values[group.key][3] for group in structure.groups[-2:]] == [0.0, 0.0]
     assert after.info["without_effect"] == 2
 
