@@ -30,8 +30,9 @@ class Tolerance:
 
 #: fp32: float rounding stays about a hundred times below it (docs/measurements/*.json, parity). The others have less
 #: precise weights and activations by intent: their tolerance finds wrong graphs, what they cost is the accuracy gate's.
-#: int8 and fp8: about twice what a right int8 graph shows (docs/measurements/minilm_sts_int8.json, parity), and less
-#: than one with a wrong scale or exchanged weights (tests/engines/test_unsigned.py). Agreement and ties: by judgement.
+#: int8 and fp8: an error of about twice what a right int8 graph shows (docs/measurements/minilm_sts_int8.json, parity),
+#: and less than of one with a wrong scale or exchanged weights (tests/engines/test_unsigned.py). Cosine, agreement and
+#: ties: by judgement.
 TOLERANCES: dict[str, Tolerance] = {
     "fp32": Tolerance(1e-4, 1 - 1e-6, 1.0, 1e-4),
     "fp16": Tolerance(2e-2, 0.9995, 1.0, 1e-2),
