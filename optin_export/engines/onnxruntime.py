@@ -130,10 +130,14 @@ def build(
 def _for_this_cpu(path: Path, folder: Path) -> Path:
     """The graph, or on x86 one in `folder` whose symmetric int8 activations are unsigned: its kernels want those."""
     import onnx
+    from google.protobuf.message import DecodeError
 
     if platform.machine().lower() not in _X86:
         return path
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError:  # onnxruntime says what is wrong with it
+        return path
     if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         return path
     model = onnx.load(path)
