@@ -325,6 +325,28 @@ def _operators(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def _fusion(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            row["graph"],
+            f"{row['batch']}",
+            f"{row['fused_ms']:.3g} ms",
+            f"{row['ms']:.3g} ms",
+            f"{row['speedup']['median']:.2f}x ({row['speedup']['ci_low']:.2f} to {row['speedup']['ci_high']:.2f})",
+        ]
+        for row in content["rows"]
+    ]
+    return [
+        "## LayerNormalization behind a sum, fused or not",
+        "",
+        "Engines of onnxruntime with SkipLayerNormFusion and without, as this package builds them, in the same blocks",
+        f"of one process, one thread (`tools/study_fusion.py`); `{content['run']}` with {content['macs']:.0%} of the",
+        f"MACs. {content['cpu']}, onnxruntime {content['onnxruntime']}.",
+        "",
+        *markdown_table(["graph", "batch", "fused", "not fused", "speedup without it"], rows),
+    ]
+
+
 SECTIONS = {
     "scoring": _scoring,
     "ablation": _ablation,
@@ -333,6 +355,7 @@ SECTIONS = {
     "rounds": _rounds,
     "latency": _latency,
     "operators": _operators,
+    "fusion": _fusion,
     "tokens": _tokens,
     "finetune": _finetune,
 }

@@ -6,11 +6,11 @@ itself: what a provider makes of a graph belongs to one session, and is made whe
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,14 @@ from optin_export.engines import _device as devices
 from optin_export.engines._device import Launch, Tensors
 from optin_export.engines._unsigned import shift_activations
 from optin_export.errors import EnvironmentLacks, ParityError, missing_package
-from optin_export.files import atomic_path
+from optin_export.files import Scratch, atomic_path
 from optin_export.recipe import Target
 
 SOURCE = SUFFIX = ".onnx"
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _X86 = ("x86_64", "amd64")
-#: Left out for the CPU: the fused kernel computes one value at a time and takes several times as long as Add and
-#: LayerNormalization, whose kernels are vectorised.
+#: Left out for the CPU: the fused kernel takes longer than Add and LayerNormalization, whose kernels are vectorised
+#: (docs/results.md; tools/study_fusion.py).
 _SLOWER = ("SkipLayerNormFusion",)
 #: Runs of a session in graph mode until it has captured a graph and replays it.
 _UNTIL_CAPTURED = 3
@@ -121,9 +121,9 @@ def build(
             shutil.copyfile(onnx, temporary)
         return {"bytes": path.stat().st_size, **versions(target), "provider": target.provider}
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    with atomic_path(path) as temporary, TemporaryDirectory(prefix="optin-") as folder:
+    with atomic_path(path) as temporary, contextlib.closing(Scratch()) as scratch:
         options.optimized_model_filepath = str(temporary)
-        _session(runtime, _for_this_cpu(onnx, Path(folder)), options, disabled=_SLOWER)
+        _session(runtime, _for_this_cpu(onnx, scratch.path), options, disabled=_SLOWER)
     return {"bytes": path.stat().st_size, "onnxruntime": runtime.__version__, "threads": target.threads}
 
 
