@@ -80,7 +80,7 @@ def methods(structure: Structure, config: PruneSection) -> dict[str, str]:
     """{group key: the method that scores it}. `score: auto` takes what keeps most accuracy, as docs/results.md has it.
 
     Channels of convolutional networks, if they are repaired by least squares and chosen by loss curves, which compare
-    groups: CHANNELS. All else: optin.
+    groups: CHANNELS, and nothing for those without effect. All else: optin.
     """
     if config.score != "auto":
         return {group.key: config.score for group in structure.groups}
@@ -123,7 +123,13 @@ def _scored(
         with placement(model):
             return activation_scores(model, structure.groups, batches), {}
     if method == "magnitude":
-        return magnitude_scores(model, structure), {}
+        values = magnitude_scores(model, structure)
+        if config.score == "auto":
+            # Weights do not tell that a channel is zero everywhere: a batch norm with nothing left of it, a dead ReLU.
+            with placement(model):
+                energy = activation_scores(model, structure.groups, batches)
+            values = {key: np.where(energy[key] == 0, 0.0, value) for key, value in values.items()}
+        return values, {}
     return random_scores(structure, seed), {}
 
 

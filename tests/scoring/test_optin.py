@@ -159,14 +159,15 @@ def test_a_unit_without_effect_scores_nothing(sources: Sources) -> None:
     assert 1 <= scores.info["without_effect"] <= 2  # a head may move the last bit of something
 
 
-def test_a_channel_without_effect_scores_nothing() -> None:
+@pytest.mark.parametrize("method", ["optin", "auto"])
+def test_a_channel_without_effect_scores_nothing(method: str) -> None:
     model, _ = small_model("resnet-timm")
     structure = find_structure(model)
-    before = score(model, structure, batches_for(model, 2), config(score="optin"), seed=0)
+    before = score(model, structure, batches_for(model, 2), config(score=method), seed=0)
     assert before.info["without_effect"] == 0
     for group in structure.groups[-2:]:  # more channels than are masked exactly
         get_layer(model, group.consumer).weight.data[:, 3] = 0.0
-    after = score(model, structure, batches_for(model, 2), config(score="optin"), seed=0)
+    after = score(model, structure, batches_for(model, 2), config(score=method), seed=0)
     assert [after.values[group.key][3] for group in structure.groups[-2:]] == [0.0, 0.0]
     assert after.info["without_effect"] == 2
 
