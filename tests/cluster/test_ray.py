@@ -130,6 +130,10 @@ class FatalNode(Fatal):
         if ray.get_runtime_context().get_node_id() in self.nodes and not self.flag.exists():
             self.flag.touch()
             time.sleep(600)
+        # A worker elsewhere that started sooner would else have done everything before there is a node to lose.
+        end = time.monotonic() + 120
+        while not self.flag.exists() and time.monotonic() < end:
+            time.sleep(0.05)
         return self.work(shard)
 
 
