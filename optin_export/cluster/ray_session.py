@@ -21,6 +21,8 @@ from optin_export.errors import EnvironmentLacks, missing_package
 
 #: Times that one piece of work is tried on workers that die or hang, before the run gives up.
 ATTEMPTS = 4
+#: Seconds at most for joining a cluster that runs.
+JOINING = 120.0
 #: Seconds between two looks at time-outs and messages.
 TURN = 0.5
 STORE_BYTES = 2**31
@@ -98,7 +100,7 @@ class Session:
                 os.environ["PYTHONPATH"] = before
 
     def _join(self) -> None:
-        where, seconds = self.options.where, min(self.options.timeout, 60.0)
+        where, seconds = self.options.where, min(self.options.timeout, JOINING)
         host, _, port = where.removeprefix("ray://").rpartition(":")
         if where != "auto":
             try:
@@ -107,18 +109,30 @@ class Session:
                 raise _unreachable(where, _first(error)) from None
         outcome: dict[str, Any] = {}
 
+        end = time.monotonic() + seconds
+
         def join() -> None:
-            try:
-                outcome["context"] = self.ray.init(address=where, log_to_driver=False, logging_level="ERROR")
-            except BaseException as error:
-                outcome["error"] = error
+            # A head that has just started takes connections before it can start what serves them, and gives up on it
+            # after 30 s: the same question is answered a little later. Anything else is final.
+            while "context" not in outcome:
+                try:
+                    outcome["context"] = self.ray.init(address=where, log_to_driver=False, logging_level="ERROR")
+                    outcome.pop("error", None)
+                except ConnectionAbortedError as error:
+                    outcome["error"] = error
+                    if time.monotonic() + TURN >= end:
+                        return
+                    time.sleep(TURN)
+                except BaseException as error:
+                    outcome["error"] = error
+                    return
 
         # Ray itself may wait for minutes; the thread is given up then.
         thread = threading.Thread(target=join, daemon=True)
         thread.start()
         thread.join(seconds)
         if "context" not in outcome:
-            why = _first(outcome["error"]) if "error" in outcome else f"no answer within {seconds:g} s"
+            why = _cause(outcome["error"]) if "error" in outcome else f"no answer within {seconds:g} s"
             raise _unreachable(where, why)
         url = getattr(outcome["context"], "dashboard_url", None)
         self.dashboard = url or ""
@@ -303,6 +317,12 @@ def _shared_memory() -> int:
 def _first(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _cause(error: BaseException) -> str:
+    """The last line: a server's refusal carries its traceback, which ends with what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
 
 
 def _unreachable(where: str, why: str) -> EnvironmentLacks:

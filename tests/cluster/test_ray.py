@@ -228,6 +228,38 @@ def test_a_cluster_that_cannot_be_reached(where: str) -> None:
         pass
 
 
+def test_a_head_that_is_still_starting_is_asked_again() -> None:
+    """A refusal by the server is repeated until the time is over, and then told by its last line; others are final."""
+    session, asked = Session(Options("auto", timeout=1.3)), []
+
+    class Head:
+        def __init__(self, refusals: list[BaseException]) -> None:
+            self.refusals = refusals
+
+        def init(self, **ignored: Any) -> Any:
+            asked.append(time.monotonic())
+            if self.refusals:
+                raise self.refusals.pop(0)
+            return None
+
+        def shutdown(self) -> None:
+            pass
+
+    refusal = "Initialization failure from server:\nTraceback (most recent call last):\nRuntimeError: not yet\n"
+    session.ray = Head([ConnectionAbortedError(refusal)])
+    with session:
+        assert len(asked) == 2
+    for refusals, why, times in (
+        ([ConnectionAbortedError(refusal)] * 9, "RuntimeError: not yet", 3),
+        ([ConnectionError("another version"), ConnectionAbortedError(refusal)], "another version", 1),
+    ):
+        asked.clear()
+        session.ray = Head(list(refusals))
+        with pytest.raises(EnvironmentLacks, match=why):
+            session.__enter__()
+        assert len(asked) <= times
+
+
 @pytest.fixture
 def quick_recipe(vit_recipe: Make) -> Make:
     def make(**sections: Any) -> dict[str, Any]:
@@ -296,6 +328,7 @@ def nodes(*resources: dict[str, float], **head: Any) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = "90"  # 30 s are few beside other tests
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(ROOT)
     store = {"object_store_memory": 100 * 2**20, "num_cpus": 1, "include_dashboard": False}
@@ -328,7 +361,7 @@ def test_clusters_are_joined_by_their_names(tmp_path: Path, monkeypatch: pytest.
             if where != "auto":
                 monkeypatch.delenv("RAY_ADDRESS")
                 wait_for(port)
-            with Session(Options(where, timeout=60)) as session:
+            with Session(Options(where)) as session:
                 run = tmp_path / where[:3]
                 assert same(scored(spread_over(session, run, "key", Book(run))), alone)
                 with session.pool(lambda item: {"seen": os.environ["CUDA_VISIBLE_DEVICES"]}, gpus=1) as pool:
