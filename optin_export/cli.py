@@ -254,6 +254,8 @@ def _print_verdict(report: Report, folder: str) -> None:
     console.print(gates)
     if report.latency:
         console.print(latency)
+    for text in report.warnings:
+        console.print(f"warning: {text}", style="yellow")
     name = engine_name("pruned", report.precision)
     console.print(f"report: {folder}/report.html   model: {folder}/onnx/{name}.onnx")
 

@@ -95,7 +95,8 @@ def test_the_warning_is_in_the_report_and_shown(tmp_path: Path, vit_recipe: Make
     assert cli.main([str(recipe), "--out", str(run)]) in (0, 4)
     assert "warning: onnx/pruned.onnx is not what was written" in capsys.readouterr().err
     report = optin_export.Report.model_validate_json((run / "report.json").read_text())
-    assert len(report.warnings) == 1 and "onnx/pruned.onnx" in report.warnings[0]
+    damaged = [text for text in report.warnings if "this machine's CPU time" not in text]
+    assert len(damaged) == 1 and "onnx/pruned.onnx" in damaged[0]
     assert "onnx/pruned.onnx is not what was written" in (run / "report.html").read_text()
     assert sha256_file(graph) == good
 

@@ -347,6 +347,33 @@ def _fusion(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def _neighbours(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"{row['batch']}",
+            "alone" if not row["neighbours"] else f"{row['neighbours']} busy",
+            f"{row['seen']['others'] + row['seen']['stolen']:.1%}",
+            f"{row['base_ms']:.3g} ms",
+            f"{row['pruned_ms']:.3g} ms",
+            f"{row['speedup']['median']:.2f}x ({row['speedup']['ci_low']:.2f} to {row['speedup']['ci_high']:.2f})",
+            f"± {row['noise_floor']:.1%}",
+        ]
+        for row in content["rows"]
+    ]
+    named = "pruned" if content["precision"] == "fp32" else f"pruned {content['precision']}"
+    head = ["batch", "other CPUs", "CPU time of others", "base fp32", named, "speedup", "noise floor"]
+    return [
+        "## What a busy neighbour does to a speedup",
+        "",
+        f"The same two engines of `{content['run']}` ({content['macs']:.0%} of the MACs) alone on a machine of",
+        f"{content['cpus']} CPUs, beside a process that multiplies matrices on the other, and alone again",
+        "(`tools/study_neighbours.py`); one thread, on the first CPU. Interval and noise floor tell nothing of it.",
+        f"The CPU time of others does, and a run warns. {content['cpu']}, onnxruntime {content['onnxruntime']}.",
+        "",
+        *markdown_table(head, rows),
+    ]
+
+
 SECTIONS = {
     "scoring": _scoring,
     "ablation": _ablation,
@@ -356,6 +383,7 @@ SECTIONS = {
     "latency": _latency,
     "operators": _operators,
     "fusion": _fusion,
+    "neighbours": _neighbours,
     "tokens": _tokens,
     "finetune": _finetune,
 }

@@ -1,4 +1,5 @@
-"""What a first recipe knows without being told: the task from a model's configuration, columns from a file's head."""
+"""What a first recipe knows without being told: task and longest sequence by a model's configuration, columns by a
+file's head."""
 
 from __future__ import annotations
 
@@ -25,6 +26,9 @@ _BY_CLASS = {
 #: Models of two towers, and plain encoders that give an embedding.
 _BY_TYPE = {"clip": "zero-shot-image-classification", "siglip": "zero-shot-image-classification"}
 _ENCODERS = ("bert", "distilbert", "mpnet", "roberta", "xlm-roberta")
+#: What configurations call the longest sequence, and which kinds lose places to the padding token.
+_POSITIONS = ("max_position_embeddings", "n_positions")
+_BEHIND_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")
 #: Columns that a task reads; the last is its labels, where it has any.
 COLUMNS = {
     "text-classification": ("text", "label"),
@@ -52,18 +56,11 @@ _ALIASES = {
 
 def task_of(source: str) -> str | None:
     """The task of a local model folder, a hub model in the local cache, or a timm name; None if it cannot be told."""
-    prefix, _, name = source.partition(":")
+    prefix, _, _ = source.partition(":")
     if prefix == "timm":
         return "image-classification"
-    folder = Path(name if prefix == "hf" and name else source)
     try:
-        path = folder / "config.json"
-        if not path.is_file() and prefix == "hf":
-            from huggingface_hub import try_to_load_from_cache
-
-            found = try_to_load_from_cache(name, "config.json")
-            path = Path(found) if isinstance(found, str) else path
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        path, config = _configuration(source)
         named, kind = config.get("architectures") or [""], config.get("model_type")
         if "architecture" in config:  # timm's own
             return "image-classification"
@@ -75,6 +72,30 @@ def task_of(source: str) -> str | None:
         return "feature-extraction" if kind in _ENCODERS else _BY_TYPE.get(kind)
     except (OSError, ValueError, AttributeError, TypeError, LookupError):
         return None  # no folder, or a configuration that says nothing
+
+
+def positions_of(source: str) -> int | None:
+    """The longest sequence in tokens that a model's configuration has positions for; None if it does not say."""
+    try:
+        _, config = _configuration(source)
+        positions = next(config[name] for name in _POSITIONS if config.get(name) is not None)
+        # RoBERTa and its like count from behind the padding token's number.
+        taken = config["pad_token_id"] + 1 if config.get("model_type") in _BEHIND_PADDING else 0
+        return positions - taken if isinstance(positions, int) and positions > taken else None
+    except (OSError, ValueError, AttributeError, TypeError, LookupError, StopIteration):
+        return None
+
+
+def _configuration(source: str) -> tuple[Path, Any]:
+    """config.json and where it is, in a folder or in the hub's local cache."""
+    prefix, _, name = source.partition(":")
+    path = Path(name if prefix == "hf" and name else source) / "config.json"
+    if not path.is_file() and prefix == "hf":
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(name, "config.json")
+        path = Path(found) if isinstance(found, str) else path
+    return path, json.loads(path.read_text(encoding="utf-8"))
 
 
 def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:

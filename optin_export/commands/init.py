@@ -118,8 +118,9 @@ def _ask(question: str, guess: str | None, known: tuple[Any, ...], optional: boo
 
 def _composed(options: argparse.Namespace) -> dict[str, Any]:
     from optin_export.commands import _first_recipe
-    from optin_export.commands._guess import COLUMNS, columns_of
+    from optin_export.commands._guess import COLUMNS, columns_of, positions_of
     from optin_export.commands.measure import parse_target
+    from optin_export.recipe.manual import describe_fields
 
     if options.task not in COLUMNS:
         raise InputError(
@@ -135,6 +136,8 @@ def _composed(options: argparse.Namespace) -> dict[str, Any]:
         return {"source": _moved(value, options.out.parent), **({"columns": found} if found else {})}
 
     weights = {} if options.weights is None else {"weights": _moved_path(options.weights, options.out.parent)}
+    usual = describe_fields()["export.sequence"].default
+    positions = positions_of(options.model) if "image" not in options.task else None
     name = options.name or re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:]", options.model.rstrip("/"))[-1]).strip(
         "-._"
     )
@@ -145,6 +148,7 @@ def _composed(options: argparse.Namespace) -> dict[str, Any]:
         None if not options.evaluation else source(options.evaluation, labelled=True),
         _first_recipe.parse_goal(options.goal),
         {"engine": "onnxruntime", "device": "cpu", **target},
+        positions if positions is not None and positions < usual else None,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from optin_export.engines import CALL, Engine, Timed, Timer
+from optin_export.measure.neighbours import Neighbours, Watch
 from optin_export.recipe import MODELS, engine_name
 
 #: Blocks measured at least; on a restless machine more, in steps, until the interval is narrow or MAX_BLOCKS are done.
@@ -64,6 +65,7 @@ class Latency:
     the precision is fp32.
     mode: what one call holds (`engines.MODES`). judged: whether gates are about it.
     memory, clocks, unmeasured: on a GPU, see `measure.gpu`: bytes by engine, readings by block, modes that failed.
+    neighbours: what else kept the CPUs busy meanwhile; None where the system does not tell.
     samples: milliseconds of every call by arm and block, for plots and for whoever wants to compute it otherwise.
     """
 
@@ -85,6 +87,7 @@ class Latency:
     clocks: tuple[dict[str, float], ...] = ()
     clocks_note: str | None = None
     unmeasured: dict[str, str] = field(default_factory=dict)
+    neighbours: Neighbours | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -96,6 +99,8 @@ class Latency:
         parts["comparisons"] = tuple(
             Comparison(one["engine"], one["against"], Speedup(**one["speedup"])) for one in value.get("comparisons", ())
         )
+        if value.get("neighbours") is not None:
+            parts["neighbours"] = Neighbours(**value["neighbours"])
         return cls(
             **{**value, **parts, "speedup": Speedup(**value["speedup"]), "clocks": tuple(value.get("clocks", ()))}
         )
@@ -139,7 +144,7 @@ def measure_latency(
             return samples[name]
         return [first + second for first, second in zip(samples[judged], samples["again"], strict=True)]
 
-    planned = BLOCKS
+    planned, watch = BLOCKS, Watch()
     while True:
         while len(samples[faster]) < planned:
             for name in generator.permutation(list(arms)):
@@ -149,6 +154,7 @@ def measure_latency(
         if speedup.ci_high - speedup.ci_low <= 2 * NARROW * speedup.median or planned >= MAX_BLOCKS:
             break
         planned += MORE_BLOCKS
+    neighbours = watch.seen()
     again = ratio_of_medians(samples[judged], samples["again"], generator)
     quantiles = {name: _quantiles(blocks_of(name)) for name in engines}
     return Latency(
@@ -168,6 +174,7 @@ def measure_latency(
             Comparison(engine, against, ratio_of_medians(blocks_of(against), blocks_of(engine), generator))
             for engine, against in pairs(precision)
         ),
+        neighbours=neighbours,
     )
 
 

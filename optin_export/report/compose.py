@@ -75,6 +75,17 @@ def latency_results(measured: Measured) -> tuple[LatencyResult, ...]:
     )
 
 
+def busy_warnings(measured: Measured) -> list[str]:
+    """One line for each measurement that something else on the machine disturbed."""
+    return [
+        f"while {one.target} was timed at batch {one.batch}{'' if one.judged else f' ({one.mode})'}, other work took "
+        f"{one.neighbours.share:.0%} of this machine's CPU time: the speedup can be wrong although its interval is "
+        "narrow. End what else runs, delete the run's folder measure and give the same command again"
+        for one in measured.latency
+        if one.neighbours is not None and one.neighbours.busy
+    ]
+
+
 def parity_of(measured: Measured) -> Parity:
     cases = tuple(ParityResult(**case.to_json()) for case in measured.parity)
     return Parity(

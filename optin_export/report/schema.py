@@ -112,6 +112,13 @@ class ComparisonResult(_Part):
     speedup: SpeedupResult
 
 
+class NeighboursResult(_Part):
+    """What else kept the machine busy while it was timed, as shares of the CPU time of all its CPUs."""
+
+    others: float = Field(description="other processes")
+    stolen: float = Field(description="the host of a virtual machine, for whatever else it runs")
+
+
 class LatencyResult(_Part):
     """Interleaved measurement of all engines; raw samples are in measure/latency.json.
 
@@ -135,6 +142,7 @@ class LatencyResult(_Part):
     precision: Precision = "fp32"
     engines_ms: dict[str, Milliseconds] = Field(default_factory=dict, description="every engine by name")
     comparisons: tuple[ComparisonResult, ...] = Field((), description="beside `speedup`; none in fp32")
+    neighbours: NeighboursResult | None = Field(None, description="null: the system does not tell, or an older run")
 
     @property
     def shipped(self) -> str:
@@ -314,7 +322,9 @@ class Report(_Part):
     engines: tuple[EngineResult, ...]
     costs: tuple[StageCost, ...] = Field((), description="of work on a cluster (--cluster); empty: there was none")
     stages: tuple[StageResult, ...]
-    warnings: tuple[str, ...] = Field((), description="results of before that were found damaged, and made again")
+    warnings: tuple[str, ...] = Field(
+        (), description="results that were found damaged and made again; latencies of a busy machine"
+    )
     environment: dict[str, Any]
 
 

@@ -14,6 +14,7 @@ from optin_export.report import (
     Report,
     Size,
     StageResult,
+    busy_warnings,
     compose,
     fleet_gates,
     head_repair,
@@ -52,6 +53,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
         for kind, base in ((kind, work.costs.whole(kind)) for kind in ("macs", "params"))
     )
     scores = load_file(work.folder / "scores" / "scores.safetensors")
+    measured = measure.Measured.from_json(facts["measure"])
     report = compose(
         name=work.recipe.name,
         model={"source": work.recipe.model.source, "task": work.recipe.model.task},
@@ -59,7 +61,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
         gates=gates(work, facts),
         macs=macs,
         params=params,
-        measured=measure.Measured.from_json(facts["measure"]),
+        measured=measured,
         pruning=Pruning(
             family=work.structure.family,
             method=_method(work),
@@ -80,7 +82,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
         elsewhere=still_elsewhere(work.folder),
         costs=still_spent(work.folder),
         stages=stages,
-        warnings=tuple(work.ledger.warnings),
+        warnings=(*work.ledger.warnings, *busy_warnings(measured)),
         environment=work.environment,
     )
     write_text(work.folder / "report.json", report.model_dump_json(indent=2) + "\n")

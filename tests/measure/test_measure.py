@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from optin_export.errors import InputError
 from optin_export.measure import Accuracy, Latency, Measured, ParityCase, judge, latency, measure_engines
 from optin_export.measure.accuracy import evaluate
 from optin_export.measure.metrics import METRICS
+from optin_export.measure.neighbours import Neighbours
 from optin_export.measure.parity import compare
 from optin_export.recipe import Budget, Gates
 from optin_export.sources import Batch, Dataset
@@ -81,6 +83,17 @@ def test_no_speedup_is_reported_as_none(clock: np.random.Generator) -> None:
     result = measured(10.0, 10.0)
     assert result.speedup.ci_low < 1.0 + result.noise_floor
     assert result.speedup.median == pytest.approx(1.0, abs=0.02)
+
+
+def test_what_else_ran_meanwhile_is_told(clock: np.random.Generator, monkeypatch: Any) -> None:
+    def watched(others: float) -> Latency:
+        monkeypatch.setattr(latency.Watch, "seen", lambda watch: Neighbours(others=others, stolen=0.02))
+        return measured(20.0, 10.0)
+
+    quiet, busy = watched(0.01), watched(0.5)
+    assert Latency.from_json(json.loads(json.dumps(busy.to_json()))) == busy
+    assert busy.neighbours is not None and busy.neighbours.busy
+    assert quiet.neighbours is not None and not quiet.neighbours.busy
 
 
 def test_arms_are_interleaved_in_random_order(monkeypatch: pytest.MonkeyPatch, clock: np.random.Generator) -> None:

@@ -1,0 +1,69 @@
+"""What else kept the machine's CPUs busy while something was timed.
+
+A busy neighbour on the same core, cache or memory bus slows a large model more than a small one: the ratio is wrong,
+with a narrow interval and a small noise floor, because the neighbour is there in every block (docs/method.md,
+section 6).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+#: Share of the machine's CPU time taken by others above which a measurement is said to be of a busy machine. An idle
+#: machine of 2 CPUs shows 1 to 2 %; one neighbour on one of them 50 %.
+BUSY = 0.1
+_STAT = Path("/proc/stat")
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Shares of the CPU time of all CPUs of the machine. others: processes other than this one. stolen: by the host of
+    a virtual machine, for whatever else it runs."""
+
+    others: float
+    stolen: float
+
+    @property
+    def share(self) -> float:
+        return self.others + self.stolen
+
+    @property
+    def busy(self) -> bool:
+        return self.share > BUSY
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+class Watch:
+    """Watches from its creation on."""
+
+    def __init__(self) -> None:
+        self._start = _read()
+
+    def seen(self) -> Neighbours | None:
+        """Since the creation; None where the system does not count it (only Linux does, in /proc/stat)."""
+        start, now = self._start, _read()
+        if start is None or now is None:
+            return None
+        seconds, used, stolen, ours = (after - before for before, after in zip(start, now, strict=True))
+        whole = seconds * (os.cpu_count() or 1)
+        if whole <= 0:
+            return None
+        return Neighbours(others=min(1.0, max(0.0, (used - ours) / whole)), stolen=min(1.0, max(0.0, stolen / whole)))
+
+
+def _read() -> tuple[float, float, float, float] | None:
+    """Seconds now, and CPU seconds of all CPUs: used, stolen, and used by this process."""
+    try:
+        words = _STAT.read_text(encoding="ascii").split("\n", 1)[0].split()
+        user, nice, system, _, _, irq, softirq, stolen = (float(word) for word in words[1:9])
+        ticks = os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return None
+    ours = os.times()
+    used = (user + nice + system + irq + softirq) / ticks
+    return time.monotonic(), used, stolen / ticks, ours.user + ours.system

@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""What a busy neighbour does to a measured speedup: the same engines alone, beside a process that computes, and alone.
+
+    taskset -c 0 python tools/study_neighbours.py RUN
+
+RUN: the folder of a finished run. Its engines are measured as a run measures them; the neighbour multiplies matrices on
+every other CPU, one process each. Writes docs/measurements/studies/neighbours.json. Wants a machine that is quiet apart
+from that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
+
+from optin_export.engines import load
+from optin_export.environment import describe
+from optin_export.measure import measure_latency
+from optin_export.recipe import Target, engine_name, engine_names
+from optin_export.report.schema import read_report
+
+RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "neighbours.json"
+NEIGHBOUR = "import numpy as np\nx = np.ones((2000, 2000), np.float32)\nwhile True: x @ x"
+
+
+@contextlib.contextmanager
+def neighbours(number: int) -> Iterator[None]:
+    """So many processes that compute on one thread each, on CPUs other than the first."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    found = []
+    for cpu in range(1, number + 1):
+        command = ["taskset", "-c", str(cpu), sys.executable, "-c", NEIGHBOUR]
+        found.append(subprocess.Popen(command, env=environment))
+    try:
+        time.sleep(2.0 if found else 0.0)
+        yield
+    finally:
+        for process in found:
+            process.kill()
+            process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    args = parser.parse_args()
+    report, target = read_report(args.run), Target()
+    stored = load_file(args.run / "measure" / "reference.safetensors")
+    inputs = {name.removeprefix("input."): rows for name, rows in stored.items() if name.startswith("input.")}
+    folder = args.run / "engines" / target.name
+    engines = {name: load(folder / f"{name}.onnx", target) for name in engine_names(report.precision)}
+    base, pruned = (engine_name(model, report.precision) for model in ("base", "pruned"))
+    rows: list[dict[str, Any]] = []
+    for batch in args.batches:
+        for beside in (0, (os.cpu_count() or 2) - 1, 0):
+            with neighbours(beside):
+                found = measure_latency(
+                    engines[base],
+                    engines[pruned],
+                    {name: values[:batch] for name, values in inputs.items()},
+                    target=target.name,
+                    batch=batch,
+                    sequence=None,
+                    seed=0,
+                    precision=report.precision,
+                    plain={name: engines[name] for name in ("base", "pruned")},
+                )
+            assert found.neighbours is not None
+            whole = next((one.speedup for one in found.comparisons if one.against == "base"), found.speedup)
+            rows.append(
+                {
+                    "batch": batch,
+                    "neighbours": beside,
+                    "seen": found.neighbours.to_json(),
+                    "base_ms": found.engines_ms["base"].p50,
+                    "pruned_ms": found.pruned_ms.p50,
+                    "speedup": asdict(whole),
+                    "noise_floor": found.noise_floor,
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    machine = describe()
+    document = {
+        "run": report.name,
+        "macs": round(report.macs.ratio, 4),
+        "precision": report.precision,
+        "cpu": machine["cpu"],
+        "cpus": os.cpu_count(),
+        "onnxruntime": machine["packages"]["onnxruntime"],
+        "rows": rows,
+    }
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
