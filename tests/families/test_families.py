@@ -191,6 +191,15 @@ def test_saved_model_is_rebuilt_exactly(case: Case) -> None:
     assert torch.equal(output(rebuilt, data), output(case.repaired.dense, data))
 
 
+# An export takes seconds: the first model of each family in the core suite, its variants with the longer ones.
+FIRST = {family: name for name, (family, _, _) in reversed(MODELS.items())}.values()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=[] if name in FIRST else [pytest.mark.slow]) for name in MODELS],
+    indirect=True,
+)
 def test_onnx_reproduces_the_model(case: Case) -> None:
     pytest.importorskip("onnxruntime")
     case.check_onnx(case.repaired.dense, case.folder / "pruned.onnx", (1, 5))
