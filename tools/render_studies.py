@@ -374,6 +374,33 @@ def _neighbours(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def _processors(content: dict[str, Any]) -> list[str]:
+    rows = []
+    for row in content["rows"]:
+        units = row.get("units")
+        rows.append(
+            [
+                f"`{row['recipe']}`",
+                row["variant"],
+                f"{row['accuracy']:.2f}",
+                "" if units is None else f"{row['scores']:.1e}",
+                "" if units is None else f"{units['differ']} of {units['kept']}",
+                "" if units is None else f"{row['outputs']:.1e}",
+            ]
+        )
+    head = ["recipe", "computed as", "accuracy", "scores differ", "kept units that differ", "outputs differ"]
+    return [
+        "## The same run on other processors",
+        "",
+        "Each recipe up to the export on the code paths that torch, oneDNN and MKL take on other processors, and with",
+        "another number of threads (`tools/study_processors.py`), against the run on this processor with one thread.",
+        "Scores: the largest difference relative to the largest score of its group. Units: kept by one only.",
+        f"Outputs: of the smaller models, relative to the largest. {content['cpu']}, torch {content['torch']}.",
+        "",
+        *markdown_table(head, rows),
+    ]
+
+
 SECTIONS = {
     "scoring": _scoring,
     "ablation": _ablation,
@@ -384,6 +411,7 @@ SECTIONS = {
     "operators": _operators,
     "fusion": _fusion,
     "neighbours": _neighbours,
+    "processors": _processors,
     "tokens": _tokens,
     "finetune": _finetune,
 }
