@@ -63,6 +63,11 @@ class GatesFile(Section):
     macs: Fraction | None = Field(None, description="largest share of the unpruned model's MACs", examples=[0.5])
     params: Fraction | None = Field(None, description="largest share of the unpruned model's parameters")
     model_mib: Positive | None = Field(None, description="largest size of the shipped ONNX file, in MiB", examples=[50])
+    other_work: Fraction | None = Field(
+        None,
+        description="largest share of the machine's CPU time that other work took while latency was measured",
+        examples=[0.1],
+    )
     speedup: tuple[SpeedupGate, ...] = Field((), description="per target and batch size", examples=[[{"min": 1.3}]])
     latency_ms: tuple[LatencyGate, ...] = Field((), description="per target and batch size", examples=[[{"max": 5}]])
 
@@ -121,6 +126,12 @@ def judge(gates: GatesFile, report: Report, size: int | None) -> list[GateResult
     if gates.model_mib is not None:
         note = "MiB of the shipped ONNX file" + (": it is not there" if size is None else "")
         add("model_mib", "<=", gates.model_mib, None if size is None else size / 2**20, note)
+    if gates.other_work is not None:
+        seen = [one.neighbours for one in report.latency]
+        shares = [one.others + one.stolen for one in seen if one is not None]
+        told = max(shares) if shares and len(shares) == len(seen) else None
+        note = "share of the CPU time while latency was measured" + (": it was not counted" if told is None else "")
+        add("other_work", "<=", gates.other_work, told, note)
     for speedup in gates.speedup:
         for place, one in _matching(speedup, report):
             low = one.speedup.ci_low if one else None

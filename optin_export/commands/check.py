@@ -89,6 +89,8 @@ def read_report(folder: Path) -> Report:
 
 def _differences(report: Report, measured: dict[str, Any], passed: bool) -> list[str]:
     """Names of the parts of a report that are not what its run measured and concluded."""
+    from optin_export.report.schema import NeighboursResult
+
     found = [] if report.verdict.passed == passed else ["verdict"]
     if report.verdict.passed != all(gate.passed for gate in report.verdict.gates):
         found.append("gates")
@@ -98,10 +100,15 @@ def _differences(report: Report, measured: dict[str, Any], passed: bool) -> list
         said is not None and any(getattr(said, name) != known[name] for name in numbers)
     ):
         found.append("accuracy")
-    rows = [(row.target, row.batch, row.mode, row.speedup.model_dump(), row.pruned_ms.p50) for row in report.latency]
+    rows = [
+        (row.target, row.batch, row.mode, row.speedup.model_dump(), row.pruned_ms.p50, row.neighbours)
+        for row in report.latency
+    ]
+    counted = (row.get("neighbours") for row in measured["latency"])
+    others = [None if one is None else NeighboursResult(**one) for one in counted]
     if rows != [
-        (row["target"], row["batch"], row.get("mode", "call"), row["speedup"], row["pruned_ms"]["p50"])
-        for row in measured["latency"]
+        (row["target"], row["batch"], row.get("mode", "call"), row["speedup"], row["pruned_ms"]["p50"], other)
+        for row, other in zip(measured["latency"], others, strict=True)
     ]:
         found.append("latency")
     cases = [(case.target, case.model, case.batch, case.max_error) for case in report.parity.cases]

@@ -12,6 +12,7 @@ import yaml
 
 from optin_export import cli, run
 from optin_export.commands._junit import junit
+from optin_export.files import sha256_file
 from optin_export.report.schema import GateResult
 from tests.conftest import ROOT, VIT_ARGS, measured_shortly
 
@@ -78,6 +79,7 @@ def test_gates_that_hold(copy: Path, capsys: pytest.CaptureFixture[str]) -> None
         "accuracy_drop_high": 101,
         "accuracy": 0.0,
         "model_mib": 10,
+        "other_work": 1.0,
         "speedup": [{"min": 0.01}, {"min": 0.01, "target": "onnxruntime-cpu-1t", "batch": 1}],
         "latency_ms": [{"max": 1e6, "quantile": "p99"}],
     }
@@ -87,6 +89,7 @@ def test_gates_that_hold(copy: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert found["macs"] == report["macs"]["ratio"] and found["accuracy_drop"] == report["accuracy"]["drop"]
     assert found["speedup"] == report["latency"][0]["speedup"]["ci_low"]
     assert found["latency_ms"] == report["latency"][0]["pruned_ms"]["p99"]
+    assert 0 <= found["other_work"] <= 1
     assert found["model_mib"] == (copy / "onnx" / "pruned.onnx").stat().st_size / 2**20
     assert {"verdict", "parity"} <= found.keys()  # asked for unless they are turned off
 
@@ -114,6 +117,30 @@ def test_gates_that_are_missed(
     assert [one["name"] for one in missed] == [next(iter(gate))]
     assert (missed[0]["measured"] is not None) is evaluated
     assert evaluated or "not measured" in missed[0]["note"]
+
+
+def test_a_machine_that_did_other_work_meanwhile(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The share comes from the measurement, and what was not counted has not passed."""
+
+    def written(*others: float | None) -> None:
+        for name in ("report.json", "measure/latency.json"):
+            content = json.loads((copy / name).read_text(encoding="utf-8"))
+            rows = content["latency"] if name == "report.json" else content
+            for row, share in zip(rows, others, strict=True):
+                row["neighbours"] = None if share is None else {"others": share, "stolen": 0.05}
+            (copy / name).write_text(json.dumps(content), encoding="utf-8")
+        manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+        path = copy / "measure" / "latency.json"
+        manifest["files"]["measure/latency.json"] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    rows = len(json.loads((copy / "report.json").read_text(encoding="utf-8"))["latency"])
+    for others, measured in ((0.01, 0.06), (0.3, 0.35), (None, None)):
+        written(*[0.0] * (rows - 1), others)
+        code, told, _ = check(capsys, copy, {"gates": 1, "other_work": 0.1})
+        gate = told["gates"][-1]  # type: ignore[index]
+        assert gate["name"] == "other_work" and gate["measured"] == pytest.approx(measured)
+        assert code == (0 if measured == 0.06 else 4)
 
 
 def test_a_misspelt_target_is_told_the_nearest(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
