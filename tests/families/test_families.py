@@ -222,17 +222,12 @@ def test_tensorrt_parses_and_builds_the_model(case: Case) -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        "bert",
-        "distilbert",
-        "mpnet",
-        "gpt2",
-        "llama",
-        "vit",
-        "deit3-layer-scale",
-        "vit-transformers",
-        "swin",
-        "swin-transformers",
-        "segformer",
+        *("bert", "gpt2", "vit", "swin"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("distilbert", "mpnet", "llama", "deit3-layer-scale", "vit-transformers", "swin-transformers")
+        ),
+        pytest.param("segformer", marks=pytest.mark.slow),
     ],
     indirect=True,
 )
