@@ -350,8 +350,9 @@ def _fusion(content: dict[str, Any]) -> list[str]:
 def _neighbours(content: dict[str, Any]) -> list[str]:
     rows = [
         [
+            f"`{row['run']}`, {row['macs']:.0%} of MACs, {row['precision']}",
             f"{row['batch']}",
-            "alone" if not row["neighbours"] else f"{row['neighbours']} busy",
+            row["neighbour"] or "none",
             f"{row['seen']['others'] + row['seen']['stolen']:.1%}",
             f"{row['base_ms']:.3g} ms",
             f"{row['pruned_ms']:.3g} ms",
@@ -360,15 +361,13 @@ def _neighbours(content: dict[str, Any]) -> list[str]:
         ]
         for row in content["rows"]
     ]
-    named = "pruned" if content["precision"] == "fp32" else f"pruned {content['precision']}"
-    head = ["batch", "other CPUs", "CPU time of others", "base fp32", named, "speedup", "noise floor"]
+    head = ["run", "batch", "neighbour", "CPU time of others", "base fp32", "pruned", "speedup", "noise floor"]
     return [
         "## What a busy neighbour does to a speedup",
         "",
-        f"The same two engines of `{content['run']}` ({content['macs']:.0%} of the MACs) alone on a machine of",
-        f"{content['cpus']} CPUs, beside a process that multiplies matrices on the other, and alone again",
-        "(`tools/study_neighbours.py`); one thread, on the first CPU. Interval and noise floor tell nothing of it.",
-        f"The CPU time of others does, and a run warns. {content['cpu']}, onnxruntime {content['onnxruntime']}.",
+        f"Two engines, one thread on the first of {content['cpus']} CPUs: alone, and beside a process on another",
+        "CPU that multiplies matrices in its cache, or copies arrays larger than any cache; alone again in between",
+        f"(`tools/study_neighbours.py`). {content['cpu']}, onnxruntime {content['onnxruntime']}.",
         "",
         *markdown_table(head, rows),
     ]

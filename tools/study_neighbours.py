@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What a busy neighbour does to a measured speedup: the same engines alone, beside a process that computes, and alone.
+"""What a busy neighbour does to a measured speedup: the same engines alone, beside it, and alone again.
 
-    taskset -c 0 python tools/study_neighbours.py RUN
+    taskset -c 0 python tools/study_neighbours.py RUN ...
 
-RUN: the folder of a finished run. Its engines are measured as a run measures them; the neighbour multiplies matrices on
-every other CPU, one process each. Writes docs/measurements/studies/neighbours.json. Wants a machine that is quiet apart
-from that.
+RUN: the folder of a finished run. Its engines are measured as a run measures them. Neighbours run on every other CPU,
+one process each: they multiply matrices that stay in the cache, or copy arrays that do not. Writes
+docs/measurements/studies/neighbours.json. Wants a machine that is quiet apart from that.
 """
 
 from __future__ import annotations
@@ -31,16 +31,21 @@ from optin_export.recipe import Target, engine_name, engine_names
 from optin_export.report.schema import read_report
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "neighbours.json"
-NEIGHBOUR = "import numpy as np\nx = np.ones((2000, 2000), np.float32)\nwhile True: x @ x"
+#: What a neighbour does -> its program.
+NEIGHBOURS = {
+    "computes": "import numpy as np\nx = np.ones((256, 256), np.float32)\nwhile True: x @ x",
+    "copies": "import numpy as np\nx = np.ones(2**27, np.float32)\ny = x.copy()\nwhile True: y[:] = x",
+}
+ORDER = ("", "computes", "", "copies", "")
 
 
 @contextlib.contextmanager
-def neighbours(number: int) -> Iterator[None]:
-    """So many processes that compute on one thread each, on CPUs other than the first."""
+def neighbours(kind: str) -> Iterator[None]:
+    """A process that does this on every CPU but the first; none where there is nothing to do."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     found = []
-    for cpu in range(1, number + 1):
-        command = ["taskset", "-c", str(cpu), sys.executable, "-c", NEIGHBOUR]
+    for cpu in range(1, (os.cpu_count() or 1) if kind else 1):
+        command = ["taskset", "-c", str(cpu), sys.executable, "-c", NEIGHBOURS[kind]]
         found.append(subprocess.Popen(command, env=environment))
     try:
         time.sleep(2.0 if found else 0.0)
@@ -51,21 +56,17 @@ def neighbours(number: int) -> Iterator[None]:
             process.wait()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    args = parser.parse_args()
-    report, target = read_report(args.run), Target()
-    stored = load_file(args.run / "measure" / "reference.safetensors")
+def measured(folder: Path, batches: list[int]) -> Iterator[dict[str, Any]]:
+    """One row for every batch size and neighbour."""
+    report, target = read_report(folder), Target()
+    stored = load_file(folder / "measure" / "reference.safetensors")
     inputs = {name.removeprefix("input."): rows for name, rows in stored.items() if name.startswith("input.")}
-    folder = args.run / "engines" / target.name
-    engines = {name: load(folder / f"{name}.onnx", target) for name in engine_names(report.precision)}
+    place = folder / "engines" / target.name
+    engines = {name: load(place / f"{name}.onnx", target) for name in engine_names(report.precision)}
     base, pruned = (engine_name(model, report.precision) for model in ("base", "pruned"))
-    rows: list[dict[str, Any]] = []
-    for batch in args.batches:
-        for beside in (0, (os.cpu_count() or 2) - 1, 0):
-            with neighbours(beside):
+    for batch in batches:
+        for kind in ORDER:
+            with neighbours(kind):
                 found = measure_latency(
                     engines[base],
                     engines[pruned],
@@ -79,23 +80,32 @@ def main() -> None:
                 )
             assert found.neighbours is not None
             whole = next((one.speedup for one in found.comparisons if one.against == "base"), found.speedup)
-            rows.append(
-                {
-                    "batch": batch,
-                    "neighbours": beside,
-                    "seen": found.neighbours.to_json(),
-                    "base_ms": found.engines_ms["base"].p50,
-                    "pruned_ms": found.pruned_ms.p50,
-                    "speedup": asdict(whole),
-                    "noise_floor": found.noise_floor,
-                }
-            )
-            print(json.dumps(rows[-1]), flush=True)
+            yield {
+                "run": report.name,
+                "macs": round(report.macs.ratio, 4),
+                "precision": report.precision,
+                "batch": batch,
+                "neighbour": kind,
+                "seen": found.neighbours.to_json(),
+                "base_ms": found.engines_ms["base"].p50,
+                "pruned_ms": found.pruned_ms.p50,
+                "speedup": asdict(whole),
+                "noise_floor": found.noise_floor,
+            }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for folder in args.runs:
+        for row in measured(folder, args.batches):
+            rows.append(row)
+            print(json.dumps(row), flush=True)
     machine = describe()
     document = {
-        "run": report.name,
-        "macs": round(report.macs.ratio, 4),
-        "precision": report.precision,
         "cpu": machine["cpu"],
         "cpus": os.cpu_count(),
         "onnxruntime": machine["packages"]["onnxruntime"],
