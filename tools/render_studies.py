@@ -366,7 +366,7 @@ def _neighbours(content: dict[str, Any]) -> list[str]:
         "## What a busy neighbour does to a speedup",
         "",
         f"Two engines, one thread on the first of {content['cpus']} CPUs: alone, and beside a process on another",
-        "CPU that multiplies matrices in its cache, or copies arrays larger than any cache; alone again in between",
+        "CPU that multiplies matrices in its cache, or copies arrays larger than any cache, or on all CPUs; then alone",
         f"(`tools/study_neighbours.py`). {content['cpu']}, onnxruntime {content['onnxruntime']}.",
         "",
         *markdown_table(head, rows),

@@ -4,7 +4,8 @@
     taskset -c 0 python tools/study_neighbours.py RUN ...
 
 RUN: the folder of a finished run. Its engines are measured as a run measures them. Neighbours run on every other CPU,
-one process each: they multiply matrices that stay in the cache, or copy arrays that do not. Writes
+one process each: they multiply matrices that stay in the cache, or copy arrays that do not. Or there is one on every
+CPU, also on that of the engines, which then take turns with it. Writes
 docs/measurements/studies/neighbours.json. Wants a machine that is quiet apart from that.
 """
 
@@ -36,15 +37,17 @@ NEIGHBOURS = {
     "computes": "import numpy as np\nx = np.ones((256, 256), np.float32)\nwhile True: x @ x",
     "copies": "import numpy as np\nx = np.ones(2**27, np.float32)\ny = x.copy()\nwhile True: y[:] = x",
 }
-ORDER = ("", "computes", "", "copies", "")
+NEIGHBOURS["shares the CPU"] = NEIGHBOURS["computes"]
+ORDER = ("", "computes", "copies", "shares the CPU", "")
 
 
 @contextlib.contextmanager
 def neighbours(kind: str) -> Iterator[None]:
-    """A process that does this on every CPU but the first; none where there is nothing to do."""
+    """A process that does this on every CPU but the first, or on all; none where there is nothing to do."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     found = []
-    for cpu in range(1, (os.cpu_count() or 1) if kind else 1):
+    first = 0 if kind.startswith("shares") else 1
+    for cpu in range(first, (os.cpu_count() or 1) if kind else first):
         command = ["taskset", "-c", str(cpu), sys.executable, "-c", NEIGHBOURS[kind]]
         found.append(subprocess.Popen(command, env=environment))
     try:
