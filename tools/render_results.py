@@ -228,7 +228,7 @@ def precisions(engines: dict[str, dict[str, Any]]) -> list[str]:
     for content in chosen:
         first = content["results"][0]
         title = f"### `recipes/{content['recipe']}.yaml` in {first['precision']}{render_precision.form(first)}"
-        lines += ["", title, "", *render_precision.table(content), "", _machine(first)]
+        lines += ["", title, "", *render_precision.table(content), "", _machine(content["results"])]
     return lines
 
 
@@ -355,16 +355,20 @@ def table(measured: dict[str, Any]) -> list[str]:
     return [
         *markdown_table(columns, [row for result in measured["results"] for row in _rows(result)]),
         "",
-        _machine(measured["results"][0]),
+        _machine(measured["results"]),
     ]
 
 
-def _machine(result: dict[str, Any]) -> str:
-    machine = result["environment"]
-    packages = machine["packages"]
+def _machine(results: list[dict[str, Any]]) -> str:
+    """In a line: the first one's, and the most that other work took of any one's CPU time, where that was counted."""
+    machine = results[0]["environment"]
+    packages, cpus = machine["packages"], machine["cpus"]
+    seen = [one.get("neighbours") for result in results for one in result["latency"]]
+    others = [one["others"] + one["stolen"] for one in seen if one]
+    told = f" Other work took at most {max(others):.1%} of its CPU time meanwhile." if len(others) == len(seen) else ""
     return (
-        f"Machine: {machine['cpu']}, {machine['cpus']} cores, {machine['memory_gib']} GiB; "
-        f"onnxruntime {packages.get('onnxruntime')}, torch {packages['torch']}, Python {machine['python']}."
+        f"Machine: {machine['cpu']}, {cpus} core{'s' * (cpus != 1)}, {machine['memory_gib']} GiB; "
+        f"onnxruntime {packages.get('onnxruntime')}, torch {packages['torch']}, Python {machine['python']}.{told}"
     )
 
 

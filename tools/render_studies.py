@@ -395,6 +395,7 @@ def _processors(content: dict[str, Any]) -> list[str]:
         "another number of threads (`tools/study_processors.py`), against the run on this processor with one thread.",
         "Scores: the largest difference relative to the largest score of its group. Units: kept by one only.",
         f"Outputs: of the smaller models, relative to the largest. {content['cpu']}, torch {content['torch']}.",
+        *([f"Smaller than the recipe: `{' '.join(content['settings'])}`."] if content["settings"] else []),
         "",
         *markdown_table(head, rows),
     ]

@@ -104,7 +104,7 @@ def main() -> None:
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     machine = describe()
-    document = {"cpu": machine["cpu"], "torch": machine["packages"]["torch"], "rows": rows}
+    document = {"cpu": machine["cpu"], "torch": machine["packages"]["torch"], "settings": args.set, "rows": rows}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(document, indent=1) + "\n")
 

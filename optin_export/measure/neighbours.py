@@ -1,8 +1,7 @@
 """What else kept the machine's CPUs busy while something was timed.
 
-A busy neighbour on the same core, cache or memory bus slows a large model more than a small one: the ratio is wrong,
-with a narrow interval and a small noise floor, because the neighbour is there in every block (docs/method.md,
-section 6).
+A busy neighbour is there in every block: the interval and the noise floor stay narrow, and the ratio is that of another
+machine (docs/method.md, section 6).
 """
 
 from __future__ import annotations
