@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from optin_export.errors import InputError
 from optin_export.files import read_text
 from optin_export.recipe import Precision, engine_name
 from optin_export.search import PlanLatency
 
+#: Nothing that a report counts or measures is larger; parity that has no number has this one. What is larger was not
+#: written by a run, and what is computed from it for plots overflows.
+_LARGEST = 1e100
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _not_absurd(cls, value: Any, info: ValidationInfo) -> Any:
+        """Of what is read. Too large a number for it pydantic reads as endless, which a report never has either."""
+        if info.mode == "json" and not all(abs(number) <= _LARGEST for number in _numbers(value)):
+            raise ValueError("no run counts or measures a number like that")
+        return value
+
+
+def _numbers(value: Any) -> Iterator[float | int]:
+    """Every number in nested containers; parts have seen to their own."""
+    if isinstance(value, float | int):
+        yield value
+    elif isinstance(value, dict | tuple | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(one)
 
 
 class GateResult(_Part):

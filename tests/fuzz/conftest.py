@@ -16,7 +16,7 @@ from tests.robust import forked
 
 PROFILE = os.environ.get("OPTIN_EXPORT_FUZZ", "ci")
 #: Cases per target that is quick; `slower` targets get a fraction.
-COUNT = {"ci": 20, "nightly": 440}
+COUNT = {"ci": 20, "nightly": 520}
 _COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("ci", max_examples=COUNT["ci"], derandomize=True, **_COMMON)
 settings.register_profile("nightly", max_examples=COUNT["nightly"], print_blob=True, **_COMMON)
