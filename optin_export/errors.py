@@ -17,17 +17,21 @@ EXIT_CODES = {
 }
 
 
+#: Characters of a line. Libraries put whole headers of damaged files into their messages.
+LONGEST = 1500
+
+
 class OptinError(Exception):
     """A failure the user can mend.
 
-    what: what happened, one line. why: the reason, one line. fix: what to do, one line.
+    what: what happened, one line. why: the reason, one line. fix: what to do, one line. Each is cut at LONGEST.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, why: str, fix: str) -> None:
         super().__init__(what)
-        self.what, self.why, self.fix = (" ".join(str(part).split()) for part in (what, why, fix))
+        self.what, self.why, self.fix = (_line(str(part)) for part in (what, why, fix))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors come back from other processes."""
@@ -35,6 +39,11 @@ class OptinError(Exception):
 
     def __str__(self) -> str:
         return f"error: {self.what}\n  why: {self.why}\n  fix: {self.fix}"
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ..."
 
 
 class InputError(OptinError):

@@ -89,17 +89,17 @@ def twisted(draw: st.DrawFn, value: Any, changes: int = 3, values: st.SearchStra
     for _ in range(draw(st.integers(1, changes))):
         places = list(_places(value))
         if not places:
-            return draw(values)
+            return copy.deepcopy(draw(values))  # some are lists that every draw shares
         node, key = draw(st.sampled_from(places))
         kind = draw(st.sampled_from(["replace", "replace", "replace", "remove", "add", "swap", "wrap"]))
         if kind == "replace":
-            node[key] = draw(values)
+            node[key] = copy.deepcopy(draw(values))
         elif kind == "remove":
             del node[key]
         elif kind == "wrap":
             node[key] = draw(st.sampled_from([[node[key]], {"a": node[key]}, str(node[key])]))
         elif kind == "add" and isinstance(node, dict):
-            node[draw(st.text(max_size=12))] = draw(values)
+            node[draw(st.text(max_size=12))] = copy.deepcopy(draw(values))
         elif kind == "swap":
             other, where = draw(st.sampled_from(places))
             if (isinstance(other, dict) and where in other) or (isinstance(other, list) and where < len(other)):
