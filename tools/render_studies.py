@@ -373,6 +373,34 @@ def _neighbours(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def _shapes(content: dict[str, Any]) -> list[str]:
+    rows = []
+    for row in content["rows"]:
+        speedup, seen = row["speedup"], row["neighbours"]
+        rows.append(
+            [
+                f"`{row['model']}`",
+                f"{row['macs']:.1%}",
+                f"{row['batch']}",
+                f"{row['base_ms']:.3g} ms",
+                f"{row['pruned_ms']:.3g} ms",
+                f"{speedup['median']:.2f}x ({speedup['ci_low']:.2f} to {speedup['ci_high']:.2f})",
+                f"{speedup['median'] * row['macs']:.2f}",
+                "-" if seen is None else f"{seen['others'] + seen['stolen']:.1%}",
+            ]
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    head = ["model", "MACs kept", "batch", "unpruned p50", "pruned p50", "speedup", "speedup x MACs kept", "other work"]
+    return [
+        "## How much of the removed MACs the clock sees",
+        "",
+        "Shapes alone: random weights, one CPU thread of onnxruntime, fp32 (`tools/study_shapes.py`). Other work:",
+        f"the share of the CPU time that others took meanwhile. {content['cpu']}, {versions}.",
+        "",
+        *markdown_table(head, rows),
+    ]
+
+
 def _processors(content: dict[str, Any]) -> list[str]:
     rows = []
     for row in content["rows"]:
@@ -410,6 +438,7 @@ SECTIONS = {
     "latency": _latency,
     "operators": _operators,
     "fusion": _fusion,
+    "shapes": _shapes,
     "neighbours": _neighbours,
     "processors": _processors,
     "tokens": _tokens,
