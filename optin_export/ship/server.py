@@ -131,7 +131,7 @@ def running(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and wait for it; by force if it does not go."""
+    """End the server and wait for it; by force if it does not go. What it left of its own processes ends, too."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
@@ -139,6 +139,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    # The stubs of its python backend outlive a server that was killed; they are of its session (see `running`).
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def fetch(url: str, seconds: float = 5.0) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -209,7 +210,23 @@ def test_a_server_killed_in_the_middle(program: Program, quickstart: Path, tmp_p
         threading.Timer(2.0, server.process.kill).start()
         with pytest.raises(EnvironmentLacks) as caught:
             next(results)
+        assert alive(server.process.pid)  # the stubs of its python backend
     assert "Traceback" not in str(caught.value) and "127.0.0.1" in caught.value.what
+    end = time.monotonic() + 10
+    while alive(server.process.pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not alive(server.process.pid)
+
+
+def alive(group: int) -> list[str]:
+    """Processes of a group that are not only waiting to be reaped."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, of = path.read_text().rpartition(")")[2].split()[:3]
+            if int(of) == group and state != "Z":
+                found.append(path.parent.name)
+    return found
 
 
 def test_a_server_that_cannot_load_a_model_says_why(program: Program, quickstart: Path, tmp_path: Path) -> None:
