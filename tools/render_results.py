@@ -365,7 +365,7 @@ def _machine(results: list[dict[str, Any]]) -> str:
     packages, cpus = machine["packages"], machine["cpus"]
     seen = [one.get("neighbours") for result in results for one in result["latency"]]
     others = [one["others"] + one["stolen"] for one in seen if one]
-    told = f" Other work took at most {max(others):.1%} of its CPU time meanwhile." if len(others) == len(seen) else ""
+    told = f" Other work took at most {max(others):.1%} of all CPU time meanwhile." if len(others) == len(seen) else ""
     return (
         f"Machine: {machine['cpu']}, {cpus} core{'s' * (cpus != 1)}, {machine['memory_gib']} GiB; "
         f"onnxruntime {packages.get('onnxruntime')}, torch {packages['torch']}, Python {machine['python']}.{told}"

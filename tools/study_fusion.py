@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from safetensors.numpy import load_file
 
 from optin_export.engines import onnxruntime as backend
@@ -29,14 +30,19 @@ RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studie
 BLOCKS = 40
 
 
+def inputs_of(run: Path) -> dict[str, np.ndarray]:
+    """The real rows at the shipped shape that a run keeps."""
+    stored = load_file(run / "measure" / "reference.safetensors")
+    return {name.removeprefix("input."): rows for name, rows in stored.items() if name.startswith("input.")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     args = parser.parse_args()
     report, target = read_report(args.run), Target()
-    stored = load_file(args.run / "measure" / "reference.safetensors")
-    inputs = {name.removeprefix("input."): rows for name, rows in stored.items() if name.startswith("input.")}
+    inputs = inputs_of(args.run)
     rows = []
     with tempfile.TemporaryDirectory(prefix="study-fusion-") as folder:
         engines = {}

@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file
+from study_fusion import inputs_of
 
 from optin_export.engines import load
 from optin_export.environment import describe
@@ -62,8 +62,7 @@ def neighbours(kind: str) -> Iterator[None]:
 def measured(folder: Path, batches: list[int]) -> Iterator[dict[str, Any]]:
     """One row for every batch size and neighbour."""
     report, target = read_report(folder), Target()
-    stored = load_file(folder / "measure" / "reference.safetensors")
-    inputs = {name.removeprefix("input."): rows for name, rows in stored.items() if name.startswith("input.")}
+    inputs = inputs_of(folder)
     place = folder / "engines" / target.name
     engines = {name: load(place / f"{name}.onnx", target) for name in engine_names(report.precision)}
     base, pruned = (engine_name(model, report.precision) for model in ("base", "pruned"))
@@ -89,7 +88,7 @@ def measured(folder: Path, batches: list[int]) -> Iterator[dict[str, Any]]:
                 "precision": report.precision,
                 "batch": batch,
                 "neighbour": kind,
-                "seen": found.neighbours.to_json(),
+                "seen": asdict(found.neighbours),
                 "base_ms": found.engines_ms["base"].p50,
                 "pruned_ms": found.pruned_ms.p50,
                 "speedup": asdict(whole),

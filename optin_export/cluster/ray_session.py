@@ -92,7 +92,7 @@ class Session:
             )
             self.dashboard = context.dashboard_url or ""
         except Exception as error:
-            raise EnvironmentLacks("Ray does not start here", _first(error), "or run without --cluster") from error
+            raise EnvironmentLacks("Ray does not start here", _line(error), "or run without --cluster") from error
         finally:
             if before is None:
                 del os.environ["PYTHONPATH"]
@@ -106,34 +106,33 @@ class Session:
             try:
                 socket.create_connection((host, int(port)), timeout=seconds).close()
             except (OSError, ValueError) as error:
-                raise _unreachable(where, _first(error)) from None
+                raise _unreachable(where, _line(error)) from None
         outcome: dict[str, Any] = {}
-
         end = time.monotonic() + seconds
 
         def join() -> None:
-            # A head that has just started takes connections before it can start what serves them, and gives up on it
-            # after 30 s: the same question is answered a little later. Anything else is final.
-            while "context" not in outcome:
+            while True:
                 try:
                     outcome["context"] = self.ray.init(address=where, log_to_driver=False, logging_level="ERROR")
-                    outcome.pop("error", None)
-                except ConnectionAbortedError as error:
-                    outcome["error"] = error
-                    if time.monotonic() + TURN >= end:
-                        return
-                    time.sleep(TURN)
-                except BaseException as error:
-                    outcome["error"] = error
                     return
+                except ConnectionAbortedError as error:
+                    # A head that has just started takes connections before it can start what serves them, and gives up
+                    # on it after 30 s: the same question is answered a little later. Its refusal is a traceback, whose
+                    # last line tells most.
+                    outcome["why"] = _line(error, -1)
+                except BaseException as error:  # final
+                    outcome["why"] = _line(error)
+                    return
+                if time.monotonic() + TURN >= end:
+                    return
+                time.sleep(TURN)
 
         # Ray itself may wait for minutes; the thread is given up then.
         thread = threading.Thread(target=join, daemon=True)
         thread.start()
         thread.join(seconds)
         if "context" not in outcome:
-            why = _cause(outcome["error"]) if "error" in outcome else f"no answer within {seconds:g} s"
-            raise _unreachable(where, why)
+            raise _unreachable(where, outcome.get("why", f"no answer within {seconds:g} s"))
         url = getattr(outcome["context"], "dashboard_url", None)
         self.dashboard = url or ""
 
@@ -178,7 +177,7 @@ class Session:
                     except self.ray.exceptions.RayTaskError as error:
                         raise error.cause from None
                     except self.ray.exceptions.RayError as error:
-                        raise _gave_up(name, _first(error)) from None
+                        raise _gave_up(name, _line(error)) from None
                     yield name, found, facts
         finally:
             for ref in waiting:
@@ -269,7 +268,7 @@ class Pool:
             raise error.cause from None
         except self.errors.RayError as error:  # its process or its node is gone
             self.retried += 1
-            self.trouble = _first(error)
+            self.trouble = _line(error)
             self.lost(f"worker {number} was lost and its work given out again: {self.trouble}")
             waiting.appendleft(item)
             self.greeted[self.actors[number].hello.remote()] = number
@@ -287,7 +286,7 @@ class Pool:
             except self.errors.ActorUnavailableError:
                 self.greeted[self.actors[number].hello.remote()] = number
             except self.errors.RayError as error:
-                self.trouble = _first(error)
+                self.trouble = _line(error)
 
     def _check_alive(self, running: Mapping[Any, Any]) -> None:
         late = time.monotonic() - self.started > self.session.options.timeout
@@ -314,15 +313,10 @@ def _shared_memory() -> int:
     return max(100 * 2**20, free // 2)
 
 
-def _first(error: BaseException) -> str:
+def _line(error: BaseException, which: int = 0) -> str:
+    """One line of its message, by default the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
-
-
-def _cause(error: BaseException) -> str:
-    """The last line: a server's refusal carries its traceback, which ends with what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
+    return (lines[which] if lines else type(error).__name__)[:300]
 
 
 def _unreachable(where: str, why: str) -> EnvironmentLacks:

@@ -128,7 +128,7 @@ def judge(gates: GatesFile, report: Report, size: int | None) -> list[GateResult
         add("model_mib", "<=", gates.model_mib, None if size is None else size / 2**20, note)
     if gates.other_work is not None:
         seen = [one.neighbours for one in report.latency]
-        shares = [one.others + one.stolen for one in seen if one is not None]
+        shares = [one.share for one in seen if one is not None]
         told = max(shares) if shares and len(shares) == len(seen) else None
         note = "share of the CPU time while latency was measured" + (": it was not counted" if told is None else "")
         add("other_work", "<=", gates.other_work, told, note)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-#: Share of the machine's CPU time taken by others above which a measurement is said to be of a busy machine. An idle
-#: machine of 2 CPUs shows 1 to 2 %; one neighbour on one of them 50 %.
+#: Share of the machine's CPU time taken by others above which a measurement is said to be of a busy machine: more than
+#: a virtual machine that is left alone shows, less than one neighbour on one of a few CPUs (docs/results.md).
 BUSY = 0.1
 _STAT = Path("/proc/stat")
 
@@ -32,9 +32,6 @@ class Neighbours:
     @property
     def busy(self) -> bool:
         return self.share > BUSY
-
-    def to_json(self) -> dict[str, float]:
-        return asdict(self)
 
 
 class Watch:

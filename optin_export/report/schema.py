@@ -140,6 +140,10 @@ class NeighboursResult(_Part):
     others: float = Field(description="other processes")
     stolen: float = Field(description="the host of a virtual machine, for whatever else it runs")
 
+    @property
+    def share(self) -> float:
+        return self.others + self.stolen
+
 
 class LatencyResult(_Part):
     """Interleaved measurement of all engines; raw samples are in measure/latency.json.

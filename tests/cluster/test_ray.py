@@ -251,7 +251,7 @@ def test_a_head_that_is_still_starting_is_asked_again() -> None:
         assert len(asked) == 2
     for refusals, why, times in (
         ([ConnectionAbortedError(refusal)] * 9, "RuntimeError: not yet", 3),
-        ([ConnectionError("another version"), ConnectionAbortedError(refusal)], "another version", 1),
+        ([ConnectionError("another version:\n  Python: 3.9"), ConnectionAbortedError(refusal)], "another version", 1),
     ):
         asked.clear()
         session.ray = Head(list(refusals))

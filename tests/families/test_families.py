@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -191,15 +193,16 @@ def test_saved_model_is_rebuilt_exactly(case: Case) -> None:
     assert torch.equal(output(rebuilt, data), output(case.repaired.dense, data))
 
 
-# An export takes seconds: the first model of each family in the core suite, its variants with the longer ones.
+def slow_but(quick: Collection[str], *names: str) -> list[Any]:
+    """Models as parameters: those that are not `quick` with the longer suites, because an export takes seconds."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+#: The first model of each family.
 FIRST = {family: name for name, (family, _, _) in reversed(MODELS.items())}.values()
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(name, marks=[] if name in FIRST else [pytest.mark.slow]) for name in MODELS],
-    indirect=True,
-)
+@pytest.mark.parametrize("case", slow_but(FIRST, *MODELS), indirect=True)
 def test_onnx_reproduces_the_model(case: Case) -> None:
     pytest.importorskip("onnxruntime")
     case.check_onnx(case.repaired.dense, case.folder / "pruned.onnx", (1, 5))
@@ -221,14 +224,11 @@ def test_tensorrt_parses_and_builds_the_model(case: Case) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [
-        *("bert", "gpt2", "vit", "swin"),
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("distilbert", "mpnet", "llama", "deit3-layer-scale", "vit-transformers", "swin-transformers")
-        ),
-        pytest.param("segformer", marks=pytest.mark.slow),
-    ],
+    slow_but(
+        ("bert", "gpt2", "vit", "swin"),
+        *("bert", "distilbert", "mpnet", "gpt2", "llama", "vit", "deit3-layer-scale", "vit-transformers"),
+        *("swin", "swin-transformers", "segformer"),
+    ),
     indirect=True,
 )
 def test_whole_sub_layers_may_vanish(case: Case, tmp_path: Path) -> None:

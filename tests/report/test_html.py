@@ -139,7 +139,7 @@ def test_ways_of_calling_on_a_gpu_are_shown_beside_the_judged_one(run: Path) -> 
 def test_a_busy_machine_is_told_beside_the_noise_floor(run: Path) -> None:
     busy = {**latency_result(1), "neighbours": {"others": 0.42, "stolen": 0.031}}
     page = re.sub(r"\s+", " ", render_html(make_report(latency=[busy]), run))
-    assert "other work 45.1 %" in page and "other work" not in render_html(make_report(), run)
+    assert "other work 45.1 %" in page and not re.search(r"other work \d", render_html(make_report(), run))
 
 
 def test_layers_of_base_and_pruned_engines_are_compared(run: Path) -> None:
