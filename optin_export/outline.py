@@ -26,6 +26,7 @@ def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
             "rebuild densely"
             + _merging(recipe)
             + (", then repair by least squares" if prune.compensate else ", no repair")
+            + (" and Gauss-Newton" if prune.gauss_newton is True else "")
             + (f", then fine-tune ({tuned.source or f'{tuned.steps} steps'})" if tuned is not None else ""),
         ),
         ("export", f"onnx/base.onnx and onnx/pruned.onnx in {export.precision}, batch up to {max(export.batch)}"),

@@ -114,11 +114,21 @@ class Workspace:
             sources.calibration if prune.compensate else (),
             sources.fixed(2),
             repair=prune.compensate,
+            gauss_newton=self.refines,
+            temperature=prune.temperature,
             weights=self.sensitivities if prune.compensate else None,
             seed=self.recipe.seed,
             tick=tick,
             at_work=self.placement,
         )
+
+    @property
+    def refines(self) -> bool:
+        """Whether the repair ends with Gauss-Newton on the output; `auto` as docs/results.md has it."""
+        prune = self.recipe.prune
+        if prune.compensate is not True:
+            return False
+        return self.structure.convolutional if prune.gauss_newton == "auto" else prune.gauss_newton
 
     @cached_property
     def sensitivities(self) -> surgery.Weights:

@@ -261,6 +261,22 @@ def test_the_smallest_model_that_keeps_the_accuracy(vit_recipe: Make, tmp_path: 
     assert again is not None and again.pruning.tried == tried  # nothing is searched twice
 
 
+def test_gauss_newton_is_a_choice_of_the_recipe(vit_recipe: Make, tmp_path: Path) -> None:
+    """Off for transformers, on where it is asked for; the surgery is done again and nothing before it."""
+    prune = vit_recipe()["prune"]
+    plain = optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="surgery")
+    assert plain is None
+    before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    report = optin_export.run(vit_recipe(prune={**prune, "gauss_newton": True}), out=tmp_path / "run")
+    assert report is not None
+    stages = {stage.name: stage.reused for stage in report.stages}
+    assert stages["scoring"] and stages["search"] and not stages["surgery"]
+    output = report.pruning.output
+    assert output is not None and output.before is not None and output.after is not None
+    changed = (tmp_path / "run" / "model" / "model.safetensors").read_bytes() != before
+    assert changed == (output.fallback is None)
+
+
 CONVNET = """
 from torch import nn
 
@@ -315,4 +331,7 @@ def test_a_convolutional_network_of_the_users_own(
     streams = [group for group in report.pruning.groups if group.kind.startswith("channels.stream")]
     assert bool(streams) == coupled
     assert all(group.kind == "channels" for group in report.pruning.groups if group not in streams)
+    output = report.pruning.output
+    assert (output is not None) == (compensate is True)
+    assert output is None or output.fallback is not None or output.after < output.before
     assert report.macs.ratio <= 0.7

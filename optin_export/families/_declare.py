@@ -142,6 +142,12 @@ class Structure:
     channels_first: bool = False
     read_later: tuple[str, ...] = ()
 
+    @property
+    def convolutional(self) -> bool:
+        """Whether channels may go, and no attention heads."""
+        kinds = {group.kind for group in self.groups}
+        return "channels" in kinds and "heads" not in kinds
+
     def only(self, kinds: Iterable[str]) -> Structure:
         """The same structure with only these kinds of units free to be removed; InputError if it has none of them."""
         groups = tuple(group for group in self.groups if group.kind in set(kinds))

@@ -196,6 +196,11 @@ class PruneSection(Section):
     compensate: bool | Literal["rescale"] = Field(
         True, description="least-squares repair on the calibration data; 'rescale': one factor per kept unit only"
     )
+    gauss_newton: bool | Literal["auto"] = Field(
+        "auto",
+        description="after the least squares, gains and biases of all layers are refitted together to the output, on "
+        "the same data; auto: for channels of convolutional networks (needs prune.compensate: true)",
+    )
     rounds: Annotated[int, Number, Field(ge=1, le=8)] = Field(
         1,
         description="times that units are scored, removed and the rest repaired on the way to the budget, part of "
@@ -309,6 +314,8 @@ class Recipe(Section):
     def _consistent(self) -> Recipe:
         if self.gates.accuracy_drop is not None and self.data.evaluation is None:
             raise ValueError("gates.accuracy_drop needs data.evaluation to measure it on")
+        if self.prune.gauss_newton is True and self.prune.compensate is not True:
+            raise ValueError("prune.gauss_newton goes on from the least squares: it needs prune.compensate: true")
         if self.prune.budget.accuracy_drop is not None and self.data.evaluation is None:
             raise ValueError("prune.budget.accuracy_drop needs data.evaluation to measure it on")
         if self.tokens.keep == "auto" and self.prune.budget.macs is None:

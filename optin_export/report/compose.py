@@ -20,6 +20,7 @@ from optin_export.report.schema import (
     GroupResult,
     HeadRepair,
     LatencyResult,
+    OutputRefit,
     Parity,
     ParityResult,
     Report,
@@ -30,6 +31,7 @@ from optin_export.report.schema import (
 )
 from optin_export.search import Plan
 from optin_export.surgery.compensate import HEAD
+from optin_export.surgery.gauss_newton import OUTPUT
 
 
 def compose(
@@ -136,6 +138,12 @@ def head_repair(repairs: Mapping[str, Mapping[str, Any]]) -> HeadRepair | None:
         damping=repair["damping"],
         fallback=repair["fallback"],
     )
+
+
+def output_refit(repairs: Mapping[str, Mapping[str, Any]]) -> OutputRefit | None:
+    """What Gauss-Newton did, if it was to do anything."""
+    repair = repairs.get(OUTPUT)
+    return None if repair is None else OutputRefit(**repair)
 
 
 def make_verdict(

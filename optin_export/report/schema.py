@@ -263,6 +263,15 @@ class HeadRepair(_Part):
     fallback: str | None
 
 
+class OutputRefit(_Part):
+    """Gauss-Newton on the output: its divergence per sample on calibration rows held out, before and after."""
+
+    before: float | None
+    after: float | None
+    damping: float | None = Field(description="of the last round's system, as a share of its mean diagonal")
+    fallback: str | None = Field(description="why gains and biases were left as they were, if they were")
+
+
 class FineTuned(_Part):
     """The short fine-tune that the recipe asked for; the losses are those on held-out rows."""
 
@@ -293,6 +302,7 @@ class Pruning(_Part):
     latency: PlanLatency | None = Field(None, description="how a budget of speedup or latency_ms was searched")
     groups: tuple[GroupResult, ...]
     head: HeadRepair | None = None
+    output: OutputRefit | None = Field(None, description="null: not asked for")
     finetuned: FineTuned | None = Field(None, description="null: no weight was trained")
 
 

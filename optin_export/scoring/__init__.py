@@ -84,10 +84,9 @@ def methods(structure: Structure, config: PruneSection) -> dict[str, str]:
     """
     if config.score != "auto":
         return {group.key: config.score for group in structure.groups}
-    convolutional = all(group.kind != "heads" for group in structure.groups)
     measured = config.compensate is True and config.allocation == "joint"
     return {
-        group.key: CHANNELS if convolutional and measured and group.kind == "channels" else "optin"
+        group.key: CHANNELS if structure.convolutional and measured and group.kind == "channels" else "optin"
         for group in structure.groups
     }
 

@@ -35,6 +35,7 @@ def operate(work: Workspace, facts: Facts) -> dict[str, Any]:
         **work.calibration_digest,
         "plan": sha256_file(work.folder / "plan" / "plan.json"),
         "compensate": prune.compensate,
+        "gauss_newton": {"temperature": prune.temperature} if work.refines else None,
         "folder": folder.name,
         "seed": work.recipe.seed,
     }

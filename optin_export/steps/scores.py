@@ -48,7 +48,7 @@ def _check_latency_budget(work: Workspace) -> None:
 def score(work: Workspace, facts: Facts) -> dict[str, Any]:
     """Score all units into scores/, and measure the loss curves; returns facts about the scores."""
     prune, path = work.recipe.prune, work.folder / "scores" / "scores.safetensors"
-    later = {"budget", "allocation", "compensate", "align", "curve_samples", "rounds"}
+    later = {"budget", "allocation", "compensate", "gauss_newton", "align", "curve_samples", "rounds"}
     wanted = prune.model_dump(mode="json", exclude=later)
 
     def run() -> dict[str, Any]:

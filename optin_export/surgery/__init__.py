@@ -17,6 +17,7 @@ from optin_export.surgery.architecture import Architecture, load_model, save_mod
 from optin_export.surgery.compensate import AtWork, Repair, compensate
 from optin_export.surgery.curves import combined, loss_curves
 from optin_export.surgery.finetune import FineTune, fine_tune
+from optin_export.surgery.gauss_newton import OUTPUT, refine
 from optin_export.surgery.rebuild import rebuild
 from optin_export.surgery.schedule import scheduled, share_budget
 from optin_export.surgery.sensitivity import Weights, sensitivities
@@ -36,6 +37,7 @@ __all__ = [
     "loss_curves",
     "operate",
     "rebuild",
+    "refine",
     "save_model",
     "save_places",
     "scheduled",
@@ -69,6 +71,8 @@ def operate(
     inputs: Inputs,
     *,
     repair: bool | Literal["rescale"],
+    gauss_newton: bool = False,
+    temperature: float = 1.0,
     weights: Weights | None = None,
     seed: int = 0,
     tick: Callable[[int, int], None] = lambda done, total: None,
@@ -76,9 +80,10 @@ def operate(
 ) -> Operation:
     """Rebuild `model` densely by `plan`, check it against the masked original, and repair it on `batches`.
 
-    inputs: a few real rows, for tracing and for the check. weights: the `sensitivities` of `model` on `batches`, to
-    share between several plans. at_work: held while `model` runs for the repair. Raises InputError if the repair does
-    not stay finite, RuntimeError (a bug) if the dense model is not the masked one.
+    inputs: a few real rows, for tracing and for the check. gauss_newton: refit gains and biases to the output after
+    the repair, by the divergence at this temperature. weights: the `sensitivities` of `model` on `batches`, to share
+    between several plans. at_work: held while `model` runs for the repair. Raises InputError if the repair does not
+    stay finite, RuntimeError (a bug) if the dense model is not the masked one.
     """
     dense, smaller = rebuild(model, structure, plan.groups, inputs)
     difference = masked_difference(model, dense, structure, plan, inputs)
@@ -103,6 +108,9 @@ def operate(
             tick=tick,
             at_work=at_work,
         )
+    if repair and gauss_newton:
+        given = {"temperature": temperature, "seed": seed, "tick": tick, "at_work": at_work}
+        repairs[OUTPUT] = refine(model, dense, structure, batches, **given)  # type: ignore[arg-type]
     if not all(torch.isfinite(tensor).all() for tensor in dense.state_dict().values() if tensor.is_floating_point()):
         raise InputError(
             "compensation did not give finite weights", "activations are NaN or constant", "set prune.compensate: false"

@@ -26,11 +26,11 @@ def output_layer(model: TaskModel, inputs: Inputs) -> str | None:
     if model.output_layout == "spans":
         result = result.mT  # the layer gives start and end per token
     same = [path for path, output in outputs.items() if output.shape == result.shape and torch.equal(output, result)]
-    usable = same and result.shape[-1] <= MOST_OUTPUTS and not _is_tied(model, same[-1])
+    usable = same and result.shape[-1] <= MOST_OUTPUTS and not is_tied(model, same[-1])
     return same[-1] if usable else None
 
 
-def _is_tied(model: TaskModel, path: str) -> bool:
+def is_tied(model: TaskModel, path: str) -> bool:
     """Whether another module has the same weight: embeddings must not change with the layer that puts out words."""
     weight = get_layer(model, path).weight
     return sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1

@@ -56,7 +56,11 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
     terms: list[list[dict[str, torch.Tensor]]] = [[], []]
     for index, batch in enumerate(batches):
         reference = observe(model, structure, batch, ROWS, generator)
-        with _graph(model), _outputs(model, sorted(paths)) as layers, block_outputs(model, structure.blocks) as hidden:
+        with (
+            graph(model),
+            layer_outputs(model, sorted(paths)) as layers,
+            block_outputs(model, structure.blocks) as hidden,
+        ):
             result = compared_output(model, reference, model(**batch.inputs))
             rows = [
                 normalised_rows(hidden[path], batch.inputs, reference.chosen, structure.channels_first)
@@ -112,7 +116,7 @@ def _shared(gradient: torch.Tensor, batch_dim: int) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _graph(model: TaskModel) -> Iterator[None]:
+def graph(model: TaskModel) -> Iterator[None]:
     """Let outputs ask for gradients although the weights are frozen; no gradient of a weight is ever computed."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
@@ -130,7 +134,8 @@ def _graph(model: TaskModel) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _outputs(model: TaskModel, paths: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+def layer_outputs(model: TaskModel, paths: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect what these layers put out, in the graph: by the last of their calls."""
     outputs: dict[str, torch.Tensor] = {}
     # An activation that works in place would write over what is recorded: it gets a copy.
     in_place = any(getattr(module, "inplace", False) for module in model.modules())

@@ -122,6 +122,7 @@ def test_an_unknown_field_is_named_with_the_nearest_known_one(dotted: str, value
         ("data.calibration.label_pattern", "[0-9]+", "should have a group"),
         ("data.evaluation.metric", "bleu", "data.evaluation.metric:"),
         ("data.evaluation.metric", "accuracy", "for feature-extraction is spearman or pearson"),
+        ("prune.gauss_newton", "often", "prune.gauss_newton"),
         ("prune.units", [], "prune.units:"),
         ("prune.units", ["layers"], "prune.units.0:"),
         ("prune.budget", {}, "exactly one of: macs, params"),
@@ -168,6 +169,10 @@ def test_fields_that_contradict_each_other_are_refused() -> None:
     raw = with_value("model.task", "text-classification")
     raw["data"]["evaluation"]["metric"] = "accuracy"
     assert "model.pooling is only for" in refused(raw).why
+    for compensate in (False, "rescale"):
+        raw = with_value("prune.compensate", compensate)
+        raw["prune"]["gauss_newton"] = True
+        assert "needs prune.compensate: true" in refused(raw).why
 
 
 def test_many_problems_stay_one_short_line() -> None:

@@ -343,3 +343,17 @@ def test_numbers() -> None:
 )
 def test_rounding_does_not_contradict_the_verdict(required: str, measured: float, passed: bool, text: str) -> None:
     assert gate_measured(GateResult(**gate("speedup", required, measured, passed=passed))) == text
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        ({"before": 0.25, "after": 0.19, "damping": 1.0, "fallback": None}, "0.25 before, 0.19 after"),
+        ({"before": None, "after": None, "damping": None, "fallback": "<too few>"}, "because &lt;too few&gt;"),
+        (None, None),
+    ],
+)
+def test_the_refit_to_the_output_is_told(run: Path, output: dict[str, Any] | None, told: str | None) -> None:
+    pruning = {**make_report().pruning.model_dump(), "output": output}
+    text = re.sub(r"\s+", " ", render_html(make_report(pruning=pruning), run))
+    assert (told in text) if told is not None else ("Gains and biases" not in text)
