@@ -25,6 +25,8 @@ from optin_export.weights import Size, size_of
 BLOCKS, BLOCK_SECONDS, WARM_UP_SECONDS = 24, 0.12, 0.5
 #: `scoring.sketch` looks at its stability after so many probes.
 FIRST_PROBES = 4
+#: Forward and backward passes of one round of `surgery.gauss_newton`: two models, the gradient and its probes.
+GAUSS_NEWTON_PASSES = 2 + 2 * (1 + 4)
 #: Runs beside this one that are looked at.
 MOST_SIBLINGS = 50
 Kind = Literal["measured", "at least", "unknown"]
@@ -173,6 +175,8 @@ def _passes(recipe: Recipe) -> dict[str, int]:
     # Of `auto` this is what heads and neurons take; convolutions may be scored without a pass.
     sketched = prune.score in ("auto", "optin")
     found = {"scoring": scored * (1 + (2 * probes if sketched else 0)), "surgery": rows}
+    if prune.gauss_newton is True:
+        found["surgery"] += GAUSS_NEWTON_PASSES * rows
     if not prune.compensate:
         found["surgery"] = 0
     if recipe.finetune is not None and recipe.finetune.source is None:

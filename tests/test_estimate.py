@@ -18,6 +18,7 @@ from optin_export.measure import latency
 from optin_export.recipe import Recipe, validate
 from optin_export.scoring import sketch
 from optin_export.sources import load_sources
+from optin_export.surgery import gauss_newton
 from optin_export.weights import size_of
 from tests.conftest import Make
 
@@ -32,6 +33,7 @@ def test_constants_are_those_of_the_rooms_they_speak_of() -> None:
     own = (estimate.BLOCKS, estimate.BLOCK_SECONDS, estimate.WARM_UP_SECONDS)
     assert own == (latency.BLOCKS, latency.BLOCK_SECONDS, latency.WARM_UP_SECONDS)
     assert estimate.FIRST_PROBES == sketch.CHUNK
+    assert estimate.GAUSS_NEWTON_PASSES == 2 + 2 * (1 + gauss_newton.PROBES)
 
 
 def test_the_size_is_read_from_the_weights(recipe: Recipe, bert_recipe: Make, tmp_path: Path) -> None:
@@ -96,6 +98,7 @@ def test_bounds_grow_with_what_is_asked(vit_recipe: Make, tmp_path: Path, monkey
     assert at("scoring", prune={**budget, "probes": 40}) > 4 * at("scoring", prune={**budget, "probes": 8})
     assert at("surgery", prune={**budget, "compensate": False}) == 0.0
     assert at("surgery", finetune={"steps": 100}) > at("surgery")
+    assert at("surgery", prune={**budget, "gauss_newton": True}) > at("surgery")
 
 
 def test_a_run_leaves_what_the_next_dry_run_knows(
