@@ -19,8 +19,18 @@ from optin_export.surgery.gauss_newton import OUTPUT
 from tests.families.models import batches_for, inputs_for, small_model
 from tests.surgery.plans import halved
 
-#: Models of each kind of output and of layer, of a batch with padding, and with a weight that two layers share.
-NAMES = ["resnet-cifar", "vgg-bn", "vit", "bert-tokens", "gpt2", "swin"]
+#: Models of each kind of output and of layer, of batches with padding, and with a weight that two layers share.
+NAMES = [
+    "resnet-cifar",
+    "vgg-bn",
+    "vit",
+    "bert-tokens",
+    "gpt2",
+    "swin",
+    "bert-embedding",
+    "bert-regression",
+    "segformer",
+]
 
 
 def operated(name: str) -> tuple:  # type: ignore[type-arg]
@@ -130,10 +140,10 @@ def test_the_damping_is_looked_for_uphill_and_down(best: float, monkeypatch: pyt
     tried: list[float] = []
 
     def judged(model: nn.Module, held: object, temperature: float) -> float:
-        tried.append(float(model.weight.detach()[0, 0]) - 1)  # type: ignore[operator,index]
+        tried.append(float(model.weight[0, 0]) - 1)  # type: ignore[index]
         return abs(math.log(tried[-1] / best))
 
-    layer = nn.Linear(1, 1)
+    layer = nn.Linear(1, 1).requires_grad_(False)
     nn.init.ones_(layer.weight)
     monkeypatch.setattr(gauss_newton, "_divergence", judged)
     monkeypatch.setattr(gauss_newton, "get_layer", lambda model, path: layer)
