@@ -302,6 +302,8 @@ def losses(case: Case) -> list[str]:
                     f"- At {budget:g} of the MACs, `{scorer}` beats `{OWN}` with {REPAIRS.get(repair, repair)}: "
                     f"it loses {cell} points, `{OWN}` {own} ({own.drop - cell.drop:.2f} more)."
                 )
+    if not any(scorer == OWN for scorer, _ in case.lines):
+        return [f"`{OWN}` itself has not been measured here."]
     if not compared:
         return [f"No other scorer has been measured with the same repair as `{OWN}` yet."]
     rule = "by more than both standard deviations (0 where one seed was measured)"
