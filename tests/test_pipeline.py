@@ -261,8 +261,12 @@ def test_the_smallest_model_that_keeps_the_accuracy(vit_recipe: Make, tmp_path: 
     assert again is not None and again.pruning.tried == tried  # nothing is searched twice
 
 
-def test_gauss_newton_is_a_choice_of_the_recipe(vit_recipe: Make, tmp_path: Path) -> None:
+def test_gauss_newton_is_a_choice_of_the_recipe(
+    vit_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Off for transformers, on where it is asked for; the surgery is done again and nothing before it."""
+    monkeypatch.setattr("optin_export.sources.CALIBRATION_BATCH", 8)
+    monkeypatch.setattr("optin_export.surgery.gauss_newton.LEAST_HELD", 8)
     prune = vit_recipe()["prune"]
     plain = optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="surgery")
     assert plain is None
@@ -333,5 +337,5 @@ def test_a_convolutional_network_of_the_users_own(
     assert all(group.kind == "channels" for group in report.pruning.groups if group not in streams)
     output = report.pruning.output
     assert (output is not None) == (compensate is True)
-    assert output is None or output.fallback is not None or output.after < output.before
+    assert output is None or "of 48 calibration rows 0 can be held out" in (output.fallback or "")
     assert report.macs.ratio <= 0.7

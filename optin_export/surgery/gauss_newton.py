@@ -44,6 +44,8 @@ ROUNDS, WORTH = 3, 0.02
 PROBES = 4
 #: rho to begin with, the factor from one candidate to the next, and how many are tried at most.
 DAMPING, STEP, CANDIDATES = 1.0, 10**0.5, 6
+#: Rows held out at least: the damping that does best on a few rows does so by chance.
+LEAST_HELD = 64
 #: Below this a divergence is rounding.
 NEGLIGIBLE = 1e-6
 #: Unknowns up to which H is accumulated; beyond, its factor is kept, of as many samples as fit into so many bytes.
@@ -67,13 +69,17 @@ def refine(
     Returns the divergence per sample on the batches held out, before and after, and the last damping; with the reason
     if nothing was changed.
     """
-    if len(batches) < 2:
-        return Repair(None, None, None, "one batch of calibration rows leaves none to hold out")
+    held_out = list(range(HOLD_OUT - 1, len(batches), HOLD_OUT))
+    rows = sum(len(batches[index].rows) for index in held_out)
+    if rows < LEAST_HELD:
+        every = sum(len(batch.rows) for batch in batches)
+        why = f"of {every} calibration rows {rows} can be held out, and fewer than {LEAST_HELD} judge by chance"
+        return Repair(None, None, None, why)
     generator = torch.Generator().manual_seed(seed)
     with at_work(original):
         references = [_output_only(observe(original, structure, batch, ROWS, generator)) for batch in batches]
-    held = references[HOLD_OUT - 1 :: HOLD_OUT] or references[-1:]
-    train = [one for one in references if not any(one is other for other in held)]
+    held = [references[index] for index in held_out]
+    train = [one for index, one in enumerate(references) if index not in held_out]
     paths = _layers(dense, references[0])
     noise = OutputNoise(generator)
     before = error = _divergence(dense, held, temperature)

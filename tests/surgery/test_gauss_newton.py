@@ -33,6 +33,11 @@ NAMES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def few_rows_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gauss_newton, "LEAST_HELD", 6)
+
+
 def operated(name: str) -> tuple:  # type: ignore[type-arg]
     model, _ = small_model(name)
     structure, batches = find_structure(model), batches_for(model, 6)
@@ -192,10 +197,14 @@ def test_a_layer_that_is_shared_or_runs_twice_stays() -> None:
     assert gauss_newton._layers(Twice(), dataclasses.replace(reference, inputs={"x": torch.randn(3, 4)})) == ["once"]  # type: ignore[arg-type]
 
 
-def test_nothing_changes_without_rows_to_judge_by_or_anything_to_gain() -> None:
+def test_nothing_changes_without_rows_to_judge_by_or_anything_to_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     model, structure, batches, dense = operated("resnet-cifar")
     before = copy.deepcopy(dense.state_dict())
-    assert "hold out" in (refine(model, dense, structure, batches[:1]).fallback or "")
+    for few, told in ((1, "of 6 calibration rows 0"), (4, "of 24 calibration rows 0")):
+        assert told in (refine(model, dense, structure, batches[:few]).fallback or "")
+    monkeypatch.setattr(gauss_newton, "LEAST_HELD", 7)
+    assert "of 36 calibration rows 6 can be held out" in (refine(model, dense, structure, batches).fallback or "")
+    monkeypatch.setattr(gauss_newton, "LEAST_HELD", 6)
     same = copy.deepcopy(model)
     repair = refine(model, same, structure, batches)
     assert repair.fallback is not None and repair.damping is None
