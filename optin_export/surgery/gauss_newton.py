@@ -81,6 +81,11 @@ def refine(
     held = [references[index] for index in held_out]
     train = [one for index, one in enumerate(references) if index not in held_out]
     paths = _layers(dense, references[0])
+    unknowns = 2 * sum(len(get_layer(dense, path).weight) for path in paths)
+    if 4 * unknowns * PROBES * max(map(len, train)) > FACTOR_BYTES:
+        return Repair(
+            None, None, None, f"derivatives by {unknowns:,} gains and biases do not fit into {FACTOR_BYTES:,} bytes"
+        )
     noise = OutputNoise(generator)
     before = error = _divergence(dense, held, temperature)
     if before <= NEGLIGIBLE:
@@ -99,6 +104,7 @@ def refine(
         error, damping = now, rho
         if error > (1 - WORTH) * last:
             break
+    tick(1, 1)
     if damping is None:
         return Repair(before, before, None, "no step lowered the divergence of the rows held out")
     return Repair(before, error, damping)

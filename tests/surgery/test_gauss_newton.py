@@ -205,6 +205,9 @@ def test_nothing_changes_without_rows_to_judge_by_or_anything_to_gain(monkeypatc
     monkeypatch.setattr(gauss_newton, "LEAST_HELD", 7)
     assert "of 36 calibration rows 6 can be held out" in (refine(model, dense, structure, batches).fallback or "")
     monkeypatch.setattr(gauss_newton, "LEAST_HELD", 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(gauss_newton, "FACTOR_BYTES", 1000)
+        assert "do not fit into 1,000 bytes" in (refine(model, dense, structure, batches).fallback or "")
     same = copy.deepcopy(model)
     repair = refine(model, same, structure, batches)
     assert repair.fallback is not None and repair.damping is None
