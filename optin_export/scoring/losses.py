@@ -157,6 +157,13 @@ def output_losses(model: TaskModel, reference: Reference, output: torch.Tensor, 
     return (losses * reference.weights.repeat(copies, 1)).sum(1)
 
 
+def mean_output_loss(model: TaskModel, references: Sequence[Reference], temperature: float) -> float:
+    """L_KD of `model` per sample over all these batches."""
+    with torch.no_grad():
+        total = sum(float(output_losses(model, one, model(**one.inputs), temperature).sum()) for one in references)
+    return total / sum(len(reference) for reference in references)
+
+
 def divergence(kind: str, reference: torch.Tensor, output: torch.Tensor, temperature: float) -> torch.Tensor:
     """KL divergence for logits, squared error for regression and for normalised embeddings: [..., features] -> [...]"""
     if kind == "logits":

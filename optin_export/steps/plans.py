@@ -75,7 +75,7 @@ def find_plan(work: Workspace, facts: Facts) -> dict[str, Any]:
         return work.ledger.step("measure", "search.latency", inputs, [path], run)
     if prune.budget.accuracy_drop is not None or work.recipe.tokens.keep == "auto":
         inputs |= {"digest": work.digest, "compensate": prune.compensate, "seed": work.recipe.seed}
-        inputs |= {"gauss_newton": work.refines}
+        inputs |= {"gauss_newton": {"temperature": prune.temperature} if work.refines else None}
         return work.ledger.step("measure", "search.accuracy", inputs, [path], run)
     if prune.rounds > 1:
         again = prune.model_dump(mode="json", exclude={"budget"})

@@ -8,8 +8,8 @@ random v, as in `scoring.losses`):
     delta = - (H + rho * s * C)^-1 g,    C = 1 for a gain, 1 / mean square of the output for its bias
 
 Each round is one linear system; rho is chosen on batches held out of the system, and a round that does not lower their
-divergence is not taken. Unlabelled calibration data only. Few unknowns (as many as outputs, not as weights), because
-the systems see few samples: with all weights, or less damping, the rows held out get worse (docs/method.md).
+divergence is not taken. Unlabelled calibration data only. The unknowns are as few as outputs, not as many as weights,
+because the systems see few samples.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from optin_export.scoring.losses import (
     OutputNoise,
     Reference,
     compared_output,
+    mean_output_loss,
     observe,
     output_losses,
     output_probe,
@@ -87,7 +88,7 @@ def refine(
             None, None, None, f"derivatives by {unknowns:,} gains and biases do not fit into {FACTOR_BYTES:,} bytes"
         )
     noise = OutputNoise(generator)
-    before = error = _divergence(dense, held, temperature)
+    before = error = mean_output_loss(dense, held, temperature)
     if before <= NEGLIGIBLE:
         return Repair(before, before, None, "the output is that of the unpruned model already")
     damping, rho = None, DAMPING
@@ -217,7 +218,7 @@ def _best_step(
             damping = rho * STEP**power
             delta = step_of(damping)
             with _moved(model, paths, delta):
-                error = _divergence(model, held, temperature)
+                error = mean_output_loss(model, held, temperature)
             tried[power] = (error if error == error else float("inf"), delta, damping)
         return tried[power][0] if power in tried else float("inf")
 
@@ -267,13 +268,6 @@ def _output_only(reference: Reference) -> Reference:
     picked = None if reference.picked is None else reference.picked.cpu()
     found = {"picked": picked, "output": reference.output.cpu(), "weights": reference.weights.cpu()}
     return dataclasses.replace(reference, chosen={}, rows={}, hidden={}, **found)  # type: ignore[arg-type]
-
-
-def _divergence(model: TaskModel, references: Sequence[Reference], temperature: float) -> float:
-    """Mean output loss per sample."""
-    with torch.no_grad():
-        total = sum(float(output_losses(model, one, model(**one.inputs), temperature).sum()) for one in references)
-    return total / sum(len(one) for one in references)
 
 
 @torch.no_grad()

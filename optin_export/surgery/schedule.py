@@ -16,7 +16,7 @@ import torch
 from optin_export.errors import InputError
 from optin_export.families import Costs, Structure, Tokens, block_outputs, find_tokens, measure_costs, tensor_of
 from optin_export.recipe import TokensSection
-from optin_export.scoring.losses import Reference, observe, output_losses, trajectory_losses
+from optin_export.scoring.losses import Reference, mean_output_loss, observe, output_losses, trajectory_losses
 from optin_export.search import Plan, allocate_merging, check_merging, kept_share, most, spread_merging
 from optin_export.sources import Batch, Inputs, TaskModel
 from optin_export.surgery.sensitivity import ROWS
@@ -89,7 +89,9 @@ def share_budget(
             # Steps do not add up: which of the two ways to distribute them loses less is measured.
             merged = min(
                 choices,
-                key=lambda one: _losses(insert_merging(model, structure, tokens, one), references, temperature),
+                key=lambda one: mean_output_loss(
+                    insert_merging(model, structure, tokens, one), references, temperature
+                ),
             )
         try:
             plan = plan_of(merged_costs(model, structure, tokens, merged, one, costs) if merged else costs)
@@ -98,7 +100,7 @@ def share_budget(
                 raise
             continue
         plan = plan.model_copy(update={"merged": merged})
-        loss = _losses(built(plan), references, temperature)
+        loss = mean_output_loss(built(plan), references, temperature)
         tried.append((kept_share(merged, count, blocks), loss))
         if best is None or loss < best[0]:
             best = loss, plan
@@ -147,12 +149,6 @@ def _both_losses(
         output += float(output_losses(merged, reference, result, temperature).sum())
     samples = sum(len(reference) for reference in references)
     return trajectory / samples, output / samples
-
-
-def _losses(model: TaskModel, references: Sequence[Reference], temperature: float) -> float:
-    with torch.no_grad():
-        total = sum(float(output_losses(model, one, model(**one.inputs), temperature).sum()) for one in references)
-    return total / sum(len(reference) for reference in references)
 
 
 def _tokens_of(model: TaskModel) -> Tokens:

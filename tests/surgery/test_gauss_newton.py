@@ -54,7 +54,7 @@ def test_the_output_of_rows_held_out_comes_closer(name: str) -> None:
     assert repair.before is not None and repair.after is not None and repair.after < 0.95 * repair.before
     generator = torch.Generator().manual_seed(0)
     held = [observe(model, structure, batch, 8, generator) for batch in batches[4:5]]
-    assert gauss_newton._divergence(dense, held, 1.0) == pytest.approx(repair.after, rel=0.3)
+    assert gauss_newton.mean_output_loss(dense, held, 1.0) == pytest.approx(repair.after, rel=0.3)
     norms = {path for path, module in dense.named_modules() if "norm" in type(module).__name__.lower()}
     for key, value in dense.state_dict().items():
         if key.rpartition(".")[0] in norms:
@@ -150,7 +150,7 @@ def test_the_damping_is_looked_for_uphill_and_down(best: float, monkeypatch: pyt
 
     layer = nn.Linear(1, 1).requires_grad_(False)
     nn.init.ones_(layer.weight)
-    monkeypatch.setattr(gauss_newton, "_divergence", judged)
+    monkeypatch.setattr(gauss_newton, "mean_output_loss", judged)
     monkeypatch.setattr(gauss_newton, "get_layer", lambda model, path: layer)
     monkeypatch.setattr(gauss_newton, "as_matrix", lambda model, path: layer.weight.detach())
     system: Any = SimpleNamespace(gradient=torch.ones(2), steps=lambda: lambda rho: torch.tensor([rho, 0.0]))
