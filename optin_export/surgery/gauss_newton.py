@@ -15,14 +15,13 @@ because the systems see few samples.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from optin_export.families import Structure, as_matrix, get_layer
+from optin_export.families import Structure, get_layer, refitted
 from optin_export.scoring.losses import (
     OutputNoise,
     Reference,
@@ -82,7 +81,7 @@ def refine(
     held = [references[index] for index in held_out]
     train = [one for index, one in enumerate(references) if index not in held_out]
     paths = _layers(dense, references[0])
-    unknowns = 2 * sum(len(get_layer(dense, path).weight) for path in paths)
+    unknowns = 2 * sum(_widths(dense, paths))
     if 4 * unknowns * PROBES * max(map(len, train)) > FACTOR_BYTES:
         return Repair(
             None, None, None, f"derivatives by {unknowns:,} gains and biases do not fit into {FACTOR_BYTES:,} bytes"
@@ -116,7 +115,7 @@ class _System:
 
     def __init__(self, model: TaskModel, paths: Sequence[str]) -> None:
         self.model, self.paths = model, paths
-        self.widths = [len(get_layer(model, path).weight) for path in paths]
+        self.widths = _widths(model, paths)
         self.unknowns = 2 * sum(self.widths)
         self.gradient = torch.zeros(self.unknowns, dtype=torch.float64)
         self.squares = torch.zeros(sum(self.widths), dtype=torch.float64)
@@ -217,7 +216,7 @@ def _best_step(
         if power not in tried and len(tried) < CANDIDATES:
             damping = rho * STEP**power
             delta = step_of(damping)
-            with _moved(model, paths, delta):
+            with refitted(model, _after(model, paths, delta)):
                 error = mean_output_loss(model, held, temperature)
             tried[power] = (error if error == error else float("inf"), delta, damping)
         return tried[power][0] if power in tried else float("inf")
@@ -270,30 +269,25 @@ def _output_only(reference: Reference) -> Reference:
     return dataclasses.replace(reference, chosen={}, rows={}, hidden={}, **found)  # type: ignore[arg-type]
 
 
+def _after(model: TaskModel, paths: Sequence[str], delta: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Weight and bias of every layer after the step."""
+    gains, biases = (part.float().split(_widths(model, paths)) for part in delta.chunk(2))
+    found = {}
+    for path, gain, bias in zip(paths, gains, biases, strict=True):
+        layer = get_layer(model, path)
+        weight, own = layer.weight.detach(), 0.0 if layer.bias is None else layer.bias.detach()
+        gain, bias = gain.to(weight), bias.to(weight)
+        found[path] = weight * (1 + gain).view(-1, *[1] * (weight.dim() - 1)), own * (1 + gain) + bias
+    return found
+
+
+def _widths(model: TaskModel, paths: Sequence[str]) -> list[int]:
+    return [len(get_layer(model, path).weight) for path in paths]
+
+
 @torch.no_grad()
 def _apply(model: TaskModel, paths: Sequence[str], delta: torch.Tensor) -> None:
-    gains, biases = (part.float() for part in delta.chunk(2))
-    at = 0
-    for path in paths:
-        layer, weight = get_layer(model, path), as_matrix(model, path)
-        here = slice(at, at + len(weight))
-        at = here.stop
-        weight.mul_(1 + gains[here, None].to(weight))
-        if layer.bias is None:
-            layer.bias = nn.Parameter(torch.zeros(len(weight)).to(weight), requires_grad=False)
-        layer.bias.detach().mul_(1 + gains[here].to(weight)).add_(biases[here].to(weight))
-
-
-@contextlib.contextmanager
-def _moved(model: TaskModel, paths: Sequence[str], delta: torch.Tensor) -> Iterator[None]:
-    """The model after the step, and as it was before afterwards."""
-    layers = [get_layer(model, path) for path in paths]
-    kept = [(layer.weight.detach().clone(), copy.deepcopy(layer.bias)) for layer in layers]
-    try:
-        _apply(model, paths, delta)
-        yield
-    finally:
-        with torch.no_grad():
-            for layer, (weight, bias) in zip(layers, kept, strict=True):
-                layer.weight.copy_(weight)
-                layer.bias = bias
+    for path, (weight, bias) in _after(model, paths, delta).items():
+        layer = get_layer(model, path)
+        layer.weight.copy_(weight)
+        layer.bias = nn.Parameter(bias, requires_grad=False)

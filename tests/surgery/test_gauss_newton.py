@@ -145,16 +145,16 @@ def test_the_damping_is_looked_for_uphill_and_down(best: float, monkeypatch: pyt
     tried: list[float] = []
 
     def judged(model: nn.Module, held: object, temperature: float) -> float:
-        tried.append(float(model.weight[0, 0]) - 1)  # type: ignore[index]
+        tried.append(float(model["layer"](torch.ones(1, 1))) - 1)  # type: ignore[operator,index]
         return abs(math.log(tried[-1] / best))
 
     layer = nn.Linear(1, 1).requires_grad_(False)
     nn.init.ones_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    model: Any = nn.ModuleDict({"layer": layer})
     monkeypatch.setattr(gauss_newton, "mean_output_loss", judged)
-    monkeypatch.setattr(gauss_newton, "get_layer", lambda model, path: layer)
-    monkeypatch.setattr(gauss_newton, "as_matrix", lambda model, path: layer.weight.detach())
     system: Any = SimpleNamespace(gradient=torch.ones(2), steps=lambda: lambda rho: torch.tensor([rho, 0.0]))
-    found = gauss_newton._best_step(layer, ["layer"], system, [], 1.0, 1.0)  # type: ignore[arg-type]
+    found = gauss_newton._best_step(model, ["layer"], system, [], 1.0, 1.0)
     assert found is not None and len(tried) == len({round(one, 3) for one in tried}) <= gauss_newton.CANDIDATES
     assert abs(math.log(found[2] / best)) <= math.log(gauss_newton.STEP) / 2 + 1e-6 or len(tried) == 6
     assert found[0] == min(abs(math.log(one / best)) for one in tried) and float(layer.weight) == 1.0
