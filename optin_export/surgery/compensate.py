@@ -50,7 +50,7 @@ HOLD_OUT = 5
 #: Key of the output layer's repair, which belongs to no group.
 HEAD = "head"
 #: Bytes of rows kept from one round to the next; what does not fit is computed again.
-ROWS_IN_MEMORY = 1 << 29
+ROWS_IN_MEMORY = 1 << 31
 Tick = Callable[[int, int], None]
 #: A model -> what is held while it runs, where that is not its usual place (see `sources.Placement`).
 AtWork = Callable[[TaskModel], AbstractContextManager[Any]]
@@ -262,8 +262,10 @@ class _Pair:
         fit, before, error = Fit(start, None, 0.0, 0.0), 0.0, 0.0
         ready: dict[int, Rows] = {}
         room = ROWS_IN_MEMORY
+        train, held = (Moments(len(start) - 1, start.shape[1]) for _ in range(2))
         for turn in range(2 + ROUNDS):
-            train, held = (Moments(len(start) - 1, start.shape[1]) for _ in range(2))
+            if turn > 0:
+                train, held = train.again(), held.again()
             behind, error, weight = None, 0.0, 0.0
             for index in range(len(self.batches)):
                 design, target, behind = ready[index] if index in ready else rows(index)
@@ -279,7 +281,7 @@ class _Pair:
                     if turn > 0:
                         target = behind.target(target, predicted)
                 if turn <= ROUNDS:
-                    self._add(train, held, index, design, target, paths)
+                    self._add(train, held, index, design, target, paths, known=turn > 0)
             if width is not None:
                 return rescale(train, held, start, width)
             if behind is None:
@@ -315,14 +317,15 @@ class _Pair:
         design: torch.Tensor,
         target: torch.Tensor,
         paths: Sequence[str],
+        known: bool,
     ) -> None:
         weight = self.target.weights_like(index, self.weights.of(index, paths))
         if len(self.batches) >= HOLD_OUT:
-            (held if index % HOLD_OUT == HOLD_OUT - 1 else train).add(design, target, weight)
+            (held if index % HOLD_OUT == HOLD_OUT - 1 else train).add(design, target, weight, known=known)
             return
         chosen = torch.arange(len(design)) % HOLD_OUT == HOLD_OUT - 1
         for moments, part in ((train, ~chosen), (held, chosen)):
-            moments.add(design[part], target[part], None if weight is None else weight[part])
+            moments.add(design[part], target[part], None if weight is None else weight[part], known=known)
 
 
 def _projections(structure: Structure) -> list[str]:

@@ -23,19 +23,31 @@ class Moments:
         self.cross = torch.zeros(features + 1, outputs, dtype=torch.float64)
         self.power, self.weight, self.rows = 0.0, 0.0, 0
 
-    def add(self, design: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> None:
-        """design: [rows, features]; target: [rows, outputs]; weight: [rows], or None for equal weights."""
+    def add(
+        self, design: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, *, known: bool = False
+    ) -> None:
+        """design: [rows, features]; target: [rows, outputs]; weight: [rows], or None for equal weights.
+
+        known: the Gram matrix holds this design already (see `again`).
+        """
         if not len(design):
             return
         # One batch's products in float32 are as good as its activations; only the sums have to be better.
         augmented = torch.cat([design, design.new_ones(len(design), 1)], 1)
         weights = (design.new_ones(len(design)) if weight is None else weight.to(design))[:, None]
         weighted = augmented * weights
-        self.gram += (weighted.T @ augmented).double()
+        if not known:
+            self.gram += (weighted.T @ augmented).double()
         self.cross += (weighted.T @ target).double()
         self.power += float((target.double().square() * weights).sum())
         self.weight += float(weights.double().sum())
         self.rows += len(design)
+
+    def again(self) -> Moments:
+        """For other targets of the same rows: their Gram matrix, which takes most of the time, and nothing else."""
+        empty = Moments(0, self.cross.shape[1])
+        empty.gram, empty.cross = self.gram, torch.zeros_like(self.cross)
+        return empty
 
     def __add__(self, other: Moments) -> Moments:
         total = Moments(len(self.gram) - 1, self.cross.shape[1])

@@ -70,6 +70,17 @@ def test_moments_add_up_and_no_weights_are_equal_weights() -> None:
     assert plain.rows == 200
 
 
+def test_moments_of_the_same_rows_again_are_those_of_their_new_targets() -> None:
+    design, target, weight, _ = problem()
+    other = target.relu()
+    first = moments(design, target, weight)
+    again, whole = first.again(), moments(design, other, weight)
+    again.add(design, other, weight, known=True)
+    assert torch.equal(again.gram, whole.gram) and torch.equal(again.cross, whole.cross)
+    assert (again.power, again.weight, again.rows) == (whole.power, whole.weight, whole.rows)
+    assert torch.equal(first.cross, moments(design, target, weight).cross)
+
+
 @pytest.mark.parametrize("noise", [0.01, 1.0, 10.0])
 def test_ridge_is_numpys_least_squares_with_the_damping_that_predicts_best(noise: float) -> None:
     """Each damping is fitted on some rows and judged on the others; the best is then fitted on all of them."""
