@@ -36,6 +36,7 @@ ROWS = [
 def measurements(tmp_path: Path) -> Path:
     (tmp_path / "accuracy").mkdir()
     about = {"metric": "spearman", "held_out_rows": 1500, "calibration_rows": 2048, "scoring_rows": 64, "torch": "2"}
+    about |= {"curve_rows": 256}
     about |= {"machine": {"cpu": "A CPU", "threads": 1}, "written": "2030-01-01"}
     for case, rows in (("minilm-stsb", ROWS), ("resnet20-cifar10", ROWS[:1]), ("vit-cifar10", [])):
         content = json.dumps({"case": case, **about, "rows": rows})

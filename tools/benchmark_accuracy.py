@@ -52,7 +52,7 @@ def _minilm() -> str:
     return str(Path(found.origin).parent / "model")
 
 
-def _cifar(model: dict[str, Any], align: int, samples: int = 2048) -> dict[str, Any]:
+def _cifar(model: dict[str, Any], align: int, samples: int = 2048, curves: int = 256) -> dict[str, Any]:
     file = ROOT / "recipes" / "cifar_resnet" / "data.py"
     return {
         "model": {"task": "image-classification", **model},
@@ -60,18 +60,18 @@ def _cifar(model: dict[str, Any], align: int, samples: int = 2048) -> dict[str, 
             "calibration": {"source": f"py:{file}:calibration", "samples": samples},
             "evaluation": {"source": f"py:{file}:held_out", "metric": "accuracy"},
         },
-        "prune": {"align": align},
+        "prune": {"align": align, "curve_samples": curves},
     }
 
 
-def _resnet(depth: int, file: str, samples: int = 2048) -> dict[str, Any]:
+def _resnet(depth: int, file: str, samples: int = 2048, curves: int = 256) -> dict[str, Any]:
     model = {
         "source": f"py:{ROOT / 'recipes' / 'cifar_resnet' / 'resnet.py'}:resnet",
         "args": {"depth": depth},
         "weights": str(SHARED / "weights" / "resnet_cifar10" / file),
         "preprocess": {"size": [32, 32], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
     }
-    return _cifar(model, align=1, samples=samples)
+    return _cifar(model, align=1, samples=samples, curves=curves)
 
 
 def _vit(weights: str, **args: Any) -> dict[str, Any]:
@@ -128,6 +128,7 @@ def recipe_of(case: str, seed: int) -> Recipe:
         },
         "resnet56-cifar10": _resnet(56, "resnet56-4bfd9763.th"),
         "resnet56-cifar10-5k": _resnet(56, "resnet56-4bfd9763.th", samples=5000),
+        "resnet56-cifar10-curves": _resnet(56, "resnet56-4bfd9763.th", samples=5000, curves=1024),
         "resnet20-cifar10": _resnet(20, "resnet20-12fca82f.th"),
         "vit-digits": {
             "model": {
@@ -165,6 +166,7 @@ CASES = (
     "minilm-sst2",
     "resnet56-cifar10",
     "resnet56-cifar10-5k",
+    "resnet56-cifar10-curves",
     "resnet20-cifar10",
     "vit-digits",
     "vit-cifar10",

@@ -39,6 +39,7 @@ CASES = {
     "minilm-sst2": "MiniLM-L6 on SST-2",
     "resnet56-cifar10": "ResNet-56 on CIFAR-10",
     "resnet56-cifar10-5k": "ResNet-56 on CIFAR-10, 5,000 calibration images",
+    "resnet56-cifar10-curves": "ResNet-56 on CIFAR-10, 5,000 calibration images, 1,024 of them for the loss curves",
     "resnet20-cifar10": "ResNet-20 on CIFAR-10",
     "vit-digits": "ViT on handwritten digits",
     "vit-cifar10": "ViT on CIFAR-10",
@@ -261,7 +262,8 @@ def _facts(case: Case) -> str:
     return (
         f"{about['metric'].capitalize()} in points on {about['held_out_rows']} held-out rows, "
         f"unpruned {case.base:.2f}; "
-        f"{about['calibration_rows']} calibration rows, {about['scoring_rows']} of them for the scores; "
+        f"{about['calibration_rows']} calibration rows, {about['scoring_rows']} of them for the scores, "
+        f"{about['curve_rows']} for the loss curves; "
         f"{'seeds' if len(case.seeds) > 1 else 'seed'} {', '.join(map(str, case.seeds))}"
         + (f" (fewer in {fewer} of {len(cells)} cells)" if fewer else "")
         + f"; {machine['cpu']}, {machine['threads']} {'thread' if machine['threads'] == 1 else 'threads'}, "
