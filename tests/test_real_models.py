@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,16 +35,6 @@ def test_quickstart_passes_its_gates_and_resumes(tmp_path: Path) -> None:
     again = json.loads(second.stdout)
     assert again["latency"] == report["latency"]
     assert {stage["name"] for stage in again["stages"] if stage["reused"]} >= {"scoring", "surgery", "measure"}
-
-
-@pytest.mark.slow
-def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("True 0.")
 
 
 def minilm_folder() -> Path:
