@@ -50,7 +50,7 @@ CASES = {
 CASE_OF_RECIPE = {
     "minilm_sts": "minilm-stsb",
     "minilm_sst2": "minilm-sst2",
-    "cifar_resnet56": "resnet56-cifar10",
+    "cifar_resnet56": "resnet56-cifar10-5k",
     "quickstart": "vit-digits",
     "cifar_vit": "vit-cifar10",
     "camvid_segformer": "segformer-camvid",
