@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -545,7 +546,7 @@ def _macs_plot(case: Case) -> str:
         handles.append(Line2D([], [], color="#444444", linewidth=1, label=f"unpruned, {case.base:.2f}"))
         figure.legend(handles=handles, loc="outside right center", handlelength=3)
         seeds = f"mean and standard deviation of {len(case.seeds)} seeds" if len(case.seeds) > 1 else "one seed"
-        figure.suptitle(f"{case.title}, no retraining ({seeds})")
+        figure.suptitle(textwrap.fill(f"{case.title}, no retraining ({seeds})", 90 if enlarged else 72))
 
     return svg(f"{case.name}-macs", (9.6 if enlarged else 7.2, 3.6), draw)
 
@@ -585,7 +586,8 @@ def _latency_plot(case_name: str, content: dict[str, Any]) -> str:
         axes.set_ylim(low - margin, high + margin)
         axes.grid(True)
         figure.legend(loc="outside lower center", ncols=2)
-        figure.suptitle(f"{CASES[case_name]}, no retraining (labels: MACs kept; bars: 95 % interval of the drop)")
+        title = f"{CASES[case_name]}, no retraining (labels: MACs kept; bars: 95 % interval of the drop)"
+        figure.suptitle(textwrap.fill(title, 76))
 
     metric = content["results"][0]["accuracy"]["metric"]
     return svg(f"{case_name}-latency", (7.2, 3.8), draw)
