@@ -52,28 +52,26 @@ def _minilm() -> str:
     return str(Path(found.origin).parent / "model")
 
 
-def _cifar(
-    model: dict[str, Any], align: int, samples: int = 2048, curves: int = 256, images: str = "calibration"
-) -> dict[str, Any]:
+def _cifar(model: dict[str, Any], samples: int = 2048, **prune: Any) -> dict[str, Any]:
     file = ROOT / "recipes" / "cifar_resnet" / "data.py"
     return {
         "model": {"task": "image-classification", **model},
         "data": {
-            "calibration": {"source": f"py:{file}:{images}", "samples": samples},
+            "calibration": {"source": f"py:{file}:calibration", "samples": samples},
             "evaluation": {"source": f"py:{file}:held_out", "metric": "accuracy"},
         },
-        "prune": {"align": align, "curve_samples": curves},
+        "prune": prune,
     }
 
 
-def _resnet(depth: int, file: str, **data: Any) -> dict[str, Any]:
+def _resnet(depth: int, file: str, **settings: Any) -> dict[str, Any]:
     model = {
         "source": f"py:{ROOT / 'recipes' / 'cifar_resnet' / 'resnet.py'}:resnet",
         "args": {"depth": depth},
         "weights": str(SHARED / "weights" / "resnet_cifar10" / file),
         "preprocess": {"size": [32, 32], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
     }
-    return _cifar(model, align=1, **data)
+    return _cifar(model, align=1, **settings)
 
 
 def _vit(weights: str, **args: Any) -> dict[str, Any]:
@@ -130,8 +128,7 @@ def recipe_of(case: str, seed: int) -> Recipe:
         },
         "resnet56-cifar10": _resnet(56, "resnet56-4bfd9763.th"),
         "resnet56-cifar10-5k": _resnet(56, "resnet56-4bfd9763.th", samples=5000),
-        "resnet56-cifar10-curves": _resnet(56, "resnet56-4bfd9763.th", samples=5000, curves=1024),
-        "resnet56-cifar10-mirrored": _resnet(56, "resnet56-4bfd9763.th", samples=10000, curves=1024, images="mirrored"),
+        "resnet56-cifar10-curves": _resnet(56, "resnet56-4bfd9763.th", samples=5000, curve_samples=1024),
         "resnet20-cifar10": _resnet(20, "resnet20-12fca82f.th"),
         "vit-digits": {
             "model": {
@@ -170,7 +167,6 @@ CASES = (
     "resnet56-cifar10",
     "resnet56-cifar10-5k",
     "resnet56-cifar10-curves",
-    "resnet56-cifar10-mirrored",
     "resnet20-cifar10",
     "vit-digits",
     "vit-cifar10",

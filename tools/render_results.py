@@ -41,7 +41,6 @@ CASES = {
     "resnet56-cifar10": "ResNet-56 on CIFAR-10",
     "resnet56-cifar10-5k": "ResNet-56 on CIFAR-10, 5,000 calibration images",
     "resnet56-cifar10-curves": "ResNet-56 on CIFAR-10, 5,000 calibration images, 1,024 of them for the loss curves",
-    "resnet56-cifar10-mirrored": "ResNet-56 on CIFAR-10, 5,000 calibration images and their mirror images",
     "resnet20-cifar10": "ResNet-20 on CIFAR-10",
     "vit-digits": "ViT on handwritten digits",
     "vit-cifar10": "ViT on CIFAR-10",

@@ -281,7 +281,7 @@ class _Pair:
                     if turn > 0:
                         target = behind.target(target, predicted)
                 if turn <= ROUNDS:
-                    self._add(train, held, index, design, target, paths, known=turn > 0)
+                    self._add(train, held, index, design, target, paths)
             if width is not None:
                 return rescale(train, held, start, width)
             if behind is None:
@@ -317,15 +317,14 @@ class _Pair:
         design: torch.Tensor,
         target: torch.Tensor,
         paths: Sequence[str],
-        known: bool,
     ) -> None:
         weight = self.target.weights_like(index, self.weights.of(index, paths))
         if len(self.batches) >= HOLD_OUT:
-            (held if index % HOLD_OUT == HOLD_OUT - 1 else train).add(design, target, weight, known=known)
+            (held if index % HOLD_OUT == HOLD_OUT - 1 else train).add(design, target, weight)
             return
         chosen = torch.arange(len(design)) % HOLD_OUT == HOLD_OUT - 1
         for moments, part in ((train, ~chosen), (held, chosen)):
-            moments.add(design[part], target[part], None if weight is None else weight[part], known=known)
+            moments.add(design[part], target[part], None if weight is None else weight[part])
 
 
 def _projections(structure: Structure) -> list[str]:

@@ -22,21 +22,17 @@ class Moments:
         self.gram = torch.zeros(features + 1, features + 1, dtype=torch.float64)
         self.cross = torch.zeros(features + 1, outputs, dtype=torch.float64)
         self.power, self.weight, self.rows = 0.0, 0.0, 0
+        self.knows_rows = False  # the Gram matrix is that of all rows already
 
-    def add(
-        self, design: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, *, known: bool = False
-    ) -> None:
-        """design: [rows, features]; target: [rows, outputs]; weight: [rows], or None for equal weights.
-
-        known: the Gram matrix holds this design already (see `again`).
-        """
+    def add(self, design: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> None:
+        """design: [rows, features]; target: [rows, outputs]; weight: [rows], or None for equal weights."""
         if not len(design):
             return
         # One batch's products in float32 are as good as its activations; only the sums have to be better.
         augmented = torch.cat([design, design.new_ones(len(design), 1)], 1)
         weights = (design.new_ones(len(design)) if weight is None else weight.to(design))[:, None]
         weighted = augmented * weights
-        if not known:
+        if not self.knows_rows:
             self.gram += (weighted.T @ augmented).double()
         self.cross += (weighted.T @ target).double()
         self.power += float((target.double().square() * weights).sum())
@@ -44,10 +40,10 @@ class Moments:
         self.rows += len(design)
 
     def again(self) -> Moments:
-        """For other targets of the same rows: their Gram matrix, which takes most of the time, and nothing else."""
-        empty = Moments(0, self.cross.shape[1])
-        empty.gram, empty.cross = self.gram, torch.zeros_like(self.cross)
-        return empty
+        """For other targets of the same rows and weights: only their Gram matrix, which `add` leaves as it is."""
+        other = Moments(len(self.gram) - 1, self.cross.shape[1])
+        other.gram, other.knows_rows = self.gram, True
+        return other
 
     def __add__(self, other: Moments) -> Moments:
         total = Moments(len(self.gram) - 1, self.cross.shape[1])

@@ -26,16 +26,6 @@ def calibration() -> dict[str, np.ndarray]:
     return {"image": images[:-HELD_OUT]}
 
 
-def mirrored() -> dict[str, np.ndarray]:
-    """The same 5,000, each followed by its mirror image: the network was trained on both.
-
-    Side by side, so that no image is held out whose mirror image is not.
-    """
-    images, _ = _arrays("test9k_fromjpeg.npz")
-    kept = images[:-HELD_OUT]
-    return {"image": np.stack([kept, kept[:, :, ::-1]], axis=1).reshape(-1, *kept.shape[1:])}
-
-
 def held_out() -> dict[str, np.ndarray]:
     """4,000 images and their labels, never seen in training or calibration."""
     images, labels = _arrays("test9k_fromjpeg.npz")

@@ -75,7 +75,7 @@ def test_moments_of_the_same_rows_again_are_those_of_their_new_targets() -> None
     other = target.relu()
     first = moments(design, target, weight)
     again, whole = first.again(), moments(design, other, weight)
-    again.add(design, other, weight, known=True)
+    again.add(design, other, weight)
     assert torch.equal(again.gram, whole.gram) and torch.equal(again.cross, whole.cross)
     assert (again.power, again.weight, again.rows) == (whole.power, whole.weight, whole.rows)
     assert torch.equal(first.cross, moments(design, target, weight).cross)
