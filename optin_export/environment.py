@@ -24,6 +24,25 @@ PACKAGES = (
     "scipy",
     "safetensors",
 )
+#: Of these, whatever takes part in computing results: another version of one may give other numbers.
+_COMPUTES = (
+    "torch",
+    "torchvision",
+    "torch-pruning",
+    "timm",
+    "transformers",
+    "scipy",
+    "numpy",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+)
+
+
+def libraries() -> dict[str, str]:
+    """Installed versions of every library that computes a stage's results, by package name."""
+    return {name: version for name in _COMPUTES if (version := _version(name)) is not None}
 
 
 def describe() -> dict[str, Any]:

@@ -5,6 +5,7 @@ This is the only cache of results there is. What it finds damaged is made again,
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from optin_export.environment import libraries
 from optin_export.files import atomic_path, read_json, sha256_file, sha256_json, write_json
 
 ROOMS = (
@@ -37,14 +39,37 @@ RECORD = "step.json"
 
 @lru_cache
 def code_hash(room: str) -> str:
-    """Hash of the source of a room, of all rooms before it and of the steps: what code a step can depend on."""
+    """Hash of the source of a room, of all rooms before it and of the steps: what code a step can depend on.
+
+    Comments, docstrings and layout do not count: only what is executed does.
+    """
     package = Path(__file__).parent
     total = hashlib.sha256()
     for name in (*ROOMS[: ROOMS.index(room) + 1], *_COMMON):
         for file in sorted((package / name).rglob("*.*")) if (package / name).is_dir() else [package / name]:
             if file.is_file() and file.suffix in (".py", ".j2"):
-                total.update(f"{file.relative_to(package)}".encode() + file.read_bytes())
+                source = file.read_bytes()
+                code = executed_code(source) if file.suffix == ".py" else source
+                total.update(f"{file.relative_to(package)}".encode() + code)
     return total.hexdigest()
+
+
+@lru_cache
+def executed_code(source: bytes) -> bytes:
+    """What of a Python source is executed: its syntax tree without comments, docstrings and positions."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            value = first.value if isinstance(first, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                node.body = node.body[1:]
+    return ast.dump(tree).encode()
+
+
+def computed_by(room: str) -> dict[str, Any]:
+    """What computes a step of this room: the package's code, and the versions of the libraries that it calls."""
+    return {"code": code_hash(room), "libraries": libraries()}
 
 
 def _copy(source: Path, path: Path) -> None:
@@ -81,11 +106,12 @@ class Ledger:
         outputs: Sequence[Path],
         work: Callable[[], dict[str, Any]],
     ) -> dict[str, Any]:
-        """Result of `work`, which writes `outputs`; from the last time if inputs, code and outputs are unchanged.
+        """Result of `work`, which writes `outputs`; from the last time if nothing that it depends on has changed.
 
-        inputs: JSON-serialisable, with files given by their hash (`sha256_file`).
+        inputs: JSON-serialisable, with files given by their hash (`sha256_file`). Besides them count this package's
+        code, the versions of the libraries that compute, and the outputs themselves.
         """
-        key = sha256_json({"name": name, "inputs": inputs, "code": code_hash(room)})
+        key = sha256_json({"name": name, "inputs": inputs, **computed_by(room)})
         record = self.run / FOLDER / f"{name}.json"
         if not self.force and (result := self._reuse(record, key)) is not None:
             return result

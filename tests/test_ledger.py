@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import optin_export
-from optin_export import ledger
+from optin_export import environment, ledger
 from optin_export.files import sha256_file, write_text
 from optin_export.ledger import Ledger
 from tests.conftest import Make
@@ -68,15 +68,43 @@ def test_a_vanished_record_is_no_damage(tmp_path: Path, told: list[str]) -> None
 
 def test_a_change_of_the_steps_code_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps stand outside the rooms, and decide what is written all the same."""
-    code_hash = ledger.code_hash.__wrapped__
-    before, known = code_hash("recipe"), Path.read_bytes
+    before = code_hash("recipe")
     assert code_hash("search") != before
+    assert edited_hash(monkeypatch, b"\nEDITED = 1\n") != before
 
-    def edited(path: Path) -> bytes:
-        return known(path) + (b"# edited" if path.parent.name == "steps" else b"")
 
-    monkeypatch.setattr(Path, "read_bytes", edited)
-    assert code_hash("recipe") != before
+def test_comments_and_docstrings_are_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wording must not cost hours of scoring."""
+    assert edited_hash(monkeypatch, b"\n# edited\n\n") == code_hash("recipe")
+    source = b'def f(x):\n    """Words."""\n    return x\n'
+    one, other = (ledger.executed_code(text) for text in (source, source.replace(b"Words", b"Other words")))
+    assert one == other != ledger.executed_code(source.replace(b"return x", b"return -x"))
+
+
+def code_hash(room: str) -> str:
+    return ledger.code_hash.__wrapped__(room)
+
+
+def edited_hash(monkeypatch: pytest.MonkeyPatch, text: bytes) -> str:
+    """The hash of `recipe` with this text at the end of every file of the steps."""
+    known = Path.read_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda path: known(path) + (text if path.parent.name == "steps" else b""))
+        return code_hash("recipe")
+
+
+@pytest.mark.parametrize(
+    "package",
+    ["torch", "torch-pruning", "timm", "transformers", "scipy", "onnx", "onnxscript", "onnxruntime"],
+)
+def test_another_version_of_a_library_that_computes_is_a_change(
+    tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    assert step(tmp_path, told) == (True, [])
+    known = environment.metadata.version
+    monkeypatch.setattr(environment.metadata, "version", lambda name: "0.0.1" if name == package else known(name))
+    assert step(tmp_path, told) == (True, [])
+    assert step(tmp_path, told) == (False, [])
 
 
 @pytest.mark.usefixtures("short_measurement")

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from optin_export import engines, scoring, search, ship, surgery
 from optin_export.errors import EnvironmentLacks
 from optin_export.files import atomic_path, sha256_file, sha256_json, write_text
-from optin_export.ledger import code_hash
+from optin_export.ledger import computed_by
 from optin_export.workspace import Facts, Workspace
 
 
@@ -53,7 +53,7 @@ def score(work: Workspace, facts: Facts) -> dict[str, Any]:
 
     def run() -> dict[str, Any]:
         sources = work.sources
-        key = sha256_json({"inputs": inputs, "code": code_hash("scoring")})
+        key = sha256_json({"inputs": inputs, **computed_by("scoring")})
         scores = scoring.score(
             sources.model,
             work.structure,
