@@ -231,13 +231,17 @@ def _print_verdict(report: Report, folder: str) -> None:
 
     # In a log nothing has to be wrapped to a terminal's width.
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
-    console.print(Text(report.verdict.summary, style="bold green" if report.verdict.passed else "bold red"))
+    style = "bold red" if not report.verdict.passed else "bold yellow" if report.warnings else "bold green"
+    console.print(Text(report.verdict.summary, style=style))
+    for text in report.warnings:
+        console.print(Text(f"warning: {text}", style="yellow"))
     gates = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("gate", "required", "measured", "", "how"):
         gates.add_column(column, justify="right" if column == "measured" else "left")
     for gate in report.verdict.gates:
         measured = "not evaluated" if gate.measured is None else f"{gate.measured:.4g}"
-        gates.add_row(gate.name, gate.condition, measured, "passed" if gate.passed else "MISSED", gate.note)
+        passed = "passed" if gate.passed else "" if gate.measured is None else "MISSED"
+        gates.add_row(gate.name, gate.condition, measured, passed, gate.note)
     latency = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("latency", "batch", "base p50 ms", "pruned p50 ms", "speedup", "95 % interval", "noise floor"):
         latency.add_column(column, justify="left" if column == "latency" else "right")
@@ -254,8 +258,6 @@ def _print_verdict(report: Report, folder: str) -> None:
     console.print(gates)
     if report.latency:
         console.print(latency)
-    for text in report.warnings:
-        console.print(f"warning: {text}", style="yellow")
     name = engine_name("pruned", report.precision)
     console.print(f"report: {folder}/report.html   model: {folder}/onnx/{name}.onnx")
 

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.shortly import measure_shortly
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Workers share the cores: each computes on one. Several threads each would wait for one another most of the time.
@@ -226,11 +228,8 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 @contextlib.contextmanager
 def measured_shortly() -> Iterator[None]:
     """For tests of what is measured, not of how precisely; a fixture of a whole module or session uses this itself."""
-    from optin_export.measure import latency
-
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("BLOCKS", 4), ("MAX_BLOCKS", 4), ("BLOCK_SECONDS", 0.002), ("WARM_UP_SECONDS", 0.01)):
-            patch.setattr(latency, name, value)
+        measure_shortly(patch.setattr)
         yield
 
 

@@ -25,6 +25,7 @@ from optin_export.folder import CONTENTS
 from optin_export.recipe import load_recipe
 from tests.conftest import ROOT, sentences
 from tests.docs_blocks import OUTPUT, PAGES, REASON, Block, arguments_of, blocks_of, commands_of, is_plain, unfenced
+from tests.shortly import measure_shortly
 
 pytest.importorskip("onnxruntime")
 
@@ -91,10 +92,7 @@ def given(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path) -> Path:
 
 
 def _measure_shortly(patch: pytest.MonkeyPatch) -> None:
-    from optin_export.measure import latency
-
-    for name, value in (("BLOCKS", 4), ("MAX_BLOCKS", 4), ("BLOCK_SECONDS", 0.002), ("WARM_UP_SECONDS", 0.01)):
-        patch.setattr(latency, name, value)
+    measure_shortly(patch.setattr)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,7 @@ def torch_part(quick: bool, left: Callable[[], float]) -> Iterator[dict[str, Any
         for precision in precisions:
             held = {which: _in_precision(model, precision, target.device) for which, model in models.items()}
             named = (tuple(inputs_of(case, 1)), (models["base"].output_name,), target)
-            engines = {which: TorchEngine(model, *named) for which, model in held.items()}
+            engines = {which: partial(TorchEngine, model, *named) for which, model in held.items()}
             with contextlib.ExitStack() as stack:
                 for model in held.values():
                     stack.enter_context(fused_attention(model))
@@ -278,7 +279,7 @@ def onnx_part(engine: str, quick: bool, left: Callable[[], float]) -> Iterator[d
                     entry.setdefault("facts", {})[which] = engines.build(onnx, target, path, shapes)
                     entry["build_seconds"][which] = time.perf_counter() - start
                     if engines.unavailable(target) is None:
-                        loaded[which] = engines.load(path, target)
+                        loaded[which] = partial(engines.load, path, target)
                 entry["unmeasured"] = engines.unavailable(target)
                 if loaded:
                     entry["cells"] = list(_cells(case, name, "fp32", loaded, batches, target.name, left))
@@ -293,7 +294,7 @@ def _cells(
     case: Case,
     name: str,
     precision: str,
-    engines: dict[str, Any],
+    loads: dict[str, Callable[[], Any]],
     batches: tuple[int, ...],
     target: str,
     left: Callable[[], float],
@@ -306,8 +307,8 @@ def _cells(
     log = GpuLog()
     for batch in batches:
         inputs = {key: tensor.numpy() for key, tensor in inputs_of(case, batch).items()}
-        for which in [one for one in engines if one != "base"]:
-            for mode in [one for one in MODES if one in modes(engines["base"])]:
+        for which in [one for one in loads if one != "base"]:
+            for mode in [one for one in MODES if one in modes(loads["base"]())]:
                 about = {"model": name, "macs": float(which), "precision": precision, "batch": batch, "mode": mode}
                 with _failing({**about, "target": target}) as entry:
                     if left() <= 0:
@@ -315,8 +316,8 @@ def _cells(
                     else:
                         log.entries = []
                         result = measure_latency(
-                            engines["base"],
-                            engines[which],
+                            loads["base"],
+                            loads[which],
                             inputs,
                             target=target,
                             batch=batch,
@@ -328,7 +329,7 @@ def _cells(
                         entry["latency"] = {**result, "samples": _rounded(result["samples"])}
                         entry["clocks"], entry["clocks_note"] = log.entries, log.note
                         if mode == "call" and target.endswith("cuda"):
-                            entry["memory"] = {key: memory_of(engines[key], inputs) for key in ("base", which)}
+                            entry["memory"] = {key: memory_of(loads[key](), inputs) for key in ("base", which)}
                 yield entry
 
 
@@ -380,7 +381,7 @@ def run_part(part: str, seconds: float, quick: bool, out: Path) -> None:
     from optin_export.measure import latency
 
     latency.BLOCKS = latency.MAX_BLOCKS = BLOCKS
-    latency.BLOCK_SECONDS, latency.WARM_UP_SECONDS = BLOCK_SECONDS, WARM_UP_SECONDS
+    latency.BLOCK_SECONDS, latency.WARM_UP_SECONDS, latency.ATTEMPTS = BLOCK_SECONDS, WARM_UP_SECONDS, 1
     end = time.monotonic() + seconds
 
     def left() -> float:

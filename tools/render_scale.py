@@ -107,8 +107,11 @@ def clocks(found: dict[str, Any]) -> list[str]:
     """How long a machine is taken by measurements, from the package's own constants."""
     arms = 3  # base, base again, pruned
     low, high = (
-        BATCH_SIZES * (blocks * arms * latency.BLOCK_SECONDS + 2 * warm)
-        for blocks, warm in ((latency.BLOCKS, latency.WARM_UP_SECONDS), (latency.MAX_BLOCKS, latency.WARM_UP_LIMIT))
+        BATCH_SIZES * arms * (blocks * latency.BLOCK_SECONDS + warm + (blocks // latency.PER_ROUND - 1) * again)
+        for blocks, warm, again in (
+            (latency.BLOCKS, latency.WARM_UP_SECONDS, latency.WARM_UP_AGAIN),
+            (latency.MAX_BLOCKS, latency.WARM_UP_LIMIT, latency.WARM_UP_LIMIT),
+        )
     )
     moved = found["traffic"][-1]["bytes_to_worker"]
     rows = [

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def measured(folder: Path, batches: list[int]) -> Iterator[dict[str, Any]]:
     report, target = read_report(folder), Target()
     inputs = inputs_of(folder)
     place = folder / "engines" / target.name
-    engines = {name: load(place / f"{name}.onnx", target) for name in engine_names(report.precision)}
+    engines = {name: partial(load, place / f"{name}.onnx", target) for name in engine_names(report.precision)}
     base, pruned = (engine_name(model, report.precision) for model in ("base", "pruned"))
     for batch in batches:
         for kind in ORDER:

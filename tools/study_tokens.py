@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ class Study:
         target, path = self.recipe.targets[0], self.folder / f"{name}.onnx"
         export_onnx(model, self.sources.fixed(2), path, max_batch=max(self.recipe.export.batch), sequence=None)
         engines.build(path, target, self.folder / f"{name}.engine.onnx")
-        return engines.load(self.folder / f"{name}.engine.onnx", target)
+        return partial(engines.load, self.folder / f"{name}.engine.onnx", target)
 
 
 def main() -> None:

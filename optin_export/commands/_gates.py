@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from optin_export.errors import InputError
 from optin_export.recipe.fields import Count, Fraction, Number, Positive, Section
 from optin_export.recipe.load import explain, read_mapping
+from optin_export.recipe.schema import MOST_OTHER_WORK
 
 if TYPE_CHECKING:
     from optin_export.report.schema import GateResult, LatencyResult, Report
@@ -65,7 +66,8 @@ class GatesFile(Section):
     model_mib: Positive | None = Field(None, description="largest size of the shipped ONNX file, in MiB", examples=[50])
     other_work: Fraction | None = Field(
         None,
-        description="largest share of the machine's CPU time that other work took while latency was measured",
+        description="largest share of the machine's CPU time that other work took while latency was measured; above it "
+        "the gates speedup and latency_ms are not evaluated; default, for those alone: 0.1",
         examples=[0.1],
     )
     speedup: tuple[SpeedupGate, ...] = Field((), description="per target and batch size", examples=[[{"min": 1.3}]])
@@ -134,13 +136,23 @@ def judge(gates: GatesFile, report: Report, size: int | None) -> list[GateResult
         add("other_work", "<=", gates.other_work, told, note)
     for speedup in gates.speedup:
         for place, one in _matching(speedup, report):
-            low = one.speedup.ci_low if one else None
-            add("speedup", ">=", speedup.min, low, f"lower end of the 95 % interval, {place}")
+            why = _disturbed(gates, one)
+            low = one.judged_speedup.ci_low if one and not why else None
+            add("speedup", ">=", speedup.min, low, f"lower end of the 95 % interval, {place}{why}")
     for latency in gates.latency_ms:
         for place, one in _matching(latency, report):
-            spent = getattr(one.pruned_ms, latency.quantile) if one else None
-            add("latency_ms", "<=", latency.max, spent, f"{latency.quantile} of the shipped engine, {place}")
+            why = _disturbed(gates, one)
+            spent = getattr(one.pruned_ms, latency.quantile) if one and not why else None
+            add("latency_ms", "<=", latency.max, spent, f"{latency.quantile} of the shipped engine, {place}{why}")
     return found
+
+
+def _disturbed(gates: GatesFile, one: LatencyResult | None) -> str:
+    """Why this measurement cannot be judged; nothing if it can."""
+    limit = MOST_OTHER_WORK if gates.other_work is None else gates.other_work
+    if one is None or one.neighbours is None or one.neighbours.share <= limit:
+        return ""
+    return f"; not evaluated: other work took {one.neighbours.share:.0%} of the CPU time, {limit:.0%} is allowed"
 
 
 def _matching(where: Where, report: Report) -> Iterator[tuple[str, LatencyResult | None]]:

@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
     if options.junit is not None:
         write_text(options.junit, junit(report.name, report.created, judged))
     if options.json:
-        print(json.dumps({"passed": passed, "gates": [gate.model_dump(mode="json") for gate in judged]}))
+        described = {"gates": [gate.model_dump(mode="json") for gate in judged], "warnings": list(report.warnings)}
+        print(json.dumps({"passed": passed, **described}))
     else:
         _print(report, judged, passed)
     if passed:
@@ -118,7 +119,14 @@ def _differences(report: Report, measured: dict[str, Any], passed: bool) -> list
 
 
 def _print(report: Report, gates: list[GateResult], passed: bool) -> None:
-    print(f"{report.name}: {'every gate passed' if passed else 'NOT PASSED'}")
+    count = len(report.warnings)
+    print(
+        f"{report.name}: {'every gate passed' if passed else 'NOT PASSED'}"
+        + (f", with {count} warning{'s' if count > 1 else ''} of the run" if count else "")
+    )
+    for text in report.warnings:
+        print(f"  warning: {text}")
     for gate in gates:
         measured = "not evaluated" if gate.measured is None else f"{gate.measured:.4g}"
-        print(f"  {'passed' if gate.passed else 'MISSED'}  {gate.name} {gate.condition}: {measured} ({gate.note})")
+        word = "passed" if gate.passed else "      " if gate.measured is None else "MISSED"
+        print(f"  {word}  {gate.name} {gate.condition}: {measured} ({gate.note})")

@@ -90,15 +90,19 @@ def _measure(
             _print(result)
     measured = [result.to_json() for result in found]
     results = [result_of(one, server) for one in measured]
+    report = None
     if options.run is not None:
-        add_deployed(options.run, results, measured, {"server": server, "models": [str(model) for model in models]})
+        about = {"server": server, "models": [str(model) for model in models]}
+        report = add_deployed(options.run, results, measured, about)
     lines = _perf_analyzer(options, urls, models, reference, concurrency)
     if options.json:
         entries = [one.model_dump(mode="json") for one in results]
         print(json.dumps({"server": server, "results": entries, "perf_analyzer": lines}))
         return 0
     print(f"every answer of {server} was right: largest relative difference {max(r.largest_error for r in found):.2g}")
-    if options.run is not None:
+    if report is not None:
+        for text in report.warnings:
+            print(f"warning of the run itself: {text}")
         print(f"report: {options.run / 'report.html'}")
     print("\n".join(["the same with NVIDIA's perf_analyzer:", *lines]))
     return 0
@@ -109,7 +113,7 @@ def _print(result: Any) -> None:
     how = f"{setting.concurrency} at a time" if setting.mode == "closed" else f"open loop, {setting.rate:g}/s"
     print(
         f"{setting.protocol}, {how}: {speedup[0]:.2f}x ({speedup[1]:.2f} to {speedup[2]:.2f}, noise floor "
-        f"{result.noise_floor:.1%})"
+        f"{result.noise_floor:.1%})" + (": no measurable difference" if speedup[1] <= 1 <= speedup[2] else "")
     )
     for name, arm in (("base", result.base), ("pruned", result.pruned)):
         inside = "" if arm.queue is None else f"; in the server: queue {arm.queue:.3g}, compute {arm.compute:.3g} ms"

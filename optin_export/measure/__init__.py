@@ -10,12 +10,15 @@ import numpy as np
 
 from optin_export.engines import CALL, Engine
 from optin_export.measure.accuracy import Accuracy, Function, evaluate, lost, predict
+from optin_export.measure.doubts import Doubt, doubts
 from optin_export.measure.gate import Gate, judge
 from optin_export.measure.gpu import measure_modes
-from optin_export.measure.interleaved import Interleaved, Interval, interleave, median_call
-from optin_export.measure.latency import Latency, measure_latency
+from optin_export.measure.interleaved import Interleaved, interleave, median_call
+from optin_export.measure.latency import Latency, Load, measure_latency
 from optin_export.measure.metrics import METRICS, Metric
+from optin_export.measure.neighbours import BUSY
 from optin_export.measure.parity import TOLERANCES, ParityCase, Tolerance, compare
+from optin_export.measure.rounds import Interval, Speedup, latency_of
 from optin_export.recipe import MODELS, engine_name, engine_names, model_of, precision_of
 from optin_export.sources import Dataset
 
@@ -23,18 +26,23 @@ __all__ = [
     "METRICS",
     "TOLERANCES",
     "Accuracy",
+    "Doubt",
     "Gate",
     "Interleaved",
     "Interval",
     "Latency",
+    "Load",
     "Measured",
     "Metric",
     "ParityCase",
+    "Speedup",
     "Tolerance",
     "accuracy_of",
+    "doubts",
     "evaluate",
     "interleave",
     "judge",
+    "latency_of",
     "lost",
     "measure_engines",
     "measure_latency",
@@ -76,7 +84,7 @@ class Measured:
 
 
 def measure_engines(
-    engines: Mapping[str, Mapping[str, Engine]],
+    engines: Mapping[str, Mapping[str, Load]],
     references: Mapping[str, Callable[[Arrays], np.ndarray]],
     rows: Callable[[int, bool], Arrays],
     data: Dataset | None,
@@ -88,14 +96,21 @@ def measure_engines(
     judged: Mapping[str, str] | None = None,
     precision: str = "fp32",
     classes: int | None = None,
+    other_work: float = BUSY,
 ) -> Measured:
     """Parity, then accuracy, then latency; what computes the wrong thing is neither evaluated nor timed.
 
-    engines: target name -> `recipe.engine_names(precision)`. references: the torch models they were built from, as
-    functions of named arrays. rows: (batch, distinct) -> that many real rows at the shipped shape, distinct or all the
-    same. precision: of the engines that are judged. classes: axis of the output that holds them, for `compare`.
-    judged: target name -> the mode that gates are about, where it is not `CALL`.
+    Args:
+        engines: target name -> `recipe.engine_names(precision)` -> a function that loads the engine; it is called once
+            for parity and accuracy, and several times for latency.
+        references: the torch models they were built from, as functions of named arrays.
+        rows: (batch, distinct) -> that many real rows at the shipped shape, distinct or all the same.
+        judged: target name -> the mode that gates are about, where it is not `CALL`.
+        precision: of the engines that are judged.
+        classes: axis of the output that holds them, for `compare`.
+        other_work: see `measure_latency`.
     """
+    loaded = {target: {name: load() for name, load in loads.items()} for target, loads in engines.items()}
     parity = []
     for model in MODELS:
         for batch in batches:
@@ -113,7 +128,7 @@ def measure_engines(
                         precision=precision_of(name),
                         classes=classes,
                     )
-                    for target, built in engines.items()
+                    for target, built in loaded.items()
                     for name, engine in built.items()
                     if model_of(name) == model
                 ]
@@ -121,7 +136,8 @@ def measure_engines(
         return Measured(tuple(parity), None, ())
     accuracy = None
     if data is not None and engines:
-        accuracy = _accuracy(next(iter(engines.values())), data, precision, seed, tick)
+        accuracy = _accuracy(next(iter(loaded.values())), data, precision, seed, tick)
+    loaded.clear()
     base, pruned = (engine_name(model, precision) for model in MODELS)
     latency = [
         one
@@ -138,6 +154,7 @@ def measure_engines(
             judged=(judged or {}).get(target, CALL),
             precision=precision,
             plain={name: built[name] for name in MODELS},
+            other_work=other_work,
             tick=tick,
         )
     ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from optin_export.measure.interleaved import median_call
+from optin_export.measure.doubts import CLOCKS, is_busy, is_implausible
+from optin_export.measure.latency import Latency
 from optin_export.measure.parity import TOLERANCES, ParityCase
+from optin_export.measure.rounds import latency_of
 from optin_export.recipe import Budget, Gates, engine_name
 
 if TYPE_CHECKING:
@@ -15,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gate:
-    """One requirement: `measured` in `relation` to `required`; kind tells the exit code.
+    """One requirement: `measured` in `relation` to `required`; kind decides the exit code.
 
-    measured: None if it could not be evaluated; then it has not passed.
+    measured: None if it could not be evaluated, for the reason in `note`; then it has not passed.
     """
 
     name: str
@@ -33,13 +36,23 @@ class Gate:
 
 
 def judge(
-    gates: Gates, budget: Budget, spent: float | None, measured: Measured, promised: float | None = None
+    gates: Gates,
+    budget: Budget,
+    spent: float | None,
+    measured: Measured,
+    promised: float | None = None,
+    macs: float = 0.0,
 ) -> list[Gate]:
-    """All gates of a run. spent: the measured fraction of the budget's cost, where that is MACs or parameters.
-    promised: by the latency table, where that is speedup or latency.
+    """All gates of a run.
 
     The speedup gate takes the lower end of the 95 % interval at the worst shipped batch size and target, because that
-    is what a user of that batch size gets.
+    is what a user of that batch size gets; by wall-clock medians, or by the clock that is surely lower. Gates on a
+    measurement that other work disturbed are not evaluated.
+
+    Args:
+        spent: the measured fraction of the budget's cost, where that is MACs or parameters.
+        promised: by the latency table, where the budget is speedup or latency.
+        macs: share of the unpruned model's MACs that is left; 0: not known.
     """
     parity, accuracy = measured.parity, measured.accuracy
     latency = [one for one in measured.latency if one.judged]
@@ -50,7 +63,7 @@ def judge(
         for precision in dict.fromkeys(("fp32", *(case.precision for case in parity)))
     ]
     if budget.kind == "latency":
-        verdicts.append(_clocked(budget, measured, promised))
+        verdicts.append(_clocked(budget, gates, measured, promised, macs))
     elif budget.accuracy_drop is None:
         assert spent is not None
         note = f"share of the unpruned model's {budget.kind} that the pruned model has, counted on the rebuilt model"
@@ -59,34 +72,67 @@ def judge(
     else:
         verdicts.append(_drop("budget.accuracy_drop", budget.accuracy_drop, accuracy, ", unseen by the search"))
     if gates.speedup is not None:
-        slowest = min(latency, key=lambda one: one.speedup.ci_low, default=None)
-        low = slowest.speedup.ci_low if slowest else None
-        where = f"batch {slowest.batch} on {slowest.target}" if slowest else "not evaluated: nothing was measured"
-        passed = low is not None and low >= gates.speedup and not missing
-        alike = f", both in {slowest.precision}" if slowest and slowest.precision != "fp32" else ""
-        note = f"lower end of the 95 % interval at the slowest gain ({where}{alike})" + unseen
-        verdicts.append(Gate("speedup", "gate", ">=", gates.speedup, low, passed, note))
+        verdicts.append(_speedup(gates, latency, missing, unseen, macs))
     if gates.accuracy_drop is not None:
         verdicts.append(_drop("accuracy_drop", gates.accuracy_drop, accuracy))
+    if gates.accuracy_drop_high is not None:
+        verdicts.append(_drop("accuracy_drop_high", gates.accuracy_drop_high, accuracy))
     return verdicts
 
 
-def _clocked(budget: Budget, measured: Measured, promised: float | None) -> Gate:
+def _speedup(gates: Gates, latency: Sequence[Latency], missing: str, unseen: str, macs: float) -> Gate:
+    assert gates.speedup is not None
+    slowest = min(latency, key=lambda one: one.judged_speedup.ci_low, default=None)
+    low = slowest.judged_speedup.ci_low if slowest else None
+    where = _place(slowest) if slowest else "not evaluated: nothing was measured"
+    note = f"lower end of the 95 % interval at the slowest gain ({where})" + unseen
+    reason = next((why for one in latency if (why := _disturbed(one, gates, macs))), None)
+    if low is not None and (reason or missing):
+        note, low = f"{reason or 'not evaluated'} ({low:.3g} was measured at {where}){unseen}", None
+    return Gate("speedup", "gate", ">=", gates.speedup, low, low is not None and low >= gates.speedup, note)
+
+
+def _place(one: Latency) -> str:
+    alike = f", both in {one.precision}" if one.precision != "fp32" else ""
+    clock = "" if one.clock == "p50" else f", by {CLOCKS[one.clock]}"
+    return f"batch {one.batch} on {one.target}{alike}{clock}"
+
+
+def _disturbed(one: Latency, gates: Gates, macs: float) -> str | None:
+    """Why a gate cannot be evaluated on this measurement; None if it can."""
+    limit = gates.most_other_work
+    if is_busy(one, limit):
+        assert one.neighbours is not None
+        return (
+            f"not evaluated: other work took {one.neighbours.share:.0%} of the CPU time while it was measured, "
+            f"{limit:.0%} is allowed (gates.other_work)"
+        )
+    if one.neighbours is not None and one.neighbours.busy and is_implausible(one.judged_speedup, macs):
+        return (
+            f"not evaluated: {one.judged_speedup.median:.2f}x with {macs:.0%} of the MACs is not plausible on a "
+            "machine that is busy with other work"
+        )
+    return None
+
+
+def _clocked(budget: Budget, gates: Gates, measured: Measured, promised: float | None, macs: float) -> Gate:
     """A budget of speedup or latency, on the final engines: by the end of the interval that favours it least."""
     wanted = budget.target, budget.batch
     one = next((one for one in measured.latency if one.judged and (one.target, one.batch) == wanted), None)
     where = f"batch {budget.batch} on {budget.target}"
     missing = measured.unmeasured.get(budget.target or "", "nothing was measured")
-    unseen = f"not evaluated on {where}: {missing}"
+    reason = f"not evaluated on {where}: {missing}" if one is None else _disturbed(one, gates, macs)
     table = "" if promised is None else f"; the latency table promised {promised:.3g}"
     if budget.speedup is not None:
-        low = None if one is None else one.speedup.ci_low
-        note = unseen if one is None else f"lower end of the 95 % interval at {where}{table}"
+        low = None if one is None or reason else one.judged_speedup.ci_low
+        note = reason or f"lower end of the 95 % interval at {_place(one) if one else where}{table}"
         passed = low is not None and low >= budget.speedup
         return Gate("budget.speedup", "gate", ">=", budget.speedup, low, passed, note)
     assert budget.latency_ms is not None
-    high = None if one is None else median_call(one.samples[engine_name("pruned", one.precision)]).high
-    note = unseen if one is None else f"upper end of the 95 % interval of one call's median at {where}, in ms{table}"
+    high = None
+    if one is not None and not reason:
+        high = latency_of(one.samples[engine_name("pruned", one.precision)], one.rounds).high
+    note = reason or f"upper end of the 95 % interval of one call's median at {where}, in ms{table}"
     passed = high is not None and high <= budget.latency_ms
     return Gate("budget.latency_ms", "gate", "<=", budget.latency_ms, high, passed, note)
 
@@ -100,23 +146,36 @@ def _parity(precision: str, cases: list[ParityCase], missing: str, unseen: str) 
         note += f"; worst cosine {min(case.cosine for case in cases):.4f} (at least {tolerance.cosine:g})"
         if choices:
             note += f", choices that agree {min(choices):.1%} (at least {tolerance.agreement:.0%})"
+    worst = max((max(case.max_error, case.spread) for case in cases), default=None)
+    right = all(case.passed for case in cases)
+    # Engines that did not run have not computed anything wrong: that is not evaluated, and no failed parity.
+    evaluated = bool(cases) and not (right and missing)
+    if missing and cases and right:
+        note = f"{worst:.2g} is the {note} of those that ran"
     return Gate(
         "parity" if precision == "fp32" else f"parity.{precision}",
-        # Engines that did not run have not computed anything wrong.
-        "parity" if cases or not missing else "gate",
+        "gate" if right else "parity",
         "<=",
         tolerance.error,
-        max((max(case.max_error, case.spread) for case in cases), default=None),
-        bool(cases) and all(case.passed for case in cases) and not missing,
+        worst if evaluated else None,
+        evaluated and right,
         note + unseen,
     )
 
 
 def _drop(name: str, limit: float, accuracy: Accuracy | None, which: str = "") -> Gate:
-    drop = accuracy.drop if accuracy else None
+    """Points lost; of `accuracy_drop_high` the upper end of the interval."""
+    upper = name == "accuracy_drop_high"
+    drop = None if accuracy is None else accuracy.drop_high if upper else accuracy.drop
     note = (
-        f"points of {accuracy.metric}, engine against engine on {accuracy.rows} rows{which} "
-        f"(95 % interval {accuracy.drop_low:+.2f} to {accuracy.drop_high:+.2f})"
+        f"{'upper end of the 95 % interval, ' if upper else ''}points of {accuracy.metric}, engine against engine on "
+        f"{accuracy.rows} rows{which} "
+        + (
+            f"({accuracy.drop:+.2f} was measured)"
+            if upper
+            else f"(95 % interval {accuracy.drop_low:+.2f} to {accuracy.drop_high:+.2f}, not judged: see "
+            "gates.accuracy_drop_high)"
+        )
         if accuracy
         else "not evaluated: no evaluation data, or no engine that runs here"
     )

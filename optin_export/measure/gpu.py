@@ -13,7 +13,7 @@ import numpy as np
 
 from optin_export.engines import CALL, Engine, modes
 from optin_export.errors import EnvironmentLacks, OptinError
-from optin_export.measure.latency import Latency, measure_latency
+from optin_export.measure.latency import Latency, Load, measure_latency
 
 Tick = Callable[[int, int], None]
 
@@ -24,12 +24,12 @@ class _KnowsMemory(Protocol):
 
 
 def measure_modes(
-    base: Engine,
-    pruned: Engine,
+    base: Load,
+    pruned: Load,
     inputs: Mapping[str, np.ndarray],
     *,
     judged: str = CALL,
-    plain: Mapping[str, Engine] | None = None,
+    plain: Mapping[str, Load] | None = None,
     tick: Tick = lambda done, total: None,
     **rest: Any,
 ) -> list[Latency]:
@@ -40,13 +40,17 @@ def measure_modes(
     """
     precision = rest.get("precision", "fp32")
     suffix = "" if precision == "fp32" else f".{precision}"
-    engines = {**(plain or {}), f"base{suffix}": base, f"pruned{suffix}": pruned}
-    shared = [mode for mode in modes(base) if all(mode in modes(engine) for engine in engines.values())]
+    loads = {**(plain or {}), f"base{suffix}": base, f"pruned{suffix}": pruned}
+    engines = {name: load() for name, load in loads.items()}
+    base_modes = modes(engines[f"base{suffix}"])
+    shared = [mode for mode in base_modes if all(mode in modes(engine) for engine in engines.values())]
     if judged not in shared:
         raise EnvironmentLacks(
             f"the engines cannot be timed in the mode {judged}", f"they have {', '.join(shared)}", "set targets.mode"
         )
     log = GpuLog() if len(shared) > 1 else None
+    memory = {} if log is None else {name: memory_of(engine, inputs) for name, engine in engines.items()}
+    del engines  # every measurement loads its own
     found: list[Latency] = []
     failed: dict[str, str] = {}
     for mode in shared:
@@ -56,7 +60,6 @@ def measure_modes(
             if mode == judged:
                 raise
             failed[mode] = (error.why if isinstance(error, OptinError) else str(error).splitlines()[0])[:300]
-    memory = {} if log is None else {name: memory_of(engine, inputs) for name, engine in engines.items()}
     return [
         replace(one, judged=one.mode == judged, memory=memory, unmeasured=failed if one.mode == judged else {})
         for one in found
@@ -69,12 +72,12 @@ def memory_of(engine: Engine, inputs: Mapping[str, np.ndarray]) -> dict[str, int
 
 
 def _measured(
-    base: Engine,
-    pruned: Engine,
+    base: Load,
+    pruned: Load,
     inputs: Mapping[str, np.ndarray],
     mode: str,
     log: GpuLog | None,
-    plain: Mapping[str, Engine] | None,
+    plain: Mapping[str, Load] | None,
     tick: Tick,
     rest: Mapping[str, Any],
 ) -> Latency:

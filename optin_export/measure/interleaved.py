@@ -12,16 +12,8 @@ import numpy as np
 
 from optin_export.engines import CALL, Engine
 from optin_export.measure import latency
-from optin_export.measure.latency import Speedup, ratio_of_medians
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A median with its 95 % bootstrap interval over blocks."""
-
-    median: float
-    low: float
-    high: float
+from optin_export.measure.latency import ratio_of_medians
+from optin_export.measure.rounds import Interval, Speedup
 
 
 @dataclass(frozen=True)

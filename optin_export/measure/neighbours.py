@@ -11,9 +11,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Share of the machine's CPU time taken by others above which a measurement is said to be of a busy machine: more than
-#: a virtual machine that is left alone shows, less than one neighbour on one of a few CPUs (docs/results.md).
-BUSY = 0.1
+from optin_export.recipe import MOST_OTHER_WORK
+
+#: Share of the machine's CPU time taken by others above which a measurement is said to be of a busy machine.
+BUSY = MOST_OTHER_WORK
 _STAT = Path("/proc/stat")
 
 

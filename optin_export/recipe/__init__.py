@@ -8,6 +8,7 @@ from optin_export.recipe.export import ExportSection
 from optin_export.recipe.load import expand, load_recipe, validate
 from optin_export.recipe.precision import MODELS, Precision, engine_name, engine_names, model_of, precision_of
 from optin_export.recipe.schema import (
+    MOST_OTHER_WORK,
     DataSource,
     FinetuneSection,
     Gates,
@@ -20,6 +21,7 @@ from optin_export.recipe.sweep import Variant
 
 __all__ = [
     "MODELS",
+    "MOST_OTHER_WORK",
     "Budget",
     "DataSource",
     "ExportSection",

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from optin_export.families import Structure
-from optin_export.measure import METRICS, TOLERANCES, Gate, Measured
+from optin_export.measure import METRICS, TOLERANCES, Doubt, Gate, Measured
+from optin_export.measure.doubts import CLOCKS
 from optin_export.measure.gpu import ranges
 from optin_export.report.schema import (
     AccuracyResult,
@@ -25,6 +26,7 @@ from optin_export.report.schema import (
     ParityResult,
     Report,
     Size,
+    SpeedupResult,
     StageResult,
     ToleranceResult,
     Verdict,
@@ -42,14 +44,25 @@ def compose(
     measured: Measured,
     engines: Iterable[Mapping[str, Any]],
     stages: Sequence[StageResult],
+    doubts: Sequence[Doubt] = (),
+    warnings: Sequence[str] = (),
     **rest: Any,
 ) -> Report:
-    """A Report from typed results; `rest` are its remaining fields (name, model, pruning, environment)."""
+    """A Report from typed results; `rest` are its remaining fields (name, model, pruning, environment).
+
+    doubts: of the measurements; they stand in the verdict's line, and in full among the warnings.
+    """
     accuracy, latency = accuracy_result(measured), latency_results(measured)
     return Report(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         verdict=make_verdict(
-            [GateResult(**gate.to_json()) for gate in gates], macs, accuracy, latency, rest["pruning"].finetuned
+            [GateResult(**gate.to_json()) for gate in gates],
+            macs,
+            accuracy,
+            latency,
+            rest["pruning"].finetuned,
+            doubts,
+            len(warnings),
         ),
         macs=macs,
         params=params,
@@ -58,6 +71,7 @@ def compose(
         latency=latency,
         engines=tuple(EngineResult(**engine) for engine in engines),
         stages=tuple(stages),
+        warnings=(*(doubt.text for doubt in doubts), *warnings),
         **rest,
     )
 
@@ -70,22 +84,12 @@ def latency_results(measured: Measured) -> tuple[LatencyResult, ...]:
     """Without the single calls, and of the GPU's readings the lowest and highest."""
     return tuple(
         LatencyResult(
-            **{name: value for name, value in one.to_json().items() if name not in ("samples", "clocks")},
+            **{name: value for name, value in one.to_json().items() if name not in ("samples", "clocks", "rounds")},
+            clock=one.clock,
             clocks=ranges(one.clocks),
         )
         for one in measured.latency
     )
-
-
-def busy_warnings(measured: Measured) -> list[str]:
-    """One line for each measurement that something else on the machine disturbed."""
-    return [
-        f"while {one.target} was timed at batch {one.batch}{'' if one.judged else f' ({one.mode})'}, other work took "
-        f"{one.neighbours.share:.0%} of this machine's CPU time: the speedup can be wrong although its interval is "
-        "narrow. End what else runs, delete the run's folder measure and give the same command again"
-        for one in measured.latency
-        if one.neighbours is not None and one.neighbours.busy
-    ]
 
 
 def parity_of(measured: Measured) -> Parity:
@@ -152,35 +156,69 @@ def make_verdict(
     accuracy: AccuracyResult | None,
     latency: Sequence[LatencyResult],
     finetuned: FineTuned | None = None,
+    doubts: Sequence[Doubt] = (),
+    warnings: int = 0,
 ) -> Verdict:
-    """The verdict and its one sentence: what was gained, what it cost, whether it was trained, and what was missed."""
+    """The verdict and its one sentence: what was gained, what it cost, whether it was trained, and what was missed.
+
+    doubts: named beside the first word. warnings: how many others there are.
+    """
     facts = []
     judged = [one for one in latency if one.judged]
     if judged:
-        slowest = min(judged, key=lambda one: one.speedup.ci_low)
+        slowest = min(judged, key=lambda one: one.judged_speedup.ci_low)
+        speedup = slowest.judged_speedup
         among = ", the smallest gain measured" if len(judged) > 1 else ""
         alike = "" if slowest.precision == "fp32" else f" than the unpruned {slowest.precision} engine"
         facts.append(
-            f"{slowest.speedup.median:.2f}x faster{alike} at batch {slowest.batch} on {slowest.target} "
-            f"(95 % interval {slowest.speedup.ci_low:.2f} to {slowest.speedup.ci_high:.2f}{among})"
+            f"{_faster(speedup)}{alike} at batch {slowest.batch} on {slowest.target} "
+            f"(95 % interval {speedup.ci_low:.2f} to {speedup.ci_high:.2f}{_clock(slowest)}{among})"
         )
         facts += _precision(latency)
     if accuracy is not None:
-        change = f"{accuracy.base:.2f} to {accuracy.pruned:.2f}"
-        verb = "lost" if accuracy.drop >= 0 else "gained"
-        facts.append(
-            f"{accuracy.metric} {change} (lower is better)"
-            if METRICS[accuracy.metric].lower_is_better
-            else f"{abs(accuracy.drop):.2f} points of {accuracy.metric} {verb} ({change})"
-        )
+        facts.append(_change(accuracy))
     facts.append(f"{macs.ratio:.1%} of the MACs left")
     if finetuned is not None and finetuned.note is None:
         facts.append(f"fine-tuned by {finetuned.by}" + (f" for {finetuned.steps} steps" if finetuned.steps else ""))
-    missed = [gate for gate in gates if not gate.passed]
+    missed = [gate for gate in gates if not gate.passed and gate.measured is not None]
+    unknown = [gate for gate in gates if not gate.passed and gate.measured is None]
     if missed:
         facts.append("missed: " + ", ".join(_miss(gate) for gate in missed))
-    word = "FAILED" if missed else "PASSED"
-    return Verdict(passed=not missed, summary=f"{word}: {'; '.join(facts)}.", gates=tuple(gates))
+    if unknown:
+        facts.append("not evaluated: " + ", ".join(f"{gate.name} (required {gate.condition})" for gate in unknown))
+    verdict = Verdict(passed=not missed and not unknown, summary="", gates=tuple(gates))
+    summary = f"{verdict.outcome}{_with_warnings(doubts, warnings)}: {'; '.join(facts)}."
+    return verdict.model_copy(update={"summary": summary})
+
+
+def _with_warnings(doubts: Sequence[Doubt], others: int) -> str:
+    """', with 2 warnings (other work took 62% of the CPU time)'; nothing if there are none."""
+    count = len(doubts) + others
+    named = "; ".join(dict.fromkeys(doubt.short for doubt in doubts))
+    return f", with {count} warning{'s' if count > 1 else ''}{f' ({named})' if named else ''}" if count else ""
+
+
+def _faster(speedup: SpeedupResult) -> str:
+    if speedup.ci_low <= 1 <= speedup.ci_high:
+        return f"no measurable difference in speed ({speedup.median:.2f}x)"
+    return f"{speedup.median:.2f}x faster" if speedup.median >= 1 else f"{1 / speedup.median:.2f}x SLOWER"
+
+
+def _clock(one: LatencyResult) -> str:
+    """By what the speedup is told, where that is not the usual clock."""
+    return "" if one.clock == "p50" else f" by {CLOCKS[one.clock]}, {one.speedup.median:.2f}x by {CLOCKS['p50']}"
+
+
+def _change(accuracy: AccuracyResult) -> str:
+    """What happened to the metric; a difference whose interval holds 0 is none that was measured."""
+    change = f"{accuracy.base:.2f} to {accuracy.pruned:.2f}"
+    interval = f"95 % interval of the loss {accuracy.drop_low:+.2f} to {accuracy.drop_high:+.2f}, {accuracy.rows} rows"
+    if accuracy.drop_low <= 0 <= accuracy.drop_high:
+        return f"no measurable difference in {accuracy.metric} ({change}; {interval})"
+    if METRICS[accuracy.metric].lower_is_better:
+        return f"{accuracy.metric} {change} (lower is better; {interval})"
+    verb = "lost" if accuracy.drop >= 0 else "gained"
+    return f"{abs(accuracy.drop):.2f} points of {accuracy.metric} {verb} ({change}; {interval})"
 
 
 def _precision(latency: Sequence[LatencyResult]) -> list[str]:
@@ -204,5 +242,4 @@ def _precision(latency: Sequence[LatencyResult]) -> list[str]:
 
 
 def _miss(gate: GateResult) -> str:
-    measured = "not evaluated" if gate.measured is None else f"measured {gate.measured:.4g}"
-    return f"{gate.name} (required {gate.condition}, {measured})"
+    return f"{gate.name} (required {gate.condition}, measured {gate.measured:.4g})"

@@ -68,7 +68,7 @@ def render_html(report: Report, run: Path) -> str:
 
 def sentence(verdict: Verdict) -> str:
     """The verdict's sentence without its first word where that repeats the badge."""
-    return verdict.summary.removeprefix("PASSED: " if verdict.passed else "FAILED: ")
+    return verdict.summary.removeprefix(verdict.outcome).removeprefix(": ").removeprefix(", ")
 
 
 def layer_rows(engines: Sequence[EngineResult]) -> list[dict[str, Any]]:

@@ -60,6 +60,14 @@ class Verdict(_Part):
     summary: str = Field(description="one sentence for people")
     gates: tuple[GateResult, ...]
 
+    @property
+    def outcome(self) -> Literal["PASSED", "FAILED", "NOT EVALUATED"]:
+        """FAILED if a gate was missed; NOT EVALUATED if none was, but some could not be evaluated."""
+        if self.passed:
+            return "PASSED"
+        missed = any(not gate.passed and gate.measured is not None for gate in self.gates)
+        return "FAILED" if missed else "NOT EVALUATED"
+
 
 class Size(_Part):
     """Counted on the built torch models: MACs of one sample at the shipped shape, or parameters."""
@@ -169,6 +177,18 @@ class LatencyResult(_Part):
     engines_ms: dict[str, Milliseconds] = Field(default_factory=dict, description="every engine by name")
     comparisons: tuple[ComparisonResult, ...] = Field((), description="beside `speedup`; none in fp32")
     neighbours: NeighboursResult | None = Field(None, description="null: the system does not tell, or an older run")
+    by: dict[str, SpeedupResult] = Field(
+        {}, description="the speedup by other clocks: p90 (90th percentiles) and, on CPU threads, cpu (CPU time)"
+    )
+    clock: Literal["p50", "p90", "cpu"] = Field(
+        "p50", description="what gates are about: wall-clock medians, or the clock that is surely lower"
+    )
+    attempts: int = Field(1, description="measurements made, because other work disturbed those before")
+
+    @property
+    def judged_speedup(self) -> SpeedupResult:
+        """The speedup that gates are about."""
+        return self.by.get(self.clock, self.speedup)
 
     @property
     def shipped(self) -> str:
@@ -359,7 +379,7 @@ class Report(_Part):
     costs: tuple[StageCost, ...] = Field((), description="of work on a cluster (--cluster); empty: there was none")
     stages: tuple[StageResult, ...]
     warnings: tuple[str, ...] = Field(
-        (), description="results that were found damaged and made again; latencies of a busy machine"
+        (), description="reasons to doubt a result: other work while it was measured, files that were damaged, ..."
     )
     environment: dict[str, Any]
 

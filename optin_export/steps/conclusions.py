@@ -14,7 +14,6 @@ from optin_export.report import (
     Report,
     Size,
     StageResult,
-    busy_warnings,
     compose,
     fleet_gates,
     head_repair,
@@ -37,13 +36,18 @@ def gates(work: Workspace, facts: dict[str, Any]) -> list[measure.Gate]:
         found = work.plan.latency
         assert found is not None
         promised = found.base_ms / found.predicted_ms if budget.speedup is not None else found.predicted_ms
-        return measure.judge(work.recipe.gates, budget, None, measured, promised) + fleet
+        return measure.judge(work.recipe.gates, budget, None, measured, promised, macs_left(work, facts)) + fleet
     spent = facts["surgery"][budget.kind] / work.costs.whole(budget.kind)
-    judged = measure.judge(work.recipe.gates, budget, spent, measured)
+    judged = measure.judge(work.recipe.gates, budget, spent, measured, macs=macs_left(work, facts))
     if not work.recipe.here:
         # Nothing is measured here: what the nodes found is all there is, beside what can be counted.
         judged = [gate for gate in judged if gate.name.startswith("budget.")]
     return judged + fleet
+
+
+def macs_left(work: Workspace, facts: Facts) -> float:
+    """Share of the unpruned model's MACs that the pruned model has."""
+    return float(facts["surgery"]["macs"] / work.costs.whole("macs"))
 
 
 def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -> Report:
@@ -84,7 +88,8 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
         elsewhere=still_elsewhere(work.folder),
         costs=still_spent(work.folder),
         stages=stages,
-        warnings=(*work.ledger.warnings, *busy_warnings(measured)),
+        warnings=work.ledger.warnings,
+        doubts=measure.doubts(measured.latency, macs.ratio, work.recipe.gates.most_other_work),
         environment=work.environment,
     )
     write_text(work.folder / "report.json", report.model_dump_json(indent=2) + "\n")

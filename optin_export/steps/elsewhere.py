@@ -11,6 +11,7 @@ import datetime
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +116,7 @@ class Continued:
 
     def _measured(self, target: Target, paths: Mapping[str, Path], data: Dataset | None) -> measure.Measured:
         return measure.measure_engines(
-            {target.name: {which: engines.load(path, target) for which, path in paths.items()}},
+            {target.name: {which: partial(engines.load, path, target) for which, path in paths.items()}},
             {which: self._answers(which) for which in MODELS},
             self._rows,
             data,
@@ -126,6 +127,7 @@ class Continued:
             judged={target.name: target.mode},
             precision=self.recipe.export.precision,
             classes=CLASSES.get(self.recipe.model.task, -1),
+            other_work=self.recipe.gates.most_other_work,
         )
 
     def _reference(self) -> dict[str, np.ndarray]:

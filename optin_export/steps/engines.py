@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
         measured = measure.measure_engines(
             {
                 target.name: {
-                    which: engines.load(engines.artefact(work.folder, target, which), target)
+                    which: partial(engines.load, engines.artefact(work.folder, target, which), target)
                     for which in work.engine_names
                 }
                 for target in work.recipe.here
@@ -161,6 +162,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
             judged={target.name: target.mode for target in work.recipe.here},
             precision=export.precision,
             classes=CLASSES.get(work.recipe.model.task, -1),
+            other_work=work.recipe.gates.most_other_work,
         ).to_json()
         for name, path in paths.items():
             write_json(path, measured[name])
@@ -176,6 +178,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
         "seed": work.recipe.seed,
         "cpu": work.environment["cpu"],
         "modes": [target.mode for target in work.recipe.here],
+        "other_work": work.recipe.gates.most_other_work,
     }
     work.ledger.step("measure", "measure", inputs, list(paths.values()), run)
     return {**{name: read_json(path) for name, path in paths.items()}, "unmeasured": unmeasured}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -71,22 +72,30 @@ class Trials:
         )
 
     def engine(self, model: TaskModel) -> Engine:
-        """The model's engine in the recipe's precision, loaded; its files are gone then."""
-        recipe, target = self.sources.recipe, self.target
-        source, path = (of(self.folder, target, "trial") for of in (engines.source_of, engines.artefact))
+        """The model's engine in the recipe's precision, loaded; its files are deleted then."""
+        try:
+            return self.load(model, "trial")()
+        finally:
+            shutil.rmtree(self.folder / "trial", ignore_errors=True)
+
+    def load(self, model: TaskModel, name: str) -> measure.Load:
+        """Build the model's engine below `folder`/`name`, and return what loads it from there."""
+        recipe, target, folder = self.sources.recipe, self.target, self.folder / name
+        source, path = (of(folder, target, "trial") for of in (engines.source_of, engines.artefact))
         sequence = None if recipe.tokens.merges else self.sequence
         export = export_program if target.engine == "torch" else export_onnx
-        try:
-            export(model, self.sources.fixed(2), source, max_batch=max(recipe.export.batch), sequence=sequence)
-            if recipe.export.precision != "fp32":
-                fp32 = source.rename(source.with_name(f"fp32{source.suffix}"))
-                # The scales of a few rows do: latency does not depend on them.
-                rows = ({n: t.numpy() for n, t in batch.inputs.items()} for batch in self.sources.quantization[:1])
-                convert(fp32, source, recipe.export, rows)
-            engines.build(source, target, path, self.sources.shapes())
-            return engines.load(path, target)
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        export(model, self.sources.fixed(2), source, max_batch=max(recipe.export.batch), sequence=sequence)
+        if recipe.export.precision != "fp32":
+            fp32 = source.rename(source.with_name(f"fp32{source.suffix}"))
+            # The scales of a few rows do: latency does not depend on them.
+            rows = ({n: t.numpy() for n, t in batch.inputs.items()} for batch in self.sources.quantization[:1])
+            convert(fp32, source, recipe.export, rows)
+        engines.build(source, target, path, self.sources.shapes())
+        return partial(engines.load, path, target)
+
+    def clear(self) -> None:
+        """Delete everything that was built."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def measure_table(
@@ -161,7 +170,14 @@ def choose(trials: Trials, table: LatencyTable, budget: Budget, plan_of: PlanOf,
     promised ones and the search repeats, ROUNDS times at most. If none meets it the fastest plan is taken, and the gate
     will say so. Raises InputError if the table knows of no plan within the budget.
     """
-    base = trials.engine(trials.sources.model)
+    try:
+        return _choose(trials, table, budget, plan_of, seed, tick)
+    finally:
+        trials.clear()
+
+
+def _choose(trials: Trials, table: LatencyTable, budget: Budget, plan_of: PlanOf, seed: int, tick: Tick) -> Plan:
+    base = trials.load(trials.sources.model, "base")
     corrected, aimed = table, budget
     plans: list[Plan] = []
     rounds: list[LatencyRound] = []
@@ -197,24 +213,25 @@ def choose(trials: Trials, table: LatencyTable, budget: Budget, plan_of: PlanOf,
     return plan.model_copy(update={"budget": budget.named, "latency": found_out})
 
 
-def _measure(trials: Trials, base: Engine, plan: Plan, seed: int) -> measure.Latency:
+def _measure(trials: Trials, base: measure.Load, plan: Plan, seed: int) -> measure.Latency:
     return measure.measure_latency(
         base,
-        trials.engine(trials.shaped(plan.groups)),
+        trials.load(trials.shaped(plan.groups), "pruned"),
         trials.inputs(),
         target=trials.target.name,
         batch=trials.batch,
         sequence=trials.sequence,
         seed=seed,
         mode=trials.target.mode,
+        other_work=trials.sources.recipe.gates.most_other_work,
     )
 
 
 def _round(found: measure.Latency, plan: Plan, table: LatencyTable, aimed: Budget, budget: Budget) -> LatencyRound:
-    interval = measure.median_call(found.samples["pruned"])
+    interval = measure.latency_of(found.samples["pruned"], found.rounds)
     kept = {key: len(group.kept) for key, group in plan.groups.items()}
     met = (
-        found.speedup.ci_low >= budget.speedup
+        found.judged_speedup.ci_low >= budget.speedup
         if budget.speedup is not None
         else interval.high * 1e6 <= budget.nanoseconds(table.base_ns)
     )

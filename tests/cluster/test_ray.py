@@ -46,8 +46,8 @@ pytestmark = [
 ]
 QUICK = """
 import sys
-from optin_export.measure import latency
-latency.WARM_UP_SECONDS, latency.BLOCK_SECONDS, latency.MAX_BLOCKS = 0.0, 0.002, latency.BLOCKS
+from tests.shortly import measure_shortly
+measure_shortly()
 from optin_export import cli
 sys.exit(cli.main(sys.argv[1:]))
 """

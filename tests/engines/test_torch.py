@@ -20,6 +20,7 @@ from optin_export.measure.latency import measure_latency
 from optin_export.recipe import Target, validate
 from optin_export.sources import Sources, as_function, load_sources
 from tests.conftest import ROOT, Make
+from tests.shortly import measure_shortly
 
 CPU, CUDA = (Target.model_validate({"engine": "torch", "device": device}) for device in ("cpu", "cuda"))
 
@@ -58,6 +59,7 @@ def test_the_program_runs_without_our_code_and_without_the_models(program: Path,
     """In a Python that cannot import either, from the file alone."""
     code = f"""
 import sys
+from tests.shortly import measure_shortly
 for name in ("optin_export", "transformers", "timm"):
     sys.modules[name] = None
 import torch
@@ -94,15 +96,11 @@ def test_threads_are_given_back(program: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_measured_by_its_own_clock(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from optin_export.measure import latency
-
-    monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.0)
-    monkeypatch.setattr(latency, "BLOCK_SECONDS", 0.001)
-    monkeypatch.setattr(latency, "MAX_BLOCKS", latency.BLOCKS)
+    measure_shortly(monkeypatch.setattr)
     build(program, CPU, tmp_path / "e.pt2")
     engine = load(tmp_path / "e.pt2", CPU)
     assert modes(engine) == (CALL,)
-    result = measure_latency(engine, engine, inputs(2, 8), target="t", batch=2, sequence=8, seed=0)
+    result = measure_latency(lambda: engine, lambda: engine, inputs(2, 8), target="t", batch=2, sequence=8, seed=0)
     assert result.base_ms.p50 > 0 and result.mode == CALL
 
 

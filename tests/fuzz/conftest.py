@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.fuzz import oracle
 from tests.robust import forked
+from tests.shortly import measure_shortly
 
 PROFILE = os.environ.get("OPTIN_EXPORT_FUZZ", "ci")
 #: Cases per target that is quick; `slower` targets get a fraction.
@@ -34,13 +35,11 @@ def counted(record_property: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a tiny model, for onnxruntime and torch."""
     import optin_export
-    from optin_export.measure import latency
 
     place = tmp_path_factory.mktemp("finished")
     recipe = forked.write_recipe(place, targets=[{"engine": "onnxruntime"}, {"engine": "torch"}], ship={})
     patch = pytest.MonkeyPatch()
-    for name, value in (("BLOCKS", 4), ("MAX_BLOCKS", 4), ("BLOCK_SECONDS", 0.002), ("WARM_UP_SECONDS", 0.0)):
-        patch.setattr(latency, name, value)
+    measure_shortly(patch.setattr)
     report = optin_export.run(recipe, place / "run")
     patch.undo()
     assert report is not None and report.verdict.passed, json.dumps(report and report.verdict.summary)

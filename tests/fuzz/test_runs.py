@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from optin_export import cli, ship
 from optin_export.files import sha256_file
-from optin_export.measure import latency
 from optin_export.report import add_elsewhere, still_deployed, still_elsewhere
 from optin_export.ship import check_manifest
 from optin_export.ship.deployed import Reference
 from tests.fuzz.conftest import COUNT, PROFILE
 from tests.fuzz.oracle import canary, harmless
 from tests.fuzz.strategies import mangled, twisted
+from tests.shortly import measure_shortly
 
 
 @pytest.fixture
@@ -125,6 +125,5 @@ def test_commands_on_a_folder_that_fits_its_manifest(data: st.DataObject, finish
         )
     )
     with pytest.MonkeyPatch.context() as patch, harmless("commands", run.parent):
-        for constant, value in (("BLOCKS", 4), ("MAX_BLOCKS", 4), ("BLOCK_SECONDS", 0.001), ("WARM_UP_SECONDS", 0.0)):
-            patch.setattr(latency, constant, value)
+        measure_shortly(patch.setattr)
         assert cli.main(words) in (0, 2, 3, 4, 5), "a bug: see the traceback"

@@ -42,6 +42,8 @@ class OnGpu:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.0)
+    monkeypatch.setattr(latency, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(latency.Watch, "seen", lambda watch: None)
 
 
 @pytest.fixture
@@ -72,7 +74,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_every_mode_is_measured_and_one_is_judged(nvml: SimpleNamespace) -> None:
-    found = gpu.measure_modes(OnGpu(40.0), OnGpu(10.0), X, judged="device", **REST)
+    found = gpu.measure_modes(lambda: OnGpu(40.0), lambda: OnGpu(10.0), X, judged="device", **REST)
     assert [one.mode for one in found] == [CALL, "device", "device+graph"]
     assert [one.base_ms.p50 for one in found] == [40.0, 20.0, 10.0]
     judged = found[1]
@@ -91,21 +93,25 @@ def test_every_mode_is_measured_and_one_is_judged(nvml: SimpleNamespace) -> None
 
 def test_a_judged_mode_that_fails_is_an_error(nvml: SimpleNamespace) -> None:
     with pytest.raises(RuntimeError, match="capturing"):
-        gpu.measure_modes(OnGpu(40.0), OnGpu(10.0), X, judged="call+graph", **REST)
+        gpu.measure_modes(lambda: OnGpu(40.0), lambda: OnGpu(10.0), X, judged="call+graph", **REST)
 
 
 def test_a_mode_that_the_engine_has_not_is_named() -> None:
     host = OnGpu(1.0)
     host.modes = (CALL,)
     with pytest.raises(EnvironmentLacks, match=r"cannot be timed in the mode device\+graph"):
-        gpu.measure_modes(host, host, X, judged="device+graph", **REST)
-    only = gpu.measure_modes(host, host, X, **REST)
+        gpu.measure_modes(lambda: host, lambda: host, X, judged="device+graph", **REST)
+    only = gpu.measure_modes(lambda: host, lambda: host, X, **REST)
     assert [(one.mode, one.judged, one.memory, one.clocks) for one in only] == [(CALL, True, {}, ())]
 
 
 def test_the_gate_takes_the_judged_mode_only(nvml: SimpleNamespace) -> None:
-    found = gpu.measure_modes(OnGpu(40.0), OnGpu(10.0), X, **REST)
-    slow = [one for one in gpu.measure_modes(OnGpu(10.0), OnGpu(10.0), X, judged="device", **REST) if not one.judged]
+    found = gpu.measure_modes(lambda: OnGpu(40.0), lambda: OnGpu(10.0), X, **REST)
+    slow = [
+        one
+        for one in gpu.measure_modes(lambda: OnGpu(10.0), lambda: OnGpu(10.0), X, judged="device", **REST)
+        if not one.judged
+    ]
     good = ParityCase("torch-cuda", "base", 2, "distinct", 1e-6, 0.0, True)
     measured = Measured((good,), None, (*slow, *found))
     gates = {gate.name: gate for gate in judge(Gates(speedup=3.9), Budget(macs=0.5), 0.5, measured)}

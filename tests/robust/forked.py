@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.shortly import measure_shortly
+
 VIT = {"img_size": 16, "patch_size": 8, "in_chans": 1, "num_classes": 3, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
 
@@ -67,7 +69,7 @@ def warm_up(recipe: Path) -> None:
         importlib.import_module(name)
     for name in ("torch.onnx._internal.exporter._core", "torch.onnx.ops", "onnxscript.optimizer", "transformers"):
         importlib.import_module(name)
-    short_measurement()
+    measure_shortly()
     # The exporter fills caches of its own with its first graph.
     from optin_export.export import export_onnx
     from optin_export.recipe import load_recipe
@@ -76,13 +78,6 @@ def warm_up(recipe: Path) -> None:
     sources = load_sources(load_recipe(recipe))
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(sources.model, sources.fixed(2), Path(folder) / "a.onnx", max_batch=2, sequence=None)
-
-
-def short_measurement() -> None:
-    from optin_export.measure import latency
-
-    latency.BLOCKS = latency.MAX_BLOCKS = 4
-    latency.BLOCK_SECONDS, latency.WARM_UP_SECONDS = 0.002, 0.01
 
 
 def run(recipe: Path, out: Path, events: int | None = None, **options: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import optin_export
 from tests.robust import forked
+from tests.shortly import measure_shortly
 
 
 def held() -> dict[str, Any]:
@@ -29,7 +30,7 @@ def held() -> dict[str, Any]:
 
 def main(count: int, folder: Path) -> None:
     recipe = forked.write_recipe(folder)
-    forked.short_measurement()
+    measure_shortly()
     told = []
     for _ in range(count):
         report = optin_export.run(recipe, folder / "run")

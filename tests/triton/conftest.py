@@ -39,7 +39,8 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of recipes/quickstart.yaml, by the command; its speedup is not judged on a busy machine."""
     folder = tmp_path_factory.mktemp("runs") / "quickstart"
     recipe = str(ROOT / "recipes" / "quickstart.yaml")
-    command = [sys.executable, "-m", "optin_export", recipe, "--out", str(folder), "--set", "gates.speedup=0.5"]
+    settings = ["--set", "gates.speedup=0.5", "--set", "gates.other_work=1"]
+    command = [sys.executable, "-m", "optin_export", recipe, "--out", str(folder), *settings]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return folder
