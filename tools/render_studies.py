@@ -20,6 +20,10 @@ WIDTH_PLOT = "scoring-width.svg"
 CORRELATION, FASTER, MEMORY = 0.97, 50.0, 2.0
 
 
+#: Of the study of intervals, in the order of the columns.
+METHODS = ("one_instance", "in_rounds")
+
+
 def sections(studies: Path) -> list[str]:
     """Lines of the page."""
     lines: list[str] = []
@@ -373,6 +377,33 @@ def _neighbours(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def _interval(content: dict[str, Any]) -> list[str]:
+    machines = {
+        "noise": "calls and blocks vary",
+        "drift": "all engines become slower",
+        "clock": "the machine changes between two speeds",
+        "instance": "a third of all loaded engines are slow by 8 %",
+        "spread": "loaded engines differ by 4 % (standard deviation)",
+        "everything": "all of it",
+    }
+    rows = []
+    for name, words in machines.items():
+        found = {row["method"]: row for row in content["rows"] if row["machine"] == name}
+        cells = [f"{one['covered'] / one['runs']:.0%}, ± {one['half_width']:.1%}" for one in map(found.get, METHODS)]
+        rows.append([words, *cells])
+    runs = content["rows"][0]["runs"]
+    return [
+        "## How often the interval of a speedup holds the truth",
+        "",
+        f"Simulated: {runs} measurements of a true speedup of {content['truth']:g}x on each kind of machine, judged by the",
+        "function that judges a run (`tools/study_interval.py`). Share of intervals that hold the truth, and half their",
+        "median width. Loaded once: engines loaded once and a bootstrap over blocks, as before; in rounds: engines loaded",
+        "again for every round.",
+        "",
+        *markdown_table(["what disturbs the machine", "loaded once", "in rounds"], rows),
+    ]
+
+
 def _shapes(content: dict[str, Any]) -> list[str]:
     rows = []
     for row in content["rows"]:
@@ -440,6 +471,7 @@ SECTIONS = {
     "fusion": _fusion,
     "shapes": _shapes,
     "neighbours": _neighbours,
+    "interval": _interval,
     "processors": _processors,
     "tokens": _tokens,
     "finetune": _finetune,
