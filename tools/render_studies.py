@@ -395,10 +395,10 @@ def _interval(content: dict[str, Any]) -> list[str]:
     return [
         "## How often the interval of a speedup holds the truth",
         "",
-        f"Simulated: {runs} measurements of a true speedup of {content['truth']:g}x on each kind of machine, judged by the",
-        "function that judges a run (`tools/study_interval.py`). Share of intervals that hold the truth, and half their",
-        "median width. Loaded once: engines loaded once and a bootstrap over blocks, as before; in rounds: engines loaded",
-        "again for every round.",
+        f"Simulated: {runs} measurements of a true speedup of {content['truth']:g}x on each kind of machine, judged",
+        "by the function that judges a run (`tools/study_interval.py`). Share of intervals that hold the truth, and",
+        "half their median width. Loaded once: engines loaded once and a bootstrap over blocks, as before; in rounds:",
+        "engines loaded again for every round.",
         "",
         *markdown_table(["what disturbs the machine", "loaded once", "in rounds"], rows),
     ]
