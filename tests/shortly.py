@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-SHORT = {"BLOCKS": 4, "MAX_BLOCKS": 4, "BLOCK_SECONDS": 0.002, "WARM_UP_SECONDS": 0.01, "ATTEMPTS": 1}
+SHORT = {"BLOCKS": 5, "MAX_BLOCKS": 5, "PER_ROUND": 1, "BLOCK_SECONDS": 0.002, "WARM_UP_SECONDS": 0.01, "ATTEMPTS": 1}
 
 
 def measure_shortly(assign: Callable[[Any, str, Any], None] = setattr) -> None:

@@ -154,7 +154,7 @@ def _parity(precision: str, cases: list[ParityCase], missing: str, unseen: str) 
         note = f"{worst:.2g} is the {note} of those that ran"
     return Gate(
         "parity" if precision == "fp32" else f"parity.{precision}",
-        "gate" if right else "parity",
+        "parity" if evaluated else "gate",
         "<=",
         tolerance.error,
         worst if evaluated else None,
