@@ -11,7 +11,8 @@ SHORT = {"BLOCKS": 5, "MAX_BLOCKS": 5, "PER_ROUND": 1, "BLOCK_SECONDS": 0.002, "
 def measure_shortly(assign: Callable[[Any, str, Any], None] = setattr) -> None:
     """Few short blocks, for the rest of this process or, by `MonkeyPatch.setattr`, of a test."""
     from optin_export.measure import latency
+    from optin_export.measure.neighbours import Neighbours
 
     for name, value in SHORT.items():
         assign(latency, name, value)
-    assign(latency.Watch, "seen", lambda watch: None)
+    assign(latency.Watch, "seen", lambda watch: Neighbours(others=0.0, stolen=0.0))
