@@ -16,7 +16,15 @@ import torch
 from optin_export.errors import InputError
 from optin_export.files import sha256_file, sha256_json
 from optin_export.recipe import Recipe
-from optin_export.sources.batches import Batch, ImageProcessor, Inputs, Processor, TextProcessor, batches, make_processor
+from optin_export.sources.batches import (
+    Batch,
+    ImageProcessor,
+    Inputs,
+    Processor,
+    TextProcessor,
+    batches,
+    make_processor,
+)
 from optin_export.sources.data import Examples, load_examples, spare_examples
 from optin_export.sources.maps import LabelMaps
 from optin_export.sources.models import LoadedModel, build, load_model, python_function

@@ -21,11 +21,11 @@ from optin_export.sources import pixels
 from optin_export.sources.hub_steps import Candidate, candidates
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
-#: Largest and mean difference of the served pixels from the library's, in levels of 0..255. torchvision and Pillow round
-#: their resizing differently: by up to 2 levels, in few pixels.
+#: Largest and mean difference of the served pixels from the library's, in levels of 0..255. torchvision and Pillow
+#: round what they resize differently: by up to 2 levels, in few pixels.
 MOST_LEVELS, MEAN_LEVELS = 2.01, 0.3
-#: Height and width of the images that are compared, as shares of the result's.
-_SHAPES = ((1.37, 1.93), (0.61, 0.87), (1.0, 1.0), (2.13, 0.79))
+#: Height and width of the images that are compared, as shares of the result's; the cheapest first.
+_SHAPES = ((0.61, 0.87), (1.0, 1.0), (2.13, 0.79), (1.37, 1.93))
 _LARGEST_PROBE = 1600
 
 
@@ -84,14 +84,32 @@ def load_hub_images(origin: str, section: ModelSection, channels: int, segments:
     probes = _probes(hub)
     if not probes and getattr(made, "backend", "") == "torchvision":
         # What torch cannot resample (box, hamming) Pillow can, which is the library's other backend.
-        hub.processor = _load(origin, section, "pil")
-        _override(hub, section.preprocess, segments)
-        probes = _probes(hub)
-        hub.notes = (f"torchvision cannot do what {hub.name} asks for: its Pillow backend prepares the images",)
+        second = HubImages(_load(origin, section, "pil"), channels)
+        _override(second, section.preprocess, segments)
+        probes = _probes(second)
+        if probes:
+            note = f"torchvision cannot do what {hub.name} asks for: its Pillow backend prepares the images"
+            hub = HubImages(second.processor, channels, notes=(note,))
     if not probes:
-        hub.pixels(_picture(_noise(64, 96, channels)))  # raises what is wrong
+        raise _unusable(hub)
     _translate(hub, section.preprocess, probes)
     return hub
+
+
+def _unusable(hub: HubImages) -> InputError:
+    """Why the processor makes nothing of any image."""
+    if hub.channels not in pixels.MODES:
+        return InputError(
+            f"the images of {hub.name} cannot be used",
+            f"the model takes {hub.channels} channels, and image files give 1, 3 or 4",
+            "give float arrays [N, C, H, W] to a model without preprocessor_config.json",
+        )
+    try:
+        hub.pixels(_picture(_noise(64, 96, hub.channels)))
+        why = "it takes no image of another size than 96 x 64"
+    except Exception as error:  # whatever the processor raises is the reason
+        why = f"{type(error).__name__}: {error}"
+    return InputError(f"{hub.name} cannot prepare an image", why[:300], "correct preprocessor_config.json")
 
 
 def _load(origin: str, section: ModelSection, backend: str | None) -> Any:
@@ -227,7 +245,9 @@ def _probes(hub: HubImages) -> list[tuple[np.ndarray, torch.Tensor]]:
     except Exception:  # too small for a crop, or nothing that this backend can do: the others show
         size = (64, 64)
     for shares in _SHAPES:
-        height, width = (min(max(round(share * side), 8), _LARGEST_PROBE) for share, side in zip(shares, size, strict=True))
+        height, width = (
+            min(max(round(share * side), 8), _LARGEST_PROBE) for share, side in zip(shares, size, strict=True)
+        )
         image = _noise(height, width, hub.channels)
         try:
             made.append((image, hub.pixels(_picture(image))))
@@ -277,7 +297,8 @@ def _translate(hub: HubImages, wanted: Preprocess, probes: Sequence[tuple[np.nda
 def _ordered(hub: HubImages) -> Iterator[Candidate]:
     sizes = {name: read_size(hub.processor, name) for name in ("size", "crop_size", "pad_size")}
     backend = "torchvision" if getattr(hub.processor, "backend", "") == "torchvision" else "pillow"
-    yield from candidates(hub.processor, sizes, hub.channels, backend)
+    for resampling in (backend, "float"):  # DINOv3 resizes numbers, not bytes
+        yield from candidates(hub.processor, sizes, hub.channels, resampling)
 
 
 def _same(config: dict[str, Any], probes: Sequence[tuple[np.ndarray, torch.Tensor]]) -> bool:
@@ -285,7 +306,12 @@ def _same(config: dict[str, Any], probes: Sequence[tuple[np.ndarray, torch.Tenso
     for image, expected in probes:
         try:
             made = pixels.apply(image, config)
-        except (ValueError, ZeroDivisionError, OverflowError):  # steps that do not fit this image are not its steps
+        except (
+            ValueError,
+            TypeError,
+            ZeroDivisionError,
+            OverflowError,
+        ):  # steps that do not fit this image are not its steps
             return False
         if made.shape != tuple(expected.shape):
             return False

@@ -27,17 +27,27 @@ class Candidate:
 def candidates(processor: Any, sizes: dict[str, dict[str, int]], channels: int, resampling: str) -> Iterator[Candidate]:
     """Every reading of the processor's fields, the plainest first.
 
-    sizes: the set fields of its `size`, `crop_size` and `pad_size`. resampling: 'torchvision' or 'pillow'.
+    sizes: the set fields of its `size`, `crop_size` and `pad_size`. resampling: as in `pixels`.
     """
     cut, pads = sizes["crop_size"], sizes["pad_size"]
-    crops = [[{"crop": {"size": [cut["height"], cut["width"]]}}]] if _on(processor, "do_center_crop") and cut else []
-    ends = [[{"pad": {"size": [pads["height"], pads["width"]]}}]] if _on(processor, "do_pad") and pads else []
+    crops = (
+        [[{"crop": {"size": [cut["height"], cut["width"]]}}]]
+        if _on(processor, "do_center_crop") and "height" in cut
+        else []
+    )
+    ends = (
+        [[{"pad": {"size": [pads["height"], pads["width"]]}}]] if _on(processor, "do_pad") and "height" in pads else []
+    )
     ways = list(_resizes(processor, sizes)) if _on(processor, "do_resize") else [[]]
-    flips = (True, False) if _on(processor, "do_flip_channel_order") else (False,)
+    # PP-LCNet puts blue first after it has normalised, so its statistics change places too.
+    late = getattr(processor, "resize_short", None) is not None
+    flips = (True, False) if late or _on(processor, "do_flip_channel_order") else (False,)
     scalings = list(_scalings(processor, channels))
     for way, crop, end, flip, (scaling, normalises) in product(ways, [*crops, []], [*ends, []], flips, scalings):
         steps = [*way, *([] if any("crop_share" in one for one in way) else crop), *end]
         config = {"resampling": resampling, "steps": steps, "reverse_channels": flip, **scaling}
+        if late and flip:
+            config |= {name: scaling[name][::-1] for name in ("mean", "std")}
         yield Candidate(config, normalises)
 
 
@@ -52,19 +62,21 @@ def _resizes(processor: Any, sizes: dict[str, dict[str, int]]) -> Iterator[list[
         how = "bilinear"
     divisor, multiple = getattr(processor, "size_divisor", None), getattr(processor, "ensure_multiple_of", None)
     share = getattr(processor, "crop_pct", None)
-    edge, exact = size.get("shortest_edge"), [size.get("height"), size.get("width")]
+    edge, exact = size.get("shortest_edge"), [size[name] for name in ("height", "width") if name in size]
 
     def resize(**rule: Any) -> dict[str, Any]:
         return {"resize": {**rule, "filter": how}}
 
     rules: list[dict[str, Any]] = []
-    if edge and "longest_edge" in size:
+    if getattr(processor, "resize_short", None):
+        rules.append({"rule": "shortest_rounded", "edge": int(processor.resize_short)})
+    elif edge and "longest_edge" in size:
         rules.append({"rule": "shortest_longest", "edge": edge, "longest": size["longest_edge"]})
     elif edge:
         rules.append({"rule": "shortest", "edge": edge})
     elif "max_height" in size and "max_width" in size:
         rules.append({"rule": "fit", "size": [size["max_height"], size["max_width"]]})
-    elif all(exact):
+    elif exact:
         rules.append({"rule": "exact", "size": exact})
         if multiple:
             keep = _on(processor, "keep_aspect_ratio")
@@ -75,12 +87,12 @@ def _resizes(processor: Any, sizes: dict[str, dict[str, int]]) -> Iterator[list[
         else:
             yield [resize(rule="exact", size=[edge, edge])]
         yield [resize(rule="shortest", edge=int(edge / share))]
-    elif share and all(exact):
+    elif share and exact:
         square = exact[0] == exact[1]
-        larger = [int(side / share) for side in exact]  # type: ignore[operator]
+        larger = [int(side / share) for side in exact]
         yield [resize(rule="shortest", edge=larger[0]) if square else resize(rule="exact", size=larger)]
-    if cut and all(exact):  # Perceiver cuts first, a share of the shorter side
-        shares = [exact[0] / cut["height"], exact[1] / cut["width"]]  # type: ignore[operator]
+    if "height" in cut and exact:  # Perceiver cuts first, a share of the shorter side
+        shares = [exact[0] / cut["height"], exact[1] / cut["width"]]
         perceiver = [{"crop_share": {"share": shares}}, resize(rule="exact", size=exact)]
         if "Perceiver" in type(processor).__name__:
             yield perceiver

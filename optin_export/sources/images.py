@@ -1,12 +1,13 @@
 """Images to a model's input, as the library that the model comes from prepares them for evaluation.
 
-The library's own code makes the pixels (timm's evaluation transform, the image processor of transformers); `config` holds
+The library's own code makes the pixels: timm's evaluation transform, the image processor of transformers. `config` holds
 the same steps for a server that has neither, and `pixels` carries them out. What both share is how an image is opened.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ _TIMM = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 class ImageProcessor:
     """Prepares images as [batch, channels, H, W] float32.
 
-    Image files, Pillow images and uint8 arrays [N, H, W] or [N, H, W, C] of another size than the model's go through the
-    library's steps. A uint8 array of the model's size is only scaled and normalised, a float array [N, C, H, W] is left
-    as it is.
+    Image files, Pillow images and uint8 arrays [N, H, W] or [N, H, W, C] of another size than the model's go through
+    the library's steps. A uint8 array of the model's size is only scaled and normalised, a float array [N, C, H, W] is
+    left as it is.
 
     config: see `pixels`. library: makes the pixels of an opened image; without it timm's evaluation transform for
     timm's configuration. whole: the images have label maps, so what turns them is refused. notes: what the user has to
@@ -48,8 +49,9 @@ class ImageProcessor:
         notes: Sequence[str] = (),
         reduces_labels: bool = False,
     ) -> None:
-        self.config, self.whole, self.notes, self.reduces_labels = dict(config), whole, tuple(notes), reduces_labels
-        self.library = library or _timm_transform(config)
+        self.config, self.whole, self.reduces_labels = dict(config), whole, reduces_labels
+        self._notes, self._prepares = tuple(notes), False
+        self.library = library or _timm_transform(self.config)
 
     @property
     def channels(self) -> int:
@@ -60,6 +62,11 @@ class ImageProcessor:
         """Height and width of the model's input; None until the images decide."""
         _, height, width = self.config["input_size"]
         return None if height is None else (int(height), int(width))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user has to know; nothing where all images are float arrays, which are not prepared."""
+        return self._notes if self._prepares else ()
 
     def order(self, examples: Examples) -> np.ndarray:
         return np.arange(len(examples))
@@ -78,6 +85,7 @@ class ImageProcessor:
         Where the size of the result depends on the image, the first one sets it for all.
         """
         images = examples.columns["image"]
+        self._prepares |= not isinstance(images, np.ndarray) or images.dtype == np.uint8
         if isinstance(images, np.ndarray):
             return
         known: dict[tuple[int, int], tuple[int, int]] = {}
@@ -191,9 +199,14 @@ def _picture(array: np.ndarray) -> Any:
 def _timm_transform(config: dict[str, Any]) -> Library:
     from timm.data import create_transform
 
-    if "steps" in config or "refused" in config:
-        return lambda image: torch.from_numpy(pixels.apply(pixels.array_of(image), config))
-    return create_transform(**{name: config[name] for name in _TIMM if name in config}, is_training=False)  # type: ignore[no-any-return]
+    if "steps" in config:
+        return partial(_own_steps, config)
+    made: Library = create_transform(**{name: config[name] for name in _TIMM if name in config}, is_training=False)
+    return made
+
+
+def _own_steps(config: dict[str, Any], image: Any) -> torch.Tensor:
+    return torch.from_numpy(pixels.apply(pixels.array_of(image), config))
 
 
 def make_image_processor(loaded: LoadedModel, recipe: Recipe) -> ImageProcessor:
@@ -209,14 +222,15 @@ def make_image_processor(loaded: LoadedModel, recipe: Recipe) -> ImageProcessor:
         from timm.data import resolve_model_data_config
 
         config = _with_recipe(resolve_model_data_config(module), wanted, segments, _channels(module))
+        config["upright"] = False  # timm does not turn images
         made = ImageProcessor(config, whole=maps)
     else:
         if loaded.origin is not None:
             hub = load_hub_images(loaded.origin, recipe.model, _hub_channels(module), segments)
         if hub is None or hub.timm is not None:
-            found = _bare(module) if hub is None else {**hub.timm, "upright": True}  # type: ignore[dict-item]
+            found = _bare(module) if hub is None or hub.timm is None else hub.timm
             config = _with_recipe(found, wanted, segments, _hub_channels(module))
-            config["upright"] = loaded.origin is not None
+            config["upright"] = loaded.architecture["library"] == "transformers"
             made = ImageProcessor(config, whole=maps, notes=_notes(loaded, config, wanted) if hub is None else ())
         else:
             made = ImageProcessor(hub.config, hub.pixels, maps, hub.notes, hub.reduces_labels)
@@ -228,7 +242,9 @@ def make_image_processor(loaded: LoadedModel, recipe: Recipe) -> ImageProcessor:
             "set model.preprocess.size: [height, width], which stretches the whole image to that size",
         )
     if recipe.ship.ensemble and refused:
-        raise InputError("ship.ensemble cannot prepare these images", refused, "set ship.ensemble: false, and send pixels")
+        raise InputError(
+            "ship.ensemble cannot prepare these images", refused, "set ship.ensemble: false, and send pixels"
+        )
     return made
 
 
@@ -280,7 +296,9 @@ def _notes(loaded: LoadedModel, config: dict[str, Any], wanted: Preprocess) -> t
         return ()
     _, height, width = config["input_size"]
     mean, std = (", ".join(f"{value:g}" for value in sorted(set(config[name]))) for name in ("mean", "std"))
-    where = f"{loaded.origin} has no preprocessor_config.json" if loaded.origin else "the model says nothing of its images"
+    where = (
+        f"{loaded.origin} has no preprocessor_config.json" if loaded.origin else "the model says nothing of its images"
+    )
     return (
         f"{where}: images are stretched to {height} x {width} ({config['interpolation']}), mean {mean}, std {std}; "
         "set all fields of model.preprocess if it was trained otherwise",

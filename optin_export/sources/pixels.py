@@ -1,12 +1,13 @@
 """From an encoded image to a model's pixels, with numpy and Pillow only.
 
-The evaluation imports this module, and it is copied beside the model that prepares images in a server: both run the same
-arithmetic. It must import nothing but the standard library, numpy and Pillow.
+The evaluation imports this module, and a copy of it prepares the images in a server: both run the same arithmetic. It
+must import nothing but the standard library, numpy and Pillow.
 
 `config` is what preprocess.json holds. Either timm's data configuration (`input_size`, `interpolation`, `crop_mode`,
 `crop_pct`, `mean`, `std`), or a list of `steps` with:
     input_size: [C, H, W] of the result; H and W are None while they depend on the images
-    resampling: 'pillow', or 'torchvision', which resizes the width first, each channel by itself
+    resampling: 'pillow'; 'torchvision', which resizes the width first, each channel by itself; or 'float', which does
+        not round to bytes
     steps: one-entry dictionaries, `resize`, `crop`, `crop_share` or (after the values) `pad`, applied in order
     reverse_channels: blue, green, red instead of red, green, blue
     scale, offset, mean, std: value -> ((value * scale + offset) - mean) / std, for values in 0..255
@@ -52,7 +53,7 @@ def prepare(data: bytes, config: dict[str, Any], most_pixels: int | None = None)
 def open_image(source: Any, config: dict[str, Any], most_pixels: int | None = None, whole: bool = False) -> Image.Image:
     """The image in the mode that the model's channels ask for: L, RGB or RGBA.
 
-    source: encoded bytes, a path, a Pillow image, or a uint8 array [H, W] or [H, W, C]. whole: refuse an image that has
+    source: encoded bytes, a Path, a Pillow image, or a uint8 array [H, W] or [H, W, C]. whole: refuse an image that has
     to be turned, because a label map beside it would not be.
     """
     image = header(source)
@@ -83,7 +84,7 @@ def header(source: Any) -> Image.Image:
         return Image.fromarray(source[..., 0] if source.ndim == 3 and source.shape[2] == 1 else source)
     if isinstance(source, bytes | bytearray | memoryview):
         return Image.open(io.BytesIO(bytes(source)), formats=FORMATS)
-    if isinstance(source, str | Path):
+    if isinstance(source, Path):
         return Image.open(source, formats=FORMATS)
     raise ValueError(f"a {type(source).__name__} is not an image")
 
@@ -117,7 +118,7 @@ def _refuse_mode(image: Image.Image, channels: int) -> None:
     bands = image.getbands()
     if channels == 4 and not ("A" in bands or "a" in bands or "transparency" in image.info):
         raise WrongChannels(
-            f"the model takes 4 channels, read as red, green, blue and alpha; this image (mode {image.mode}) has no alpha"
+            f"the model takes 4 channels: red, green, blue and alpha; this image (mode {image.mode}) has no alpha"
         )
 
 
@@ -157,8 +158,11 @@ def values(image: np.ndarray, config: dict[str, Any]) -> np.ndarray:
     """uint8 [..., H, W, C] as float32 [..., C, H, W], scaled and normalised."""
     if config.get("reverse_channels"):
         image = image[..., ::-1]
-    scale, offset = np.float32(config.get("scale", 1 / 255)), np.float32(config.get("offset", 0.0))
-    shifted = (image.astype(np.float32) * scale + offset) - np.float32(config["mean"])
+    scale = float(config.get("scale", 1 / 255))
+    plain = image.astype(np.float32)
+    # A division where it is one in the libraries: the last bit differs.
+    scaled = plain / np.float32(255) if abs(scale * 255 - 1) < 1e-7 else plain * np.float32(scale)
+    shifted = (scaled + np.float32(config.get("offset", 0.0))) - np.float32(config["mean"])
     return np.ascontiguousarray(np.moveaxis(shifted / np.float32(config["std"]), -1, -3))
 
 
@@ -219,7 +223,9 @@ def check_sizes(config: dict[str, Any], width: int, height: int) -> tuple[int, i
             if min(new) < 1:
                 raise ValueError(f"{width} x {height} pixels would be resized to {new[1]} x {new[0]}")
             if new[1] * max(new[0], height) > MOST_RESIZED:
-                raise ValueError(f"{width} x {height} pixels would be resized to {new[1]} x {new[0]}: too long and narrow")
+                raise ValueError(
+                    f"{width} x {height} pixels would be resized to {new[1]} x {new[0]}: too long and narrow"
+                )
             height, width = new
         elif name == "crop_share":
             shorter = min(width, height)
@@ -236,6 +242,9 @@ def resized(rule: dict[str, Any], width: int, height: int) -> tuple[int, int]:
         new = (rule["size"][0], rule["size"][1])
     elif kind == "shortest":
         new = _shortest(rule["edge"], width, height)
+    elif kind == "shortest_rounded":
+        share = rule["edge"] / min(width, height)
+        new = (round(height * share), round(width * share))
     elif kind == "shortest_longest":
         new = _shortest_longest(rule["edge"], rule["longest"], width, height)
     elif kind == "fit":
@@ -281,7 +290,10 @@ def _resize(image: np.ndarray, new: tuple[int, int], how: str, config: dict[str,
     height, width = new
     if how not in _FILTERS:
         raise ValueError(f"interpolation {how} is not known")
-    if config.get("resampling", "pillow") == "torchvision":
+    if config.get("resampling") == "float":
+        planes = [image[..., channel].astype(np.float32) for channel in range(image.shape[2])]
+        return np.stack([_pillow(one, new, how) for one in planes], -1)
+    if config.get("resampling") == "torchvision":
         if how == "nearest":
             return image[_nearest(image.shape[0], height)][:, _nearest(image.shape[1], width)]
         # Pillow may resize the height first, and rounds between the two passes: each pass is a call of its own.

@@ -1,7 +1,7 @@
-"""Triton python backend: an encoded image (PNG, JPEG, WebP, BMP) to pixels. Needs numpy and Pillow in the server's Python.
+"""Triton python backend: an encoded image (PNG, JPEG, WebP, BMP) to pixels. Needs numpy and Pillow in its Python.
 
-Beside this file lie preprocess.json, which says how the model's images are prepared, and image_pixels.py, which does it:
-a copy of the module that the evaluation of the model used.
+Beside this file lie preprocess.json, which says how the model's images are prepared, and image_pixels.py, which does
+it: a copy of the module that the evaluation of the model used.
 """
 
 from __future__ import annotations
