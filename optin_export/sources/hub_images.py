@@ -6,7 +6,8 @@ from the processor's fields, and believed only after they have made the same pix
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -277,7 +278,7 @@ def _translate(hub: HubImages, wanted: Preprocess, probes: Sequence[tuple[np.nda
             "leave it out, or set size and crop_size in preprocessor_config.json",
         )
     shared = {"input_size": [hub.channels, *size], "upright": True}
-    found = next((one for one in _ordered(hub) if _same(one.config | shared, probes)), None)
+    found = _closest(hub, shared, probes)
     if found is None:
         hub.config = {**shared, "refused": f"the steps of {hub.name} are known to transformers only"}
         unchecked = [name for name in ("mean", "std", "interpolation") if getattr(wanted, name) is not None]
@@ -294,14 +295,26 @@ def _translate(hub: HubImages, wanted: Preprocess, probes: Sequence[tuple[np.nda
         )
 
 
-def _ordered(hub: HubImages) -> Iterator[Candidate]:
+def _closest(
+    hub: HubImages, shared: dict[str, Any], probes: Sequence[tuple[np.ndarray, torch.Tensor]]
+) -> Candidate | None:
+    """The first steps that make the processor's pixels, with the resampling that makes them best."""
     sizes = {name: read_size(hub.processor, name) for name in ("size", "crop_size", "pad_size")}
     backend = "torchvision" if getattr(hub.processor, "backend", "") == "torchvision" else "pillow"
+    best: Candidate | None = None
+    least = math.inf
     for resampling in (backend, "float"):  # DINOv3 resizes numbers, not bytes
-        yield from candidates(hub.processor, sizes, hub.channels, resampling)
+        for one in candidates(hub.processor, sizes, hub.channels, resampling):
+            error = _difference(one.config | shared, probes)
+            if error is not None:
+                best, least = (one, error) if error < least else (best, least)
+                break
+    return best
 
 
-def _same(config: dict[str, Any], probes: Sequence[tuple[np.ndarray, torch.Tensor]]) -> bool:
+def _difference(config: dict[str, Any], probes: Sequence[tuple[np.ndarray, torch.Tensor]]) -> float | None:
+    """Mean difference from the processor's pixels, in levels; None where that is more than rounding."""
+    means = []
     level = np.abs(np.float32(config["scale"]) / np.float32(config["std"])).reshape(-1, 1, 1)
     for image, expected in probes:
         try:
@@ -312,10 +325,11 @@ def _same(config: dict[str, Any], probes: Sequence[tuple[np.ndarray, torch.Tenso
             ZeroDivisionError,
             OverflowError,
         ):  # steps that do not fit this image are not its steps
-            return False
+            return None
         if made.shape != tuple(expected.shape):
-            return False
+            return None
         levels = np.abs(made - expected.numpy()) / level
         if not np.isfinite(levels).all() or levels.max() > MOST_LEVELS or levels.mean() > MEAN_LEVELS:
-            return False
-    return True
+            return None
+        means.append(float(levels.mean()))
+    return max(means)
