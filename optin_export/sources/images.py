@@ -1,7 +1,7 @@
 """Images to a model's input, as the library that the model comes from prepares them for evaluation.
 
-The library's own code makes the pixels: timm's evaluation transform, or transformers' image processor. `config` holds the
-same steps for a server that has neither, and `pixels` carries them out. What both share is how an image is opened.
+The library's own code makes the pixels: timm's evaluation transform, or transformers' image processor. `config` holds
+the same steps for a server that has neither, and `pixels` carries them out. Both open an image in the same way.
 """
 
 from __future__ import annotations

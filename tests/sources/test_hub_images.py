@@ -238,8 +238,7 @@ def test_what_a_processor_does_not_do_is_refused(
         ('{"image_processor_type": "ViTImageProcessor", "size": {"side": 3}}', "cannot load the image processor"),
         ('{"image_processor_type": "Siglip2ImageProcessor"}', "the images of Siglip2ImageProcessor cannot be used"),
         (
-            '{"image_processor_type": "ImageGPTImageProcessor", "clusters": [[0, 0, 0], [1, 1, 1]], "size": {"height": 8,'
-            ' "width": 8}}',
+            '{"image_processor_type": "ImageGPTImageProcessor", "clusters": [[0, 0, 0], [1, 1, 1]]}',
             "the images of ImageGPTImageProcessor cannot be used",
         ),
         ('{"image_processor_type": "ImageGPTImageProcessor"}', "ImageGPTImageProcessor cannot prepare an image"),

@@ -1,4 +1,4 @@
-"""Image files of every kind: how they are opened, which are refused, and what the recipe and the library say of them."""
+"""Image files of every kind: how they are opened, which are refused, and what the library and the recipe say."""
 
 from __future__ import annotations
 
