@@ -82,7 +82,7 @@ def write_labelled(folder: Path, label: Label) -> None:
         (image if mode in ("RGBA", "LA") else image.convert(mode)).save(path, kind, **options)
         found.add(label(path))
         path.rename(path.with_stem(f"{row:02}_{label(path)}"))
-    assert len(found) > 2
+    assert len(found) > 1
 
 
 def unpruned_accuracy(place: Path, images: Path, model: dict[str, Any], **more: Any) -> float:
