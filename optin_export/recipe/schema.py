@@ -71,7 +71,7 @@ class Preprocess(Section):
     size: tuple[Count, Count] | None = Field(None, description="height and width in pixels")
     mean: tuple[float, ...] | None = Field(None, min_length=1, description="per channel, of pixels in 0..1")
     std: tuple[Positive, ...] | None = Field(None, min_length=1, description="per channel, of pixels in 0..1")
-    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = Field(
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"] | None = Field(
         None, description="how an image is resized to `size`"
     )
 

@@ -12,6 +12,7 @@ from optin_export.ship.origin import Origin
 from optin_export.ship.preprocess import IMAGE, TOKENIZER, check_served_image
 from optin_export.ship.repository import Writer
 from optin_export.ship.signature import Signature, Tensor
+from optin_export.sources import pixels
 
 SERVED = Path(__file__).parent / "served"
 
@@ -48,6 +49,8 @@ def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer
         (folder / "1").mkdir()
         shutil.copyfile(source, folder / "1" / source.name)
         shutil.copyfile(SERVED / code, folder / "1" / "model.py")
+        if not recipe.is_text:  # the arithmetic of the evaluation itself
+            shutil.copyfile(str(pixels.__file__), folder / "1" / "image_pixels.py")
         # Requests are prepared one by one, and batched before the model.
         spec = ModelSpec(prepare, "python", Signature(inputs, signature.inputs), (batch,), dynamic_batching=False)
         (folder / "config.pbtxt").write_text(config_text(spec), encoding="utf-8")

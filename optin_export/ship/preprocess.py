@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from optin_export.errors import InputError
 from optin_export.files import atomic_path, write_json, write_text
 from optin_export.recipe import Recipe
+from optin_export.sources import pixels
 from optin_export.sources.batches import ImageProcessor, Processor, TextProcessor
 
 TOKENIZER, IMAGE, LABELS = "tokenizer.json", "preprocess.json", "labels.txt"
@@ -33,8 +36,7 @@ def write_preprocess(folder: Path, processor: Processor, model: Any, recipe: Rec
             with atomic_path(folder / TOKENIZER) as temporary:
                 _served(processor, fast, recipe.model.task).save(str(temporary))
     elif isinstance(processor, ImageProcessor):
-        names = ("input_size", "interpolation", "crop_mode", "crop_pct", "mean", "std")
-        write_json(folder / IMAGE, {name: processor.config[name] for name in names if name in processor.config})
+        write_json(folder / IMAGE, processor.config)
     labels = _labels(model, recipe)
     if labels:
         write_text(folder / LABELS, "".join(f"{label}\n" for label in labels))
@@ -74,18 +76,15 @@ def _lines(path: Path) -> list[str]:
 
 
 def check_served_image(config: dict[str, Any]) -> None:
-    """Raises InputError for preprocessing that the served model file does not do."""
-    _, height, width = config["input_size"]
-    mode, how = config.get("crop_mode", "center"), config.get("interpolation", "bilinear")
-    if mode not in ("squash", "center") or (mode == "center" and height != width):
+    """Raises InputError for preprocessing that the server cannot do, KeyError or TypeError for a damaged file."""
+    refused = config.get("refused")
+    if refused is None:
+        channels, height, width = config["input_size"]
+        try:
+            pixels.apply(np.zeros((height, width, channels), np.uint8), config)
+        except ValueError as error:
+            refused = str(error)
+    if refused is not None:
         raise InputError(
-            "ship.ensemble cannot prepare these images",
-            f"crop_mode {mode} to {height} x {width} is not done in the server",
-            "send prepared pixels: ship.ensemble: false",
-        )
-    if how not in ("nearest", "bilinear", "bicubic"):
-        raise InputError(
-            "ship.ensemble cannot prepare these images",
-            f"interpolation {how} is not done in the server",
-            "set model.preprocess.interpolation",
+            "ship.ensemble cannot prepare these images", str(refused), "set ship.ensemble: false, and send pixels"
         )

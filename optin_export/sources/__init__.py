@@ -16,7 +16,15 @@ import torch
 from optin_export.errors import InputError
 from optin_export.files import sha256_file, sha256_json
 from optin_export.recipe import Recipe
-from optin_export.sources.batches import Batch, Inputs, Processor, TextProcessor, batches, make_processor
+from optin_export.sources.batches import (
+    Batch,
+    ImageProcessor,
+    Inputs,
+    Processor,
+    TextProcessor,
+    batches,
+    make_processor,
+)
 from optin_export.sources.data import Examples, load_examples, spare_examples
 from optin_export.sources.maps import LabelMaps
 from optin_export.sources.models import LoadedModel, build, load_model, python_function
@@ -170,7 +178,8 @@ class Sources:
             return word_labels(examples, self.loaded.labels, getattr(config, "num_labels", None))
         if task == "image-segmentation":
             evaluation = self.recipe.data.evaluation
-            return LabelMaps(examples.columns["label"], None if evaluation is None else evaluation.ignore)
+            ignore = None if evaluation is None else evaluation.ignore
+            return LabelMaps(examples.columns["label"], ignore, getattr(self.processor, "reduces_labels", False))
         values = []
         for row, label in enumerate(examples.columns["label"]):
             try:
@@ -260,6 +269,10 @@ def load_sources(recipe: Recipe) -> Sources:
     is_pair = classify_pairs or task == "question-answering"
     processor = make_processor(loaded, recipe, is_pair, PROCESSORS.get(task, TextProcessor))
     finetune = [None if one is None else _texts_apart(one, apart) for one in _finetune_examples(recipe, needs)]
+    if isinstance(processor, ImageProcessor):
+        for one in (calibration, evaluation, *finetune):
+            if one is not None:
+                processor.check(one)
     sources = Sources(recipe, loaded, processor, calibration, evaluation, *finetune)
     _try_one_batch(sources)
     if recipe.finetune is not None:

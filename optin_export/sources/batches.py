@@ -1,20 +1,21 @@
-"""From rows to tensors: tokenising and image preprocessing, in batches of rows of similar length."""
+"""From rows to tensors, in batches of rows of similar length: tokenising here, images in `images`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 
 from optin_export.errors import InputError
-from optin_export.recipe import ModelSection, Recipe
-from optin_export.sources.data import IMAGE_FORMATS, Examples
+from optin_export.recipe import Recipe
+from optin_export.sources.data import Examples
+from optin_export.sources.images import ImageProcessor as ImageProcessor
+from optin_export.sources.images import make_image_processor
 from optin_export.sources.models import LoadedModel
-from optin_export.sources.tasks import ImageModel, SegmentationModel
+from optin_export.sources.tasks import ImageModel
 from optin_export.sources.tokenizer import load_tokenizer
 
 #: Task inputs by argument name, each a tensor whose first dimension is the batch.
@@ -104,89 +105,13 @@ class TextProcessor:
             ) from error
 
 
-class ImageProcessor:
-    """Resizes and normalises images to [batch, channels, H, W] float32.
-
-    Arrays (uint8 [N, H, W] or [N, H, W, C], or float [N, C, H, W] that is left as it is) are stretched to the input
-    size; image files go through timm's evaluation transform for the checkpoint.
-    """
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-        channels, height, width = config["input_size"]
-        self.channels, self.size = channels, (height, width)
-        self.mean = torch.tensor(config["mean"], dtype=torch.float32).view(1, -1, 1, 1)
-        self.std = torch.tensor(config["std"], dtype=torch.float32).view(1, -1, 1, 1)
-
-    def order(self, examples: Examples) -> np.ndarray:
-        return np.arange(len(examples))
-
-    def targets(self, examples: Examples, inputs: Inputs) -> Sequence[Any] | None:
-        return None
-
-    def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
-        images = examples.columns["image"]
-        pixels = self._from_array(images) if isinstance(images, np.ndarray) else self._from_files(list(images))
-        return {"pixel_values": pixels}
-
-    def _from_array(self, images: np.ndarray) -> torch.Tensor:
-        if 0 in images.shape or images.ndim not in ((3, 4) if images.dtype == np.uint8 else (4,)):
-            raise InputError(
-                "the array of images has a wrong shape",
-                f"one row is {images.dtype} {list(images.shape[1:])}",
-                "give uint8 [N, H, W] or [N, H, W, C], or float [N, C, H, W]",
-            )
-        channels = images.shape[1] if images.dtype != np.uint8 else images.shape[3] if images.ndim == 4 else 1
-        if channels != self.channels:  # before normalising, which would stretch one channel to all
-            raise InputError(
-                "the images do not fit the model",
-                f"they have {channels} channel(s), the model takes {self.channels}",
-                "convert the images, or set the model's channels in model.args",
-            )
-        if images.dtype != np.uint8:
-            pixels = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
-        else:
-            planes = images[..., None] if images.ndim == 3 else images
-            pixels = torch.from_numpy(np.ascontiguousarray(planes)).permute(0, 3, 1, 2).float() / 255
-            if pixels.shape[-2:] != self.size:
-                smooth = {} if self.config["interpolation"] == "nearest" else {"align_corners": False}
-                mode = self.config["interpolation"]
-                pixels = torch.nn.functional.interpolate(pixels, self.size, mode=mode, **smooth)
-            pixels = (pixels - self.mean) / self.std
-        if pixels.shape[1:] != (self.channels, *self.size):
-            raise InputError(
-                "the images do not fit the model",
-                f"an image is {tuple(pixels.shape[1:])}, the model takes {(self.channels, *self.size)}",
-                "set model.preprocess.size, or model.args, to match",
-            )
-        return pixels.contiguous()
-
-    def _from_files(self, paths: list[Any]) -> torch.Tensor:
-        from PIL import Image
-        from timm.data import create_transform
-
-        transform = create_transform(**self.config, is_training=False)
-        mode = "L" if self.channels == 1 else "RGB"
-        pixels = []
-        for path in paths:
-            try:
-                image = Image.open(path, formats=IMAGE_FORMATS) if isinstance(path, Path) else path
-                pixels.append(transform(image.convert(mode)))
-            except Exception as error:  # damaged, gigantic or no images at all: as many types as formats
-                name = path if isinstance(path, Path) else f"given as a {type(path).__name__}"
-                raise InputError(
-                    f"cannot read the image {name}", f"{type(error).__name__}: {error}", "remove or repair it"
-                ) from None
-        return torch.stack(pixels)
-
-
 def make_processor(
     loaded: LoadedModel, recipe: Recipe, pairs: bool, kind: type[TextProcessor] = TextProcessor
 ) -> Processor:
     """The processor that fits the task, of class `kind` for text; raises InputError when the tokenizer cannot be loaded
     or does not serve."""
     if isinstance(loaded.model, ImageModel):
-        return ImageProcessor(_image_config(loaded, recipe.model))
+        return make_image_processor(loaded, recipe)
     tokenizer = load_tokenizer(recipe.model, loaded.origin)
     config = getattr(loaded.model.model, "config", None)
     positions = _positions(loaded.model.model)
@@ -215,84 +140,6 @@ def _positions(model: torch.nn.Module) -> int | None:
             # RoBERTa and its like count from behind the padding token's number.
             return len(module.weight) - module.padding_idx - 1
     return positions
-
-
-def _image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:
-    """timm's data configuration: the checkpoint's own, overridden field by field by the recipe's `preprocess`."""
-    from timm.data import resolve_model_data_config
-
-    module = loaded.model.model
-    if hasattr(module, "pretrained_cfg"):
-        config = resolve_model_data_config(module)
-    else:
-        config = _transformers_image_config(loaded, section)
-    if isinstance(loaded.model, SegmentationModel):  # the label maps are of the whole image
-        config |= {"crop_pct": 1.0, "crop_mode": "squash"}
-    wanted = section.preprocess
-    channels = _input_channels(module, config["input_size"][0])
-    config["input_size"] = (channels, *(wanted.size or config["input_size"][1:]))
-    for name in ("mean", "std", "interpolation"):
-        if getattr(wanted, name) is not None:
-            config[name] = getattr(wanted, name)
-    for name in ("mean", "std"):
-        values = tuple(config[name])
-        if len(values) not in (1, channels):
-            # A checkpoint configured for RGB with a first layer of another width: its statistics do not apply.
-            raise InputError(
-                f"preprocess.{name} has {len(values)} values", f"the model takes {channels} channels", f"set {name}"
-            )
-        config[name] = values * channels if len(values) == 1 else values
-    return config
-
-
-def _transformers_image_config(loaded: LoadedModel, section: ModelSection) -> dict[str, Any]:
-    """Size, crop and statistics of a transformers image processor; without one, stretched to the model's size."""
-    import transformers
-
-    config = getattr(loaded.model.model, "config", None)
-    config = getattr(config, "vision_config", config)
-    size = getattr(config, "image_size", 224)
-    height, width = (size, size) if isinstance(size, int) else size
-    result: dict[str, Any] = {
-        "input_size": (getattr(config, "num_channels", 3), height, width),
-        "interpolation": "bilinear",
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
-        "crop_pct": 1.0,
-        "crop_mode": "squash",
-    }
-    if loaded.origin is None:  # the user's own model: no folder, and no hub name to ask for
-        return result
-    try:
-        # Said outright: left open, the library asks at the terminal whether it may run code.
-        processor = transformers.AutoImageProcessor.from_pretrained(
-            loaded.origin, trust_remote_code=section.trust_remote_code
-        )
-        result |= {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std), **_crop(processor)}
-        if not hasattr(config, "image_size"):  # a model of any size: the one it was trained for
-            sizes = (processor.size["height"], processor.size["width"])
-            result["input_size"] = (result["input_size"][0], *sizes)
-        return result
-    except Exception:  # random weights and bare folders bring none: the library's own defaults stand
-        return result
-
-
-def _crop(processor: Any) -> dict[str, Any]:
-    """How it comes from an image to the model's size, in timm's words."""
-    names = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's
-    found: dict[str, Any] = {"interpolation": names.get(int(processor.resample), "bilinear")}
-    size = dict(processor.size)
-    if getattr(processor, "do_center_crop", False):
-        resized = size.get("shortest_edge") or size["height"]
-        # A little more than that: timm divides by it again and rounds down.
-        found |= {"crop_pct": dict(processor.crop_size)["height"] / (resized + 1e-6)}
-        found |= {"crop_mode": "center" if size.get("shortest_edge") else "squash"}
-    return found
-
-
-def _input_channels(module: torch.nn.Module, default: int) -> int:
-    first = next((part for part in module.modules() if isinstance(part, torch.nn.Conv2d)), None)
-    return first.in_channels if first is not None else default
 
 
 def batches(processor: Processor, examples: Examples, size: int, targets: bool = False) -> Iterator[Batch]:

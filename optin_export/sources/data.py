@@ -16,7 +16,8 @@ import numpy as np
 
 from optin_export.errors import InputError, missing_package
 from optin_export.recipe import DataSource
-from optin_export.sources.maps import IMAGE_FORMATS, find_maps
+from optin_export.sources.maps import find_maps
+from optin_export.sources.pixels import FORMATS as IMAGE_FORMATS
 
 __all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "Column", "Examples", "load_examples", "spare_examples"]
 
@@ -248,10 +249,15 @@ def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> dict
     """One sub-folder per class in alphabetical order, flat files with the class index found by `label_pattern`, or
     label maps in a folder of their own."""
     root = Path(path)
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    everything = sorted(file for file in root.rglob("*") if not file.is_dir())
+    files = [file for file in everything if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
+        others = sorted({file.suffix.lower() for file in everything if file.suffix})
+        held = f"it holds {len(everything)} files ({', '.join(others)[:200] or 'without a suffix'})"
         raise InputError(
-            f"no images in {root}", "the folder is missing or holds none", f"use {', '.join(IMAGE_SUFFIXES)}"
+            f"no images in {root}",
+            f"{held}, which are not read as images" if everything else "the folder is missing or holds none",
+            f"use {', '.join(IMAGE_SUFFIXES)}",
         )
     columns: dict[str, Column] = {"image": files}
     if "label" in needs:

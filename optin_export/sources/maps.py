@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from optin_export.errors import InputError
+from optin_export.sources.pixels import FORMATS
 from optin_export.sources.tasks import IGNORED
 
 MAP_SUFFIXES = (".png", ".bmp", ".webp")
-#: By content: some of the other formats that PIL knows start programs, and a suffix says nothing.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 #: Maps that are looked at before any work is done.
 CHECKED = 8
 
@@ -21,11 +20,12 @@ CHECKED = 8
 class LabelMaps(Sequence[np.ndarray]):
     """Label maps, int64 [H, W] each, with IGNORED where the source has `ignore`.
 
-    maps: arrays, images or paths. Raises InputError, when one is asked for, if it is no map of classes.
+    maps: arrays, images or paths. reduced: the image processor's `do_reduce_labels`: classes count from 1 in the maps,
+    and 0 and 255 are not evaluated. Raises InputError, when one is asked for, if it is no map of classes.
     """
 
-    def __init__(self, maps: Any, ignore: int | None) -> None:
-        self.maps, self.ignore = maps, ignore
+    def __init__(self, maps: Any, ignore: int | None, reduced: bool = False) -> None:
+        self.maps, self.ignore, self.reduced = maps, ignore, reduced
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -34,6 +34,8 @@ class LabelMaps(Sequence[np.ndarray]):
         values = _read(self.maps[index], int(index))
         if self.ignore is not None:
             values = np.where(values == self.ignore, IGNORED, values)
+        if self.reduced:
+            values = np.where(np.isin(values, (0, 255, IGNORED)), IGNORED, values - 1)
         if values.min(initial=0) < 0 and (values[values != IGNORED] < 0).any():
             raise InputError(
                 f"the label map of row {index} holds {values[values != IGNORED].min()}",
@@ -59,7 +61,7 @@ def _read(value: Any, row: int) -> np.ndarray:
         from PIL import Image
 
         try:
-            value = Image.open(value, formats=IMAGE_FORMATS)
+            value = Image.open(value, formats=FORMATS)
             value.load()
         except Exception as error:  # damaged files raise as many types as there are formats
             raise InputError(

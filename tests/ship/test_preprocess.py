@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import shutil
+import subprocess
 import sys
+import tracemalloc
 import types
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import optin_export
 from optin_export.errors import InputError
 from optin_export.recipe import validate
 from optin_export.ship.preprocess import check_served_image, write_preprocess
@@ -37,17 +41,31 @@ def png(image: Image.Image) -> bytes:
 
 @pytest.mark.parametrize("size", [(50, 40), (40, 50), (32, 32), (20, 90), (33, 31)])
 @pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("target", [(32, 32), (32, 48)])
 @pytest.mark.parametrize(
     ("mode", "share", "how"),
-    [("center", 0.875, "bicubic"), ("center", 1.0, "bilinear"), ("squash", 1.0, "nearest"), ("squash", 0.9, "bicubic")],
+    [
+        ("center", 0.875, "bicubic"),
+        ("center", 1.0, "lanczos"),
+        ("squash", 1.0, "nearest"),
+        ("squash", 0.9, "box"),
+        ("border", 1.0, "bicubic"),
+        ("border", 0.8, "hamming"),
+    ],
 )
 def test_pixels_are_those_of_the_evaluation(
-    served_image: Any, size: tuple[int, int], channels: int, mode: str, share: float, how: str
+    served_image: Any,
+    size: tuple[int, int],
+    channels: int,
+    target: tuple[int, int],
+    mode: str,
+    share: float,
+    how: str,
 ) -> None:
     generator = np.random.default_rng(0)
     image = Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8))
     config = {
-        "input_size": (channels, 32, 32),
+        "input_size": (channels, *target),
         "interpolation": how,
         "crop_mode": mode,
         "crop_pct": share,
@@ -66,11 +84,62 @@ def test_an_image_of_too_many_pixels_is_not_decoded(served_image: Any, monkeypat
         served_image.prepare(png(Image.new("L", (10, 10))), {"input_size": [1, 8, 8]})
 
 
-@pytest.mark.parametrize("config", [{"crop_mode": "border"}, {"input_size": (3, 32, 48)}, {"interpolation": "random"}])
-def test_preprocessing_that_the_server_does_not_do(config: dict[str, Any]) -> None:
-    whole = {"input_size": (3, 32, 32), "crop_mode": "center", "interpolation": "bilinear", **config}
-    with pytest.raises(InputError, match=r"ship\.ensemble cannot prepare"):
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+def test_a_long_narrow_image_is_refused_before_it_is_resized(served_image: Any, size: tuple[int, int]) -> None:
+    """Its shorter edge at 256 would make the longer one 15 million pixels."""
+    config = {"input_size": [3, 224, 224], "mean": [0.5], "std": [0.5], "crop_pct": 0.875}
+    data = png(Image.new("RGB", size))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="too long and narrow"):
+        served_image.prepare(data, config)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PPM", "EPS"])
+def test_other_formats_are_refused(served_image: Any, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(buffer, kind)
+    with pytest.raises(OSError, match="cannot identify"):
+        served_image.prepare(buffer.getvalue(), {"input_size": [3, 8, 8], "mean": [0.5], "std": [0.5]})
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"crop_mode": "spiral"}, "crop_mode spiral is not known"),
+        ({"interpolation": "random"}, "interpolation random is not known"),
+        ({"refused": "nobody knows how"}, "nobody knows how"),
+    ],
+)
+def test_preprocessing_that_the_server_does_not_do(served_image: Any, config: dict[str, Any], why: str) -> None:
+    whole = {"input_size": (3, 32, 32), "mean": [0.5], "std": [0.5], "interpolation": "bilinear", **config}
+    with pytest.raises(InputError, match=r"ship\.ensemble cannot prepare") as caught:
         check_served_image(whole)
+    assert why in caught.value.why
+    with pytest.raises(ValueError, match=why):
+        served_image.prepare(png(Image.new("RGB", (40, 40))), whole)
+
+
+def test_the_server_needs_numpy_and_pillow_only(tmp_path: Path) -> None:
+    """The two files of a model repository, in a Python that finds nothing else."""
+    served = Path(optin_export.__file__).parent
+    shutil.copyfile(served / "ship" / "served" / "image_model.py", tmp_path / "model.py")
+    shutil.copyfile(served / "sources" / "pixels.py", tmp_path / "image_pixels.py")
+    (tmp_path / "image.png").write_bytes(png(Image.new("RGB", (40, 30), (255, 0, 0))))
+    script = """
+import importlib.util, sys, types
+sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
+spec = importlib.util.spec_from_file_location("model", "model.py")
+model = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(model)
+config = {"input_size": [3, 8, 8], "mean": [0.0], "std": [1.0]}
+print(model.prepare(open("image.png", "rb").read(), config).mean((1, 2)).tolist())
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "timm", "transformers", "optin_export"}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[1.0, 0.0, 0.0]", "[]"]
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -1,23 +1,35 @@
-"""Triton python backend: an encoded image (PNG, JPEG ...) to pixels. Needs numpy and Pillow in the server's Python.
+"""Triton python backend: an encoded image (PNG, JPEG, WebP, BMP) to pixels. Needs numpy and Pillow in its Python.
 
-preprocess.json beside this file: `input_size` [C, H, W], `interpolation`, `crop_mode` and `crop_pct`, `mean` and `std`
-of pixels in 0..1; an image is resized, cropped in the middle and normalised as in the evaluation of the model.
+Beside this file lie preprocess.json, which says how the model's images are prepared, and image_pixels.py, which does
+it: a copy of the module that the evaluation of the model used.
 """
 
 from __future__ import annotations
 
-import io
+import importlib
+import importlib.util
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from PIL import Image
 
 #: An image of more pixels is refused before it is decoded.
 MOST_PIXELS = 64_000_000
+
+
+def _arithmetic() -> Any:
+    beside = Path(__file__).with_name("image_pixels.py")
+    spec = importlib.util.spec_from_file_location("image_pixels", beside) if beside.is_file() else None
+    if spec is None or spec.loader is None:  # not in a model repository: the package's own
+        return importlib.import_module("optin_export.sources.pixels")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_PIXELS = _arithmetic()
 
 
 class TritonPythonModel:
@@ -41,31 +53,6 @@ class TritonPythonModel:
 
 
 def prepare(data: bytes, config: dict[str, Any]) -> np.ndarray:
-    """One encoded image as float32 [C, H, W]."""
-    channels, height, width = config["input_size"]
-    image: Image.Image = Image.open(io.BytesIO(data))
-    if image.width * image.height > MOST_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels are too many")
-    image = image.convert("L" if channels == 1 else "RGB")
-    larger = (math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"]))
-    image = image.resize(_resized(image, larger, config["crop_mode"]), _filter(config["interpolation"]))
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    image = image.crop((left, top, left + width, top + height))
-    pixels = np.asarray(image, np.float32).reshape(height, width, channels) / 255
-    return ((pixels - np.float32(config["mean"])) / np.float32(config["std"])).transpose(2, 0, 1)
-
-
-def _resized(image: Any, larger: tuple[int, int], mode: str) -> tuple[int, int]:
-    """Width and height before the crop: stretched ('squash'), or the shorter edge fitted ('center')."""
-    if mode == "squash":
-        return larger[1], larger[0]
-    if mode != "center":
-        raise ValueError(f"crop_mode {mode} is not known here")
-    shorter, edge = min(image.size), max(larger)
-    return tuple(edge if size == shorter else int(edge * size / shorter) for size in image.size)  # type: ignore[return-value]
-
-
-def _filter(name: str) -> Any:
-    return {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}.get(
-        name, Image.Resampling.BICUBIC
-    )
+    """One encoded image as float32 [C, H, W]; raises ValueError for one that is too large or does not fit."""
+    pixels: np.ndarray = _PIXELS.prepare(data, config, MOST_PIXELS)
+    return pixels
