@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optin_export.report.compose import busy_warnings, compose, head_repair, output_refit, prunings
+from optin_export.report.compose import busy_warnings, chance_warnings, compose, head_repair, output_refit, prunings
 from optin_export.report.deployed import add_deployed, result_of, still_deployed
 from optin_export.report.elsewhere import add_elsewhere, still_elsewhere
 from optin_export.report.fleet import COSTS, FLEET, fleet_gates, still_spent
@@ -18,6 +18,7 @@ __all__ = [
     "add_deployed",
     "add_elsewhere",
     "busy_warnings",
+    "chance_warnings",
     "compose",
     "fleet_gates",
     "head_repair",

@@ -82,6 +82,10 @@ class AccuracyResult(_Part):
     engines: dict[str, float] = Field(
         default_factory=dict, description="points of every engine by name; base is fp32's, pruned the shipped one's"
     )
+    base_low: float | None = Field(None, description="95 % interval of base, by bootstrap over rows")
+    base_high: float | None = None
+    chance: float | None = Field(None, description="what a guess reaches that does not see the inputs")
+    warning: str | None = Field(None, description="why base says nothing, where it is not surely better than chance")
 
 
 class ParityResult(_Part):
@@ -359,7 +363,9 @@ class Report(_Part):
     costs: tuple[StageCost, ...] = Field((), description="of work on a cluster (--cluster); empty: there was none")
     stages: tuple[StageResult, ...]
     warnings: tuple[str, ...] = Field(
-        (), description="results that were found damaged and made again; latencies of a busy machine"
+        (),
+        description="an unpruned accuracy at chance level; what was decided by evidence when data was read; results that "
+        "were found damaged and made again; latencies of a busy machine",
     )
     environment: dict[str, Any]
 

@@ -176,6 +176,12 @@ class Sources:
         if task == "token-classification":
             return word_indices(examples, Classes(self.classes, self.names))
         if task == "image-segmentation":
+            if examples.classes is not None:
+                raise InputError(
+                    f"the label of {examples.where(0)} is not a label map",
+                    "it is the name of a class, for the whole image",
+                    "set label_folder to the folder of the label maps",
+                )
             evaluation = self.recipe.data.evaluation
             return LabelMaps(examples.columns["label"], None if evaluation is None else evaluation.ignore), []
         if self.model.output_kind != "logits":

@@ -15,6 +15,7 @@ from optin_export.report import (
     Size,
     StageResult,
     busy_warnings,
+    chance_warnings,
     compose,
     fleet_gates,
     head_repair,
@@ -84,7 +85,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
         elsewhere=still_elsewhere(work.folder),
         costs=still_spent(work.folder),
         stages=stages,
-        warnings=(*work.ledger.warnings, *busy_warnings(measured)),
+        warnings=(*chance_warnings(measured), *work.ledger.warnings, *busy_warnings(measured)),
         environment=work.environment,
     )
     write_text(work.folder / "report.json", report.model_dump_json(indent=2) + "\n")
@@ -99,7 +100,7 @@ def ship_run(work: Workspace, facts: Facts) -> None:
     judged = gates(work, facts)
     passed = all(gate.passed for gate in judged)
     recipe, repository = work.recipe, work.folder / "triton"
-    ship.write_preprocess(work.folder / "preprocess", work.sources.processor, work.sources.model.model, recipe)
+    ship.write_preprocess(work.folder / "preprocess", work.sources.processor, work.sources.names, recipe)
     work.tick(1, 3)
     if passed and recipe.ship.triton:
         summary = "; ".join(f"{gate.name} {gate.measured:.4g} ({gate.relation} {gate.required:g})" for gate in judged)
