@@ -57,7 +57,9 @@ class _Broken(Exception):
         self.line, self.reason = line, reason
 
 
-def read_table(path: Path, kind: Kind, header: bool | None, columns: Mapping[str, str | int], needs: Sequence[str]) -> Table:
+def read_table(
+    path: Path, kind: Kind, header: bool | None, columns: Mapping[str, str | int], needs: Sequence[str]
+) -> Table:
     """The table of a file.
 
     header: whether the first line holds names; None: where a column is named, or the first line holds the name of
@@ -105,13 +107,14 @@ def read_head(path: Path, kind: Kind) -> tuple[str, ...]:
     """The cells of the first line, by the delimiter that gives most of them; read by the code that reads the data."""
     text = read_text_file(path)
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    heads = []
+    heads: list[list[str]] = []
     for delimiter in (DELIMITERS[kind], *(one for one in _NAMED if one != DELIMITERS[kind])):
         try:
             heads.append(_parsed(path, text, delimiter).rows[0])
         except (_Broken, IndexError):
             continue
-    return tuple(max(heads, key=len, default=[]))
+    widest = max([len(head) for head in heads], default=0)
+    return tuple(next((head for head in heads if len(head) == widest), []))
 
 
 def place_of(table: Table, wanted: str | int) -> int:
@@ -185,7 +188,10 @@ def _suspect_header(table: Table, columns: Mapping[str, str | int], needs: Seque
                 "set header: true, or remove that line",
             )
     if alike and len(table.rows) > 1 and len(alike) == len(at):
-        note = f"line {table.lines[0]} of {table.path.name}, {_shown(first)}, was read as data: set header: true if it holds names"
+        note = (
+            f"line {table.lines[0]} of {table.path.name}, {_shown(first)}, was read as data: set header: true if it "
+            "holds names"
+        )
         return replace(table, notes=(*table.notes, note))
     return table
 
@@ -229,7 +235,7 @@ def _check(table: Table, columns: Mapping[str, str | int], needs: Sequence[str])
 def _other_delimiters(
     path: Path, text: str, kind: Kind, header: bool | None, columns: Mapping[str, str | int], needs: Sequence[str]
 ) -> dict[str, Table]:
-    """Tables by other delimiters that give every row the same number of columns, two or more, and all that is needed."""
+    """Tables by other delimiters that give every row as many columns, two or more, and all that is needed."""
     found = {}
     for delimiter in _NAMED:
         if delimiter == DELIMITERS[kind]:
@@ -294,9 +300,15 @@ def _tabbed(path: Path, text: str) -> Table:
     widths = [[len(row) for row in one.rows] for one in (plain, quoted)]
     if widths[0] != widths[1]:
         return quoted if len(set(widths[1])) == 1 < len(set(widths[0])) else plain
-    pairs = [(c, q) for one, other in zip(plain.rows, quoted.rows, strict=True) for c, q in zip(one, other, strict=True)]
+    pairs = [
+        (c, q) for one, other in zip(plain.rows, quoted.rows, strict=True) for c, q in zip(one, other, strict=True)
+    ]
     fields = [c for c, q in pairs if c != q]
-    whole = [all(c[:1] == '"' for c in column) for column in zip(*plain.rows[1:], strict=False)] if len(plain.rows) > 2 else []
+    whole = (
+        [all(c[:1] == '"' for c in column) for column in zip(*plain.rows[1:], strict=False)]
+        if len(plain.rows) > 2
+        else []
+    )
     if any('""' in field[1:-1] for field in fields) or any(whole):
         return quoted
     note = (
@@ -315,7 +327,9 @@ def _refuse_json(path: Path, text: str) -> None:
             value = json.loads(part)
         except (ValueError, RecursionError):
             continue
-        if (isinstance(value, dict) and value) or (isinstance(value, list) and value and isinstance(value[0], dict | list)):
+        if (isinstance(value, dict) and value) or (
+            isinstance(value, list) and value and isinstance(value[0], dict | list)
+        ):
             raise InputError(
                 f"cannot parse {path}",
                 "it is JSON, not a text table",

@@ -9,7 +9,7 @@ import lzma
 import re
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 from optin_export.errors import InputError
 
@@ -34,6 +34,10 @@ _MARKS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
 
 def read_text_file(path: Path) -> str:
@@ -71,7 +75,15 @@ def _unpacked(path: Path, data: bytes) -> bytes:
                     raise InputError(f"cannot parse {path}", f"it is {kind}", "save one table as CSV in UTF-8")
                 with archive.open(names[0]) as file:
                     return _bounded(path, file, len(data))
-    except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, lzma.LZMAError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        NotImplementedError,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+    ) as error:
         raise InputError(
             f"cannot parse {path}", f"its compression is damaged: {error or type(error).__name__}", "copy it again"
         ) from None
@@ -80,7 +92,7 @@ def _unpacked(path: Path, data: bytes) -> bytes:
     return data
 
 
-def _bounded(path: Path, file: IO[bytes], packed: int) -> bytes:
+def _bounded(path: Path, file: _Readable, packed: int) -> bytes:
     parts, total = [], 0
     while part := file.read(_AT_ONCE):
         parts.append(part)

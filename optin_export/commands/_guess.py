@@ -45,6 +45,7 @@ COLUMNS = {
     "image-segmentation": ("image", "label"),
 }
 
+
 def task_of(source: str) -> str | None:
     """The task of a local model folder, a hub model in the local cache, or a timm name; None if it cannot be told."""
     prefix, _, _ = source.partition(":")
@@ -110,9 +111,10 @@ def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:
             found[name] = (own or matches)[0].strip()
     missing = [name for name in wanted if name not in found]
     if missing:
+        what = "arrays are" if prefix == "npz" else "first line reads"
         raise InputError(
             f"cannot tell which column of {source} is '{missing[0]}'",
-            f"its {'arrays are' if prefix == 'npz' else 'first line reads'} {', '.join(map(repr, known))[:300] or 'nothing'}",
+            f"its {what} {', '.join(map(repr, known))[:300] or 'nothing'}",
             f"say so: --columns {','.join(f'{name}=NAME' for name in wanted)} (names, or positions from 0)",
         )
     return found

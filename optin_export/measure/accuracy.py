@@ -21,8 +21,8 @@ class Accuracy:
     """base, pruned: points of the two engines on the same rows (perplexity: itself). drop: what was `lost`.
     drop_low, drop_high: its 95 % interval by bootstrap over rows (how far another sample of the same size could have
     moved it). engines: points of every engine by name; base is the fp32 one, pruned the one that is shipped.
-    base_low, base_high: 95 % interval of `base` by the same resamples. chance: what a guess that does not see the inputs
-    reaches; warning: a sentence where `base` is not surely better than that."""
+    base_low, base_high: 95 % interval of `base` by the same resamples. chance: what a guess reaches that does not see the
+    inputs; warning: a sentence where `base` is not surely better than that."""
 
     metric: str
     rows: int
@@ -79,10 +79,8 @@ def lost(metric: str, base: float, pruned: float) -> float:
     return pruned - base if METRICS[metric].lower_is_better else base - pruned
 
 
-def evaluate(
-    base: np.ndarray, pruned: np.ndarray, metric: str, seed: int, guess: Chance | None = None
-) -> Accuracy:
-    """Compare two engines by their statistics [rows, ...] on the same rows. guess: what the unpruned one has to beat."""
+def evaluate(base: np.ndarray, pruned: np.ndarray, metric: str, seed: int, guess: Chance | None = None) -> Accuracy:
+    """Compare two engines by their statistics [rows, ...] on the same rows. guess: what the unpruned one must beat."""
     compute = METRICS[metric].value
     values = compute(base), compute(pruned)
     generator = np.random.default_rng(seed)

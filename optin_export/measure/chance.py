@@ -38,7 +38,7 @@ def chance(metric: str, statistics: np.ndarray, labels: Sequence[Any] | np.ndarr
     if metric == "perplexity":
         return Chance(float(classes or np.inf), "that of every token being as likely as any other")
     if metric == "squad_f1":
-        return Chance(_whole_contexts(labels[:_ANSWERS]), "that of the whole context as every answer")
+        return Chance(_whole_contexts(list(labels[:_ANSWERS])), "that of the whole context as every answer")
     if metric == "exact_match":
         return Chance(0.0, "that of no right answer at all")
     return Chance(0.0, "that of outputs that have nothing to do with the labels")
@@ -64,8 +64,8 @@ def warning(metric: str, base: float, low: float, high: float, guess: Chance) ->
     if not worse:
         return None
     return (
-        f"the unpruned model's {metric} of {base:.4g} (95 % interval {low:.4g} to {high:.4g}) is not surely better than "
-        f"{guess.points:.4g}, {guess.how}: what is lost from there says nothing. Check that the labels are those that "
+        f"the unpruned model's {metric} of {base:.4g} (95 % interval {low:.4g} to {high:.4g}) is not surely better "
+        f"than {guess.points:.4g}, {guess.how}: what is lost from there says nothing. Check that the labels are those that "
         "the model was trained for, and that inputs are prepared as in its training"
     )
 

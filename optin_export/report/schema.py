@@ -364,8 +364,8 @@ class Report(_Part):
     stages: tuple[StageResult, ...]
     warnings: tuple[str, ...] = Field(
         (),
-        description="an unpruned accuracy at chance level; what was decided by evidence when data was read; results that "
-        "were found damaged and made again; latencies of a busy machine",
+        description="an unpruned accuracy at chance level; what was decided by evidence when data was read; results "
+        "that were found damaged and made again; latencies of a busy machine",
     )
     environment: dict[str, Any]
 

@@ -111,7 +111,7 @@ def names_of(module: nn.Module, given: Mapping[str, int], classes: int) -> Class
     config = getattr(module, "config", None)
     maps = [getattr(config, name, None) or {} for name in ("id2label", "label2id")]
     if any(maps) and all(isinstance(one, Mapping) for one in maps):
-        return _with_imagenet(_of_config(*maps, classes), classes)
+        return _with_imagenet(_of_config(maps[0], maps[1], classes), classes)
     if isinstance(getattr(module, "pretrained_cfg", None), Mapping):
         return _of_timm(module.pretrained_cfg, classes)  # type: ignore[arg-type]
     return ClassNames()
@@ -186,7 +186,9 @@ def _with_imagenet(found: ClassNames, classes: int) -> ClassNames:
     if known is None:
         return found
     if not found.real:
-        return ClassNames(found.names, tuple((*wnid, name) for wnid, name in zip(known.others, known.names, strict=True)))
+        return ClassNames(
+            found.names, tuple((*wnid, name) for wnid, name in zip(known.others, known.names, strict=True))
+        )
     own, theirs = ([fold(name.split(",")[0]) for name in one.names] for one in (found, known))
     alike = sum(one == other for one, other in zip(own, theirs, strict=True))
     return ClassNames(found.names, known.others, found.notes) if alike >= _ALIKE * classes else found

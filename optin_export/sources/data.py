@@ -207,8 +207,8 @@ def _read_table(path: str, section: DataSource, needs: tuple[str, ...], kind: Ki
         words = [row for row, value in enumerate(found[need]) if str(value).strip() in _PERHAPS_MISSING]
         if words and need != "label":
             notes.append(
-                f"{len(words)} cells of '{need}' in {table.path.name} read '{found[need][words[0]]}' (the first in line "
-                f"{table.lines[words[0]]}): kept as text"
+                f"{len(words)} cells of '{need}' in {table.path.name} read '{found[need][words[0]]}' (the first in "
+                f"line {table.lines[words[0]]}): kept as text"
             )
     return Examples(found, np.array(table.lines, dtype=np.int64), "line", notes=tuple(notes))
 
@@ -265,7 +265,7 @@ def _check_member(archive: zipfile.ZipFile, name: str) -> None:
 
 
 def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> Examples:
-    """Classes are the sub-folders, or what `label_pattern` finds in a file's name; or label maps in their own folder."""
+    """Classes are the sub-folders, or what `label_pattern` finds in a name; or label maps in a folder of their own."""
     root = Path(path)
     files = list_images(root, IMAGE_SUFFIXES)
     if not files:
@@ -297,7 +297,7 @@ def _read_hub(name: str, section: DataSource, needs: tuple[str, ...]) -> Example
             f"cannot load hf-dataset:{name}", str(error)[:200], "check the name and the network"
         ) from error
     columns = {n: str(section.columns.get(n, n)) for n in needs}  # type: ignore[call-overload]
-    found = {n: list(table[column]) for n, column in columns.items() if column in table.column_names}
+    found: dict[str, Column] = {n: list(table[column]) for n, column in columns.items() if column in table.column_names}
     feature = getattr(table, "features", {}).get(columns.get("label"))
     names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
     if "label" not in found or not names:

@@ -30,8 +30,8 @@ def check_metric(metric: str, task: str, outputs: int, regression: bool, problem
     if metric in _ONE_CLASS and problem == "multi_label_classification":
         raise InputError(
             f"the metric {metric} is not defined for this model",
-            f"its problem_type is {problem}: it answers yes or no for each of {outputs} classes, and {metric} needs one "
-            "class per row",
+            f"its problem_type is {problem}: it answers yes or no for each of {outputs} classes, and {metric} needs "
+            "one class per row",
             "leave data.evaluation out, or give the model of one class per row that you mean",
         )
     if metric in _ONE_CLASS and problem == "regression":

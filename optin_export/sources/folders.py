@@ -34,7 +34,7 @@ def list_images(root: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def class_folders(files: Sequence[Path], root: Path) -> tuple[list[str], tuple[str, ...]]:
-    """The class of every image, and all classes: the folders directly below `root`, as torchvision's ImageFolder has it.
+    """The class of every image, and all classes: the folders directly below `root`, as in torchvision's ImageFolder.
 
     Folders without an image are classes too, for the numbers of the others depend on them. Raises InputError for an
     image outside all folders.

@@ -146,7 +146,11 @@ def match_classes(own: Sequence[str], used: set[str], classes: Classes) -> tuple
         )
     listed = ", ".join(f"'{name}' is {index}" for index, name in enumerate(order[:10]))
     more = f" and {len(order) - 10} more" if len(order) > 10 else ""
-    called = f"none of them is a name of the model's ({classes.names.shown(4)})" if classes.names.real else "the model has no names for them"
+    called = (
+        f"none of them is a name of the model's ({classes.names.shown(4)})"
+        if classes.names.real
+        else "the model has no names for them"
+    )
     note = f"the classes of the data were numbered in their order, for {called}: {listed}{more}"
     return {name: index for index, name in enumerate(order)}, [note, *_order_note(order, "in natural order")]
 
@@ -154,9 +158,10 @@ def match_classes(own: Sequence[str], used: set[str], classes: Classes) -> tuple
 def _order_note(order: Sequence[str], how: str) -> list[str]:
     if tuple(order) == tuple(sorted(order)):
         return []
+    listed = ", ".join(order[:12]) + (", ..." if len(order) > 12 else "")
     return [
-        f"class folders were numbered {how} ({', '.join(order[:12])}{', ...' if len(order) > 12 else ''}); torchvision's "
-        f"ImageFolder sorts them as text ({', '.join(sorted(order)[:4])}, ...): if the model was trained by it, rename them"
+        f"class folders were numbered {how} ({listed}); torchvision's ImageFolder sorts them as text "
+        f"({', '.join(sorted(order)[:4])}, ...): if the model was trained by it, rename them"
     ]
 
 
@@ -165,7 +170,11 @@ def _twice(found: Mapping[str, int], used: set[str]) -> list[str]:
     for name, index in found.items():
         if name in used:
             same.setdefault(index, []).append(name)
-    return [f"the classes {_some(names)} of the data are one class of the model" for names in same.values() if len(names) > 1]
+    return [
+        f"the classes {_some(names)} of the data are one class of the model"
+        for names in same.values()
+        if len(names) > 1
+    ]
 
 
 def _match_values(keys: Sequence[str], classes: Classes) -> tuple[dict[str, int | None], list[str]]:
@@ -179,11 +188,11 @@ def _match_values(keys: Sequence[str], classes: Classes) -> tuple[dict[str, int 
         if index is None and number is not None and not names.numeric and number == int(number):
             index = int(number) if 0 <= number < classes.count else None
         chosen[key] = index
-    if classes.count == 2 and not names.numeric and {key.casefold() for key in distinct} <= set(_BOOLEAN):
-        if all(index is None for index in chosen.values()):
-            chosen = {key: _BOOLEAN[key.casefold()] for key in distinct}
-            called = f" ('{names.names[1]}' and '{names.names[0]}')" if names.real else ""
-            notes.append(f"the labels true and false were taken as the classes 1 and 0{called}")
+    boolean = {key.casefold() for key in distinct} <= set(_BOOLEAN) and all(index is None for index in chosen.values())
+    if boolean and classes.count == 2 and not names.numeric:
+        chosen = {key: _BOOLEAN[key.casefold()] for key in distinct}
+        called = f" ('{names.names[1]}' and '{names.names[0]}')" if names.real else ""
+        notes.append(f"the labels true and false were taken as the classes 1 and 0{called}")
     _refuse_counted_from_one(distinct, classes)
     if names.notes and any(as_number(key) is None for key in distinct):
         notes += names.notes
@@ -226,7 +235,7 @@ def _refuse_lists(column: Any, examples: Examples) -> None:
         if isinstance(value, list | tuple | dict | set) or (isinstance(value, np.ndarray) and value.size != 1):
             raise InputError(
                 f"the label of {examples.where(row)} is a {type(value).__name__}, not one value",
-                f"it reads {str(value):.80}",
+                f"it reads {value!s:.80}",
                 "give one class (or number) per row; of one-hot labels take the argmax",
             )
 
@@ -259,13 +268,17 @@ def _refuse_unknown(
     wrong = natural_order({keys[at] for at in bad})
     values = [as_number(key) for key in chosen if key not in ignored]
     shown = repr(keys[bad[0]]) if as_number(keys[bad[0]]) is None else keys[bad[0]]
-    more = f", nor are {len(bad) - 1} more ({_some([where(at) for at in bad[1:4]], quote=False)})" if len(bad) > 1 else ""
+    more = (
+        f", nor are {len(bad) - 1} more ({_some([where(at) for at in bad[1:4]], quote=False)})" if len(bad) > 1 else ""
+    )
     what = f"label {shown} of {where(bad[0])} is none of the model's classes{more}"
     if all(value is not None for value in values):
         low, high = min(values), max(values)  # type: ignore[type-var]
         span = f"labels run from {low:g} to {high:g}; {classes}"
         if classes.names.numeric:
-            raise InputError(what, f"its classes are called by numbers: {classes.names.shown()}", "give these as labels")
+            raise InputError(
+                what, f"its classes are called by numbers: {classes.names.shown()}", "give these as labels"
+            )
         if any(value != int(value) for value in values):  # type: ignore[arg-type]
             raise InputError(what, f"it is no whole number; {span}", "give one class index or name per row")
         named = ", or give the class names" if classes.names.real else ""
@@ -276,7 +289,9 @@ def _refuse_unknown(
         raise InputError(what, span, f"give indices from 0 to {classes.count - 1}{named}; check columns.label")
     why = f"labels that are no class: {_some(wrong)}; {classes}"
     raise InputError(
-        what, why, "give class indices, or names as the model has them; check columns.label, and header for a first line"
+        what,
+        why,
+        "give class indices, or names as the model has them; check columns.label, and header for a first line",
     )
 
 

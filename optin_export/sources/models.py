@@ -53,8 +53,8 @@ class LoadedModel:
     """A model with all that is needed to build it again without its weights.
 
     architecture: JSON-serialisable; `build(architecture)` gives the same modules with random weights.
-    origin: folder or hub name where tokenizer and preprocessing lie, if any. labels: class names of the recipe with their
-    index (zero-shot); those that a model has itself are found by `class_names`.
+    origin: folder or hub name where tokenizer and preprocessing lie, if any. labels: class names of the recipe with
+    their index (zero-shot); those that a model has itself are found by `class_names`.
     """
 
     model: TaskModel

@@ -122,7 +122,11 @@ def test_labels_of_words() -> None:
     classes = Classes(3, ClassNames(("O", "B-PER", "I-PER")))
     examples = Examples({"tokens": [["a", "b"], ["c"]], "label": ["O b-per", [-100]]})
     assert [row.tolist() for row in word_indices(examples, classes)[0]] == [[0, 1], [-100]]
-    for label, says in (([[0, 1.5]], "label 1.5"), ([["O", "B-LOC"]], "label 'B-LOC'"), ([[-100, -100]], "no word has")):
+    for label, says in (
+        ([[0, 1.5]], "label 1.5"),
+        ([["O", "B-LOC"]], "label 'B-LOC'"),
+        ([[-100, -100]], "no word has"),
+    ):
         with pytest.raises(InputError) as caught:
             word_indices(Examples({"tokens": [["a", "b"]], "label": label}), classes)
         assert says in caught.value.what
@@ -154,7 +158,7 @@ def test_class_folders_by_name_then_number_then_order() -> None:
 @pytest.mark.parametrize(
     ("labels", "classes", "names", "count", "says"),
     [
-        (["red", "pink"], ("pink", "red"), ("red", "green", "blue"), 3, "1 classes of the data are none of the model's: 'pink'"),
+        (["red", "pink"], ("pink", "red"), ("red", "green", "blue"), 3, "none of the model's: 'pink'"),
         (["a", "b"], ("a", "b"), ("red", "green", "blue"), 3, "there are not as many"),
         (["a", "b"], ("a", "b"), (), 3, "there are not as many"),
         (["3", "4"], ("3", "4"), (), 3, "there are not as many"),
