@@ -82,7 +82,7 @@ def _copy(source: Path, path: Path) -> None:
 class Ledger:
     """The steps done in one run folder. `changed` is called once, before the first step that is not reused.
 
-    warn: is told, in one line, of every result that was damaged. warnings: those lines.
+    warn: is told each warning, in one line, such as a result that was damaged. warnings: those lines.
     shared: a folder in which sibling runs leave the steps named in SHARED for each other, by their key.
     """
 

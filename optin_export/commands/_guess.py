@@ -3,13 +3,15 @@ file's head."""
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from optin_export.errors import InputError
+from optin_export.tables import ALIASES, read_head
 
 #: How the name of a model's class ends -> its task.
 _BY_CLASS = {
@@ -41,16 +43,6 @@ COLUMNS = {
     "image-feature-extraction": ("image",),
     "zero-shot-image-classification": ("image", "label"),
     "image-segmentation": ("image", "label"),
-}
-#: Other names that a column goes by.
-_ALIASES = {
-    "text": r"text|sentence|sentence1|review|content|query",
-    "text_pair": r"text_pair|sentence2|text2|pair",
-    "tokens": r"tokens|words",
-    "question": r"question",
-    "context": r"context|passage",
-    "image": r"images?|pixels|x",
-    "label": r"labels?|target|score|class|answers?|masks?|y|tags|ner_tags",
 }
 
 
@@ -99,27 +91,37 @@ def _configuration(source: str) -> tuple[Path, Any]:
 
 
 def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:
-    """Where the task's columns are, by the names in the file's head; empty if the names are already ours or unknown."""
+    """Where the task's columns are, by the names in the file's head; empty if the file cannot be looked into.
+
+    Raises InputError for a table or an archive that can be, and has no column of a known name.
+    """
     prefix, _, path = source.partition(":")
+    if prefix not in ("csv", "tsv", "npz"):
+        return {}
     try:
         known = _names(prefix, Path(path))
-    except (OSError, ValueError, csv.Error, zipfile.BadZipFile):
-        return {}
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return {}  # the run says why
     wanted = [name for name in COLUMNS[task] if labelled or name != "label"]
     found: dict[str, str | int] = {}
     for name in wanted:
-        match = next((one for one in known if re.fullmatch(_ALIASES[name], one, re.IGNORECASE)), None)
-        if match is not None:
-            found[name] = match
-    return {} if all(key == value for key, value in found.items()) else found
+        matches = [one for one in known if re.fullmatch(ALIASES[name], one.strip(), re.IGNORECASE)]
+        own = [one for one in matches if one.strip().casefold() == name]
+        if matches:
+            found[name] = (own or matches)[0].strip()
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        what = "arrays are" if prefix == "npz" else "first line reads"
+        raise InputError(
+            f"cannot tell which column of {source} is '{missing[0]}'",
+            f"its {what} {', '.join(map(repr, known))[:300] or 'nothing'}",
+            f"say so: --columns {','.join(f'{name}=NAME' for name in wanted)} (names, or positions from 0)",
+        )
+    return found
 
 
 def _names(prefix: str, path: Path) -> Sequence[str]:
     if prefix == "npz":
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    if prefix in ("csv", "tsv"):
-        with path.open(encoding="utf-8", newline="") as file:
-            line = file.readline(10_000)
-        return next(csv.reader([line], delimiter="," if prefix == "csv" else "\t"), [])
-    return []
+    return read_head(path, "csv" if prefix == "csv" else "tsv")

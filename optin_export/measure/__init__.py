@@ -10,6 +10,7 @@ import numpy as np
 
 from optin_export.engines import CALL, Engine
 from optin_export.measure.accuracy import Accuracy, Function, evaluate, lost, predict
+from optin_export.measure.chance import chance, labels_of
 from optin_export.measure.doubts import Doubt, doubts
 from optin_export.measure.gate import Gate, judge
 from optin_export.measure.gpu import measure_modes
@@ -172,7 +173,8 @@ def _accuracy(built: Mapping[str, Engine], data: Dataset, precision: str, seed: 
         )
         for at, name in enumerate(names)
     }
-    accuracy = evaluate(found["base"], found[engine_name("pruned", precision)], data.metric, seed)
+    guess = chance(data.metric, found["base"], labels_of(data), data.classes)
+    accuracy = evaluate(found["base"], found[engine_name("pruned", precision)], data.metric, seed, guess)
     return replace(accuracy, engines={name: METRICS[data.metric].value(one) for name, one in found.items()})
 
 

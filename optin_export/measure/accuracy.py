@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from optin_export.errors import InputError
+from optin_export.measure.chance import Chance, warning
 from optin_export.measure.metrics import METRICS
 from optin_export.sources import Dataset
 
@@ -19,7 +20,9 @@ RESAMPLES = 1000
 class Accuracy:
     """base, pruned: points of the two engines on the same rows (perplexity: itself). drop: what was `lost`.
     drop_low, drop_high: its 95 % interval by bootstrap over rows (how far another sample of the same size could have
-    moved it). engines: points of every engine by name; base is the fp32 one, pruned the one that is shipped."""
+    moved it). engines: points of every engine by name; base is the fp32 one, pruned the one that is shipped.
+    base_low, base_high: 95 % interval of `base` by the same resamples. chance: what a guess reaches that does not see
+    the inputs; warning: a sentence where `base` is not surely better than that."""
 
     metric: str
     rows: int
@@ -29,6 +32,10 @@ class Accuracy:
     drop_low: float
     drop_high: float
     engines: dict[str, float] = field(default_factory=dict)
+    base_low: float | None = None
+    base_high: float | None = None
+    chance: float | None = None
+    warning: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,18 +79,33 @@ def lost(metric: str, base: float, pruned: float) -> float:
     return pruned - base if METRICS[metric].lower_is_better else base - pruned
 
 
-def evaluate(base: np.ndarray, pruned: np.ndarray, metric: str, seed: int) -> Accuracy:
-    """Compare two engines by their statistics [rows, ...] on the same rows."""
+def evaluate(base: np.ndarray, pruned: np.ndarray, metric: str, seed: int, guess: Chance | None = None) -> Accuracy:
+    """Compare two engines by their statistics [rows, ...] on the same rows. guess: what the unpruned one must beat."""
     compute = METRICS[metric].value
     values = compute(base), compute(pruned)
     generator = np.random.default_rng(seed)
-    drops = []
+    drops, bases = [], []
     for _ in range(RESAMPLES):
         rows = generator.integers(0, len(base), len(base))
         try:
-            drops.append(lost(metric, compute(base[rows]), compute(pruned[rows])))
+            before = compute(base[rows])
+            drops.append(lost(metric, before, compute(pruned[rows])))
+            bases.append(before)
         except InputError:  # a resample of a tiny data set may hold one label only
             continue
     drop = lost(metric, *values)
     low, high = np.percentile(drops, [2.5, 97.5]) if drops else (drop, drop)
-    return Accuracy(metric, len(base), *values, drop, float(low), float(high))
+    own = np.percentile(bases, [2.5, 97.5]) if bases else (values[0], values[0])
+    below, above = float(own[0]), float(own[1])
+    return Accuracy(
+        metric,
+        len(base),
+        *values,
+        drop,
+        float(low),
+        float(high),
+        base_low=below,
+        base_high=above,
+        chance=None if guess is None else guess.points,
+        warning=None if guess is None else warning(metric, values[0], below, above, guess),
+    )

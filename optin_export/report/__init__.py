@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optin_export.report.compose import compose, head_repair, output_refit, prunings
+from optin_export.report.compose import chance_warnings, compose, head_repair, output_refit, prunings
 from optin_export.report.deployed import add_deployed, result_of, still_deployed
 from optin_export.report.elsewhere import add_elsewhere, still_elsewhere
 from optin_export.report.fleet import COSTS, FLEET, fleet_gates, still_spent
@@ -17,6 +17,7 @@ __all__ = [
     "StageResult",
     "add_deployed",
     "add_elsewhere",
+    "chance_warnings",
     "compose",
     "fleet_gates",
     "head_repair",

@@ -92,6 +92,11 @@ def latency_results(measured: Measured) -> tuple[LatencyResult, ...]:
     )
 
 
+def chance_warnings(measured: Measured) -> list[str]:
+    """A line where the unpruned model is not surely better than a guess."""
+    return [measured.accuracy.warning] if measured.accuracy and measured.accuracy.warning else []
+
+
 def parity_of(measured: Measured) -> Parity:
     cases = tuple(ParityResult(**case.to_json()) for case in measured.parity)
     return Parity(

@@ -90,6 +90,10 @@ class AccuracyResult(_Part):
     engines: dict[str, float] = Field(
         default_factory=dict, description="points of every engine by name; base is fp32's, pruned the shipped one's"
     )
+    base_low: float | None = Field(None, description="95 % interval of base, by bootstrap over rows")
+    base_high: float | None = None
+    chance: float | None = Field(None, description="what a guess reaches that does not see the inputs")
+    warning: str | None = Field(None, description="why base says nothing, where it is not surely better than chance")
 
 
 class ParityResult(_Part):
@@ -379,7 +383,9 @@ class Report(_Part):
     costs: tuple[StageCost, ...] = Field((), description="of work on a cluster (--cluster); empty: there was none")
     stages: tuple[StageResult, ...]
     warnings: tuple[str, ...] = Field(
-        (), description="reasons to doubt a result: other work while it was measured, files that were damaged, ..."
+        (),
+        description="reasons to doubt a result: other work while it was measured, an unpruned accuracy at chance "
+        "level, what was decided by evidence when data was read, files that were damaged",
     )
     environment: dict[str, Any]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from optin_export.errors import InputError
 from optin_export.files import read_json
-from optin_export.ship.config import LABELS, ModelSpec, Step, config_text, ensemble_text
+from optin_export.ship.config import ModelSpec, Step, config_text, ensemble_text
+from optin_export.ship.labels import write_labels
 from optin_export.ship.origin import Origin
 from optin_export.ship.preprocess import IMAGE, TOKENIZER, check_served_image
 from optin_export.ship.repository import Writer
@@ -63,12 +64,8 @@ def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer
             Step(prepare, {tensor.name: tensor.name for tensor in inputs}, same),
             Step(name, same, {tensor.name: tensor.name for tensor in signature.outputs}),
         )
-        labels = origin.folder / "preprocess" / LABELS
-        if labels.is_file() and len(signature.outputs[0].dims) == 2:
-            shutil.copyfile(labels, folder / LABELS)
-        text = ensemble_text(
-            whole, Signature(inputs, signature.outputs), steps, batch, labels=(folder / LABELS).is_file()
-        )
+        labelled = write_labels(folder, origin, signature)
+        text = ensemble_text(whole, Signature(inputs, signature.outputs), steps, batch, labels=labelled)
         (folder / "config.pbtxt").write_text(text, encoding="utf-8")
 
     return {prepare: write_prepare, whole: write_ensemble}

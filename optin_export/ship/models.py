@@ -18,6 +18,7 @@ from optin_export.files import read_json, sha256_file
 from optin_export.recipe import Target
 from optin_export.ship import ensemble
 from optin_export.ship.config import LABELS, ModelSpec, Warmup, config_text
+from optin_export.ship.labels import write_labels
 from optin_export.ship.origin import Origin
 from optin_export.ship.repository import Writer
 from optin_export.ship.signature import Signature, of_engine, of_onnx
@@ -83,7 +84,8 @@ def files_of(origin: Origin) -> list[Path]:
     kinds = ("pruned",) if recipe.ship.layout == "pruned" else ("base", "pruned")
     found = [served_as(origin, which).file for which in kinds]
     optional = [origin.reference] if recipe.ship.warm_up else []
-    optional += [path for path in (origin.folder / "preprocess").glob("*") if recipe.ship.ensemble]
+    preprocess = origin.folder / "preprocess"
+    optional += sorted(preprocess.glob("*")) if recipe.ship.ensemble else [preprocess / LABELS]
     return found + [path for path in optional if path.is_file()]
 
 
@@ -123,10 +125,7 @@ def _writer(origin: Origin, name: str, kinds: Sequence[str], versions: tuple[int
         spec = _spec(origin, name, first, versions)
         if origin.recipe.ship.warm_up and origin.reference.is_file():
             spec = replace(spec, warmup=_write_warmup(origin.reference, folder / "warmup", first))
-        labels = _labels(origin, first.signature)
-        if labels:
-            (folder / LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-            spec = replace(spec, labels=True)
+        spec = replace(spec, labels=write_labels(folder, origin, first.signature))
         (folder / "config.pbtxt").write_text(config_text(spec), encoding="utf-8")
 
     return write
@@ -186,18 +185,3 @@ def _write_warmup(reference: Path, folder: Path, one: Served) -> tuple[Warmup, .
         shapes = {name: (count, *array.shape[1:]) for name, array in rows.items()}
         requests.append(Warmup(1, {name: f"whole.{name}" for name in rows}, shapes))
     return tuple(requests)
-
-
-def _labels(origin: Origin, signature: Signature) -> list[str]:
-    """One name per class. Raises InputError where there are not as many as outputs."""
-    path = origin.folder / "preprocess" / LABELS
-    given = origin.recipe.ship.labels
-    labels = list(given) if given else path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    dims = signature.outputs[0].dims
-    if labels and (len(dims) != 2 or dims[1] != len(labels)):
-        raise InputError(
-            f"{len(labels)} labels do not fit the output '{signature.outputs[0].name}'",
-            f"it has dims {list(dims)}",
-            "correct ship.labels: one name per class",
-        )
-    return labels

@@ -12,6 +12,7 @@ from optin_export.files import atomic_path, write_json, write_text
 from optin_export.recipe import Recipe
 from optin_export.sources import pixels
 from optin_export.sources.batches import ImageProcessor, Processor, TextProcessor
+from optin_export.sources.class_names import ClassNames
 
 TOKENIZER, IMAGE, LABELS = "tokenizer.json", "preprocess.json", "labels.txt"
 #: Task -> how the tokenizer cuts a pair; tasks that are not here take words or labels that no client would send.
@@ -25,8 +26,10 @@ _TRUNCATION = {
 _CLASSES = ("text-classification", "image-classification", "zero-shot-image-classification")
 
 
-def write_preprocess(folder: Path, processor: Processor, model: Any, recipe: Recipe) -> None:
+def write_preprocess(folder: Path, processor: Processor, names: ClassNames, recipe: Recipe) -> None:
     """Write tokenizer.json or preprocess.json, and labels.txt where the classes have names; each whole or not at all.
+
+    names: of the model's classes, by which labels of the evaluation data were looked up as well.
 
     A tokenizer that has no fast form, and tasks that no client sends plain text for, leave none.
     """
@@ -37,9 +40,12 @@ def write_preprocess(folder: Path, processor: Processor, model: Any, recipe: Rec
                 _served(processor, fast, recipe.model.task).save(str(temporary))
     elif isinstance(processor, ImageProcessor):
         write_json(folder / IMAGE, processor.config)
-    labels = _labels(model, recipe)
-    if labels:
-        write_text(folder / LABELS, "".join(f"{label}\n" for label in labels))
+    if recipe.model.task in _CLASSES and names.real:
+        # One line each, in the order of the outputs; a class without a name is called by its index.
+        lines = [" ".join(name.split()) or str(index) for index, name in enumerate(names.names)]
+        write_text(folder / LABELS, "".join(f"{line}\n" for line in lines))
+    else:
+        (folder / LABELS).unlink(missing_ok=True)  # of an earlier model in the same folder
 
 
 def _served(processor: TextProcessor, fast: Any, task: str) -> Any:
@@ -56,23 +62,6 @@ def _served(processor: TextProcessor, fast: Any, task: str) -> Any:
         length=processor.sequence if processor.full else None,
     )
     return tokenizer
-
-
-def _labels(model: Any, recipe: Recipe) -> list[str]:
-    """Class names of the first output, if it is one value per class and they have names of their own."""
-    if recipe.model.task not in _CLASSES:
-        return []
-    classes = recipe.model.classes
-    if classes is not None:
-        return list(classes) if not isinstance(classes, str) else _lines(Path(classes))
-    names = getattr(getattr(model, "config", None), "id2label", None) or {}
-    ordered = [str(names[index]) for index in sorted(names)]
-    generic = all(name == f"LABEL_{index}" for index, name in enumerate(ordered))
-    return [] if generic else [" ".join(name.split()) for name in ordered]
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def check_served_image(config: dict[str, Any]) -> None:

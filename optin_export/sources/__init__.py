@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,17 +24,21 @@ from optin_export.sources.batches import (
     batches,
     make_processor,
 )
+from optin_export.sources.class_names import ClassNames, names_of
 from optin_export.sources.data import Examples, load_examples, spare_examples
+from optin_export.sources.fitness import check_amounts, check_metric, check_training
+from optin_export.sources.labels import Classes, class_indices, numbers, word_indices
 from optin_export.sources.maps import LabelMaps
 from optin_export.sources.models import LoadedModel, build, load_model, python_function
 from optin_export.sources.placement import Placement
 from optin_export.sources.tasks import IGNORED, TaskModel, as_function, as_rows, counted_rows, wrap
-from optin_export.sources.text import PROCESSORS, answers, word_labels
+from optin_export.sources.text import PROCESSORS, answers
 from optin_export.sources.training import MOST_HELD_OUT, Training, split
 
 __all__ = [
     "IGNORED",
     "Batch",
+    "ClassNames",
     "Dataset",
     "Examples",
     "Inputs",
@@ -70,12 +73,13 @@ _SELF_SUPERVISED = ("fill-mask", "text-generation")
 class Dataset:
     """Evaluation data: one list of batches per side (two sides for pairs that are embedded apart), and the labels.
 
-    labels: one per row, a number or what the metric takes.
+    labels: one per row, a number or what the metric takes. classes: features per row of the model's output.
     """
 
     sides: tuple[tuple[Batch, ...], ...]
     labels: Sequence[Any] | np.ndarray
     metric: str
+    classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -160,39 +164,58 @@ class Sources:
         if self.recipe.model.task == "feature-extraction":
             sides = [Examples({"text": examples.columns[name]}) for name in ("text", "text_pair")]
         encoded = tuple(tuple(batches(self.processor, side, size, targets=True)) for side in sides)
-        return Dataset(encoded, labels, section.metric)
+        return Dataset(encoded, labels, section.metric, self.classes)
 
     def labels(self, examples: Examples) -> Sequence[Any] | np.ndarray:
-        """Labels as numbers, one per row (or per word); class names are looked up in the model's own configuration.
+        """Labels as numbers, one per row (or per word); class names are looked up in what the model calls its classes.
 
         For segmentation label maps; for question answering the answers; zeros where targets are made from the data.
         Raises InputError for a label that fits none of these.
         """
+        return self._labels(examples)[0]
+
+    def _labels(self, examples: Examples) -> tuple[Sequence[Any] | np.ndarray, list[str]]:
+        """`labels`, and notes on what was decided by evidence."""
         task = self.recipe.model.task
         if task in _SELF_SUPERVISED:
-            return np.zeros(len(examples))
+            return np.zeros(len(examples)), []
         if task == "question-answering":
-            return answers(examples)
+            return answers(examples), []
         if task == "token-classification":
-            config = getattr(self.model.model, "config", None)
-            return word_labels(examples, self.loaded.labels, getattr(config, "num_labels", None))
+            return word_indices(examples, Classes(self.classes, self.names))
         if task == "image-segmentation":
+            if examples.classes is not None:
+                raise InputError(
+                    f"the label of {examples.where(0)} is not a label map",
+                    "it is the name of a class, for the whole image",
+                    "set label_folder to the folder of the label maps",
+                )
             evaluation = self.recipe.data.evaluation
             ignore = None if evaluation is None else evaluation.ignore
-            return LabelMaps(examples.columns["label"], ignore, getattr(self.processor, "reduces_labels", False))
-        values = []
-        for row, label in enumerate(examples.columns["label"]):
-            try:
-                values.append(float(self.loaded.labels.get(label, label)))
-                if not math.isfinite(values[-1]):
-                    raise ValueError
-            except (TypeError, ValueError):
-                raise InputError(
-                    f"label {label!r} of row {row} is not a number",
-                    "it is none of the model's class names either",
-                    "use class indices, or check columns.label and header",
-                ) from None
-        return np.asarray(values)
+            return LabelMaps(examples.columns["label"], ignore, getattr(self.processor, "reduces_labels", False)), []
+        if self.model.output_kind != "logits":
+            return numbers(examples), []
+        return class_indices(examples, Classes(self.classes, self.names))
+
+    @cached_property
+    def names(self) -> ClassNames:
+        """What the model calls its classes."""
+        return names_of(self.model.model, self.loaded.labels, self.classes)
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What was decided by evidence on the way from files to rows and classes, one sentence each."""
+        calibration, evaluation, finetune = self.calibration_examples, self.evaluation_examples, self.finetune_examples
+        said = [note for one in (calibration, evaluation, finetune) if one is not None for note in one.notes]
+        section = self.recipe.finetune
+        for one in (evaluation, finetune if section is not None and section.labelled else None):
+            said += [] if one is None else self._labels(one)[1]
+        return tuple(dict.fromkeys(said))
+
+    @property
+    def problem(self) -> str | None:
+        """problem_type of transformers' configuration, where the model has one."""
+        return getattr(getattr(self.model.model, "config", None), "problem_type", None)
 
     @cached_property
     def classes(self) -> int:
@@ -275,11 +298,19 @@ def load_sources(recipe: Recipe) -> Sources:
                 processor.check(one)
     sources = Sources(recipe, loaded, processor, calibration, evaluation, *finetune)
     _try_one_batch(sources)
+    regression = sources.model.output_kind == "regression"
     if recipe.finetune is not None:
+        if recipe.finetune.labelled:
+            check_training(sources.classes, regression, sources.problem)
         sources.training()
     if evaluation is not None:
         # What does not fit shows now, not after hours of work.
+        assert data.evaluation is not None
+        metric = data.evaluation.metric
+        check_metric(metric, task, sources.classes, regression, sources.problem)
         labels = sources.labels(evaluation)
+        if metric in ("spearman", "pearson"):
+            check_amounts(metric, labels)
         if isinstance(labels, LabelMaps):
             labels.check(classes=sources.classes)
             labels = list(evaluation.columns["label"])

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
-import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from optin_export.errors import InputError, missing_package
 from optin_export.recipe import DataSource
+from optin_export.sources.folders import class_folders, list_images, named_classes
 from optin_export.sources.maps import find_maps
 from optin_export.sources.pixels import FORMATS as IMAGE_FORMATS
+from optin_export.tables import Kind, place_of, read_table, wanted_of
 
 __all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "Column", "Examples", "load_examples", "spare_examples"]
 
+#: Words that pandas takes for a missing value.
+_PERHAPS_MISSING = ("NA", "N/A", "null", "NULL", "None", "<NA>")
 #: An archive that grows beyond so many bytes, and so many times its size, is a bomb rather than data.
 BOMB_BYTES, BOMB_RATIO = 256 << 20, 200
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -31,24 +33,43 @@ Column = Sequence[Any] | np.ndarray
 class Examples:
     """Rows as columns: `text`, `text_pair`, `question`, `context` (str), `tokens` (lists of words), `image` (array
     [N, H, W] / [N, H, W, C] / paths), `label` (a number, a name, a list of them, or a label map: array [H, W] or
-    path)."""
+    path).
+
+    places: where each row stands in its source: `place` (line, row) and a number. classes: the source's own classes in
+    its order, of which `label` holds names: class folders, features of a dataset. notes: what reading decided by
+    evidence, one sentence each.
+    """
 
     columns: dict[str, Column]
+    places: np.ndarray | None = None
+    place: str = "row"
+    classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Examples:
-        return Examples(
-            {
-                name: column[np.asarray(indices)] if isinstance(column, np.ndarray) else [column[i] for i in indices]
+        at = np.asarray(indices)
+        return replace(
+            self,
+            columns={
+                name: column[at] if isinstance(column, np.ndarray) else [column[i] for i in indices]
                 for name, column in self.columns.items()
-            }
+            },
+            places=None if self.places is None else self.places[at],
         )
+
+    def where(self, row: int) -> str:
+        """A row as its source's owner finds it: an image's path, a line of a file, or its number from 0."""
+        image = self.columns.get("image")
+        if image is not None and isinstance(image[row], Path):
+            return str(image[row])
+        return f"{self.place} {row if self.places is None else self.places[row]}"
 
     def digest(self) -> str:
         """sha256 of the content (file contents for images given by path)."""
-        total = hashlib.sha256()
+        total = hashlib.sha256(b"" if self.classes is None else repr(self.classes).encode())
         for name, column in self.columns.items():
             total.update(f"{name}:{len(column)};".encode())
             if isinstance(column, np.ndarray):
@@ -82,11 +103,12 @@ def load_examples(section: DataSource, needs: Sequence[str], seed: int) -> Examp
             f"unknown data source '{section.source}'", "it has no known prefix", f"use {', '.join(_READERS)}:"
         )
     try:
-        columns = reader(rest, section, tuple(needs))
+        read = reader(rest, section, tuple(needs))
     except OSError as error:
         raise InputError(
             f"cannot read {section.source}", error.strerror or str(error), "check the path (relative to the recipe)"
         ) from None
+    columns = read.columns
     for name in needs:
         if name not in columns:
             raise InputError(
@@ -94,10 +116,12 @@ def load_examples(section: DataSource, needs: Sequence[str], seed: int) -> Examp
                 f"found: {', '.join(columns) or 'nothing'}",
                 f"set columns.{name}",
             )
-    examples = Examples({name: _as_column(columns[name], name, section.source) for name in needs})
+    examples = replace(read, columns={name: _as_column(columns[name], name, section.source) for name in needs})
     lengths = {name: len(column) for name, column in examples.columns.items()}
     if not len(examples) or len(set(lengths.values())) > 1:
         raise InputError(f"{section.source} has no usable rows", f"rows per column: {lengths}", "check the data")
+    if examples.places is None:
+        examples = replace(examples, places=np.arange(len(examples)))
     if section.samples is not None and section.samples < len(examples):
         chosen = np.random.default_rng(seed).permutation(len(examples))[: section.samples]
         examples = examples.take(np.sort(chosen))
@@ -139,7 +163,9 @@ def _refuse_bad_values(examples: Examples, source: str) -> None:
             row = next((i for i, value in enumerate(column) if _is_missing(value)), None)
         if row is not None:
             raise InputError(
-                f"{source} has an unusable value", f"'{name}' of row {row} is empty, NaN or infinite", "remove that row"
+                f"{source} has an unusable value",
+                f"'{name}' of {examples.where(row)} is empty, NaN or infinite",
+                "remove that row",
             )
         kind = next((kind for names, kind, _ in _KINDS if name in names), None)
         fits = next((fits for names, _, fits in _KINDS if name in names), None)
@@ -147,7 +173,7 @@ def _refuse_bad_values(examples: Examples, source: str) -> None:
         if row is not None:
             raise InputError(
                 f"{source} has an unusable value",
-                f"'{name}' of row {row} is a {type(column[row]).__name__}, not {kind}",
+                f"'{name}' of {examples.where(row)} is a {type(column[row]).__name__}, not {kind}",
                 f"correct columns.{name}",
             )
 
@@ -169,56 +195,44 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
-def _read_table(
-    path: str, section: DataSource, needs: tuple[str, ...], delimiter: str, quoting: Literal[0, 3]
-) -> dict[str, Column]:
-    by_name = any(isinstance(column, str) for column in section.columns.values())
-    header = section.header if section.header is not None else by_name
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        try:
-            # strict: an unbalanced quote would otherwise swallow the rest of the file as one field.
-            rows = [row for row in csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True) if row]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"cannot parse {path}", str(error), "save it as UTF-8 text with one row a line") from None
-    names = rows.pop(0) if header and rows else []
-    columns: dict[str, Column] = {}
-    for name in needs:
-        wanted = section.columns.get(name)  # type: ignore[call-overload]
-        if wanted is None:
-            continue
-        if isinstance(wanted, str) and wanted not in names:
-            raise InputError(f"{path} has no column '{wanted}'", f"its header: {', '.join(names)}", "correct columns")
-        index = names.index(wanted) if isinstance(wanted, str) else wanted
-        short = next((i for i, row in enumerate(rows) if len(row) <= index), None)
-        if short is not None:
-            raise InputError(
-                f"{path} has a short row", f"row {short} has no column {index}", "check the separator and quotes"
+def _read_table(path: str, section: DataSource, needs: tuple[str, ...], kind: Kind) -> Examples:
+    columns: dict[str, str | int] = dict(section.columns)  # type: ignore[arg-type]
+    table = read_table(Path(path), kind, section.header, columns, needs)
+    found: dict[str, Column] = {}
+    notes = list(table.notes)
+    for need in needs:
+        wanted = wanted_of(table, columns, need)
+        assert wanted is not None  # see read_table
+        at = place_of(table, wanted) if table.rows else 0
+        found[need] = [row[at] for row in table.rows]
+        words = [row for row, value in enumerate(found[need]) if str(value).strip() in _PERHAPS_MISSING]
+        if words and need != "label":
+            notes.append(
+                f"{len(words)} cells of '{need}' in {table.path.name} read '{found[need][words[0]]}' (the first in "
+                f"line {table.lines[words[0]]}): kept as text"
             )
-        columns[name] = [row[index] for row in rows]
-    return columns
+    return Examples(found, np.array(table.lines, dtype=np.int64), "line", notes=tuple(notes))
 
 
-def _read_csv(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
-    return _read_table(path, section, needs, ",", csv.QUOTE_MINIMAL)
+def _read_csv(path: str, section: DataSource, needs: tuple[str, ...]) -> Examples:
+    return _read_table(path, section, needs, "csv")
 
 
-def _read_tsv(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
-    # GLUE's files hold unbalanced quotes that are text, not quoting.
-    return _read_table(path, section, needs, "\t", csv.QUOTE_NONE)
+def _read_tsv(path: str, section: DataSource, needs: tuple[str, ...]) -> Examples:
+    return _read_table(path, section, needs, "tsv")
 
 
-def _read_npz(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
-    defaults = {"image": "images", "label": "labels"}
-    keys = {name: str(section.columns.get(name, defaults.get(name, name))) for name in needs}  # type: ignore[call-overload]
+def _read_npz(path: str, section: DataSource, needs: tuple[str, ...]) -> Examples:
     try:
         with zipfile.ZipFile(path) as archive:
             held = [name.removesuffix(".npy") for name in archive.namelist()]
+            keys = {name: str(section.columns.get(name, _array_of(name, held))) for name in needs}  # type: ignore[call-overload]
             missing = next((name for name, key in keys.items() if key not in held), None)
             for key in () if missing else set(keys.values()):
                 _check_member(archive, f"{key}.npy")
         if missing is None:
             with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[key] for name, key in keys.items()}
+                return Examples({name: arrays[key] for name, key in keys.items()})
     except OSError:
         raise
     except Exception as error:  # damaged archives and pickled objects raise many types
@@ -228,6 +242,12 @@ def _read_npz(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[st
     raise InputError(
         f"{path} has no array '{keys[missing]}'", f"it holds {', '.join(held)[:300]}", f"set columns.{missing}"
     )
+
+
+def _array_of(need: str, held: Sequence[str]) -> str:
+    """The name that an array goes by: `images` and `labels`, or else the need's own."""
+    plural = {"image": "images", "label": "labels"}.get(need, need)
+    return need if plural not in held and need in held else plural
 
 
 def _check_member(archive: zipfile.ZipFile, name: str) -> None:
@@ -245,13 +265,12 @@ def _check_member(archive: zipfile.ZipFile, name: str) -> None:
         raise ValueError(f"{name} claims the shape {list(shape)} in {entry.file_size} bytes")
 
 
-def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
-    """One sub-folder per class in alphabetical order, flat files with the class index found by `label_pattern`, or
-    label maps in a folder of their own."""
+def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> Examples:
+    """Classes are the sub-folders, or what `label_pattern` finds in a name; or label maps in a folder of their own."""
     root = Path(path)
-    everything = sorted(file for file in root.rglob("*") if not file.is_dir())
-    files = [file for file in everything if file.suffix.lower() in IMAGE_SUFFIXES]
+    files = list_images(root, IMAGE_SUFFIXES)
     if not files:
+        everything = sorted(file for file in root.rglob("*") if not file.is_dir())
         others = sorted({file.suffix.lower() for file in everything if file.suffix})
         held = f"it holds {len(everything)} files ({', '.join(others)[:200] or 'without a suffix'})"
         raise InputError(
@@ -260,29 +279,18 @@ def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> dict
             f"use {', '.join(IMAGE_SUFFIXES)}",
         )
     columns: dict[str, Column] = {"image": files}
+    classes = None
     if "label" in needs:
         if section.label_folder is not None:
             columns["label"] = find_maps(files, root, Path(section.label_folder))
         elif section.label_pattern is not None:
-            found = [re.search(section.label_pattern, file.name) for file in files]
-            missed = next((file for file, match in zip(files, found, strict=True) if not match), None)
-            if missed is not None:
-                raise InputError(
-                    f"no label in '{missed.name}'", "label_pattern does not match", "correct label_pattern"
-                )
-            columns["label"] = [match.group(1) for match in found if match]
+            columns["label"], classes = named_classes(files, section.label_pattern)
         else:
-            stray = next((file for file in files if file.parent == root), None)
-            if stray is not None:
-                raise InputError(
-                    f"no label for '{stray.name}'", "it is in no class folder", "set label_pattern, or use sub-folders"
-                )
-            classes = sorted({file.parent.name for file in files})
-            columns["label"] = [classes.index(file.parent.name) for file in files]
-    return columns
+            columns["label"], classes = class_folders(files, root)
+    return Examples(columns, classes=classes)
 
 
-def _read_hub(name: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
+def _read_hub(name: str, section: DataSource, needs: tuple[str, ...]) -> Examples:
     try:
         import datasets
     except ImportError:
@@ -295,20 +303,35 @@ def _read_hub(name: str, section: DataSource, needs: tuple[str, ...]) -> dict[st
             f"cannot load hf-dataset:{name}", str(error)[:200], "check the name and the network"
         ) from error
     columns = {n: str(section.columns.get(n, n)) for n in needs}  # type: ignore[call-overload]
-    return {n: list(table[column]) for n, column in columns.items() if column in table.column_names}
+    found: dict[str, Column] = {n: list(table[column]) for n, column in columns.items() if column in table.column_names}
+    feature = getattr(table, "features", {}).get(columns.get("label"))
+    names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+    if "label" not in found or not names:
+        return Examples(found)
+    # The numbers of a dataset are its own; which of the model's classes each means, its names say.
+    found["label"] = [_named(label, names) for label in found["label"]]
+    return Examples(found, classes=tuple(map(str, names)))
 
 
-def _read_python(reference: str, section: DataSource, needs: tuple[str, ...]) -> dict[str, Column]:
+def _named(label: Any, names: Sequence[str]) -> Any:
+    """A dataset's class numbers as its names; what is no number of a class stays as it is."""
+    if isinstance(label, list | tuple):
+        return [_named(one, names) for one in label]
+    return str(names[label]) if isinstance(label, int) and 0 <= label < len(names) else label
+
+
+def _read_python(reference: str, section: DataSource, needs: tuple[str, ...]) -> Examples:
     from optin_export.sources.models import call_python
 
     source = f"py:{reference}"
     rows = call_python(source, {})
     columns = {n: section.columns.get(n, n) for n in needs}  # type: ignore[call-overload]
     if isinstance(rows, Mapping):
-        return {n: rows[column] for n, column in columns.items() if column in rows}
+        return Examples({n: rows[column] for n, column in columns.items() if column in rows})
     try:
         rows = list(rows)
-        return {n: [row[column] for row in rows] for n, column in columns.items() if all(column in row for row in rows)}
+        found = {n: column for n, column in columns.items() if all(column in row for row in rows)}
+        return Examples({n: [row[column] for row in rows] for n, column in found.items()})
     except Exception as error:  # rows of the user's own code may be anything, and a generator may raise anything
         raise InputError(
             f"cannot use the rows of '{source}'",
@@ -317,7 +340,7 @@ def _read_python(reference: str, section: DataSource, needs: tuple[str, ...]) ->
         ) from error
 
 
-_READERS: dict[str, Callable[[str, DataSource, tuple[str, ...]], dict[str, Column]]] = {
+_READERS: dict[str, Callable[[str, DataSource, tuple[str, ...]], Examples]] = {
     "csv": _read_csv,
     "tsv": _read_tsv,
     "npz": _read_npz,

@@ -13,8 +13,6 @@ from optin_export.sources.pixels import FORMATS
 from optin_export.sources.tasks import IGNORED
 
 MAP_SUFFIXES = (".png", ".bmp", ".webp")
-#: Maps that are looked at before any work is done.
-CHECKED = 8
 
 
 class LabelMaps(Sequence[np.ndarray]):
@@ -27,36 +25,49 @@ class LabelMaps(Sequence[np.ndarray]):
     def __init__(self, maps: Any, ignore: int | None, reduced: bool = False) -> None:
         self.maps, self.ignore, self.reduced = maps, ignore, reduced
 
+    def where(self, row: int) -> str:
+        """A map as its owner finds it."""
+        return str(self.maps[row]) if isinstance(self.maps[row], Path) else f"row {row}"
+
     def __len__(self) -> int:
         return len(self.maps)
 
     def __getitem__(self, index: Any) -> Any:
-        values = _read(self.maps[index], int(index))
+        values = _read(self.maps[index], self.where(int(index)))
         if self.ignore is not None:
             values = np.where(values == self.ignore, IGNORED, values)
         if self.reduced:
             values = np.where(np.isin(values, (0, 255, IGNORED)), IGNORED, values - 1)
         if values.min(initial=0) < 0 and (values[values != IGNORED] < 0).any():
             raise InputError(
-                f"the label map of row {index} holds {values[values != IGNORED].min()}",
+                f"the label map of {self.where(index)} holds {values[values != IGNORED].min()}",
                 "classes are numbers from 0",
                 "set data.evaluation.ignore to the value of pixels that are not evaluated",
             )
         return values
 
     def check(self, classes: int) -> None:
-        """Raises InputError if one of the first maps cannot be read or holds a class the model does not know."""
-        for row in range(min(len(self), CHECKED)):
-            highest = int(self[row].max(initial=0))
+        """Raises InputError if a map cannot be read, holds a class the model does not know, or all hold none at all."""
+        labelled = False
+        for row in range(len(self)):
+            values = self[row]
+            highest = int(values.max(initial=IGNORED))
+            labelled |= highest != IGNORED
             if highest >= classes:
                 raise InputError(
-                    f"the label map of row {row} holds class {highest}",
+                    f"the label map of {self.where(row)} holds class {highest}",
                     f"the model knows {classes} classes, 0 to {classes - 1}",
                     "set data.evaluation.ignore to the value of pixels that are not evaluated",
                 )
+        if not labelled:
+            raise InputError(
+                "no pixel has a label",
+                f"all label maps hold nothing but {self.ignore}, which is not evaluated",
+                "correct data.evaluation.ignore, or the label maps",
+            )
 
 
-def _read(value: Any, row: int) -> np.ndarray:
+def _read(value: Any, where: str) -> np.ndarray:
     if isinstance(value, str | Path):
         from PIL import Image
 
@@ -65,12 +76,12 @@ def _read(value: Any, row: int) -> np.ndarray:
             value.load()
         except Exception as error:  # damaged files raise as many types as there are formats
             raise InputError(
-                f"cannot read the label map of row {row}", f"{type(error).__name__}: {error}", "remove or repair it"
+                f"cannot read the label map of {where}", f"{type(error).__name__}: {error}", "remove or repair it"
             ) from None
     values = np.asarray(value)
     if values.ndim != 2 or values.dtype.kind not in "uib":
         raise InputError(
-            f"the label of row {row} is not a label map",
+            f"the label of {where} is not a label map",
             f"it is {values.dtype} of shape {list(values.shape)}, not one whole number per pixel",
             "give arrays [H, W] or images of one channel whose values are class indices",
         )

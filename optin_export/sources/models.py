@@ -17,6 +17,7 @@ from torch import nn
 from optin_export.errors import InputError
 from optin_export.recipe import ModelSection
 from optin_export.sources.adapt import checked, readable, refuse_quantised_config
+from optin_export.sources.class_names import repaired_config
 from optin_export.sources.contrastive import build_tower, is_contrastive, take_tower
 from optin_export.sources.equivalents import use_equivalents
 from optin_export.sources.guard import READS_FILES, plain_config, refuse_packed
@@ -52,7 +53,8 @@ class LoadedModel:
     """A model with all that is needed to build it again without its weights.
 
     architecture: JSON-serialisable; `build(architecture)` gives the same modules with random weights.
-    origin: folder or hub name where tokenizer and preprocessing lie, if any. labels: class names by index, if known.
+    origin: folder or hub name where tokenizer and preprocessing lie, if any. labels: class names of the recipe with
+    their index (zero-shot); those that a model has itself are found by `class_names`.
     """
 
     model: TaskModel
@@ -79,7 +81,7 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
     _refuse_bad_weights(module, section.source)
     _prepare(module)
     architecture |= {"task": section.task, "pooling": section.pooling, "normalize": section.normalize}
-    labels = getattr(getattr(module, "config", None), "label2id", None) or {}
+    labels: dict[str, int] = {}
     if is_contrastive(module):
         module, architecture["tower"], labels = take_tower(module, section, lambda: load_tokenizer(section, origin))
     elif section.task == "zero-shot-image-classification" or (
@@ -153,7 +155,9 @@ def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dic
         if by_type is not None:
             config = _config_of_type(by_type, section.args)
         else:
-            config = transformers.AutoConfig.from_pretrained(name, **options, **section.args)
+            raw, _ = transformers.PreTrainedConfig.get_config_dict(name)
+            named = {} if {"num_labels", "id2label"} & set(section.args) else repaired_config(raw)
+            config = transformers.AutoConfig.from_pretrained(name, **options, **named, **section.args)
         refuse_quantised_config(config, section.source)
         config._attn_implementation = "eager"
         options["dtype"] = torch.float32  # whatever the checkpoint is stored in

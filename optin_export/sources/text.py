@@ -111,41 +111,6 @@ def _rows(inputs: Inputs) -> list[tuple[np.ndarray, np.ndarray]]:
     return list(zip(inputs["input_ids"].numpy(), inputs["attention_mask"].numpy(), strict=True))
 
 
-def word_labels(examples: Examples, names: Mapping[str, int], classes: int | None) -> list[np.ndarray]:
-    """One class index per word, from indices or names; a list, or text with blanks between them.
-
-    Raises InputError for a row without one label per word, and for labels the model does not know.
-    """
-    found = []
-    for row, (words, labels) in enumerate(zip(examples.columns["tokens"], examples.columns["label"], strict=True)):
-        given = labels.split() if isinstance(labels, str) else labels
-        if not isinstance(given, list | tuple | np.ndarray) or len(given) != len(words):
-            count = len(given) if isinstance(given, list | tuple | np.ndarray) else "no list of"
-            raise InputError(
-                f"the labels of row {row} do not fit its words",
-                f"{len(words)} words, {count} labels",
-                "give one label per word, as a list or with blanks between them",
-            )
-        try:
-            values = np.array([int(names.get(label, label)) for label in given], np.int64)
-        except (TypeError, ValueError):
-            unknown = next(label for label in given if label not in names and not str(label).lstrip("-").isdigit())
-            raise InputError(
-                f"label {unknown!r} of row {row} is no class index",
-                "it is none of the model's class names either",
-                "use class indices, or the names of the model's configuration",
-            ) from None
-        outside = [int(value) for value in values if value != IGNORED and not 0 <= value < (classes or value + 1)]
-        if outside:
-            raise InputError(
-                f"label {outside[0]} of row {row} is none of the model's classes",
-                f"it has {classes}",
-                f"use 0 to {(classes or 1) - 1}, or {IGNORED} for what is not evaluated",
-            )
-        found.append(values)
-    return found
-
-
 def answers(examples: Examples) -> list[tuple[str, ...]]:
     """The right answers to each question: a text, a list of texts, or SQuAD's {"text": [...]}.
 
@@ -158,7 +123,7 @@ def answers(examples: Examples) -> list[tuple[str, ...]]:
         usable = isinstance(texts, list | tuple) and len(texts) > 0 and all(isinstance(text, str) for text in texts)
         if not usable:
             raise InputError(
-                f"row {row} has no usable answer",
+                f"{examples.where(row)} has no usable answer",
                 f"its label is {label!r:.80}",
                 "give a text, a list of texts or SQuAD's {text: [...]}; leave out questions without an answer",
             )

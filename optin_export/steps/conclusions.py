@@ -14,6 +14,7 @@ from optin_export.report import (
     Report,
     Size,
     StageResult,
+    chance_warnings,
     compose,
     fleet_gates,
     head_repair,
@@ -88,7 +89,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
         elsewhere=still_elsewhere(work.folder),
         costs=still_spent(work.folder),
         stages=stages,
-        warnings=work.ledger.warnings,
+        warnings=(*chance_warnings(measured), *work.ledger.warnings),
         doubts=measure.doubts(measured.latency, macs.ratio, work.recipe.gates.most_other_work),
         environment=work.environment,
     )
@@ -104,7 +105,7 @@ def ship_run(work: Workspace, facts: Facts) -> None:
     judged = gates(work, facts)
     passed = all(gate.passed for gate in judged)
     recipe, repository = work.recipe, work.folder / "triton"
-    ship.write_preprocess(work.folder / "preprocess", work.sources.processor, work.sources.model.model, recipe)
+    ship.write_preprocess(work.folder / "preprocess", work.sources.processor, work.sources.names, recipe)
     work.tick(1, 3)
     if passed and recipe.ship.triton:
         summary = "; ".join(f"{gate.name} {gate.measured:.4g} ({gate.relation} {gate.required:g})" for gate in judged)

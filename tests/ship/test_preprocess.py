@@ -23,6 +23,7 @@ from optin_export.recipe import validate
 from optin_export.ship.preprocess import check_served_image, write_preprocess
 from optin_export.sources import Examples
 from optin_export.sources.batches import ImageProcessor, TextProcessor
+from optin_export.sources.class_names import ClassNames
 from tests.conftest import Make, sentences
 
 
@@ -149,7 +150,7 @@ def test_tokens_are_those_of_the_evaluation(bert_folder: Path, bert_recipe: Make
 
     own = transformers.AutoTokenizer.from_pretrained(bert_folder)
     processor = TextProcessor(own, 16, pairs=False, full=full)
-    write_preprocess(tmp_path, processor, None, validate(bert_recipe(), tmp_path))
+    write_preprocess(tmp_path, processor, ClassNames(), validate(bert_recipe(), tmp_path))
     texts = [*sentences(5), " ".join(sentences(6, 3))]
     expected = processor.encode(Examples({"text": texts}))
     encoded = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode_batch(texts)
@@ -162,10 +163,9 @@ def test_tokens_are_those_of_the_evaluation(bert_folder: Path, bert_recipe: Make
 def test_labels_are_the_models_names_unless_they_are_numbers(classifier_recipe: Make, tmp_path: Path) -> None:
     recipe = validate(classifier_recipe(), tmp_path)
 
-    def model(names: dict[int, str]) -> Any:
-        return types.SimpleNamespace(config=types.SimpleNamespace(id2label=names))
-
-    write_preprocess(tmp_path / "a", None, model({1: "bad\nnews", 0: "good"}), recipe)  # type: ignore[arg-type]
+    write_preprocess(tmp_path / "a", None, ClassNames(("good", "bad\nnews")), recipe)  # type: ignore[arg-type]
     assert (tmp_path / "a" / "labels.txt").read_text() == "good\nbad news\n"
-    write_preprocess(tmp_path / "b", None, model({0: "LABEL_0", 1: "LABEL_1"}), recipe)  # type: ignore[arg-type]
+    write_preprocess(tmp_path / "b", None, ClassNames(("LABEL_0", "LABEL_1")), recipe)  # type: ignore[arg-type]
     assert not (tmp_path / "b" / "labels.txt").exists()
+    write_preprocess(tmp_path / "a", None, ClassNames(), recipe)  # type: ignore[arg-type]
+    assert not (tmp_path / "a" / "labels.txt").exists()  # of the model before

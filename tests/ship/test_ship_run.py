@@ -91,6 +91,10 @@ def test_the_ensemble_and_its_labels(run: Path, tmp_path: Path, capsys: pytest.C
     assert (place / "tiny" / "labels.txt").read_text().split() == list("abcde")
     config = read_config((place / "tiny-ensemble" / "config.pbtxt").read_text())
     assert config.input[0].name == "IMAGE" and config.output[0].name == "logits"
+    for name in ("tiny", "tiny-base", "tiny-ensemble"):
+        config = read_config((place / name / "config.pbtxt").read_text())
+        assert config.output[0].label_filename == "labels.txt"
+        assert (place / name / "labels.txt").read_text().split() == list("abcde")
     assert ship(run, tmp_path / "other", "--set", "ship.labels=[a]") == 2
     assert "1 labels do not fit" in capsys.readouterr().err and not list((tmp_path / "other").glob("*"))
 

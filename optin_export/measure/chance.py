@@ -1,0 +1,108 @@
+"""What a metric reaches without looking at the inputs: an unpruned model that does no better has the wrong labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from optin_export.measure.metrics import METRICS
+from optin_export.sources import IGNORED, Dataset
+
+#: Answers that SQuAD's score of the whole context is averaged over.
+_ANSWERS = 500
+
+
+@dataclass(frozen=True)
+class Chance:
+    """points: what guessing reaches, in points of the metric (perplexity: itself). how: what the guess is."""
+
+    points: float
+    how: str
+
+
+def chance(metric: str, statistics: np.ndarray, labels: Sequence[Any] | np.ndarray, classes: int | None) -> Chance:
+    """The best guess that does not see the inputs.
+
+    statistics: of any engine, [rows, ...], as `Metric.statistic` gives them: for f1 and mean_iou they hold the labels.
+    labels: one per row, as the metric takes them. classes: outputs per row of the model.
+    """
+    if metric == "accuracy":
+        return _most_frequent(labels)
+    if metric == "f1":
+        return _of_macro_f1(statistics[:, [0, 2]].sum((0, 1)))
+    if metric == "mean_iou":
+        return _of_mean_iou(statistics[..., 1].sum(0))
+    if metric == "perplexity":
+        return Chance(float(classes or np.inf), "that of every token being as likely as any other")
+    if metric == "squad_f1":
+        return Chance(_whole_contexts(list(labels[:_ANSWERS])), "that of the whole context as every answer")
+    if metric == "exact_match":
+        return Chance(0.0, "that of no right answer at all")
+    return Chance(0.0, "that of outputs that have nothing to do with the labels")
+
+
+def labels_of(data: Dataset) -> Sequence[Any] | np.ndarray:
+    """One label per row, in the order of the rows, as the metric takes it."""
+    if len(data.sides) > 1 or all(batch.targets is None for batch in data.sides[0]):
+        return data.labels
+    found: dict[int, Any] = {}
+    for batch in data.sides[0]:
+        assert batch.targets is not None
+        found |= dict(zip(batch.rows.tolist(), batch.targets, strict=True))
+    return [found[row] for row in sorted(found)]
+
+
+def warning(metric: str, base: float, low: float, high: float, guess: Chance) -> str | None:
+    """A sentence where the unpruned model is not surely better than a guess; None where it is.
+
+    low, high: 95 % interval of `base`.
+    """
+    worse = high >= guess.points if METRICS[metric].lower_is_better else low <= guess.points
+    if not worse:
+        return None
+    return (
+        f"the unpruned model's {metric} of {base:.4g} (95 % interval {low:.4g} to {high:.4g}) is not surely better "
+        f"than {guess.points:.4g}, {guess.how}: what is lost from there says nothing. Check that the labels are those "
+        "that the model was trained for, and that inputs are prepared as in its training"
+    )
+
+
+def _most_frequent(labels: Sequence[Any] | np.ndarray) -> Chance:
+    flat = labels if isinstance(labels, np.ndarray) else np.concatenate([np.asarray(one).reshape(-1) for one in labels])
+    values = np.asarray(flat)
+    values = values[values != IGNORED]
+    _, counts = np.unique(values, return_counts=True)
+    share = counts.max() / counts.sum() if len(counts) else 0.0
+    return Chance(100.0 * float(share), "that of the most frequent label as every answer")
+
+
+def _of_macro_f1(counts: np.ndarray) -> Chance:
+    """counts: rows of each class. The better of one class for all rows, and of every class as often as any other."""
+    shares = counts / max(counts.sum(), 1)
+    labelled = shares[shares > 0]
+    constant = 2 * shares.max() / (1 + shares.max()) / max(len(labelled), 1)
+    even = 1 / len(shares)
+    spread = (2 * shares * even / (shares + even)).mean()
+    return Chance(100.0 * float(max(constant, spread)), "that of guessing")
+
+
+def _of_mean_iou(counts: np.ndarray) -> Chance:
+    """counts: pixels of each class. As `_of_macro_f1`."""
+    shares = counts / max(counts.sum(), 1)
+    constant = shares.max() / max((shares > 0).sum(), 1)
+    even = 1 / len(shares)
+    spread = (shares * even / (shares + even - shares * even)).mean()
+    return Chance(100.0 * float(max(constant, spread)), "that of guessing")
+
+
+def _whole_contexts(answers: Sequence[Any]) -> float:
+    from torchmetrics.functional.text import squad
+
+    predicted = [{"prediction_text": one.context, "id": str(row)} for row, one in enumerate(answers)]
+    right = [
+        {"answers": {"answer_start": [0], "text": list(one.answers)}, "id": str(row)} for row, one in enumerate(answers)
+    ]
+    return float(squad(predicted, right)["f1"])
