@@ -41,8 +41,16 @@ class OptinError(Exception):
         return f"error: {self.what}\n  why: {self.why}\n  fix: {self.fix}"
 
 
+def printable(text: object) -> str:
+    """The text as a terminal may be shown it: control characters (of a file's name, of a server's answer) and halves
+    of characters are written as escapes, so they neither act on the terminal nor fail to be encoded."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(text)
+    )
+
+
 def _line(text: str) -> str:
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ..."
 
 
