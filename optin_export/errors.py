@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 #: A public contract: what the exit code of the process means.
@@ -41,12 +42,16 @@ class OptinError(Exception):
         return f"error: {self.what}\n  why: {self.why}\n  fix: {self.fix}"
 
 
-def printable(text: object) -> str:
-    """The text as a terminal may be shown it: control characters (of a file's name, of a server's answer) and halves
-    of characters are written as escapes, so they neither act on the terminal nor fail to be encoded."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(text)
-    )
+def printable(text: object, keep: str = "") -> str:
+    r"""The text as a terminal may be shown it: control characters (of a file's name, of a server's answer) and halves
+    of characters are written as in JSON (\u001b), so they neither act on the terminal nor fail to be encoded.
+
+    keep: characters that stay as they are.
+    """
+    whole = str(text)
+    if whole.isprintable():
+        return whole
+    return "".join(one if one.isprintable() or one in keep else json.dumps(one)[1:-1] for one in whole)
 
 
 def _line(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from optin_export.errors import InputError
+from optin_export.errors import EnvironmentLacks
 from optin_export.files import Scratch
 
 #: Bytes that one `Spill` holds in memory: they do not grow further with the number of rows.
@@ -18,7 +18,7 @@ IN_MEMORY = 1 << 30
 class Spill:
     """Tensors, or dictionaries and tuples of them, by number.
 
-    purpose, fix: for the error where a temporary file cannot be written (InputError).
+    purpose, fix: for the error where a temporary file cannot be written (EnvironmentLacks).
     """
 
     def __init__(self, purpose: str, fix: str) -> None:
@@ -45,7 +45,7 @@ class Spill:
                 weakref.finalize(self, self._scratch.close)  # at the end of Python at latest
             torch.save(value, self._scratch.path / f"{number}.pt")
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            raise InputError(
+            raise EnvironmentLacks(
                 f"cannot keep activations for {self.purpose}",
                 f"{tempfile.gettempdir()}: {str(error).splitlines()[0][:200]}",
                 f"free disk space, set TMPDIR to another disk, or {self.fix}",

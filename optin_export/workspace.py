@@ -92,7 +92,12 @@ class Workspace:
 
     @cached_property
     def dense(self) -> TaskModel:
-        return surgery.load_model(self.folder / "model", trust_python=True)  # the recipe named that file itself
+        return surgery.load_model(self.folder / "model", self.python)
+
+    @property
+    def python(self) -> surgery.PythonSource:
+        """What a saved model may run: the folder may be from anybody, the recipe is the user's own."""
+        return surgery.PythonSource(self.recipe.model.source, self.recipe.model.args)
 
     @cached_property
     def plan(self) -> search.Plan:

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from optin_export.files import atomic_path, sha256_json
+from optin_export.files import atomic_path, regular, sha256_json
 from optin_export.scoring import Partial, Shard
 
 
@@ -24,7 +24,7 @@ class Memory:
     def get(self, shard: Shard) -> Partial | None:
         """What the shard gave, if it is known and undamaged."""
         try:
-            with safe_open(self._path(shard), framework="numpy") as file:
+            with safe_open(regular(self._path(shard)), framework="numpy") as file:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
                 return found if (file.metadata() or {}).get("sha256") == content_of(found) else None
         except (OSError, SafetensorError, ValueError):

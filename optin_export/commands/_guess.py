@@ -4,12 +4,13 @@ file's head."""
 from __future__ import annotations
 
 import csv
-import json
 import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from optin_export.files import open_regular, read_json, regular
 
 #: How the name of a model's class ends -> its task.
 _BY_CLASS = {
@@ -95,7 +96,7 @@ def _configuration(source: str) -> tuple[Path, Any]:
 
         found = try_to_load_from_cache(name, "config.json")
         path = Path(found) if isinstance(found, str) else path
-    return path, json.loads(path.read_text(encoding="utf-8"))
+    return path, read_json(path)
 
 
 def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:
@@ -116,10 +117,10 @@ def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:
 
 def _names(prefix: str, path: Path) -> Sequence[str]:
     if prefix == "npz":
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular(path)) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     if prefix in ("csv", "tsv"):
-        with path.open(encoding="utf-8", newline="") as file:
-            line = file.readline(10_000)
+        with open_regular(path) as file:
+            line = file.readline(10_000).decode("utf-8", "ignore")
         return next(csv.reader([line], delimiter="," if prefix == "csv" else "\t"), [])
     return []

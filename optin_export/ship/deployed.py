@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from optin_export.errors import InputError, ParityError
+from optin_export.files import regular
 from optin_export.ship.client import Connection, Counters, Model, Request, Url, check_inputs, prepare
 from optin_export.ship.traffic import Send, Traffic, closed_loop, open_loop
 
@@ -41,7 +42,7 @@ class Reference:
     def load(cls, path: Path, output: str, tolerance: float) -> Reference:
         """From measure/reference.safetensors. Raises InputError where it cannot be read."""
         try:
-            tensors = load_file(path)
+            tensors = load_file(regular(path))
             inputs = {name.removeprefix("input."): array for name, array in tensors.items() if name[:6] == "input."}
             outputs = {which: tensors[f"output.{which}"] for which in ("base", "pruned")}
         except (OSError, SafetensorError, KeyError) as error:

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import safe_open
 
 from optin_export.errors import InputError
-from optin_export.files import read_json, sha256_file
+from optin_export.files import MAX_TEXT, read_json, read_text, regular, sha256_file
 from optin_export.recipe import Target
 from optin_export.ship import ensemble
 from optin_export.ship.config import LABELS, ModelSpec, Warmup, config_text
@@ -166,7 +166,7 @@ def _write_warmup(reference: Path, folder: Path, one: Served) -> tuple[Warmup, .
     requests = []
     names = {tensor.name: tensor.dims for tensor in one.signature.inputs}
     try:
-        with safe_open(reference, framework="numpy") as tensors:
+        with safe_open(regular(reference), framework="numpy") as tensors:
             rows = {name: tensors.get_tensor(f"input.{name}") for name in names}
         if any(array.ndim < 2 or not array.size for array in rows.values()):
             raise ValueError("an input has no rows")
@@ -192,7 +192,7 @@ def _labels(origin: Origin, signature: Signature) -> list[str]:
     """One name per class. Raises InputError where there are not as many as outputs."""
     path = origin.folder / "preprocess" / LABELS
     given = origin.recipe.ship.labels
-    labels = list(given) if given else path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    labels = list(given) if given else read_text(path, MAX_TEXT).splitlines() if path.is_file() else []
     dims = signature.outputs[0].dims
     if labels and (len(dims) != 2 or dims[1] != len(labels)):
         raise InputError(

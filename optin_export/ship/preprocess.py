@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from optin_export.errors import InputError
-from optin_export.files import atomic_path, write_json, write_text
+from optin_export.files import MAX_TEXT, atomic_path, read_text, write_json, write_text
 from optin_export.recipe import Recipe
 from optin_export.sources.batches import ImageProcessor, Processor, TextProcessor
 
@@ -70,7 +70,7 @@ def _labels(model: Any, recipe: Recipe) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path, MAX_TEXT).splitlines() if line.strip()]
 
 
 def check_served_image(config: dict[str, Any]) -> None:

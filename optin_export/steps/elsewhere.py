@@ -20,7 +20,7 @@ from optin_export import engines, measure
 from optin_export.environment import describe
 from optin_export.errors import EnvironmentLacks, InputError, OptinError
 from optin_export.export import read_graph
-from optin_export.files import sha256_file, write_json
+from optin_export.files import regular, sha256_file, write_json
 from optin_export.recipe import MODELS, Recipe, Target, engine_names, load_recipe
 from optin_export.ship.manifest import add_files, read_manifest
 from optin_export.sources import Dataset, load_sources
@@ -131,7 +131,7 @@ class Continued:
     def _reference(self) -> dict[str, np.ndarray]:
         path = self._checked(self.folder / "measure" / "reference.safetensors")
         try:
-            tensors = load_file(path)
+            tensors = load_file(regular(path))
         except Exception as error:  # a header may name types that numpy has not
             raise InputError(f"cannot read {path}", str(error)[:300], "copy the run folder again") from None
         rows = {len(array) if array.ndim else 0 for array in tensors.values()}

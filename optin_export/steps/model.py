@@ -57,7 +57,7 @@ def _fine_tune(work: Workspace) -> dict[str, Any]:
         training, held_out = sources.training()
         tuned, outcome = surgery.fine_tune(
             sources.model,
-            surgery.load_model(repaired, trust_python=True),
+            surgery.load_model(repaired, work.python),
             training,
             held_out,
             section,
