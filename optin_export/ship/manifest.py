@@ -16,6 +16,8 @@ from optin_export.files import read_json, sha256_file, write_json
 NAME = "manifest.json"
 #: A signature covers the manifest, so it cannot stand in it.
 SIGNATURE = "model.sig"
+#: What comes after a run's manifest, and is entered into it then; runs of earlier versions have it without an entry.
+_LATER = ("report.json", "report.html", "measure/deployed.json", "measure/perf_analyzer.json")
 #: Of a run folder: what changes without the run changing, or is there only while a process works in it. Their own
 #: content is not hashed; what may lie in them is known all the same (`strangers`).
 _WORKING = {
@@ -27,7 +29,7 @@ _WORKING = {
 
 def artefacts(folder: Path) -> Iterator[Path]:
     """Every file below `folder` that belongs in its manifest."""
-    for path, mode in _entries(folder):
+    for path, mode in sorted(_entries(folder)):
         if stat.S_ISREG(mode):
             yield path
 
@@ -52,7 +54,7 @@ def strangers(folder: Path, files: Collection[str]) -> list[str]:
     links, and what is neither. files: names in the manifest. Each as "NAME: what is wrong"."""
     known = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
     problems = []
-    for path, mode in _entries(folder):
+    for path, mode in sorted(_entries(folder)):
         name = path.relative_to(folder).as_posix()
         if stat.S_ISDIR(mode):
             if name not in known:
@@ -134,8 +136,8 @@ def check_manifest(folder: Path) -> list[str]:
     Found are changed, missing and extra files, folders and links, what is no file, and names that point outside.
     Raises InputError without a manifest.
     """
-    files = read_manifest(folder)["files"]
-    problems = []
+    manifest = read_manifest(folder)
+    files, problems = manifest["files"], []
     for name, entry in files.items():
         try:
             problem = _problem(folder, name, entry)
@@ -143,7 +145,7 @@ def check_manifest(folder: Path) -> list[str]:
             problem = f"cannot be read ({type(error).__name__})"
         if problem is not None:
             problems.append(f"{name}: {problem}")
-    return problems + strangers(folder, files)
+    return problems + strangers(folder, files if "shipped_from" in manifest else {**dict.fromkeys(_LATER), **files})
 
 
 def is_whole(folder: Path) -> bool:

@@ -7,7 +7,7 @@ import ipaddress
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 def listening() -> dict[int, list[str]]:
