@@ -63,6 +63,8 @@ __all__ = [
 MAX_JSON = 256 << 20
 #: Bytes of a file that a person writes (a recipe, class names, a table of gates) at most.
 MAX_TEXT = 16 << 20
+#: Digits of a whole number in JSON at most: more than any hash, size or count has.
+MAX_DIGITS = 100
 _SCRATCH = "optin-export-scratch-"
 #: What libraries say when a disk does not take what they write; most of them raise no OSError.
 _DISK = re.compile(
@@ -197,9 +199,16 @@ def read_checked(path: Path, limit: int) -> bytes | None:
 def read_json(path: Path, limit: int = MAX_JSON) -> Any:
     """The value in a JSON file, whoever wrote it. Raises OSError, or ValueError for what is none."""
     try:
-        return json.loads(read_text(path, limit))
+        return json.loads(read_text(path, limit), parse_int=_whole_number)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _whole_number(digits: str) -> int:
+    """Longer numbers were not written by us: they take time to read, and what is computed from them overflows."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
 
 
 def read_text(path: Path, limit: int = MAX_JSON) -> str:

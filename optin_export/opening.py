@@ -71,7 +71,7 @@ def confined(root: Path) -> Iterator[None]:
 
     `root` itself may be reached through links: its user named it.
     """
-    place = os.path.abspath(root)
+    place = os.path.abspath(root)  # noqa: PTH100 - links stay
     with _confining:
         _confined.append(place)
     try:
@@ -87,7 +87,7 @@ def opened_folder(folder: Path, make: bool = True) -> Iterator[int]:
 
     Raises InputError where it lies behind a link inside a folder that is `confined`, and OSError.
     """
-    place = os.path.abspath(folder)
+    place = os.path.abspath(folder)  # noqa: PTH100 - links stay
     with _confining:
         roots = [root for root in _confined if place == root or place.startswith(root.rstrip("/") + "/")]
     root = min(roots, key=len) if roots else place

@@ -10,6 +10,7 @@ import torch
 
 from optin_export.errors import EnvironmentLacks
 from optin_export.files import Scratch
+from optin_export.sink import sink
 
 #: Bytes that one `Spill` holds in memory: they do not grow further with the number of rows.
 IN_MEMORY = 1 << 30
@@ -43,8 +44,9 @@ class Spill:
             if self._scratch is None:
                 self._scratch = Scratch()
                 weakref.finalize(self, self._scratch.close)  # at the end of Python at latest
-            torch.save(value, self._scratch.path / f"{number}.pt")
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            with sink(self._scratch.path / f"{number}.pt") as file:
+                torch.save(value, file)
+        except OSError as error:
             raise EnvironmentLacks(
                 f"cannot keep activations for {self.purpose}",
                 f"{tempfile.gettempdir()}: {str(error).splitlines()[0][:200]}",

@@ -1,4 +1,4 @@
-"""What the command prints reaches a terminal as text: control characters of names and answers are written as escapes."""
+"""What the command prints reaches a terminal as text: control characters of names are written as escapes."""
 
 from __future__ import annotations
 

@@ -312,7 +312,7 @@ class Pool:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Within it, a cluster that Ray starts listens on the loopback alone: its ports take any code from whoever connects.
+    """Within it, a cluster that Ray starts listens on the loopback alone: its ports run the code of whoever connects.
 
     The variable's name is of the systems where that is Ray's default; it holds on all. What is given as the node's
     address does not do: Ray replaces 127.0.0.1 by the machine's own address.

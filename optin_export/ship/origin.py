@@ -157,7 +157,7 @@ def judged_again(folder: Path, recipe: Recipe) -> list[Gate]:
             passed = seen is not None and seen >= required > 0
             gates.append(Gate(name, "gate", ">=", required, seen, passed, "gates that hold on a node that has it"))
         return gates
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(
             f"{folder} has no readable report.json and measurements",
             f"{type(error).__name__}: {error}"[:300],

@@ -13,8 +13,8 @@ from optin_export.ship.signing import check_signature
 def check_folder(folder: Path, key: Path | None = None) -> dict[str, list[str]]:
     """Problems per run or model; empty lists where all is as written. key: public key that signed the models.
 
-    In a repository, what no shipment wrote and models that have gone are problems as well. Raises InputError where nothing in
-    `folder` has a manifest.
+    In a repository, what no shipment wrote and models that have gone are problems as well. Raises InputError where
+    nothing in `folder` has a manifest.
     """
     if (folder / NAME).is_file():
         return {folder.name or str(folder): _check(folder, key)}

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from optin_export import engines, search, surgery
 from optin_export.families import Costs
-from optin_export.files import read_text, regular, sha256_file, write_text
+from optin_export.files import read_json, regular, sha256_file, write_text
 from optin_export.recipe import Budget, Target
 from optin_export.search import LatencyTable
 from optin_export.sources import TaskModel
@@ -114,7 +114,7 @@ def _latency_table(work: Workspace, steps: dict[str, int]) -> LatencyTable:
 
     inputs = {**_fingerprint(work), "steps": steps, "least": work.least, "seed": work.recipe.seed}
     work.ledger.step("measure", "search.table", inputs, [path], run)
-    table = LatencyTable.model_validate_json(read_text(path))
+    table = LatencyTable.model_validate(read_json(path))
     search.check_budget(work.costs, budget, work.least, table)
     return table
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from optin_export.errors import InputError, OptinError
 from optin_export.families import find_structure, find_tokens
-from optin_export.files import atomic_path, read_text, regular, sha256_json, write_text
+from optin_export.files import atomic_path, read_json, regular, sha256_json, write_text
 from optin_export.search import Plan, check_merging, keep_first
 from optin_export.sources import Inputs, TaskModel, build
 from optin_export.sources.guard import Allocations
@@ -118,7 +118,7 @@ def load_model(folder: str | Path, trust_python: bool | PythonSource = False) ->
     folder = Path(folder)
     weights = folder / "model.safetensors"
     try:
-        architecture = Architecture.model_validate_json(read_text(folder / "architecture.json", MAX_BYTES))
+        architecture = Architecture.model_validate(read_json(folder / "architecture.json", MAX_BYTES))
         state = load_file(regular(weights))
     except Exception as error:  # a header of safetensors may name types that torch has not
         raise InputError(

@@ -30,6 +30,11 @@ def _link(to: str) -> Put:
     return put
 
 
+def _linked_fifo(path: Path) -> None:
+    _fifo(path.with_name("pipe"))
+    _link("pipe")(path)
+
+
 def _folder(path: Path) -> None:
     _fresh(path)
     path.mkdir()
@@ -64,7 +69,7 @@ def _sparse(path: Path) -> None:
 #: Things that no file of ours is.
 NO_FILES: dict[str, Put] = {
     "a FIFO": _fifo,
-    "a FIFO behind a link": lambda path: (_fifo(path.with_name("pipe")), _link("pipe")(path)) and None,
+    "a FIFO behind a link": _linked_fifo,
     "an endless device": _link("/dev/zero"),
     "a random device": _link("/dev/urandom"),
     "a terminal": _link("/dev/tty"),

@@ -1,4 +1,4 @@
-"""What became of a shipment: repaired by the next one, found by `verify`, and told by numbers, not by what is claimed."""
+"""What became of a shipment: repaired by the next one, found by `verify`, and told by its numbers."""
 
 from __future__ import annotations
 
