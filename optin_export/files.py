@@ -50,6 +50,7 @@ __all__ = [
     "read_json",
     "read_text",
     "regular",
+    "remove",
     "sha256_file",
     "sha256_json",
     "write_bytes",
@@ -155,6 +156,23 @@ def _disk_trouble(error: Exception, folder: int, name: str) -> str | None:
 
 def _cannot_write(path: Path, why: str) -> EnvironmentLacks:
     return EnvironmentLacks(f"cannot write {path}", why, "free disk space or choose another folder with --out")
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link as itself, or a folder with all in it; nothing where there is none.
+
+    Raises InputError where it lies behind a link inside a folder that is `confined`, EnvironmentLacks for no permission.
+    """
+    try:
+        with opened_folder(path.parent, make=False) as folder:
+            if stat.S_ISDIR(os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode):
+                shutil.rmtree(path.name, dir_fd=folder)
+            else:
+                os.unlink(path.name, dir_fd=folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise EnvironmentLacks(f"cannot delete {path}", error.strerror or str(error), "check permissions") from error
 
 
 def append_text(path: Path, text: str) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from optin_export.files import atomic_path, regular, sha256_json
+from optin_export.files import atomic_path, regular, remove, sha256_json
 from optin_export.scoring import Partial, Shard
 
 
@@ -36,7 +35,7 @@ class Memory:
 
     def clear(self) -> None:
         """The scores are written: their parts are not needed any more."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)
 
     def _path(self, shard: Shard) -> Path:
         return self.folder / f"{sha256_json({'job': self.key, 'shard': shard.to_json()})[:32]}.safetensors"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.files import confined, make_folders, open_in, open_regular, opened_folder
+from optin_export.files import remove as discard
 from optin_export.ship.config import check_name
 from optin_export.ship.manifest import NAME as MANIFEST
 from optin_export.ship.manifest import content_of, is_whole, run_of
@@ -229,9 +230,10 @@ def _unwritable(repository: Path, error: OSError) -> EnvironmentLacks:
 
 
 def remove(repository: Path) -> None:
-    """Delete a run's own repository, with what was kept beside it."""
-    shutil.rmtree(repository, ignore_errors=True)
-    shutil.rmtree(office(repository), ignore_errors=True)
+    """Delete a run's own repository, with what was kept beside it; a link in its place as a link."""
+    if not repository.is_symlink():
+        discard(office(repository))
+    discard(repository)
 
 
 def models_of(repository: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from optin_export.errors import InputError, OptinError
 from optin_export.families import find_structure, find_tokens
-from optin_export.files import atomic_path, read_json, regular, sha256_json, write_text
+from optin_export.files import atomic_path, read_json, regular, remove, sha256_json, write_text
 from optin_export.search import Plan, check_merging, keep_first
 from optin_export.sources import Inputs, TaskModel, build
 from optin_export.sources.guard import Allocations
@@ -89,7 +89,7 @@ def save_model(
 
 def save_places(path: Path, dense: TaskModel, inputs: Inputs) -> None:
     """For the report: images, and which token stands for each of theirs at the end. No file where none is merged."""
-    path.unlink(missing_ok=True)
+    remove(path)
     found = places(dense, inputs) if "pixel_values" in inputs else None
     if found is not None:
         pixels = inputs["pixel_values"].movedim(1, -1).contiguous()
