@@ -29,6 +29,7 @@ from optin_export.opening import (
     open_regular,
     opened_folder,
     read_bytes,
+    refuse_links,
     regular,
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "read_checked",
     "read_json",
     "read_text",
+    "refuse_links",
     "regular",
     "remove",
     "sha256_file",
@@ -161,7 +163,8 @@ def _cannot_write(path: Path, why: str) -> EnvironmentLacks:
 def remove(path: Path) -> None:
     """Delete a file, a link as itself, or a folder with all in it; nothing where there is none.
 
-    Raises InputError where it lies behind a link inside a folder that is `confined`, EnvironmentLacks for no permission.
+    Raises InputError where it lies behind a link inside a folder that is `confined`, and EnvironmentLacks where it has
+    to stay.
     """
     try:
         with opened_folder(path.parent, make=False) as folder:

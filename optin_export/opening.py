@@ -121,6 +121,12 @@ def _inner(handle: int, part: str, make: bool, folder: Path) -> int:
         raise
 
 
+def refuse_links(folder: Path) -> None:
+    """Raises InputError now, before any work, where `folder` would be written through a link (see `confined`)."""
+    with contextlib.suppress(FileNotFoundError), opened_folder(folder, make=False):
+        pass
+
+
 def make_folders(folder: Path) -> None:
     """The folder and those around it, writable by this user alone whatever the umask is."""
     if not folder.is_dir():

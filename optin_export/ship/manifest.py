@@ -39,7 +39,7 @@ def _entries(folder: Path) -> Iterator[tuple[Path, int]]:
     is_run = (folder / "recipe.yaml").is_file()
     for place, folders, names in os.walk(folder):
         if Path(place) == folder:
-            names = [name for name in names if name not in (NAME, SIGNATURE)]
+            names = [name for name in names if name not in (NAME, SIGNATURE) or not _is_plain(folder / name)]
             if is_run:
                 folders[:] = [name for name in folders if name not in _WORKING or (folder / name).is_symlink()]
         folders.sort()
@@ -78,6 +78,10 @@ def _strange_work(folder: Path, name: str) -> Iterator[str]:
             yield f"{name}/{inside}: not of this package"
         elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             yield f"{name}/{inside}: {_kind(mode)}"
+
+
+def _is_plain(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode)
 
 
 def _kind(mode: int) -> str:

@@ -16,7 +16,7 @@ from optin_export import cli
 
 #: A clean end of a refusal: input wrong, parity failed, gate missed, environment lacks something.
 REFUSALS = (2, 3, 4, 5)
-SECONDS = 30
+SECONDS = 120
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,6 @@ NO_FILES: dict[str, Put] = {
     "a link to nothing": _link("/no/such/file"),
     "a folder": _folder,
     "a socket": _socket,
-    "a file of the kernel": _link("/proc/self/mem"),
 }
 #: Files with nothing of ours in them.
 NO_CONTENT: dict[str, Put] = {
@@ -94,4 +93,6 @@ NO_CONTENT: dict[str, Put] = {
     "infinite": _bytes(b'{"files": Infinity}'),
     "zero bytes": _bytes(b"\0" * 1000),
 }
-THINGS = NO_FILES | NO_CONTENT
+#: It says that it is a file, of no bytes.
+KERNEL = {"a file of the kernel": _link("/proc/self/mem")}
+THINGS = NO_FILES | NO_CONTENT | KERNEL
