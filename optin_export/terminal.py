@@ -35,7 +35,7 @@ class EscapedStream:
 def escaped_output() -> Iterator[None]:
     """Within it, standard output and standard error are `EscapedStream`s."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (EscapedStream(beneath(stream)) for stream in before)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (EscapedStream(beneath(stream)) for stream in before)
     try:
         yield
     finally:

@@ -45,15 +45,14 @@ READERS: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("reader", READERS)
 def test_what_is_no_file_is_not_opened(thing: str, reader: str, tmp_path: Path) -> None:
     NO_FILES[thing](tmp_path / "x")
-    with alarm(5), pytest.raises(OSError):
-        if READERS[reader](tmp_path / "x") == b"":  # the kernel's file cannot be read from its beginning
-            raise OSError
+    with alarm(20), pytest.raises(OSError):
+        READERS[reader](tmp_path / "x")
 
 
 @pytest.mark.parametrize("thing", THINGS)
 def test_json_that_is_none(thing: str, tmp_path: Path) -> None:
     THINGS[thing](tmp_path / "x")
-    with alarm(5), pytest.raises((OSError, ValueError, KeyError, TypeError, IndexError)):
+    with alarm(20), pytest.raises((OSError, ValueError, KeyError, TypeError, IndexError)):
         read_json(tmp_path / "x", 1 << 20)["files"]["x"]
 
 
@@ -139,7 +138,7 @@ def test_scratch_of_others_is_left_alone(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim" / "lock").write_text("precious")
     link.symlink_to(tmp_path / "victim")
-    with alarm(5):
+    with alarm(20):
         clear_scratch(age=-1)
     assert own.path.is_dir() and fifo.is_dir() and (tmp_path / "victim" / "lock").read_text() == "precious"
     own.close()
