@@ -98,6 +98,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise InputError(f"cannot read --set {override}", "it is not KEY=VALUE", "write --set prune.budget.macs=0.5")
     try:
         parsed = parse_yaml(value)
+    except yaml.constructor.ConstructorError as error:  # YAML, with a value in it that is refused
+        why = f"{error.problem}"
+        raise InputError(f"cannot read --set {override:.200}", why, "correct the value, or quote it") from None
     except yaml.YAMLError:
         parsed = value
     try:
