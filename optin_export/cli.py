@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 from optin_export import __version__
 from optin_export.cluster.options import add_cluster_arguments, cluster_options, print_sweep
 from optin_export.commands import COMMANDS, parse, refuse_misspelt
-from optin_export.errors import EnvironmentLacks, GateError, OptinError, ParityError
+from optin_export.errors import EnvironmentLacks, GateError, OptinError, ParityError, printable
 from optin_export.folder import STAGES, run_folder
 from optin_export.progress import Quiet, choose
 from optin_export.recipe import engine_name, expand, load_recipe
+from optin_export.terminal import beneath, escaped_output, private_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +38,11 @@ class Terminated(KeyboardInterrupt):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `optin-export`; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    with escaped_output(), private_files():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(given: list[str]) -> int:
     try:
         if given and given[0] not in COMMANDS:
             refuse_misspelt(given[0])
@@ -230,24 +235,26 @@ def _print_verdict(report: Report, folder: str) -> None:
     from rich.text import Text
 
     # In a log nothing has to be wrapped to a terminal's width.
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
+    width = None if sys.stdout.isatty() else 200
+    console = Console(file=beneath(sys.stdout), soft_wrap=True, highlight=False, width=width)
     style = "bold red" if not report.verdict.passed else "bold yellow" if report.warnings else "bold green"
-    console.print(Text(report.verdict.summary, style=style))
+    console.print(Text(printable(report.verdict.summary), style=style))
     for text in report.warnings:
-        console.print(Text(f"warning: {text}", style="yellow"))
+        console.print(Text(printable(f"warning: {text}"), style="yellow"))
     gates = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("gate", "required", "measured", "", "how"):
         gates.add_column(column, justify="right" if column == "measured" else "left")
     for gate in report.verdict.gates:
         measured = "not evaluated" if gate.measured is None else f"{gate.measured:.4g}"
         passed = "passed" if gate.passed else "" if gate.measured is None else "MISSED"
-        gates.add_row(gate.name, gate.condition, measured, passed, gate.note)
+        cells = (gate.name, gate.condition, measured, passed, gate.note)
+        gates.add_row(*(Text(printable(cell)) for cell in cells))
     latency = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("latency", "batch", "base p50 ms", "pruned p50 ms", "speedup", "95 % interval", "noise floor"):
         latency.add_column(column, justify="left" if column == "latency" else "right")
     for one in report.latency:
         latency.add_row(
-            one.target if one.judged else f"{one.target} ({one.mode})",
+            Text(printable(one.target if one.judged else f"{one.target} ({one.mode})")),
             str(one.batch),
             f"{one.base_ms.p50:.3g}",
             f"{one.pruned_ms.p50:.3g}",
@@ -259,7 +266,7 @@ def _print_verdict(report: Report, folder: str) -> None:
     if report.latency:
         console.print(latency)
     name = engine_name("pruned", report.precision)
-    console.print(f"report: {folder}/report.html   model: {folder}/onnx/{name}.onnx")
+    console.print(Text(printable(f"report: {folder}/report.html   model: {folder}/onnx/{name}.onnx")))
 
 
 def _print_error(error: OptinError, as_json: bool, display: Quiet | None = None) -> None:

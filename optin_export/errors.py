@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 #: A public contract: what the exit code of the process means.
@@ -41,8 +42,20 @@ class OptinError(Exception):
         return f"error: {self.what}\n  why: {self.why}\n  fix: {self.fix}"
 
 
+def printable(text: object, keep: str = "") -> str:
+    r"""The text as a terminal may be shown it: control characters (of a file's name, of a server's answer) and halves
+    of characters are written as in JSON (\u001b), so they neither act on the terminal nor fail to be encoded.
+
+    keep: characters that stay as they are.
+    """
+    whole = str(text)
+    if whole.isprintable():
+        return whole
+    return "".join(one if one.isprintable() or one in keep else json.dumps(one)[1:-1] for one in whole)
+
+
 def _line(text: str) -> str:
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ..."
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from optin_export.errors import InputError
+from optin_export.files import remove
 from optin_export.recipe import Recipe
 
 #: In the order in which the pipeline runs them.
@@ -97,7 +97,4 @@ def leftovers(folder: Path) -> list[Path]:
 
 def clear_leftovers(folder: Path) -> None:
     for path in leftovers(folder):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -113,7 +114,7 @@ class Ledger:
         """
         key = sha256_json({"name": name, "inputs": inputs, **computed_by(room)})
         record = self.run / FOLDER / f"{name}.json"
-        if not self.force and (result := self._reuse(record, key)) is not None:
+        if not self.force and (result := self._reuse(record, key, outputs)) is not None:
             return result
         if not self._told:
             self._changed()
@@ -123,29 +124,36 @@ class Ledger:
             for path in outputs:
                 _copy(shared / path.relative_to(self.run), path)
             _copy(shared / RECORD, record)
-            if (result := self._reuse(record, key)) is not None:
+            if (result := self._reuse(record, key, outputs)) is not None:
                 return result
         self.executed += 1
         result = work()
         files = {path.relative_to(self.run).as_posix(): sha256_file(path) for path in outputs}
-        write_json(record, {"key": key, "files": files, "result": result})
+        read = json.loads(json.dumps(result))  # tuples are lists then, and all keys text
+        write_json(record, {"key": key, "files": files, "result": result, "sha256": sha256_json(read)})
         if shared is not None:
             for path in outputs:
                 _copy(path, shared / path.relative_to(self.run))
             _copy(record, shared / RECORD)  # last: without it nothing is taken
         return result
 
-    def _reuse(self, record: Path, key: str) -> dict[str, Any] | None:
+    def _reuse(self, record: Path, key: str, outputs: Sequence[Path]) -> dict[str, Any] | None:
         name = record.relative_to(self.run).as_posix()
         try:
             entry = read_json(record)
             same, files, result = entry["key"] == key, dict(entry["files"]), dict(entry["result"])
+            if same and entry["sha256"] != sha256_json(entry["result"]):
+                raise ValueError("its result is not what was written")
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             self.warn(f"{name} cannot be read ({type(error).__name__}); its step is done again")
             return None
         if not same:
+            return None
+        unnamed = next((path for path in outputs if path.relative_to(self.run).as_posix() not in files), None)
+        if unnamed is not None:
+            self._damaged(f"{name} does not name {unnamed.name}; its step is done again")
             return None
         for output, digest in files.items():
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from optin_export.errors import EnvironmentLacks
+from optin_export.files import NotRegular, confined, open_in, opened_folder
 
 #: Hidden, so that no manifest lists it; in the ledger's folder, so that an unfinished run holds nothing more.
 LOCK = ".stages/lock"
@@ -24,7 +26,8 @@ def held(folder: Path, doing: str, wait: bool = False) -> Iterator[None]:
 
     The folder is made if it is not there, and is gone again if the body leaves nothing in it. A folder that may only be
     read is held where it has a lock file, else not at all: nobody else can change it either.
-    wait: for the process that holds it, instead of an error. Raises EnvironmentLacks, naming the holder.
+    What is written below it meanwhile follows no link out of it. wait: for the process that holds it, instead of an
+    error. Raises EnvironmentLacks, naming the holder, and InputError for a folder that would be written through a link.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     file = _open(folder / LOCK)
@@ -32,7 +35,8 @@ def held(folder: Path, doing: str, wait: bool = False) -> Iterator[None]:
         file = _locked(file, folder, wait)
         _tell(file, doing)
     try:
-        yield
+        with confined(folder):
+            yield
     finally:
         if file is not None:
             with contextlib.suppress(OSError):
@@ -53,24 +57,21 @@ def _open(path: Path) -> BinaryIO | None:
 
 
 def _made(path: Path) -> BinaryIO | None:
+    folder = path.parent.parent
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.fdopen(
-            os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644), "rb+", buffering=0
-        )
+        with confined(folder), opened_folder(path.parent) as place:
+            return os.fdopen(open_in(place, path.name, os.O_RDWR | os.O_CREAT), "rb+", buffering=0)
     except (FileNotFoundError, FileExistsError):
-        if path.is_symlink() or (path.parent.exists() and not path.parent.is_dir()):
-            return None
         raise
     except OSError as error:
-        if not path.parent.parent.is_dir():
+        if isinstance(error, NotRegular) or error.errno == errno.ELOOP:
+            return None  # a link or a FIFO that somebody put there: neither followed nor waited for
+        if not folder.is_dir():
             raise EnvironmentLacks(
-                f"cannot write {path.parent.parent}", error.strerror or str(error), "choose another folder with --out"
+                f"cannot write {folder}", error.strerror or str(error), "choose another folder with --out"
             ) from None
-        with contextlib.suppress(OSError):
-            return os.fdopen(
-                os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW), "rb", buffering=0
-            )
+        with contextlib.suppress(OSError), confined(folder), opened_folder(path.parent, make=False) as place:
+            return os.fdopen(open_in(place, path.name, os.O_RDONLY), "rb", buffering=0)
         return None  # whoever writes here meets the reason
 
 
@@ -88,7 +89,7 @@ def _locked(file: BinaryIO, folder: Path, wait: bool) -> BinaryIO:
                 "wait until that has ended (--wait does), or name another folder",
             ) from None
         with contextlib.suppress(OSError):
-            if (folder / LOCK).stat().st_ino == os.fstat(file.fileno()).st_ino:
+            if os.path.samestat((folder / LOCK).lstat(), os.fstat(file.fileno())):
                 return file
         file.close()
         again = _open(folder / LOCK)

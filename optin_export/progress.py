@@ -13,6 +13,9 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from optin_export.errors import printable
+from optin_export.terminal import beneath
+
 
 class Quiet:
     """Shows nothing. A run is `begin`, then its stages, and always `end`, after `failed` if it did not come through."""
@@ -105,7 +108,7 @@ class LiveBars(Quiet):
     """A live bar per stage with elapsed and remaining time."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.console = Console(file=stream)
+        self.console = Console(file=beneath(stream))
         self.bars = self._new_bars(refreshing=True)
         self.task: TaskID | None = None
         self.drawn, self.done = 0.0, 0
@@ -113,7 +116,7 @@ class LiveBars(Quiet):
     def _new_bars(self, refreshing: bool) -> Progress:
         return Progress(
             SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description:<10}"),
+            TextColumn("{task.description:<10}", markup=False),
             BarColumn(bar_width=30),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -142,7 +145,7 @@ class LiveBars(Quiet):
             self.bars = self._new_bars(refreshing)
             self.bars.start()
         self.stage, self.done = stage, 0
-        self.task = self.bars.add_task(stage, total=None, note="")
+        self.task = self.bars.add_task(printable(stage), total=None, note="")
 
     def tick(self, done: int, total: int) -> None:
         if self.task is not None:
@@ -164,7 +167,7 @@ class LiveBars(Quiet):
             self.task = None
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", markup=False, highlight=False)
+        self.console.print(printable(f"warning: {text}"), markup=False, highlight=False)
 
 
 def choose(quiet: bool, verbose: bool, as_json: bool) -> Quiet:

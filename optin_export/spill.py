@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from optin_export.errors import InputError
+from optin_export.errors import EnvironmentLacks
 from optin_export.files import Scratch
+from optin_export.sink import sink
 
 #: Bytes that one `Spill` holds in memory: they do not grow further with the number of rows.
 IN_MEMORY = 1 << 30
@@ -18,7 +19,7 @@ IN_MEMORY = 1 << 30
 class Spill:
     """Tensors, or dictionaries and tuples of them, by number.
 
-    purpose, fix: for the error where a temporary file cannot be written (InputError).
+    purpose, fix: for the error where a temporary file cannot be written (EnvironmentLacks).
     """
 
     def __init__(self, purpose: str, fix: str) -> None:
@@ -43,9 +44,10 @@ class Spill:
             if self._scratch is None:
                 self._scratch = Scratch()
                 weakref.finalize(self, self._scratch.close)  # at the end of Python at latest
-            torch.save(value, self._scratch.path / f"{number}.pt")
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            raise InputError(
+            with sink(self._scratch.path / f"{number}.pt") as file:
+                torch.save(value, file)
+        except OSError as error:
+            raise EnvironmentLacks(
                 f"cannot keep activations for {self.purpose}",
                 f"{tempfile.gettempdir()}: {str(error).splitlines()[0][:200]}",
                 f"free disk space, set TMPDIR to another disk, or {self.fix}",

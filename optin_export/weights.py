@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from optin_export.files import open_regular
 from optin_export.recipe import Recipe
 
 #: A header is a table of names and shapes; a larger one is no header.
@@ -66,7 +67,7 @@ def _files(recipe: Recipe) -> list[Path]:
 
 def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the tensors of a safetensors file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= min(MOST_HEADER, path.stat().st_size):
             raise ValueError("no header of safetensors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from optin_export import scoring, search, surgery
 from optin_export.environment import describe
 from optin_export.families import Costs, Structure, find_structure
+from optin_export.files import remove
 from optin_export.ledger import Ledger
 from optin_export.recipe import Recipe, engine_name, engine_names
 from optin_export.sources import Placement, Sources, TaskModel, load_sources
@@ -95,7 +95,12 @@ class Workspace:
 
     @cached_property
     def dense(self) -> TaskModel:
-        return surgery.load_model(self.folder / "model", trust_python=True)  # the recipe named that file itself
+        return surgery.load_model(self.folder / "model", self.python)
+
+    @property
+    def python(self) -> surgery.PythonSource:
+        """What a saved model may run: the folder may be from anybody, the recipe is the user's own."""
+        return surgery.PythonSource(self.recipe.model.source, self.recipe.model.args)
 
     @cached_property
     def plan(self) -> search.Plan:
@@ -104,8 +109,8 @@ class Workspace:
     def _forget_conclusions(self) -> None:
         """Something is about to change: a verdict and a shipped repository of before no longer hold."""
         for name in ("report.json", "report.html", "manifest.json"):
-            (self.folder / name).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "triton", ignore_errors=True)
+            remove(self.folder / name)
+        remove(self.folder / "triton")
 
     def operation(self, plan: search.Plan, tick: Tick) -> surgery.Operation:
         """The plan carried out on the model, and repaired as the recipe says."""

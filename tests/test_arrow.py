@@ -18,7 +18,7 @@ LAZY = {
     # What runs in the server's own Python is another place.
     "onnxruntime": {"engines/onnxruntime.py", "export/quantize.py", "ship/served/onnxruntime_model.py"},
     "modelopt": {"export/modelopt.py"},
-    "tritonclient": {"ship/config.py"},
+    "tritonclient": {"ship/config.py", "ship/bounded_http.py"},
     "model_signing": {"ship/signing.py"},
     "tokenizers": {"ship/preprocess.py", "ship/served/text_model.py"},
     "datasets": {"sources/data.py"},

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optin_export.files import read_json, write_json
+from optin_export.files import append_text, read_json, write_json
 from optin_export.report import COSTS
 
 FILE = COSTS
@@ -48,11 +48,8 @@ class Book:
         self.log(facts["worker"], f"{stage}: {what}: {facts['seconds']:.3f} s", *facts["printed"])
 
     def log(self, worker: str, *lines: str) -> None:
-        path = self.folder / "cluster" / f"{worker}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
         now = time.strftime("%Y-%m-%dT%H:%M:%S")
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{now} {line}\n" for line in lines)
+        append_text(self.folder / "cluster" / f"{worker}.log", "".join(f"{now} {line}\n" for line in lines))
 
     def save(self) -> None:
         """Write the costs of the stages that did something; those of other stages stay as they were."""

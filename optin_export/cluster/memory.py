@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from optin_export.files import atomic_path, sha256_json
+from optin_export.files import atomic_path, regular, remove, sha256_json
 from optin_export.scoring import Partial, Shard
 
 
@@ -24,7 +23,7 @@ class Memory:
     def get(self, shard: Shard) -> Partial | None:
         """What the shard gave, if it is known and undamaged."""
         try:
-            with safe_open(self._path(shard), framework="numpy") as file:
+            with safe_open(regular(self._path(shard)), framework="numpy") as file:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
                 return found if (file.metadata() or {}).get("sha256") == content_of(found) else None
         except (OSError, SafetensorError, ValueError):
@@ -36,7 +35,7 @@ class Memory:
 
     def clear(self) -> None:
         """The scores are written: their parts are not needed any more."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)
 
     def _path(self, shard: Shard) -> Path:
         return self.folder / f"{sha256_json({'job': self.key, 'shard': shard.to_json()})[:32]}.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import shutil
@@ -47,12 +48,13 @@ class Session:
     """
 
     def __init__(self, options: Options) -> None:
-        try:
-            import ray
-        except ImportError:
-            raise missing_package("ray", "--cluster", "ray") from None
-        self.ray: Any = ray
         self.options, self.local = options, options.where == "local"
+        with _on_loopback() if self.local else contextlib.nullcontext():  # Ray reads it as it is imported
+            try:
+                import ray
+            except ImportError:
+                raise missing_package("ray", "--cluster", "ray") from None
+        self.ray: Any = ray
         self.shared_files = options.shared_files or self.local
         self.folder: str | None = None
         self.dashboard = ""
@@ -80,20 +82,24 @@ class Session:
         package = str(Path(__file__).resolve().parents[2])
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, before]))
+        constants = importlib.import_module("ray._private.ray_constants")
+        reachable, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
         try:
-            context = self.ray.init(
-                address="local",
-                num_cpus=self.options.workers or os.cpu_count(),
-                include_dashboard=all(map(importlib.util.find_spec, ("aiohttp", "aiohttp_cors", "grpc"))),
-                object_store_memory=min(STORE_BYTES, _shared_memory()),
-                log_to_driver=False,
-                logging_level="ERROR",
-                _temp_dir=self.folder,
-            )
+            with _on_loopback():
+                context = self.ray.init(
+                    address="local",
+                    num_cpus=self.options.workers or os.cpu_count(),
+                    include_dashboard=all(map(importlib.util.find_spec, ("aiohttp", "aiohttp_cors", "grpc"))),
+                    object_store_memory=min(STORE_BYTES, _shared_memory()),
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    _temp_dir=self.folder,
+                )
             self.dashboard = context.dashboard_url or ""
         except Exception as error:
             raise EnvironmentLacks("Ray does not start here", _line(error), "or run without --cluster") from error
         finally:
+            constants.ENABLE_RAY_CLUSTER = reachable
             if before is None:
                 del os.environ["PYTHONPATH"]
             else:
@@ -302,6 +308,25 @@ class Pool:
             if time.monotonic() - since > self.session.options.timeout:
                 running[ref] = item, number, time.monotonic()
                 self.ray.kill(self.actors[number], no_restart=False)
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Within it, a cluster that Ray starts listens on the loopback alone: its ports run the code of whoever connects.
+
+    The variable's name is of the systems where that is Ray's default; it holds on all. What is given as the node's
+    address does not do: Ray replaces 127.0.0.1 by the machine's own address.
+    """
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _shared_memory() -> int:

@@ -4,7 +4,6 @@ at once on a cluster's workers. Who measures has the machine for itself."""
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from optin_export.cluster.costs import Book, costs_of
 from optin_export.cluster.machine import Machine
 from optin_export.cluster.travel import pack, unpack
 from optin_export.errors import InputError, OptinError
-from optin_export.files import sha256_json, write_json, write_text
+from optin_export.files import remove, sha256_json, write_json, write_text
 from optin_export.folder import STAGES
 from optin_export.ledger import FOLDER as LEDGER
 from optin_export.pipeline import Display, run
@@ -100,7 +99,7 @@ def run_sweep(
             _refuse_paths(one.recipe)
     if force:
         for name in (SHARED, "cluster/shards", *(f"{one.label}/{LEDGER}" for one in variants)):
-            shutil.rmtree(folder / name, ignore_errors=True)
+            remove(folder / name)
     write_text(folder / "recipe.yaml", recipe.to_yaml())
     book, loaded, machine = Book(folder), Loaded(), Machine()
     outcomes: Outcomes = {}

@@ -3,7 +3,6 @@ file's head."""
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from optin_export.errors import InputError
+from optin_export.files import read_json, regular
 from optin_export.tables import ALIASES, read_head
 
 #: How the name of a model's class ends -> its task.
@@ -87,7 +87,7 @@ def _configuration(source: str) -> tuple[Path, Any]:
 
         found = try_to_load_from_cache(name, "config.json")
         path = Path(found) if isinstance(found, str) else path
-    return path, json.loads(path.read_text(encoding="utf-8"))
+    return path, read_json(path)
 
 
 def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:
@@ -122,6 +122,6 @@ def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:
 
 def _names(prefix: str, path: Path) -> Sequence[str]:
     if prefix == "npz":
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular(path)) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     return read_head(path, "csv" if prefix == "csv" else "tsv")

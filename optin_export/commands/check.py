@@ -51,13 +51,13 @@ def run(options: argparse.Namespace) -> int:
 def read_report(folder: Path) -> Report:
     """The report of a finished run whose files are those of its manifest, and whose numbers are those measured.
 
-    report.json is not in the manifest, because later measurements are added to it: what it says of the run itself is
-    held against the files in measure/, which are. Raises InputError where anything differs.
+    Whoever changes report.json can change the manifest as well: what it says of the run itself is held against the
+    files in measure/. Raises InputError where anything differs.
     """
     from pydantic import ValidationError
 
     from optin_export.errors import InputError
-    from optin_export.files import read_json
+    from optin_export.files import read_json, read_text
     from optin_export.report.schema import Report
     from optin_export.ship.manifest import check_manifest, read_manifest
 
@@ -69,7 +69,7 @@ def read_report(folder: Path) -> Report:
             f"the files of {folder} are not those of its manifest", "; ".join(problems[:3]) + more, "run it again"
         )
     try:
-        report = Report.model_validate_json(path.read_text(encoding="utf-8"))
+        report = Report.model_validate_json(read_text(path))
         measured = {name: read_json(folder / "measure" / f"{name}.json") for name in ("parity", "accuracy", "latency")}
         differing = _differences(report, measured, bool(read_manifest(folder)["passed"]))
     except (OSError, UnicodeDecodeError) as error:

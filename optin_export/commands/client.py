@@ -163,12 +163,16 @@ def _perf_analyzer(
     concurrency: list[int],
 ) -> list[str]:
     """Its command lines; the rows are written beside the run's measurements, so that the lines work as they are."""
+    from optin_export.lock import held
+    from optin_export.ship.manifest import add_files
     from optin_export.ship.perf_analyzer import command_line, write_input_data
 
     data = Path("ROWS.json")
     if options.run is not None:
         data = options.run / "measure" / "perf_analyzer.json"
-        write_input_data(data, reference)
+        with held(options.run, "optin-export client", wait=True):
+            write_input_data(data, reference)
+            add_files(options.run, [data])
     outputs = (Path("base.csv"), Path("pruned.csv"))
     return [
         command_line(urls[0], model, options.batch, concurrency, data, output)

@@ -24,7 +24,8 @@ from optin_export.files import atomic_path
 from optin_export.recipe import Target
 
 SOURCE = SUFFIX = ".pt2"
-#: What a node of a program may call.
+#: What a node of a program may call, and the files of what it holds: of other objects torch reads plain pickles.
+_TENSOR = r"(weight|tensor)_\d+"
 _OPERATOR = r"torch\.ops(\.[A-Za-z_]\w*)+|_operator\.[a-z]\w*|math\.[a-z]\w*|torch\._?sym_\w+"
 
 
@@ -152,7 +153,7 @@ def check_program(path: Path) -> None:
         if sum(entry.file_size for entry in entries) > path.stat().st_size + (1 << 20):
             raise ValueError("the archive is packed, which torch's own are not")
         for entry in entries:
-            if not entry.filename.endswith(".json"):
+            if not entry.filename.lower().endswith(".json"):
                 continue
             waiting = [json.loads(archive.read(entry))]
             while waiting:
@@ -161,6 +162,9 @@ def check_program(path: Path) -> None:
                     target = value.get("target")
                     if isinstance(target, str) and not re.fullmatch(_OPERATOR, target):
                         raise ValueError(f"it calls '{target[:60]}', which is no operator")
+                    held = value.get("path_name")
+                    if held is not None and not re.fullmatch(_TENSOR, str(held)):
+                        raise ValueError(f"it holds '{str(held)[:60]}', which is no tensor: loading it could run code")
                     value = list(value.values())
                 if isinstance(value, list):
                     waiting += value

@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.files import atomic_path
+from optin_export.sink import sink
 from optin_export.sources import Inputs, TaskModel
 
 
@@ -43,8 +44,8 @@ def export_program(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: i
         why = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]
         raise InputError("torch cannot export the model", why, "leave out the targets engine: torch") from error
     _clean(program)
-    with atomic_path(path) as temporary:
-        torch.export.save(program, temporary, extra_files={"outputs": model.output_name})
+    with atomic_path(path) as temporary, sink(temporary) as file:
+        torch.export.save(program, cast(Any, file), extra_files={"outputs": model.output_name})
     return Program(len(program.graph.nodes), path.stat().st_size)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from optin_export.errors import InputError, missing_package
 from optin_export.export.calibration import alike
+from optin_export.files import writing
 from optin_export.recipe import ExportSection
 
 Arrays = Mapping[str, np.ndarray]
@@ -48,7 +49,8 @@ def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Ar
         tools, prepare = _import()
         with TemporaryDirectory(prefix="optin-") as folder:
             prepared = Path(folder) / "prepared.onnx"
-            prepare(str(source), str(prepared), skip_symbolic_shape=True)
+            with writing(prepared):
+                prepare(str(source), str(prepared), skip_symbolic_shape=True)
             if section.quantization == "dynamic":
                 _dynamic(tools, prepared, path)
             else:

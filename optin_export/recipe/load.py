@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from optin_export.errors import InputError
+from optin_export.files import open_regular
 from optin_export.recipe.manual import describe_fields
 from optin_export.recipe.paths import with_absolute_paths
 from optin_export.recipe.schema import Recipe
@@ -74,7 +75,7 @@ def read_mapping(path: Path, noun: str, key: str = "recipe") -> dict[str, Any]:
     Raises InputError for an unreadable file, or YAML that is not a mapping.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(_MAX_BYTES + 1)
         text = data.decode("utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the path
@@ -97,6 +98,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise InputError(f"cannot read --set {override}", "it is not KEY=VALUE", "write --set prune.budget.macs=0.5")
     try:
         parsed = parse_yaml(value)
+    except yaml.constructor.ConstructorError as error:  # YAML, with a value in it that is refused
+        why = f"{error.problem}"
+        raise InputError(f"cannot read --set {override:.200}", why, "correct the value, or quote it") from None
     except yaml.YAMLError:
         parsed = value
     try:

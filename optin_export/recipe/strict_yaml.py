@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
 #: More than any configuration needs, and little enough to be handled at once.
 MAX_NODES, MAX_DEPTH = 20_000, 50
-#: Longer numbers take time without end to read (in base 60, which YAML has) and cannot be written back.
-MAX_DIGITS = 3000
+#: Longer numbers are no value of anything: they overflow whatever is computed from them.
+MAX_DIGITS = 100
+#: Whole numbers beyond this no library takes.
+MAX_NUMBER = 2**63 - 1
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+class _Plain:
+    """A resolver's pattern that matches nothing with a colon in it."""
+
+    def __init__(self, pattern: Any) -> None:
+        self.pattern = pattern
+
+    def match(self, text: str) -> Any:
+        return None if ":" in text else self.pattern.match(text)
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,6 +42,8 @@ class _Loader(yaml.SafeLoader):
             if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
                 problem = f"a number of more than {MAX_DIGITS} characters"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            if isinstance(node, yaml.ScalarNode) and node.tag == _NUMBERS[0] and (why := _unclear(node.value)):
+                raise yaml.constructor.ConstructorError(None, None, why, node.start_mark)
             children = list(node.value) if isinstance(node, yaml.SequenceNode) else []
             if isinstance(node, yaml.MappingNode):
                 keys: set[Any] = set()
@@ -40,6 +55,24 @@ class _Loader(yaml.SafeLoader):
                     children += [key, value]
             waiting += [(child, depth + 1) for child in children]
         return root
+
+
+def _unclear(text: str) -> str | None:
+    """Why a whole number may be meant as another one, if so."""
+    if re.fullmatch(r"[-+]?0[0-7_]+", text):
+        return f"{text} would be read in base 8: write it without the leading 0, or in quotes"
+    try:
+        number = int(text.replace("_", ""), 0)
+    except ValueError:
+        return None  # the loader says what is wrong with it
+    return f"the number {text[:40]} is larger than {MAX_NUMBER}" if abs(number) > MAX_NUMBER else None
+
+
+#: `1:30` is no number (PyYAML reads 90: YAML 1.1 counts in base 60): it stays text, as in YAML 1.2.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, _Plain(pattern) if tag in _NUMBERS else pattern) for tag, pattern in resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def parse_yaml(text: str) -> Any:

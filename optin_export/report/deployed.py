@@ -11,6 +11,7 @@ from optin_export.folder import existing_run
 from optin_export.lock import held
 from optin_export.report.html import render_html
 from optin_export.report.schema import DeployedArm, DeployedResult, Report, SpeedupResult, read_report
+from optin_export.ship.manifest import add_reports
 
 
 def result_of(
@@ -58,6 +59,7 @@ def _add(
     report = report.model_copy(update={"deployed": tuple(merged.values())})
     write_text(run / "report.json", report.model_dump_json(indent=2) + "\n")
     write_text(run / "report.html", render_html(report, run))
+    add_reports(run, path)
     return report
 
 

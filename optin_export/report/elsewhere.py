@@ -10,6 +10,7 @@ from optin_export.measure import Measured
 from optin_export.report.compose import accuracy_result, latency_results, parity_of
 from optin_export.report.html import render_html
 from optin_export.report.schema import EngineResult, GateResult, MachineResult, Report, read_report
+from optin_export.ship.manifest import add_reports
 
 
 def still_elsewhere(run: Path) -> tuple[MachineResult, ...]:
@@ -34,6 +35,7 @@ def add_elsewhere(run: Path) -> Report:
     report = read_report(run).model_copy(update={"elsewhere": still_elsewhere(run)})
     write_text(run / "report.json", report.model_dump_json(indent=2) + "\n")
     write_text(run / "report.html", render_html(report, run))
+    add_reports(run)
     return report
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from optin_export.errors import InputError
-from optin_export.files import read_json
+from optin_export.files import MAX_TEXT, read_json, read_text
 from optin_export.recipe.strict_yaml import parse_yaml
 from optin_export.report.schema import AccuracyResult, LatencyResult, Report
 
@@ -80,9 +80,7 @@ def _report(folder: Path) -> Report:
             raise InputError(f"{folder} is not finished", "it has no report.json", "run its recipe to the end")
         raise InputError(f"{folder} is not a run folder", "it has no report.json", "name the folder of a finished run")
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
-        return Report.model_validate_json(path.read_text(encoding="utf-8"))
+        return Report.model_validate_json(read_text(path, LARGEST))
     except (OSError, ValueError, RecursionError) as error:
         first = " ".join(str(error).split())[:200]
         raise InputError(f"cannot read {path}", first, "run its recipe again") from None
@@ -104,7 +102,7 @@ def _labels(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 def _recipe(path: Path) -> dict[str, str]:
     try:
-        value = parse_yaml(path.read_text(encoding="utf-8"))
+        value = parse_yaml(read_text(path, MAX_TEXT))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return dict(_fields(value)) if isinstance(value, dict) else {}

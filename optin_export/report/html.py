@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from optin_export.engines import MODES
 from optin_export.errors import InputError
-from optin_export.files import read_json
+from optin_export.files import MAX_TEXT, read_json, read_text, regular
 from optin_export.recipe import model_of, precision_of
 from optin_export.report import plots
 from optin_export.report.patches import merged_patches
@@ -33,13 +33,13 @@ def render_html(report: Report, run: Path) -> str:
     `model/places.safetensors`, `manifest.json` and `recipe.yaml` are shown where present.
     Raises InputError if one of them is present but cannot be read.
     """
-    scores = _read(run / "scores" / "scores.safetensors", load_file) or {}
+    scores = _read(run / "scores" / "scores.safetensors", lambda path: load_file(regular(path))) or {}
     samples = _read(run / "measure" / "latency.json", read_json) or []
-    places = _read(run / "model" / "places.safetensors", load_file) or {}
+    places = _read(run / "model" / "places.safetensors", lambda path: load_file(regular(path))) or {}
     speedup_gate = next((gate for gate in report.verdict.gates if gate.name == "speedup"), None)
     groups, accuracy = report.pruning.groups, report.accuracy
     plan = _read(run / "plan" / "plan.json", read_json) or {}
-    recipe = _read(run / "recipe.yaml", lambda path: path.read_text(encoding="utf-8"))
+    recipe = _read(run / "recipe.yaml", lambda path: read_text(path, MAX_TEXT))
     judged = [one for one in report.latency if one.judged]
     drawn = {
         "tradeoff": tradeoff(panels_of(report.macs, accuracy, report.latency), accuracy.metric) if accuracy else "",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from optin_export.errors import InputError
 from optin_export.files import read_text
 from optin_export.recipe import Precision, engine_name
+from optin_export.recipe.schema import METRICS
 from optin_export.search import PlanLatency
 
 #: Nothing that a report counts or measures is larger; parity that has no number has this one. What is larger was not
@@ -94,6 +95,14 @@ class AccuracyResult(_Part):
     base_high: float | None = None
     chance: float | None = Field(None, description="what a guess reaches that does not see the inputs")
     warning: str | None = Field(None, description="why base says nothing, where it is not surely better than chance")
+
+    @field_validator("metric")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        known = sorted({name for names in METRICS.values() for name in names})
+        if value not in known:
+            raise ValueError(f"this version knows no metric '{value[:60]}', only {', '.join(known)}")
+        return value
 
 
 class ParityResult(_Part):

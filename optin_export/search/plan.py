@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optin_export.errors import InputError
-from optin_export.files import read_text
+from optin_export.files import read_json
 
 
 class GroupPlan(BaseModel):
@@ -97,7 +97,7 @@ class Plan(BaseModel):
 def read_plan(path: Path) -> Plan:
     """The plan in a file. Raises InputError for what is none."""
     try:
-        return Plan.model_validate_json(read_text(path))
+        return Plan.model_validate(read_json(path))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the plan {path}", str(error)[:300], "run the recipe again") from None
 

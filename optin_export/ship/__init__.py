@@ -16,9 +16,9 @@ from typing import Any
 from optin_export.ship.bom import write_bom
 from optin_export.ship.config import check_name, check_tools
 from optin_export.ship.images import server_image
-from optin_export.ship.manifest import check_manifest, write_manifest
+from optin_export.ship.manifest import add_reports, check_manifest, write_manifest
 from optin_export.ship.models import files_of, served_as, shipment
-from optin_export.ship.origin import Origin
+from optin_export.ship.origin import Origin, summary_of
 from optin_export.ship.preprocess import write_preprocess
 from optin_export.ship.repository import Writer, install, remove, roll_back
 from optin_export.ship.signing import check_key, sign
@@ -26,12 +26,14 @@ from optin_export.ship.signing import check_key, sign
 __all__ = [
     "Origin",
     "Shipped",
+    "add_reports",
     "check_manifest",
     "check_tools",
     "files_of",
     "remove",
     "roll_back",
     "ship_models",
+    "summary_of",
     "write_manifest",
     "write_preprocess",
 ]
@@ -68,6 +70,10 @@ def ship_models(
         check_key(key)
     facts = origin.facts()
 
+    written = shipment(origin, name)
+    # Each says which others belong to it, so that one that goes missing is missed.
+    facts["shipment"] = sorted(written)
+
     def finished(model: str, write: Writer) -> Writer:
         def whole(folder: Path) -> None:
             write(folder)
@@ -80,7 +86,7 @@ def ship_models(
 
         return whole
 
-    models = {model: finished(model, write) for model, write in shipment(origin, name).items()}
+    models = {model: finished(model, write) for model, write in written.items()}
     changed = install(repository, models, origin.identity, replace)
     one = served_as(origin, "pruned")
     image = server_image(origin.recipe.ship.backend, one.library, _version(one.library, origin.environment))

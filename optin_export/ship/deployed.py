@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from optin_export.errors import InputError, ParityError
+from optin_export.files import regular
 from optin_export.ship.client import Connection, Counters, Model, Request, Url, check_inputs, prepare
 from optin_export.ship.traffic import Send, Traffic, closed_loop, open_loop
 
@@ -41,12 +42,16 @@ class Reference:
     def load(cls, path: Path, output: str, tolerance: float) -> Reference:
         """From measure/reference.safetensors. Raises InputError where it cannot be read."""
         try:
-            tensors = load_file(path)
+            tensors = load_file(regular(path))
             inputs = {name.removeprefix("input."): array for name, array in tensors.items() if name[:6] == "input."}
             outputs = {which: tensors[f"output.{which}"] for which in ("base", "pruned")}
         except (OSError, SafetensorError, KeyError) as error:
             raise InputError(f"cannot read {path}", str(error), "run the recipe again: it writes the file") from None
         return cls(inputs, outputs, output, tolerance)
+
+    def shape(self, batch: int) -> tuple[int, ...]:
+        """Of the answer to a request of `batch` rows."""
+        return (batch, *self.outputs["base"].shape[1:])
 
     def rows(self, number: int, batch: int) -> np.ndarray:
         """Which rows request `number` holds."""
@@ -195,10 +200,14 @@ class _Bench:
             self.largest_error, check_answers(traffic, self.reference, which, self.setting.batch, model)
         )
         self.blocks[arm].append(Traffic(traffic.latencies, (), traffic.seconds, traffic.unsent))
-        self.counters[arm].append(after.since(before) if after is not None and before is not None else None)
+        spent = after.since(before) if after is not None and before is not None else None
+        if spent is not None and min(vars(spent).values()) < 0:
+            spent = None  # the server was started anew in between, or makes its statistics up
+        self.counters[arm].append(spent)
 
     def _connect(self, model: Model) -> Callable[[], Send]:
-        return connector(self.url, model, self.reference.output, self.requests, self.timeout)
+        shape = self.reference.shape(self.setting.batch)
+        return connector(self.url, model, self.reference.output, self.requests, self.timeout, shape)
 
     def result(self, generator: np.random.Generator) -> Result:
         latencies = {arm: [list(block.latencies) for block in blocks] for arm, blocks in self.blocks.items()}
@@ -244,11 +253,13 @@ def requests_of(url: Url, reference: Reference, batch: int) -> list[Request]:
     ]
 
 
-def connector(url: Url, model: Model, output: str, requests: Sequence[Request], timeout: float) -> Callable[[], Send]:
-    """Makes a thread's sender: request `number` is `requests[number]`, over and over."""
+def connector(
+    url: Url, model: Model, output: str, requests: Sequence[Request], timeout: float, shape: tuple[int, ...]
+) -> Callable[[], Send]:
+    """Makes a thread's sender: request `number` is `requests[number]`, over and over. shape: of an answer."""
 
     def connect() -> Send:
-        connection = Connection(url, timeout)
+        connection = Connection(url, timeout, shape)
         return lambda number: connection.infer(model, requests[number % len(requests)], output)
 
     return connect

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from optin_export.errors import InputError
@@ -12,25 +16,76 @@ from optin_export.files import read_json, sha256_file, write_json
 NAME = "manifest.json"
 #: A signature covers the manifest, so it cannot stand in it.
 SIGNATURE = "model.sig"
-#: What is in a folder but is not an artefact: it changes without the artefacts changing.
-_NOT_ARTEFACTS = (
-    "report.json",
-    "report.html",
-    NAME,
-    SIGNATURE,
-    "measure/deployed.json",
-    "measure/perf_analyzer.json",
-)
+#: What comes after a run's manifest, and is entered into it then; runs of earlier versions have it without an entry.
+_LATER = ("report.json", "report.html", "measure/deployed.json", "measure/perf_analyzer.json")
+#: Of a run folder: what changes without the run changing, or is there only while a process works in it. Their own
+#: content is not hashed; what may lie in them is known all the same (`strangers`).
+_WORKING = {
+    ".stages": re.compile(r"lock|[\w.@+-]+\.json"),
+    "cluster": re.compile(r"[\w.@+-]+\.(log|json)|shards(/.*)?"),
+    ".triton.optin-export": re.compile(r"lock|previous(/.*)?"),
+}
 
 
 def artefacts(folder: Path) -> Iterator[Path]:
     """Every file below `folder` that belongs in its manifest."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        # Hidden ones, and what workers left behind: logs and costs.
-        hidden = any(part.startswith(".") for part in name.parts) or name.parts[0] == "cluster"
-        if (path.is_file() or path.is_symlink()) and not hidden and name.as_posix() not in _NOT_ARTEFACTS:
+    for path, mode in sorted(_entries(folder)):
+        if stat.S_ISREG(mode):
             yield path
+
+
+def _entries(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Everything below `folder` but the manifest, its signature and a run's working folders: (path, its own mode)."""
+    is_run = (folder / "recipe.yaml").is_file()
+    for place, folders, names in os.walk(folder):
+        if Path(place) == folder:
+            names = [name for name in names if name not in (NAME, SIGNATURE) or not _is_plain(folder / name)]
+            if is_run:
+                folders[:] = [name for name in folders if name not in _WORKING or (folder / name).is_symlink()]
+        folders.sort()
+        for name in sorted([*folders, *names]):
+            path = Path(place) / name
+            with contextlib.suppress(FileNotFoundError):
+                yield path, path.lstat().st_mode
+
+
+def strangers(folder: Path, files: Collection[str]) -> list[str]:
+    """What is below `folder` and not in its manifest: files, hidden ones as well, folders that hold no file of it,
+    links, and what is neither. files: names in the manifest. Each as "NAME: what is wrong"."""
+    known = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
+    problems = []
+    for path, mode in sorted(_entries(folder)):
+        name = path.relative_to(folder).as_posix()
+        if stat.S_ISDIR(mode):
+            if name not in known:
+                problems.append(f"{name}: a folder that is not in the manifest")
+        elif name not in files:
+            problems.append(f"{name}: not in the manifest" if stat.S_ISREG(mode) else f"{name}: {_kind(mode)}")
+        elif not stat.S_ISREG(mode) and path.resolve().is_relative_to(folder.resolve()):
+            problems.append(f"{name}: {_kind(mode)}")  # of links that lead out the file itself is told
+    if (folder / "recipe.yaml").is_file():
+        problems += [problem for name in _WORKING for problem in _strange_work(folder, name)]
+    return problems
+
+
+def _strange_work(folder: Path, name: str) -> Iterator[str]:
+    place = folder / name
+    if place.is_symlink() or not place.is_dir():
+        return  # a link was seen by `_entries`
+    for path in sorted(place.rglob("*")):
+        inside, mode = path.relative_to(place).as_posix(), path.lstat().st_mode
+        if not _WORKING[name].fullmatch(inside) or inside.rpartition("/")[2].startswith(".tmp-"):
+            yield f"{name}/{inside}: not of this package"
+        elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            yield f"{name}/{inside}: {_kind(mode)}"
+
+
+def _is_plain(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
+def _kind(mode: int) -> str:
+    return "a link" if stat.S_ISLNK(mode) else "no regular file"
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +93,6 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     files = {
         path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         for path in artefacts(folder)
-        if path.is_file()
     }
     manifest = {"version": 1, **facts, "files": files}
     write_json(folder / NAME, manifest)
@@ -67,7 +121,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def add_files(folder: Path, paths: Sequence[Path]) -> None:
-    """Enter files that came later into the manifest of `folder`; what it says of all others stays."""
+    """Enter files that came or changed later into the manifest of `folder`; what it says of all others stays."""
     manifest = read_manifest(folder)
     for path in paths:
         entry = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
@@ -75,13 +129,19 @@ def add_files(folder: Path, paths: Sequence[Path]) -> None:
     write_json(folder / NAME, manifest)
 
 
+def add_reports(run: Path, *others: Path) -> None:
+    """Enter a run's report.json and report.html as they are now, and other files that were written with them."""
+    add_files(run, [run / "report.json", run / "report.html", *others])
+
+
 def check_manifest(folder: Path) -> list[str]:
     """Problems found when the files below `folder` are compared with its manifest; empty if all is as it was written.
 
-    Found are changed, missing and extra files, and names that point outside. Raises InputError without a manifest.
+    Found are changed, missing and extra files, folders and links, what is no file, and names that point outside.
+    Raises InputError without a manifest.
     """
-    files = read_manifest(folder)["files"]
-    problems = []
+    manifest = read_manifest(folder)
+    files, problems = manifest["files"], []
     for name, entry in files.items():
         try:
             problem = _problem(folder, name, entry)
@@ -89,8 +149,15 @@ def check_manifest(folder: Path) -> list[str]:
             problem = f"cannot be read ({type(error).__name__})"
         if problem is not None:
             problems.append(f"{name}: {problem}")
-    extra = [path.relative_to(folder).as_posix() for path in artefacts(folder)]
-    return problems + [f"{name}: not in the manifest" for name in extra if name not in files]
+    return problems + strangers(folder, files if "shipped_from" in manifest else {**dict.fromkeys(_LATER), **files})
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has a manifest, and all in it is as that says."""
+    try:
+        return not check_manifest(folder)
+    except InputError:
+        return False
 
 
 def _problem(folder: Path, name: str, entry: dict[str, Any]) -> str | None:

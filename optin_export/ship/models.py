@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import safe_open
 
 from optin_export.errors import InputError
-from optin_export.files import read_json, sha256_file
+from optin_export.files import read_json, regular, sha256_file
 from optin_export.recipe import Target
 from optin_export.ship import ensemble
 from optin_export.ship.config import LABELS, ModelSpec, Warmup, config_text
@@ -165,7 +165,7 @@ def _write_warmup(reference: Path, folder: Path, one: Served) -> tuple[Warmup, .
     requests = []
     names = {tensor.name: tensor.dims for tensor in one.signature.inputs}
     try:
-        with safe_open(reference, framework="numpy") as tensors:
+        with safe_open(regular(reference), framework="numpy") as tensors:
             rows = {name: tensors.get_tensor(f"input.{name}") for name in names}
         if any(array.ndim < 2 or not array.size for array in rows.values()):
             raise ValueError("an input has no rows")

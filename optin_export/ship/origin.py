@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from optin_export import engines
 from optin_export.errors import GateError, InputError
-from optin_export.files import read_json, read_text, sha256_file, sha256_json
+from optin_export.files import MAX_TEXT, read_json, read_text, sha256_file, sha256_json
+from optin_export.measure import Gate, Measured, judge
 from optin_export.recipe import Recipe, Target, engine_name, load_recipe
 from optin_export.recipe.strict_yaml import parse_yaml
 from optin_export.ship.manifest import read_manifest
@@ -46,25 +49,23 @@ class Origin:
         if not (folder / "recipe.yaml").is_file():
             raise InputError(f"{folder} is not a run folder", "it has no recipe.yaml", "give the folder of a run")
         manifest = read_manifest(folder)
-        try:
-            summary = str(read_json(folder / "report.json")["verdict"]["summary"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{folder} has no readable report.json", str(error)[:300], "run the recipe again"
-            ) from None
+        recipe = load_recipe(folder / "recipe.yaml", overrides)
+        # What a report says of itself is not repeated: it is judged again, by what was measured.
+        gates = judged_again(folder, recipe)
         return cls(
             folder,
-            load_recipe(folder / "recipe.yaml", overrides),
-            bool(manifest.get("passed")),
-            summary,
+            recipe,
+            manifest.get("passed") is True and all(gate.passed for gate in gates),
+            summary_of(gates),
             manifest.get("environment", {}),
             manifest.get("inputs", {}),
         )
 
     @property
     def identity(self) -> str:
-        """Which run a shipped model belongs to: its name and where its folder is."""
-        return f"{self.recipe.name} ({self.folder.resolve()})"
+        """Which run a shipped model belongs to: its name, and where its folder is, without telling where that is."""
+        place = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()
+        return f"{self.recipe.name} ({place[:16]})"
 
     @property
     def reference(self) -> Path:
@@ -117,20 +118,71 @@ class Origin:
             "verdict": {"passed": self.passed, "summary": self.summary, "shipped_although_failed": not self.passed},
             "recipe": {"name": recipe.name, "sha256": sha256_json(recipe.model_dump(mode="json"))},
             "model": {
-                "source": recipe.model.source,
-                "weights": recipe.model.weights,
+                "source": without_folders(recipe.model.source),
+                "weights": without_folders(recipe.model.weights),
                 "task": recipe.model.task,
                 "license": recipe.ship.model_license or license_of(recipe.model.source),
             },
             "data": {
-                "calibration": data.calibration.source,
-                "evaluation": data.evaluation.source if data.evaluation else None,
+                "calibration": without_folders(data.calibration.source),
+                "evaluation": without_folders(data.evaluation.source) if data.evaluation else None,
                 "license": recipe.ship.data_license or UNKNOWN,
             },
             "inputs": dict(self.inputs),
             "seed": recipe.seed,
             "environment": dict(self.environment),
         }
+
+
+def judged_again(folder: Path, recipe: Recipe) -> list[Gate]:
+    """The gates of a finished run, from measure/ and the recipe. Raises InputError where its files do not tell.
+
+    Of targets that only a cluster has, their counts of gates are taken from the report.
+    """
+    try:
+        report = read_json(folder / "report.json")
+        found = {name: read_json(folder / "measure" / f"{name}.json") for name in ("parity", "accuracy", "latency")}
+        unmeasured = {one["target"]: one["unmeasured"] for one in report["engines"] if one["unmeasured"]}
+        measured = Measured.from_json({**found, "unmeasured": unmeasured})
+        budget, spent = recipe.budget, None
+        if budget.kind in ("macs", "params"):
+            spent = report[budget.kind]["pruned"] / report[budget.kind]["base"]
+        gates = judge(recipe.gates, budget, spent, measured)
+        if not recipe.here:
+            gates = [gate for gate in gates if gate.name.startswith("budget.")]
+        told = {one["name"]: one for one in report["verdict"]["gates"]}
+        for target in recipe.fleet:
+            name = f"target.{target.name}"
+            required, seen = float(told[name]["required"]), told[name]["measured"]
+            passed = seen is not None and seen >= required > 0
+            gates.append(Gate(name, "gate", ">=", required, seen, passed, "gates that hold on a node that has it"))
+        return gates
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f"{folder} has no readable report.json and measurements",
+            f"{type(error).__name__}: {error}"[:300],
+            "run the recipe again",
+        ) from None
+
+
+def summary_of(gates: Sequence[Gate]) -> str:
+    """Every gate in one sentence."""
+    return "; ".join(
+        f"{gate.name} {'not evaluated' if gate.measured is None else f'{gate.measured:.4g}'} "
+        f"({gate.relation} {gate.required:g})"
+        for gate in gates
+    )
+
+
+def without_folders(source: str) -> str:
+    """`csv:/home/me/data/train.csv` -> `csv:train.csv`; names of a hub stay. For what leaves this machine."""
+    prefix, separator, rest = source.rpartition(":/") if ":/" in source else ("", "", source)
+    path = f"/{rest}" if separator else rest
+    if not path.startswith("/"):
+        return source
+    file, colon, function = path.partition(".py:")
+    name = f"{PurePosixPath(file).name}{colon}{function}" if colon else PurePosixPath(path).name
+    return f"{prefix}:{name}" if prefix else name
 
 
 def license_of(source: str) -> str:
@@ -151,7 +203,7 @@ def license_of(source: str) -> str:
             return UNKNOWN
         readme = Path(found)
     try:
-        _, front, _ = read_text(readme).split("---\n", 2)
+        _, front, _ = read_text(readme, MAX_TEXT).split("---\n", 2)
         value = parse_yaml(front)["license"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return UNKNOWN

@@ -6,6 +6,7 @@ CSV columns: docs of perf_analyzer, "Visualizing Latency vs. Throughput"; times 
 from __future__ import annotations
 
 import csv
+import io
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optin_export.errors import InputError
-from optin_export.files import write_json
+from optin_export.files import MAX_TEXT, read_text, write_json
 from optin_export.ship.client import Model, Url
 from optin_export.ship.deployed import Arm, Reference
 
@@ -50,8 +51,7 @@ def write_input_data(path: Path, reference: Reference) -> None:
 def read_csv(path: Path) -> list[dict[str, Any]]:
     """Rows of perf_analyzer's CSV: {'mode', 'level' (threads, or requests a second), 'arm'}. Raises InputError."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(read_text(path, MAX_TEXT), newline="")))
         return [_row(row) for row in rows if row]
     except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(

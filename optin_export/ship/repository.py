@@ -11,14 +11,18 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from optin_export.errors import EnvironmentLacks, InputError
+from optin_export.files import confined, make_folders, open_in, open_regular, opened_folder
+from optin_export.files import remove as discard
 from optin_export.ship.config import check_name
 from optin_export.ship.manifest import NAME as MANIFEST
-from optin_export.ship.manifest import content_of, run_of
+from optin_export.ship.manifest import content_of, is_whole, run_of
 
+#: Of folders that hold the only copy of a model while it is moved.
+_MOVING = "moving-"
 #: Writes the files of one model into the folder it is given.
 Writer = Callable[[Path], None]
 
@@ -33,7 +37,8 @@ def install(repository: Path, models: Mapping[str, Writer], run: str, replace: b
     """Write every model of a shipment and put all in place, or none; returns the names that changed.
 
     run: identity of what ships. A model of another run, or of unknown origin, is refused unless `replace`; what is
-    replaced is kept for `roll_back`. A model that would not change is left alone.
+    replaced is kept for `roll_back`. A model that would not change is left alone, unless its files are no longer those
+    of its manifest: then it is replaced, and the damaged one is not kept.
     Raises InputError for that and for names Triton refuses, EnvironmentLacks where the disk does not take it.
     """
     for name in models:
@@ -51,8 +56,10 @@ def install(repository: Path, models: Mapping[str, Writer], run: str, replace: b
                 (staging / name).mkdir()
                 write(staging / name)
             _publish(staging)
-            changed = [name for name in models if content_of(staging / name) != content_of(repository / name)]
-            _swap(repository, {name: staging / name for name in changed})
+            same = [name for name in models if content_of(staging / name) == content_of(repository / name)]
+            damaged = {name for name in same if not is_whole(repository / name)}
+            changed = [name for name in models if name not in same or name in damaged]
+            _swap(repository, {name: staging / name for name in changed}, damaged)
             for name in set(models) - set(changed) if changed else ():
                 # What is kept is the state before this shipment, in which this model was as it is.
                 shutil.rmtree(office(repository) / "previous" / name, ignore_errors=True)
@@ -83,7 +90,8 @@ def roll_back(repository: Path, name: str) -> list[str]:
         run = run_of(kept / name)
         names = [path.name for path in sorted(kept.iterdir()) if run_of(path) == run] if run else [name]
         try:
-            staging = Path(tempfile.mkdtemp(dir=office(repository), prefix="staging-"))
+            # Another prefix than that of what can be thrown away: these are the only copies.
+            staging = Path(tempfile.mkdtemp(dir=office(repository), prefix=_MOVING))
             for one in names:
                 (kept / one).rename(staging / one)
             try:
@@ -99,10 +107,14 @@ def roll_back(repository: Path, name: str) -> list[str]:
     return names
 
 
-def _swap(repository: Path, staged: Mapping[str, Path]) -> None:
-    """Rename every staged folder into the repository and what was there to `previous`; undone where one fails."""
+def _swap(repository: Path, staged: Mapping[str, Path], damaged: Collection[str] = ()) -> None:
+    """Rename every staged folder into the repository and what was there to `previous`; undone where one fails.
+
+    damaged: models that are not kept, so that what was kept before them stays.
+    """
     kept = office(repository) / "previous"
-    kept.mkdir(exist_ok=True)
+    with opened_folder(kept):
+        pass
     done: list[tuple[Path, Path]] = []
 
     def move(source: Path, target: Path) -> None:
@@ -112,8 +124,10 @@ def _swap(repository: Path, staged: Mapping[str, Path]) -> None:
     retired = Path(tempfile.mkdtemp(dir=office(repository), prefix="staging-"))
     try:
         for name, folder in staged.items():
-            if (repository / name).exists():
-                if (kept / name).exists():
+            if name in damaged:
+                move(repository / name, retired / name)
+            elif os.path.lexists(repository / name):
+                if os.path.lexists(kept / name):
                     move(kept / name, retired / name)
                 move(repository / name, kept / name)
             move(folder, repository / name)
@@ -143,7 +157,7 @@ def _publish(staging: Path) -> None:
     for path in staging.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
         if path.is_file():
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 os.fsync(file.fileno())
 
 
@@ -157,27 +171,54 @@ def _sync(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(repository: Path) -> Iterator[None]:
-    """One change of a repository at a time."""
-    try:
-        repository.mkdir(parents=True, exist_ok=True)
-        office(repository).mkdir(exist_ok=True)
-        if office(repository).stat().st_dev != repository.stat().st_dev:
-            raise InputError(
-                f"{repository} is a file system of its own",
-                "models are staged beside it and renamed into it",
-                f"use a folder in it, such as {repository / 'models'}",
-            )
-        lock = (office(repository) / "lock").open("w")
-    except OSError as error:
-        raise _unwritable(repository, error) from error
-    with lock:
+    """One change of a repository at a time; what a killed one left is put in order first.
+
+    Neither the repository's own name, where it lies in a run, nor anything beside it may be a link: what is deleted
+    and moved there is ours.
+    """
+    place = office(repository)
+    with contextlib.ExitStack() as stack:
+        try:
+            with opened_folder(repository):  # not through a link inside a run folder
+                pass
+            make_folders(place.parent)
+            stack.enter_context(confined(place.parent))
+            folder = stack.enter_context(opened_folder(place))
+            if place.stat().st_dev != repository.stat().st_dev:
+                raise InputError(
+                    f"{repository} is a file system of its own",
+                    "models are staged beside it and renamed into it",
+                    f"use a folder in it, such as {repository / 'models'}",
+                )
+            lock = os.fdopen(open_in(folder, "lock", os.O_RDWR | os.O_CREAT))
+            stack.enter_context(lock)
+        except OSError as error:
+            raise _unwritable(repository, error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise EnvironmentLacks(
                 f"{repository} is being changed", "another optin-export holds its lock", "wait until it has finished"
             ) from None
+        try:
+            _tidy(repository)
+        except OSError as error:
+            raise _unwritable(repository, error) from error
         yield
+
+
+def _tidy(repository: Path) -> None:
+    """After a kill: what was staged goes, and what a rollback was moving goes back to where there is room for it."""
+    place = office(repository)
+    for moving in place.glob(f"{_MOVING}*"):
+        for model in moving.iterdir() if not moving.is_symlink() else ():
+            for home in (repository, place / "previous"):
+                if not os.path.lexists(home / model.name):
+                    model.rename(home / model.name)
+                    break
+        shutil.rmtree(moving, ignore_errors=True)
+    for staging in place.glob("staging-*"):
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _unwritable(repository: Path, error: OSError) -> EnvironmentLacks:
@@ -189,9 +230,10 @@ def _unwritable(repository: Path, error: OSError) -> EnvironmentLacks:
 
 
 def remove(repository: Path) -> None:
-    """Delete a run's own repository, with what was kept beside it."""
-    shutil.rmtree(repository, ignore_errors=True)
-    shutil.rmtree(office(repository), ignore_errors=True)
+    """Delete a run's own repository, with what was kept beside it; a link in its place as a link."""
+    if not repository.is_symlink():
+        discard(office(repository))
+    discard(repository)
 
 
 def models_of(repository: Path) -> list[Path]:

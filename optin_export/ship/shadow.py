@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from optin_export.errors import ParityError
 from optin_export.ship.client import Connection, Model, Url
 from optin_export.ship.deployed import Reference, Tick, check_served, ratio, requests_of
 from optin_export.ship.traffic import Send, closed_loop
@@ -55,7 +56,7 @@ def compare(
     requests = requests_of(url, reference, batch)
     latencies: tuple[list[list[float]], list[list[float]]] = ([], [])
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    connect = _connector(url, models, reference.output, requests, timeout)
+    connect = _connector(url, models, reference.output, requests, timeout, reference.shape(batch))
     closed_loop(connect, concurrency, min(seconds, 0.2))  # warm up
     for done in range(blocks):
         answers = [answer for _, answer in closed_loop(connect, concurrency, seconds).answers]
@@ -64,6 +65,8 @@ def compare(
         pairs += [(answer[0][1], answer[1][1]) for answer in answers]
         tick(done + 1, blocks)
     first, second = (np.concatenate([pair[which].reshape(batch, -1) for pair in pairs]) for which in (0, 1))
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ParityError("a model answers what is no number", "NaN or infinity", "check the server's log")
     cosines = (first * second).sum(1) / np.maximum(
         np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1), 1e-12
     )
@@ -83,10 +86,10 @@ def compare(
 
 
 def _connector(
-    url: Url, models: tuple[Model, Model], output: str, requests: list[Any], timeout: float
+    url: Url, models: tuple[Model, Model], output: str, requests: list[Any], timeout: float, shape: tuple[int, ...]
 ) -> Callable[[], Send]:
     def connect() -> Send:
-        connection = Connection(url, timeout)
+        connection = Connection(url, timeout, shape)
 
         def send(number: int) -> list[tuple[float, np.ndarray]]:
             found: list[Any] = [None, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from optin_export.errors import InputError
-from optin_export.ship.manifest import NAME, check_manifest
+from optin_export.ship.manifest import NAME, check_manifest, read_manifest
 from optin_export.ship.repository import models_of
 from optin_export.ship.signing import check_signature
 
@@ -13,8 +13,8 @@ from optin_export.ship.signing import check_signature
 def check_folder(folder: Path, key: Path | None = None) -> dict[str, list[str]]:
     """Problems per run or model; empty lists where all is as written. key: public key that signed the models.
 
-    In a repository, files and folders that no shipment wrote are problems as well. Raises InputError where nothing in
-    `folder` has a manifest.
+    In a repository, what no shipment wrote and models that have gone are problems as well. Raises InputError where
+    nothing in `folder` has a manifest.
     """
     if (folder / NAME).is_file():
         return {folder.name or str(folder): _check(folder, key)}
@@ -26,13 +26,30 @@ def check_folder(folder: Path, key: Path | None = None) -> dict[str, list[str]]:
             "give a run, a model repository or a model",
         )
     found = {model.name: _check(model, key) for model in models}
-    strange = [path.name for path in sorted(folder.iterdir()) if path not in models]
-    if strange:
-        found["."] = [f"{name}: not shipped by optin-export" for name in strange]
+    around = [f"{path.name}: not shipped by optin-export" for path in sorted(folder.iterdir()) if path not in models]
+    around += [f"{name}: missing, it was shipped together with {other}" for name, other in _missing(models).items()]
+    if around:
+        found["."] = around
     return found
 
 
+def _missing(models: list[Path]) -> dict[str, str]:
+    """Models that are not there -> one that is, whose manifest names them."""
+    there, missing = {model.name for model in models}, {}
+    for model in models:
+        try:
+            shipped = read_manifest(model).get("shipment", [])
+        except InputError:
+            continue  # told by `_check`
+        for name in shipped if isinstance(shipped, list) else ():
+            if isinstance(name, str) and name not in there:
+                missing[name] = model.name
+    return missing
+
+
 def _check(folder: Path, key: Path | None) -> list[str]:
+    if folder.is_symlink():
+        return ["a link, not a folder"]
     problems = check_manifest(folder)
     if key is not None and (reason := check_signature(folder, key)) is not None:
         problems.append(reason)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from optin_export.errors import InputError
+from optin_export.files import MAX_TEXT, read_text
 from optin_export.recipe import ModelSection
 
 PROMPT = "a photo of a {}."
@@ -123,8 +124,8 @@ def _class_names(section: ModelSection) -> Sequence[str]:
         assert section.classes is not None  # see the recipe's schema
         return section.classes
     try:
-        lines = Path(section.classes).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(Path(section.classes), MAX_TEXT).splitlines()
+    except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read the class names {section.classes}", str(error), "correct model.classes"
         ) from None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from optin_export.errors import InputError
 
 #: Tensors that a model may be made of; the largest we know have a few thousand.
 MOST_TENSORS = 200_000
@@ -33,6 +36,12 @@ _NOT_BUILT = (
 _BACKBONE = {"backbone": None, "use_pretrained_backbone": False, "use_timm_backbone": False}
 #: Arguments of timm.create_model by which it would read files.
 READS_FILES = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+
+
+#: Layers that a model may have: a thousand times those of the deepest known ones would be built for hours.
+MOST_LAYERS = 10_000
+#: What configurations call the number of their layers, of whatever part.
+_LAYERS = re.compile(r"(num_|n_)?(\w*_)?(layers?|blocks?|depths?|stages?)|n_layer|num_layers|depth", re.IGNORECASE)
 
 
 class TooLarge(Exception):
@@ -107,6 +116,23 @@ def plain_config(value: Any) -> Any:
         kept = {key: plain_config(item) for key, item in value.items() if key not in _NOT_BUILT}
         return kept | {key: unset for key, unset in _BACKBONE.items() if key in kept}
     return [plain_config(item) for item in value] if isinstance(value, list) else value
+
+
+def refuse_endless(config: Mapping[str, Any], source: str) -> None:
+    """Raises InputError for a configuration (or arguments) of more layers than any model has, before it is built."""
+    waiting: list[tuple[str, Any]] = list(config.items())
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += value.items()
+        numbers = value if isinstance(value, list | tuple) else (value,)
+        many = [one for one in numbers if isinstance(one, int) and abs(one) > MOST_LAYERS]
+        if many and _LAYERS.fullmatch(name):
+            raise InputError(
+                f"cannot build the model of {source}",
+                f"in its configuration {name} is more than {MOST_LAYERS}, which no model has",
+                "correct its config.json, or model.args",
+            )
 
 
 def refuse_packed(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from optin_export import measure, scoring, ship
-from optin_export.files import sha256_file, sha256_json, write_text
+from optin_export.files import regular, sha256_file, sha256_json, write_text
 from optin_export.report import (
     Report,
     Size,
@@ -58,7 +58,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
         Size(base=base, pruned=operated[kind], ratio=operated[kind] / base)
         for kind, base in ((kind, work.costs.whole(kind)) for kind in ("macs", "params"))
     )
-    scores = load_file(work.folder / "scores" / "scores.safetensors")
+    scores = load_file(regular(work.folder / "scores" / "scores.safetensors"))
     measured = measure.Measured.from_json(facts["measure"])
     report = compose(
         name=work.recipe.name,
@@ -96,6 +96,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
     write_text(work.folder / "report.json", report.model_dump_json(indent=2) + "\n")
     work.tick(1, 2)
     write_text(work.folder / "report.html", render_html(report, work.folder))
+    ship.add_reports(work.folder)
     work.tick(2, 2)
     return report
 
@@ -108,8 +109,7 @@ def ship_run(work: Workspace, facts: Facts) -> None:
     ship.write_preprocess(work.folder / "preprocess", work.sources.processor, work.sources.names, recipe)
     work.tick(1, 3)
     if passed and recipe.ship.triton:
-        summary = "; ".join(f"{gate.name} {gate.measured:.4g} ({gate.relation} {gate.required:g})" for gate in judged)
-        origin = ship.Origin(work.folder, recipe, passed, summary, work.environment, work.digest)
+        origin = ship.Origin(work.folder, recipe, passed, ship.summary_of(judged), work.environment, work.digest)
         written: list[Path] = []
 
         def run() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from optin_export import engines, measure
 from optin_export.environment import describe
 from optin_export.errors import EnvironmentLacks, InputError, OptinError
 from optin_export.export import read_graph
-from optin_export.files import sha256_file, write_json
+from optin_export.files import refuse_links, regular, sha256_file, write_json
 from optin_export.recipe import MODELS, Recipe, Target, engine_names, load_recipe
 from optin_export.ship.manifest import add_files, read_manifest
 from optin_export.sources import Dataset, load_sources
@@ -133,7 +133,7 @@ class Continued:
     def _reference(self) -> dict[str, np.ndarray]:
         path = self._checked(self.folder / "measure" / "reference.safetensors")
         try:
-            tensors = load_file(path)
+            tensors = load_file(regular(path))
         except Exception as error:  # a header may name types that numpy has not
             raise InputError(f"cannot read {path}", str(error)[:300], "copy the run folder again") from None
         rows = {len(array) if array.ndim else 0 for array in tensors.values()}
@@ -207,6 +207,8 @@ def continue_run(
     if machine is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", machine):
         raise InputError(f"'{machine}' names no machine", "it has to be a file's name", "use letters, digits and -")
     run = Continued(folder, machine, tick, trust_python)
+    for part in ("measure", "engines"):
+        refuse_links(folder / "machines" / run.machine / part)
     chosen = run.recipe.targets if targets is None else targets
     for target in chosen:
         engines.versions(target)  # what is missing shows before anything is built

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from optin_export import surgery
 from optin_export.families import count_macs, count_params
-from optin_export.files import sha256_file
+from optin_export.files import remove, sha256_file
 from optin_export.workspace import FILES, Facts, Workspace
 
 #: Images of the calibration data on which the report shows what was merged.
@@ -42,7 +41,7 @@ def operate(work: Workspace, facts: Facts) -> dict[str, Any]:
     done = work.ledger.step("surgery", "surgery", inputs, [folder / name for name in FILES], run)
     if tuned:
         return {**done, "finetuned": _fine_tune(work)}
-    shutil.rmtree(work.folder / "repaired", ignore_errors=True)
+    remove(work.folder / "repaired")
     return done
 
 
@@ -57,7 +56,7 @@ def _fine_tune(work: Workspace) -> dict[str, Any]:
         training, held_out = sources.training()
         tuned, outcome = surgery.fine_tune(
             sources.model,
-            surgery.load_model(repaired, trust_python=True),
+            surgery.load_model(repaired, work.python),
             training,
             held_out,
             section,

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from optin_export import engines, search, surgery
 from optin_export.families import Costs
-from optin_export.files import sha256_file, write_text
+from optin_export.files import read_json, regular, sha256_file, write_text
 from optin_export.recipe import Budget, Target
 from optin_export.search import LatencyTable
 from optin_export.sources import TaskModel
@@ -35,7 +35,7 @@ def find_plan(work: Workspace, facts: Facts) -> dict[str, Any]:
     table = _latency_table(work, align) if prune.budget.kind == "latency" else None
 
     def search_it() -> tuple[search.Plan, dict[str, Any]]:
-        scores, measured = load_file(scores_path), load_file(curves_path) if joint else None
+        scores, measured = load_file(regular(scores_path)), load_file(regular(curves_path)) if joint else None
         curves = None if measured is None else surgery.combined(measured, work.sources.model.output_kind)
 
         def plan_of(budget: Budget, costs: Costs, table: LatencyTable | None = None) -> search.Plan:
@@ -114,7 +114,7 @@ def _latency_table(work: Workspace, steps: dict[str, int]) -> LatencyTable:
 
     inputs = {**_fingerprint(work), "steps": steps, "least": work.least, "seed": work.recipe.seed}
     work.ledger.step("measure", "search.table", inputs, [path], run)
-    table = LatencyTable.model_validate_json(path.read_text(encoding="utf-8"))
+    table = LatencyTable.model_validate(read_json(path))
     search.check_budget(work.costs, budget, work.least, table)
     return table
 

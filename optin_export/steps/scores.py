@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from optin_export import engines, scoring, search, ship, surgery
 from optin_export.errors import EnvironmentLacks
-from optin_export.files import atomic_path, sha256_file, sha256_json, write_text
+from optin_export.files import atomic_path, regular, sha256_file, sha256_json, write_text
 from optin_export.ledger import computed_by
 from optin_export.workspace import Facts, Workspace
 
@@ -91,7 +91,7 @@ def _measure_curves(work: Workspace, scores: Path) -> None:
             curves = surgery.loss_curves(
                 sources.model,
                 work.structure,
-                load_file(scores),
+                load_file(regular(scores)),
                 sources.calibration,
                 sources.curves,
                 least=work.least,

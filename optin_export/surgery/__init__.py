@@ -13,7 +13,7 @@ from optin_export.errors import InputError
 from optin_export.families import Structure, find_tokens, masked
 from optin_export.search import Plan
 from optin_export.sources import Batch, Inputs, TaskModel
-from optin_export.surgery.architecture import Architecture, load_model, save_model, save_places
+from optin_export.surgery.architecture import Architecture, PythonSource, load_model, save_model, save_places
 from optin_export.surgery.compensate import AtWork, Repair, compensate
 from optin_export.surgery.curves import combined, loss_curves
 from optin_export.surgery.finetune import FineTune, fine_tune
@@ -27,6 +27,7 @@ __all__ = [
     "Architecture",
     "FineTune",
     "Operation",
+    "PythonSource",
     "Weights",
     "combined",
     "compensate",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from optin_export.errors import InputError, OptinError
 from optin_export.families import find_structure, find_tokens
-from optin_export.files import atomic_path, read_text, write_text
+from optin_export.files import atomic_path, read_json, regular, remove, sha256_json, write_text
 from optin_export.search import Plan, check_merging, keep_first
 from optin_export.sources import Inputs, TaskModel, build
 from optin_export.sources.guard import Allocations
@@ -87,7 +89,7 @@ def save_model(
 
 def save_places(path: Path, dense: TaskModel, inputs: Inputs) -> None:
     """For the report: images, and which token stands for each of theirs at the end. No file where none is merged."""
-    path.unlink(missing_ok=True)
+    remove(path)
     found = places(dense, inputs) if "pixel_values" in inputs else None
     if found is not None:
         pixels = inputs["pixel_values"].movedim(1, -1).contiguous()
@@ -95,17 +97,29 @@ def save_places(path: Path, dense: TaskModel, inputs: Inputs) -> None:
             save_file({"pixels": pixels, "places": found}, temporary)
 
 
-def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
+@dataclass(frozen=True)
+class PythonSource:
+    """A function of the user's, as their own recipe names it: `model.source` and `model.args`."""
+
+    source: str
+    args: Mapping[str, Any]
+
+    def is_that_of(self, base: Mapping[str, Any]) -> bool:
+        """Whether an architecture names this very function with these arguments, to the letter."""
+        return base.get("source") == self.source and sha256_json(base.get("args")) == sha256_json(dict(self.args))
+
+
+def load_model(folder: str | Path, trust_python: bool | PythonSource = False) -> TaskModel:
     """Rebuild a pruned model from a run's `model/` folder, in eval mode.
 
     Raises InputError for missing, damaged or unfitting files. `trust_python` allows an architecture that names a
-    Python file of the user, which is then executed.
+    Python file, which is then executed: any, or only one that the user named elsewhere (a folder may be from anybody).
     """
     folder = Path(folder)
     weights = folder / "model.safetensors"
     try:
-        architecture = Architecture.model_validate_json(read_text(folder / "architecture.json", MAX_BYTES))
-        state = load_file(weights)
+        architecture = Architecture.model_validate(read_json(folder / "architecture.json", MAX_BYTES))
+        state = load_file(regular(weights))
     except Exception as error:  # a header of safetensors may name types that torch has not
         raise InputError(
             f"cannot load a pruned model from {folder}", str(error)[:300], "give the model/ folder of a finished run"
@@ -124,8 +138,17 @@ def load_model(folder: str | Path, trust_python: bool = False) -> TaskModel:
 
 
 def _assembled(
-    folder: Path, architecture: Architecture, state: dict[str, torch.Tensor], trust_python: bool
+    folder: Path, architecture: Architecture, state: dict[str, torch.Tensor], trust_python: bool | PythonSource
 ) -> TaskModel:
+    if isinstance(trust_python, PythonSource):
+        if architecture.base.get("library") == "python" and not trust_python.is_that_of(architecture.base):
+            raise InputError(
+                f"the model in {folder} is not that of the recipe",
+                f"it would run {str(architecture.base.get('source'))[:200]!r}, and the recipe names "
+                f"{trust_python.source!r}",
+                "delete the folder, or run with --force: the model is made again",
+            )
+        trust_python = architecture.base.get("library") == "python"
     model = build(architecture.base, trust_python)
     kinds = {key.split(".")[1].rstrip("0123456789") for key in architecture.groups}
     structure = find_structure(model, any(key.count(".") > 1 for key in architecture.groups), kinds)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from optin_export import scoring, spill
-from optin_export.errors import InputError
+from optin_export.errors import EnvironmentLacks
 from optin_export.families import find_structure
 from optin_export.recipe import validate
 from optin_export.sources import load_sources
@@ -48,6 +48,6 @@ def test_a_full_disk(vit_recipe: Make, tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(spill, "IN_MEMORY", 0)
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match="cannot keep activations"):
+    with pytest.raises(EnvironmentLacks, match="cannot keep activations"):
         prune = sources.recipe.prune
         scoring.score(sources.model, find_structure(sources.model), sources.scoring, prune, 0, lambda done, total: None)

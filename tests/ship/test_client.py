@@ -32,7 +32,7 @@ def test_addresses(text: str, parsed: Url) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "host", "ftp://host:1", "http://host", "http://host:1/path", "a b:1", "http://u@h:1"]
+    "text", ["", "host", "ftp://host:1", "http://host", "http://host:1/path", "a b:1", "http://u@h:1", "h:65536"]
 )
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(InputError, match="not the address of a server"):

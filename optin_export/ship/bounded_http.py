@@ -1,0 +1,110 @@
+"""tritonclient's HTTP client with limits on what a server may do to it: all of an answer in so many seconds and bytes.
+
+tritonclient has a time-out for each read only, so a server that sends one byte a second is read for ever, and reads a
+body of any length into memory. Here the limits lie on the socket, below everything that reads from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+#: Bytes that one read asks for at most, whatever length a header announces.
+BLOCK = 1 << 16
+#: Bytes of headers, and of JSON that describes a model or a server, at most.
+DESCRIPTION = 1 << 20
+
+
+class TooMuch(Exception):
+    """The server sent more bytes than its answer can have."""
+
+
+class Budget:
+    """What one answer may still take: seconds until a deadline, and bytes."""
+
+    def __init__(self) -> None:
+        self.end, self.bytes, self.limit = 0.0, 0, 0
+
+    def begin(self, seconds: float, limit: int) -> None:
+        self.end, self.bytes, self.limit = time.monotonic() + seconds, 0, limit
+
+    def seconds(self) -> float:
+        """Seconds that are left. Raises TimeoutError where none are."""
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out: the answer did not end")
+        return left
+
+    def received(self, count: int) -> None:
+        self.bytes += count
+        if self.bytes > self.limit:
+            raise TooMuch(f"it sent more than {self.limit} bytes")
+
+
+class BoundedSocket:
+    """A connected socket that reads and writes within a budget; everything else is the socket's own."""
+
+    def __init__(self, connected: Any, budget: Budget) -> None:
+        self._socket, self._budget = connected, budget
+
+    def recv(self, size: int, *flags: int) -> bytes:
+        self._socket.settimeout(self._budget.seconds())
+        data: bytes = self._socket.recv(min(size, BLOCK), *flags)
+        self._budget.received(len(data))
+        return data
+
+    def sendall(self, data: Any, *flags: int) -> None:
+        self._socket.settimeout(self._budget.seconds())
+        self._socket.sendall(data, *flags)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+
+def bounded_client(address: str, secure: bool, timeout: float) -> Any:
+    """An `InferenceServerClient` of tritonclient.http for one thread; its requests belong within `client.within(...)`.
+
+    Compressed answers are refused: nothing here asks for them, and a few bytes could stand for gigabytes.
+    """
+    import gevent
+    from tritonclient.http import InferenceServerClient
+
+    class BoundedClient(InferenceServerClient):
+        def __init__(self) -> None:
+            super().__init__(address, ssl=secure, connection_timeout=timeout, network_timeout=timeout)
+            self.budget = Budget()
+            pool = self._client_stub._connection_pool
+            connect = pool._connect_socket
+            pool._connect_socket = lambda *given: BoundedSocket(connect(*given), self.budget)
+
+        @contextlib.contextmanager
+        def within(self, seconds: float, limit: int) -> Iterator[None]:
+            """Requests in the body end within so many seconds (TimeoutError) and bytes (TooMuch)."""
+            self.budget.begin(seconds, limit)
+            # Names are looked up and TLS is agreed on before there is a socket to set a time-out for.
+            guard = gevent.Timeout(seconds)
+            try:
+                with guard:
+                    yield
+            except gevent.Timeout as late:
+                if late is not guard:
+                    raise
+                raise TimeoutError("timed out") from None
+
+        def _get(self, *given: Any, **named: Any) -> Any:
+            return _plain(super()._get(*given, **named))
+
+        def _post(self, *given: Any, **named: Any) -> Any:
+            return _plain(super()._post(*given, **named))
+
+    return BoundedClient()
+
+
+def _plain(response: Any) -> Any:
+    encoding = response.get("Content-Encoding")
+    if encoding not in (None, "identity"):
+        response.release()
+        raise ValueError(f"its answer is compressed ({str(encoding)[:40]})")
+    return response

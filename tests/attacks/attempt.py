@@ -1,0 +1,70 @@
+"""An attempt: the command line is given something hostile, and answers in three lines, soon, and without a traceback.
+
+Attempts count themselves by kind (`attack_kind`, in the properties of a test's report); `conftest.py` adds them up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optin_export import cli
+
+#: A clean end of a refusal: input wrong, parity failed, gate missed, environment lacks something.
+REFUSALS = (2, 3, 4, 5)
+SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """code: the exit code. out, error: what was printed."""
+
+    code: int
+    out: str
+    error: str
+
+    @property
+    def is_clean(self) -> bool:
+        """Refused in three printable lines, each of its own kind."""
+        told = [line.split(":")[0].strip() for line in self.error.splitlines() if not line.startswith("warning")]
+        return (
+            self.code in REFUSALS
+            and told[-3:] == ["error", "why", "fix"]
+            and "Traceback" not in self.error
+            and self.error.replace("\n", "").isprintable()
+        )
+
+
+class Hung(BaseException):
+    """The command did not end in time. No Exception, so that nothing that is attacked takes it for one of its own."""
+
+
+@contextlib.contextmanager
+def alarm(seconds: int = SECONDS) -> Iterator[None]:
+    """Raises Hung in the body after so many seconds, also out of a system call that waits."""
+
+    def ring(number: int, frame: object) -> None:
+        raise Hung(f"still at work after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def attempt(arguments: Sequence[str | Path], seconds: int = SECONDS) -> Outcome:
+    """What the command line answers to these arguments."""
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), alarm(seconds):
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:  # argparse
+            code = int(end.code or 0)
+    return Outcome(code, out.getvalue(), error.getvalue())
