@@ -14,8 +14,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from optin_export.errors import InputError
 from optin_export.recipe.fields import Count, Fraction, Number, Positive, Section
+from optin_export.recipe.gates import MOST_OTHER_WORK
 from optin_export.recipe.load import explain, read_mapping
-from optin_export.recipe.schema import MOST_OTHER_WORK
 
 if TYPE_CHECKING:
     from optin_export.report.schema import GateResult, LatencyResult, Report

@@ -5,13 +5,12 @@ from __future__ import annotations
 from optin_export.recipe.budget import Budget
 from optin_export.recipe.delivery import Target
 from optin_export.recipe.export import ExportSection
+from optin_export.recipe.gates import MOST_OTHER_WORK, Gates
 from optin_export.recipe.load import expand, load_recipe, validate
 from optin_export.recipe.precision import MODELS, Precision, engine_name, engine_names, model_of, precision_of
 from optin_export.recipe.schema import (
-    MOST_OTHER_WORK,
     DataSource,
     FinetuneSection,
-    Gates,
     ModelSection,
     PruneSection,
     Recipe,
