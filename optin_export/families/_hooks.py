@@ -86,7 +86,8 @@ def block_outputs(model: nn.Module, blocks: Sequence[str]) -> Iterator[dict[str,
 
     def hook_of(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            outputs[path] = output
+            # What follows a layer may work in place, and would change what was collected.
+            outputs[path] = output.clone() if isinstance(module, nn.Conv2d) else output
 
         return hook
 

@@ -128,11 +128,12 @@ def _assembled(
 ) -> TaskModel:
     model = build(architecture.base, trust_python)
     kinds = {key.split(".")[1].rstrip("0123456789") for key in architecture.groups}
-    structure = find_structure(model, any(key.count(".") > 1 for key in architecture.groups), kinds)
     groups = keep_first({key: (size.count, size.kept) for key, size in architecture.groups.items()})
     inputs = {
         name: torch.ones(shape, dtype=getattr(torch, kind)) for name, (kind, shape) in architecture.inputs.items()
     }
+    coupled = any(key.count(".") > 1 for key in architecture.groups)
+    structure = find_structure(model, coupled, kinds, inputs, architecture.family.split(" + "))
     dense, _ = rebuild(model, structure, groups, inputs)
     state |= {name: state[first] for name, first in _tied(dense).items() if first in state and name not in state}
     _adopt_new_biases(dense, state)

@@ -63,7 +63,7 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
         ):
             result = compared_output(model, reference, model(**batch.inputs))
             rows = [
-                normalised_rows(hidden[path], batch.inputs, reference.chosen, structure.channels_first)
+                normalised_rows(hidden[path], batch.inputs, reference.chosen, path in structure.channels_first)
                 for path in structure.blocks
             ]
             squares: list[dict[str, torch.Tensor]] = [{}, {}]
