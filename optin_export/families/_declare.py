@@ -132,7 +132,7 @@ class Structure:
 
     Each block's input depends on the model's inputs and on the output of the block before it; what is read again
     further on (the stages of a feature pyramid) is named in `read_later`.
-    family: the name of the family, or of several, in the order in which their blocks run ("resnet + vit").
+    family: the name of the family, or of several, joined by " + " ("resnet + vit").
     channels_first: the blocks whose output of four dimensions is [batch, features, height, width] rather than [...,
     features]. families: the family of each block, if there are several. refused: units that are there but cannot go,
     with the reason.

@@ -77,7 +77,7 @@ class Discovery:
         blocks = [path for piece in self.pieces for path in piece.blocks]
         kinds = [piece.family for piece in self.pieces for _ in piece.blocks]
         structure = Structure(
-            " + ".join(dict.fromkeys(kinds)),
+            " + ".join(sorted(dict.fromkeys(kinds), key=lambda name: name == NAME)),
             tuple(blocks),
             tuple(groups),
             frozenset(path for piece in self.pieces if piece.channels_first for path in piece.blocks),

@@ -35,8 +35,15 @@ def get_layer(model: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
     return module
 
 
-def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
+def set_module(model: nn.Module, path: str, module: nn.Module, everywhere: bool = False) -> None:
+    """Put `module` in the place of the one at `path`. everywhere: also under every other name that it has."""
     parent, _, name = path.rpartition(".")
+    if everywhere:
+        old = model.get_submodule(path)
+        for owner in list(model.modules()):
+            for alias, child in list(owner._modules.items()):  # named_children leaves duplicates out
+                if child is old:
+                    setattr(owner, alias, module)
     setattr(model.get_submodule(parent), name, module)
 
 

@@ -14,7 +14,7 @@ from optin_export.families._observe import Pass
 class Uses:
     """Where the modules and parameters of a model are used.
 
-    seen: a pass of the model; None: how often modules run is not known, only which parameters they share.
+    seen: a pass of the model; None: how often modules run is not known, and each runs once under every name it has.
     """
 
     def __init__(self, model: nn.Module, seen: Pass | None) -> None:
@@ -28,7 +28,7 @@ class Uses:
             self.names.setdefault(id(module), []).append(path)
 
     def calls(self, module: nn.Module) -> int:
-        return 1 if self.seen is None else self.seen.calls.get(id(module), 0)
+        return len(self.names[id(module)]) if self.seen is None else self.seen.calls.get(id(module), 0)
 
     def refusal(self, group: UnitGroup) -> Refusal | None:
         """Why the units of this group cannot go, if a layer around them is used elsewhere as well."""

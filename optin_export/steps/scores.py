@@ -11,6 +11,7 @@ from optin_export import engines, scoring, search, ship, surgery
 from optin_export.errors import EnvironmentLacks
 from optin_export.files import atomic_path, sha256_file, sha256_json, write_text
 from optin_export.ledger import code_hash
+from optin_export.steps.coverage import coverage_notes
 from optin_export.workspace import Facts, Workspace
 
 
@@ -24,6 +25,8 @@ def load(work: Workspace, facts: Facts) -> None:
     work.tick(2, 4)
     if work.recipe.ship.triton:
         ship.check_tools()
+    for note in coverage_notes(work.sources.model, work.structure, work.costs, work.least, work.sources.fixed(1)):
+        work.ledger.note(note)
     search.check_budget(work.costs, work.recipe.prune.budget, work.least)
     work.tick(3, 4)
     if work.recipe.prune.budget.kind == "latency":
