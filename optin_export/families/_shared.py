@@ -41,7 +41,7 @@ class Uses:
         for path in (*paths, *(table.path.rpartition(".")[0] for table in group.tables)):
             for name, parameter in self.model.get_submodule(path).named_parameters(recurse=False):
                 if len(owners := self.owners[id(parameter)]) > 1:
-                    return Refusal(group.kind, _tied_error(f"{path}.{name}", owners, group.kind))
+                    return Refusal(group.kind, _tied_error(owners, group.kind))
         sublayer = None if group.sublayer is None else self.model.get_submodule(group.sublayer)
         if sublayer is not None and (calls := self.calls(sublayer)) != 1:
             assert group.sublayer is not None
@@ -66,10 +66,10 @@ def calls_error(path: str, calls: int, names: Sequence[str] = ()) -> InputError:
     )
 
 
-def _tied_error(name: str, owners: Sequence[str], kind: str) -> InputError:
-    other = next((owner for owner in owners if owner != name), owners[-1])
+def _tied_error(owners: Sequence[str], kind: str) -> InputError:
+    names = " and ".join(f"'{owner}'" for owner in owners)
     return InputError(
-        f"the {kind} around '{name}' cannot be removed",
-        f"'{name}' and '{other}' are the same parameter, so a unit would go from both layers",
+        f"the {kind} around {names} cannot be removed",
+        "these are one and the same parameter, so a unit would go from all of them",
         "give every layer a parameter of its own (clone it)",
     )

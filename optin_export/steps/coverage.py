@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from optin_export.errors import InputError
 from optin_export.families import Costs, Refusal, Structure
 from optin_export.sources import Inputs, TaskModel
 
@@ -37,6 +38,12 @@ def coverage_notes(
             + f"; a budget of macs can be {floor:.2f} at the smallest"
         )
     return notes
+
+
+def with_refusals(error: InputError, refusals: Iterable[Refusal]) -> InputError:
+    """The error with the units that might have helped and are refused."""
+    lines = _refused(refusals)
+    return InputError(error.what, "; ".join([error.why, *lines]), error.fix) if lines else error
 
 
 def _refused(refusals: Iterable[Refusal]) -> list[str]:

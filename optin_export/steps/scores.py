@@ -8,10 +8,10 @@ from typing import Any
 from safetensors.numpy import load_file, save_file
 
 from optin_export import engines, scoring, search, ship, surgery
-from optin_export.errors import EnvironmentLacks
+from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.files import atomic_path, sha256_file, sha256_json, write_text
 from optin_export.ledger import code_hash
-from optin_export.steps.coverage import coverage_notes
+from optin_export.steps.coverage import coverage_notes, with_refusals
 from optin_export.workspace import Facts, Workspace
 
 
@@ -27,7 +27,10 @@ def load(work: Workspace, facts: Facts) -> None:
         ship.check_tools()
     for note in coverage_notes(work.sources.model, work.structure, work.costs, work.least, work.sources.fixed(1)):
         work.ledger.note(note)
-    search.check_budget(work.costs, work.recipe.prune.budget, work.least)
+    try:
+        search.check_budget(work.costs, work.recipe.prune.budget, work.least)
+    except InputError as error:
+        raise with_refusals(error, work.structure.refused) from None
     work.tick(3, 4)
     if work.recipe.prune.budget.kind == "latency":
         _check_latency_budget(work)
