@@ -201,11 +201,12 @@ def stopped_after(model: nn.Module, path: str) -> Iterator[Callable[..., None]]:
 
 
 def valid_rows(inputs: Mapping[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor | None:
-    """bool [batch * tokens]: rows of `like` [batch, tokens, ...] that are not padding; None if every row counts."""
+    """bool [rows]: rows of `like` [batch, tokens, ..., features] that are not padding; None if every row counts."""
     mask = inputs.get("attention_mask")
     if mask is None or like.dim() < 3 or mask.shape != like.shape[:2]:
         return None
-    return mask.reshape(-1).bool()
+    between = like.shape[2:-1]
+    return mask.bool()[(..., *[None] * len(between))].expand(*mask.shape, *between).reshape(-1)
 
 
 def rows_of(tensor: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:

@@ -91,7 +91,7 @@ def _measure_curves(work: Workspace, scores: Path) -> None:
     path, prune = work.folder / "scores" / "curves.safetensors", work.recipe.prune
 
     def run() -> dict[str, Any]:
-        sources, weights = work.sources, work.sensitivities
+        sources, weights = work.sources, work.sensitivities if prune.compensate else None
         with work.placement(sources.model):
             curves = surgery.loss_curves(
                 sources.model,
@@ -101,6 +101,7 @@ def _measure_curves(work: Workspace, scores: Path) -> None:
                 sources.curves,
                 least=work.least,
                 temperature=prune.temperature,
+                repair=prune.compensate,
                 weights=weights,
                 seed=work.recipe.seed,
                 tick=work.tick,
@@ -113,6 +114,7 @@ def _measure_curves(work: Workspace, scores: Path) -> None:
         **work.calibration_digest,
         "scores": sha256_file(scores),
         "temperature": prune.temperature,
+        "compensate": prune.compensate,
         "curve_samples": prune.curve_samples,
         "seed": work.recipe.seed,
     }
