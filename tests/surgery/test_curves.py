@@ -131,7 +131,7 @@ def test_without_a_refit_a_point_is_the_loss_of_masking(name: str, monkeypatch: 
         assert output == pytest.approx(float(changed.mean()), rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bert", "mask2former", "resnext-torchvision"])
+@pytest.mark.parametrize("name", ["bert", "vit", "resnext-torchvision"])
 def test_without_repair_a_curve_is_the_loss_of_masking(name: str) -> None:
     """Every point, by a plain loop over counts and batches."""
     model, _ = small_model(name)
