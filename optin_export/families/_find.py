@@ -121,11 +121,16 @@ class Discovery:
         return piece
 
     def _leave_out_unused(self) -> None:
-        """Blocks that run several times in a pass, or never, can be neither replayed nor cut: they stay as they are."""
+        """Blocks that run several times in a pass, or never, can be neither replayed nor cut: they stay as they are.
+
+        So do those on which the output does not depend (heads for training): to cut them would save nothing that runs.
+        """
         kept = []
         for piece in self.pieces:
             calls = [(path, self.uses.calls(self.model.get_submodule(path))) for path in piece.blocks]
             wrong = next(((path, count) for path, count in calls if count != 1), None)
+            if wrong is None and not self._matters(piece):
+                wrong = piece.root, 0
             if wrong is None:
                 kept.append(piece)
                 continue
@@ -133,6 +138,9 @@ class Discovery:
             refusals = [Refusal(kind, error) for kind in dict.fromkeys(group.kind for group in piece.groups)]
             (self.refused if wrong[1] else self.idle).extend(refusals)
         self.pieces = kept
+
+    def _matters(self, piece: _Piece) -> bool:
+        return self.seen is None or self.seen.matters(self.model.get_submodule(piece.blocks[-1]))
 
     def _refuse_kinds(self, family: Family) -> None:
         """What a family refuses for one kind holds for its own blocks only."""
@@ -151,6 +159,7 @@ class Discovery:
         taken |= {producer.path for piece in self.pieces for group in piece.groups for producer in group.producers}
         taken |= {path for path, _, family in self.found if family.chain is None}
         groups = [group for group in conv_chains(self.model, self.seen, taken) if not self._is_shared(group)]
+        groups = [group for group in groups if self.seen.matters(self.model.get_submodule(group.consumer))]
         for group in isolated(self.model, self.inputs, groups):
             self.pieces.append(_Piece(NAME, group.consumer, [group.consumer], [group], channels_first=True))
 
@@ -182,9 +191,7 @@ class Discovery:
         elif (other := self._other_reader([*found, *groups])) is not None:
             why = f"'{other}' may read them as well, outside the blocks"
         if why is not None:
-            raise InputError(
-                "the model has no residual stream whose channels can go", why, "set prune.coupled: false"
-            )
+            raise InputError("the model has no residual stream whose channels can go", why, "set prune.coupled: false")
         return found
 
     def _blocks_of(self, family: Family) -> list[tuple[str, nn.Module]]:
@@ -236,4 +243,3 @@ class Discovery:
             for reader, read in enumerate(self.seen.direct(modules)):
                 later |= {blocks[index] for index in read if index < reader - 1}
         return [path for path in blocks if path in later]
-

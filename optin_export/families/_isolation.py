@@ -1,4 +1,4 @@
-"""Whether units found by looking at a graph are units indeed: what they hold reaches the output by their reader only."""
+"""Whether units found in a graph are units indeed: what they hold reaches the output by their readers only."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from optin_export.families._hooks import get_module, masked, tensor_of
 TOLERANCE = 1e-5
 
 
-def isolated(
-    model: nn.Module, inputs: Mapping[str, torch.Tensor], groups: Sequence[UnitGroup]
-) -> list[UnitGroup]:
+def isolated(model: nn.Module, inputs: Mapping[str, torch.Tensor], groups: Sequence[UnitGroup]) -> list[UnitGroup]:
     """The groups for which the output stays the same when half of the units, which are masked, are filled with noise.
 
     groups: units that are single channels of convolutions.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,16 +21,34 @@ Node = Any
 class Pass:
     """What one forward pass did. Modules are told apart by identity, because one module may have several names.
 
-    calls: how often each module ran. order: when it ran first. outputs: the node that made its (first) output, as it was
-    when the module returned it. last: the node of the model's output. users: node -> [(node that reads it, as which
-    argument)]; `None` reads what a module or the model returned.
+    calls: how often each module ran. order: when it ran first. outputs: the node that made its (first) output, as it
+    was when the module returned it; every: of all tensors that it returned. last: the node of the model's output.
+    users: node -> [(node that reads it, as which argument)].
     """
 
     calls: dict[int, int] = field(default_factory=dict)
     order: dict[int, int] = field(default_factory=dict)
     outputs: dict[int, Node] = field(default_factory=dict)
+    every: dict[int, list[Node]] = field(default_factory=dict)
     last: Node = None
     users: dict[Node, list[tuple[Node, int]]] = field(default_factory=dict)
+
+    @cached_property
+    def read(self) -> set[Node]:
+        """All nodes that the model's output is computed from."""
+        todo = [] if self.last is None else [self.last]
+        found = set(todo)
+        while todo:
+            for following, _ in todo.pop().next_functions:
+                if following is not None and following not in found:
+                    found.add(following)
+                    todo.append(following)
+        return found
+
+    def matters(self, module: nn.Module) -> bool:
+        """Whether the model's output depends on what the module returned, as far as autograd knows."""
+        nodes = self.every.get(id(module), [])
+        return self.last is None or not nodes or any(node in self.read for node in nodes)
 
     def direct(self, blocks: Sequence[nn.Module]) -> list[set[int]]:
         """For each block, and for the model's output at the end: the blocks that it reads without another between.
@@ -69,6 +88,7 @@ def observe_pass(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Pass:
         for index, tensor in enumerate(_tensors(output)):
             if tensor.grad_fn is not None:
                 ends.append(tensor.grad_fn)
+                seen.every.setdefault(id(module), []).append(tensor.grad_fn)
                 if index == 0:
                     seen.outputs.setdefault(id(module), tensor.grad_fn)
 

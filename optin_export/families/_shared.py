@@ -39,7 +39,7 @@ class Uses:
             if (calls := self.calls(module)) != 1:
                 return Refusal(group.kind, calls_error(path, calls, self.names[id(module)]))
         for path in (*paths, *(table.path.rpartition(".")[0] for table in group.tables)):
-            for name, parameter in self.model.get_submodule(path).named_parameters(recurse=False):
+            for parameter in self.model.get_submodule(path).parameters(recurse=False):
                 if len(owners := self.owners[id(parameter)]) > 1:
                     return Refusal(group.kind, _tied_error(owners, group.kind))
         sublayer = None if group.sublayer is None else self.model.get_submodule(group.sublayer)
@@ -56,7 +56,7 @@ def calls_error(path: str, calls: int, names: Sequence[str] = ()) -> InputError:
     if calls == 0:
         return InputError(
             f"the units of '{path}' cannot be removed",
-            f"the module '{path}'{where} does not run in a forward pass, so nothing shows what its units are worth",
+            f"the output of the model does not depend on the module '{path}'{where}, so its units are worth nothing",
             "remove the module from the model, or leave it as it is",
         )
     return InputError(

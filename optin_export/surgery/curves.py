@@ -62,7 +62,8 @@ def loss_curves(
 
     scores: what decides which units stay at each count. scoring: the rows on which losses are measured. least: the
     smallest count of each group. repair: what the run will do (`prune.compensate`): refit the layers that read the
-    units by least squares, find one factor per kept unit, or nothing (the curve of masking). weights: the `sensitivities` of `model` on `calibration`, where they are known.
+    units by least squares, find one factor per kept unit, or nothing (the curve of masking). weights: the
+    `sensitivities` of `model` on `calibration`, where they are known.
     """
     generator = torch.Generator().manual_seed(seed)
     references = [observe(model, structure, batch, ROWS, generator) for batch in scoring]

@@ -138,7 +138,10 @@ def test_an_exported_graph_declares_its_dynamic_dimensions(tmp_path: Path) -> No
     from optin_export.export import export_onnx, read_graph
     from tests.families.models import inputs_for, small_model
 
-    for name, wanted in (("bert-embedding", {0: ("input_ids", 0)}), ("gpt2", {0: ("input_ids", 0), 1: ("input_ids", 1)})):
+    for name, wanted in (
+        ("bert-embedding", {0: ("input_ids", 0)}),
+        ("gpt2", {0: ("input_ids", 0), 1: ("input_ids", 1)}),
+    ):
         model, _ = small_model(name)
         export_onnx(model, inputs_for(model, 2, 0), tmp_path / "m.onnx", max_batch=8, sequence=32)
         assert network.dynamic_axes(read_graph(tmp_path / "m.onnx")) == {model.output_name: wanted}

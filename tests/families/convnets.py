@@ -137,7 +137,11 @@ def deeplab(classes: int = 5) -> nn.Module:
     with torch.no_grad():
         channels = backbone.eval()(torch.zeros(2, 3, 32, 32))["out"].shape[1]
     head = nn.Sequential(
-        ASPP(channels, [2, 3], 16), nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, classes, 1)
+        ASPP(channels, [2, 3], 16),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, classes, 1),
     )
     return DeepLabV3(backbone, head)
 

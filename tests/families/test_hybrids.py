@@ -49,7 +49,14 @@ def beit() -> dict[str, Any]:
 
 SEGMENTATION = "image-segmentation"
 CONVNEXT = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
-SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 2, 2, 4], "window_size": 2}
+SWIN = {
+    "image_size": 32,
+    "patch_size": 2,
+    "embed_dim": 8,
+    "depths": [1] * 4,
+    "num_heads": [1, 2, 2, 4],
+    "window_size": 2,
+}
 #: name -> (task, description, family, kinds).
 CASES: dict[str, tuple[str, Any, str, set[str]]] = {
     "own": (
@@ -132,7 +139,9 @@ def test_a_walk_over_the_blocks_sees_what_a_plain_pass_sees(name: str) -> None:
     plan = halved(structure)
     wanted = model(**images(16, 9))
     errors = [
-        float((operate(model, structure, plan, batches, images(2), repair=repair).dense(**images(16, 9)) - wanted).norm())
+        float(
+            (operate(model, structure, plan, batches, images(2), repair=repair).dense(**images(16, 9)) - wanted).norm()
+        )
         for repair in (False, True)
     ]
     assert errors[1] < 0.8 * errors[0]
@@ -159,7 +168,17 @@ def test_blocks_are_in_the_order_in_which_they_run() -> None:
 def test_what_a_pyramid_reads_again_is_kept() -> None:
     model, _ = built("upernet-swin")
     structure = find_structure(model, inputs=images(2))
-    assert set(structure.read_later) == set(structure.blocks[:4])
+    assert len(structure.blocks) == 5
+    assert structure.read_later == structure.blocks[:3]  # the last stage and the head are read by what follows
+
+
+def test_a_head_for_training_has_no_units() -> None:
+    """It runs, but the output does not depend on it: to cut it would save nothing of what is exported."""
+    for name in ("fcn", "upernet-swin", "beit"):
+        model, _ = built(name)
+        layers = {path for group in find_structure(model, inputs=images(2)).groups for path in group.reads}
+        auxiliary = {path for path, _ in model.named_modules() if "aux" in path}
+        assert auxiliary and not layers & auxiliary
 
 
 def test_each_family_is_scored_in_its_own_way() -> None:
@@ -254,4 +273,6 @@ def test_a_saved_model_of_one_family_is_still_rebuilt(tmp_path: Path) -> None:
     plan = halved(structure)
     dense = operate(model, structure, plan, (), images(2), repair=False).dense
     save_model(tmp_path, dense, architecture, structure.family, plan, images(2))
-    assert torch.equal(load_model(tmp_path, trust_python=True)(**inputs_for(model, 2, 3)), dense(**inputs_for(model, 2, 3)))
+    assert torch.equal(
+        load_model(tmp_path, trust_python=True)(**inputs_for(model, 2, 3)), dense(**inputs_for(model, 2, 3))
+    )

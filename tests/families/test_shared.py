@@ -75,7 +75,7 @@ def test_without_a_pass_several_names_count_as_several_calls() -> None:
 
 
 def test_a_sublayer_that_goes_as_a_whole_goes_under_all_its_names(tmp_path: Path) -> None:
-    """The forward pass uses other names than those found first; all heads of one block and all neurons of another go."""
+    """The forward pass uses other names than those found first; all heads of one block and neurons of another go."""
     model, architecture = built("attention")
     structure = find_structure(model, inputs=images(2))
     assert len(structure.groups) == 6

@@ -169,7 +169,9 @@ def test_rescaled_curves_are_those_of_the_best_factors(monkeypatch: pytest.Monke
     design = torch.cat([rows, torch.ones(50, 1, dtype=torch.float64)], 1)
     kept = np.array([3, 0, 2])
     found = curves._rescaled(start, design.T @ design, kept, 4)
-    parts = torch.stack([(rows[:, 3 * unit : 3 * unit + 3] @ start[3 * unit : 3 * unit + 3]).flatten() for unit in (0, 2, 3)])
+    parts = torch.stack(
+        [(rows[:, 3 * unit : 3 * unit + 3] @ start[3 * unit : 3 * unit + 3]).flatten() for unit in (0, 2, 3)]
+    )
     factors = torch.linalg.lstsq(parts.T, (rows @ start[:-1]).flatten()[:, None]).solution[:, 0]
     wanted = start.clone()
     wanted[3:6] = 0
