@@ -70,7 +70,7 @@ class Workspace:
     @cached_property
     def structure(self) -> Structure:
         prune = self.recipe.prune
-        return find_structure(self.sources.model, prune.coupled, prune.units)
+        return find_structure(self.sources.model, prune.coupled, prune.units, self.sources.fixed(2))
 
     @cached_property
     def scheduled(self) -> tuple[tuple[int, ...], Costs]:

@@ -205,6 +205,12 @@ def _models(given: list[Model]) -> tuple[Model, Model]:
         raise InputError(
             f"{len(given)} models are named", "two are compared", "write --model BASE --model PRUNED, in this order"
         )
+    if given[0] == given[1]:
+        raise InputError(
+            f"{given[0]} would be compared with itself",
+            "both --model name it; of `ship: {layout: pruned}` no unpruned model is served",
+            "name the unpruned model first (ship it with ship.layout: models or versions)",
+        )
     return given[0], given[1]
 
 

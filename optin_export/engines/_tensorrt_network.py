@@ -18,6 +18,8 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 #: (min, opt, max) of every input.
 Profile = dict[str, tuple[Shape, Shape, Shape]]
+#: Output name -> its dynamic axes -> the input, and the axis of that, that is as long.
+Axes = dict[str, dict[int, tuple[str, int]]]
 #: The exporter's smallest sequence.
 LEAST_SEQUENCE = 2
 #: The first version with everything that is used here.
@@ -225,13 +227,44 @@ def _padded(array: np.ndarray, least: Shape) -> np.ndarray:
     return np.pad(array, [(0, more) for more in missing]) if any(missing) else array
 
 
-def cut(array: np.ndarray, given: Shape, padded: Shape) -> np.ndarray:
-    """An output without what was padded: rows of the batch, and tokens where an axis is as long as the sequence."""
-    array = array[: given[0]]
-    if len(given) == 2 and given[1] != padded[1]:
-        for axis in range(1, array.ndim):
-            if array.shape[axis] == padded[1]:
-                return np.take(array, range(given[1]), axis)
+def dynamic_axes(model: Any) -> Axes:
+    """Which axes of an ONNX model's outputs are as long as which axis of an input: those of one declared dimension.
+
+    The names of dimensions decide ("batch", "sequence"), never their sizes: a sequence may be as long as an embedding.
+    """
+    inputs = {
+        dimension.dim_param: (one.name, axis)
+        for one in reversed(model.graph.input)
+        for axis, dimension in enumerate(one.type.tensor_type.shape.dim)
+        if dimension.dim_param
+    }
+    return {
+        one.name: {
+            axis: inputs[dimension.dim_param]
+            for axis, dimension in enumerate(one.type.tensor_type.shape.dim)
+            if dimension.dim_param in inputs
+        }
+        for one in model.graph.output
+    }
+
+
+def read_axes(entries: Mapping[str, Sequence[Sequence[Any]]]) -> Axes:
+    """The axes as `write_axes` wrote them."""
+    return {name: {int(axis): (str(source), int(at)) for axis, source, at in one} for name, one in entries.items()}
+
+
+def write_axes(axes: Axes) -> dict[str, list[list[Any]]]:
+    """{output: [[axis, input, axis of the input]]}, for JSON."""
+    return {name: [[axis, *source] for axis, source in one.items()] for name, one in axes.items()}
+
+
+def cut(array: np.ndarray, axes: Mapping[int, tuple[str, int]], given: Mapping[str, Shape]) -> np.ndarray:
+    """An output without what was padded: every axis that is dynamic is as long as that of the input.
+
+    axes: of this output (see `dynamic_axes`). given: the shapes of the inputs before they were padded.
+    """
+    for axis, (name, at) in axes.items():
+        array = array[(slice(None),) * axis + (slice(given[name][at]),)]
     return array
 
 

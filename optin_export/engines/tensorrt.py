@@ -25,6 +25,7 @@ from optin_export.engines import _tensorrt_network as network
 from optin_export.engines._device import Launch, Tensors
 from optin_export.engines._tensorrt_network import Shapes
 from optin_export.errors import EnvironmentLacks, ParityError, missing_package
+from optin_export.export.graph_file import read_graph
 from optin_export.files import atomic_path, read_checked, read_json, sha256_file, write_checked, write_json
 from optin_export.recipe import Target
 
@@ -43,7 +44,7 @@ class TensorRTEngine:
 
     modes = tuple(MODES)
 
-    def __init__(self, trt: Any, engine: Any, size: int) -> None:
+    def __init__(self, trt: Any, engine: Any, size: int, axes: network.Axes) -> None:
         self._engine, self._context = engine, engine.create_execution_context()
         if self._context is None:
             raise EnvironmentLacks("the engine gets no execution context", "not enough GPU memory", "free some")
@@ -56,13 +57,14 @@ class TensorRTEngine:
             for index in range(engine.num_optimization_profiles)
         ]
         self._dtypes = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
+        self._axes = axes
         self._device, self._size, self._chosen = devices.Gpu(), size, -1
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         fitted = self._fitted(inputs)
         results = devices.run(self._bind, fitted, self._device)
-        given, padded = inputs[self.inputs[0]].shape, fitted[self.inputs[0]].shape
-        return {name: network.cut(array, given, padded) for name, array in results.items()}
+        given = {name: inputs[name].shape for name in self.inputs}
+        return {name: network.cut(array, self._axes[name], given) for name, array in results.items()}
 
     def timer(self, inputs: Mapping[str, np.ndarray], mode: str) -> Timer:
         return devices.timer(self._bind, self._fitted(inputs), mode, self._device)
@@ -151,14 +153,15 @@ def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Shapes], tick
         **_write_layers(trt, log, path, target),
         "trtexec": network.trtexec_line(target, onnx, path, profiles),
     }
-    write_json(_record(path), {"sha256": sha256_file(path), **facts})
+    axes = network.write_axes(network.dynamic_axes(read_graph(onnx)))
+    write_json(_record(path), {"sha256": sha256_file(path), "axes": axes, **facts})
     return facts
 
 
 def load(path: Path, target: Target) -> TensorRTEngine:
     """Deserialise an engine that `build` wrote, after its record has been checked."""
     trt = _import(target)
-    check_record(path, trt.__name__, trt.__version__, _device())
+    record = check_record(path, trt.__name__, trt.__version__, _device())
     reason = unavailable(target)
     if reason is not None:
         raise EnvironmentLacks(f"cannot run {path.name} here", reason, "run it on a machine with an NVIDIA GPU")
@@ -166,7 +169,7 @@ def load(path: Path, target: Target) -> TensorRTEngine:
     engine = trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise EnvironmentLacks(f"TensorRT cannot load {path.name}", log.reason(), "build it again on this machine")
-    return TensorRTEngine(trt, engine, path.stat().st_size)
+    return TensorRTEngine(trt, engine, path.stat().st_size, network.read_axes(record["axes"]))
 
 
 def _write_layers(trt: Any, log: Any, path: Path, target: Target) -> dict[str, Any]:
@@ -185,8 +188,8 @@ def _write_layers(trt: Any, log: Any, path: Path, target: Target) -> dict[str, A
     return network.count_layers(told)
 
 
-def check_record(path: Path, library: str, version: str, device: str | None) -> None:
-    """Only what the record beside `path` names is deserialised: this very file, library, version and device.
+def check_record(path: Path, library: str, version: str, device: str | None) -> dict[str, Any]:
+    """The record beside `path`. Only what it names is deserialised: this very file, library, version and device.
 
     Raises ParityError for a file that is not the one that was built, EnvironmentLacks for one that was built elsewhere.
     """
@@ -203,6 +206,9 @@ def check_record(path: Path, library: str, version: str, device: str | None) -> 
     if record.get("device") not in (None, device):
         why = f"{record['device']}, this is {device or 'a machine without one'}"
         raise EnvironmentLacks(f"{path.name} was built for another GPU", why, fix)
+    if not isinstance(record.get("axes"), dict):
+        raise ParityError(f"{path.name} was built by an earlier version", "its record names no dynamic axes", fix)
+    return record
 
 
 def versions(target: Target) -> dict[str, str]:

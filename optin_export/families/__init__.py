@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import nn
 
 from optin_export.errors import InputError
+from optin_export.families._chains import NAME as CHAINS
 from optin_export.families._costs import CostKind, Costs, Term, count_macs, count_params, measure_costs
 from optin_export.families._declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup
+from optin_export.families._find import Discovery
 from optin_export.families._hooks import (
     block_outputs,
     get_layer,
@@ -26,6 +29,7 @@ from optin_export.families._hooks import (
     tensor_of,
     valid_rows,
 )
+from optin_export.families._observe import observe_pass
 from optin_export.families._rows import POSITIONS, as_matrix, columns_per_unit, input_rows, output_rows, reads_rows
 
 __all__ = [
@@ -88,36 +92,36 @@ def supported() -> tuple[Family, ...]:
     return *_registered.values(), *(importlib.import_module(f"{__name__}.{name}").FAMILY for name in names)
 
 
-def find_structure(model: nn.Module, coupled: bool = False, units: Iterable[str] | None = None) -> Structure:
-    """The structure of a task module with the units that may go; coupled: with the channels of its residual streams.
+def find_structure(
+    model: nn.Module,
+    coupled: bool = False,
+    units: Iterable[str] | None = None,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+    families: Iterable[str] | None = None,
+) -> Structure:
+    """The structure of a task module: the blocks of every family in it, and the units of them that may go.
 
-    units: only these kinds; None: all. Raises InputError if no family knows the module, if it has no units at all (of
-    residual streams, with `coupled`), or if units of these kinds are there but cannot go one by one.
+    Args:
+        model: the task module.
+        coupled: also with the channels of its residual streams.
+        units: only these kinds; None: all.
+        inputs: any valid inputs of two rows or more. With them one forward pass shows in which order blocks run, which
+            modules run several times or not at all (their units stay), which outputs are read again later, and the
+            channels of plain convolutions outside all blocks. Without them the order of the modules is taken.
+        families: names of the families to look for (as `Structure.family` joins them); None: all.
+
+    Raises InputError if no family knows the module, if it has no units at all (of residual streams, with `coupled`), or
+    if units of these kinds are there but cannot go. Where several families are at work, what one of them refuses stays
+    as it is, with the reason in `Structure.refused`, and the others go on.
     """
-    wanted = None if units is None else set(units)
-    families = supported()
-    for family in families:
-        found = [(path, module) for path, module in model.named_modules() if family.is_block(module)]
-        if not found:
-            continue
-        blocks, declared = _declared(family, found)
-        refusals = [] if family.refusals is None else list(family.refusals(model))
-        refusals += [one for one in declared if isinstance(one, Refusal)]
-        for refusal in refusals:
-            if wanted is None or refusal.kind in wanted:
-                raise refusal.error
-        groups = [one for one in declared if isinstance(one, UnitGroup) and one.kind not in {r.kind for r in refusals}]
-        if coupled:
-            groups = sorted([*_streams(family, model, found), *groups], key=lambda group: group.block)
-        groups = [group for group in groups if group.count > 0]
-        if not groups:
-            raise InputError(
-                "the model has nothing to prune", f"no block of family {family.name} has units", "use another model"
-            )
-        later = () if family.read_later is None else tuple(family.read_later(found))
-        structure = Structure(family.name, tuple(blocks), tuple(groups), family.channels_first, later)
-        return structure if wanted is None else structure.only(wanted)
-    raise _unsupported(model, families)
+    names = None if families is None else set(families)
+    known = [family for family in supported() if names is None or family.name in names]
+    seen = None if inputs is None else observe_pass(model, inputs)
+    discovery = Discovery(model, known, seen, inputs, chains=names is None or CHAINS in names)
+    structure = discovery.structure(coupled, None if units is None else set(units))
+    if structure is None:
+        raise _unsupported(model, known)
+    return structure
 
 
 def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
@@ -164,30 +168,19 @@ def nearest(module: nn.Module, families: Sequence[Family]) -> tuple[Family, str,
 
 def find_tokens(model: nn.Module) -> Tokens:
     """How the tokens of a task module can be merged; raises InputError if they cannot."""
-    for family in supported():
-        found = [(path, module) for path, module in model.named_modules() if family.is_block(module)]
-        if found and family.tokens is not None:
-            return family.tokens(model, found)
-    able = ", ".join(family.name for family in supported() if family.tokens is not None)
-    raise InputError(
-        "the model's tokens cannot be merged", f"that is known for the families {able}", "set tokens.keep: 1.0"
-    )
-
-
-def _streams(family: Family, model: nn.Module, found: list[tuple[str, nn.Module]]) -> list[UnitGroup]:
-    groups = [] if family.streams is None else family.streams(model, found)
-    if not groups:
-        why = (
-            f"family {family.name} has none" if family.streams is None else "their shortcuts change channels by padding"
-        )
-        raise InputError("the model has no residual stream whose channels can go", why, "set prune.coupled: false")
-    return groups
-
-
-def _declared(family: Family, found: list[tuple[str, nn.Module]]) -> tuple[list[str], Sequence[UnitGroup | Refusal]]:
-    if family.chain is not None:
-        path, module = found[0]
-        return family.chain(module, path)
-    assert family.groups is not None
-    groups = [group for index, (path, block) in enumerate(found) for group in family.groups(block, path, index)]
-    return [path for path, _ in found], groups
+    found: dict[str, list[tuple[str, nn.Module]]] = {}
+    families = {family.name: family for family in supported()}
+    for path, module in model.named_modules():
+        family = next((family for family in families.values() if family.is_block(module)), None)
+        if family is not None:
+            found.setdefault(family.name, []).append((path, module))
+    if len(found) == 1:
+        ((name, blocks),) = found.items()
+        tokens = families[name].tokens
+        if tokens is not None:
+            return tokens(model, blocks)
+    able = ", ".join(family.name for family in families.values() if family.tokens is not None)
+    why = f"that is known for the families {able}"
+    if len(found) > 1:
+        why = f"its blocks are of several families ({', '.join(found)}); {why}, alone in a model"
+    raise InputError("the model's tokens cannot be merged", why, "set tokens.keep: 1.0")

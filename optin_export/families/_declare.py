@@ -128,25 +128,35 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Structure:
-    """A module as its family sees it: block paths and unit groups, both in forward order.
+    """A module as its families see it: block paths and unit groups, both in forward order.
 
     Each block's input depends on the model's inputs and on the output of the block before it; what is read again
     further on (the stages of a feature pyramid) is named in `read_later`.
-    channels_first: whether a block's output of four dimensions is [batch, features, height, width] rather than [...,
-    features].
+    family: the name of the family, or of several, joined by " + " ("resnet + vit").
+    channels_first: the blocks whose output of four dimensions is [batch, features, height, width] rather than [...,
+    features]. families: the family of each block, if there are several. refused: units that are there but cannot go,
+    with the reason.
     """
 
     family: str
     blocks: tuple[str, ...]
     groups: tuple[UnitGroup, ...]
-    channels_first: bool = False
+    channels_first: frozenset[str] = frozenset()
     read_later: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
+    refused: tuple[Refusal, ...] = ()
 
     @property
     def convolutional(self) -> bool:
         """Whether channels may go, and no attention heads."""
-        kinds = {group.kind for group in self.groups}
-        return "channels" in kinds and "heads" not in kinds
+        return _is_convolutional(self.groups)
+
+    def is_convolutional(self, group: UnitGroup) -> bool:
+        """The same of the part of the model that is of the group's family: the backbone of a hybrid, say."""
+        if not self.families:
+            return self.convolutional
+        family = self.families[group.block]
+        return _is_convolutional([one for one in self.groups if self.families[one.block] == family])
 
     def only(self, kinds: Iterable[str]) -> Structure:
         """The same structure with only these kinds of units free to be removed; InputError if it has none of them."""
@@ -158,6 +168,11 @@ class Structure:
                 "name other kinds in prune.units",
             )
         return replace(self, groups=groups)
+
+
+def _is_convolutional(groups: Iterable[UnitGroup]) -> bool:
+    kinds = {group.kind for group in groups}
+    return "channels" in kinds and "heads" not in kinds
 
 
 @dataclass(frozen=True)
@@ -186,7 +201,7 @@ class Family:
     examples: models of this family, as users know them. is_block: whether a module is a block of this family.
     groups: (block module, its path, its index) -> its unit groups, in forward order, and refusals for kinds of units
     that only other variants let go. Raises InputError for a variant that this family does not know at all.
-    channels_first: see Structure.
+    channels_first: its blocks put out [batch, features, height, width] (see Structure).
     sublayers: kinds whose sub-layers may lose all their units and are then gone.
     parts: modules by which a block of this family is known, as paths in it: who has many of them is told so.
     chain: instead of `groups`, for networks that are one chain of layers rather than repeated blocks: (a module that

@@ -35,8 +35,15 @@ def get_layer(model: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
     return module
 
 
-def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
+def set_module(model: nn.Module, path: str, module: nn.Module, everywhere: bool = False) -> None:
+    """Put `module` in the place of the one at `path`. everywhere: also under every other name that it has."""
     parent, _, name = path.rpartition(".")
+    if everywhere:
+        old = model.get_submodule(path)
+        for owner in list(model.modules()):
+            for alias, child in list(owner._modules.items()):  # named_children leaves duplicates out
+                if child is old:
+                    setattr(owner, alias, module)
     setattr(model.get_submodule(parent), name, module)
 
 
@@ -86,7 +93,8 @@ def block_outputs(model: nn.Module, blocks: Sequence[str]) -> Iterator[dict[str,
 
     def hook_of(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            outputs[path] = output
+            # What follows a layer may work in place, and would change what was collected.
+            outputs[path] = output.clone() if isinstance(module, nn.Conv2d) else output
 
         return hook
 
@@ -193,11 +201,12 @@ def stopped_after(model: nn.Module, path: str) -> Iterator[Callable[..., None]]:
 
 
 def valid_rows(inputs: Mapping[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor | None:
-    """bool [batch * tokens]: rows of `like` [batch, tokens, ...] that are not padding; None if every row counts."""
+    """bool [rows]: rows of `like` [batch, tokens, ..., features] that are not padding; None if every row counts."""
     mask = inputs.get("attention_mask")
     if mask is None or like.dim() < 3 or mask.shape != like.shape[:2]:
         return None
-    return mask.reshape(-1).bool()
+    between = like.shape[2:-1]
+    return mask.bool()[(..., *[None] * len(between))].expand(*mask.shape, *between).reshape(-1)
 
 
 def rows_of(tensor: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:

@@ -86,7 +86,7 @@ def methods(structure: Structure, config: PruneSection) -> dict[str, str]:
         return {group.key: config.score for group in structure.groups}
     measured = config.compensate is True and config.allocation == "joint"
     return {
-        group.key: CHANNELS if structure.convolutional and measured and group.kind == "channels" else "optin"
+        group.key: CHANNELS if measured and group.kind == "channels" and structure.is_convolutional(group) else "optin"
         for group in structure.groups
     }
 

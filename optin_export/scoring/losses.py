@@ -10,7 +10,7 @@ block (there: only for the last); padding rows are never compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,11 +63,11 @@ def observe(model: TaskModel, structure: Structure, batch: Batch, rows: int, gen
     chosen: dict[tuple[int, ...], torch.Tensor] = {}
     compared = {}
     for path in structure.blocks:
-        tokens = _tokens(outputs[path], structure.channels_first)
+        tokens = _tokens(outputs[path], path in structure.channels_first)
         shape = tuple(tokens.shape[:2])
         if shape not in chosen:
             chosen[shape] = _sample_rows(batch.inputs, shape, rows, generator).to(tokens.device)
-        compared[path] = normalised_rows(outputs[path], batch.inputs, chosen, structure.channels_first)
+        compared[path] = normalised_rows(outputs[path], batch.inputs, chosen, path in structure.channels_first)
     every = as_rows(model, output, batch.inputs)
     counted = counted_rows(model, output, batch.inputs)
     picked = None
@@ -138,12 +138,15 @@ def _drawn(mask: torch.Tensor | None, shape: tuple[int, ...], rows: int, generat
 
 
 def trajectory_losses(
-    reference: Reference, outputs: Mapping[str, Any], blocks: Sequence[str], channels_first: bool
+    reference: Reference, outputs: Mapping[str, Any], blocks: Sequence[str], channels_first: Collection[str]
 ) -> torch.Tensor:
-    """Sum over `blocks` of L_MD between the reference and masked passes, per row of the (repeated) batch."""
+    """Sum over `blocks` of L_MD between the reference and masked passes, per row of the (repeated) batch.
+
+    channels_first: see `Structure`.
+    """
     total = torch.zeros(())
     for path in blocks:
-        rows = normalised_rows(outputs[path], reference.inputs, reference.chosen, channels_first)
+        rows = normalised_rows(outputs[path], reference.inputs, reference.chosen, path in channels_first)
         expected = relation(reference.rows[path]).repeat(len(rows) // len(reference), 1, 1)
         total = total + (relation(rows) - expected).square().sum((1, 2)).cpu()
     return total

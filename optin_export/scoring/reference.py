@@ -49,7 +49,8 @@ def reference_scores(
             ):
                 result = model(**batch.inputs)
             distance = sum(
-                _distance(hidden[path], moved[path], rows, generator, structure.channels_first) for path in later
+                _distance(hidden[path], moved[path], rows, generator, path in structure.channels_first)
+                for path in later
             )
             values[unit] = _combined(
                 distance, _divergence(*(as_rows(model, one, batch.inputs) for one in (output, result)))

@@ -184,7 +184,7 @@ class Sketch:
         with precision, masked(self.model, self.groups, masks), block_outputs(self.model, self.structure.blocks) as out:
             result = self.model(**reference.inputs)
         rows = [
-            normalised_rows(out[path], reference.inputs, reference.chosen, self.structure.channels_first)
+            normalised_rows(out[path], reference.inputs, reference.chosen, path in self.structure.channels_first)
             for path in self.structure.blocks
         ]
         result = compared_output(self.model, reference, result)

@@ -23,17 +23,24 @@ METRICS = {
 
 
 def rollout(shipped: Shipped, recipe: Recipe) -> list[str]:
-    """Lines: image, docker, comparison, metrics to watch, and the way back."""
+    """Lines: image, docker, comparison where both models are served, metrics to watch, and the way back."""
     name, section = shipped.names[0], recipe.ship
-    arms = {"models": (f"{name}-base", name), "versions": (f"{name}:1", f"{name}:2"), "pruned": (name, name)}
-    base, pruned = arms[section.layout]
     tag = shipped.image.split(" ")[0]
     line = docker_line(str(shipped.repository.resolve()), tag if tag.startswith(IMAGE) else f"{IMAGE}:YY.MM-py3", False)
     gpu = line.replace("docker run --rm ", "docker run --rm --gpus=all ")
     return [
         f"server image: {shipped.image}",
         f"serve: {gpu if section.backend == 'tensorrt' else line}",
-        f"compare: optin-export client grpc://HOST:8001 --model {base} --model {pruned} --run RUN",
+        *comparison(name, recipe),
         "watch (Prometheus, port 8002): " + ", ".join(METRICS),
         f"back: optin-export rollback {shipped.repository} {name}",
     ]
+
+
+def comparison(name: str, recipe: Recipe) -> list[str]:
+    """The command that compares both served models; none where one alone is served, for that would be with itself."""
+    section = recipe.ship
+    if section.layout == "pruned" or (section.layout == "versions" and section.serve != "all"):
+        return []
+    base, pruned = (f"{name}-base", name) if section.layout == "models" else (f"{name}:1", f"{name}:2")
+    return [f"compare: optin-export client grpc://HOST:8001 --model {base} --model {pruned} --run RUN"]

@@ -52,7 +52,8 @@ def find_plan(work: Workspace, facts: Facts) -> dict[str, Any]:
                     _trials(work), table, work.recipe.budget, by_table, work.recipe.seed, work.tick
                 ), {}
         if prune.rounds > 1:
-            given = (work.sources, work.structure, work.costs, work.least, scores, measured, work.sensitivities)
+            weights = work.sensitivities if prune.compensate else None
+            given = (work.sources, work.structure, work.costs, work.least, scores, measured, weights)
             return choose_in_rounds(*given, work.tick), {}
         return choose(work.sources, work.structure, work.costs, work.least, plan_of, built, work.tick)
 

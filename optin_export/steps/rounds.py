@@ -23,14 +23,14 @@ def choose_in_rounds(
     least: Mapping[str, int],
     scores: Mapping[str, np.ndarray],
     curves: Mapping[str, np.ndarray] | None,
-    weights: surgery.Weights,
+    weights: surgery.Weights | None,
     tick: Tick = lambda done, total: None,
 ) -> Plan:
     """The plan on the unpruned model after `prune.rounds` rounds; round i of r goes to the budget f^(i/r).
 
     scores: of the unpruned model. curves: its measured loss curves (both terms), None with `allocation: additive`.
-    weights: its sensitivities. Between rounds the model is rebuilt from the unpruned one and repaired towards it, so
-    rounds decide only which units stay.
+    weights: its sensitivities, where there is a repair. Between rounds the model is rebuilt from the unpruned one and
+    repaired towards it, so rounds decide only which units stay.
     """
     prune, kind, rounds = sources.recipe.prune, sources.recipe.prune.budget.kind, sources.recipe.prune.rounds
     assert kind != "latency"
@@ -88,7 +88,8 @@ def _judge(
         sources.curves,
         least={group.key: min(least[group.key], group.count) for group in structure.groups},
         temperature=prune.temperature,
-        weights=surgery.sensitivities(model, structure, sources.calibration, seed),
+        repair=prune.compensate,
+        weights=surgery.sensitivities(model, structure, sources.calibration, seed) if prune.compensate else None,
         seed=seed,
     )
     return scores, curves

@@ -8,9 +8,10 @@ from typing import Any
 from safetensors.numpy import load_file, save_file
 
 from optin_export import engines, scoring, search, ship, surgery
-from optin_export.errors import EnvironmentLacks
+from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.files import atomic_path, regular, sha256_file, sha256_json, write_text
 from optin_export.ledger import computed_by
+from optin_export.steps.coverage import coverage_notes, with_refusals
 from optin_export.workspace import Facts, Workspace
 
 
@@ -25,7 +26,12 @@ def load(work: Workspace, facts: Facts) -> None:
     work.tick(2, 4)
     if work.recipe.ship.triton:
         ship.check_tools()
-    search.check_budget(work.costs, work.recipe.prune.budget, work.least)
+    for note in coverage_notes(work.sources.model, work.structure, work.costs, work.least, work.sources.fixed(1)):
+        work.ledger.warn(note)
+    try:
+        search.check_budget(work.costs, work.recipe.prune.budget, work.least)
+    except InputError as error:
+        raise with_refusals(error, work.structure.refused) from None
     work.tick(3, 4)
     if work.recipe.prune.budget.kind == "latency":
         _check_latency_budget(work)
@@ -86,7 +92,7 @@ def _measure_curves(work: Workspace, scores: Path) -> None:
     path, prune = work.folder / "scores" / "curves.safetensors", work.recipe.prune
 
     def run() -> dict[str, Any]:
-        sources, weights = work.sources, work.sensitivities
+        sources, weights = work.sources, work.sensitivities if prune.compensate else None
         with work.placement(sources.model):
             curves = surgery.loss_curves(
                 sources.model,
@@ -96,6 +102,7 @@ def _measure_curves(work: Workspace, scores: Path) -> None:
                 sources.curves,
                 least=work.least,
                 temperature=prune.temperature,
+                repair=prune.compensate,
                 weights=weights,
                 seed=work.recipe.seed,
                 tick=work.tick,
@@ -108,6 +115,7 @@ def _measure_curves(work: Workspace, scores: Path) -> None:
         **work.calibration_digest,
         "scores": sha256_file(scores),
         "temperature": prune.temperature,
+        "compensate": prune.compensate,
         "curve_samples": prune.curve_samples,
         "seed": work.recipe.seed,
     }

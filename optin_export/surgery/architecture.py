@@ -80,7 +80,7 @@ def save_model(
         merged=plan.merged,
     )
     tied = _tied(dense)
-    state = {name: tensor.contiguous() for name, tensor in dense.state_dict().items() if name not in tied}
+    state = _apart({name: tensor for name, tensor in dense.state_dict().items() if name not in tied})
     with atomic_path(folder / "model.safetensors") as path:
         save_file(state, path, metadata={"format": "pt"})
     write_text(folder / "architecture.json", architecture.model_dump_json(indent=2) + "\n")
@@ -151,14 +151,15 @@ def _assembled(
         trust_python = architecture.base.get("library") == "python"
     model = build(architecture.base, trust_python)
     kinds = {key.split(".")[1].rstrip("0123456789") for key in architecture.groups}
-    structure = find_structure(model, any(key.count(".") > 1 for key in architecture.groups), kinds)
     groups = keep_first({key: (size.count, size.kept) for key, size in architecture.groups.items()})
     inputs = {
         name: torch.ones(shape, dtype=getattr(torch, kind)) for name, (kind, shape) in architecture.inputs.items()
     }
+    coupled = any(key.count(".") > 1 for key in architecture.groups)
+    structure = find_structure(model, coupled, kinds, inputs, architecture.family.split(" + "))
     dense, _ = rebuild(model, structure, groups, inputs)
-    state |= {name: state[first] for name, first in _tied(dense).items() if first in state and name not in state}
     _adopt_new_biases(dense, state)
+    state |= {name: state[first] for name, first in _tied(dense).items() if first in state and name not in state}
     try:
         dense.load_state_dict(state)
     except RuntimeError as error:
@@ -174,15 +175,26 @@ def _assembled(
 
 
 def _tied(model: TaskModel) -> dict[str, str]:
-    """Names of weights that another module has under an earlier name: {name: the earlier one}."""
+    """Names of weights and buffers that have an earlier name as well: {name: the earlier one}."""
     first: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        first.setdefault(id(parameter), name)
-    return {
-        name: first[id(parameter)]
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if first[id(parameter)] != name
-    }
+    tied: dict[str, str] = {}
+    kept = model.state_dict().keys()
+    for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        for name, tensor in named:
+            if name in kept and first.setdefault(id(tensor), name) != name:
+                tied[name] = first[id(tensor)]
+    return tied
+
+
+def _apart(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, contiguous; those that are views of one memory copied: a safetensors file holds each by itself."""
+    found, used = {}, set()
+    for name, tensor in state.items():
+        contiguous = tensor.contiguous()
+        storage = contiguous.untyped_storage().data_ptr()
+        found[name] = contiguous.clone() if storage in used else contiguous
+        used.add(storage)
+    return found
 
 
 def _adopt_new_biases(dense: TaskModel, state: dict[str, torch.Tensor]) -> None:

@@ -1,14 +1,16 @@
-"""Loss curves: what it costs to keep k units of one group, with the rest of its sub-layer already refitted.
+"""Loss curves: what it costs to keep k units of one group, under the repair that the run will do.
 
 Scores of single units do not add up: units stand in for each other, and the repair makes up for most of what is lost,
 more in some sub-layers than in others. So the loss of every count is measured: the best scored k units of one group
-stay, their projection is refitted on the calibration rows, and a forward pass says how far trajectory and output move.
+stay, their projection is repaired as the run repairs it (refitted, rescaled, or left as it is), and a forward pass says
+how far trajectory and output move. Curves of another repair would spend the budget in the wrong sub-layers.
 The search spends its budget by these curves; they flow back to it as data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from optin_export.families import (
     block_outputs,
     get_layer,
     input_rows,
+    reads_rows,
     refitted,
     replayed,
     tensor_in,
@@ -50,6 +53,7 @@ def loss_curves(
     *,
     least: Mapping[str, int],
     temperature: float,
+    repair: bool | Literal["rescale"] = True,
     weights: Weights | None = None,
     seed: int,
     tick: Callable[[int, int], None] = lambda done, total: None,
@@ -57,28 +61,38 @@ def loss_curves(
     """One curve per group: float64 [points, 3] with units kept (ascending, the last is all), trajectory, output loss.
 
     scores: what decides which units stay at each count. scoring: the rows on which losses are measured. least: the
-    smallest count of each group. weights: the `sensitivities` of `model` on `calibration`, where they are known.
+    smallest count of each group. repair: what the run will do (`prune.compensate`): refit the layers that read the
+    units by least squares, find one factor per kept unit, or nothing (the curve of masking). weights: the
+    `sensitivities` of `model` on `calibration`, where they are known.
     """
     generator = torch.Generator().manual_seed(seed)
-    chosen = _thinned(calibration)
-    if weights is None:
-        weights = sensitivities(model, structure, calibration, seed)
     references = [observe(model, structure, batch, ROWS, generator) for batch in scoring]
-    stream = Stream(model, structure, [calibration[index] for index in chosen])
     curves: dict[str, Curve] = {}
     moments: dict[str, Moments] = {}
+    repaired = {group.key: _repaired(model, group, repair) for group in structure.groups}
 
     def measure(group: UnitGroup) -> None:
         order = np.argsort(-scores[group.key], kind="stable")
-        grams = {path: moments.pop(path).gram for path in group.reads}
-        curves[group.key] = _curve(model, structure, group, order, grams, references, least[group.key], temperature)
+        grams = {path: moments.pop(path).gram for path in repaired[group.key]}
+        solve = _rescaled if repair == "rescale" else _refitted
+        curves[group.key] = _curve(
+            model, structure, group, order, grams, solve, references, least[group.key], temperature
+        )
         tick(len(curves), len(structure.groups))
 
+    if not any(repaired.values()):
+        for group in structure.groups:
+            measure(group)
+        return curves
+    chosen = _thinned(calibration)
+    if weights is None:
+        weights = sensitivities(model, structure, calibration, seed)
+    stream = Stream(model, structure, [calibration[index] for index in chosen])
     try:
         for block, path in enumerate(structure.blocks):
             groups = [group for group in structure.groups if group.block == block and not group.coupled]
-            readers, until = [path for group in groups for path in group.reads], path
-            for reader in (reader for group in structure.groups if group.coupled for reader in group.reads):
+            readers, until = [path for group in groups for path in repaired[group.key]], path
+            for reader in (reader for group in structure.groups if group.coupled for reader in repaired[group.key]):
                 inside = reader.startswith(path + ".")
                 # What reads the last stream stands behind the last block.
                 if inside or (block == len(structure.blocks) - 1 and reader not in moments):
@@ -109,6 +123,14 @@ def combined(curves: Mapping[str, Curve], output_kind: str) -> dict[str, np.ndar
     }
 
 
+def _repaired(model: TaskModel, group: UnitGroup, repair: bool | Literal["rescale"]) -> tuple[str, ...]:
+    """The layers that the repair adapts to the units that stay (see `compensate`)."""
+    if repair is False or (repair == "rescale" and group.coupled):
+        return ()
+    paths = (group.consumer,) if repair == "rescale" else group.reads
+    return tuple(path for path in paths if reads_rows(get_layer(model, path)))
+
+
 def _thinned(batches: Sequence[Batch]) -> list[int]:
     """Indices of evenly spread batches (they are ordered by length) with about CALIBRATION_ROWS rows."""
     rows = sum(len(batch.rows) for batch in batches)
@@ -135,6 +157,7 @@ def _curve(
     group: UnitGroup,
     order: np.ndarray,
     grams: Mapping[str, torch.Tensor],
+    solve: Callable[[torch.Tensor, torch.Tensor, np.ndarray, int], torch.Tensor],
     references: Sequence[Reference],
     least: int,
     temperature: float,
@@ -152,7 +175,9 @@ def _curve(
             continue
         parameters = {}
         for path, layer in layers.items():
-            solution = _refitted(starts[path], grams[path], order[:count], group.count).to(layer.weight.dtype)
+            start, kept = starts[path], order[:count]
+            solution = solve(start, grams[path], kept, group.count) if path in grams else _cut(start, kept, group.count)
+            solution = solution.to(layer.weight.dtype)
             parameters[path] = solution[:-1].T.contiguous().view(layer.weight.shape), solution[-1]
         with refitted(model, parameters):
             points.append((count, *_losses(model, structure, group, references, temperature)))
@@ -168,9 +193,7 @@ def _counts(units: int, least: int) -> list[int]:
 
 def _refitted(start: torch.Tensor, gram: torch.Tensor, kept: np.ndarray, units: int) -> torch.Tensor:
     """`start` [inputs + 1, outputs] refitted on the kept units' inputs, zero for the others."""
-    per_unit = (len(start) - 1) // units
-    columns = (torch.from_numpy(np.sort(kept))[:, None] * per_unit + torch.arange(per_unit)).flatten()
-    columns = torch.cat([columns, torch.tensor([len(start) - 1])])
+    columns = _columns(start, kept, units)
     inner = gram[columns][:, columns]
     rho = DAMPING * inner.diagonal().mean()
     damped = inner + rho * torch.eye(len(columns), dtype=inner.dtype)
@@ -182,6 +205,39 @@ def _refitted(start: torch.Tensor, gram: torch.Tensor, kept: np.ndarray, units: 
     else:
         result[columns] = torch.cholesky_solve(gram[columns] @ start + rho * start[columns], factor)
     return result
+
+
+def _rescaled(start: torch.Tensor, gram: torch.Tensor, kept: np.ndarray, units: int) -> torch.Tensor:
+    """`start` with one least-squares factor on the weights of each kept unit, zero for the others."""
+    columns = _columns(start, kept, units)[:-1]
+    result = _cut(start, kept, units)
+    if not len(columns):
+        return result
+    weights, count = start[columns], len(kept)
+    # The target is what all units together put out, without the bias.
+    products = (weights @ weights.T) * gram[columns][:, columns]
+    wanted = (weights * (gram[columns][:, :-1] @ start[:-1])).sum(1).view(count, -1).sum(1)
+    system = products.view(count, len(columns) // count, count, -1).sum((1, 3))
+    rho = DAMPING * system.diagonal().mean()
+    factor, info = torch.linalg.cholesky_ex(system + rho * torch.eye(count, dtype=system.dtype))
+    if not int(info):
+        factors = torch.cholesky_solve((wanted + rho)[:, None], factor)[:, 0]
+        result[columns] = weights * factors.repeat_interleave(len(columns) // count)[:, None]
+    return result
+
+
+def _cut(start: torch.Tensor, kept: np.ndarray, units: int) -> torch.Tensor:
+    """`start` as it is on the kept units' inputs, zero for the others: what masking them does."""
+    columns, result = _columns(start, kept, units), torch.zeros_like(start)
+    result[columns] = start[columns]
+    return result
+
+
+def _columns(start: torch.Tensor, kept: np.ndarray, units: int) -> torch.Tensor:
+    """Indices in ascending order of the kept units' inputs, and of the bias, among the rows of `start`."""
+    per_unit = (len(start) - 1) // units
+    columns = (torch.from_numpy(np.sort(kept))[:, None] * per_unit + torch.arange(per_unit)).flatten()
+    return torch.cat([columns, torch.tensor([len(start) - 1])])
 
 
 def _losses(

@@ -233,8 +233,12 @@ def _best_step(
 
 
 def _layers(model: TaskModel, reference: Reference) -> list[str]:
-    """Linear layers and convolutions that run once, have weights of their own, and put out rows sample by sample."""
+    """Linear layers and convolutions that run once, have weights of their own, and put out rows sample by sample.
+
+    Whether the first dimension counts samples is seen from what twice the samples make of it, not from its size.
+    """
     calls: dict[str, list[int]] = {}
+    twice = {name: torch.cat([tensor, tensor]) for name, tensor in reference.inputs.items()}
     with torch.no_grad(), contextlib.ExitStack() as stack:
         for path, module in model.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
@@ -244,8 +248,13 @@ def _layers(model: TaskModel, reference: Reference) -> list[str]:
 
                 stack.callback(module.register_forward_hook(hook).remove)
         model(**reference.inputs)
+        model(**twice)
     samples = len(next(iter(reference.inputs.values())))
-    once = [path for path, sizes in calls.items() if len(sizes) == 1 and sizes[0] % samples == 0]
+    once = [
+        path
+        for path, sizes in calls.items()
+        if len(sizes) == 2 and sizes[0] % samples == 0 and sizes[1] == 2 * sizes[0]
+    ]
     return [path for path in once if not is_tied(model, path)]
 
 

@@ -78,7 +78,8 @@ def drop(model: TaskModel, group: UnitGroup) -> None:
     assert group.sublayer is not None  # see _check
     consumer = get_layer(model, group.consumer)
     bias = consumer.bias.detach().clone() if consumer.bias is not None else torch.zeros(len(consumer.weight))
-    set_module(model, group.sublayer, Constant(bias, group.returns_tuple, group.expands))
+    # It runs once in a pass (see `find_structure`), under whichever of its names.
+    set_module(model, group.sublayer, Constant(bias, group.returns_tuple, group.expands), everywhere=True)
     for path, returns_tuple in group.bypass:
         set_module(model, path, Passthrough(returns_tuple))
 
@@ -116,10 +117,11 @@ def _is_explicit(model: TaskModel, group: UnitGroup) -> bool:
 
 
 def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int]) -> None:
-    if _is_explicit(model, group):
+    first = get_module(model, group.producers[0].path)
+    # What the output does not depend on (the last block, if an earlier one's output is taken) is not in the graph.
+    if _is_explicit(model, group) or (not group.coupled and first not in graph.module2node):
         _remove_explicitly(model, group, removed)
     else:
-        first = get_module(model, group.producers[0].path)
         is_convolution = isinstance(first, nn.Conv2d)
         cut = torch_pruning.prune_conv_out_channels if is_convolution else torch_pruning.prune_linear_out_channels
         graph.get_pruning_group(first, cut, _spread(removed, group.rows)).prune()
@@ -174,9 +176,13 @@ def _spread(units: list[int], size: int) -> list[int]:
 
 def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -> None:
     """Nothing but the declared producers and consumers may have changed its shape; anything else is a bug of ours."""
-    declared = {path for group in structure.groups for path in group.reads}
-    declared |= {producer.path for group in structure.groups for producer in group.producers}
-    declared |= {producer.norm for group in structure.groups for producer in group.producers if producer.norm}
+    paths = {path for group in structure.groups for path in group.reads}
+    paths |= {producer.path for group in structure.groups for producer in group.producers}
+    paths |= {producer.norm for group in structure.groups for producer in group.producers if producer.norm}
+    # By identity: a module may have several names.
+    layers = {id(model.get_submodule(path)) for path in paths}
+    named = model.named_modules(remove_duplicate=False)
+    declared = {name for name, module in named if id(module) in layers}
     before = {name: tensor.shape for name, tensor in model.state_dict().items()}
     after = {name: tensor.shape for name, tensor in dense.state_dict().items()}
     changed = {name for name in before if after.get(name) != before[name]}

@@ -52,7 +52,11 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
     noise = OutputNoise(generator)
     paths = {path for group in structure.groups for path in group.reads}
     paths |= {producer.path for group in structure.groups for producer in group.producers}
-    batch_dims = {path: group.batch_dim for group in structure.groups for path in group.reads if group.batch_dim}
+    batch_dims = {
+        path: group.batch_dim
+        for group in structure.groups
+        for path in (*group.reads, *(producer.path for producer in group.producers))
+    }
     terms: list[list[dict[str, torch.Tensor]]] = [[], []]
     for index, batch in enumerate(batches):
         reference = observe(model, structure, batch, ROWS, generator)
@@ -63,7 +67,7 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
         ):
             result = compared_output(model, reference, model(**batch.inputs))
             rows = [
-                normalised_rows(hidden[path], batch.inputs, reference.chosen, structure.channels_first)
+                normalised_rows(hidden[path], batch.inputs, reference.chosen, path in structure.channels_first)
                 for path in structure.blocks
             ]
             squares: list[dict[str, torch.Tensor]] = [{}, {}]

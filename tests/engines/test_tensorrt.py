@@ -100,13 +100,51 @@ def test_a_batch_goes_to_the_smallest_profile_that_holds_it() -> None:
         number, padded = network.fitted(profiles, inputs)
         assert number == expected
         assert padded["mask"].shape == SHAPES[1 - expected]["mask"] and padded["mask"].sum() == batch * sequence
-        # What comes out is cut to what went in: rows, and tokens where the output has them.
-        for shape in ((5,), (16, 5), (2, 16)):
-            output = np.zeros((len(padded["ids"]), *shape))
-            wanted = (batch, *(sequence if size == 16 else size for size in shape))
-            assert network.cut(output, (batch, sequence), padded["ids"].shape).shape == wanted
     with pytest.raises(ParityError, match="no optimization profile holds"):
         network.fitted(profiles, {name: np.ones((9, 16), np.int64) for name in ("ids", "mask")})
+
+
+@pytest.mark.parametrize(
+    ("dims", "wanted"),
+    [
+        (("batch", 16), (3, 16)),  # an embedding as wide as the padded sequence is long
+        (("batch", "sequence", 16), (3, 9, 16)),
+        (("batch", 2, "sequence"), (3, 2, 9)),
+        (("batch", 8, "sequence"), (3, 8, 9)),  # as many classes as rows of the padded batch
+        (("sequence", "batch", 16), (9, 3, 16)),
+        ((16, "batch"), (16, 3)),
+        ((), ()),
+    ],
+)
+def test_an_output_is_cut_where_its_declared_dimensions_are_dynamic(
+    dims: tuple[int | str, ...], wanted: tuple[int, ...]
+) -> None:
+    """Sizes say nothing: batch 8, sequence 16 and the widths of the outputs are equal to one another."""
+    from onnx import TensorProto, helper
+
+    def value(name: str, shape: tuple[int | str, ...]) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    inputs = [value("ids", ("batch", "sequence")), value("mask", ("batch", "sequence"))]
+    graph = helper.make_graph([], "g", inputs, [value("out", dims)])
+    axes = network.read_axes(json.loads(json.dumps(network.write_axes(network.dynamic_axes(helper.make_model(graph))))))
+    sizes = {"batch": 8, "sequence": 16}
+    padded = np.zeros([sizes.get(str(dim), dim) for dim in dims])
+    assert network.cut(padded, axes["out"], {"ids": (3, 9), "mask": (3, 9)}).shape == wanted
+
+
+def test_an_exported_graph_declares_its_dynamic_dimensions(tmp_path: Path) -> None:
+    """Sequence 32 and width 32: the embedding keeps its width, token outputs lose what was padded."""
+    from optin_export.export import export_onnx, read_graph
+    from tests.families.models import inputs_for, small_model
+
+    for name, wanted in (
+        ("bert-embedding", {0: ("input_ids", 0)}),
+        ("gpt2", {0: ("input_ids", 0), 1: ("input_ids", 1)}),
+    ):
+        model, _ = small_model(name)
+        export_onnx(model, inputs_for(model, 2, 0), tmp_path / "m.onnx", max_batch=8, sequence=32)
+        assert network.dynamic_axes(read_graph(tmp_path / "m.onnx")) == {model.output_name: wanted}
 
 
 def test_a_dynamic_profile_ranges_over_batches_and_sequences() -> None:
@@ -151,6 +189,9 @@ def test_an_engine_is_only_deserialised_if_its_record_names_it(tmp_path: Path) -
         tensorrt.check_record(plan, "tensorrt", "10.9", "NVIDIA L4 (sm89)")
     known = {"sha256": sha256_file(plan), "library": "tensorrt", "version": "10.9", "device": "NVIDIA L4 (sm89)"}
     write_json(record, known)
+    with pytest.raises(ParityError, match="earlier version"):
+        tensorrt.check_record(plan, "tensorrt", "10.9", "NVIDIA L4 (sm89)")
+    write_json(record, known | {"axes": {"logits": [[0, "ids", 0]]}})
     tensorrt.check_record(plan, "tensorrt", "10.9", "NVIDIA L4 (sm89)")
     for library, version, device, message in (
         ("tensorrt", "11.4", "NVIDIA L4 (sm89)", "another library"),

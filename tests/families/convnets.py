@@ -108,3 +108,50 @@ def regnet_of(se_ratio: float, classes: int = 5) -> nn.Module:
     """timm's RegNet: five blocks in four stages of 8 to 40 channels, groups of 4, for grey images."""
     config = RegNetCfg(depth=5, w0=8, wa=8.0, wm=1.5, group_size=4, se_ratio=se_ratio, stem_width=8)
     return RegNetOfTimm(config, in_chans=1, num_classes=classes)
+
+
+def _mobile_backbone() -> nn.Module:
+    from torchvision.models._utils import IntermediateLayerGetter
+
+    features = mobilenet_v3().features
+    low = next(str(index) for index, part in enumerate(features) if index and getattr(part, "out_channels", 0))
+    return IntermediateLayerGetter(features, return_layers={low: "low", str(len(features) - 1): "high"})
+
+
+def lraspp(classes: int = 5) -> nn.Module:
+    """torchvision's LR-ASPP on a small MobileNetV3."""
+    from torchvision.models.segmentation import LRASPP
+
+    backbone = _mobile_backbone()
+    with torch.no_grad():
+        found = backbone.eval()(torch.zeros(2, 3, 32, 32))
+    return LRASPP(backbone, found["low"].shape[1], found["high"].shape[1], classes, inter_channels=16)
+
+
+def deeplab(classes: int = 5) -> nn.Module:
+    """torchvision's DeepLabV3 on the same, with a narrow head."""
+    from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabV3
+
+    backbone = _mobile_backbone()
+    backbone.return_layers = {list(backbone)[-1]: "out"}
+    with torch.no_grad():
+        channels = backbone.eval()(torch.zeros(2, 3, 32, 32))["out"].shape[1]
+    head = nn.Sequential(
+        ASPP(channels, [2, 3], 16),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, classes, 1),
+    )
+    return DeepLabV3(backbone, head)
+
+
+def fcn(classes: int = 5) -> nn.Module:
+    """torchvision's FCN on a small ResNet, with the auxiliary head of its training."""
+    from torchvision.models._utils import IntermediateLayerGetter
+    from torchvision.models.segmentation.fcn import FCN, FCNHead
+
+    backbone = basic_resnet()
+    backbone.layer4 = nn.Identity()
+    layers = IntermediateLayerGetter(backbone, return_layers={"layer2": "aux", "layer3": "out"})
+    return FCN(layers, FCNHead(32, classes), FCNHead(16, classes))

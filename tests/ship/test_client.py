@@ -113,6 +113,7 @@ def test_a_server_that_never_answers(protocol: str) -> None:
     ("options", "says"),
     [
         (["--model", "a"], "1 models are named"),
+        (["--model", "a:2", "--model", "a:2"], "a:2 would be compared with itself"),
         (["--model", "a", "--model", "b", "--blocks", "1"], "--blocks is 1"),
         (["--model", "a", "--model", "b", "--concurrency", "1,x"], "--concurrency is 1,x"),
         (["--model", "a", "--model", "b", "--concurrency", "1000"], "--concurrency is 1000"),

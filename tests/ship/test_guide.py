@@ -1,31 +1,25 @@
-"""docs/triton.md: its commands are ones that the program takes, its metrics and fields those of the code."""
+"""What is printed after a shipment: a comparison only where two models are served."""
 
 from __future__ import annotations
 
-import re
-import shlex
+from typing import Any
 
 import pytest
 
-from optin_export import commands
-from optin_export.recipe.schema import ShipSection
-from optin_export.ship.guide import METRICS
-from optin_export.ship.server import ENVIRONMENT, PIP_LINES
-from tests.conftest import ROOT
-
-PAGE = (ROOT / "docs" / "triton.md").read_text(encoding="utf-8")
-LINES = re.findall(r"^ *(optin-export .*)$", PAGE.replace("\\\n", " "), re.MULTILINE)
+from optin_export.recipe import validate
+from optin_export.ship.guide import comparison
+from tests.conftest import ROOT, Make
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_every_command_can_be_parsed(line: str) -> None:
-    words = shlex.split(line)
-    assert commands.parse(words[1], words[2:]).work
-
-
-def test_the_page_names_what_the_code_has() -> None:
-    assert len(LINES) >= 8
-    for name in (*METRICS, *ShipSection.model_fields, ENVIRONMENT):
-        assert f"`{name}`" in PAGE or name == "triton" or f" {name}=" in PAGE, name
-    for line in PIP_LINES:
-        assert line in PAGE
+@pytest.mark.parametrize(
+    ("section", "arms"),
+    [
+        ({}, "--model tiny-base --model tiny "),
+        ({"layout": "versions"}, "--model tiny:1 --model tiny:2 "),
+        ({"layout": "versions", "serve": "pruned"}, None),
+        ({"layout": "pruned"}, None),
+    ],
+)
+def test_a_model_is_not_compared_with_itself(vit_recipe: Make, section: dict[str, Any], arms: str | None) -> None:
+    lines = comparison("tiny", validate(vit_recipe(ship={"triton": True, **section}), ROOT))
+    assert (lines == []) if arms is None else (len(lines) == 1 and arms in lines[0])

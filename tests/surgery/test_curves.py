@@ -131,6 +131,74 @@ def test_without_a_refit_a_point_is_the_loss_of_masking(name: str, monkeypatch: 
         assert output == pytest.approx(float(changed.mean()), rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["bert", "vit", "resnext-torchvision"])
+def test_without_repair_a_curve_is_the_loss_of_masking(name: str) -> None:
+    """Every point, by a plain loop over counts and batches."""
+    model, _ = small_model(name)
+    structure = find_structure(model)
+    scores = magnitude(model, structure)
+    batches = batches_for(model, 2, size=4, first_seed=50)
+    found = curves_of(model, structure, scores=scores, repair=False, scoring=batches, calibration=())
+    generator = torch.Generator().manual_seed(0)
+    references = [observe(model, structure, batch, curves.ROWS, generator) for batch in batches]
+    for group in structure.groups[:2]:
+        order = np.argsort(-scores[group.key], kind="stable")
+        for count, trajectory, output in found[group.key]:
+            mask = torch.zeros(group.count)
+            mask[order[: int(count)].copy()] = 1.0
+            moved, changed = 0.0, 0.0
+            for reference in references:
+                with (
+                    torch.no_grad(),
+                    masked(model, [group], {group.key: mask}),
+                    block_outputs(model, structure.blocks) as out,
+                ):
+                    result = model(**reference.inputs)
+                moved += float(trajectory_losses(reference, out, structure.blocks, structure.channels_first).sum())
+                changed += float(output_losses(model, reference, result, 1.0).sum())
+            assert trajectory == pytest.approx(moved / 8, rel=1e-3, abs=1e-5)
+            assert output == pytest.approx(changed / 8, rel=1e-3, abs=1e-5)
+
+
+def test_rescaled_curves_are_those_of_the_best_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One factor per kept head: plain least squares on what the layer reads gives the same weights."""
+    monkeypatch.setattr(curves, "DAMPING", 1e-9)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(50, 12, generator=generator, dtype=torch.float64) + 0.5
+    start = torch.randn(13, 5, generator=generator, dtype=torch.float64)
+    design = torch.cat([rows, torch.ones(50, 1, dtype=torch.float64)], 1)
+    kept = np.array([3, 0, 2])
+    found = curves._rescaled(start, design.T @ design, kept, 4)
+    parts = torch.stack(
+        [(rows[:, 3 * unit : 3 * unit + 3] @ start[3 * unit : 3 * unit + 3]).flatten() for unit in (0, 2, 3)]
+    )
+    factors = torch.linalg.lstsq(parts.T, (rows @ start[:-1]).flatten()[:, None]).solution[:, 0]
+    wanted = start.clone()
+    wanted[3:6] = 0
+    for unit, factor in zip((0, 2, 3), factors, strict=True):
+        wanted[3 * unit : 3 * unit + 3] *= factor
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+
+
+def test_each_repair_has_its_own_curves() -> None:
+    """Refitted they lie lowest, masked highest; the search would allocate by the wrong ones otherwise."""
+    model, _ = small_model("vit")
+    structure = find_structure(model)
+    refitted, rescaled, plain = (curves_of(model, structure, repair=repair) for repair in (True, "rescale", False))
+    middles = [[curve[len(curve) // 2, 1] for curve in one.values()] for one in (refitted, rescaled, plain)]
+    assert np.mean(middles[0]) < np.mean(middles[1]) < np.mean(middles[2])
+
+
+def test_a_layer_that_the_repair_cannot_refit_is_masked_in_the_curves() -> None:
+    """timm's "same" padding: its patches are not what `input_rows` takes out, so the repair leaves it as it is."""
+    model, _ = small_model("vit")
+    structure = find_structure(model)
+    group = structure.groups[0]
+    assert curves._repaired(model, group, True) == group.reads
+    assert curves._repaired(model, group, "rescale") == (group.consumer,)
+    assert curves._repaired(model, group, False) == ()
+
+
 def test_a_refit_lowers_the_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = small_model("vit")
     structure = find_structure(model)
