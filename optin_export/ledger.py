@@ -132,6 +132,11 @@ class Ledger:
                 return None
         return result
 
+    def tell(self, text: str) -> None:
+        """Warn of something once: now, and among the warnings of the report."""
+        if text not in self.warnings:
+            self._damaged(text)
+
     def _damaged(self, text: str) -> None:
         self.warnings.append(text)
         self._warn(text)

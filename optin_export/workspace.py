@@ -58,7 +58,10 @@ class Workspace:
 
     @cached_property
     def sources(self) -> Sources:
-        return self.around.sources or load_sources(self.recipe)
+        sources = self.around.sources or load_sources(self.recipe)
+        for note in sources.loaded.notes:
+            self.ledger.tell(note)
+        return sources
 
     @cached_property
     def digest(self) -> dict[str, str]:
