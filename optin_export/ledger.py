@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from optin_export.files import atomic_path, read_json, sha256_file, sha256_json, write_json
+from optin_export.onnx_files import SUFFIX as DATA
+from optin_export.onnx_files import data_file
 
 ROOMS = (
     "recipe",
@@ -78,12 +80,13 @@ class Ledger:
         room: str,
         name: str,
         inputs: Mapping[str, Any],
-        outputs: Sequence[Path],
+        outputs: Sequence[Path] | Callable[[], Sequence[Path]],
         work: Callable[[], dict[str, Any]],
     ) -> dict[str, Any]:
         """Result of `work`, which writes `outputs`; from the last time if inputs, code and outputs are unchanged.
 
-        inputs: JSON-serialisable, with files given by their hash (`sha256_file`).
+        inputs: JSON-serialisable, with files given by their hash (`sha256_file`). outputs: what was written; a function
+        where only the work decides which files that are.
         """
         key = sha256_json({"name": name, "inputs": inputs, "code": code_hash(room)})
         record = self.run / FOLDER / f"{name}.json"
@@ -94,20 +97,31 @@ class Ledger:
             self._told = True
         shared = self.shared / key[:32] if self.shared is not None and name in SHARED else None
         if shared is not None and not self.force:
-            for path in outputs:
-                _copy(shared / path.relative_to(self.run), path)
-            _copy(shared / RECORD, record)
+            self._take(shared, record)
             if (result := self._reuse(record, key)) is not None:
                 return result
         self.executed += 1
         result = work()
-        files = {path.relative_to(self.run).as_posix(): sha256_file(path) for path in outputs}
+        written = outputs() if callable(outputs) else outputs
+        files = {path.relative_to(self.run).as_posix(): sha256_file(path) for path in written}
         write_json(record, {"key": key, "files": files, "result": result})
         if shared is not None:
-            for path in outputs:
+            for path in written:
                 _copy(path, shared / path.relative_to(self.run))
             _copy(record, shared / RECORD)  # last: without it nothing is taken
         return result
+
+    def _take(self, shared: Path, record: Path) -> None:
+        """Copy what a sibling left of this step, if it finished; weights of an earlier graph go."""
+        try:
+            files = dict(read_json(shared / RECORD)["files"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        for name in files:
+            _copy(shared / name, self.run / name)
+            if name.endswith(".onnx") and f"{name}{DATA}" not in files:
+                data_file(self.run / name).unlink(missing_ok=True)
+        _copy(shared / RECORD, record)
 
     def _reuse(self, record: Path, key: str) -> dict[str, Any] | None:
         name = record.relative_to(self.run).as_posix()
