@@ -58,8 +58,8 @@ class Continued:
         for path in sources.values():
             if path.suffix == ".onnx":
                 read_graph(path)  # the manifest says it is whole, not that it is harmless
-                for data in graph_files(path)[1:]:
-                    self._checked(data)
+                for weights in graph_files(path)[1:]:
+                    self._checked(weights)
         for which in names:
             start = time.perf_counter()
             facts = engines.build(sources[which], target, paths[which], self._shapes(), self.tick)
