@@ -126,15 +126,19 @@ def _fold_parametrized(module: nn.Module) -> list[str]:
             found.append((path, part, name, value, originals))
     shared: dict[tuple[int, ...], nn.Parameter] = {}
     for _, part, name, value, originals in found:
-        is_tensor = part.parametrizations[name].is_tensor  # type: ignore[index]
-        parametrize.remove_parametrizations(part, name, leave_parametrized=not is_tensor)
-        if name in part._parameters:
+        trained = any(True for _ in part.parametrizations[name].parameters())  # type: ignore[index]
+        part._parameters.pop(name, None)
+        if trained:
             known = shared.get(originals)
             # Weights that were tied stay tied.
             tied = known is not None and torch.equal(known, value)
             part._parameters[name] = known if tied else shared.setdefault(originals, nn.Parameter(value))
         else:
             part._buffers[name] = value
+    for part in {id(part): part for _, part, _, _, _ in found}.values():
+        # Not remove_parametrizations: it takes the property from a class that copies of the layer share.
+        del part._modules["parametrizations"]
+        part.__class__ = type(part).__bases__[0]
     return [f"{path}.{name}".removeprefix(".") for path, _, name, _, _ in found]
 
 

@@ -110,7 +110,7 @@ def choose(content: Any, module: nn.Module, path: Path, key: str | None) -> tupl
         notes.append(
             f"left out {len(beside)} entries outside '{chosen.prefix}', which are not part of the model: {few(beside)}"
         )
-    return dict(chosen.state), notes
+    return dict(chosen.state), notes + _told({name: what for name in chosen.beside if (what := _extra(name, None))})
 
 
 def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> list[str]:
@@ -139,10 +139,7 @@ def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> lis
     result = module.load_state_dict(values, strict=False)
     lost = [name for name in result.missing_keys if name in names.missing(values)] + list(result.unexpected_keys)
     assert not lost, f"torch did not load {lost[:_SHOWN]}"
-    kinds: dict[str, list[str]] = {}
-    for name, what in extras.items():
-        kinds.setdefault(what, []).append(name)
-    notes = [f"left out {len(of)} {what}, no weights: {few(of)}" for what, of in kinds.items()]
+    notes = _told(extras)
     made = [name for name in names.own if name not in values and names.is_made(name) and not names.is_tied(name, values)]
     if made:
         notes.append(f"{len(made)} buffers that the file lacks keep the model's own values: {few(made)}")
@@ -284,6 +281,14 @@ def _value(name: str, tensor: torch.Tensor, own: torch.Tensor, path: Path) -> to
         whole = str(own.dtype).removeprefix("torch.")
         raise InputError(f"the checkpoint {path} does not fit", f"{name} is {kind}, not {whole}", "save it again")
     return tensor
+
+
+def _told(extras: Mapping[str, str]) -> list[str]:
+    """One line for each kind of entry that is left out because no model needs it."""
+    kinds: dict[str, list[str]] = {}
+    for name, what in extras.items():
+        kinds.setdefault(what, []).append(name)
+    return [f"left out {len(of)} {what}, no weights: {few(of)}" for what, of in kinds.items()]
 
 
 def _shape(tensor: torch.Tensor) -> str:
