@@ -48,7 +48,9 @@ def size_of(recipe: Recipe) -> Size | None:
 def _files(recipe: Recipe) -> list[Path]:
     model = recipe.model
     if model.weights != "pretrained":
-        path = Path(model.weights)
+        path, entry = Path(model.weights), model.weights.rpartition("#")[0]
+        if entry and not path.exists():
+            path = Path(entry)
         if path.name.endswith(".index.json"):
             path = path.parent
         if not path.is_dir():

@@ -29,7 +29,7 @@ _WHOLE = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
 _SHARD = re.compile(r"^(.+)-(\d+)-of-(\d+)(\.\w+)$")
 
 

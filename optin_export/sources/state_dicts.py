@@ -58,7 +58,9 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        return ".".join(part for part in (self.where, self.prefix.rstrip(".")) if part)
+        """How a user names it: without what wrappers added."""
+        inner = [part for part in self.prefix.split(".") if part and part not in (*_WRAPPERS, _PARALLEL)]
+        return ".".join([self.where, *inner] if self.where else inner)
 
 
 def choose(content: Any, module: nn.Module, path: Path, key: str | None) -> tuple[dict[str, torch.Tensor], list[str]]:
