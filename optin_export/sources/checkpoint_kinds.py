@@ -20,7 +20,11 @@ _DOWNLOAD = "download the file itself; its size should be that of the weights"
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras and TensorFlow write them", _CONVERT),
     (b"GGUF", "a GGUF file: weights for llama.cpp, usually quantised", "use the PyTorch checkpoint it was made from"),
-    (b"version https://git-lfs", "a Git LFS pointer: the text that stands for a file", f"run git lfs pull, or {_DOWNLOAD}"),
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer: the text that stands for a file",
+        f"run git lfs pull, or {_DOWNLOAD}",
+    ),
     (b"\x93NUMPY", "a single NumPy array", _CONVERT),
     (b"\x1f\x8b", "compressed with gzip", "unpack it and give the file inside"),
     (b"BZh", "compressed with bzip2", "unpack it and give the file inside"),

@@ -134,5 +134,3 @@ def _read_folder(path: Path) -> Any:
         raise refusal(path, "the folder holds no checkpoint", fix)
     shown = ", ".join(candidates[:4]) + (" ..." if len(candidates) > 4 else "")
     raise refusal(path, f"the folder holds {len(candidates)} checkpoints: {shown}", f"name one: {path / candidates[0]}")
-
-

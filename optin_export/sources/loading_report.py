@@ -34,7 +34,9 @@ def unused_weights(info: Mapping[str, Any], module: nn.Module, name: str, task: 
         )
     if not unused:
         return []
-    return [f"'{name}' has {len(unused)} weights that {task} does not use, such as a head of another task: {few(unused)}"]
+    return [
+        f"'{name}' has {len(unused)} weights that {task} does not use, such as a head of another task: {few(unused)}"
+    ]
 
 
 def _is_beyond(module: nn.Module, key: str) -> bool:

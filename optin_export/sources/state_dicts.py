@@ -142,7 +142,9 @@ def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> lis
     lost = [name for name in result.missing_keys if name in names.missing(values)] + list(result.unexpected_keys)
     assert not lost, f"torch did not load {lost[:_SHOWN]}"
     notes = _told(extras)
-    made = [name for name in names.own if name not in values and names.is_made(name) and not names.is_tied(name, values)]
+    made = [
+        name for name in names.own if name not in values and names.is_made(name) and not names.is_tied(name, values)
+    ]
     if made:
         notes.append(f"{len(made)} buffers that the file lacks keep the model's own values: {few(made)}")
     return notes
@@ -174,9 +176,7 @@ class _Names:
     def missing(self, given: Mapping[str, Any]) -> list[str]:
         """Names that a checkpoint with the names `given` lacks and may not."""
         return [
-            name
-            for name in self.own
-            if name not in given and not self.is_tied(name, given) and not self.is_made(name)
+            name for name in self.own if name not in given and not self.is_tied(name, given) and not self.is_made(name)
         ]
 
 

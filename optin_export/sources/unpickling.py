@@ -33,7 +33,9 @@ HARMLESS = (
 #: Built-in types, which name what a container was made of.
 _TYPES = {"bool", "bytes", "dict", "float", "frozenset", "int", "list", "object", "range", "slice", "str", "tuple"}
 #: Classes whose entries may hold weights: they become plain dictionaries and lists.
-_DICTS = re.compile(r"\.(defaultdict|AttributeDict|EasyDict|ConfigDict|FrozenConfigDict|CfgNode|Dict|ChainMap|UserDict)$")
+_DICTS = re.compile(
+    r"\.(defaultdict|AttributeDict|EasyDict|ConfigDict|FrozenConfigDict|CfgNode|Dict|ChainMap|UserDict)$"
+)
 _LISTS = re.compile(r"\.deque$")
 #: torch.load itself builds these.
 _BUILT = re.compile(r"^(collections\.(OrderedDict|Counter)|builtins\.(set|complex|bytearray)|_codecs\.encode)$")
@@ -123,7 +125,9 @@ def _refuse(path: Path, names: list[str], foreign: list[str]) -> InputError:
         why = f"it holds a whole pickled module ({', '.join(owners[:3])}), which only its own code can open"
         return refusal(path, why, f"where that code is, load it and save the weights alone: {_SAVE}")
     why = f"it names {shown}, which would have to be run or imported to open it"
-    return refusal(path, why, f"if you trust the file, open it where it was written and save the weights alone: {_SAVE}")
+    return refusal(
+        path, why, f"if you trust the file, open it where it was written and save the weights alone: {_SAVE}"
+    )
 
 
 def _names_in(path: Path) -> Iterator[str]:

@@ -52,9 +52,7 @@ def export_models(work: Workspace, facts: Facts) -> dict[str, Any]:
             "inputs": {name: list(tensor.shape) for name, tensor in work.sources.fixed(2).items()},
             "torch": torch.__version__,
         }
-        exported[which] = work.ledger.step(
-            "export", f"export.{which}", inputs, partial(graph_files, path), run
-        )
+        exported[which] = work.ledger.step("export", f"export.{which}", inputs, partial(graph_files, path), run)
         if any(target.engine == "torch" for target in work.recipe.targets):
             exported[f"program.{which}"] = _export_program(work, which, inputs)
         work.tick(done + 1, len(work.engine_names))

@@ -109,9 +109,7 @@ def _rows(sources: Sources) -> list[dict[str, np.ndarray]]:
     return [{name: tensor.numpy() for name, tensor in batch.inputs.items()} for batch in sources.quantization]
 
 
-def test_half_precision_makes_no_message_of_the_weights(
-    two: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_precision_makes_no_message_of_the_weights(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes into onnx's own passes is small, whatever the weights are."""
     sizes: list[int] = []
     original = onnx.shape_inference.infer_shapes

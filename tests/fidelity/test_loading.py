@@ -17,7 +17,7 @@ from optin_export.cli import main
 from tests.conftest import VIT_ARGS, enlarge, measured_shortly
 
 ROWS = 60
-NET = '''
+NET = """
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
@@ -51,7 +51,7 @@ def make(kind="weight_norm"):
         x = torch.linspace(-1, 1, 3 * 64).reshape(64, 3, 1, 1).expand(64, 3, 8, 8)
         net.head.bias.sub_(net.eval()(x).mean(0))
     return net
-'''
+"""
 
 
 @pytest.fixture(scope="module")

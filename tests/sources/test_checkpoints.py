@@ -41,8 +41,7 @@ class Net(nn.Module):
 def state() -> State:
     """Weights to be loaded: none is what a new model has."""
     return {
-        name: tensor + 1 if tensor.is_floating_point() else tensor + 7
-        for name, tensor in Net(1).state_dict().items()
+        name: tensor + 1 if tensor.is_floating_point() else tensor + 7 for name, tensor in Net(1).state_dict().items()
     }
 
 
@@ -66,8 +65,6 @@ def same(found: State, wanted: State) -> bool:
 
 def prefixed(state: State, prefix: str) -> State:
     return {prefix + name: tensor for name, tensor in state.items()}
-
-
 
 
 # --- what loads ------------------------------------------------------------------------------------------------------
@@ -218,7 +215,9 @@ def test_keys_and_shapes_that_do_not_fit_are_named(state: State, tmp_path: Path)
     less = {name: t for name, t in state.items() if not name.startswith("stem")}
     assert "2 missing: stem.weight, stem.bias" in why(less)
     assert "2 unexpected: a.weight, a.bias" in why(state | {"a.weight": torch.ones(1), "a.bias": torch.ones(1)})
-    assert "2 missing: stem.weight, stem.bias; 1 unexpected: stern.weight" in why(less | {"stern.weight": torch.ones(1)})
+    assert "2 missing: stem.weight, stem.bias; 1 unexpected: stern.weight" in why(
+        less | {"stern.weight": torch.ones(1)}
+    )
     shape = why(state | {"head.bias": torch.ones(1000)})
     assert "head.bias is [1000] in the file and [5] in the model" in shape
     many = why(prefixed(state, "other_"))
@@ -294,8 +293,6 @@ def test_harmless_objects_are_not_even_imported(state: State, tmp_path: Path, mo
     assert same(load(tmp_path / "x.pth")[0], state)
     monkeypatch.delitem(sys.modules, "omegaconf")
     assert same(load(tmp_path / "x.pth")[0], state) and not ran and "omegaconf" not in sys.modules
-
-
 
 
 def test_other_files_are_told_for_what_they_are(state: State, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from optin_export.sources.parametrizations import fold_weights, folded_state
 
 
 class Net(nn.Module):
-    def __init__(self, wrap: Callable[[nn.Module], Any] = lambda layer: None, norm: type[nn.Module] = nn.BatchNorm2d) -> None:
+    def __init__(
+        self, wrap: Callable[[nn.Module], Any] = lambda layer: None, norm: type[nn.Module] = nn.BatchNorm2d
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.conv, self.bn = nn.Conv2d(3, 8, 3, padding=1), norm(8)
