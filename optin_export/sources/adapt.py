@@ -47,7 +47,7 @@ def _is_adapter(part: nn.Module) -> bool:
 def _refuse_uninitialised(source: str, path: str, part: nn.Module) -> None:
     """Raises InputError for a layer of torch.nn.Lazy..., whose weights come to be at its first call."""
     for name, tensor in (*part._parameters.items(), *part._buffers.items()):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
             raise InputError(
                 f"the weights of {source} are not there",
                 f"'{path}' is a {type(part).__name__}: its {name} has no shape before its first call",

@@ -1,4 +1,4 @@
-"""What a file given as a checkpoint really is, told by its first bytes, so that a refusal can say what to do with it."""
+"""What a file given as a checkpoint really is, told by its first bytes: a refusal can then say what to do with it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def kind_of(path: Path) -> str:
     if path.suffix == ".safetensors":
         raise refusal(path, "it does not begin as a safetensors file: damaged, or of another format", _DOWNLOAD)
     if path.suffix.lower() in _SUFFIXES:
-        raise refusal(path, "it is {}".format(_SUFFIXES[path.suffix.lower()][0]), _SUFFIXES[path.suffix.lower()][1])
+        raise refusal(path, f"it is {_SUFFIXES[path.suffix.lower()][0]}", _SUFFIXES[path.suffix.lower()][1])
     if any(part.startswith("data-0") for part in suffixes):
         raise refusal(path, "it is a part of a TensorFlow checkpoint", _CONVERT)
     if head[0] == 0x08 and head[2:3] in (b"\x12", b"\x1a", b"\x3a", b"\x42"):

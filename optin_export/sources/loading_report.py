@@ -12,7 +12,7 @@ from optin_export.sources.state_dicts import few, is_extra
 
 
 def unused_weights(info: Mapping[str, Any], module: nn.Module, name: str, task: str) -> list[str]:
-    """What the user should hear about weights of the checkpoint `name` that `module` does not have, in one line or none.
+    """What the user should hear about weights of the checkpoint `name` that `module` does not have: one line or none.
 
     info: of `from_pretrained(..., output_loading_info=True)`. Raises InputError where the checkpoint has other shapes,
     or more layers than the configuration says: the model would be another one than was trained.

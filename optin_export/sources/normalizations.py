@@ -42,7 +42,7 @@ def plain_batch_norms(module: nn.Module) -> None:
 
 def _plain(part: Any, before: nn.Module | None) -> nn.Module:
     if not (_is_synchronised(part) or _is_frozen(part)):
-        return part  # type: ignore[no-any-return]
+        return part
     kind = next((norm for layer, norm in _AFTER if isinstance(before, layer)), nn.BatchNorm2d)
     has_act = isinstance(getattr(part, "act", None), nn.Module)
     if has_act:  # timm: normalises, then drops and activates
@@ -65,7 +65,7 @@ def _plain(part: Any, before: nn.Module | None) -> nn.Module:
         value = getattr(part, name, None)
         if tracked and isinstance(value, torch.Tensor):
             setattr(plain, name, value)
-    return plain.train(part.training)  # type: ignore[no-any-return]
+    return plain.train(part.training)
 
 
 def _is_synchronised(part: nn.Module) -> bool:

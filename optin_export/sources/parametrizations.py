@@ -76,7 +76,7 @@ def folded_state(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tens
 
 
 def _normed(norm: torch.Tensor, direction: torch.Tensor) -> torch.Tensor | None:
-    """The weight of a weight norm: `direction` scaled to the norm `norm` along every dim but one; None where unclear."""
+    """The weight of a weight norm: `direction` scaled to `norm` along every dim but one; None where that is unclear."""
     dims = [dim for dim, size in enumerate(norm.shape) if size != 1]
     if norm.dim() not in (0, direction.dim()) or len(dims) > 1:
         return None
@@ -110,23 +110,23 @@ def _refuse(path: str, name: str, why: str) -> InputError:
 
 
 def _fold_parametrized(module: nn.Module) -> list[str]:
-    found: list[tuple[str, nn.Module, str, torch.Tensor, tuple[int, ...]]] = []
+    found: list[tuple[str, Any, str, torch.Tensor, tuple[int, ...]]] = []
     for path, part in module.named_modules():
         if not parametrize.is_parametrized(part):
             continue
-        for name in list(part.parametrizations):  # type: ignore[arg-type]
+        for name in list(part.parametrizations):
             try:
                 value, again = (getattr(part, name).detach().clone() for _ in range(2))
             except Exception as error:  # a parametrisation is code of the user's
                 raise _refuse(path, name, f"computing it failed: {type(error).__name__}: {error}"[:300]) from error
             if not torch.equal(value, again):
                 raise _refuse(path, name, "its parametrisation gives another value every time, in eval mode as well")
-            inner = part.parametrizations[name]  # type: ignore[index]
+            inner: Any = part.parametrizations[name]
             originals = tuple(id(tensor) for tensor in (*inner.parameters(), *inner.buffers()))
             found.append((path, part, name, value, originals))
     shared: dict[tuple[int, ...], nn.Parameter] = {}
     for _, part, name, value, originals in found:
-        trained = any(True for _ in part.parametrizations[name].parameters())  # type: ignore[index]
+        trained = any(True for _ in part.parametrizations[name].parameters())
         part._parameters.pop(name, None)
         if trained:
             known = shared.get(originals)

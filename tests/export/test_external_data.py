@@ -1,4 +1,4 @@
-"""Graphs whose weights lie beside them: the same numbers as one file, through every step that reads or copies a graph."""
+"""Graphs whose weights lie beside them: the numbers of one file, through every step that reads or copies a graph."""
 
 from __future__ import annotations
 

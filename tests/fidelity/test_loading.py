@@ -1,4 +1,4 @@
-"""Through the real command: labels are what the user's own model says, so the unpruned engine has to be right on all."""
+"""Through the real command: labels are what the user's own model says, so the unpruned engine is right on all."""
 
 from __future__ import annotations
 

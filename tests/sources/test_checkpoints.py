@@ -1,4 +1,4 @@
-"""Checkpoints as training scripts write them: loaded exactly, or refused with what the file is and what does not fit."""
+"""Checkpoints as training scripts write them: loaded exactly, or refused with what the file is and does not fit."""
 
 from __future__ import annotations
 
@@ -69,15 +69,21 @@ def prefixed(state: State, prefix: str) -> State:
 
 # --- what loads ------------------------------------------------------------------------------------------------------
 
+INSIDE = "_fsdp_wrapped_module._checkpoint_wrapped_module."
 WRITTEN: dict[str, Callable[[State], Any]] = {
     "plain": lambda s: s,
     "ordered": lambda s: collections.OrderedDict(s),
     "parameters": lambda s: {name: nn.Parameter(t, t.is_floating_point()) for name, t in s.items()},
     "timm": lambda s: {"epoch": 1, "arch": "vit", "state_dict": s, "args": argparse.Namespace(lr=0.1), "metric": 1.0},
-    "deit": lambda s: {"model": s, "optimizer": {"state": {0: {"exp_avg": s["stem.weight"]}}}, "args": argparse.Namespace()},
+    "deit": lambda s: {
+        "model": s,
+        "optimizer": {"state": {0: {"exp_avg": s["stem.weight"]}}},
+        "args": argparse.Namespace(),
+    },
     "lightning": lambda s: {
         "state_dict": prefixed(s, "model."),
-        "hyper_parameters": {"path": Path("/data"), "when": datetime.datetime(2024, 1, 2), "rates": collections.deque([1])},
+        "hyper_parameters": {"path": Path("/data"), "when": datetime.datetime(2024, 1, 2)},
+        "rates": collections.deque([1]),
         "callbacks": collections.defaultdict(list, {"a": [1]}),
     },
     "lightning, net": lambda s: {"state_dict": prefixed(s, "net.")},
@@ -85,12 +91,23 @@ WRITTEN: dict[str, Callable[[State], Any]] = {
     "basicsr": lambda s: {"params_ema": s},
     "nested": lambda s: {"trainer": {"network": s}},
     "deepspeed": lambda s: {"module": s, "dp_world_size": 1, "mp_world_size": 1},
-    "numpy scalar": lambda s: {"state_dict": s, "best": np.float64(81.2), "rng": np.arange(3), "kind": np.dtype("int8")},
-    "versions": lambda s: {"state_dict": s, "torch": torch.__version__, "schedule": torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1).defaults},
+    "numpy scalar": lambda s: {
+        "state_dict": s,
+        "best": np.float64(81.2),
+        "rng": np.arange(3),
+        "kind": np.dtype("int8"),
+    },
+    "versions": lambda s: {
+        "state_dict": s,
+        "torch": torch.__version__,
+        "schedule": torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1),
+    },
     "DataParallel": lambda s: prefixed(s, "module."),
     "compiled in DataParallel": lambda s: prefixed(s, "module._orig_mod."),
     "DataParallel compiled": lambda s: {"model": prefixed(s, "_orig_mod.module.")},
-    "FSDP": lambda s: {f"_fsdp_wrapped_module.{name.replace('blocks.0.', 'blocks.0._fsdp_wrapped_module._checkpoint_wrapped_module.')}": t for name, t in s.items()},
+    "FSDP": lambda s: {
+        "_fsdp_wrapped_module." + name.replace("blocks.0.", f"blocks.0.{INSIDE}"): t for name, t in s.items()
+    },
     "a part in DataParallel": lambda s: {name.replace("blocks.", "blocks.module."): t for name, t in s.items()},
     "tied once": lambda s: {name: t for name, t in s.items() if name != "head.weight"},
     "averaged model": lambda s: prefixed(s, "module.") | {"n_averaged": torch.tensor(3)},
