@@ -17,6 +17,7 @@ import yaml
 from optin_export.errors import OptinError
 from optin_export.folder import STAGES
 from optin_export.history import recall
+from optin_export.onnx_files import MAX_BYTES
 from optin_export.recipe import Recipe, engine_names
 from optin_export.recipe.load import load_recipe
 from optin_export.weights import Size, size_of
@@ -66,15 +67,26 @@ class Estimates:
     disk_bytes: int | None
     size: Size | None
 
+    @property
+    def external_data(self) -> bool | None:
+        """Whether the weights will lie beside the ONNX graphs, in files of their own; None where nothing is known."""
+        return None if self.size is None else 4 * self.size.parameters > MAX_BYTES - MAX_BYTES // 16
+
     def to_json(self) -> dict[str, Any]:
         size = None if self.size is None else asdict(self.size)
-        return {"disk_bytes": self.disk_bytes, "model": size}
+        return {"disk_bytes": self.disk_bytes, "model": size, "external_data": self.external_data}
 
     def summary(self) -> str:
         if self.size is None:
             return "size of the model not known: its weights are not on this machine; no bounds from it"
         disk = "" if self.disk_bytes is None else f"; at least {_bytes(self.disk_bytes)} on disk"
-        return f"{self.size.parameters:,} parameters ({self.size.origin}){disk}"
+        told = f"{self.size.parameters:,} parameters ({self.size.origin}){disk}"
+        if self.external_data:
+            told += (
+                "\nmore than one ONNX file holds (2 GiB): the weights lie beside the graphs as external data, "
+                "onnx/NAME.onnx.data"
+            )
+        return told
 
 
 def estimate(recipe: Recipe, folder: Path) -> Estimates:

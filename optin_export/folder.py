@@ -32,8 +32,10 @@ CONTENTS = {
     "onnx/base.onnx": "the unpruned graph, in fp32",
     "onnx/pruned.onnx": "the pruned graph, in fp32",
     "onnx/*.*.onnx": "both in the recipe's precision, where that is not fp32, e.g. pruned.int8.onnx; engines likewise",
+    "onnx/*.onnx.data": "the weights of a graph beside it, where they are more than the 2 GiB that protobuf holds",
     "onnx/*.pt2": "both as programs of torch, for torch targets",
     "engines/*/*.onnx": "graphs as onnxruntime optimised them for this machine, by target",
+    "engines/*/*.onnx.data": "the weights of such a graph, where they lie beside it",
     "engines/*/*.pt2": "programs of torch, by target",
     "engines/*/*.plan": "TensorRT engines, by target",
     "engines/*/*.plan.json": "the record of one: sha256, version, GPU",
@@ -90,8 +92,9 @@ def leftovers(folder: Path) -> list[Path]:
     """What a killed process left half-written in a run folder: nobody else may be at work there."""
     found = [folder / "plan" / ".trials", *(folder / ".triton.optin-export").glob("staging-*")]
     found = [path for path in found if path.is_dir() and not path.is_symlink()]
-    for place, _, names in os.walk(folder):  # does not follow links
-        found += [Path(place) / name for name in names if name.startswith(".tmp-")]
+    for place, folders, names in os.walk(folder):  # does not follow links
+        inside = [Path(place) / name for name in (*names, *folders) if name.startswith(".tmp-")]
+        found += [path for path in inside if not (path.is_symlink() and path.is_dir())]
     return found
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from optin_export.environment import libraries
 from optin_export.files import atomic_path, read_json, sha256_file, sha256_json, write_json
+from optin_export.onnx_files import SUFFIX as DATA
+from optin_export.onnx_files import data_file
 
 ROOMS = (
     "recipe",
@@ -80,6 +82,14 @@ def _copy(source: Path, path: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
+#: Files that a step writes, or a function that tells them once it is done.
+Outputs = Sequence[Path] | Callable[[], Sequence[Path]]
+
+
+def _files(outputs: Outputs) -> Sequence[Path]:
+    return outputs() if callable(outputs) else outputs
+
+
 class Ledger:
     """The steps done in one run folder. `changed` is called once, before the first step that is not reused.
 
@@ -104,13 +114,14 @@ class Ledger:
         room: str,
         name: str,
         inputs: Mapping[str, Any],
-        outputs: Sequence[Path],
+        outputs: Outputs,
         work: Callable[[], dict[str, Any]],
     ) -> dict[str, Any]:
         """Result of `work`, which writes `outputs`; from the last time if nothing that it depends on has changed.
 
         inputs: JSON-serialisable, with files given by their hash (`sha256_file`). Besides them count this package's
-        code, the versions of the libraries that compute, and the outputs themselves.
+        code, the versions of the libraries that compute, and the outputs themselves. outputs: what was written; a
+        function where only the work decides which files that are.
         """
         key = sha256_json({"name": name, "inputs": inputs, **computed_by(room)})
         record = self.run / FOLDER / f"{name}.json"
@@ -121,23 +132,34 @@ class Ledger:
             self._told = True
         shared = self.shared / key[:32] if self.shared is not None and name in SHARED else None
         if shared is not None and not self.force:
-            for path in outputs:
-                _copy(shared / path.relative_to(self.run), path)
-            _copy(shared / RECORD, record)
+            self._take(shared, record)
             if (result := self._reuse(record, key, outputs)) is not None:
                 return result
         self.executed += 1
         result = work()
-        files = {path.relative_to(self.run).as_posix(): sha256_file(path) for path in outputs}
+        written = _files(outputs)
+        files = {path.relative_to(self.run).as_posix(): sha256_file(path) for path in written}
         read = json.loads(json.dumps(result))  # tuples are lists then, and all keys text
         write_json(record, {"key": key, "files": files, "result": result, "sha256": sha256_json(read)})
         if shared is not None:
-            for path in outputs:
+            for path in written:
                 _copy(path, shared / path.relative_to(self.run))
             _copy(record, shared / RECORD)  # last: without it nothing is taken
         return result
 
-    def _reuse(self, record: Path, key: str, outputs: Sequence[Path]) -> dict[str, Any] | None:
+    def _take(self, shared: Path, record: Path) -> None:
+        """Copy what a sibling left of this step, if it finished; weights of an earlier graph go."""
+        try:
+            files = dict(read_json(shared / RECORD)["files"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        for name in files:
+            _copy(shared / name, self.run / name)
+            if name.endswith(".onnx") and f"{name}{DATA}" not in files:
+                data_file(self.run / name).unlink(missing_ok=True)
+        _copy(shared / RECORD, record)
+
+    def _reuse(self, record: Path, key: str, outputs: Outputs) -> dict[str, Any] | None:
         name = record.relative_to(self.run).as_posix()
         try:
             entry = read_json(record)
@@ -151,9 +173,9 @@ class Ledger:
             return None
         if not same:
             return None
-        unnamed = next((path for path in outputs if path.relative_to(self.run).as_posix() not in files), None)
+        unnamed = next((path for path in _files(outputs) if path.relative_to(self.run).as_posix() not in files), None)
         if unnamed is not None:
-            self._damaged(f"{name} does not name {unnamed.name}; its step is done again")
+            self.warn(f"{name} does not name {unnamed.name}; its step is done again")
             return None
         for output, digest in files.items():
             try:
@@ -167,6 +189,8 @@ class Ledger:
         return result
 
     def warn(self, text: str) -> None:
-        """Say something in one line, and keep it for the report."""
+        """Say something in one line, once, and keep it for the report."""
+        if text in self.warnings:
+            return
         self.warnings.append(text)
         self._warn(text)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from optin_export.files import open_regular
 from optin_export.recipe import Recipe
@@ -26,7 +27,9 @@ class Size:
 
 
 def size_of(recipe: Recipe) -> Size | None:
-    """The size of the recipe's model, where its weights are on this machine; None where they are not."""
+    """The size of the recipe's model, where its weights are on this machine, or random; None where neither is known."""
+    if recipe.model.weights == "random":
+        return _counted(recipe)
     files = _files(recipe)
     shapes: list[tuple[str, tuple[int, ...]]] = []
     for path in files:
@@ -45,10 +48,16 @@ def size_of(recipe: Recipe) -> Size | None:
 
 def _files(recipe: Recipe) -> list[Path]:
     model = recipe.model
-    if model.weights == "random":
-        return []
     if model.weights != "pretrained":
-        return [path for path in (Path(model.weights),) if path.is_file()]
+        path, entry = Path(model.weights), model.weights.rpartition("#")[0]
+        if entry and not path.exists():
+            path = Path(entry)
+        if path.name.endswith(".index.json"):
+            path = path.parent
+        if not path.is_dir():
+            return [path] if path.is_file() else []
+        whole = path / "model.safetensors"
+        return [whole] if whole.is_file() else sorted(path.glob("*-of-*.safetensors"))
     prefix, _, name = model.source.partition(":")
     folder = Path(model.source if model.source.startswith("/") else name)
     if prefix == "hf" and not folder.is_dir():
@@ -63,6 +72,35 @@ def _files(recipe: Recipe) -> list[Path]:
         return []
     whole = folder / "model.safetensors"
     return [whole] if whole.is_file() else sorted(folder.glob("model-*.safetensors"))
+
+
+def _counted(recipe: Recipe) -> Size | None:
+    """The parameters of an architecture, built without allocating them; of a user's own function nothing is known."""
+    model = recipe.model
+    prefix, _, name = model.source.partition(":")
+    if prefix not in ("hf", "timm"):
+        return None
+    import torch
+
+    try:
+        with torch.device("meta"):
+            if prefix == "timm":
+                import timm
+
+                module: Any = timm.create_model(name, pretrained=False, **model.args)
+            else:
+                import transformers
+
+                by_type = name.removeprefix("model_type=")
+                if by_type != name:
+                    config = transformers.AutoConfig.for_model(by_type, **model.args)
+                else:
+                    config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, **model.args)
+                module = transformers.AutoModel.from_config(config)
+        count = sum(tensor.numel() for tensor in module.parameters())
+    except Exception:  # an architecture that cannot be built here: loading it says why
+        return None
+    return Size(count, None, "its architecture; the weights are random") if count else None
 
 
 def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:

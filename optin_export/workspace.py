@@ -59,7 +59,7 @@ class Workspace:
     @cached_property
     def sources(self) -> Sources:
         sources = self.around.sources or load_sources(self.recipe)
-        for note in getattr(sources.processor, "notes", ()):
+        for note in (*sources.loaded.notes, *getattr(sources.processor, "notes", ())):
             self.ledger.warn(note)
         return sources
 

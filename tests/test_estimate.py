@@ -50,12 +50,32 @@ def test_the_size_is_read_from_the_weights(recipe: Recipe, bert_recipe: Make, tm
 
 def test_without_weights_nothing_is_made_up(vit_recipe: Make, tmp_path: Path) -> None:
     raw = vit_recipe()
-    raw["model"]["weights"] = "random"
+    raw["model"] |= {"source": "py:model.py:make", "weights": "random", "args": {}}
     found = estimates_of(validate(raw, tmp_path), tmp_path / "runs" / "x")
     assert found.size is None and found.disk_bytes is None and "not known" in found.summary()
     kinds = {one.stage: one.kind for one in found.stages}
     assert kinds == {stage: "at least" if stage == "measure" else "unknown" for stage in STAGES}
     assert all(one.seconds is None and one.memory_bytes is None for one in found.stages if one.kind == "unknown")
+    assert found.external_data is None
+
+
+def test_a_random_architecture_is_counted_without_its_weights(vit_recipe: Make, tmp_path: Path) -> None:
+    raw = vit_recipe()
+    raw["model"]["weights"] = "random"
+    recipe = validate(raw, tmp_path)
+    size = size_of(recipe)
+    assert size is not None and size.macs is None
+    assert size.parameters == sum(p.numel() for p in load_sources(recipe).model.parameters())
+    assert "external data" not in estimates_of(recipe, tmp_path / "run").summary()
+    large = {"vocab_size": 250002, "hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096}
+    large |= {"num_attention_heads": 16, "max_position_embeddings": 514}
+    raw["model"] |= {"source": "hf:model_type=xlm-roberta", "task": "text-classification", "args": large}
+    raw["model"].pop("preprocess")
+    raw["data"] = {"calibration": {"source": "csv:x.csv", "columns": {"text": 0}}}
+    found = estimates_of(validate(raw, tmp_path), tmp_path / "run")
+    assert found.size is not None and 559_000_000 < found.size.parameters < 562_000_000
+    assert found.external_data and "external data" in found.summary()
+    assert found.to_json()["external_data"] is True
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0[]", b"\x10\0\0\0\0\0\0\0{}"])

@@ -15,6 +15,7 @@ from optin_export.cluster.costs import Book
 from optin_export.cluster.travel import Parcel, pack, unpack
 from optin_export.errors import OptinError
 from optin_export.files import write_json
+from optin_export.onnx_files import graph_files
 from optin_export.recipe import Recipe, Target, engine_names
 from optin_export.report import FLEET, still_elsewhere
 from optin_export.ship.manifest import add_files
@@ -62,7 +63,8 @@ def measure_fleet(
 def _needed(recipe: Recipe, folder: Path, target: Target) -> Parcel:
     """What a node needs of a run: the graphs, rows with their answers, and what says that they are the run's."""
     names = ("recipe.yaml", "report.json", "manifest.json", "measure/reference.safetensors")
-    graphs = [engines.source_of(folder, target, which) for which in engine_names(recipe.export.precision)]
+    sources = [engines.source_of(folder, target, which) for which in engine_names(recipe.export.precision)]
+    graphs = [file for source in sources for file in graph_files(source)]
     return pack(folder, [*(folder / name for name in names), *graphs])
 
 

@@ -27,13 +27,14 @@ def run(options: argparse.Namespace) -> int:
     from optin_export.commands._junit import junit
     from optin_export.errors import GateError, ParityError
     from optin_export.files import write_text
+    from optin_export.onnx_files import graph_bytes
     from optin_export.recipe import engine_name
 
     # The gates first: a slip in them is told before anything heavy is loaded.
     gates = None if options.gates is None else load_gates(options.gates)
     report = read_report(options.run)
     shipped = options.run / "onnx" / f"{engine_name('pruned', report.precision)}.onnx"
-    size = shipped.stat().st_size if shipped.is_file() else None
+    size = graph_bytes(shipped) if shipped.is_file() else None
     judged = list(report.verdict.gates) if gates is None else judge(gates, report, size)
     passed = all(gate.passed for gate in judged)
     if options.junit is not None:

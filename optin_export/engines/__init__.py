@@ -102,7 +102,7 @@ def artefact(folder: Path, target: Target, which: str) -> Path:
 
 
 def files(path: Path, target: Target) -> list[Path]:
-    """What `build` writes for the engine file `path`: the file, and its record where it has one."""
+    """What `build` wrote for the engine file `path`: the file, its record and its weights where it has them."""
     return _backend(target).files(path)
 
 

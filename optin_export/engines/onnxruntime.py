@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,17 @@ from optin_export.engines import _device as devices
 from optin_export.engines._device import Launch, Tensors
 from optin_export.engines._unsigned import shift_activations
 from optin_export.errors import EnvironmentLacks, ParityError, missing_package
-from optin_export.files import Scratch, atomic_path
+from optin_export.files import Scratch
+from optin_export.onnx_files import (
+    SMALL,
+    atomic_graph,
+    copy_graph,
+    data_file,
+    graph_bytes,
+    graph_files,
+    is_external,
+    save_graph,
+)
 from optin_export.recipe import Target
 
 SOURCE = SUFFIX = ".onnx"
@@ -117,14 +126,17 @@ def build(
     if target.device == "cuda":
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         _session(runtime, onnx, options)  # a graph that it cannot read shows now
-        with atomic_path(path) as temporary:
-            shutil.copyfile(onnx, temporary)
-        return {"bytes": path.stat().st_size, **versions(target), "provider": target.provider}
+        with atomic_graph(path) as temporary:
+            copy_graph(onnx, temporary)
+        return {"bytes": graph_bytes(path), **versions(target), "provider": target.provider}
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    with atomic_path(path) as temporary, contextlib.closing(Scratch()) as scratch:
+    with atomic_graph(path) as temporary, contextlib.closing(Scratch()) as scratch:
         options.optimized_model_filepath = str(temporary)
+        if is_external(onnx):
+            for key, value in (("file_name", data_file(path).name), ("min_size_in_bytes", str(SMALL))):
+                options.add_session_config_entry(f"session.optimized_model_external_initializers_{key}", value)
         _session(runtime, _for_this_cpu(onnx, scratch.path), options, disabled=_SLOWER)
-    return {"bytes": path.stat().st_size, "onnxruntime": runtime.__version__, "threads": target.threads}
+    return {"bytes": graph_bytes(path), "onnxruntime": runtime.__version__, "threads": target.threads}
 
 
 def _for_this_cpu(path: Path, folder: Path) -> Path:
@@ -143,7 +155,7 @@ def _for_this_cpu(path: Path, folder: Path) -> Path:
     model = onnx.load(path)
     if not shift_activations(model):
         return path
-    onnx.save_model(model, folder / path.name)
+    save_graph(model, folder / path.name, is_external(path))
     return folder / path.name
 
 
@@ -201,7 +213,7 @@ def versions(target: Target) -> dict[str, str]:
 
 
 def files(path: Path) -> list[Path]:
-    return [path]
+    return graph_files(path)
 
 
 def unavailable(target: Target) -> str | None:

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from optin_export.errors import InputError
-from optin_export.export.graph_file import MAX_BYTES, read_graph
+from optin_export.errors import InputError, OptinError
+from optin_export.export.graph_file import read_graph
 from optin_export.export.precision import Converted, convert, converters
 from optin_export.export.program import export_program
 from optin_export.export.sampling import sampling_by_gather
-from optin_export.files import atomic_path
+from optin_export.onnx_files import MAX_BYTES, atomic_graph, graph_bytes
 from optin_export.sources import Inputs, TaskModel
 
 __all__ = ["OPSET", "Converted", "Exported", "convert", "converters", "export_onnx", "export_program", "read_graph"]
@@ -46,11 +46,10 @@ class Exported:
 def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int, sequence: int | None) -> Exported:
     """Export `model` to `path` with batch 1..max_batch and, for text, sequence 2..sequence.
 
-    inputs: real example inputs with at least two rows (one row would fix the batch size in the graph).
+    Weights of more than 2 GiB lie beside it (`onnx_files`). inputs: real example inputs with at least two rows (one row
+    would fix the batch size in the graph).
     Raises InputError when the exporter or the checker refuses the model.
     """
-    import onnx
-
     batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
     dynamic: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
     if sequence is not None:
@@ -72,20 +71,40 @@ def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int,
                 verbose=False,
             )
         assert program is not None
-        proto = program.model_proto
-        _clean(proto)
-        if proto.ByteSize() > MAX_BYTES:
-            raise ValueError(f"the graph has {proto.ByteSize()} bytes; one ONNX file holds at most 2 GiB")
-        onnx.checker.check_model(proto, full_check=True)
+        with atomic_graph(path) as temporary:
+            nodes = _save(program, temporary)
+    except OptinError:
+        raise
     except Exception as error:  # exporter and checker raise many types; all mean this model cannot be exported
         raise InputError(
             "the model cannot be exported to ONNX",
             f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300],
             "check the versions of torch and onnxscript, or simplify the operation named above",
         ) from error
-    with atomic_path(path) as temporary:
-        onnx.save_model(proto, temporary)
-    return Exported(tuple(inputs), model.output_name, len(proto.graph.node), path.stat().st_size, OPSET)
+    return Exported(tuple(inputs), model.output_name, nodes, graph_bytes(path), OPSET)
+
+
+def _save(program: Any, path: Path) -> int:
+    """Write an exported graph, checked and cleaned; its weights beside it where protobuf could not hold them all.
+
+    Returns the number of nodes. Nothing above protobuf's limit is ever made into a message: the checker and the
+    inference of shapes read the graph without its weights.
+    """
+    import onnx
+
+    weights = sum(tensor.nbytes for value in program.model.graph.initializers.values() if (tensor := value.const_value))
+    if weights > MAX_BYTES - MAX_BYTES // 16:  # the rest is for the graph itself
+        program.save(path, external_data=True)
+        proto = onnx.load(path, load_external_data=False)
+        _clean(proto)
+        onnx.save_model(proto, path)
+        onnx.checker.check_model(str(path), full_check=True)
+    else:
+        proto = program.model_proto
+        _clean(proto)
+        onnx.checker.check_model(proto, full_check=True)
+        onnx.save_model(proto, path)
+    return len(proto.graph.node)
 
 
 def _clean(proto: Any) -> None:

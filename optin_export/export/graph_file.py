@@ -1,4 +1,4 @@
-"""Reading an ONNX file that anybody may have written: one file, nothing read beside it, no more than it holds."""
+"""Reading an ONNX graph that anybody may have written: no more than it holds, and nothing from outside its folder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from optin_export.errors import InputError
+from optin_export.onnx_files import MAX_BYTES
 
-#: Protobuf takes no larger message; our graphs are whole files, so nothing larger is one of ours.
-MAX_BYTES = 2**31 - 1
 #: Elements of one tensor whose shape stands in the graph, though not its values (ConstantOfShape, Expand ...).
 MAX_ELEMENTS = 2**28
 MAX_DEPTH = 20
@@ -21,8 +20,9 @@ _BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12
 
 
 def read_graph(path: Path) -> Any:
-    """The ModelProto of an ONNX file. Raises InputError for what is none, refers to other files, or claims too much.
+    """The ModelProto of an ONNX file; weights in a file beside it are checked, and not loaded.
 
+    Raises InputError for what is none, refers to files outside its folder, or claims more than it and they hold.
     What the graph computes is not judged: whoever runs a graph gives it the memory it asks for.
     """
     import onnx
@@ -33,10 +33,10 @@ def read_graph(path: Path) -> Any:
             raise ValueError(f"it has {size} bytes; an ONNX file holds at most 2 GiB")
         model = onnx.load(path, load_external_data=False)
         for tensor in _tensors(model.graph, 0):
-            _check_tensor(tensor)
+            _check_tensor(tensor, path.parent)
         for function in model.functions:
             for tensor in _tensors(function, 0):
-                _check_tensor(tensor)
+                _check_tensor(tensor, path.parent)
         _check_ends(model.graph)
     except InputError:
         raise
@@ -88,13 +88,15 @@ def _written_shape(node: Any, graph: Any) -> list[int] | None:
     return [max(int(size), 0) for size in onnx.numpy_helper.to_array(tensors[0])]
 
 
-def _check_tensor(tensor: Any) -> None:
-    if tensor.data_location == 1 or len(tensor.external_data):
-        raise ValueError(f"the values of '{tensor.name[:60]}' lie in another file; ours hold all they need")
+def _check_tensor(tensor: Any, folder: Path | None = None) -> None:
+    """folder: of the graph, where external values may lie; None: they may not."""
     if any(size < 0 for size in tensor.dims):
         raise ValueError(f"'{tensor.name[:60]}' has a negative dimension")
     count = math.prod(tensor.dims)
     bits = _BITS.get(tensor.data_type)
+    if tensor.data_location == 1 or len(tensor.external_data):
+        _check_external(tensor, folder, count * bits if bits is not None else None)
+        return
     if tensor.HasField("raw_data") and bits is not None and len(tensor.raw_data) * 8 != count * bits:
         shape = list(tensor.dims)[:8]
         raise ValueError(f"'{tensor.name[:60]}' has the shape {shape} and {len(tensor.raw_data)} bytes of values")
@@ -102,6 +104,24 @@ def _check_tensor(tensor: Any) -> None:
     held = sum(len(getattr(tensor, name)) for name in _LISTS)
     if not tensor.HasField("raw_data") and count > 16 * max(held, 1):
         raise ValueError(f"'{tensor.name[:60]}' has the shape {list(tensor.dims)[:8]} and {held} values")
+
+
+def _check_external(tensor: Any, folder: Path | None, bits: int | None) -> None:
+    """Values in another file: a plain one in the graph's own folder, that holds as many as the shape says."""
+    name = f"the values of '{tensor.name[:60]}'"
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    place = entries.get("location", "")
+    if folder is None or bits is None or any(tensor.HasField(field) for field in ("raw_data",)):
+        raise ValueError(f"{name} lie in another file, which is not expected of this tensor")
+    if not place or Path(place).name != place or place in (".", "..") or "\\" in place or "\0" in place:
+        raise ValueError(f"{name} lie outside the graph's folder: '{place[:80]}'")
+    file = folder / place
+    if not file.is_file() or file.is_symlink():
+        raise ValueError(f"{name} lie in '{place[:80]}', which is not a file beside the graph")
+    offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
+    if offset < 0 or length * 8 != bits or offset + length > file.stat().st_size:
+        shape = list(tensor.dims)[:8]
+        raise ValueError(f"{name} have the shape {shape}, but '{place[:80]}' holds {length} bytes of them at {offset}")
 
 
 _LISTS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")

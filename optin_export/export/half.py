@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx.version_converter
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from optin_export.errors import InputError
+from optin_export.onnx_files import SMALL
 
 #: Element type and largest value.
 HALF = {"fp16": (TensorProto.FLOAT16, 65504.0), "bf16": (TensorProto.BFLOAT16, 3.3895313892515355e38)}
@@ -57,13 +60,22 @@ _INTEGERS = {TensorProto.INT64, TensorProto.INT32}
 
 @dataclass
 class _Graph:
-    """The graph's look-ups: element types by value, producers, constants, consumers."""
+    """The graph's look-ups: element types by value, producers, constants, consumers.
+
+    folder: where constants lie whose values are in another file. beyond: constants that no half can hold, once known.
+    """
 
     graph: Any
     types: dict[str, int]
     producer: dict[str, Any]
     constants: dict[str, Any]
     consumers: dict[str, list[Any]]
+    folder: str
+    beyond: dict[str, bool] = field(default_factory=dict)
+
+    def values(self, name: str) -> np.ndarray:
+        """A constant's values."""
+        return np.asarray(numpy_helper.to_array(self.constants[name], self.folder))
 
     def inputs(self, node: Any) -> Iterator[str]:
         """The float inputs that are computed, not constant."""
@@ -72,24 +84,51 @@ class _Graph:
                 yield name
 
 
-def to_half(model: Any, precision: str) -> dict[str, int]:
+def to_half(model: Any, precision: str, folder: Path | str = "") -> dict[str, int]:
     """Rewrite the fp32 `model` (a ModelProto) in place; returns how many nodes stay in fp32, by operator.
 
-    precision: 'fp16' or 'bf16'. Raises InputError for a graph with control flow.
+    precision: 'fp16' or 'bf16'. folder: of the file that the model was read from without its external weights, if it
+    has any; all values are in the model after. Raises InputError for a graph with control flow.
     """
     element, largest = HALF[precision]
     if precision == "bf16":
         model.CopyFrom(onnx.version_converter.convert_version(model, BF16_OPSET))
-    view = _look(model)
+    view = _look(model, str(folder))
     kept = _kept(view, largest)
     _cast_edges(view, kept, element, largest)
+    for tensor in model.graph.initializer:
+        if uses_external_data(tensor):
+            load_external_data_for_tensor(tensor, str(folder))
+            del tensor.external_data[:]
+            tensor.data_location = TensorProto.DEFAULT
     del model.graph.value_info[:]
-    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    model.CopyFrom(inferred)
+    inferred = _inferred(model, check_type=True, strict_mode=True).graph
+    for whole, found in ((model.graph.value_info, inferred.value_info), (model.graph.output, inferred.output)):
+        del whole[:]
+        whole.extend(found)
     return dict(sorted(Counter(node.op_type for node in view.graph.node if node.name in kept).items()))
 
 
-def _look(model: Any) -> _Graph:
+def _inferred(model: Any, **options: bool) -> Any:
+    """The model with inferred shapes and without its large constants, which together may be too much for a message."""
+    held = {}
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) > SMALL:
+            held[tensor.name] = tensor.raw_data
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="elsewhere")
+    try:
+        return onnx.shape_inference.infer_shapes(model, **options)
+    finally:
+        for tensor in model.graph.initializer:
+            if tensor.name in held:
+                tensor.raw_data = held[tensor.name]
+                tensor.ClearField("data_location")
+                del tensor.external_data[:]
+
+
+def _look(model: Any, folder: str) -> _Graph:
     """Names for all nodes, constants as initialisers, element types of every value."""
     graph = model.graph
     plain = []
@@ -110,7 +149,7 @@ def _look(model: Any) -> _Graph:
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in plain]
     del graph.node[:]
     graph.node.extend(copies)
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    inferred = _inferred(model, data_prop=True).graph
     types = {
         value.name: value.type.tensor_type.elem_type
         for value in (*inferred.input, *inferred.value_info, *inferred.output)
@@ -122,7 +161,7 @@ def _look(model: Any) -> _Graph:
         for name in node.input:
             consumers.setdefault(name, []).append(node)
     producer = {name: node for node in graph.node for name in node.output}
-    return _Graph(graph, types, producer, constants, consumers)
+    return _Graph(graph, types, producer, constants, consumers, folder)
 
 
 # What stays in fp32. Each rule: (node, graph, kept so far, largest half) -> does it stay?
@@ -139,8 +178,10 @@ def _weight_out_of_range(node: Any, view: _Graph, kept: set[str], largest: float
     """A constant no half can hold, which is no filler either."""
     for name in node.input:
         if name in view.constants and view.types[name] == TensorProto.FLOAT:
-            size = np.abs(numpy_helper.to_array(view.constants[name]))
-            if ((size > largest) & (size < FILL)).any():
+            if name not in view.beyond:
+                size = np.abs(view.values(name))
+                view.beyond[name] = bool(((size > largest) & (size < FILL)).any())
+            if view.beyond[name]:
                 return True
     return False
 
@@ -224,7 +265,7 @@ def _cast_edges(view: _Graph, kept: set[str], element: int, largest: float) -> N
         if cast not in made:
             made.add(cast)
             if name in view.constants:
-                graph.initializer.append(_half_tensor(view.constants[name], cast, element, largest))
+                graph.initializer.append(_half_tensor(view.values(name), cast, element, largest))
             else:
                 nodes.append(helper.make_node("Cast", [name], [cast], name=cast, to=wanted))
         return cast
@@ -240,7 +281,8 @@ def _cast_edges(view: _Graph, kept: set[str], element: int, largest: float) -> N
         node.input.extend(given)
         if wanted == element and node.op_type == "ConstantOfShape":
             attribute = node.attribute[0]
-            attribute.t.CopyFrom(_half_tensor(attribute.t, attribute.t.name, element, largest))
+            given = numpy_helper.to_array(attribute.t)
+            attribute.t.CopyFrom(_half_tensor(given, attribute.t.name, element, largest))
         nodes.append(node)
         for index, name in enumerate(node.output):
             if view.types.get(name) != TensorProto.FLOAT:
@@ -262,10 +304,9 @@ def _cast_edges(view: _Graph, kept: set[str], element: int, largest: float) -> N
     graph.node.extend(copies)
 
 
-def _half_tensor(tensor: Any, name: str, element: int, largest: float) -> Any:
-    """The tensor in half precision; fillers beyond its range become half of its largest value, so that what is added
+def _half_tensor(array: np.ndarray, name: str, element: int, largest: float) -> Any:
+    """The values in half precision; fillers beyond its range become half of its largest value, so that what is added
     to one stays finite (a row of -inf would make Softmax NaN). Infinities stay what they are."""
-    array = numpy_helper.to_array(tensor)
     limit = largest / 2
     array = np.where(np.isfinite(array) & (np.abs(array) > largest), np.copysign(limit, array), array)
     kind = helper.tensor_dtype_to_np_dtype(element)

@@ -11,6 +11,7 @@ import numpy as np
 
 from optin_export.errors import InputError, missing_package
 from optin_export.export.calibration import alike
+from optin_export.onnx_files import is_external, save_graph
 from optin_export.recipe import ExportSection
 
 Arrays = Mapping[str, np.ndarray]
@@ -38,7 +39,12 @@ def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Ar
         calibration_eps=["cpu"],
         high_precision_dtype="fp32",
         output_path=str(path),
+        **({"use_external_data_format": True} if is_external(source) else {}),
     )
+    if is_external(source):  # the tool gives the file of the weights a name of its own
+        import onnx
+
+        save_graph(onnx.load(path), path, external=True)
 
 
 def version() -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from optin_export.errors import InputError
 from optin_export.export.half import HALF, to_half
-from optin_export.files import atomic_path
+from optin_export.onnx_files import atomic_graph, graph_bytes, is_external, save_graph
 from optin_export.recipe import ExportSection
 
 Arrays = Mapping[str, np.ndarray]
@@ -38,25 +38,25 @@ def convert(source: Path, path: Path, section: ExportSection, rows: Iterable[Arr
     """
     import onnx
 
-    with atomic_path(path) as temporary:
+    with atomic_graph(path) as temporary:
         if section.precision in HALF:
-            model = onnx.load(source)
-            facts: dict[str, Any] = {"kept_fp32": to_half(model, section.precision)}
-            onnx.save_model(model, temporary)
+            model = onnx.load(source, load_external_data=False)
+            facts: dict[str, Any] = {"kept_fp32": to_half(model, section.precision, source.parent)}
+            save_graph(model, temporary, external=is_external(source))
         else:
             from optin_export.export.quantize import quantize
 
             facts = quantize(source, temporary, section, rows)
-        model = onnx.load(temporary)
+        model = onnx.load(temporary, load_external_data=False)
         try:
-            onnx.checker.check_model(model, full_check=True)
+            onnx.checker.check_model(str(temporary), full_check=True)
         except Exception as error:  # its exception types differ between versions of onnx
             raise InputError(
                 f"{source.name} cannot be written in {section.precision}",
                 str(error)[:300],
                 "use export.precision: fp32",
             ) from error
-    return Converted(section.precision, len(model.graph.node), path.stat().st_size, facts)
+    return Converted(section.precision, len(model.graph.node), graph_bytes(path), facts)
 
 
 def converters(section: ExportSection) -> dict[str, str]:

@@ -18,6 +18,7 @@ import numpy as np
 from optin_export.errors import InputError, missing_package
 from optin_export.export.calibration import alike
 from optin_export.files import writing
+from optin_export.onnx_files import data_file, is_external, save_graph
 from optin_export.recipe import ExportSection
 
 Arrays = Mapping[str, np.ndarray]
@@ -41,6 +42,7 @@ def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Ar
     """
     import onnx
 
+    external = is_external(source)
     if section.quantizer == "modelopt":
         from optin_export.export.modelopt import quantize as by_modelopt
 
@@ -49,16 +51,17 @@ def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Ar
         tools, prepare = _import()
         with TemporaryDirectory(prefix="optin-") as folder:
             prepared = Path(folder) / "prepared.onnx"
+            beside = {"external_data_location": data_file(prepared).name, "save_as_external_data": True}
             with writing(prepared):
-                prepare(str(source), str(prepared), skip_symbolic_shape=True)
+                prepare(str(source), str(prepared), skip_symbolic_shape=True, **(beside if external else {}))
             if section.quantization == "dynamic":
-                _dynamic(tools, prepared, path)
+                _dynamic(tools, prepared, path, external)
             else:
-                _static(tools, prepared, path, section, rows)
+                _static(tools, prepared, path, section, rows, external)
             if section.precision == "fp8":
                 model = onnx.load(path)
                 to_fp8(model)
-                onnx.save_model(model, path)
+                save_graph(model, path, external)
     model = onnx.load(path, load_external_data=False)
     _unnamed(model)
     onnx.save_model(model, path)
@@ -83,7 +86,9 @@ def versions(section: ExportSection) -> dict[str, str]:
     return {"onnxruntime": onnxruntime.__version__}
 
 
-def _static(tools: Any, prepared: Path, path: Path, section: ExportSection, rows: Iterable[Arrays]) -> None:
+def _static(
+    tools: Any, prepared: Path, path: Path, section: ExportSection, rows: Iterable[Arrays], external: bool
+) -> None:
     unsigned = section.quantization == "static-u8"
 
     class Reader(tools.CalibrationDataReader):
@@ -109,6 +114,7 @@ def _static(tools: Any, prepared: Path, path: Path, section: ExportSection, rows
         calibrate_method=getattr(tools.CalibrationMethod, _METHODS[section.calibration]),
         op_types_to_quantize=OPERATORS,
         nodes_to_exclude=_without_weights(prepared),
+        use_external_data_format=external,
         extra_options={
             **_OPTIONS,
             "ActivationSymmetric": not unsigned,
@@ -120,7 +126,7 @@ def _static(tools: Any, prepared: Path, path: Path, section: ExportSection, rows
 _METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 
 
-def _dynamic(tools: Any, prepared: Path, path: Path) -> None:
+def _dynamic(tools: Any, prepared: Path, path: Path, external: bool) -> None:
     """Weights in int8 per channel; the tool gives activations uint8, which the x86 kernels are made for."""
     tools.quantize_dynamic(
         str(prepared),
@@ -128,6 +134,7 @@ def _dynamic(tools: Any, prepared: Path, path: Path) -> None:
         op_types_to_quantize=OPERATORS,
         per_channel=True,
         weight_type=tools.QuantType.QInt8,
+        use_external_data_format=external,
         extra_options={"MatMulConstBOnly": True},
     )
 

@@ -18,7 +18,7 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     model = recipe.model
     changes = {"source": absolute_source(model.source, folder, MODEL_PREFIXES)}
     if model.weights not in ("pretrained", "random"):
-        changes["weights"] = str(_find(model.weights, folder))
+        changes["weights"] = _checkpoint(model.weights, folder)
     if model.tokenizer is not None and _find(model.tokenizer, folder).exists():
         changes["tokenizer"] = str(_find(model.tokenizer, folder))
     if isinstance(model.classes, str):
@@ -39,6 +39,13 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
             "data": data.model_copy(update={"calibration": calibration, "evaluation": evaluation}),
         }
     )
+
+
+def _checkpoint(weights: str, folder: Path) -> str:
+    """The path of `PATH` or `PATH#KEY` made absolute; a file whose own name has a # is that file."""
+    path, mark, key = weights.rpartition("#")
+    whole = _find(weights, folder)
+    return f"{_find(path, folder)}#{key}" if mark and path and not whole.exists() else str(whole)
 
 
 def _absolute_data(data: DataSource, folder: Path) -> DataSource:

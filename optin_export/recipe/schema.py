@@ -85,7 +85,8 @@ class ModelSection(Section):
     task: Task = Field(description="what the model is for: decides what a row is, the output and the metrics")
     weights: str = Field(
         "pretrained",
-        description="'pretrained', 'random', or a .safetensors / .pt checkpoint",
+        description="'pretrained', 'random', or a checkpoint: a file of safetensors or torch.save, an index of shards, "
+        "or a folder with one; PATH#KEY names the entry with the weights where a file holds several",
         examples=["weights.safetensors"],
     )
     args: dict[str, JsonValue] = Field(

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from optin_export.files import read_json, sha256_file, write_json, write_text
+from optin_export.files import read_json, write_json, write_text
 from optin_export.folder import existing_run
 from optin_export.lock import held
+from optin_export.onnx_files import sha256_graph
 from optin_export.report.html import render_html
 from optin_export.report.schema import DeployedArm, DeployedResult, Report, SpeedupResult, read_report
 from optin_export.ship.manifest import add_reports
@@ -75,7 +76,7 @@ def still_deployed(run: Path) -> tuple[DeployedResult, ...]:
 
 
 def _graphs(run: Path) -> dict[str, str]:
-    return {path.name: sha256_file(path) for path in sorted((run / "onnx").glob("*.onnx"))}
+    return {path.name: sha256_graph(path) for path in sorted((run / "onnx").glob("*.onnx"))}
 
 
 def _key(one: DeployedResult) -> tuple[Any, ...]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from optin_export.files import read_json, sha256_file, write_text
+from optin_export.files import read_json, write_text
 from optin_export.measure import Measured
+from optin_export.onnx_files import sha256_graph
 from optin_export.report.compose import accuracy_result, latency_results, parity_of
 from optin_export.report.html import render_html
 from optin_export.report.schema import EngineResult, GateResult, MachineResult, Report, read_report
@@ -58,4 +59,4 @@ def _result(stored: dict[str, Any]) -> MachineResult:
 def _hash(run: Path, which: str, digest: str) -> str | None:
     """Of the run's graph that the engine was built from: `digest` if one of its forms still has it."""
     paths = [run / "onnx" / f"{which}{suffix}" for suffix in (".onnx", ".pt2")]
-    return digest if digest in [sha256_file(path) for path in paths if path.is_file()] else None
+    return digest if digest in [sha256_graph(path) for path in paths if path.is_file()] else None

@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from optin_export.errors import InputError
 from optin_export.files import read_json, regular, sha256_file
+from optin_export.onnx_files import copy_graph, graph_files
 from optin_export.recipe import Target
 from optin_export.ship import ensemble
 from optin_export.ship.config import LABELS, ModelSpec, Warmup, config_text
@@ -82,7 +83,7 @@ def files_of(origin: Origin) -> list[Path]:
     """The files of the run that a shipment reads."""
     recipe = origin.recipe
     kinds = ("pruned",) if recipe.ship.layout == "pruned" else ("base", "pruned")
-    found = [served_as(origin, which).file for which in kinds]
+    found = [file for which in kinds for file in graph_files(served_as(origin, which).file)]
     optional = [origin.reference] if recipe.ship.warm_up else []
     preprocess = origin.folder / "preprocess"
     optional += sorted(preprocess.glob("*")) if recipe.ship.ensemble else [preprocess / LABELS]
@@ -119,7 +120,7 @@ def _writer(origin: Origin, name: str, kinds: Sequence[str], versions: tuple[int
         for which, one in chosen.items():
             place = folder / str(VERSIONS[which] if len(chosen) > 1 else 1)
             place.mkdir()
-            shutil.copyfile(one.file, place / _file_name(one))
+            copy_graph(one.file, place / _file_name(one))
             if one.code is not None:
                 shutil.copyfile(SERVED / one.code, place / "model.py")
         spec = _spec(origin, name, first, versions)

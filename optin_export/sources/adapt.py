@@ -18,7 +18,8 @@ def checked(module: nn.Module, source: str) -> nn.Module:
     """
     module = _uncompiled(module)
     for path, part in module.named_modules():
-        if hasattr(part, "lora_A") or hasattr(part, "base_layer"):
+        _refuse_uninitialised(source, path, part)
+        if _is_adapter(part):
             raise InputError(
                 f"{source} has adapters that are not merged",
                 f"'{path}' is a layer of PEFT ({type(part).__name__})",
@@ -35,6 +36,23 @@ def checked(module: nn.Module, source: str) -> nn.Module:
         if kind is not torch.Tensor or not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
             raise _quantised(source, name, f"{kind.__name__} of {str(tensor.dtype).removeprefix('torch.')}")
     return module.to("cpu")
+
+
+def _is_adapter(part: nn.Module) -> bool:
+    """Whether a module is one of PEFT, or has low-rank factors beside its weight. Other models have a `base_layer`."""
+    of_peft = any(cls.__module__.partition(".")[0] == "peft" for cls in type(part).__mro__)
+    return of_peft or (hasattr(part, "lora_A") and (hasattr(part, "lora_B") or hasattr(part, "base_layer")))
+
+
+def _refuse_uninitialised(source: str, path: str, part: nn.Module) -> None:
+    """Raises InputError for a layer of torch.nn.Lazy..., whose weights come to be at its first call."""
+    for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+            raise InputError(
+                f"the weights of {source} are not there",
+                f"'{path}' is a {type(part).__name__}: its {name} has no shape before its first call",
+                "call the model once with real inputs before the weights are loaded, or name the sizes",
+            )
 
 
 def _quantised(source: str, where: str, what: str) -> InputError:

@@ -17,10 +17,14 @@ from torch import nn
 from optin_export.errors import InputError
 from optin_export.recipe import ModelSection
 from optin_export.sources.adapt import checked, readable, refuse_quantised_config
+from optin_export.sources.checkpoints import load_checkpoint
 from optin_export.sources.class_names import repaired_config
 from optin_export.sources.contrastive import build_tower, is_contrastive, take_tower
 from optin_export.sources.equivalents import use_equivalents
-from optin_export.sources.guard import READS_FILES, plain_config, refuse_packed
+from optin_export.sources.guard import READS_FILES, plain_config
+from optin_export.sources.loading_report import unused_weights
+from optin_export.sources.normalizations import plain_batch_norms
+from optin_export.sources.parametrizations import fold_weights
 from optin_export.sources.tasks import TaskModel, wrap
 from optin_export.sources.tokenizer import load_tokenizer
 
@@ -55,12 +59,14 @@ class LoadedModel:
     architecture: JSON-serialisable; `build(architecture)` gives the same modules with random weights.
     origin: folder or hub name where tokenizer and preprocessing lie, if any. labels: class names of the recipe with
     their index (zero-shot); those that a model has itself are found by `class_names`.
+    notes: what the user should hear about the weights, such as entries of a checkpoint that were left out.
     """
 
     model: TaskModel
     architecture: dict[str, Any]
     origin: str | None = None
     labels: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
@@ -74,10 +80,10 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
         prefix, _, rest = section.source.partition(":")
     torch.manual_seed(seed)  # for weights: random
     loader = {"hf": _load_transformers, "timm": _load_timm, "py": _load_python}[prefix]
-    module, architecture, origin = loader(section, rest)
+    module, architecture, origin, notes = loader(section, rest)
     module = checked(module, section.source)
     if section.weights not in ("pretrained", "random"):
-        _load_checkpoint(module, Path(section.weights))
+        notes += load_checkpoint(module, section.weights)
     _refuse_bad_weights(module, section.source)
     _prepare(module)
     architecture |= {"task": section.task, "pooling": section.pooling, "normalize": section.normalize}
@@ -93,7 +99,7 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
             "use one of these; for embeddings also timm models with model.args: {num_classes: 0}",
         )
     return LoadedModel(
-        wrap(module, section.task, section.pooling, section.normalize), architecture, origin, dict(labels)
+        wrap(module, section.task, section.pooling, section.normalize), architecture, origin, dict(labels), tuple(notes)
     )
 
 
@@ -140,7 +146,7 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
     return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"])
 
 
-def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], str | None]:
+def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], str | None, list[str]]:
     import transformers
 
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
@@ -184,13 +190,14 @@ def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dic
             f"{len(missing)} are missing, such as {missing[0]}: they would stay random",
             "name a model trained for this task, or correct model.task",
         )
+    notes = unused_weights(info, module, name, section.task)
     architecture = {
         "library": "transformers",
         "class": type(module).__name__,
         "config": json.loads(module.config.to_json_string(use_diff=False)),
     }
     architecture["config"].pop("_name_or_path", None)
-    return module, architecture, None if by_type is not None else name
+    return module, architecture, None if by_type is not None else name, notes
 
 
 def _config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
@@ -220,14 +227,14 @@ def _config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
     return transformers.AutoConfig.for_model(name, **fields)
 
 
-def _load_timm(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], None]:
+def _load_timm(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], None, list[str]]:
     pretrained, args = section.weights == "pretrained", dict(section.args)
     if not Path(name).is_absolute():
-        return _create_timm(name, args, pretrained), {"library": "timm", "name": name, "args": args}, None
+        return _create_timm(name, args, pretrained), {"library": "timm", "name": name, "args": args}, None, []
     module = _create_timm(f"local-dir:{name}", args, pretrained)
     config = _read_config(Path(name))
     args = {**config.get("model_args", {}), **args}  # what the folder says of itself is needed to build it elsewhere
-    return module, {"library": "timm", "name": config["architecture"], "args": args}, None
+    return module, {"library": "timm", "name": config["architecture"], "args": args}, None, []
 
 
 def _create_timm(name: str, args: dict[str, Any], pretrained: bool) -> nn.Module:
@@ -250,14 +257,14 @@ def _create_timm(name: str, args: dict[str, Any], pretrained: bool) -> nn.Module
         ) from error
 
 
-def _load_python(section: ModelSection, reference: str) -> tuple[nn.Module, dict[str, Any], None]:
+def _load_python(section: ModelSection, reference: str) -> tuple[nn.Module, dict[str, Any], None, list[str]]:
     source = f"py:{reference}"
     module = call_python(source, section.args)
     if not isinstance(module, nn.Module):
         raise InputError(
             f"'{source}' is not a model", f"it returned a {type(module).__name__}", "return a torch.nn.Module"
         )
-    return module, {"library": "python", "source": source, "args": section.args}, None
+    return module, {"library": "python", "source": source, "args": section.args}, None, []
 
 
 def call_python(source: str, args: Mapping[str, Any], *first: Any) -> Any:
@@ -290,36 +297,6 @@ def python_function(source: str) -> Callable[..., Any]:
             f"'{source}' is not a function", f"a {type(function).__name__} is not callable", "name a function"
         )
     return function
-
-
-def _load_checkpoint(module: nn.Module, path: Path) -> None:
-    """Load weights from safetensors, or from a pickle read with `weights_only=True` (no code can run)."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            refuse_packed(path)
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # truncated files and disguised pickles raise many types
-        raise InputError(
-            f"cannot read the checkpoint {path}", _first_line(error), "give a .safetensors file or a plain state dict"
-        ) from error
-    for key in ("state_dict", "model"):
-        state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
-    ):
-        raise InputError(f"cannot use the checkpoint {path}", "it holds no state dict", "save model.state_dict()")
-    # Of DataParallel and torch.compile.
-    state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(
-            f"the checkpoint {path} does not fit the model", str(error)[:300], "check model.args against the checkpoint"
-        ) from error
 
 
 def _refuse_bad_weights(module: nn.Module, source: str) -> None:
@@ -360,6 +337,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _prepare(module: nn.Module) -> None:
     """What makes a module readable for the rest, done to loaded ones and to those built again: the names are equal."""
+    fold_weights(module)
+    plain_batch_norms(module)
     readable(module)
     _use_eager_attention(module)
     use_equivalents(module)

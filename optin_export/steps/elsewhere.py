@@ -22,6 +22,7 @@ from optin_export.environment import describe
 from optin_export.errors import EnvironmentLacks, InputError, OptinError
 from optin_export.export import read_graph
 from optin_export.files import refuse_links, regular, sha256_file, write_json
+from optin_export.onnx_files import graph_files, sha256_graph
 from optin_export.recipe import MODELS, Recipe, Target, engine_names, load_recipe
 from optin_export.ship.manifest import add_files, read_manifest
 from optin_export.sources import Dataset, load_sources
@@ -58,6 +59,8 @@ class Continued:
         for path in sources.values():
             if path.suffix == ".onnx":
                 read_graph(path)  # the manifest says it is whole, not that it is harmless
+                for weights in graph_files(path)[1:]:
+                    self._checked(weights)
         for which in names:
             start = time.perf_counter()
             facts = engines.build(sources[which], target, paths[which], self._shapes(), self.tick)
@@ -78,7 +81,7 @@ class Continued:
                 "machine": self.machine,
                 "target": target.name,
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "graphs": {which: sha256_file(path) for which, path in sources.items()},
+                "graphs": {which: sha256_graph(path) for which, path in sources.items()},
                 "environment": {**self.environment, **versions},
                 "options": target.model_dump(mode="json"),
                 # The budget is the run's: it does not depend on the machine.

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from optin_export import engines, measure
 from optin_export.export import convert, converters, export_onnx, export_program
 from optin_export.files import atomic_path, read_json, sha256_file, write_json
+from optin_export.onnx_files import graph_files, sha256_graph
 from optin_export.recipe import MODELS, Target, engine_name, model_of, precision_of
 from optin_export.sources import as_function
 from optin_export.workspace import FILES, Facts, Workspace
@@ -51,7 +52,7 @@ def export_models(work: Workspace, facts: Facts) -> dict[str, Any]:
             "inputs": {name: list(tensor.shape) for name, tensor in work.sources.fixed(2).items()},
             "torch": torch.__version__,
         }
-        exported[which] = work.ledger.step("export", f"export.{which}", inputs, [path], run)
+        exported[which] = work.ledger.step("export", f"export.{which}", inputs, partial(graph_files, path), run)
         if any(target.engine == "torch" for target in work.recipe.targets):
             exported[f"program.{which}"] = _export_program(work, which, inputs)
         work.tick(done + 1, len(work.engine_names))
@@ -86,13 +87,13 @@ def _convert(work: Workspace, which: str) -> dict[str, Any]:
         return convert(work.onnx(which), path, section, rows).to_json()
 
     inputs = {
-        "onnx": sha256_file(work.onnx(which)),
+        "onnx": sha256_graph(work.onnx(which)),
         "export": section.model_dump(mode="json", exclude={"batch"}),
         "digest": work.calibration_digest,
         "seed": work.recipe.seed,
         "versions": converters(section),
     }
-    return work.ledger.step("export", f"export.{name}", inputs, [path], run)
+    return work.ledger.step("export", f"export.{name}", inputs, partial(graph_files, path), run)
 
 
 def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
@@ -115,13 +116,13 @@ def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
                 return {"build_seconds": round(time.perf_counter() - start, 3), "facts": properties}
 
             inputs = {
-                "source": sha256_file(source),
+                "source": sha256_graph(source),
                 "target": target.model_dump(),
                 "versions": engines.versions(target),
                 "shapes": work.sources.shapes(),
                 "cpu": work.environment["cpu"],
             }
-            written = engines.files(path, target)
+            written = partial(engines.files, path, target)
             result = work.ledger.step("engines", f"engines.{target.name}.{which}", inputs, written, run)
             reason = engines.unavailable(target)
             named = {"target": target.name, "model": model_of(which), "precision": precision_of(which)}
@@ -171,7 +172,7 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
     built = [engines.artefact(work.folder, target, which) for target in work.recipe.here for which in work.engine_names]
     inputs = {
         "unmeasured": unmeasured,
-        "engines": {path.relative_to(work.folder).as_posix(): sha256_file(path) for path in built},
+        "engines": {path.relative_to(work.folder).as_posix(): sha256_graph(path) for path in built},
         "digest": work.digest,
         "export": export.model_dump(mode="json"),
         "metric": (evaluation.metric, evaluation.ignore) if evaluation else None,

@@ -84,9 +84,11 @@ class Trials:
         source, path = (of(folder, target, "trial") for of in (engines.source_of, engines.artefact))
         sequence = None if recipe.tokens.merges else self.sequence
         export = export_program if target.engine == "torch" else export_onnx
-        export(model, self.sources.fixed(2), source, max_batch=max(recipe.export.batch), sequence=sequence)
-        if recipe.export.precision != "fp32":
-            fp32 = source.rename(source.with_name(f"fp32{source.suffix}"))
+        converted = recipe.export.precision != "fp32"
+        # Not renamed after: a graph refers to weights beside it by name.
+        fp32 = source.with_name(f"fp32{source.suffix}") if converted else source
+        export(model, self.sources.fixed(2), fp32, max_batch=max(recipe.export.batch), sequence=sequence)
+        if converted:
             # The scales of a few rows do: latency does not depend on them.
             rows = ({n: t.numpy() for n, t in batch.inputs.items()} for batch in self.sources.quantization[:1])
             convert(fp32, source, recipe.export, rows)

@@ -404,6 +404,19 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.Mo
     assert recipe.data.evaluation is not None and recipe.data.evaluation.source == "py:package.module:load"
 
 
+def test_the_entry_of_a_checkpoint_stays_behind_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights(given: str) -> str:
+        return validate(with_value("model.weights", given), tmp_path / "recipes").model.weights
+
+    (tmp_path / "recipes").mkdir()
+    assert weights("last.pth#teacher") == f"{tmp_path}/recipes/last.pth#teacher"
+    (tmp_path / "here.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    assert weights("here.pth#state_dict_ema") == f"{tmp_path}/here.pth#state_dict_ema"
+    (tmp_path / "recipes" / "run#3.pth").touch()
+    assert weights("run#3.pth") == f"{tmp_path}/recipes/run#3.pth"
+
+
 def test_hub_names_and_bare_paths(tmp_path: Path) -> None:
     assert validate(with_value("model.source", "hf:a/b"), tmp_path).model.source == "hf:a/b"
     assert validate(with_value("model.source", "timm:vit"), tmp_path).model.source == "timm:vit"

@@ -174,6 +174,26 @@ def test_a_model_without_the_head_of_the_task_is_not_filled_with_random_numbers(
     load(source=str(bert_copy), task="feature-extraction")
 
 
+def test_weights_that_the_task_does_not_use_are_told(bert_copy: Path) -> None:
+    assert load(source=str(bert_copy), task="text-classification").notes == ()
+    notes = load(source=str(bert_copy), task="feature-extraction").notes
+    assert len(notes) == 1 and "2 weights that feature-extraction does not use" in notes[0]
+    assert "classifier.bias, classifier.weight" in notes[0]
+
+
+def test_layers_beyond_the_configuration_are_refused(bert_copy: Path) -> None:
+    config = json.loads((bert_copy / "config.json").read_text(encoding="utf-8"))
+    (bert_copy / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}), encoding="utf-8")
+    for task in ("text-classification", "feature-extraction"):
+        error = refused(source=str(bert_copy), task=task)
+        assert "more layers" in error.what and "encoder.layer.2." in error.why
+
+
+def test_a_part_called_base_layer_is_no_adapter() -> None:
+    loaded = load(source="timm:dla34", task="image-classification", weights="random")
+    assert loaded.model(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
+
+
 def test_weights_with_nan_are_named(bert_copy: Path) -> None:
     state = load_file(bert_copy / "model.safetensors")
     name = next(name for name in state if name.endswith("word_embeddings.weight"))
