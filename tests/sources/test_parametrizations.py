@@ -201,7 +201,8 @@ def test_the_positional_convolution_of_wav2vec2() -> None:
 
     config = transformers.Wav2Vec2Config(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, conv_dim=(8,),
-        conv_stride=(5,), conv_kernel=(10,), num_feat_extract_layers=1, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+        conv_stride=(5,), conv_kernel=(10,), num_feat_extract_layers=1, num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
     )  # fmt: skip
     net, x = transformers.Wav2Vec2Model(config).eval(), torch.randn(2, 200)
     with torch.no_grad():
