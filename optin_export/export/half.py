@@ -179,7 +179,8 @@ def _weight_out_of_range(node: Any, view: _Graph, kept: set[str], largest: float
     for name in node.input:
         if name in view.constants and view.types[name] == TensorProto.FLOAT:
             if name not in view.beyond:
-                size = np.abs(view.values(name))
+                array = view.values(name)
+                size = np.abs(array) if _passes(array, largest) else np.zeros(0)
                 view.beyond[name] = bool(((size > largest) & (size < FILL)).any())
             if view.beyond[name]:
                 return True
@@ -307,7 +308,13 @@ def _cast_edges(view: _Graph, kept: set[str], element: int, largest: float) -> N
 def _half_tensor(array: np.ndarray, name: str, element: int, largest: float) -> Any:
     """The values in half precision; fillers beyond its range become half of its largest value, so that what is added
     to one stays finite (a row of -inf would make Softmax NaN). Infinities stay what they are."""
-    limit = largest / 2
-    array = np.where(np.isfinite(array) & (np.abs(array) > largest), np.copysign(limit, array), array)
+    if _passes(array, largest):
+        limit = largest / 2
+        array = np.where(np.isfinite(array) & (np.abs(array) > largest), np.copysign(limit, array), array)
     kind = helper.tensor_dtype_to_np_dtype(element)
     return numpy_helper.from_array(array.astype(kind), name)
+
+
+def _passes(array: np.ndarray, largest: float) -> bool:
+    """Whether any value is beyond `largest`, found without a copy of the array: weights may be gigabytes."""
+    return array.size > 0 and not (array.max() <= largest and array.min() >= -largest)
