@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -45,7 +45,7 @@ class Spill:
                 self._scratch = Scratch()
                 weakref.finalize(self, self._scratch.close)  # at the end of Python at latest
             with sink(self._scratch.path / f"{number}.pt") as file:
-                torch.save(value, file)
+                torch.save(value, cast(IO[bytes], file))
         except OSError as error:
             raise EnvironmentLacks(
                 f"cannot keep activations for {self.purpose}",

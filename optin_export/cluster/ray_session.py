@@ -82,7 +82,7 @@ class Session:
         package = str(Path(__file__).resolve().parents[2])
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, before]))
-        constants = importlib.import_module("ray._private.ray_constants")
+        constants: Any = importlib.import_module("ray._private.ray_constants")
         reachable, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
         try:
             with _on_loopback():

@@ -65,13 +65,13 @@ FORGERIES = {
 
 @pytest.fixture(scope="module")
 def half_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a run as far as its pruned model is made once (see `begun`)."""
+    """Where a run as far as its graphs is made once (see `begun`)."""
     return tmp_path_factory.mktemp("half") / "run"
 
 
 def begun(half_done: Path, recipe: dict[str, Any], folder: Path) -> Path:
     if not half_done.exists():
-        optin_export.run(recipe, half_done, stop_after="surgery")
+        optin_export.run(recipe, half_done, stop_after="export")  # so that later only the pruned model is exported
     return Path(shutil.copytree(half_done, folder / "run"))
 
 
@@ -103,7 +103,7 @@ def test_a_forged_model_before_the_fine_tune(
     run = begun(half_done, vit_recipe(), tmp_path)
     forge(run, {"library": "python", "source": f"py:{evil}:make", "args": {}})
     (run / "model").rename(run / "repaired")
-    work = Workspace(validate(vit_recipe(finetune={"epochs": 1}), tmp_path), run, False, lambda done, total: None)
+    work = Workspace(validate(vit_recipe(), tmp_path), run, False, lambda done, total: None)
     with pytest.raises(InputError, match="not that of the recipe"):
         surgery_step.surgery.load_model(run / "repaired", work.python)
     assert not mark.exists()
@@ -145,8 +145,9 @@ def test_only_the_very_function_that_the_recipe_names(
     with pytest.raises(InputError, match="not that of the recipe"):
         optin_export.run(recipe, run, stop_after="export")
     assert not mark.exists()
-    forge(run, base)
-    optin_export.run(recipe, run, stop_after="export")
+    if change == "source":  # and what the recipe does name is run
+        forge(run, base)
+        optin_export.run(recipe, run, stop_after="export")
 
 
 class Payload:
