@@ -117,7 +117,7 @@ class Ledger:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self._damaged(f"{name} cannot be read ({type(error).__name__}); its step is done again")
+            self.warn(f"{name} cannot be read ({type(error).__name__}); its step is done again")
             return None
         if not same:
             return None
@@ -125,13 +125,14 @@ class Ledger:
             try:
                 found = sha256_file(self.run / output)
             except OSError as error:
-                self._damaged(f"{output} cannot be read ({error.strerror}); it is made again")
+                self.warn(f"{output} cannot be read ({error.strerror}); it is made again")
                 return None
             if found != digest:
-                self._damaged(f"{output} is not what was written (its sha256 is another); it is made again")
+                self.warn(f"{output} is not what was written (its sha256 is another); it is made again")
                 return None
         return result
 
-    def _damaged(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """Tell the user one line, at once and in the report."""
         self.warnings.append(text)
         self._warn(text)

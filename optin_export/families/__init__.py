@@ -23,13 +23,16 @@ from optin_export.families._hooks import (
     set_module,
     stopped_after,
     tensor_in,
-    tensor_of,
     valid_rows,
 )
+from optin_export.families._outputs import Calls, map_tensors, placeholder, tensor_of, tensors_in
 from optin_export.families._rows import POSITIONS, as_matrix, columns_per_unit, input_rows, output_rows, reads_rows
+from optin_export.families._topology import measured, notices
+from optin_export.families._walk import Walk
 
 __all__ = [
     "POSITIONS",
+    "Calls",
     "CostKind",
     "Costs",
     "Family",
@@ -40,6 +43,7 @@ __all__ = [
     "Term",
     "Tokens",
     "UnitGroup",
+    "Walk",
     "as_matrix",
     "block_outputs",
     "columns_per_unit",
@@ -51,10 +55,14 @@ __all__ = [
     "get_module",
     "get_scale",
     "input_rows",
+    "map_tensors",
     "masked",
     "measure_costs",
+    "measured",
     "nearest",
+    "notices",
     "output_rows",
+    "placeholder",
     "reads_rows",
     "refitted",
     "register",
@@ -65,6 +73,7 @@ __all__ = [
     "supported",
     "tensor_in",
     "tensor_of",
+    "tensors_in",
     "valid_rows",
 ]
 
@@ -114,8 +123,7 @@ def find_structure(model: nn.Module, coupled: bool = False, units: Iterable[str]
             raise InputError(
                 "the model has nothing to prune", f"no block of family {family.name} has units", "use another model"
             )
-        later = () if family.read_later is None else tuple(family.read_later(found))
-        structure = Structure(family.name, tuple(blocks), tuple(groups), family.channels_first, later)
+        structure = Structure(family.name, tuple(blocks), tuple(groups), family.channels_first)
         return structure if wanted is None else structure.only(wanted)
     raise _unsupported(model, families)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from optin_export.errors import InputError
-from optin_export.families import Structure
+from optin_export.families import Structure, measured
 from optin_export.recipe import PruneSection
 from optin_export.scoring.activation import activation_scores
 from optin_export.scoring.baselines import magnitude_scores, random_scores
@@ -51,6 +51,10 @@ def score(
 
     Raises InputError if a score is not finite (calibration data or weights that overflow).
     """
+    placement = placement or Placement()
+    if structure.walk is None and batches:
+        with placement(model):
+            structure = measured(model, structure, batches[0].inputs)
     total, done = _steps(structure, config), 0
 
     def step(count: int) -> None:
@@ -61,7 +65,7 @@ def score(
     info: dict[str, float] = {}
     values: dict[str, np.ndarray] = {}
     for method, part in _parts(structure, config):
-        found, facts = _scored(method, model, part, batches, config, seed, step, spread, placement or Placement())
+        found, facts = _scored(method, model, part, batches, config, seed, step, spread, placement)
         values |= found
         info |= facts
     values = {group.key: values[group.key] for group in structure.groups}

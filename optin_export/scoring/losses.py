@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from optin_export.errors import InputError
 from optin_export.families import Structure, block_outputs, tensor_of
 from optin_export.sources import Batch, Inputs, TaskModel, as_rows, counted_rows
 
@@ -58,11 +59,17 @@ class Reference:
 
 def observe(model: TaskModel, structure: Structure, batch: Batch, rows: int, generator: torch.Generator) -> Reference:
     """Run the unpruned model once and fix the token rows (at most `rows` a sample, never padding) of every block."""
-    with torch.no_grad(), block_outputs(model, structure.blocks) as outputs:
+    with torch.no_grad(), block_outputs(model, structure.observed, structure.rewritten) as outputs:
         output = model(**batch.inputs)
     chosen: dict[tuple[int, ...], torch.Tensor] = {}
     compared = {}
-    for path in structure.blocks:
+    for path in structure.observed:
+        if path not in outputs:
+            raise InputError(
+                f"'{path}' does not run for all calibration rows",
+                "the model decides by its inputs which blocks run",
+                "use a model that runs the same blocks for all inputs",
+            )
         tokens = _tokens(outputs[path], structure.channels_first)
         shape = tuple(tokens.shape[:2])
         if shape not in chosen:

@@ -181,11 +181,12 @@ class Sketch:
         precision = (
             torch.autocast(computes, getattr(torch, self.autocast)) if self.autocast else contextlib.nullcontext()
         )
-        with precision, masked(self.model, self.groups, masks), block_outputs(self.model, self.structure.blocks) as out:
+        blocks, rewritten = self.structure.observed, self.structure.rewritten
+        with precision, masked(self.model, self.groups, masks), block_outputs(self.model, blocks, rewritten) as out:
             result = self.model(**reference.inputs)
         rows = [
             normalised_rows(out[path], reference.inputs, reference.chosen, self.structure.channels_first)
-            for path in self.structure.blocks
+            for path in blocks
         ]
         result = compared_output(self.model, reference, result)
         # Blocks may be computed again on the way back, and then have to be masked again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -129,6 +130,9 @@ def _assembled(
     model = build(architecture.base, trust_python)
     kinds = {key.split(".")[1].rstrip("0123456789") for key in architecture.groups}
     structure = find_structure(model, any(key.count(".") > 1 for key in architecture.groups), kinds)
+    # Groups in layers that do not run were left as they are, and are not in the plan.
+    known = tuple(group for group in structure.groups if group.key in architecture.groups)
+    structure = dataclasses.replace(structure, groups=known)
     groups = keep_first({key: (size.count, size.kept) for key, size in architecture.groups.items()})
     inputs = {
         name: torch.ones(shape, dtype=getattr(torch, kind)) for name, (kind, shape) in architecture.inputs.items()
