@@ -77,8 +77,8 @@ def measure_walk(model: nn.Module, structure: Structure, inputs: Inputs) -> Walk
     plain = _plain(model, structure, few)
     walk = _first_guess(structure, plain)
     # Other rows, of another length: what the model keeps between passes is then not what the walk needs.
-    other, apart = _pass_of_others(model, structure, inputs, plain)
-    walk = dataclasses.replace(walk, shared=apart)
+    other, dims = _pass_of_others(model, structure, inputs, plain)
+    walk = dataclasses.replace(walk, sample_dims=dims)
     if walk.whole is not None:
         return walk
     wrong = _compare(model, structure, walk, plain, few)
@@ -306,8 +306,8 @@ def _readers(
 
 def _pass_of_others(
     model: nn.Module, structure: Structure, inputs: Inputs, plain: _Plain
-) -> tuple[Inputs, dict[str, tuple[bool, ...]]]:
-    """Run other rows; returns them, and which tensors of the blocks' outputs do not grow with the number of rows."""
+) -> tuple[Inputs, dict[str, tuple[int | None, ...]]]:
+    """Run other rows; returns them, and which dimension of each tensor that blocks hand on grows with their number."""
     samples = len(next(iter(inputs.values())))
     rows = [(samples - 1 - number) % samples for number in range(OTHER_ROWS)]
     reordered = {
@@ -332,14 +332,19 @@ def _pass_of_others(
                     raise
                 continue  # a model for one length only
         break
-    shared = {
+    dims = {
         path: tuple(
-            not (mine.shape and theirs and mine.shape[0] * OTHER_ROWS == theirs[0] * ROWS)
+            next((dim for dim, (a, b) in enumerate(zip(mine.shape, theirs, strict=False)) if _grows(a, b)), None)
             for mine, theirs in zip(tensors_in(outputs[-1]), shapes.get(path, ()), strict=False)
         )
         for path, outputs in plain.outputs.items()
     }
-    return candidate, shared
+    return candidate, dims
+
+
+def _grows(size: int, other: int) -> bool:
+    """Whether a dimension counts samples, or parts of samples: once with ROWS, once with OTHER_ROWS of them."""
+    return size * OTHER_ROWS == other * ROWS
 
 
 def _rows(inputs: Inputs, wanted: Sequence[int]) -> dict[str, torch.Tensor]:

@@ -21,7 +21,8 @@ class Walk:
     readers: per block and tensor of its output, the last position in `order` at which it is read; -1: nobody reads it,
     len(order): it is read behind the last block.
     rewritten: modules whose output is written over in place later in the pass.
-    shared: per block and tensor, whether its first dimension does not count samples (a position bias for all).
+    sample_dims: per block and tensor of its output, the dimension that counts samples; None where none does (a
+    position bias for all).
     calls: how often a module runs in one pass, where that is not once; 0 for one that does not run.
     silent: blocks in `order` whose layers run although the block itself is never called.
     idle: groups of units that no layer reads in a pass.
@@ -31,7 +32,7 @@ class Walk:
     whole: str | None = None
     readers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rewritten: frozenset[str] = frozenset()
-    shared: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    sample_dims: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     calls: Mapping[str, int] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()
     idle: tuple[str, ...] = ()
@@ -52,13 +53,18 @@ class Walk:
 
         return map_tensors(output, keep)
 
+    def sample_dim(self, path: str) -> int:
+        """The dimension of a block's hidden states that counts samples."""
+        return next((dim for dim in self.sample_dims.get(path, ())[:1] if dim is not None), 0)
+
     def repeated(self, path: str, output: Any, copies: int) -> Any:
         """A block's output for the batch several times over, one copy after another."""
-        shared = self.shared.get(path, ())
+        dims = self.sample_dims.get(path, ())
 
         def repeat(number: int, tensor: torch.Tensor) -> torch.Tensor:
-            if number < len(shared) and shared[number]:
+            dim = dims[number] if number < len(dims) else 0
+            if dim is None or not tensor.dim():
                 return tensor.clone()
-            return tensor.repeat(copies, *[1] * (tensor.dim() - 1))
+            return tensor.repeat(*(copies if at == dim else 1 for at in range(tensor.dim())))
 
         return map_tensors(output, repeat)

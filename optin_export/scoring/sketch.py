@@ -185,7 +185,9 @@ class Sketch:
         with precision, masked(self.model, self.groups, masks), block_outputs(self.model, blocks, rewritten) as out:
             result = self.model(**reference.inputs)
         rows = [
-            normalised_rows(out[path], reference.inputs, reference.chosen, self.structure.channels_first)
+            normalised_rows(
+                out[path], reference.inputs, reference.chosen, self.structure.channels_first, reference.layouts[path]
+            )
             for path in blocks
         ]
         result = compared_output(self.model, reference, result)

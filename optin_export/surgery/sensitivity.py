@@ -64,7 +64,9 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
         ):
             result = compared_output(model, reference, model(**batch.inputs))
             rows = [
-                normalised_rows(hidden[path], batch.inputs, reference.chosen, structure.channels_first)
+                normalised_rows(
+                    hidden[path], batch.inputs, reference.chosen, structure.channels_first, reference.layouts[path]
+                )
                 for path in structure.observed
             ]
             squares: list[dict[str, torch.Tensor]] = [{}, {}]
