@@ -77,8 +77,9 @@ def measure_walk(model: nn.Module, structure: Structure, inputs: Inputs) -> Walk
     plain = _plain(model, structure, few)
     walk = _first_guess(structure, plain)
     # Other rows, of another length: what the model keeps between passes is then not what the walk needs.
-    other, dims = _pass_of_others(model, structure, inputs, plain)
-    walk = dataclasses.replace(walk, sample_dims=dims)
+    with _blind(model, structure) as blind:
+        other, dims = _pass_of_others(model, structure, inputs, plain)
+    walk = dataclasses.replace(walk, sample_dims=dims, blind=tuple(dict.fromkeys(blind)))
     if walk.whole is not None:
         return walk
     wrong = _compare(model, structure, walk, plain, few)
@@ -340,6 +341,24 @@ def _pass_of_others(
         for path, outputs in plain.outputs.items()
     }
     return candidate, dims
+
+
+@contextlib.contextmanager
+def _blind(model: nn.Module, structure: Structure) -> Iterator[list[str]]:
+    """Layers that run without gradients although they are asked for: under `no_grad`, or in a reentrant checkpoint."""
+    found: list[str] = []
+
+    def hook_of(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            if not torch.is_grad_enabled():
+                found.append(path)
+
+        return hook
+
+    with contextlib.ExitStack() as stack, torch.enable_grad():
+        for path in (path for group in structure.groups for path in group.reads):
+            stack.callback(get_module(model, path).register_forward_pre_hook(hook_of(path)).remove)
+        yield found
 
 
 def _grows(size: int, other: int) -> bool:

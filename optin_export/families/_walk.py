@@ -26,6 +26,7 @@ class Walk:
     calls: how often a module runs in one pass, where that is not once; 0 for one that does not run.
     silent: blocks in `order` whose layers run although the block itself is never called.
     idle: groups of units that no layer reads in a pass.
+    blind: layers through which no gradients flow back, although the pass asks for them.
     """
 
     order: tuple[int, ...]
@@ -36,6 +37,7 @@ class Walk:
     calls: Mapping[str, int] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()
     idle: tuple[str, ...] = ()
+    blind: tuple[str, ...] = ()
 
     def last_reader(self, path: str) -> int:
         """The position at which the last of this block's tensors is read."""

@@ -55,6 +55,7 @@ def score(
     if structure.walk is None and batches:
         with placement(model):
             structure = measured(model, structure, batches[0].inputs)
+    _check_gradients(structure, config)
     total, done = _steps(structure, config), 0
 
     def step(count: int) -> None:
@@ -93,6 +94,19 @@ def methods(structure: Structure, config: PruneSection) -> dict[str, str]:
         group.key: CHANNELS if structure.convolutional and measured and group.kind == "channels" else "optin"
         for group in structure.groups
     }
+
+
+def _check_gradients(structure: Structure, config: PruneSection) -> None:
+    """Raise InputError where scores come from gradients and the model lets none through."""
+    blind = () if structure.walk is None else structure.walk.blind
+    asked = {key for key, method in methods(structure, config).items() if method in ("optin", "fisher")}
+    sketched = {one.key for one in structure.groups if one.kind != "heads" or config.score == "fisher"}
+    if blind and asked & sketched:
+        raise InputError(
+            f"no gradients flow through '{blind[0]}'",
+            "the model runs it under torch.no_grad(), or in a checkpoint with use_reentrant=True",
+            "let it run with gradients (use_reentrant=False), or set prune.score: obs",
+        )
 
 
 def _parts(structure: Structure, config: PruneSection) -> list[tuple[str, Structure]]:
