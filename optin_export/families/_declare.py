@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -158,6 +160,10 @@ class Structure:
     def rewritten(self) -> frozenset[str]:
         """Modules whose output is written over in place later in the pass: what is kept of it has to be a copy."""
         return frozenset() if self.walk is None else self.walk.rewritten
+
+    def gradients(self) -> AbstractContextManager[Any]:
+        """Held over a forward pass and its backward passes (see `Walk.gradients`)."""
+        return contextlib.nullcontext() if self.walk is None else self.walk.gradients()
 
     def before(self, group: UnitGroup) -> tuple[str, ...]:
         """Blocks whose outputs can be put in place while this group's units change, in the order in which they run."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +23,13 @@ class Walk:
     readers: per block and tensor of its output, the last position in `order` at which it is read; -1: nobody reads it,
     len(order): it is read behind the last block.
     rewritten: modules whose output is written over in place later in the pass.
-    sample_dims: per block and tensor of its output, the dimension that counts samples; None where none does (a
-    position bias for all).
+    sample_dims: per block and tensor of its output, and per layer that reads units and its input, the dimension that
+    counts samples; None where none does (a position bias for all).
     calls: how often a module runs in one pass, where that is not once; 0 for one that does not run.
     silent: blocks in `order` whose layers run although the block itself is never called.
     idle: groups of units that no layer reads in a pass.
     blind: layers through which no gradients flow back, although the pass asks for them.
+    mutates: whether the model writes over tensors in place that gradients need (see `gradients`).
     """
 
     order: tuple[int, ...]
@@ -38,6 +41,11 @@ class Walk:
     silent: frozenset[str] = frozenset()
     idle: tuple[str, ...] = ()
     blind: tuple[str, ...] = ()
+    mutates: bool = False
+
+    def gradients(self) -> AbstractContextManager[Any]:
+        """Held over a forward pass and its backward passes: what the model writes over is saved before."""
+        return torch.autograd.graph.allow_mutation_on_saved_tensors() if self.mutates else contextlib.nullcontext()
 
     def last_reader(self, path: str) -> int:
         """The position at which the last of this block's tensors is read."""
@@ -56,7 +64,7 @@ class Walk:
         return map_tensors(output, keep)
 
     def sample_dim(self, path: str) -> int:
-        """The dimension of a block's hidden states that counts samples."""
+        """The dimension of a block's hidden states, or of a layer's input, that counts samples."""
         return next((dim for dim in self.sample_dims.get(path, ())[:1] if dim is not None), 0)
 
     def repeated(self, path: str, output: Any, copies: int) -> Any:

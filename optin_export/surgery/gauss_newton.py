@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -93,7 +93,7 @@ def refine(
         return Repair(before, before, None, "the output is that of the unpruned model already")
     damping, rho = None, DAMPING
     for turn in range(ROUNDS):
-        system = _System(dense, paths, structure.rewritten)
+        system = _System(dense, paths, structure)
         for index, reference in enumerate(train):
             system.add(index, reference, noise, temperature)
             tick(turn * len(train) + index + 1, ROUNDS * len(train))
@@ -114,8 +114,8 @@ def refine(
 class _System:
     """H, g and C of the gains and biases of `paths`, over the batches added."""
 
-    def __init__(self, model: TaskModel, paths: Sequence[str], rewritten: Collection[str] = ()) -> None:
-        self.model, self.paths, self.rewritten = model, paths, rewritten
+    def __init__(self, model: TaskModel, paths: Sequence[str], structure: Structure) -> None:
+        self.model, self.paths, self.structure = model, paths, structure
         self.widths = _widths(model, paths)
         self.unknowns = 2 * sum(self.widths)
         self.gradient = torch.zeros(self.unknowns, dtype=torch.float64)
@@ -128,7 +128,11 @@ class _System:
 
     def add(self, index: int, reference: Reference, noise: OutputNoise, temperature: float) -> None:
         samples = len(reference)
-        with graph(self.model), layer_calls(self.model, self.paths, self.rewritten) as outputs:
+        with (
+            self.structure.gradients(),
+            graph(self.model),
+            layer_calls(self.model, self.paths, self.structure.rewritten) as outputs,
+        ):
             result = self.model(**reference.inputs)
             layers = [outputs[path][0] for path in self.paths]  # each runs once, see _layers
             probes = [output_losses(self.model, reference, result, temperature).sum()]

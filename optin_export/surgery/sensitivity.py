@@ -58,6 +58,7 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
     for index, batch in enumerate(batches):
         reference = observe(model, structure, batch, ROWS, generator)
         with (
+            structure.gradients(),
             graph(model),
             layer_calls(model, sorted(paths), structure.rewritten) as layers,
             block_outputs(model, structure.observed, structure.rewritten) as hidden,

@@ -68,6 +68,6 @@ def test_runs_of_models_that_are_no_chain(
     told = re.findall("every pass runs the whole model, which is right but slower: (.*)", said.replace("\n", " "))
     assert bool(told) == (why is not None) and (why is None or why in told[0])
     assert any("slower" in text for text in report["warnings"]) == (why is not None)
-    for name, repair in report["pruning"]["repairs"].items():
-        if repair["after"] is not None:
-            assert repair["after"] <= repair["before"] * 1.001 + 1e-9, name
+    for group in report["pruning"]["groups"]:
+        if group["error_after"] is not None:
+            assert group["error_after"] <= group["error_before"] * 1.001 + 1e-9, group
