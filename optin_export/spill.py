@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import weakref
 from typing import IO, Any, cast
@@ -68,9 +69,11 @@ class Spill:
 
 
 def bytes_of(value: Any) -> int:
-    """Of all tensors in a value, counted as they would be stored; a hollow one (no strides) takes nothing."""
+    """Of all tensors in a value, counted as they would be stored; one without strides (a placeholder) takes nothing."""
     if isinstance(value, torch.Tensor):
         return value.element_size() if not any(value.stride()) else value.numel() * value.element_size()
     if isinstance(value, dict):
         return sum(map(bytes_of, value.values()))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return sum(map(bytes_of, vars(value).values()))
     return sum(map(bytes_of, value)) if isinstance(value, tuple | list) else 0

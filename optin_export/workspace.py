@@ -12,7 +12,7 @@ from typing import Any
 
 from optin_export import scoring, search, surgery
 from optin_export.environment import describe
-from optin_export.families import Costs, Structure, find_structure
+from optin_export.families import Costs, Structure, find_structure, measured, notices
 from optin_export.files import remove
 from optin_export.ledger import Ledger
 from optin_export.recipe import Recipe, engine_name, engine_names
@@ -68,9 +68,20 @@ class Workspace:
         return self.sources.digest()
 
     @cached_property
-    def structure(self) -> Structure:
+    def declared(self) -> Structure:
+        """The structure as its family sees it, before anything has run."""
         prune = self.recipe.prune
         return find_structure(self.sources.model, prune.coupled, prune.units, self.sources.fixed(2))
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The structure, with how its blocks run and depend on each other measured on two calibration rows."""
+        model = self.sources.model
+        with self.placement(model):
+            structure = measured(model, self.declared, self.sources.fixed(2))
+        for text in notices(structure):
+            self.ledger.warn(text)
+        return structure
 
     @cached_property
     def scheduled(self) -> tuple[tuple[int, ...], Costs]:
@@ -146,7 +157,7 @@ class Workspace:
     @property
     def placement(self) -> Placement:
         section = self.recipe.model
-        return Placement(section.device_map, section.max_memory, self.structure.blocks)
+        return Placement(section.device_map, section.max_memory, self.declared.blocks)
 
     @property
     def calibration_digest(self) -> dict[str, str]:

@@ -26,14 +26,17 @@ from optin_export.families._hooks import (
     set_module,
     stopped_after,
     tensor_in,
-    tensor_of,
     valid_rows,
 )
 from optin_export.families._observe import observe_pass
+from optin_export.families._outputs import Calls, map_tensors, placeholder, tensor_of, tensors_in
 from optin_export.families._rows import POSITIONS, as_matrix, columns_per_unit, input_rows, output_rows, reads_rows
+from optin_export.families._topology import measured, notices
+from optin_export.families._walk import Walk
 
 __all__ = [
     "POSITIONS",
+    "Calls",
     "CostKind",
     "Costs",
     "Family",
@@ -44,6 +47,7 @@ __all__ = [
     "Term",
     "Tokens",
     "UnitGroup",
+    "Walk",
     "as_matrix",
     "block_outputs",
     "columns_per_unit",
@@ -55,10 +59,14 @@ __all__ = [
     "get_module",
     "get_scale",
     "input_rows",
+    "map_tensors",
     "masked",
     "measure_costs",
+    "measured",
     "nearest",
+    "notices",
     "output_rows",
+    "placeholder",
     "reads_rows",
     "refitted",
     "register",
@@ -69,6 +77,7 @@ __all__ = [
     "supported",
     "tensor_in",
     "tensor_of",
+    "tensors_in",
     "valid_rows",
 ]
 

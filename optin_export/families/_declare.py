@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
 from optin_export.errors import InputError
+from optin_export.families._walk import Walk
 
 UnitKind = Literal["heads", "neurons", "channels"]
 
@@ -128,23 +131,62 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Structure:
-    """A module as its families see it: block paths and unit groups, both in forward order.
+    """A module as its families see it: block paths and unit groups.
 
-    Each block's input depends on the model's inputs and on the output of the block before it; what is read again
-    further on (the stages of a feature pyramid) is named in `read_later`.
     family: the name of the family, or of several, joined by " + " ("resnet + vit").
     channels_first: the blocks whose output of four dimensions is [batch, features, height, width] rather than [...,
     features]. families: the family of each block, if there are several. refused: units that are there but cannot go,
     with the reason.
+    walk: in which order the blocks run and who reads their outputs, as measured (`families.measured`); None before
+    that: they are then taken to run once each, in this order, each read by the next alone.
     """
 
     family: str
     blocks: tuple[str, ...]
     groups: tuple[UnitGroup, ...]
     channels_first: frozenset[str] = frozenset()
-    read_later: tuple[str, ...] = ()
     families: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    walk: Walk | None = None
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Indices of the blocks in the order in which they run; blocks that nothing calls for are left out."""
+        return tuple(range(len(self.blocks))) if self.walk is None else self.walk.order
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """Paths of the blocks whose outputs can be seen, in the order in which they run."""
+        silent = () if self.walk is None else self.walk.silent
+        return tuple(self.blocks[index] for index in self.order if self.blocks[index] not in silent)
+
+    @property
+    def rewritten(self) -> frozenset[str]:
+        """Modules whose output is written over in place later in the pass: what is kept of it has to be a copy."""
+        return frozenset() if self.walk is None else self.walk.rewritten
+
+    def gradients(self) -> AbstractContextManager[Any]:
+        """Held over a forward pass and its backward passes (see `Walk.gradients`)."""
+        return contextlib.nullcontext() if self.walk is None else self.walk.gradients()
+
+    def before(self, group: UnitGroup) -> tuple[str, ...]:
+        """Blocks whose outputs can be put in place while this group's units change, in the order in which they run."""
+        if self.walk is not None and self.walk.whole is not None:
+            return ()
+        return self.observed[: self.order.index(self.first_block(group, self.order))]
+
+    def after(self, group: UnitGroup) -> tuple[str, ...]:
+        """Blocks whose outputs may change with this group's units, in the order in which they run."""
+        return self.observed[len(self.before(group)) :]
+
+    def first_block(self, group: UnitGroup, order: Sequence[int]) -> int:
+        """The first block, in this order, with a layer that reads the group's units."""
+        reading = [
+            index
+            for index in order
+            if group.coupled and any(path.startswith(f"{self.blocks[index]}.") for path in group.reads)
+        ]
+        return reading[0] if reading else group.block
 
     @property
     def convolutional(self) -> bool:
@@ -207,7 +249,6 @@ class Family:
     chain: instead of `groups`, for networks that are one chain of layers rather than repeated blocks: (a module that
     `is_block` names, its path) -> (its block paths, their unit groups), both in forward order.
     streams: (the whole module, [(path, block)]) -> coupled groups, the channels of the residual streams between blocks.
-    read_later: [(path, block)] -> the paths of blocks whose outputs are read by more than the next block.
     refusals: the whole module -> what only it shows to be impossible, beside what `groups` sees of one block.
     tokens: (the whole module, [(path, block)]) -> how its tokens can be merged. Raises InputError for a variant whose
     tokens cannot.
@@ -224,7 +265,6 @@ class Family:
     parts: tuple[str, ...] = ()
     chain: Callable[[Any, str], tuple[list[str], list[UnitGroup]]] | None = None
     streams: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], list[UnitGroup]] | None = None
-    read_later: Callable[[Sequence[tuple[str, Any]]], Sequence[str]] | None = None
     refusals: Callable[[Any], Sequence[Refusal]] | None = None
     tokens: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], Tokens] | None = None
 

@@ -81,7 +81,6 @@ class Discovery:
             tuple(blocks),
             tuple(groups),
             frozenset(path for piece in self.pieces if piece.channels_first for path in piece.blocks),
-            tuple(self._read_later(blocks)),
             tuple(kinds) if len(set(kinds)) > 1 else (),
             tuple(one for one in self.refused if wanted is None or one.kind in wanted),
         )
@@ -230,16 +229,3 @@ class Discovery:
             raise InputError(
                 "the model has nothing to prune", f"no block of family {family} has units", "use another model"
             )
-
-    def _read_later(self, blocks: Sequence[str]) -> list[str]:
-        """Blocks whose outputs are read by more than the next one: declared by their family, or seen in the pass."""
-        later: set[str] = set()
-        for family in self.families:
-            mine = self._blocks_of(family)
-            if family.read_later is not None and mine:
-                later |= set(family.read_later(mine))
-        if self.seen is not None:
-            modules = [self.model.get_submodule(path) for path in blocks]
-            for reader, read in enumerate(self.seen.direct(modules)):
-                later |= {blocks[index] for index in read if index < reader - 1}
-        return [path for path in blocks if path in later]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from optin_export.families._declare import UnitGroup
+from optin_export.families._outputs import copied, map_tensors
 
 
 def get_module(model: nn.Module, path: str) -> nn.Module:
@@ -81,20 +82,21 @@ def _fitted(mask: torch.Tensor, module: nn.Module, inputs: torch.Tensor, batch_d
     return mask if mask.dim() == 1 else mask.reshape(len(mask), *[1] * (inputs.dim() - 2), -1)
 
 
-def tensor_of(output: Any) -> torch.Tensor:
-    """A block's hidden states: the output itself, or the first entry of a tuple."""
-    return output if isinstance(output, torch.Tensor) else output[0]
-
-
 @contextlib.contextmanager
-def block_outputs(model: nn.Module, blocks: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Collect each block's output (as returned, tuple or tensor) during the forward passes of the body."""
+def block_outputs(model: nn.Module, blocks: Sequence[str], rewritten: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """Collect each block's output (as returned, tensor or containers of them) during the forward passes of the body.
+
+    rewritten: blocks whose output the model writes over in place; they are copied. Of a block that runs several times
+    in a pass the last output is kept.
+    """
     outputs: dict[str, Any] = {}
 
     def hook_of(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            # What follows a layer may work in place, and would change what was collected.
-            outputs[path] = output.clone() if isinstance(module, nn.Conv2d) else output
+            # Lists and dictionaries are the model's own to change; tensors are not, unless they are written over. What
+            # follows a layer that is a block by itself may always work in place.
+            copies = path in rewritten or isinstance(module, nn.Conv2d)
+            outputs[path] = copied(output) if copies else map_tensors(output, lambda _, tensor: tensor)
 
         return hook
 
@@ -105,11 +107,19 @@ def block_outputs(model: nn.Module, blocks: Sequence[str]) -> Iterator[dict[str,
 
 
 @contextlib.contextmanager
-def replayed(model: nn.Module, outputs: Mapping[str, Any]) -> Iterator[None]:
-    """Let the named blocks return these outputs instead of computing: the prefix of a pass costs nothing."""
-    with _in_place_of(
-        model, {path: lambda *args, _output=output, **kwargs: _output for path, output in outputs.items()}
-    ):
+def replayed(model: nn.Module, outputs: Mapping[str, Any], rewritten: Collection[str] = ()) -> Iterator[None]:
+    """Let the named blocks return these outputs instead of computing: the prefix of a pass costs nothing.
+
+    rewritten: blocks whose output the model writes over in place: it gets copies.
+    """
+
+    def forward_of(path: str) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return copied(outputs[path]) if path in rewritten else map_tensors(outputs[path], lambda _, one: one)
+
+        return forward
+
+    with in_place_of(model, {path: forward_of(path) for path in outputs}):
         yield
 
 
@@ -129,7 +139,7 @@ def refitted(model: nn.Module, layers: Mapping[str, tuple[torch.Tensor, torch.Te
 
         return forward
 
-    with _in_place_of(model, {path: forward_of(path) for path in layers}):
+    with in_place_of(model, {path: forward_of(path) for path in layers}):
         yield
 
 
@@ -156,7 +166,7 @@ def reaching(block: str, norm: str, sublayer: str) -> Callable[[nn.Module, Any],
             seen.append(first)
             raise _Stop
 
-        with contextlib.suppress(_Stop), _in_place_of(model, {norm: lambda first: first, sublayer: stop}):
+        with contextlib.suppress(_Stop), in_place_of(model, {norm: lambda first: first, sublayer: stop}):
             module(*args, **kwargs)
         return seen[0]
 
@@ -164,7 +174,8 @@ def reaching(block: str, norm: str, sublayer: str) -> Callable[[nn.Module, Any],
 
 
 @contextlib.contextmanager
-def _in_place_of(model: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+def in_place_of(model: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Let the named modules run these functions instead of their own forward; hooks run as ever."""
     with contextlib.ExitStack() as stack:
         for path, forward in forwards.items():
             module = get_module(model, path)
@@ -182,11 +193,15 @@ class _Stop(Exception):
 
 
 @contextlib.contextmanager
-def stopped_after(model: nn.Module, path: str) -> Iterator[Callable[..., None]]:
-    """Yield a function that runs the model on named inputs up to and including this block, and no further."""
+def stopped_after(model: nn.Module, path: str, calls: int = 1) -> Iterator[Callable[..., None]]:
+    """Yield a function that runs the model on named inputs up to and including this module's last of `calls` calls."""
+    left = calls
 
     def stop(module: nn.Module, args: Any, output: Any) -> None:
-        raise _Stop
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise _Stop
 
     def run(inputs: Mapping[str, torch.Tensor]) -> None:
         with contextlib.suppress(_Stop):

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from optin_export.families._declare import UnitGroup
-from optin_export.families._hooks import get_module, masked, tensor_of
+from optin_export.families._hooks import get_module, masked
+from optin_export.families._outputs import tensor_of
 
 #: Difference of outputs, relative to the largest value, below which they are the same.
 TOLERANCE = 1e-5

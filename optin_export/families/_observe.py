@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_export.families._hooks import tensor_of
+from optin_export.families._outputs import tensor_of
 
 #: A node of autograd's graph; compared by identity.
 Node = Any
@@ -49,31 +49,6 @@ class Pass:
         """Whether the model's output depends on what the module returned, as far as autograd knows."""
         nodes = self.every.get(id(module), [])
         return self.last is None or not nodes or any(node in self.read for node in nodes)
-
-    def direct(self, blocks: Sequence[nn.Module]) -> list[set[int]]:
-        """For each block, and for the model's output at the end: the blocks that it reads without another between.
-
-        Empty where nothing is known, because the model computes without autograd.
-        """
-        made = {self.outputs[id(block)]: index for index, block in enumerate(blocks) if id(block) in self.outputs}
-        ends = [self.outputs.get(id(block)) for block in blocks]
-        return [_reached(end, made) for end in (*ends, self.last)]
-
-
-def _reached(start: Node, made: Mapping[Node, int]) -> set[int]:
-    found: set[int] = set()
-    todo, seen = [start], {start}
-    while todo:
-        node = todo.pop()
-        for following, _ in () if node is None else node.next_functions:
-            if following is None or following in seen:
-                continue
-            seen.add(following)
-            if following in made and following is not start:
-                found.add(made[following])
-            else:
-                todo.append(following)
-    return found
 
 
 def observe_pass(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Pass:

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from optin_export.families._declare import UnitGroup
-from optin_export.families._hooks import get_layer, rows_of, tensor_of, valid_rows
+from optin_export.families._hooks import get_layer, rows_of, valid_rows
+from optin_export.families._outputs import Calls, tensor_of
 
 #: Positions per sample of a convolution's output that take part; neighbours tell the same.
 POSITIONS = 64
@@ -19,8 +20,11 @@ POSITIONS = 64
 def output_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
     """[rows, features] of what `layer` (or the residual stream beside it) puts out, on the CPU.
 
-    Padding is left out; of a convolution, the positions drawn for this batch are taken.
+    Padding is left out; of a convolution, the positions drawn for this batch are taken. Of a layer that runs several
+    times: the rows of all its calls, one call after another.
     """
+    if isinstance(value, Calls):
+        return torch.cat([output_rows(one, layer, inputs, batch) for one in value])
     tensor = tensor_of(value)
     if isinstance(layer, nn.Conv2d):
         flat = tensor.flatten(2)
@@ -28,8 +32,11 @@ def output_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor]
     return rows_of(tensor, valid_rows(inputs, tensor)).cpu()
 
 
-def input_rows(tensor: torch.Tensor, layer: nn.Module, inputs: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
+def input_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
     """[rows, weights per output] of what `layer` reads, row for row as `output_rows`; patches for a convolution."""
+    if isinstance(value, Calls):
+        return torch.cat([input_rows(one, layer, inputs, batch) for one in value])
+    tensor: torch.Tensor = value
     if isinstance(layer, nn.Conv2d):
         # Every kind of padding ("same", reflecting, ...) as the convolution itself does it.
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode

@@ -7,8 +7,6 @@ input.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from typing import Any
 
 from optin_export.errors import InputError
@@ -98,14 +96,6 @@ def _decoder_neurons(layer: Any, path: str, index: int, number: int) -> UnitGrou
     )
 
 
-def _read_later(found: Sequence[tuple[str, Any]]) -> list[str]:
-    """The last layer of each stage of the backbone, which the pixel decoder reads, and the last one of that."""
-    path, model = found[0]
-    names = [name for name, _ in _backbone(model, path)]
-    ends = [a for a, b in itertools.pairwise(names) if a.rpartition(".")[0] != b.rpartition(".")[0]]
-    return [*ends, names[-1], *[name for name, _ in _pixel_layers(model, path)][-1:]]
-
-
 FAMILY = Family(
     name="mask2former",
     library="transformers",
@@ -114,5 +104,4 @@ FAMILY = Family(
     sublayers=("heads", "neurons"),
     is_block=class_named("Mask2FormerModel"),
     chain=_chain,
-    read_later=_read_later,
 )

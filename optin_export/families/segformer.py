@@ -3,7 +3,6 @@ the channels of the decode head between its fusing layer and its classifier."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from optin_export.families._declare import Family, Producer, UnitGroup, class_named
@@ -55,17 +54,6 @@ def _fused(head: Any, path: str, index: int) -> UnitGroup:
     )
 
 
-def _read_later(blocks: Sequence[tuple[str, Any]]) -> list[str]:
-    """The last layer of each stage: the decode head reads them all."""
-    if type(blocks[-1][1]).__name__ != _HEAD:
-        return []  # a classifier reads the last stage alone
-    layers = [path for path, _ in blocks[:-1]]
-    stages = [path.rpartition(".")[0] for path in layers]
-    return [
-        path for path, stage, following in zip(layers, stages, [*stages[1:], ""], strict=True) if stage != following
-    ]
-
-
 FAMILY = Family(
     name="segformer",
     library="transformers",
@@ -75,5 +63,4 @@ FAMILY = Family(
     is_block=class_named(_LAYER, _HEAD),
     groups=_groups,
     channels_first=True,
-    read_later=_read_later,
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from optin_export.errors import InputError
-from optin_export.families import Structure
+from optin_export.families import Structure, measured
 from optin_export.recipe import PruneSection
 from optin_export.scoring.activation import activation_scores
 from optin_export.scoring.baselines import magnitude_scores, random_scores
@@ -51,6 +51,11 @@ def score(
 
     Raises InputError if a score is not finite (calibration data or weights that overflow).
     """
+    placement = placement or Placement()
+    if structure.walk is None and batches:
+        with placement(model):
+            structure = measured(model, structure, batches[0].inputs)
+    _check_gradients(structure, config)
     total, done = _steps(structure, config), 0
 
     def step(count: int) -> None:
@@ -61,7 +66,7 @@ def score(
     info: dict[str, float] = {}
     values: dict[str, np.ndarray] = {}
     for method, part in _parts(structure, config):
-        found, facts = _scored(method, model, part, batches, config, seed, step, spread, placement or Placement())
+        found, facts = _scored(method, model, part, batches, config, seed, step, spread, placement)
         values |= found
         info |= facts
     values = {group.key: values[group.key] for group in structure.groups}
@@ -89,6 +94,19 @@ def methods(structure: Structure, config: PruneSection) -> dict[str, str]:
         group.key: CHANNELS if measured and group.kind == "channels" and structure.is_convolutional(group) else "optin"
         for group in structure.groups
     }
+
+
+def _check_gradients(structure: Structure, config: PruneSection) -> None:
+    """Raise InputError where scores come from gradients and the model lets none through."""
+    blind = () if structure.walk is None else structure.walk.blind
+    asked = {key for key, method in methods(structure, config).items() if method in ("optin", "fisher")}
+    sketched = {one.key for one in structure.groups if one.kind != "heads" or config.score == "fisher"}
+    if blind and asked & sketched:
+        raise InputError(
+            f"no gradients flow through '{blind[0]}'",
+            "the model runs it under torch.no_grad(), or in a checkpoint with use_reentrant=True",
+            "let it run with gradients (use_reentrant=False), or set prune.score: obs",
+        )
 
 
 def _parts(structure: Structure, config: PruneSection) -> list[tuple[str, Structure]]:

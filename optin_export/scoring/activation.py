@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,9 @@ def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequen
     for batch in batches:
         with inputs_of(model, list(squared)) as seen, torch.no_grad():
             model(**batch.inputs)
-        for group, path in [(one, path) for one in groups for path in one.reads]:
-            inputs = seen[path].cpu()
+        every = [(one, path, inputs) for one in groups for path in one.reads for inputs in seen.get(path, ())]
+        for group, path, inputs in every:
+            inputs = inputs.cpu()
             if inputs.dim() == 4 and get_layer(model, path).weight.dim() == 4:
                 inputs = inputs.flatten(2).mT
             valid = valid_rows(batch.inputs, inputs)
@@ -66,12 +67,14 @@ def _gram_of_weights(model: TaskModel, group: UnitGroup, path: str) -> torch.Ten
 
 
 @contextlib.contextmanager
-def inputs_of(model: TaskModel, paths: Sequence[str]) -> Any:
-    seen: dict[str, torch.Tensor] = {}
+def inputs_of(model: TaskModel, paths: Sequence[str]) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """What these layers read in the forward passes of the body, call by call; nothing of layers that do not run."""
+    seen: dict[str, list[torch.Tensor]] = {}
 
     def hook_of(path: str) -> Any:
         def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            seen[path] = args[0]
+            # A copy: the model may write over it in place, a residual stream for one.
+            seen.setdefault(path, []).append(args[0].clone())
 
         return hook
 

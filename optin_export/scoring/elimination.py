@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from optin_export.families import (
+    Calls,
     UnitGroup,
     as_matrix,
     columns_per_unit,
@@ -57,10 +58,11 @@ def elimination_scores(
         with placement(model):
             covariances = _covariances(model, sorted({path for group in chunk for path in group.reads}), batches)
         for group in chunk:
-            if not all(covariances[path].isfinite().all() for path in group.reads):
+            reads = [path for path in group.reads if path in covariances]
+            if not all(covariances[path].isfinite().all() for path in reads):
                 found[group.key] = np.full(group.count, np.nan)
                 continue
-            readers = [_Reader.of(model, group, path, covariances[path]) for path in group.reads]
+            readers = [_Reader.of(model, group, path, covariances[path]) for path in reads]
             found[group.key] = _eliminate(readers, group.count)
             tick(group.count)
     return {group.key: found[group.key] for group in groups}
@@ -142,8 +144,8 @@ def _covariances(model: TaskModel, paths: Sequence[str], batches: Sequence[Batch
     for index, batch in enumerate(batches):
         with inputs_of(model, paths) as seen:
             model(**batch.inputs)
-        for path in paths:
-            rows = input_rows(seen[path], get_layer(model, path), batch.inputs, index)
+        for path in (path for path in paths if path in seen):
+            rows = input_rows(Calls(seen[path]), get_layer(model, path), batch.inputs, index)
             augmented = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
             product = (augmented.T @ augmented).double().cpu()
             sums[path] = sums[path] + product if path in sums else product

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from optin_export.families import Structure, UnitGroup, block_outputs, masked, replayed
+from optin_export.families import Structure, UnitGroup, Walk, block_outputs, masked, replayed
 from optin_export.scoring.losses import Reference, output_losses, trajectory_losses
 from optin_export.sources import TaskModel
 
@@ -47,7 +46,7 @@ def exact_sums(
     Blocks before the group's own are replayed from the reference pass: masking cannot change them.
     """
     trajectory, output = np.zeros(len(wanted)), np.zeros(len(wanted))
-    later = structure.blocks[group.block :]
+    before, later, walk = structure.before(group), structure.after(group), structure.walk or Walk(structure.order)
     size = max(1, ROWS_PER_PASS // len(reference))
     for start in range(0, len(wanted), size):
         chunk = wanted[start : start + size]
@@ -56,11 +55,11 @@ def exact_sums(
         mask[torch.arange(copies), torch.tensor(chunk)] = 0.0
         mask = mask.repeat_interleave(len(reference), dim=0)
         inputs = {name: _copies(tensor, copies) for name, tensor in reference.inputs.items()}
-        prefix = {path: _copies(reference.hidden[path], copies) for path in structure.blocks[: group.block]}
+        prefix = {path: walk.repeated(path, reference.hidden[path], copies) for path in before}
         with (
             torch.no_grad(),
             replayed(model, prefix),
-            block_outputs(model, later) as outputs,
+            block_outputs(model, later, structure.rewritten) as outputs,
             masked(model, [group], {group.key: mask}),
         ):
             result = model(**inputs)
@@ -77,10 +76,6 @@ def _per_copy(losses: torch.Tensor, copies: int) -> np.ndarray:
     return losses.double().view(copies, -1).sum(1).cpu().numpy()
 
 
-def _copies(value: Any, copies: int) -> Any:
-    """The batch several times over; tuples part by part."""
-    if isinstance(value, torch.Tensor):
-        return value.repeat(copies, *[1] * (value.dim() - 1))
-    if isinstance(value, tuple):
-        return tuple(_copies(part, copies) for part in value)
-    return value
+def _copies(value: torch.Tensor, copies: int) -> torch.Tensor:
+    """The batch several times over."""
+    return value.repeat(copies, *[1] * (value.dim() - 1))

@@ -11,12 +11,13 @@ block (there: only for the last); padding rows are never compared.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from optin_export.errors import InputError
 from optin_export.families import Structure, block_outputs, tensor_of
 from optin_export.sources import Batch, Inputs, TaskModel, as_rows, counted_rows
 
@@ -40,6 +41,8 @@ class Reference:
 
     chosen: per shape of hidden states the compared token rows, [samples, rows]; rows: per block these rows, normalised,
     [samples, rows, features]; hidden: block outputs as returned, to replay.
+    layouts: per block the dimension of its hidden states that counts samples, and into how many parts one after another
+    each sample is cut there (windows, patches).
     picked: the compared rows of the output, [samples, rows], None for all; output: these rows, [samples, rows,
     features]; weights: what each counts, [samples, rows], of sum 1 per sample.
     """
@@ -51,6 +54,7 @@ class Reference:
     output: torch.Tensor
     weights: torch.Tensor
     hidden: dict[str, Any]
+    layouts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.output)
@@ -58,16 +62,24 @@ class Reference:
 
 def observe(model: TaskModel, structure: Structure, batch: Batch, rows: int, generator: torch.Generator) -> Reference:
     """Run the unpruned model once and fix the token rows (at most `rows` a sample, never padding) of every block."""
-    with torch.no_grad(), block_outputs(model, structure.blocks) as outputs:
+    with torch.no_grad(), block_outputs(model, structure.observed, structure.rewritten) as outputs:
         output = model(**batch.inputs)
     chosen: dict[tuple[int, ...], torch.Tensor] = {}
-    compared = {}
-    for path in structure.blocks:
-        tokens = _tokens(outputs[path], path in structure.channels_first)
+    compared, layouts = {}, {}
+    for path in structure.observed:
+        if path not in outputs:
+            raise InputError(
+                f"'{path}' does not run for all calibration rows",
+                "the model decides by its inputs which blocks run",
+                "use a model that runs the same blocks for all inputs",
+            )
+        layout = layouts[path] = _layout(structure, path, outputs[path], len(next(iter(batch.inputs.values()))))
+        first = path in structure.channels_first
+        tokens = _tokens(outputs[path], first, layout)
         shape = tuple(tokens.shape[:2])
         if shape not in chosen:
             chosen[shape] = _sample_rows(batch.inputs, shape, rows, generator).to(tokens.device)
-        compared[path] = normalised_rows(outputs[path], batch.inputs, chosen, path in structure.channels_first)
+        compared[path] = normalised_rows(outputs[path], batch.inputs, chosen, first, layout)
     every = as_rows(model, output, batch.inputs)
     counted = counted_rows(model, output, batch.inputs)
     picked = None
@@ -76,7 +88,7 @@ def observe(model: TaskModel, structure: Structure, batch: Batch, rows: int, gen
     counts = torch.ones(every.shape[:2], device=every.device) if counted is None else counted.float()
     weights = counts if picked is None else counts.gather(1, picked)
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1.0)
-    return Reference(batch.inputs, chosen, compared, picked, _picked(every, picked), weights, dict(outputs))
+    return Reference(batch.inputs, chosen, compared, picked, _picked(every, picked), weights, dict(outputs), layouts)
 
 
 def compared_output(model: TaskModel, reference: Reference, output: torch.Tensor) -> torch.Tensor:
@@ -92,13 +104,17 @@ def _picked(rows: torch.Tensor, picked: torch.Tensor | None) -> torch.Tensor:
 
 
 def normalised_rows(
-    output: Any, inputs: Inputs, chosen: Mapping[tuple[int, ...], torch.Tensor], channels_first: bool
+    output: Any,
+    inputs: Inputs,
+    chosen: Mapping[tuple[int, ...], torch.Tensor],
+    channels_first: bool,
+    layout: tuple[int, int] = (0, 1),
 ) -> torch.Tensor:
     """The chosen token rows of a block's output in float32, L2-normalised, zero where they are padding.
 
-    The batch of `output` may hold the samples several times over, one copy after another.
+    The batch of `output` may hold the samples several times over, one copy after another. layout: see `Reference`.
     """
-    tokens = _tokens(output, channels_first)
+    tokens = _tokens(output, channels_first, layout)
     samples = next(iter(inputs.values())).shape[0]
     # A block's rows are compared where the block is: a model's blocks may lie on several devices.
     copies, rows = len(tokens) // samples, chosen[(samples, tokens.shape[1])].to(tokens.device)
@@ -110,14 +126,30 @@ def normalised_rows(
     return normalised * mask.to(rows.device).gather(1, rows).repeat(copies, 1)[..., None].to(normalised)
 
 
-def _tokens(output: Any, channels_first: bool) -> torch.Tensor:
-    """A block's output as [samples, tokens, features]."""
+def _layout(structure: Structure, path: str, output: Any, samples: int) -> tuple[int, int]:
+    dim, hidden = 0 if structure.walk is None else structure.walk.sample_dim(path), tensor_of(output)
+    parts, rest = divmod(hidden.shape[dim], samples)
+    if rest or not parts:
+        raise InputError(
+            f"the output of '{path}' cannot be compared",
+            f"none of its dimensions {tuple(hidden.shape)} counts the {samples} samples of a batch",
+            "let the block return its hidden states first, a row per sample",
+        )
+    return dim, parts
+
+
+def _tokens(output: Any, channels_first: bool, layout: tuple[int, int]) -> torch.Tensor:
+    """A block's output as [samples, tokens, features]; the parts of a sample one after another."""
+    dim, parts = layout
     hidden = tensor_of(output)
+    hidden = hidden.movedim(dim, 0) if dim else hidden
     if hidden.dim() == 2:
-        return hidden[:, None]
-    if hidden.dim() == 3:
-        return hidden
-    return hidden.flatten(2).mT if channels_first else hidden.flatten(1, -2)
+        tokens = hidden[:, None]
+    elif hidden.dim() == 3:
+        tokens = hidden
+    else:
+        tokens = hidden.flatten(2).mT if channels_first else hidden.flatten(1, -2)
+    return tokens if parts == 1 else tokens.reshape(len(tokens) // parts, parts * tokens.shape[1], -1)
 
 
 def _token_mask(inputs: Inputs, shape: tuple[int, int]) -> torch.Tensor | None:
@@ -146,7 +178,8 @@ def trajectory_losses(
     """
     total = torch.zeros(())
     for path in blocks:
-        rows = normalised_rows(outputs[path], reference.inputs, reference.chosen, path in channels_first)
+        layout = reference.layouts.get(path, (0, 1))
+        rows = normalised_rows(outputs[path], reference.inputs, reference.chosen, path in channels_first, layout)
         expected = relation(reference.rows[path]).repeat(len(rows) // len(reference), 1, 1)
         total = total + (relation(rows) - expected).square().sum((1, 2)).cpu()
     return total

@@ -27,7 +27,7 @@ def reference_scores(
 ) -> dict[str, np.ndarray]:
     """Scores from one batch, one masked forward pass per unit: {group key: float64 [units]}."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), block_outputs(model, structure.blocks) as outputs:
+    with torch.no_grad(), block_outputs(model, structure.observed, structure.rewritten) as outputs:
         output = model(**batch.inputs)
     hidden = dict(outputs)
     stuck: dict[str, torch.Tensor] = {}
@@ -35,16 +35,17 @@ def reference_scores(
     for group in structure.groups:
         values = np.zeros(group.count)
         # Later blocks are compared; the last block has none and stands in for itself.
-        later = structure.blocks[group.block + 1 :] or structure.blocks[-1:]
+        # Where passes are whole, blocks that cannot change are compared as well, which adds nothing.
+        later = structure.after(group)[1:] or structure.observed[-1:]
         # With heads of earlier blocks masked their outputs are no longer those of the reference pass.
-        prefix = {} if stuck else {path: hidden[path] for path in structure.blocks[: group.block]}
+        prefix = {} if stuck else {path: hidden[path] for path in structure.before(group)}
         for unit in range(group.count):
             mask = torch.ones(group.count)
             mask[unit] = 0.0
             with (
                 torch.no_grad(),
-                replayed(model, prefix),
-                block_outputs(model, later) as moved,
+                replayed(model, prefix, structure.rewritten),
+                block_outputs(model, later, structure.rewritten) as moved,
                 masked(model, structure.groups, {**stuck, group.key: mask}),
             ):
                 result = model(**batch.inputs)

@@ -181,16 +181,24 @@ class Sketch:
         precision = (
             torch.autocast(computes, getattr(torch, self.autocast)) if self.autocast else contextlib.nullcontext()
         )
-        with precision, masked(self.model, self.groups, masks), block_outputs(self.model, self.structure.blocks) as out:
-            result = self.model(**reference.inputs)
-        rows = [
-            normalised_rows(out[path], reference.inputs, reference.chosen, path in self.structure.channels_first)
-            for path in self.structure.blocks
-        ]
-        result = compared_output(self.model, reference, result)
-        # Blocks may be computed again on the way back, and then have to be masked again.
-        with masked(self.model, self.groups, masks):
-            yield masks, rows, result.float() if self.autocast else result
+        blocks, rewritten = self.structure.observed, self.structure.rewritten
+        with self.structure.gradients():
+            with precision, masked(self.model, self.groups, masks), block_outputs(self.model, blocks, rewritten) as out:
+                result = self.model(**reference.inputs)
+            rows = [
+                normalised_rows(
+                    out[path],
+                    reference.inputs,
+                    reference.chosen,
+                    path in self.structure.channels_first,
+                    reference.layouts[path],
+                )
+                for path in blocks
+            ]
+            result = compared_output(self.model, reference, result)
+            # Blocks may be computed again on the way back, and then have to be masked again.
+            with masked(self.model, self.groups, masks):
+                yield masks, rows, result.float() if self.autocast else result
 
     def _output_probe(self, shard: Shard, probe: int, result: torch.Tensor) -> torch.Tensor:
         noise = self._output_noise(_STREAMS[shard.kind] + 1, shard.batch, probe, result)

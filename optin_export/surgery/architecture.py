@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -157,6 +158,9 @@ def _assembled(
     }
     coupled = any(key.count(".") > 1 for key in architecture.groups)
     structure = find_structure(model, coupled, kinds, inputs, architecture.family.split(" + "))
+    # Groups in layers that do not run were left as they are, and are not in the plan.
+    known = tuple(group for group in structure.groups if group.key in architecture.groups)
+    structure = dataclasses.replace(structure, groups=known)
     dense, _ = rebuild(model, structure, groups, inputs)
     _adopt_new_biases(dense, state)
     state |= {name: state[first] for name, first in _tied(dense).items() if first in state and name not in state}

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from optin_export.families import (
+    Calls,
     Structure,
     UnitGroup,
     as_matrix,
@@ -31,6 +32,7 @@ from optin_export.families import (
     get_module,
     get_scale,
     input_rows,
+    measured,
     output_rows,
     reads_rows,
     tensor_in,
@@ -93,16 +95,21 @@ def compensate(
     unit instead of new weights. weights: the `sensitivities` of `original`, where they are known already. at_work: held
     while `original` runs; `dense` stays where it is.
     """
+    if batches:
+        with at_work(original):
+            structure = measured(original, structure, batches[0].inputs)
     head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
     repairs: dict[str, Repair] = {}
     with at_work(original):
         weights = sensitivities(original, structure, batches, seed) if weights is None else weights
         pair = _Pair(original, dense, structure, groups, batches, weights)
         # Channels of a residual stream have no sub-layer of their own: the layers around them make up for what is gone.
-        todo = [pair for pair in zip(structure.groups, smaller.groups, strict=True) if not pair[0].coupled]
-        shortcuts = _projections(structure)
+        left_of = {group.key: group for group in smaller.groups}
+        todo = [(group, left_of[group.key]) for group in structure.groups if not group.coupled]
+        shortcuts = [one for one in _projections(structure) if pair.calls(one)]
         try:
-            for block, path in enumerate(structure.blocks):
+            for block in structure.order:
+                path = structure.blocks[block]
                 for projection in (one for one in shortcuts if not only_scale and one.startswith(path + ".")):
                     pair.refit_layer(projection)
                 for group, small in [(group, small) for group, small in todo if group.block == block]:
@@ -111,7 +118,8 @@ def compensate(
                     fit = pair.refit_consumer(group, small, only_scale)
                     repairs[group.key] = _repair(fit)
                     tick(len(repairs), len(todo))
-                if any(group.block > block for group, _ in todo):
+                left = structure.order[structure.order.index(block) + 1 :]
+                if any(group.block in left for group, _ in todo):
                     pair.source.advance(block)
                     pair.target.advance(block)
             if head is not None and head not in pair.consumers:
@@ -153,10 +161,12 @@ class _Pair:
         seen = self.source.see(0, [(path, 0) for path in (*paths, *group.readers)], group.consumer)
         ordered = [path for path, _ in seen] + [path for path in group.readers if (path, 0) not in seen]
         # Producers that read the same input are refitted together: one Gram matrix serves them.
-        sets: dict[int | str, list[str]] = {}
+        sets: dict[int | str | tuple[int, ...], list[str]] = {}
         for path in ordered:
-            if reads_rows(get_layer(self.target.model, path)):
-                sets.setdefault(path if path in group.readers else id(seen[(path, 0)]), []).append(path)
+            if self.calls(path) and reads_rows(get_layer(self.target.model, path)):
+                read = seen.get((path, 0))
+                same = tuple(map(id, read)) if isinstance(read, Calls) else id(read)
+                sets.setdefault(path if path in group.readers else same, []).append(path)
         for together in sets.values():
             if together[0] in group.readers:
                 self.refit_layer(together[0])
@@ -199,6 +209,8 @@ class _Pair:
         beside: list[Point] = [] if group.residual is None else [group.residual]
         kept = self.kept_outputs.get(path, torch.arange(len(layer.weight)))
         scale = scale[kept] if len(scale.shape) else scale
+        if len({self.calls(one) for one, _ in [*beside, (path, 0)]}) > 1:
+            return Fit(start, None, float("nan"), float("nan"), "it runs more often than the residual stream is seen")
         bend, shift = None, None
         if group.residual is None:
             bend = self._bend([path])
@@ -305,6 +317,11 @@ class _Pair:
         group = next((group for group in groups if [one.path for one in group.producers] == paths), None)
         return None if group is None else bend_of_units(self.source, group, self.kept_outputs[paths[0]])
 
+    def calls(self, path: str) -> int:
+        """How often a module runs in one pass."""
+        walk = self.structure.walk
+        return 1 if walk is None else walk.calls.get(path, 1)
+
     def _last(self, beside: Sequence[Point], path: str, group: UnitGroup) -> str:
         """Where a pass may stop: behind the layer, unless the residual stream's other side is computed after it."""
         return self.structure.blocks[group.block] if beside and beside[0][1] == "output" else path
@@ -347,8 +364,10 @@ def _kept_rows(plan: GroupPlan, count: int, per_unit: int, fused: int) -> torch.
     return torch.cat([slab * count * per_unit + one for slab in range(fused)])
 
 
-def _arranged(group: UnitGroup, model: TaskModel, seen: Any) -> torch.Tensor:
+def _arranged(group: UnitGroup, model: TaskModel, seen: Any) -> Any:
     """The residual stream with its rows as the consumer's output has them."""
+    if isinstance(seen, Calls):
+        return Calls(_arranged(group, model, one) for one in seen)
     stream = seen if group.residual is not None and group.residual[1] == "call" else tensor_of(seen)
     with torch.no_grad():
         return stream if group.arrange is None else group.arrange(model, stream)

@@ -21,6 +21,7 @@ from optin_export.families import (
     block_outputs,
     get_layer,
     input_rows,
+    measured,
     reads_rows,
     refitted,
     replayed,
@@ -66,6 +67,7 @@ def loss_curves(
     `sensitivities` of `model` on `calibration`, where they are known.
     """
     generator = torch.Generator().manual_seed(seed)
+    structure = measured(model, structure, calibration[0].inputs)
     references = [observe(model, structure, batch, ROWS, generator) for batch in scoring]
     curves: dict[str, Curve] = {}
     moments: dict[str, Moments] = {}
@@ -73,7 +75,7 @@ def loss_curves(
 
     def measure(group: UnitGroup) -> None:
         order = np.argsort(-scores[group.key], kind="stable")
-        grams = {path: moments.pop(path).gram for path in repaired[group.key]}
+        grams = {path: moments.pop(path).gram for path in repaired[group.key] if path in moments}
         solve = _rescaled if repair == "rescale" else _refitted
         curves[group.key] = _curve(
             model, structure, group, order, grams, solve, references, least[group.key], temperature
@@ -89,19 +91,20 @@ def loss_curves(
         weights = sensitivities(model, structure, calibration, seed)
     stream = Stream(model, structure, [calibration[index] for index in chosen])
     try:
-        for block, path in enumerate(structure.blocks):
+        for block in structure.order:
+            path, last = structure.blocks[block], block == structure.order[-1]
             groups = [group for group in structure.groups if group.block == block and not group.coupled]
             readers, until = [path for group in groups for path in repaired[group.key]], path
             for reader in (reader for group in structure.groups if group.coupled for reader in repaired[group.key]):
                 inside = reader.startswith(path + ".")
                 # What reads the last stream stands behind the last block.
-                if inside or (block == len(structure.blocks) - 1 and reader not in moments):
+                if inside or (last and reader not in moments):
                     readers.append(reader)
                     until = path if inside else reader
             moments |= _moments(stream, chosen, readers, weights, until)
             for group in groups:
                 measure(group)
-            if block < len(structure.blocks) - 1:
+            if not last:
                 stream.advance(block)
         for group in (group for group in structure.groups if group.coupled):
             measure(group)
@@ -144,7 +147,7 @@ def _moments(
     found: dict[str, Moments] = {}
     for position, (index, batch) in enumerate(zip(chosen, stream.batches, strict=True)):
         seen = stream.see(position, [(path, 0) for path in readers], until) if readers else {}
-        for path in readers:
+        for path in (path for path in readers if (path, 0) in seen):
             design = input_rows(seen[(path, 0)], get_layer(stream.model, path), batch.inputs, index)
             moments = found.setdefault(path, Moments(design.shape[1], 0))
             moments.add(design, design.new_zeros(len(design), 0), weights.of(index, [path]))
@@ -162,7 +165,7 @@ def _curve(
     least: int,
     temperature: float,
 ) -> Curve:
-    layers = {path: get_layer(model, path) for path in group.reads}
+    layers = {path: get_layer(model, path) for path in grams}
     starts = {}
     for path, layer in layers.items():
         weight = tensor_in(layer, "weight")
@@ -243,11 +246,15 @@ def _columns(start: torch.Tensor, kept: np.ndarray, units: int) -> torch.Tensor:
 def _losses(
     model: TaskModel, structure: Structure, group: UnitGroup, references: Sequence[Reference], temperature: float
 ) -> tuple[float, float]:
-    later = structure.blocks[group.block :]
+    later = structure.after(group)
     trajectory = output = 0.0
     for reference in references:
-        prefix = {path: reference.hidden[path] for path in structure.blocks[: group.block]}
-        with torch.no_grad(), replayed(model, prefix), block_outputs(model, later) as outputs:
+        prefix, rewritten = {path: reference.hidden[path] for path in structure.before(group)}, structure.rewritten
+        with (
+            torch.no_grad(),
+            replayed(model, prefix, rewritten),
+            block_outputs(model, later, rewritten) as outputs,
+        ):
             result = model(**reference.inputs)
             trajectory += float(trajectory_losses(reference, outputs, later, structure.channels_first).sum())
             changed = output_losses(model, reference, result, temperature)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from optin_export.families import Structure, get_layer, refitted
+from optin_export.families import Structure, get_layer, measured, refitted
 from optin_export.scoring.losses import (
     OutputNoise,
     Reference,
@@ -34,7 +34,7 @@ from optin_export.scoring.losses import (
 from optin_export.sources import Batch, TaskModel
 from optin_export.surgery.compensate import HOLD_OUT, AtWork, Repair
 from optin_export.surgery.head import is_tied
-from optin_export.surgery.sensitivity import ROWS, graph, layer_outputs
+from optin_export.surgery.sensitivity import ROWS, graph, layer_calls
 
 #: Key of this refit among the repairs.
 OUTPUT = "output"
@@ -77,6 +77,7 @@ def refine(
         return Repair(None, None, None, why)
     generator = torch.Generator().manual_seed(seed)
     with at_work(original):
+        structure = measured(original, structure, batches[0].inputs)
         references = [_output_only(observe(original, structure, batch, ROWS, generator)) for batch in batches]
     held = [references[index] for index in held_out]
     train = [one for index, one in enumerate(references) if index not in held_out]
@@ -92,7 +93,7 @@ def refine(
         return Repair(before, before, None, "the output is that of the unpruned model already")
     damping, rho = None, DAMPING
     for turn in range(ROUNDS):
-        system = _System(dense, paths)
+        system = _System(dense, paths, structure)
         for index, reference in enumerate(train):
             system.add(index, reference, noise, temperature)
             tick(turn * len(train) + index + 1, ROUNDS * len(train))
@@ -113,8 +114,8 @@ def refine(
 class _System:
     """H, g and C of the gains and biases of `paths`, over the batches added."""
 
-    def __init__(self, model: TaskModel, paths: Sequence[str]) -> None:
-        self.model, self.paths = model, paths
+    def __init__(self, model: TaskModel, paths: Sequence[str], structure: Structure) -> None:
+        self.model, self.paths, self.structure = model, paths, structure
         self.widths = _widths(model, paths)
         self.unknowns = 2 * sum(self.widths)
         self.gradient = torch.zeros(self.unknowns, dtype=torch.float64)
@@ -127,9 +128,13 @@ class _System:
 
     def add(self, index: int, reference: Reference, noise: OutputNoise, temperature: float) -> None:
         samples = len(reference)
-        with graph(self.model), layer_outputs(self.model, self.paths) as outputs:
+        with (
+            self.structure.gradients(),
+            graph(self.model),
+            layer_calls(self.model, self.paths, self.structure.rewritten) as outputs,
+        ):
             result = self.model(**reference.inputs)
-            layers = [outputs[path] for path in self.paths]
+            layers = [outputs[path][0] for path in self.paths]  # each runs once, see _layers
             probes = [output_losses(self.model, reference, result, temperature).sum()]
             compared = compared_output(self.model, reference, result)
             room = FACTOR_BYTES // (4 * self.unknowns) - sum(map(len, self.factor))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from optin_export.families import Structure, UnitGroup, get_layer, get_module, get_scale, tensor_in, tensor_of
+from optin_export.families import Calls, Structure, UnitGroup, get_layer, get_module, get_scale, tensor_in, tensor_of
 from optin_export.surgery.streams import Stream
 
 #: Rounds after the ordinary least squares; each reads the calibration rows once more.
@@ -61,7 +61,9 @@ def bend_of_units(original: Stream, group: UnitGroup, kept: torch.Tensor) -> Ben
         return None
     producer, units = group.producers[0], (group.consumer, 0)
     seen = original.see(0, [(producer.path, "output"), units], group.consumer)
-    output = seen[(producer.path, "output")]
+    output = seen.get((producer.path, "output"))
+    if not isinstance(output, torch.Tensor) or not isinstance(seen.get(units), torch.Tensor):
+        return None  # run several times, or not here
     layer = get_layer(original.model, producer.path)
     norm = None if producer.norm is None else get_module(original.model, producer.norm)
     form = _affine(norm, len(layer.weight))
@@ -81,6 +83,8 @@ def shift_of_block_relu(original: Stream, structure: Structure, group: UnitGroup
     if form is None:
         return None
     seen = original.see(0, [group.residual, (group.consumer, "output"), (block, "output")], block)
+    if any(isinstance(value, Calls) for value in seen.values()):
+        return None
     with torch.no_grad():
         assert isinstance(norm, nn.BatchNorm2d)
         before = tensor_of(seen[group.residual]) + norm(seen[(group.consumer, "output")])

@@ -9,12 +9,12 @@ weights: every output has its own solution, and any invertible weighting of dire
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from optin_export.families import Structure, block_outputs, get_module, output_rows
+from optin_export.families import Calls, Structure, block_outputs, get_module, measured, output_rows
 from optin_export.scoring.losses import (
     OutputNoise,
     compared_output,
@@ -48,6 +48,7 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
 
     Both terms, trajectory and output, count the same at every layer they depend on.
     """
+    structure = measured(model, structure, batches[0].inputs) if batches else structure
     generator = torch.Generator().manual_seed(seed)
     noise = OutputNoise(generator)
     paths = {path for group in structure.groups for path in group.reads}
@@ -61,28 +62,41 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
     for index, batch in enumerate(batches):
         reference = observe(model, structure, batch, ROWS, generator)
         with (
+            structure.gradients(),
             graph(model),
-            layer_outputs(model, sorted(paths)) as layers,
-            block_outputs(model, structure.blocks) as hidden,
+            layer_calls(model, sorted(paths), structure.rewritten) as layers,
+            block_outputs(model, structure.observed, structure.rewritten) as hidden,
         ):
             result = compared_output(model, reference, model(**batch.inputs))
             rows = [
-                normalised_rows(hidden[path], batch.inputs, reference.chosen, path in structure.channels_first)
-                for path in structure.blocks
+                normalised_rows(
+                    hidden[path],
+                    batch.inputs,
+                    reference.chosen,
+                    path in structure.channels_first,
+                    reference.layouts[path],
+                )
+                for path in structure.observed
             ]
             squares: list[dict[str, torch.Tensor]] = [{}, {}]
-            wanted = {path: output for path, output in layers.items() if output.requires_grad}
+            # A copy: what runs again on the way back (checkpoints) must not be added to what has run.
+            wanted = {path: [one for one in calls if one.requires_grad] for path, calls in layers.items()}
             for _ in range(PROBES):
                 probes = (
                     trajectory_probe(rows, generator),
                     output_probe(model.output_kind, result, 1.0, noise.draw(index, result), reference.weights),
                 )
                 for term, probe in zip(squares, probes, strict=True):
-                    gradients = torch.autograd.grad(probe, list(wanted.values()), retain_graph=True, allow_unused=True)
-                    for path, gradient in zip(wanted, gradients, strict=True):
-                        if gradient is not None:
-                            layer = get_module(model, path)
-                            shared = _shared(gradient, batch_dims.get(path, 0))
+                    every = [one for calls in wanted.values() for one in calls]
+                    found = iter(torch.autograd.grad(probe, every, retain_graph=True, allow_unused=True))
+                    for path, calls in wanted.items():
+                        gradients = [next(found) for _ in calls]
+                        if any(gradient is not None for gradient in gradients):
+                            layer, dim = get_module(model, path), batch_dims.get(path, 0)
+                            shared = Calls(
+                                torch.zeros_like(output) if gradient is None else _shared(gradient, dim)
+                                for output, gradient in zip(calls, gradients, strict=True)
+                            )
                             square = output_rows(shared, layer, batch.inputs, index).square().sum(1)
                             term[path] = term.get(path, torch.zeros(())) + square
         for kept, square_of in zip(terms, squares, strict=True):
@@ -138,16 +152,21 @@ def graph(model: TaskModel) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def layer_outputs(model: TaskModel, paths: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect what these layers put out, in the graph: by the last of their calls."""
-    outputs: dict[str, torch.Tensor] = {}
-    # An activation that works in place would write over what is recorded: it gets a copy.
+def layer_calls(
+    model: TaskModel, paths: Sequence[str], rewritten: Collection[str] = ()
+) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """Collect what these layers compute, in the graph, call by call.
+
+    rewritten: layers whose output the model writes over in place, beside those before activations that say so.
+    """
+    outputs: dict[str, list[torch.Tensor]] = {}
+    # What works in place would write over what is recorded: it gets a copy.
     in_place = any(getattr(module, "inplace", False) for module in model.modules())
 
     def hook_of(path: str):  # type: ignore[no-untyped-def]
         def hook(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
-            outputs[path] = output
-            return output.clone() if in_place else output
+            outputs.setdefault(path, []).append(output)
+            return output.clone() if in_place or path in rewritten else output
 
         return hook
 

@@ -11,7 +11,15 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.families import Structure, count_macs, count_params, find_structure, find_tokens, measure_costs
+from optin_export.families import (
+    Structure,
+    count_macs,
+    count_params,
+    find_structure,
+    find_tokens,
+    measure_costs,
+    measured,
+)
 from optin_export.recipe import Budget, PruneSection
 from optin_export.scoring import methods
 from optin_export.sources import build
@@ -159,7 +167,9 @@ def test_blocks_are_in_the_order_in_which_they_run() -> None:
     )
     assert structure.families == ("resnet", "resnet", "vit", "vit", "convolutions")
     assert structure.channels_first == {"model.backbone.1", "model.backbone.2", "model.head.3"}
-    assert structure.read_later == ()
+    walk = measured(model, structure, images(2)).walk
+    assert walk is not None and walk.whole is None
+    assert [walk.last_reader(path) for path in structure.blocks] == [1, 2, 3, 4, 5]  # each is read by the next alone
     # Without a pass the order of definition is all that is known, and the part that never runs counts as well.
     assert find_structure(model).blocks[:2] == ("model.neck.0", "model.neck.1")
     assert "model.idle" in find_structure(model).blocks
@@ -169,7 +179,10 @@ def test_what_a_pyramid_reads_again_is_kept() -> None:
     model, _ = built("upernet-swin")
     structure = find_structure(model, inputs=images(2))
     assert len(structure.blocks) == 5
-    assert structure.read_later == structure.blocks[:3]  # the last stage and the head are read by what follows
+    walk = measured(model, structure, images(2)).walk
+    assert walk is not None and walk.whole is None
+    # The stages are read again by the head, which is the fifth block.
+    assert [walk.last_reader(path) for path in structure.blocks[:3]] == [4, 4, 4]
 
 
 def test_a_head_for_training_has_no_units() -> None:
