@@ -20,6 +20,7 @@ from optin_export.sources.adapt import checked, readable, refuse_quantised_confi
 from optin_export.sources.contrastive import build_tower, is_contrastive, take_tower
 from optin_export.sources.equivalents import use_equivalents
 from optin_export.sources.guard import READS_FILES, plain_config, refuse_packed
+from optin_export.sources.lookup import Lookup, built, built_timm, from_pretrained, read_shapes
 from optin_export.sources.tasks import TaskModel, wrap
 from optin_export.sources.tokenizer import load_tokenizer
 
@@ -53,17 +54,20 @@ class LoadedModel:
 
     architecture: JSON-serialisable; `build(architecture)` gives the same modules with random weights.
     origin: folder or hub name where tokenizer and preprocessing lie, if any. labels: class names by index, if known.
+    looked_up: without the values of its weights.
     """
 
     model: TaskModel
     architecture: dict[str, Any]
     origin: str | None = None
     labels: dict[str, int] = field(default_factory=dict)
+    looked_up: bool = False
 
 
-def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
+def load_model(section: ModelSection, seed: int = 0, lookup: Lookup | None = None) -> LoadedModel:
     """Load the model of a recipe in float32 on the CPU, in eval mode and with eager attention.
 
+    lookup: only look it up: the same modules, without the values of their weights, and the same errors.
     Raises InputError for a missing or unreadable model, an unknown architecture, or weights that do not fit.
     """
     if section.source.startswith("/"):  # a bare path, made absolute by the recipe
@@ -72,16 +76,19 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
         prefix, _, rest = section.source.partition(":")
     torch.manual_seed(seed)  # for weights: random
     loader = {"hf": _load_transformers, "timm": _load_timm, "py": _load_python}[prefix]
-    module, architecture, origin = loader(section, rest)
+    module, architecture, origin = loader(section, rest, lookup)
     module = checked(module, section.source)
     if section.weights not in ("pretrained", "random"):
-        _load_checkpoint(module, Path(section.weights))
-    _refuse_bad_weights(module, section.source)
+        _load_checkpoint(module, Path(section.weights), lookup)
+    if lookup is None:
+        _refuse_bad_weights(module, section.source)
     _prepare(module)
     architecture |= {"task": section.task, "pooling": section.pooling, "normalize": section.normalize}
     labels = getattr(getattr(module, "config", None), "label2id", None) or {}
     if is_contrastive(module):
-        module, architecture["tower"], labels = take_tower(module, section, lambda: load_tokenizer(section, origin))
+        module, architecture["tower"], labels = take_tower(
+            module, section, lambda: load_tokenizer(section, origin), classify=lookup is None
+        )
     elif section.task == "zero-shot-image-classification" or (
         section.task == "image-feature-extraction" and prefix == "hf"
     ):
@@ -90,9 +97,8 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
             "only CLIP and SigLIP are known to give such an output",
             "use one of these; for embeddings also timm models with model.args: {num_classes: 0}",
         )
-    return LoadedModel(
-        wrap(module, section.task, section.pooling, section.normalize), architecture, origin, dict(labels)
-    )
+    wrapped = wrap(module, section.task, section.pooling, section.normalize)
+    return LoadedModel(wrapped, architecture, origin, dict(labels), lookup is not None)
 
 
 def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel:
@@ -138,7 +144,9 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
     return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"])
 
 
-def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], str | None]:
+def _load_transformers(
+    section: ModelSection, name: str, lookup: Lookup | None
+) -> tuple[nn.Module, dict[str, Any], str | None]:
     import transformers
 
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
@@ -160,10 +168,12 @@ def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dic
         auto = getattr(transformers, _AUTO_CLASS[section.task])
         if section.task == "image-segmentation" and type(config) not in auto._model_mapping:
             auto = transformers.AutoModelForUniversalSegmentation
-        if section.weights == "pretrained":
+        if section.weights == "pretrained" and lookup is not None:
+            module, info = from_pretrained(auto, name, config, lookup, **options)
+        elif section.weights == "pretrained":
             module, info = auto.from_pretrained(name, config=config, output_loading_info=True, **options)
         else:
-            module, info = auto.from_config(config, **options), {}
+            module, info = built(lambda: auto.from_config(config, **options), lookup), {}
     except InputError:
         raise
     except Exception as error:  # transformers raises many types here; all of them mean the source cannot be used
@@ -216,11 +226,12 @@ def _config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
     return transformers.AutoConfig.for_model(name, **fields)
 
 
-def _load_timm(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], None]:
+def _load_timm(section: ModelSection, name: str, lookup: Lookup | None) -> tuple[nn.Module, dict[str, Any], None]:
     pretrained, args = section.weights == "pretrained", dict(section.args)
     if not Path(name).is_absolute():
-        return _create_timm(name, args, pretrained), {"library": "timm", "name": name, "args": args}, None
-    module = _create_timm(f"local-dir:{name}", args, pretrained)
+        module = built_timm(name, lambda load: _create_timm(name, args, load), pretrained, lookup)
+        return module, {"library": "timm", "name": name, "args": args}, None
+    module = built(lambda: _create_timm(f"local-dir:{name}", args, pretrained), lookup)
     config = _read_config(Path(name))
     args = {**config.get("model_args", {}), **args}  # what the folder says of itself is needed to build it elsewhere
     return module, {"library": "timm", "name": config["architecture"], "args": args}, None
@@ -246,9 +257,11 @@ def _create_timm(name: str, args: dict[str, Any], pretrained: bool) -> nn.Module
         ) from error
 
 
-def _load_python(section: ModelSection, reference: str) -> tuple[nn.Module, dict[str, Any], None]:
+def _load_python(
+    section: ModelSection, reference: str, lookup: Lookup | None
+) -> tuple[nn.Module, dict[str, Any], None]:
     source = f"py:{reference}"
-    module = call_python(source, section.args)
+    module = built(lambda: call_python(source, section.args), lookup)
     if not isinstance(module, nn.Module):
         raise InputError(
             f"'{source}' is not a model", f"it returned a {type(module).__name__}", "return a torch.nn.Module"
@@ -288,13 +301,17 @@ def python_function(source: str) -> Callable[..., Any]:
     return function
 
 
-def _load_checkpoint(module: nn.Module, path: Path) -> None:
+def _load_checkpoint(module: nn.Module, path: Path, lookup: Lookup | None = None) -> None:
     """Load weights from safetensors, or from a pickle read with `weights_only=True` (no code can run)."""
     try:
-        if path.suffix == ".safetensors":
+        if lookup is not None:
+            if path.suffix != ".safetensors":
+                refuse_packed(path)
+            state: Any = read_shapes(path)
+        elif path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state: Any = load_file(path)
+            state = load_file(path)
         else:
             refuse_packed(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -311,7 +328,7 @@ def _load_checkpoint(module: nn.Module, path: Path) -> None:
     # Of DataParallel and torch.compile.
     state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state, assign=lookup is not None)
     except RuntimeError as error:
         raise InputError(
             f"the checkpoint {path} does not fit the model", str(error)[:300], "check model.args against the checkpoint"
