@@ -194,9 +194,9 @@ class Sources:
                 ) from None
         return np.asarray(values)
 
-    def tracing(self) -> AbstractContextManager[bool]:
+    def tracing(self, always: bool = False) -> AbstractContextManager[bool]:
         """Where forward passes belong that are run for their shapes; see `lookup.traced`."""
-        return traced(self.model) if self.loaded.looked_up else contextlib.nullcontext(False)
+        return traced(self.model, always) if self.loaded.looked_up else contextlib.nullcontext(False)
 
     @cached_property
     def classes(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,10 @@ def built(make: Callable[[], nn.Module], lookup: Lookup | None) -> nn.Module:
         with _without_memory():
             module = make()
         _fill(module)
-    except Exception:  # whatever the constructor raises without memory: built as ever, the error is its own or there is none
-        return make()
-    return module
+        whole = isinstance(module, nn.Module) and not any(value.is_meta for value in _tensors(module))
+    except Exception:  # raised for want of values, or by the constructor in any case: then it is raised again below
+        whole = False
+    return module if whole else make()
 
 
 def from_pretrained(auto: Any, name: str, config: Any, lookup: Lookup, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
@@ -100,15 +101,33 @@ def read_shapes(path: Path) -> Any:
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
-            return {name: _zeros(torch.Size(file.get_slice(name).get_shape()), torch.float32) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        kinds = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float32, "BF16": torch.float32}
+        return {
+            name: _zeros(torch.Size(one.get_shape()), kinds.get(one.get_dtype(), torch.int64)) for name, one in slices.items()
+        }
     state = torch.load(path, map_location="meta", weights_only=True)
     return tree_map(lambda value: _zeros(value.shape, value.dtype) if isinstance(value, torch.Tensor) else value, state)
 
 
+def compare_state(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Raises what `module.load_state_dict(state)` raises for names and shapes that do not fit; changes nothing."""
+    before = [(part, dict(part._parameters), dict(part._buffers)) for part in module.modules()]
+    try:
+        module.load_state_dict(state, assign=True)
+    finally:
+        for part, parameters, buffers in before:
+            part._parameters.update(parameters)
+            part._buffers.update(buffers)
+
+
 @contextlib.contextmanager
-def traced(model: nn.Module) -> Iterator[bool]:
-    """Within it a forward pass of a large model without weights gives shapes alone; yields whether that is so."""
-    if sum(parameter.numel() for parameter in model.parameters()) <= MOST_COMPUTED:
+def traced(model: nn.Module, always: bool = False) -> Iterator[bool]:
+    """Within it a forward pass of a model without weights gives shapes alone, if it is large or `always`.
+
+    Yields whether that is so. A forward pass that depends on values cannot be traced: it raises.
+    """
+    if not always and sum(parameter.numel() for parameter in model.parameters()) <= MOST_COMPUTED:
         yield False
         return
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -181,6 +200,11 @@ def _fill(module: nn.Module) -> None:
             if id(parameter) not in done:
                 done[id(parameter)] = nn.Parameter(_zeros(parameter.shape, parameter.dtype), requires_grad=False)
             part._parameters[name] = done[id(parameter)]
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def _is_plain(parameter: nn.Parameter) -> bool:

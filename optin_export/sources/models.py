@@ -20,11 +20,12 @@ from optin_export.sources.adapt import checked, readable, refuse_quantised_confi
 from optin_export.sources.contrastive import build_tower, is_contrastive, take_tower
 from optin_export.sources.equivalents import use_equivalents
 from optin_export.sources.guard import READS_FILES, plain_config, refuse_packed
-from optin_export.sources.lookup import Lookup, built, built_timm, from_pretrained, read_shapes
+from optin_export.sources.lookup import Lookup, built, built_timm, compare_state, from_pretrained, read_shapes
 from optin_export.sources.tasks import TaskModel, wrap
 from optin_export.sources.tokenizer import load_tokenizer
 
-_AUTO_CLASS = {
+#: The class of transformers that finds the model class of a task.
+AUTO_CLASS = {
     "feature-extraction": "AutoModel",
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
@@ -165,7 +166,7 @@ def _load_transformers(
         refuse_quantised_config(config, section.source)
         config._attn_implementation = "eager"
         options["dtype"] = torch.float32  # whatever the checkpoint is stored in
-        auto = getattr(transformers, _AUTO_CLASS[section.task])
+        auto = getattr(transformers, AUTO_CLASS[section.task])
         if section.task == "image-segmentation" and type(config) not in auto._model_mapping:
             auto = transformers.AutoModelForUniversalSegmentation
         if section.weights == "pretrained" and lookup is not None:
@@ -328,7 +329,10 @@ def _load_checkpoint(module: nn.Module, path: Path, lookup: Lookup | None = None
     # Of DataParallel and torch.compile.
     state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
     try:
-        module.load_state_dict(state, assign=lookup is not None)
+        if lookup is None:
+            module.load_state_dict(state)
+        else:
+            compare_state(module, state)
     except RuntimeError as error:
         raise InputError(
             f"the checkpoint {path} does not fit the model", str(error)[:300], "check model.args against the checkpoint"

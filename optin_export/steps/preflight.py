@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from optin_export.families import find_structure
 from optin_export.files import sha256_json
 from optin_export.recipe import Recipe
 from optin_export.sources import Lookup, Sources, load_sources, needs_download, no_downloads, not_cached, read_data
-from optin_export.steps.start import CHECKS
+from optin_export.steps.start import CHECKS, Check
 from optin_export.workspace import Surroundings, Workspace
 
 State = Literal["ok", "refused", "not checked"]
@@ -33,6 +32,9 @@ class Finding:
     state: State
     detail: str
     error: OptinError | None = None
+
+    def __str__(self) -> str:
+        return f"{'checked' if self.state == 'ok' else self.state}: {self.name}: {self.detail}"
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "state": self.state, "detail": self.detail}
@@ -113,14 +115,13 @@ class _Checking:
                 break  # what follows would only say so again
         return Preflight(tuple(findings), self.known.lookup.model, self.sources)
 
-    def _done(self, name: str, check: Any) -> Iterator[Finding]:
+    def _done(self, name: str, check: Check) -> Iterator[Finding]:
         try:
             if name == "model and data":
                 self.sources = self.known.of(self.recipe)
                 around = Surroundings(sources=self.sources)
                 self.work = Workspace(self.recipe, Path(), False, lambda done, total: None, around=around)
-            with contextlib.nullcontext() if self.sources is None else self.sources.tracing():
-                detail = check(self.work)
+            detail = check(self.work) if self.sources is None else self._traced(check)
         except OptinError as error:
             if name == "model and data" and needs_download(error):
                 yield from self._without_downloads(error)
@@ -134,6 +135,18 @@ class _Checking:
             yield Finding(name, "ok", detail)
         if name == "model and data":
             yield from (Finding(name, "not checked", text) for text in self.known.lookup.not_checked)
+
+    def _traced(self, check: Check) -> str:
+        """The result of a check whose forward passes give shapes alone, where the model can be traced."""
+        assert self.sources is not None
+        try:
+            with self.sources.tracing(always=True):
+                return check(self.work)
+        except OptinError:
+            raise
+        except Exception:  # it depends on values: computed instead, which raises what is wrong
+            with self.sources.tracing():
+                return check(self.work)
 
     def _without_downloads(self, error: OptinError) -> Iterator[Finding]:
         """The model, or its tokenizer, is on the hub: what can be said of the other one, and of the data."""

@@ -24,7 +24,7 @@ def sources_load(work: Workspace) -> str:
     rows = f"{len(sources.calibration_examples)} calibration rows"
     if sources.evaluation_examples is not None:
         rows += f", {len(sources.evaluation_examples)} evaluation rows"
-    return f"{type(sources.model.model).__name__} runs on them: {rows}"
+    return f"{rows}, which {type(sources.model.model).__name__} takes"
 
 
 def placement_fits(work: Workspace) -> str:
@@ -63,8 +63,8 @@ def budget_is_reachable(work: Workspace) -> str:
     search.check_budget(costs, budget, work.least)
     kind = "params" if budget.kind == "params" else "macs"
     whole = costs.whole(kind)
-    words = f"{_count(whole)} {'parameters' if kind == 'params' else 'MACs a sample'}, of which"
-    return f"{words} {costs.of(kind, work.least) / whole:.4f} stay at least"
+    words = f"{whole / 1e6:.3g} million parameters" if kind == "params" else f"{whole / 1e9:.3g} GMACs a sample"
+    return f"{words}, of which a share of {costs.of(kind, work.least) / whole:.4f} stays at least"
 
 
 def latency_can_be_searched(work: Workspace) -> str:
@@ -93,10 +93,3 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("budget", budget_is_reachable),
     ("latency", latency_can_be_searched),
 )
-
-
-def _count(number: int) -> str:
-    for name, size in (("G", 10**9), ("M", 10**6)):
-        if number >= size:
-            return f"{number / size:.3g} {name}"
-    return f"{number:,}"
