@@ -145,7 +145,11 @@ def recipe_parser(named: bool = True) -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="override a field, e.g. prune.budget.macs=0.5"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check the recipe, its model (without weights) and data as a run would, print the plan of work, touch nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check recipe, model (without weights) and data as a run does, print the plan of work, touch nothing",
+    )
     parser.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after a stage: {', '.join(STAGES)}")
     parser.add_argument("--force", action="store_true", help="do every stage again, whatever can be reused")
     parser.add_argument("--wait", action="store_true", help="for another process that works in the run folder")

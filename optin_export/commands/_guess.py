@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-#: Tasks in the order in which a folder is tried whose configuration does not name the model's class: the first one whose
-#: weights are all there, so those with a head of their own come before plain encoders.
+#: Tasks in the order in which a folder is tried whose configuration does not name the model's class: the first whose
+#: weights are all there is taken, so those with a head of their own come before plain encoders.
 _TRIED = (
     "text-classification",
     "token-classification",
@@ -94,8 +94,16 @@ def _task_of_class(kind: str, name: str) -> str | None:
 
     from optin_export.sources.models import AUTO_CLASS
 
-    autos = [(task, auto) for task, auto in AUTO_CLASS.items() if task not in ("feature-extraction", "image-feature-extraction")]
-    for task, auto in [*autos, ("image-segmentation", "AutoModelForUniversalSegmentation"), ("feature-extraction", "AutoModel")]:
+    autos = [
+        (task, auto)
+        for task, auto in AUTO_CLASS.items()
+        if task not in ("feature-extraction", "image-feature-extraction")
+    ]
+    for task, auto in [
+        *autos,
+        ("image-segmentation", "AutoModelForUniversalSegmentation"),
+        ("feature-extraction", "AutoModel"),
+    ]:
         stands_for = getattr(transformers, auto)._model_mapping._model_mapping.get(kind, ())
         if name in ((stands_for,) if isinstance(stands_for, str) else stands_for):
             reads_images = getattr(getattr(transformers, name, None), "main_input_name", "") == "pixel_values"

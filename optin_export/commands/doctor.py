@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from optin_export.recipe import Recipe
 
 EPILOG = (
-    "exit code 0: the recipe (without one: a small model on the CPU, by onnxruntime) can be built and measured here; 2: a "
-    "run would refuse it, for this reason; 5: something is missing here; nothing is installed or changed"
+    "exit code 0: the recipe (without one: a small model on the CPU, by onnxruntime) can be built and measured here; 2: "
+    "a run would refuse it, for this reason; 5: something is missing here; nothing is installed or changed"
 )
 
 
@@ -52,7 +52,11 @@ def run(options: argparse.Namespace) -> int:
             print(f"\n{recipe.name} needs")
             _print(needed)
         print(f"\n{job}: {_verdict(bool(lacking), bool(unknown))}")
-        print("\n".join(f"  {one.name}: {one.detail}" + (f"\n    {one.fix}" if one.fix else "") for one in lacking + unknown))
+        print(
+            "\n".join(
+                f"  {one.name}: {one.detail}" + (f"\n    {one.fix}" if one.fix else "") for one in lacking + unknown
+            )
+        )
     if refusal is not None:
         return refusal.exit_code
     return EnvironmentLacks.exit_code if lacking else 0

@@ -94,7 +94,9 @@ def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
             found = preflight(recipe := validate(raw, folder), known)
         if length is not None:
             why = "all that the model takes" if length.limited else "by the texts' lengths"
-            told.append(f"export.sequence is {length.sequence}, {why}: {length.cut:.1%} of the calibration rows are cut")
+            told.append(
+                f"export.sequence is {length.sequence}, {why}: {length.cut:.1%} of the calibration rows are cut"
+            )
     if found.wrong is not None:
         raise found.wrong
     if found.refusal is not None:

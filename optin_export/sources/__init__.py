@@ -20,7 +20,7 @@ from optin_export.files import sha256_file, sha256_json
 from optin_export.recipe import Recipe
 from optin_export.sources.batches import Batch, Inputs, Processor, TextProcessor, batches, make_processor
 from optin_export.sources.data import HUB, Examples, load_examples, require_datasets, spare_examples, stand_ins
-from optin_export.sources.lookup import Lookup, needs_download, no_downloads, not_cached, traced
+from optin_export.sources.lookup import Lookup, needs_download, no_downloads, not_cached, traced, untraced
 from optin_export.sources.maps import LabelMaps
 from optin_export.sources.models import LoadedModel, build, load_model, python_function
 from optin_export.sources.placement import Placement
@@ -194,9 +194,9 @@ class Sources:
                 ) from None
         return np.asarray(values)
 
-    def tracing(self, always: bool = False) -> AbstractContextManager[bool]:
+    def tracing(self, first: bool = False) -> AbstractContextManager[bool]:
         """Where forward passes belong that are run for their shapes; see `lookup.traced`."""
-        return traced(self.model, always) if self.loaded.looked_up else contextlib.nullcontext(False)
+        return traced(self.model, first) if self.loaded.looked_up else contextlib.nullcontext(False)
 
     @cached_property
     def classes(self) -> int:
@@ -208,7 +208,8 @@ class Sources:
         """`batch` real rows at the shipped shape (text padded to `export.sequence`), the same row if not `distinct`."""
         examples = self.calibration_examples
         rows = np.arange(batch) % len(examples) if distinct else np.zeros(batch, dtype=int)
-        return self.processor.encode(examples.take(rows), pad_to=self.recipe.export.sequence)
+        with untraced():
+            return self.processor.encode(examples.take(rows), pad_to=self.recipe.export.sequence)
 
     def shapes(self) -> list[dict[str, tuple[int, ...]]]:
         """Shapes of the inputs by name, for every shipped batch size."""
@@ -356,12 +357,11 @@ def _finetune_examples(
 
 def _try_one_batch(sources: Sources, lookup: Lookup | None) -> None:
     inputs = sources.fixed(1)
-    with sources.tracing() as shapes_alone:
+    with sources.tracing() as shapes_alone, torch.no_grad():
         try:
-            with torch.no_grad():
-                output = sources.model(**inputs)
-                if sources.recipe.is_text:  # a decoder that looks for each row's last token may take one row only
-                    sources.model(**sources.fixed(2))
+            output = sources.model(**inputs)
+            if sources.recipe.is_text:  # a decoder that looks for each row's last token may take one row only
+                sources.model(**sources.fixed(2))
         except Exception as error:  # a library's checks and the user's own code may raise anything
             if shapes_alone and lookup is not None:  # it may need values that are not there
                 lookup.note(f"whether the model runs on the data: it cannot be traced ({type(error).__name__})")

@@ -15,7 +15,8 @@ WHOLE, STEP = 0.99, 16
 
 @dataclass(frozen=True)
 class Length:
-    """sequence: tokens, with the tokenizer's own marks. cut: share of the rows that are longer. limited: by the model."""
+    """sequence: tokens, with the tokenizer's own marks. cut: share of the rows that are longer. limited: by the model
+    or its tokenizer."""
 
     sequence: int
     cut: float
@@ -33,6 +34,8 @@ def fitting_length(sources: Sources) -> Length | None:
     encoded = processor._tokenise(sources.calibration_examples, truncation=False, max_length=None)
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     wanted = int(-(-np.quantile(lengths, WHOLE, method="higher") // STEP)) * STEP
-    limits = [most for most in (_positions(sources.model.model), processor.tokenizer.model_max_length) if most is not None]
+    limits = [
+        most for most in (_positions(sources.model.model), processor.tokenizer.model_max_length) if most is not None
+    ]
     sequence = min([wanted, *limits])
     return Length(sequence, float((lengths > sequence).mean()), sequence < wanted)

@@ -1,7 +1,7 @@
 """A model without its weights: built from its configuration, with the names and shapes of its checkpoint compared.
 
-Parameters take no memory: while a module is built they are on the meta device, afterwards they are zeros that the system
-only maps. Buffers are computed as ever, so the model runs, and everything but the weights' values can be checked.
+Parameters take no memory: while a module is built they are on the meta device, afterwards they are zeros that the
+system only maps. Buffers are computed as ever, so the model runs, and all but the weights' values can be checked.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from torch import nn
 
 from optin_export.errors import InputError
 
-#: Parameters above which a forward pass is traced with fake tensors (shapes only) instead of being computed.
-MOST_COMPUTED = 200_000_000
+#: Parameters above which a forward pass is traced with fake tensors (shapes only): always, and first, to be computed
+#: only where it cannot be traced. Tracing a small model takes longer than computing it.
+MOST_COMPUTED, LEAST_TRACED = 200_000_000, 20_000_000
 _MARK = "_optin_export_without_memory"
 
 
@@ -56,7 +58,9 @@ def built(make: Callable[[], nn.Module], lookup: Lookup | None) -> nn.Module:
     return module if whole else make()
 
 
-def from_pretrained(auto: Any, name: str, config: Any, lookup: Lookup, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+def from_pretrained(
+    auto: Any, name: str, config: Any, lookup: Lookup, **options: Any
+) -> tuple[nn.Module, dict[str, Any]]:
     """As transformers' `from_pretrained` with `output_loading_info`: the module without weights, and which are missing.
 
     Raises what transformers raises: for a folder without weights, or weights of other shapes.
@@ -77,7 +81,7 @@ def from_pretrained(auto: Any, name: str, config: Any, lookup: Lookup, **options
 
 
 def built_timm(name: str, make: Callable[[bool], nn.Module], pretrained: bool, lookup: Lookup | None) -> nn.Module:
-    """A model that timm knows by name, made by `make(pretrained)`; in a lookup as far as its weights are cached here."""
+    """A model that timm knows by name, made by `make(pretrained)`; in a lookup with what is cached of its weights."""
     import timm
 
     if lookup is None or not pretrained:
@@ -94,7 +98,7 @@ def built_timm(name: str, make: Callable[[bool], nn.Module], pretrained: bool, l
 
 
 def read_shapes(path: Path) -> Any:
-    """What a checkpoint holds, with tensors of its shapes that take no memory; raises for files that are no checkpoint."""
+    """What a checkpoint holds, with zeros of its shapes that take no memory; raises for a file that is none."""
     from torch.utils._pytree import tree_map
 
     if path.suffix == ".safetensors":
@@ -104,7 +108,8 @@ def read_shapes(path: Path) -> Any:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         kinds = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float32, "BF16": torch.float32}
         return {
-            name: _zeros(torch.Size(one.get_shape()), kinds.get(one.get_dtype(), torch.int64)) for name, one in slices.items()
+            name: _zeros(torch.Size(one.get_shape()), kinds.get(one.get_dtype(), torch.int64))
+            for name, one in slices.items()
         }
     state = torch.load(path, map_location="meta", weights_only=True)
     return tree_map(lambda value: _zeros(value.shape, value.dtype) if isinstance(value, torch.Tensor) else value, state)
@@ -122,18 +127,27 @@ def compare_state(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
 
 
 @contextlib.contextmanager
-def traced(model: nn.Module, always: bool = False) -> Iterator[bool]:
-    """Within it a forward pass of a model without weights gives shapes alone, if it is large or `always`.
+def traced(model: nn.Module, first: bool = False) -> Iterator[bool]:
+    """Within it a forward pass of a large model without weights gives shapes alone.
 
-    Yields whether that is so. A forward pass that depends on values cannot be traced: it raises.
+    first: already that of a middle-sized one, which could be computed. Yields whether that is so. A forward pass that
+    depends on values cannot be traced: it raises.
     """
-    if not always and sum(parameter.numel() for parameter in model.parameters()) <= MOST_COMPUTED:
+    most = LEAST_TRACED if first else MOST_COMPUTED
+    if sum(parameter.numel() for parameter in model.parameters()) <= most:
         yield False
         return
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield True
+
+
+def untraced() -> AbstractContextManager[Any]:
+    """Within it tensors have values, also inside of `traced`."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes()
 
 
 @contextlib.contextmanager
@@ -165,7 +179,8 @@ def needs_download(error: BaseException) -> bool:
 def not_cached(what: str) -> str:
     """In words, that something of the hub is not here, and what a run would do about it."""
     set_offline = any(
-        os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+        os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     )
     then = "HF_HUB_OFFLINE keeps a run from downloading it" if set_offline else "a run would download it"
     return f"{what} is not in this machine's cache; {then}"
@@ -212,7 +227,7 @@ def _is_plain(parameter: nn.Parameter) -> bool:
 
 
 def _zeros(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """Zeros; all floating-point numbers as float32, as a run loads them. numpy's take no memory until they are written."""
+    """Zeros; floating-point numbers as float32, as a run loads them. numpy's take no memory until they are written."""
     if dtype.is_floating_point and dtype.itemsize >= 2:
         return torch.from_numpy(np.zeros(tuple(shape), np.float32))
     return torch.zeros(shape, dtype=dtype)

@@ -72,7 +72,7 @@ class Known:
         self._last: tuple[str, Sources] | None = None
 
     def of(self, recipe: Recipe) -> Sources:
-        """Raises InputError. Kept is only the last one, because data is large. lookup: what was found out on the way."""
+        """Raises InputError. Only the last one is kept, because data is large; `lookup` says what was not checked."""
         key = shared_key(recipe)
         if self._last is None or self._last[0] != key:
             self.lookup, self._last = Lookup(), None
@@ -140,7 +140,7 @@ class _Checking:
         """The result of a check whose forward passes give shapes alone, where the model can be traced."""
         assert self.sources is not None
         try:
-            with self.sources.tracing(always=True):
+            with self.sources.tracing(first=True):
                 return check(self.work)
         except OptinError:
             raise
