@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from optin_export import cli
+from optin_export.commands import _machine
 from optin_export.recipe import validate
 from optin_export.sources import Lookup, load_sources, lookup
 from optin_export.sources.lookup import built
 from optin_export.steps.preflight import preflight
 from tests.conftest import Make
-from tests.textmodels import SMALL, save_small, word_pieces
+from tests.textmodels import save_small
 
 Capture = pytest.CaptureFixture[str]
 
@@ -29,6 +31,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(
+        _machine, "checks", lambda folder: iter(())
+    )  # the machine itself: tests/commands/test_doctor.py
     return folder
 
 
@@ -76,9 +81,9 @@ def of_text(folder: Path, data: Path, task: str = "text-classification", **secti
 
 
 def test_what_the_run_accepts(
-    vit_recipe: Make, classifier_recipe: Make, bert_recipe: Make, zero_shot_recipe: Make, capsys: Capture
+    vit_recipe: Make, classifier_recipe: Make, zero_shot_recipe: Make, capsys: Capture
 ) -> None:
-    for raw in (vit_recipe(), classifier_recipe(), bert_recipe(), zero_shot_recipe()):
+    for raw in (vit_recipe(), classifier_recipe(), zero_shot_recipe()):
         assert verdicts(raw, capsys) == (0, "")
 
 
@@ -122,7 +127,7 @@ def test_no_weights_are_read(classifier_recipe: Make) -> None:
 def test_an_architecture_that_no_family_knows(place: Path, text_data: Path, tmp_path: Path, capsys: Capture) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
-    save_small(folder, "DebertaV2ForSequenceClassification", vocab_size=word_pieces(folder), **SMALL)
+    save_small(folder, "DebertaV2ForSequenceClassification", pad_token_id=0)
     code, error = verdicts(of_text(folder, text_data), capsys)
     assert code == 2 and "DebertaV2ForSequenceClassification is not supported" in error
     flags = ["init", "--model", str(folder), "--data", f"tsv:{text_data / 'classes.tsv'}", "--goal", "macs=0.6"]
@@ -136,7 +141,7 @@ def test_an_architecture_that_no_family_knows(place: Path, text_data: Path, tmp_
         ({"export": {"batch": [1], "sequence": 65}}, "the model has 64 positions"),
         ({"prune": {"budget": {"macs": 0.0001}}}, "no plan meets the budget macs: 0.0001"),
         ({"prune": {"budget": {"macs": 0.6}, "units": ["channels"]}}, "the model has no channels"),
-        ({"tokens": {"keep": 0.999}}, "merge"),
+        ({"tokens": {"schedule": [20, 20, 20]}}, "tokens"),
         ({"task": "fill-mask"}, "has no weights for fill-mask"),
         ({"task": "image-classification"}, "cannot load the model"),
         ({"task": "token-classification"}, "gives no 'tokens'"),
@@ -208,7 +213,7 @@ def change_config(folder: Path, **fields: Any) -> None:
     [
         ("model.args.num_classes", 7, "does not fit the model"),
         ("model.preprocess.size", [16, 16], "does not run on the calibration data"),
-        ("model.source", "timm:ghostnet_050", "does not fit"),
+        ("model.source", "timm:ghostnet_050", "cannot create the model"),
         ("model.weights", "none.pt", "cannot read the checkpoint"),
         ("data.calibration.source", "npz:none.npz", "No such file"),
     ],
@@ -284,14 +289,16 @@ def test_the_users_own_function(
 
 def test_a_model_is_built_without_memory_and_has_its_buffers() -> None:
     def make() -> torch.nn.Module:
-        model = torch.nn.Sequential(torch.nn.Embedding(100_000, 100_000), torch.nn.BatchNorm1d(4))
+        model = torch.nn.Sequential(*(torch.nn.Linear(10_000, 10_000) for _ in range(20)), torch.nn.BatchNorm1d(4))
         model.register_parameter("tied", model[0].weight)
         model.register_buffer("places", torch.arange(5))
         return model
 
-    model = built(make, Lookup())  # 40 GB, were it allocated
-    assert model.tied is model[0].weight and model[0].weight.shape == (100_000, 100_000)
-    assert model.places.tolist() == list(range(5)) and model[1].running_var.tolist() == [1.0] * 4
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = built(make, Lookup())  # 8 GB, were it filled
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 2**20  # KiB
+    assert model.tied is model[0].weight and model[0].weight.shape == (10_000, 10_000)
+    assert model.places.tolist() == list(range(5)) and model[20].running_var.tolist() == [1.0] * 4
 
 
 # --- what cannot be checked -----------------------------------------------------------------------------------------
@@ -315,11 +322,12 @@ def test_a_model_that_is_not_in_the_cache_is_told_as_not_checked(
     assert "has no column 'txt'" in capsys.readouterr().err
 
 
-def test_a_known_model_whose_weights_are_not_in_the_cache(vit_recipe: Make, colour_data: Path, capsys: Capture) -> None:
-    raw = vit_recipe(data={"calibration": {"source": f"npz:{colour_data / 'images.npz'}"}})
-    raw["model"] = {"source": "timm:vit_tiny_patch16_224.augreg_in21k", "task": "image-classification"}
+def test_a_known_model_whose_weights_are_not_in_the_cache(vit_recipe: Make) -> None:
+    raw = vit_recipe()
+    name = "timm:vit_tiny_patch16_224.augreg_in21k"
+    raw["model"] = {**raw["model"], "source": name, "weights": "pretrained"}
     found = preflight(validate(raw, Path.cwd()))
-    assert found.refusal is None and "timm:vit_tiny_patch16_224.augreg_in21k is not in" in found.not_checked[0]
+    assert found.refusal is None and f"{name} is not in" in found.not_checked[0]
     assert any(one.name == "units" and one.state == "ok" for one in found.findings)
 
 
@@ -345,24 +353,15 @@ def init(*words: str) -> int:
     return cli.main(["init", *words, "--yes", "--force"])
 
 
-def test_what_init_writes_runs(
-    bert_folder: Path, text_data: Path, vit_recipe: Make, colour_data: Path, capsys: Capture
-) -> None:
-    text, images = f"tsv:{text_data / 'classes.tsv'}", f"npz:{colour_data / 'images.npz'}"
-    random = ("--weights", "random", "--goal", "macs=0.9")
-    for words, says in (
-        (("--model", str(bert_folder), "--data", text, "--goal", "macs=0.5"), "export.sequence is 16"),
-        # A norm across the neurons of its MLP: its heads can go.
-        (("--model", "timm:eva02_tiny_patch14_224", "--data", images, *random), None),
-    ):
-        assert init(*words) == 0
-        told = capsys.readouterr().out
-        assert says is None or says in told
-        assert cli.main(["recipe.yaml", "--stop-after", "sources", "--quiet"]) == 0, capsys.readouterr().err
+def test_what_init_writes_runs(bert_folder: Path, text_data: Path, capsys: Capture) -> None:
+    words = ("--model", str(bert_folder), "--data", f"tsv:{text_data / 'classes.tsv'}", "--goal", "macs=0.5")
+    assert init(*words) == 0
+    assert "export.sequence is 16" in capsys.readouterr().out
+    assert cli.main(["recipe.yaml", "--stop-after", "sources", "--quiet"]) == 0, capsys.readouterr().err
 
 
 def test_init_frees_the_units_that_can_go(tmp_path: Path, colour_data: Path, capsys: Capture) -> None:
-    args = "img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=5"
+    args = "img_size=448, patch_size=56, embed_dim=32, depth=2, num_heads=4, num_classes=5"
     (tmp_path / "own.py").write_text(
         f"import timm\ndef model():\n    return timm.create_model('eva02_base_patch14_448', {args})\n", encoding="utf-8"
     )

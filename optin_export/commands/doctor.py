@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from optin_export.recipe import Recipe
 
 EPILOG = (
-    "exit code 0: the recipe (without one: a small model on the CPU, by onnxruntime) can be built and measured here; 2: "
-    "a run would refuse it, for this reason; 5: something is missing here; nothing is installed or changed"
+    "exit code 0: the recipe (without one: a small model on the CPU, by onnxruntime) can be built and measured here; "
+    "2: a run would refuse it, for the reason that is named; 5: something is missing; nothing is installed or changed"
 )
 
 
