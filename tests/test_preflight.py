@@ -366,7 +366,7 @@ def test_init_frees_the_units_that_can_go(tmp_path: Path, colour_data: Path, cap
         f"import timm\ndef model():\n    return timm.create_model('eva02_base_patch14_448', {args})\n", encoding="utf-8"
     )
     words = ("--model", f"py:{tmp_path / 'own.py'}:model", "--task", "image-classification")
-    assert init(*words, "--data", f"npz:{colour_data / 'images.npz'}", "--goal", "macs=0.9") == 0
+    assert init(*words, "--data", f"npz:{colour_data / 'images.npz'}", "--goal", "macs=0.97") == 0
     told = capsys.readouterr().out
     assert "prune.units is heads: " in told and "norm across its neurons" in told
     assert yaml.safe_load(Path("recipe.yaml").read_text(encoding="utf-8"))["prune"]["units"] == ["heads"]

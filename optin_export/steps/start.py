@@ -29,9 +29,9 @@ def sources_load(work: Workspace) -> str:
 
 def placement_fits(work: Workspace) -> str:
     """The recipe's device_map; nothing to say without one."""
-    sources, placement = work.sources, work.placement
-    if placement.device_map is None:
+    if work.recipe.model.device_map is None:
         return ""
+    sources, placement = work.sources, work.placement
     if sources.loaded.looked_up:
         placement.places(sources.model)
     else:
