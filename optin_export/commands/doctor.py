@@ -102,7 +102,9 @@ def _of_recipe(recipe: Recipe) -> tuple[list[Check], OptinError | None]:
         if one.name == "engines":
             continue  # the targets' own lines say it
         lacks = isinstance(one.error, EnvironmentLacks)
-        found.append(Check(one.name, "missing" if lacks else one.state, one.detail, one.error and one.error.fix))
+        found.append(
+            Check(one.name, "missing" if lacks else one.state, one.detail, None if one.error is None else one.error.fix)
+        )
     return found, shown.refusal
 
 

@@ -65,7 +65,7 @@ def from_pretrained(
 
     Raises what transformers raises: for a folder without weights, or weights of other shapes.
     """
-    from transformers.utils import is_accelerate_available
+    from transformers.utils.import_utils import is_accelerate_available
 
     # Without accelerate transformers takes no device_map: then the weights are loaded, and dropped again.
     place = {"device_map": "meta"} if is_accelerate_available() else {}
@@ -198,7 +198,7 @@ def _without_memory() -> Iterator[None]:
             setattr(moved, _MARK, True)
             module._parameters[name] = moved
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -191,10 +191,11 @@ def _load_transformers(
             f"{len(missing)} are missing, such as {missing[0]}: they would stay random",
             "name a model trained for this task, or correct model.task",
         )
+    final: Any = module.config  # as the library has completed it
     architecture = {
         "library": "transformers",
         "class": type(module).__name__,
-        "config": json.loads(module.config.to_json_string(use_diff=False)),
+        "config": json.loads(final.to_json_string(use_diff=False)),
     }
     architecture["config"].pop("_name_or_path", None)
     return module, architecture, None if by_type is not None else name

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from optin_export import engines, search, ship
 from optin_export.errors import EnvironmentLacks
+from optin_export.families import CostKind
 from optin_export.workspace import Workspace
 
 Check = Callable[[Workspace], str]
@@ -61,7 +62,7 @@ def budget_is_reachable(work: Workspace) -> str:
     """With as few units as may stay the model meets the budget; and what the units cost can be measured."""
     budget, costs = work.recipe.prune.budget, work.costs
     search.check_budget(costs, budget, work.least)
-    kind = "params" if budget.kind == "params" else "macs"
+    kind: CostKind = "params" if budget.kind == "params" else "macs"
     whole = costs.whole(kind)
     words = f"{whole / 1e6:.3g} million parameters" if kind == "params" else f"{whole / 1e9:.3g} GMACs a sample"
     return f"{words}, of which a share of {costs.of(kind, work.least) / whole:.4f} stays at least"
