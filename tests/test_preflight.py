@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from optin_export import cli
 from optin_export.commands import _machine
+from optin_export.commands._guess import task_of
 from optin_export.recipe import validate
 from optin_export.sources import Lookup, load_sources, lookup
 from optin_export.sources.lookup import built
@@ -388,6 +389,38 @@ def test_the_length_leaves_the_texts_whole(bert_folder: Path, capsys: Capture) -
         written = json.loads(capsys.readouterr().out)
         assert written["content"]["export"]["sequence"] == sequence
         assert any(f"{cut:.1%} of the calibration rows are cut" in note for note in written["notes"])
+
+
+def test_the_length_is_no_longer_than_the_model_takes(tmp_path: Path, capsys: Capture) -> None:
+    """By its own table of positions, of which MPNet and RoBERTa lose some to the padding token."""
+    Path("rows.csv").write_text("sentence\n" + "a man is playing the guitar while\n" * 30, encoding="utf-8")
+    for name, sequence in (("MPNetModel", 6), ("RobertaModel", 6)):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_small(folder, name, max_position_embeddings=8, pad_token_id=1)
+        flags = ("--model", str(folder), "--data", "csv:rows.csv", "--columns", "text=sentence", "--goal", "macs=0.9")
+        assert init(*flags, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["content"]["export"]["sequence"] == sequence
+
+
+def test_a_task_is_guessed_from_the_weights_where_no_class_is_named(bert_folder: Path, tmp_path: Path) -> None:
+    for name, task in (
+        ("BertForSequenceClassification", "text-classification"),
+        ("BertForMaskedLM", "fill-mask"),
+        ("BertForQuestionAnswering", "question-answering"),
+        ("BertModel", "feature-extraction"),
+        ("LlamaForCausalLM", "text-generation"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_small(folder, name)
+        assert task_of(str(folder)) == task
+        change_config(folder, architectures=None)
+        assert task_of(f"hf:{folder}") == task
+    (tmp_path / "modules.json").write_text("[]", encoding="utf-8")
+    assert task_of(str(tmp_path)) == "feature-extraction"  # the transformer lies in a folder of its own
+    (tmp_path / "config_sentence_transformers.json").write_text('{"model_type": "CrossEncoder"}', encoding="utf-8")
+    assert task_of(str(tmp_path)) == "text-classification"
 
 
 def test_the_lookup_gives_what_loading_gives(classifier_recipe: Make, vit_recipe: Make) -> None:

@@ -1,5 +1,4 @@
-"""What a first recipe knows without being told: task and longest sequence by a model's configuration, columns by a
-file's head."""
+"""What a first recipe knows without being told: the task by a model's configuration, columns by a file's head."""
 
 from __future__ import annotations
 
@@ -24,9 +23,6 @@ _TRIED = (
     "zero-shot-image-classification",
     "feature-extraction",
 )
-#: What configurations call the longest sequence, and which kinds lose places to the padding token.
-_POSITIONS = ("max_position_embeddings", "n_positions")
-_BEHIND_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")
 #: Columns that a task reads; the last is its labels, where it has any.
 COLUMNS = {
     "text-classification": ("text", "label"),
@@ -139,18 +135,6 @@ def _absolute(source: str) -> str:
     prefix, _, name = source.partition(":")
     path = Path(name if prefix == "hf" and name else source)
     return str(path.absolute()) if path.is_dir() else source
-
-
-def positions_of(source: str) -> int | None:
-    """The longest sequence in tokens that a model's configuration has positions for; None if it does not say."""
-    try:
-        _, config = _configuration(source)
-        positions = next(config[name] for name in _POSITIONS if config.get(name) is not None)
-        # RoBERTa and its like count from behind the padding token's number.
-        taken = config["pad_token_id"] + 1 if config.get("model_type") in _BEHIND_PADDING else 0
-        return positions - taken if isinstance(positions, int) and positions > taken else None
-    except (OSError, ValueError, AttributeError, TypeError, LookupError, StopIteration):
-        return None
 
 
 def _configuration(source: str) -> tuple[Path, Any]:

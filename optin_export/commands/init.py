@@ -74,13 +74,17 @@ def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
     Raises InputError where a run would refuse the recipe all the same.
     """
     from optin_export.recipe import validate
-    from optin_export.sources.lengths import fitting_length
+    from optin_export.sources.lengths import fitting_length, positions
     from optin_export.steps.preflight import Known, preflight, usable_units
 
     told: list[str] = []
     known = Known()
     recipe = validate(raw, folder)
     found = preflight(recipe, known)
+    most = positions(found.model) if found.model is not None and recipe.is_text else None
+    if most is not None and most < recipe.export.sequence:
+        raw["export"]["sequence"] = most
+        found = preflight(recipe := validate(raw, folder), known)
     if found.model is not None and any(one.name == "units" and one.state == "refused" for one in found.findings):
         units = usable_units(found.model, recipe)
         if units and found.wrong is not None:
@@ -152,9 +156,8 @@ def _ask(question: str, guess: str | None, known: tuple[Any, ...], optional: boo
 
 def _composed(options: argparse.Namespace) -> dict[str, Any]:
     from optin_export.commands import _first_recipe
-    from optin_export.commands._guess import COLUMNS, columns_of, positions_of
+    from optin_export.commands._guess import COLUMNS, columns_of
     from optin_export.commands.measure import parse_target
-    from optin_export.recipe.manual import describe_fields
 
     if options.task not in COLUMNS:
         raise InputError(
@@ -170,8 +173,6 @@ def _composed(options: argparse.Namespace) -> dict[str, Any]:
         return {"source": _moved(value, options.out.parent), **({"columns": found} if found else {})}
 
     weights = {} if options.weights is None else {"weights": _moved_path(options.weights, options.out.parent)}
-    usual = describe_fields()["export.sequence"].default
-    positions = positions_of(options.model) if "image" not in options.task else None
     name = options.name or re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:]", options.model.rstrip("/"))[-1]).strip(
         "-._"
     )
@@ -182,7 +183,6 @@ def _composed(options: argparse.Namespace) -> dict[str, Any]:
         None if not options.evaluation else source(options.evaluation, labelled=True),
         _first_recipe.parse_goal(options.goal),
         {"engine": "onnxruntime", "device": "cpu", **target},
-        positions if positions is not None and positions < usual else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
 from optin_export.sources import Sources
 from optin_export.sources.batches import TextProcessor, _positions
@@ -23,6 +24,11 @@ class Length:
     limited: bool
 
 
+def positions(model: nn.Module) -> int | None:
+    """The longest sequence that a task model has positions for, where it is limited."""
+    return _positions(getattr(model, "model", model))
+
+
 def fitting_length(sources: Sources) -> Length | None:
     """The length that leaves 99 % of the calibration rows whole; None for images.
 
@@ -34,8 +40,6 @@ def fitting_length(sources: Sources) -> Length | None:
     encoded = processor._tokenise(sources.calibration_examples, truncation=False, max_length=None)
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     wanted = int(-(-np.quantile(lengths, WHOLE, method="higher") // STEP)) * STEP
-    limits = [
-        most for most in (_positions(sources.model.model), processor.tokenizer.model_max_length) if most is not None
-    ]
+    limits = [most for most in (positions(sources.model), processor.tokenizer.model_max_length) if most is not None]
     sequence = min([wanted, *limits])
     return Length(sequence, float((lengths > sequence).mean()), sequence < wanted)

@@ -70,7 +70,8 @@ def from_pretrained(
     # Without accelerate transformers takes no device_map: then the weights are loaded, and dropped again.
     place = {"device_map": "meta"} if is_accelerate_available() else {}
     try:
-        _, info = auto.from_pretrained(name, config=config, output_loading_info=True, **place, **options)
+        with _without_bar():
+            _, info = auto.from_pretrained(name, config=config, output_loading_info=True, **place, **options)
     except OSError as error:
         if not needs_download(error):
             raise
@@ -184,6 +185,20 @@ def not_cached(what: str) -> str:
     )
     then = "HF_HUB_OFFLINE keeps a run from downloading it" if set_offline else "a run would download it"
     return f"{what} is not in this machine's cache; {then}"
+
+
+@contextlib.contextmanager
+def _without_bar() -> Iterator[None]:
+    """Within it transformers shows no bar of weights that it loads: there are none."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

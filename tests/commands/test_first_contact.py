@@ -20,7 +20,7 @@ import yaml
 
 from optin_export import cli
 from optin_export.commands import COMMANDS
-from optin_export.commands._guess import columns_of, positions_of, task_of
+from optin_export.commands._guess import columns_of, task_of
 from optin_export.recipe import load_recipe
 from optin_export.recipe.manual import describe_fields
 from tests.conftest import ROOT
@@ -147,18 +147,6 @@ def test_guesses(bert_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
     for content in ("{", "[]", '{"architectures": 3}', '{"architectures": ["Strange"]}', '{"architectures": []}'):
         (tmp_path / "config.json").write_text(content, encoding="utf-8")
         assert task_of(str(tmp_path)) is None
-    for content, positions in (
-        ('{"max_position_embeddings": 40}', 40),
-        ('{"n_positions": 1024, "model_type": "gpt2"}', 1024),
-        ('{"max_position_embeddings": 514, "model_type": "roberta", "pad_token_id": 1}', 512),
-        ('{"max_position_embeddings": 1, "model_type": "roberta", "pad_token_id": 1}', None),
-        ('{"max_position_embeddings": "many"}', None),
-        ("{}", None),
-        ("[]", None),
-    ):
-        (tmp_path / "config.json").write_text(content, encoding="utf-8")
-        assert positions_of(str(tmp_path)) == positions
-    assert positions_of("timm:resnet18") is None
     (tmp_path / "bad.npz").write_bytes(b"no zip")
     assert columns_of(f"npz:{tmp_path / 'bad.npz'}", "image-classification", True) == {}
     assert columns_of("csv:/none", "text-classification", True) == {}
