@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optin_export import __version__
 from optin_export.cluster.options import add_cluster_arguments, cluster_options, print_sweep
@@ -150,7 +150,11 @@ def recipe_parser(named: bool = True) -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="override a field, e.g. prune.budget.macs=0.5"
     )
-    parser.add_argument("--dry-run", action="store_true", help="validate, print the plan of work, touch nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check recipe, model (without weights) and data as a run does, print the plan of work, touch nothing",
+    )
     parser.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after a stage: {', '.join(STAGES)}")
     parser.add_argument("--force", action="store_true", help="do every stage again, whatever can be reused")
     parser.add_argument("--wait", action="store_true", help="for another process that works in the run folder")
@@ -195,29 +199,41 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _dry_run(recipe: Recipe, folder: Path, as_json: bool) -> int:
+    """What a run would do and take, after the checks of its start; refuses what the run would refuse."""
     from optin_export.estimate import estimate
     from optin_export.outline import outline
 
+    # Only now: importing it imports torch.
+    from optin_export.steps.preflight import Known, preflight
+
     variants = expand(recipe)
-    if variants and not as_json:
-        print(f"{recipe.name}: a sweep of {len(variants)} runs in {folder}, of which the first is shown")
-        print("\n".join(f"  {one.label}" for one in variants))
-    for one in reversed(variants):  # all of them are looked at
-        lines = outline(one.recipe, folder / one.label)
-    if variants:
-        recipe, folder = variants[0].recipe, folder / variants[0].label
-    else:
-        lines = outline(recipe, folder)
-    expected = estimate(recipe, folder)
+    known = Known()
+    checked = [preflight(one, known) for one in ([one.recipe for one in variants] or [recipe])]
+    wrong = next((one.wrong for one in checked if one.wrong is not None), None)
+    if wrong is not None:
+        raise wrong
+    lack = next((one.refusal for one in checked if one.refusal is not None), None)
+    shown, place = (variants[0].recipe, folder / variants[0].label) if variants else (recipe, folder)
+    lines, expected = outline(shown, place), estimate(shown, place)
     both = list(zip(lines, expected.stages, strict=True))
     if as_json:
         stages = [{"name": name, "work": work, "estimate": found.to_json()} for (name, work), found in both]
-        runs = {"sweep": [one.label for one in variants]} if variants else {}
-        print(json.dumps({"name": recipe.name, **runs, "stages": stages, **expected.to_json()}))
-    else:
-        print(f"{recipe.name}: the recipe is valid; a run in {folder} would")
-        print("\n".join(f"  {name:<8} {work}\n{'':<11}{found}" for (name, work), found in both))
-        print(expected.summary())
+        more: dict[str, Any] = {"sweep": [one.label for one in variants]} if variants else {}
+        if lack is not None:
+            more["error"] = _described(lack)
+        checks = [finding.to_json() for finding in checked[0].findings]
+        print(json.dumps({"name": recipe.name, **more, "stages": stages, "checks": checks, **expected.to_json()}))
+        return 0 if lack is None else lack.exit_code
+    if variants:
+        print(f"{recipe.name}: a sweep of {len(variants)} runs in {folder}, of which the first is shown")
+        print("\n".join(f"  {one.label}" for one in variants))
+    far = " as far as it could be checked (see the end)" if checked[0].not_checked or lack else ""
+    print(f"{shown.name}: the recipe is valid{far}; a run in {place} would")
+    print("\n".join(f"  {name:<8} {work}\n{'':<11}{found}" for (name, work), found in both))
+    print(expected.summary())
+    print("\n".join(str(finding) for finding in checked[0].findings if finding.state != "refused"))
+    if lack is not None:
+        raise lack
     return 0
 
 
@@ -269,9 +285,13 @@ def _print_verdict(report: Report, folder: str) -> None:
     console.print(Text(printable(f"report: {folder}/report.html   model: {folder}/onnx/{name}.onnx")))
 
 
+def _described(error: OptinError) -> dict[str, Any]:
+    return {"what": error.what, "why": error.why, "fix": error.fix, "exit_code": error.exit_code}
+
+
 def _print_error(error: OptinError, as_json: bool, display: Quiet | None = None) -> None:
     """On standard error in words; with --json as a document on standard output, and as an event of a run that began."""
-    described = {"what": error.what, "why": error.why, "fix": error.fix, "exit_code": error.exit_code}
+    described = _described(error)
     if as_json:
         print(json.dumps({"error": described}))
     if as_json and display is not None:

@@ -1,16 +1,14 @@
-"""`--dry-run`: what a run would do, from the recipe alone. Loads no torch, touches nothing."""
+"""`--dry-run`: what a run would do, in words, from the recipe alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from optin_export.errors import InputError
 from optin_export.recipe import Recipe
 
 
 def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
-    """(stage, what it would do) in order. Raises InputError for a file the recipe names that is not there."""
-    check_files(recipe)
+    """(stage, what it would do) in order."""
     model, data, prune, export = recipe.model, recipe.data, recipe.prune, recipe.export
     tuned = recipe.finetune
     shapes = ", ".join(f"{batch}x{export.sequence}" if recipe.is_text else str(batch) for batch in export.batch)
@@ -38,23 +36,6 @@ def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
         ("ship", ("Triton model repository if all gates pass, and " if recipe.ship.triton else "") + "manifest.json"),
         ("report", f"report.json and report.html in {folder}; gates: {_gates(recipe)}"),
     ]
-
-
-def check_files(recipe: Recipe) -> None:
-    """Raises InputError for a file the recipe names that is not there."""
-    model, data, tuned = recipe.model, recipe.data, recipe.finetune
-    for source in (data.calibration, data.evaluation, None if tuned is None else tuned.data):
-        if source is not None:
-            _check_file(source.source)
-    _check_file(model.source)
-    if tuned is not None and tuned.source is not None:
-        _check_file(tuned.source)
-    if model.weights not in ("pretrained", "random") and not Path(model.weights).is_file():
-        raise InputError(f"cannot read the checkpoint {model.weights}", "no such file", "correct model.weights")
-    if model.source.startswith("/") and not (Path(model.source) / "config.json").is_file():
-        raise InputError(
-            f"cannot load a model from {model.source}", "no folder with a config.json", "correct model.source"
-        )
 
 
 def _search(recipe: Recipe) -> str:
@@ -91,15 +72,3 @@ def _gates(recipe: Recipe) -> str:
     named = [f"speedup >= {gates.speedup:g}"] if gates.speedup is not None else []
     named += [f"accuracy drop <= {gates.accuracy_drop:g} points"] if gates.accuracy_drop is not None else []
     return ", ".join(["parity", "budget", *named])
-
-
-def _check_file(source: str) -> None:
-    prefix, _, path = source.partition(":")
-    if prefix == "py":
-        path = path.rpartition(":")[0]
-    if prefix in ("csv", "tsv", "npz") or (prefix == "py" and path.endswith(".py")):
-        found, kind = Path(path).is_file(), "file"
-    else:
-        found, kind = prefix != "images" or Path(path).is_dir(), "folder"
-    if not found:
-        raise InputError(f"cannot read {source}", f"no such {kind}", "check the path (relative to the recipe)")

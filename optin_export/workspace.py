@@ -77,6 +77,8 @@ class Workspace:
     def structure(self) -> Structure:
         """The structure, with how its blocks run and depend on each other measured on two calibration rows."""
         model = self.sources.model
+        if self.sources.loaded.looked_up:  # without the values of its weights there is nothing to measure
+            return self.declared
         with self.placement(model):
             structure = measured(model, self.declared, self.sources.fixed(2))
         for text in notices(structure):

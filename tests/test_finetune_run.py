@@ -15,6 +15,7 @@ from optin_export.files import sha256_file
 from optin_export.outline import outline
 from optin_export.recipe import load_recipe, validate
 from optin_export.ship import check_manifest
+from optin_export.steps.preflight import preflight
 from tests.conftest import Make
 
 pytest.importorskip("onnxruntime")
@@ -139,8 +140,8 @@ def test_a_function_that_is_not_there_is_found_before_the_work(vit_recipe: Make,
     with pytest.raises(InputError, match="is not a function"):
         optin_export.run(recipe, out=tmp_path / "run", stop_after="sources")
     missing = validate(vit_recipe(finetune={"source": f"py:{tmp_path / 'none.py'}:value"}), Path("/"))
-    with pytest.raises(InputError, match="no such file"):
-        outline(missing, tmp_path)
+    refusal = preflight(missing).refusal
+    assert isinstance(refusal, InputError) and "No such file" in refusal.why
 
 
 def test_a_dry_run_says_that_it_would_train(vit_recipe: Make, tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from optin_export.cluster.costs import Book, costs_of
 from optin_export.cluster.machine import Machine
 from optin_export.cluster.travel import pack, unpack
 from optin_export.errors import InputError, OptinError
-from optin_export.files import remove, sha256_json, write_json, write_text
+from optin_export.files import remove, write_json, write_text
 from optin_export.folder import STAGES
 from optin_export.ledger import FOLDER as LEDGER
 from optin_export.pipeline import Display, run
 from optin_export.recipe import Recipe, Variant, expand
 from optin_export.report.compare import compare
 from optin_export.sources import Sources, load_sources
+from optin_export.steps.preflight import shared_key
 from optin_export.workspace import Surroundings
 
 if TYPE_CHECKING:
@@ -71,11 +72,7 @@ class Loaded:
         self.known: dict[str, Sources] = {}
 
     def of(self, recipe: Recipe) -> Sources:
-        # All that loading looks at; the rest of a recipe is read off it when it is needed.
-        key = recipe.model_dump(mode="json", exclude={"name", "prune", "targets", "gates", "ship"})
-        key["export"] = recipe.export.sequence
-        key["searched"] = recipe.prune.budget.accuracy_drop is not None
-        digest = sha256_json(key)
+        digest = shared_key(recipe)
         if digest not in self.known:
             self.known = {digest: load_sources(recipe)}  # one at a time: models are large
         return dataclasses.replace(self.known[digest], recipe=recipe)

@@ -37,12 +37,8 @@ def compose(
     evaluation: Mapping[str, Any] | None,
     goal: tuple[str, float],
     target: Mapping[str, Any],
-    sequence: int | None = None,
 ) -> dict[str, Any]:
-    """The recipe as a dictionary: what was said, and gates that ask for no more than that.
-
-    sequence: in tokens; None: as the schema says, or the model has none.
-    """
+    """The recipe as a dictionary: what was said, and gates that ask for no more than that."""
     kind, value = goal
     measured = evaluation is not None and METRICS[model["task"]]
     gates: dict[str, float] = {"speedup": value if kind == "speedup" else 1.0}
@@ -57,11 +53,7 @@ def compose(
         "model": dict(model),
         "data": data,
         "prune": {"budget": {kind: value}},
-        "export": {
-            "precision": "fp32",
-            "batch": [1, 8],
-            **({} if sequence is None else {"sequence": sequence}),
-        },
+        "export": {"precision": "fp32", "batch": [1, 8]},
         "targets": [dict(target)],
         "gates": gates,
         "ship": {"triton": False},

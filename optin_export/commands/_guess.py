@@ -1,5 +1,4 @@
-"""What a first recipe knows without being told: task and longest sequence by a model's configuration, columns by a
-file's head."""
+"""What a first recipe knows without being told: the task by a model's configuration, columns by a file's head."""
 
 from __future__ import annotations
 
@@ -13,24 +12,19 @@ from optin_export.errors import InputError
 from optin_export.files import read_json, regular
 from optin_export.tables import ALIASES, read_head
 
-#: How the name of a model's class ends -> its task.
-_BY_CLASS = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMaskedLM": "fill-mask",
-    "ForCausalLM": "text-generation",
-    "LMHeadModel": "text-generation",
-    "ForImageClassification": "image-classification",
-    "ForSemanticSegmentation": "image-segmentation",
-    "ForUniversalSegmentation": "image-segmentation",
-}
-#: Models of two towers, and plain encoders that give an embedding.
-_BY_TYPE = {"clip": "zero-shot-image-classification", "siglip": "zero-shot-image-classification"}
-_ENCODERS = ("bert", "distilbert", "mpnet", "roberta", "xlm-roberta")
-#: What configurations call the longest sequence, and which kinds lose places to the padding token.
-_POSITIONS = ("max_position_embeddings", "n_positions")
-_BEHIND_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")
+#: Tasks in the order in which a folder is tried whose configuration does not name the model's class: the first whose
+#: weights are all there is taken, so those with a head of their own come before plain encoders.
+_TRIED = (
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "fill-mask",
+    "text-generation",
+    "image-classification",
+    "image-segmentation",
+    "zero-shot-image-classification",
+    "feature-extraction",
+)
 #: Columns that a task reads; the last is its labels, where it has any.
 COLUMNS = {
     "text-classification": ("text", "label"),
@@ -52,30 +46,87 @@ def task_of(source: str) -> str | None:
     if prefix == "timm":
         return "image-classification"
     try:
-        path, config = _configuration(source)
-        named, kind = config.get("architectures") or [""], config.get("model_type")
+        if (found := _task_of_modules(source)) is not None:
+            return found
+        _, config = _configuration(source)
         if "architecture" in config:  # timm's own
-            return "image-classification"
-        if (path.parent / "modules.json").is_file():  # sentence-transformers
-            return "feature-extraction"
-        for ending, task in _BY_CLASS.items():
-            if str(named[0]).endswith(ending):
-                return task
-        return "feature-extraction" if kind in _ENCODERS else _BY_TYPE.get(kind)
+            return "image-feature-extraction" if config.get("num_classes") == 0 else "image-classification"
+        kind, named = config.get("model_type"), [str(name) for name in config.get("architectures") or []]
+        if kind is None:
+            return None
+        return _task_of_class(kind, named[0] if named else "") or _task_of_weights(source)
     except (OSError, ValueError, AttributeError, TypeError, LookupError):
         return None  # no folder, or a configuration that says nothing
 
 
-def positions_of(source: str) -> int | None:
-    """The longest sequence in tokens that a model's configuration has positions for; None if it does not say."""
+def _task_of_modules(source: str) -> str | None:
+    """Of a folder of sentence-transformers: one that scores pairs, or one that embeds texts."""
+    folder = Path(source.removeprefix("hf:"))
+    described = folder / "config_sentence_transformers.json"
+    kind = read_json(described).get("model_type") if described.is_file() else None
+    if kind == "CrossEncoder":
+        return "text-classification"
+    if not (folder / "modules.json").is_file():
+        return None
     try:
         _, config = _configuration(source)
-        positions = next(config[name] for name in _POSITIONS if config.get(name) is not None)
-        # RoBERTa and its like count from behind the padding token's number.
-        taken = config["pad_token_id"] + 1 if config.get("model_type") in _BEHIND_PADDING else 0
-        return positions - taken if isinstance(positions, int) and positions > taken else None
-    except (OSError, ValueError, AttributeError, TypeError, LookupError, StopIteration):
-        return None
+        named = str((config.get("architectures") or [""])[0])
+    except OSError:  # the transformer lies in a folder of its own
+        named = ""
+    return "text-classification" if named.endswith("ForSequenceClassification") else "feature-extraction"
+
+
+def _task_of_class(kind: str, name: str) -> str | None:
+    """The task whose auto class of transformers stands for this class of this kind of model."""
+    import transformers
+
+    from optin_export.sources.models import AUTO_CLASS
+
+    autos = [
+        (task, auto)
+        for task, auto in AUTO_CLASS.items()
+        if task not in ("feature-extraction", "image-feature-extraction")
+    ]
+    for task, auto in [
+        *autos,
+        ("image-segmentation", "AutoModelForUniversalSegmentation"),
+        ("feature-extraction", "AutoModel"),
+    ]:
+        stands_for = getattr(transformers, auto)._model_mapping._model_mapping.get(kind, ())
+        if name in ((stands_for,) if isinstance(stands_for, str) else stands_for):
+            reads_images = getattr(getattr(transformers, name, None), "main_input_name", "") == "pixel_values"
+            return "image-feature-extraction" if task == "feature-extraction" and reads_images else task
+    return None
+
+
+def _task_of_weights(source: str) -> str | None:
+    """The first task for which none of the weights are missing; None where they are not here."""
+    from pydantic import ValidationError
+
+    from optin_export.errors import InputError
+    from optin_export.recipe import ModelSection
+    from optin_export.sources import Lookup, no_downloads
+    from optin_export.sources.models import load_model
+
+    for task in _TRIED:
+        lookup = Lookup()
+        try:
+            classes = {"classes": ["any"]} if task.startswith("zero-shot") else {}
+            with no_downloads():
+                load_model(ModelSection(source=_absolute(source), task=task, **classes), lookup=lookup)
+        except (InputError, ValidationError):  # not this task
+            continue
+        if lookup.not_checked:
+            return None
+        return task
+    return None
+
+
+def _absolute(source: str) -> str:
+    """A folder as a recipe names it once it is read."""
+    prefix, _, name = source.partition(":")
+    path = Path(name if prefix == "hf" and name else source)
+    return str(path.absolute()) if path.is_dir() else source
 
 
 def _configuration(source: str) -> tuple[Path, Any]:

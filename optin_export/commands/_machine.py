@@ -15,7 +15,7 @@ from typing import Literal
 
 from optin_export.errors import EnvironmentLacks
 
-State = Literal["ok", "missing", "unusable"]
+State = Literal["ok", "warning", "missing", "unusable", "refused", "not checked"]
 #: What torch, its exporter and a small model need; less is told.
 LEAST_MEMORY, LEAST_DISK = 2 * 2**30, 2 * 2**30
 #: Checks that the default job needs: a small model on the CPU, by onnxruntime.
@@ -24,7 +24,10 @@ DEFAULT = ("python", "torch", "onnx", "engine onnxruntime, cpu", "memory", "disk
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a run may need. missing: not there; unusable: there, but it does not work. fix: what adds it."""
+    """One thing that a run may need. missing: not there; unusable: there, but it does not work.
+
+    Of a recipe also refused: a run would; not checked: it cannot be found out without a download. fix: what mends it.
+    """
 
     name: str
     state: State

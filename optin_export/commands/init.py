@@ -45,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from optin_export.commands import _first_recipe
     from optin_export.files import write_text
-    from optin_export.outline import check_files
-    from optin_export.recipe import Recipe, validate
+    from optin_export.recipe import Recipe
     from optin_export.recipe.manual import schema_text
     from optin_export.recipe.strict_yaml import parse_yaml
 
@@ -55,19 +54,58 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"{out} is already there", "it would be overwritten", "choose another --out, or add --force")
     _fill(options)
     raw = _composed(options)
+    told = _fitted(raw, out.parent)
     text = _first_recipe.render(raw, schema.name if options.schema else None)
     if parse_yaml(text) != raw:
         raise AssertionError("the YAML that was composed does not read back")
-    recipe = validate(raw, out.parent)
-    check_files(recipe)
     if options.schema:
         write_text(schema, schema_text(Recipe))
     write_text(out, text)
     if options.json:
-        print(json.dumps({"recipe": str(out), "content": raw}))
+        print(json.dumps({"recipe": str(out), "content": raw, "notes": told}))
     else:
-        print(f"{out}: a recipe that validates; next: optin-export {out} --dry-run, optin-export doctor {out}")
+        print("\n".join([*told, f"{out} is written; next: optin-export {out} --dry-run, optin-export {out}"]))
     return 0
+
+
+def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
+    """Fit the recipe to its model and data, in place; returns what there is to say about it.
+
+    Raises InputError where a run would refuse the recipe all the same.
+    """
+    from optin_export.recipe import validate
+    from optin_export.sources.lengths import fitting_length, positions
+    from optin_export.steps.preflight import Known, preflight, usable_units
+
+    told: list[str] = []
+    known = Known()
+    recipe = validate(raw, folder)
+    found = preflight(recipe, known)
+    most = positions(found.model) if found.model is not None and recipe.is_text else None
+    if most is not None and most < recipe.export.sequence:
+        raw["export"]["sequence"] = most
+        found = preflight(recipe := validate(raw, folder), known)
+    if found.model is not None and any(one.name == "units" and one.state == "refused" for one in found.findings):
+        units = usable_units(found.model, recipe)
+        if units and found.wrong is not None:
+            raw["prune"]["units"] = list(units)
+            told.append(f"prune.units is {', '.join(units)}: {found.wrong.what} ({found.wrong.why})")
+            found = preflight(recipe := validate(raw, folder), known)
+    if found.wrong is None and found.sources is not None:
+        length = fitting_length(found.sources)
+        if length is not None and length.sequence != recipe.export.sequence:
+            raw["export"]["sequence"] = length.sequence
+            found = preflight(recipe := validate(raw, folder), known)
+        if length is not None:
+            why = "all that the model takes" if length.limited else "by the texts' lengths"
+            told.append(
+                f"export.sequence is {length.sequence}, {why}: {length.cut:.1%} of the calibration rows are cut"
+            )
+    if found.wrong is not None:
+        raise found.wrong
+    if found.refusal is not None:
+        told.append(f"not on this machine: {found.refusal.what}: {found.refusal.why}")
+    return told + [str(one) for one in found.findings if one.state != "refused"]
 
 
 def _fill(options: argparse.Namespace) -> None:
@@ -118,9 +156,8 @@ def _ask(question: str, guess: str | None, known: tuple[Any, ...], optional: boo
 
 def _composed(options: argparse.Namespace) -> dict[str, Any]:
     from optin_export.commands import _first_recipe
-    from optin_export.commands._guess import COLUMNS, columns_of, positions_of
+    from optin_export.commands._guess import COLUMNS, columns_of
     from optin_export.commands.measure import parse_target
-    from optin_export.recipe.manual import describe_fields
 
     if options.task not in COLUMNS:
         raise InputError(
@@ -136,8 +173,6 @@ def _composed(options: argparse.Namespace) -> dict[str, Any]:
         return {"source": _moved(value, options.out.parent), **({"columns": found} if found else {})}
 
     weights = {} if options.weights is None else {"weights": _moved_path(options.weights, options.out.parent)}
-    usual = describe_fields()["export.sequence"].default
-    positions = positions_of(options.model) if "image" not in options.task else None
     name = options.name or re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:]", options.model.rstrip("/"))[-1]).strip(
         "-._"
     )
@@ -148,7 +183,6 @@ def _composed(options: argparse.Namespace) -> dict[str, Any]:
         None if not options.evaluation else source(options.evaluation, labelled=True),
         _first_recipe.parse_goal(options.goal),
         {"engine": "onnxruntime", "device": "cpu", **target},
-        positions if positions is not None and positions < usual else None,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +27,10 @@ from optin_export.sources.batches import (
     make_processor,
 )
 from optin_export.sources.class_names import ClassNames, names_of
-from optin_export.sources.data import Examples, load_examples, spare_examples
+from optin_export.sources.data import HUB, Examples, load_examples, require_datasets, spare_examples, stand_ins
 from optin_export.sources.fitness import check_amounts, check_metric, check_training
 from optin_export.sources.labels import Classes, class_indices, numbers, word_indices
+from optin_export.sources.lookup import Lookup, needs_download, no_downloads, not_cached, traced, untraced
 from optin_export.sources.maps import LabelMaps
 from optin_export.sources.models import LoadedModel, build, load_model, python_function
 from optin_export.sources.placement import Placement
@@ -43,6 +46,7 @@ __all__ = [
     "Examples",
     "Inputs",
     "LoadedModel",
+    "Lookup",
     "Placement",
     "Sources",
     "TaskModel",
@@ -52,6 +56,11 @@ __all__ = [
     "build",
     "counted_rows",
     "load_sources",
+    "needs_download",
+    "no_downloads",
+    "not_cached",
+    "read_data",
+    "traced",
     "wrap",
 ]
 
@@ -217,17 +226,22 @@ class Sources:
         """problem_type of transformers' configuration, where the model has one."""
         return getattr(getattr(self.model.model, "config", None), "problem_type", None)
 
+    def tracing(self, first: bool = False) -> AbstractContextManager[bool]:
+        """Where forward passes belong that are run for their shapes; see `lookup.traced`."""
+        return traced(self.model, first) if self.loaded.looked_up else contextlib.nullcontext(False)
+
     @cached_property
     def classes(self) -> int:
         """Features per row of the model's output."""
-        with torch.no_grad():
+        with torch.no_grad(), self.tracing():
             return as_rows(self.model, self.model(**self.fixed(1)), self.fixed(1)).shape[-1]
 
     def fixed(self, batch: int, distinct: bool = True) -> Inputs:
         """`batch` real rows at the shipped shape (text padded to `export.sequence`), the same row if not `distinct`."""
         examples = self.calibration_examples
         rows = np.arange(batch) % len(examples) if distinct else np.zeros(batch, dtype=int)
-        return self.processor.encode(examples.take(rows), pad_to=self.recipe.export.sequence)
+        with untraced():
+            return self.processor.encode(examples.take(rows), pad_to=self.recipe.export.sequence)
 
     def shapes(self) -> list[dict[str, tuple[int, ...]]]:
         """Shapes of the inputs by name, for every shipped batch size."""
@@ -265,39 +279,36 @@ class Sources:
         }
 
 
-def load_sources(recipe: Recipe) -> Sources:
+@dataclass(frozen=True)
+class Data:
+    """The rows that a recipe names. pairs: whether two texts are one row of the model's input."""
+
+    calibration: Examples
+    evaluation: Examples | None
+    finetune: Examples | None
+    spare: Examples | None
+    pairs: bool
+
+
+def load_sources(recipe: Recipe, lookup: Lookup | None = None) -> Sources:
     """Load the model and data of a recipe, and run one batch through it.
 
-    Raises InputError for anything that cannot be read, and for calibration data that makes the model's output NaN.
+    lookup: only look the model up: everything but the values of its weights is checked all the same, as far as this
+    machine's files allow; what is not checked is added to it. Raises InputError for anything that cannot be read, and
+    for calibration data that makes the model's output NaN.
     """
-    loaded = load_model(recipe.model, recipe.seed)
-    data = recipe.data
-    task = recipe.model.task
-    pairs = task in ("text-classification", "feature-extraction") and "text_pair" in data.calibration.columns
-    classify_pairs = task == "text-classification" and pairs
-    needs = ("text", "text_pair") if pairs else _COLUMNS.get(task, ("image",))
-    apart = pairs and not classify_pairs  # embedded apart: each sentence is a row of its own
-    calibration = _texts_apart(load_examples(data.calibration, needs, recipe.seed), apart)
-    evaluation = None
-    if data.evaluation is not None:
-        if task == "text-classification" and pairs != ("text_pair" in data.evaluation.columns):
-            raise InputError(
-                "calibration and evaluation differ in kind",
-                "columns.text_pair is set in one of them only",
-                "set columns.text_pair in both, or in neither",
-            )
-        sides = ("text", "text_pair") if task == "feature-extraction" or classify_pairs else needs
-        label = () if task in _SELF_SUPERVISED else ("label",)
-        evaluation = load_examples(data.evaluation, (*sides, *label), recipe.seed)
-    is_pair = classify_pairs or task == "question-answering"
-    processor = make_processor(loaded, recipe, is_pair, PROCESSORS.get(task, TextProcessor))
-    finetune = [None if one is None else _texts_apart(one, apart) for one in _finetune_examples(recipe, needs)]
+    loaded = load_model(recipe.model, recipe.seed, lookup)
+    if lookup is not None:
+        lookup.model = loaded.model
+    data = read_data(recipe, lookup)
+    task, evaluation = recipe.model.task, data.evaluation
+    processor = make_processor(loaded, recipe, data.pairs, PROCESSORS.get(task, TextProcessor))
     if isinstance(processor, ImageProcessor):
-        for one in (calibration, evaluation, *finetune):
+        for one in (data.calibration, evaluation, data.finetune, data.spare):
             if one is not None:
                 processor.check(one)
-    sources = Sources(recipe, loaded, processor, calibration, evaluation, *finetune)
-    _try_one_batch(sources)
+    sources = Sources(recipe, loaded, processor, data.calibration, evaluation, data.finetune, data.spare)
+    _try_one_batch(sources, lookup)
     regression = sources.model.output_kind == "regression"
     if recipe.finetune is not None:
         if recipe.finetune.labelled:
@@ -305,8 +316,8 @@ def load_sources(recipe: Recipe) -> Sources:
         sources.training()
     if evaluation is not None:
         # What does not fit shows now, not after hours of work.
-        assert data.evaluation is not None
-        metric = data.evaluation.metric
+        assert recipe.data.evaluation is not None
+        metric = recipe.data.evaluation.metric
         check_metric(metric, task, sources.classes, regression, sources.problem)
         labels = sources.labels(evaluation)
         if metric in ("spearman", "pearson"):
@@ -328,37 +339,83 @@ def load_sources(recipe: Recipe) -> Sources:
     return sources
 
 
+def read_data(recipe: Recipe, lookup: Lookup | None = None) -> Data:
+    """The rows that a recipe names, drawn under its seed. Raises InputError for what cannot be read or is missing.
+
+    lookup: download nothing; rows of a data set of the hub are stood in for, and those to evaluate on left out.
+    """
+    data, task = recipe.data, recipe.model.task
+    pairs = task in ("text-classification", "feature-extraction") and "text_pair" in data.calibration.columns
+    classify_pairs = task == "text-classification" and pairs
+    needs = ("text", "text_pair") if pairs else _COLUMNS.get(task, ("image",))
+    apart = pairs and not classify_pairs  # embedded apart: each sentence is a row of its own
+    elsewhere = {
+        one.source for one in (data.calibration, data.evaluation) if lookup and one and one.source.startswith(HUB)
+    }
+    for source in sorted(elsewhere):
+        require_datasets(source)
+        assert lookup is not None
+        lookup.note(f"the rows of {source}: a run downloads or reads them")
+    if data.calibration.source in elsewhere:
+        calibration = stand_ins(needs)
+    else:
+        calibration = load_examples(data.calibration, needs, recipe.seed)
+    evaluation = None
+    if data.evaluation is not None:
+        if task == "text-classification" and pairs != ("text_pair" in data.evaluation.columns):
+            raise InputError(
+                "calibration and evaluation differ in kind",
+                "columns.text_pair is set in one of them only",
+                "set columns.text_pair in both, or in neither",
+            )
+        sides = ("text", "text_pair") if task == "feature-extraction" or classify_pairs else needs
+        label = () if task in _SELF_SUPERVISED else ("label",)
+        if data.evaluation.source not in elsewhere:
+            evaluation = load_examples(data.evaluation, (*sides, *label), recipe.seed)
+    tuned = _finetune_examples(recipe, needs, lookup)
+    finetune, spare = (None if one is None else _texts_apart(one, apart) for one in tuned)
+    is_pair = classify_pairs or task == "question-answering"
+    return Data(_texts_apart(calibration, apart), evaluation, finetune, spare, is_pair)
+
+
 def _texts_apart(examples: Examples, apart: bool) -> Examples:
     columns = examples.columns
     return Examples({"text": [*columns["text"], *columns["text_pair"]]}) if apart else examples
 
 
-def _finetune_examples(recipe: Recipe, needs: tuple[str, ...]) -> tuple[Examples | None, Examples | None]:
+def _finetune_examples(
+    recipe: Recipe, needs: tuple[str, ...], lookup: Lookup | None
+) -> tuple[Examples | None, Examples | None]:
     """Rows of `finetune.data`; without it, rows of the calibration source that were not drawn."""
     section = recipe.finetune
     if section is not None and section.source is not None:
         python_function(section.source)  # what cannot be called shows now, not after hours of work
     if section is None:
         return None, None
+    if lookup is not None and (section.data or recipe.data.calibration).source.startswith(HUB):
+        return None, None
     if section.data is None:
         return None, spare_examples(recipe.data.calibration, needs, recipe.seed, MOST_HELD_OUT)
     return load_examples(section.data, (*needs, "label") if section.labelled else needs, recipe.seed), None
 
 
-def _try_one_batch(sources: Sources) -> None:
+def _try_one_batch(sources: Sources, lookup: Lookup | None) -> None:
     inputs = sources.fixed(1)
-    try:
-        with torch.no_grad():
+    with sources.tracing() as shapes_alone, torch.no_grad():
+        try:
             output = sources.model(**inputs)
             if sources.recipe.is_text:  # a decoder that looks for each row's last token may take one row only
                 sources.model(**sources.fixed(2))
-    except Exception as error:  # a library's checks and the user's own code may raise anything
-        shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-        raise InputError(
-            f"the model does not run on the calibration data ({shapes})",
-            f"{type(error).__name__}: {error}"[:300],
-            "check model.task, model.args and model.preprocess",
-        ) from error
+        except Exception as error:  # a library's checks and the user's own code may raise anything
+            if shapes_alone and lookup is not None:  # it may need values that are not there
+                lookup.note(f"whether the model runs on the data: it cannot be traced ({type(error).__name__})")
+                return
+            shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+            raise InputError(
+                f"the model does not run on the calibration data ({shapes})",
+                f"{type(error).__name__}: {error}"[:300],
+                "check model.task, model.args and model.preprocess",
+            ) from error
     layout = sources.model.output_layout
     dims = {"vector": 2, "tokens": 3, "spans": 3, "map": 4}[layout]
     if not isinstance(output, torch.Tensor) or output.dim() != dims or len(output) != 1:
@@ -366,6 +423,8 @@ def _try_one_batch(sources: Sources) -> None:
         raise InputError(
             f"the model's output is not one {layout} per row", f"for one row it gives {given}", "check model.task"
         )
+    if lookup is not None:
+        return  # no weights, no values
     finite = torch.isfinite(output).all() and all(
         torch.isfinite(t).all() for t in inputs.values() if t.is_floating_point()
     )

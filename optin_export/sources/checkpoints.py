@@ -6,6 +6,7 @@ the path, `#KEY` names the entry of the file that holds the weights (`run/last.p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 
 from optin_export.files import read_text
 from optin_export.sources.checkpoint_kinds import INDEX, SAFETENSORS, kind_of, refusal
+from optin_export.sources.lookup import read_shapes, unchanged
 from optin_export.sources.state_dicts import choose, fit
 from optin_export.sources.unpickling import unpickle
 
@@ -33,16 +35,18 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
 _SHARD = re.compile(r"^(.+)-(\d+)-of-(\d+)(\.\w+)$")
 
 
-def load_checkpoint(module: nn.Module, weights: str) -> list[str]:
+def load_checkpoint(module: nn.Module, weights: str, looked_up: bool = False) -> list[str]:
     """Load `weights`, PATH or PATH#KEY, into `module`, in place; returns what the user should hear about it.
 
+    looked_up: only compare names and shapes; of safetensors nothing but the headers is read then.
     Every weight of the module gets its value, cast to the module's type. Raises InputError where the file is of another
     format, names code, holds several candidates, or does not fit; the error names keys and shapes.
     """
     path, key = split(weights)
-    content = _read(path)
+    content = _read(path, looked_up)
     state, notes = choose(content, module, path, key)
-    notes += fit(module, state, path)
+    with unchanged(module) if looked_up else contextlib.nullcontext():
+        notes += fit(module, state, path, assign=looked_up)
     return [f"{path.name}: {note}" for note in notes]
 
 
@@ -52,24 +56,27 @@ def split(weights: str) -> tuple[Path, str | None]:
     return (Path(path), key) if path and not Path(weights).exists() else (Path(weights), None)
 
 
-def _read(path: Path) -> Any:
-    """The content of a checkpoint: a mapping for safetensors, anything for a file of torch.save."""
+def _read(path: Path, shapes: bool) -> Any:
+    """The content of a checkpoint: a mapping for safetensors, anything for a file of torch.save.
+
+    shapes: tensors of safetensors may be zeros of the right shape and type, which take no memory.
+    """
     try:
         if path.is_dir():
-            return _read_folder(path)
+            return _read_folder(path, shapes)
         kind = kind_of(path)
         if kind == INDEX:
-            return _read_shards(path)
-        return _read_tensors(path) if kind == SAFETENSORS else unpickle(path)
+            return _read_shards(path, shapes)
+        return _read_tensors(path, shapes) if kind == SAFETENSORS else unpickle(path)
     except OSError as error:
         raise refusal(path, error.strerror or str(error), "check model.weights") from None
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(path: Path, shapes: bool) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return read_shapes(path) if shapes else load_file(path)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:  # a header may name types that torch has not
         why = f"{type(error).__name__}: {error}"
         damaged = "incomplete" in why or "not fully covered" in why or "HeaderTooLarge" in why
@@ -77,7 +84,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise refusal(path, why[:300], "fetch or copy it again") from error
 
 
-def _read_shards(path: Path) -> dict[str, Any]:
+def _read_shards(path: Path, shapes: bool) -> dict[str, Any]:
     """All files that an index names, together."""
     try:
         index = json.loads(read_text(path, _MAX_INDEX))
@@ -86,10 +93,10 @@ def _read_shards(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         fix = "give the file with the weights, or an index of shards (model.safetensors.index.json)"
         raise refusal(path, "it is a JSON file without a 'weight_map' of shards", fix) from None
-    return _together(path, names, expected)
+    return _together(path, names, expected, shapes)
 
 
-def _together(path: Path, names: list[str], expected: set[str] | None) -> dict[str, Any]:
+def _together(path: Path, names: list[str], expected: set[str] | None, shapes: bool) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     folder = path if path.is_dir() else path.parent
     for name in names:
@@ -97,7 +104,7 @@ def _together(path: Path, names: list[str], expected: set[str] | None) -> dict[s
             raise refusal(path, f"it names the shard '{str(name)[:80]}', which lies outside its folder", "correct it")
         if not (folder / name).is_file():
             raise refusal(path, f"its shard {name} is missing", f"copy all {len(names)} shards beside it")
-        part = _read(folder / name)
+        part = _read(folder / name, shapes)
         if not isinstance(part, dict):
             raise refusal(folder / name, "it holds no state dict", "copy the shards again")
         whole |= part
@@ -107,12 +114,12 @@ def _together(path: Path, names: list[str], expected: set[str] | None) -> dict[s
     return whole
 
 
-def _read_folder(path: Path) -> Any:
+def _read_folder(path: Path, shapes: bool) -> Any:
     """The one checkpoint in a folder."""
     files = sorted(one.name for one in path.iterdir() if one.is_file())
     found = next((name for name in _WHOLE if name in files), None)
     if found is not None:
-        return _read(path / found)
+        return _read(path / found, shapes)
     if any(name.startswith("adapter_model.") for name in files):
         raise refusal(path, "it holds a PEFT adapter, not a model", "save model.merge_and_unload() and use that")
     if ".metadata" in files or any(name.endswith(".distcp") for name in files):
@@ -122,13 +129,13 @@ def _read_folder(path: Path) -> Any:
     shards = {name: match for name in files if (match := _SHARD.match(name)) is not None}
     candidates = indices or [name for name in files if name.endswith(_SUFFIXES) and name not in shards]
     if len(candidates) == 1:
-        return _read(path / candidates[0])
+        return _read(path / candidates[0], shapes)
     kinds = {(match[1], match[3], match[4]) for match in shards.values()}
     if not candidates and len(kinds) == 1:
         (_, count, _) = next(iter(kinds))
         if len(shards) != int(count):
             raise refusal(path, f"it holds {len(shards)} of {int(count)} shards", "copy all of them")
-        return _together(path, sorted(shards), None)
+        return _together(path, sorted(shards), None, shapes)
     if not candidates:
         fix = "give the file, or a folder with model.safetensors, pytorch_model.bin or their index"
         raise refusal(path, "the folder holds no checkpoint", fix)

@@ -76,11 +76,12 @@ def is_contrastive(module: nn.Module) -> bool:
 
 
 def take_tower(
-    model: nn.Module, section: ModelSection, tokenizer: Callable[[], Any]
+    model: nn.Module, section: ModelSection, tokenizer: Callable[[], Any], classify: bool = True
 ) -> tuple[Tower, dict[str, Any], dict[str, int]]:
     """The tower that the task needs; what `build_tower` makes it from again; the class names with their index.
 
-    Raises InputError for a tower that gives no embedding, or unusable class names.
+    classify: whether to compute the classes' embeddings, which takes the weights. Raises InputError for a tower that
+    gives no embedding, or unusable class names.
     """
     name, side = type(model).__name__, SIDES.get(section.task)
     if side is None:
@@ -102,7 +103,9 @@ def take_tower(
         return ImageTower(model, None), {"side": side, "classes": None}, {}
     classes = _class_names(section)
     tower = ImageTower(model, len(classes))
-    _bake(model, tower, tokenizer(), classes, _prompts(section))
+    reader = tokenizer()
+    if classify:
+        _bake(model, tower, reader, classes, _prompts(section))
     return tower, {"side": side, "classes": list(classes)}, {label: index for index, label in enumerate(classes)}
 
 

@@ -23,12 +23,14 @@ from optin_export.sources.contrastive import build_tower, is_contrastive, take_t
 from optin_export.sources.equivalents import use_equivalents
 from optin_export.sources.guard import READS_FILES, plain_config
 from optin_export.sources.loading_report import unused_weights
+from optin_export.sources.lookup import Lookup, built, built_timm, from_pretrained
 from optin_export.sources.normalizations import plain_batch_norms
 from optin_export.sources.parametrizations import fold_weights
 from optin_export.sources.tasks import TaskModel, wrap
 from optin_export.sources.tokenizer import load_tokenizer
 
-_AUTO_CLASS = {
+#: The class of transformers that finds the model class of a task.
+AUTO_CLASS = {
     "feature-extraction": "AutoModel",
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
@@ -60,6 +62,7 @@ class LoadedModel:
     origin: folder or hub name where tokenizer and preprocessing lie, if any. labels: class names of the recipe with
     their index (zero-shot); those that a model has itself are found by `class_names`.
     notes: what the user should hear about the weights, such as entries of a checkpoint that were left out.
+    looked_up: without the values of its weights.
     """
 
     model: TaskModel
@@ -67,11 +70,13 @@ class LoadedModel:
     origin: str | None = None
     labels: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    looked_up: bool = False
 
 
-def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
+def load_model(section: ModelSection, seed: int = 0, lookup: Lookup | None = None) -> LoadedModel:
     """Load the model of a recipe in float32 on the CPU, in eval mode and with eager attention.
 
+    lookup: only look it up: the same modules, without the values of their weights, and the same errors.
     Raises InputError for a missing or unreadable model, an unknown architecture, or weights that do not fit.
     """
     if section.source.startswith("/"):  # a bare path, made absolute by the recipe
@@ -80,16 +85,19 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
         prefix, _, rest = section.source.partition(":")
     torch.manual_seed(seed)  # for weights: random
     loader = {"hf": _load_transformers, "timm": _load_timm, "py": _load_python}[prefix]
-    module, architecture, origin, notes = loader(section, rest)
+    module, architecture, origin, notes = loader(section, rest, lookup)
     module = checked(module, section.source)
     if section.weights not in ("pretrained", "random"):
-        notes += load_checkpoint(module, section.weights)
-    _refuse_bad_weights(module, section.source)
+        notes += load_checkpoint(module, section.weights, lookup is not None)
+    if lookup is None:
+        _refuse_bad_weights(module, section.source)
     _prepare(module)
     architecture |= {"task": section.task, "pooling": section.pooling, "normalize": section.normalize}
     labels: dict[str, int] = {}
     if is_contrastive(module):
-        module, architecture["tower"], labels = take_tower(module, section, lambda: load_tokenizer(section, origin))
+        module, architecture["tower"], labels = take_tower(
+            module, section, lambda: load_tokenizer(section, origin), classify=lookup is None
+        )
     elif section.task == "zero-shot-image-classification" or (
         section.task == "image-feature-extraction" and prefix == "hf"
     ):
@@ -98,9 +106,8 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
             "only CLIP and SigLIP are known to give such an output",
             "use one of these; for embeddings also timm models with model.args: {num_classes: 0}",
         )
-    return LoadedModel(
-        wrap(module, section.task, section.pooling, section.normalize), architecture, origin, dict(labels), tuple(notes)
-    )
+    wrapped = wrap(module, section.task, section.pooling, section.normalize)
+    return LoadedModel(wrapped, architecture, origin, dict(labels), tuple(notes), lookup is not None)
 
 
 def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel:
@@ -146,7 +153,9 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
     return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"])
 
 
-def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], str | None, list[str]]:
+def _load_transformers(
+    section: ModelSection, name: str, lookup: Lookup | None
+) -> tuple[nn.Module, dict[str, Any], str | None, list[str]]:
     import transformers
 
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
@@ -167,13 +176,15 @@ def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dic
         refuse_quantised_config(config, section.source)
         config._attn_implementation = "eager"
         options["dtype"] = torch.float32  # whatever the checkpoint is stored in
-        auto = getattr(transformers, _AUTO_CLASS[section.task])
+        auto = getattr(transformers, AUTO_CLASS[section.task])
         if section.task == "image-segmentation" and type(config) not in auto._model_mapping:
             auto = transformers.AutoModelForUniversalSegmentation
-        if section.weights == "pretrained":
+        if section.weights == "pretrained" and lookup is not None:
+            module, info = from_pretrained(auto, name, config, lookup, **options)
+        elif section.weights == "pretrained":
             module, info = auto.from_pretrained(name, config=config, output_loading_info=True, **options)
         else:
-            module, info = auto.from_config(config, **options), {}
+            module, info = built(lambda: auto.from_config(config, **options), lookup), {}
     except InputError:
         raise
     except Exception as error:  # transformers raises many types here; all of them mean the source cannot be used
@@ -191,10 +202,11 @@ def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dic
             "name a model trained for this task, or correct model.task",
         )
     notes = unused_weights(info, module, name, section.task)
+    final: Any = module.config  # as the library has completed it
     architecture = {
         "library": "transformers",
         "class": type(module).__name__,
-        "config": json.loads(module.config.to_json_string(use_diff=False)),
+        "config": json.loads(final.to_json_string(use_diff=False)),
     }
     architecture["config"].pop("_name_or_path", None)
     return module, architecture, None if by_type is not None else name, notes
@@ -227,11 +239,14 @@ def _config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
     return transformers.AutoConfig.for_model(name, **fields)
 
 
-def _load_timm(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], None, list[str]]:
+def _load_timm(
+    section: ModelSection, name: str, lookup: Lookup | None
+) -> tuple[nn.Module, dict[str, Any], None, list[str]]:
     pretrained, args = section.weights == "pretrained", dict(section.args)
     if not Path(name).is_absolute():
-        return _create_timm(name, args, pretrained), {"library": "timm", "name": name, "args": args}, None, []
-    module = _create_timm(f"local-dir:{name}", args, pretrained)
+        module = built_timm(name, lambda load: _create_timm(name, args, load), pretrained, lookup)
+        return module, {"library": "timm", "name": name, "args": args}, None, []
+    module = built(lambda: _create_timm(f"local-dir:{name}", args, pretrained), lookup)
     config = _read_config(Path(name))
     args = {**config.get("model_args", {}), **args}  # what the folder says of itself is needed to build it elsewhere
     return module, {"library": "timm", "name": config["architecture"], "args": args}, None, []
@@ -257,9 +272,11 @@ def _create_timm(name: str, args: dict[str, Any], pretrained: bool) -> nn.Module
         ) from error
 
 
-def _load_python(section: ModelSection, reference: str) -> tuple[nn.Module, dict[str, Any], None, list[str]]:
+def _load_python(
+    section: ModelSection, reference: str, lookup: Lookup | None
+) -> tuple[nn.Module, dict[str, Any], None, list[str]]:
     source = f"py:{reference}"
-    module = call_python(source, section.args)
+    module = built(lambda: call_python(source, section.args), lookup)
     if not isinstance(module, nn.Module):
         raise InputError(
             f"'{source}' is not a model", f"it returned a {type(module).__name__}", "return a torch.nn.Module"

@@ -115,8 +115,10 @@ def choose(content: Any, module: nn.Module, path: Path, key: str | None) -> tupl
     return dict(chosen.state), notes + _told({name: what for name in chosen.beside if (what := _extra(name, None))})
 
 
-def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> list[str]:
+def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, assign: bool = False) -> list[str]:
     """Load `state` into `module`, every entry of it and every weight of the module; returns notes on harmless extras.
+
+    assign: put the tensors themselves in place of the module's, rather than copying their values.
 
     Values are cast to the module's types. Raises InputError that names missing and unexpected keys, and both shapes
     where they differ.
@@ -138,7 +140,7 @@ def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> lis
         fix = "check model.source and model.args (such as num_classes) against the checkpoint"
         raise InputError(f"the checkpoint {path} does not fit the model", "; ".join(problems), fix)
     values = {name: _value(name, tensor, names.own[name], path) for name, tensor in state.items() if name in names.own}
-    result = module.load_state_dict(values, strict=False)
+    result = module.load_state_dict(values, strict=False, assign=assign)
     lost = [name for name in result.missing_keys if name in names.missing(values)] + list(result.unexpected_keys)
     assert not lost, f"torch did not load {lost[:_SHOWN]}"
     notes = _told(extras)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from optin_export.errors import InputError
@@ -24,11 +25,25 @@ def load_tokenizer(section: ModelSection, origin: str | None) -> Any:
     except Exception as error:  # missing files, broken JSON and network errors come as many types
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load the tokenizer of {name}", reason, "set model.tokenizer to a folder") from error
+    _refuse_empty(tokenizer, name)
     if tokenizer.pad_token is None and section.task == "text-generation":
         tokenizer.pad_token = tokenizer.eos_token  # hidden by the attention mask, so any token will do
     tokenizer.padding_side = "right"  # positions count from the first token
     _refuse_unfit(tokenizer, name, section.task)
     return tokenizer
+
+
+def _refuse_empty(tokenizer: Any, name: str) -> None:
+    """Of a folder without a vocabulary transformers makes a tokenizer all the same: one that knows no word."""
+    folder, files = Path(name), {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
+    if not folder.is_dir() or not type(tokenizer).vocab_files_names:
+        return
+    if not any(any(folder.glob(pattern)) for pattern in (*files, "*.model", "*.tiktoken", "tekken.json")):
+        raise InputError(
+            f"cannot load the tokenizer of {name}",
+            f"none of its files is there ({', '.join(sorted(files))})",
+            "save the tokenizer of the model there, or set model.tokenizer to a folder that holds it",
+        )
 
 
 def _refuse_unfit(tokenizer: Any, name: str, task: str) -> None:

@@ -7,49 +7,20 @@ from typing import Any
 
 from safetensors.numpy import load_file, save_file
 
-from optin_export import engines, scoring, search, ship, surgery
-from optin_export.errors import EnvironmentLacks, InputError
+from optin_export import scoring, surgery
 from optin_export.files import atomic_path, regular, sha256_file, sha256_json, write_text
 from optin_export.ledger import computed_by
-from optin_export.steps.coverage import coverage_notes, with_refusals
+from optin_export.steps.start import CHECKS
 from optin_export.workspace import Facts, Workspace
 
 
 def load(work: Workspace, facts: Facts) -> None:
     """Load and check everything that can be checked before hours of work and before anything is written."""
-    for target in work.recipe.here:
-        engines.versions(target)
-    work.tick(1, 4)
-    for text in work.sources.warnings:  # loaded now, because all that follows needs the model and the data
-        work.ledger.warn(text)
-    work.placement.check(work.sources.model, work.sources.fixed(1))
-    work.tick(2, 4)
-    if work.recipe.ship.triton:
-        ship.check_tools()
-    for note in coverage_notes(work.sources.model, work.structure, work.costs, work.least, work.sources.fixed(1)):
-        work.ledger.warn(note)
-    try:
-        search.check_budget(work.costs, work.recipe.prune.budget, work.least)
-    except InputError as error:
-        raise with_refusals(error, work.structure.refused) from None
-    work.tick(3, 4)
-    if work.recipe.prune.budget.kind == "latency":
-        _check_latency_budget(work)
+    for index, (_, check) in enumerate(CHECKS):
+        check(work)
+        work.tick(index + 1, len(CHECKS) + 1)
     write_text(work.folder / "recipe.yaml", work.recipe.to_yaml())
-    work.tick(4, 4)
-
-
-def _check_latency_budget(work: Workspace) -> None:
-    """The target's clock has to run here, and the model has to have a latency table."""
-    target = work.recipe.budget_target
-    reason = engines.unavailable(target)
-    if reason is not None:
-        raise EnvironmentLacks(
-            f"a latency budget cannot be searched on {target.name}",
-            reason,
-            "run on a machine that has it, name another target in prune.budget.target, or set prune.budget.macs",
-        )
-    search.signatures(work.structure, work.costs)
+    work.tick(len(CHECKS) + 1, len(CHECKS) + 1)
 
 
 def score(work: Workspace, facts: Facts) -> dict[str, Any]:

@@ -87,7 +87,8 @@ def test_a_recipe_that_can_be_built_and_not_measured(recipe: str, capsys: pytest
     assert "built, not measured here" in needed["target torch-cuda"]["detail"]
     code, told = doctor(capsys, recipe, "--set", "data.calibration.source=npz:none.npz")
     needed = {one["name"]: one for one in told["needed"]}  # type: ignore[attr-defined]
-    assert code == 5 and needed["files"]["state"] == "missing"
+    assert code == 2 and needed["model and data"]["state"] == "refused"  # as a run would end
+    assert "No such file" in needed["model and data"]["detail"]
 
 
 def test_what_a_recipe_needs_besides_engines(

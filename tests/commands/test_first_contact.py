@@ -20,7 +20,7 @@ import yaml
 
 from optin_export import cli
 from optin_export.commands import COMMANDS
-from optin_export.commands._guess import columns_of, positions_of, task_of
+from optin_export.commands._guess import columns_of, task_of
 from optin_export.recipe import load_recipe
 from optin_export.recipe.manual import describe_fields
 from tests.conftest import ROOT
@@ -47,8 +47,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 # --- init -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_recipe_for_images(place: Path, image_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copy(image_data / "images.npz", place / "images.npz")
+def test_a_recipe_for_images(place: Path, colour_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(colour_data / "images.npz", place / "images.npz")
     words = ["init", "--model", "timm:vit_tiny_patch16_224", "--data", "npz:images.npz", "--goal", "macs=0.5"]
     out = place / "deep" / "recipe.yaml"
     assert cli.main([*words, "--evaluation", "npz:images.npz", "--out", str(out), "--schema"]) == 0
@@ -78,14 +78,14 @@ def test_a_recipe_for_text_guesses_the_task(
     assert recipe.data.calibration.columns == {"text": "sentence"}
     assert recipe.data.evaluation is None and recipe.gates.accuracy_drop is None
     assert recipe.gates.speedup == recipe.prune.budget.speedup == 1.5
-    assert written["export"]["sequence"] == recipe.export.sequence == 64  # as many positions as the model has
+    assert written["export"]["sequence"] == recipe.export.sequence == 16  # by the texts, see tests/test_preflight.py
     assert "# evaluation: held-out" in Path("recipe.yaml").read_text(encoding="utf-8")
 
 
 def test_init_overwrites_nothing_and_writes_nothing_invalid(
-    place: Path, image_data: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, colour_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, model = f"npz:{image_data / 'images.npz'}", "timm:vit_tiny_patch16_224"
+    data, model = f"npz:{colour_data / 'images.npz'}", "timm:vit_tiny_patch16_224"
     words = ["init", "--model", model, "--data", data, "--goal"]
     for wrong, says in (
         (["macs=2"], "prune.budget.macs"),
@@ -96,8 +96,8 @@ def test_init_overwrites_nothing_and_writes_nothing_invalid(
         (["macs=0.5", "--target", "onnxrutime"], "targets"),
         (["macs=0.5", "--task", "image-clasification"], "the tasks are"),
         (["macs=0.5", "--columns", "image"], "NAME=PLACE"),
-        (["macs=0.5", "--data", "npz:none.npz"], "no such file"),
-        (["macs=0.5", "--weights", "none.pt"], "no such file"),
+        (["macs=0.5", "--data", "npz:none.npz"], "No such file"),
+        (["macs=0.5", "--weights", "none.pt"], "cannot read the checkpoint"),
     ):
         assert says in refused(capsys, *words, *wrong)
         assert list(place.iterdir()) == []
@@ -126,9 +126,9 @@ def ask(*answers: str) -> io.StringIO:
 
 
 def test_on_a_terminal_init_asks(
-    image_data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    colour_data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = f"npz:{image_data / 'images.npz'}"
+    data = f"npz:{colour_data / 'images.npz'}"
     monkeypatch.setattr(sys, "stdin", ask("", "timm:vit_tiny_patch16_224", "nonsense", "", data, "", "macs=0.5"))
     assert cli.main(["init"]) == 0
     asked = capsys.readouterr().err
@@ -147,18 +147,6 @@ def test_guesses(bert_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
     for content in ("{", "[]", '{"architectures": 3}', '{"architectures": ["Strange"]}', '{"architectures": []}'):
         (tmp_path / "config.json").write_text(content, encoding="utf-8")
         assert task_of(str(tmp_path)) is None
-    for content, positions in (
-        ('{"max_position_embeddings": 40}', 40),
-        ('{"n_positions": 1024, "model_type": "gpt2"}', 1024),
-        ('{"max_position_embeddings": 514, "model_type": "roberta", "pad_token_id": 1}', 512),
-        ('{"max_position_embeddings": 1, "model_type": "roberta", "pad_token_id": 1}', None),
-        ('{"max_position_embeddings": "many"}', None),
-        ("{}", None),
-        ("[]", None),
-    ):
-        (tmp_path / "config.json").write_text(content, encoding="utf-8")
-        assert positions_of(str(tmp_path)) == positions
-    assert positions_of("timm:resnet18") is None
     (tmp_path / "bad.npz").write_bytes(b"no zip")
     assert columns_of(f"npz:{tmp_path / 'bad.npz'}", "image-classification", True) == {}
     assert columns_of("csv:/none", "text-classification", True) == {}
