@@ -57,7 +57,7 @@ def _copy(source: Path, path: Path) -> None:
 class Ledger:
     """The steps done in one run folder. `changed` is called once, before the first step that is not reused.
 
-    warn: is told, in one line, of every result that was damaged. warnings: those lines.
+    warn: is told, in one line, what the user should know, such as a result that was damaged. warnings: those lines.
     shared: a folder in which sibling runs leave the steps named in SHARED for each other, by their key.
     """
 
@@ -117,7 +117,7 @@ class Ledger:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self._damaged(f"{name} cannot be read ({type(error).__name__}); its step is done again")
+            self.warn(f"{name} cannot be read ({type(error).__name__}); its step is done again")
             return None
         if not same:
             return None
@@ -125,13 +125,14 @@ class Ledger:
             try:
                 found = sha256_file(self.run / output)
             except OSError as error:
-                self._damaged(f"{output} cannot be read ({error.strerror}); it is made again")
+                self.warn(f"{output} cannot be read ({error.strerror}); it is made again")
                 return None
             if found != digest:
-                self._damaged(f"{output} is not what was written (its sha256 is another); it is made again")
+                self.warn(f"{output} is not what was written (its sha256 is another); it is made again")
                 return None
         return result
 
-    def _damaged(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """Say a line at once, and again in the report."""
         self.warnings.append(text)
         self._warn(text)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from optin_export.errors import InputError
 from optin_export.recipe import Recipe
+from optin_export.sentence import transformer_folder
 
 
 def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
@@ -51,7 +52,7 @@ def check_files(recipe: Recipe) -> None:
         _check_file(tuned.source)
     if model.weights not in ("pretrained", "random") and not Path(model.weights).is_file():
         raise InputError(f"cannot read the checkpoint {model.weights}", "no such file", "correct model.weights")
-    if model.source.startswith("/") and not (Path(model.source) / "config.json").is_file():
+    if model.source.startswith("/") and not (transformer_folder(Path(model.source)) / "config.json").is_file():
         raise InputError(
             f"cannot load a model from {model.source}", "no folder with a config.json", "correct model.source"
         )

@@ -11,6 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from optin_export.sentence import Files, SentenceFolder, find_sentence_folder, model_type_of, transformer_folder
+
+#: The longest sequence that is proposed: longer ones make latency that of padding, for most texts.
+MOST_TOKENS = 512
+#: What a folder with modules.json is for, by what it says it is.
+_BY_SENTENCE = {"SentenceTransformer": "feature-extraction", "CrossEncoder": "text-classification"}
 #: How the name of a model's class ends -> its task.
 _BY_CLASS = {
     "ForSequenceClassification": "text-classification",
@@ -60,12 +66,13 @@ def task_of(source: str) -> str | None:
     if prefix == "timm":
         return "image-classification"
     try:
-        path, config = _configuration(source)
+        config = _configuration(source)
         named, kind = config.get("architectures") or [""], config.get("model_type")
         if "architecture" in config:  # timm's own
             return "image-classification"
-        if (path.parent / "modules.json").is_file():  # sentence-transformers
-            return "feature-extraction"
+        told = _BY_SENTENCE.get(model_type_of(source) or "")
+        if told is not None:
+            return told
         for ending, task in _BY_CLASS.items():
             if str(named[0]).endswith(ending):
                 return task
@@ -77,7 +84,7 @@ def task_of(source: str) -> str | None:
 def positions_of(source: str) -> int | None:
     """The longest sequence in tokens that a model's configuration has positions for; None if it does not say."""
     try:
-        _, config = _configuration(source)
+        config = _configuration(source)
         positions = next(config[name] for name in _POSITIONS if config.get(name) is not None)
         # RoBERTa and its like count from behind the padding token's number.
         taken = config["pad_token_id"] + 1 if config.get("model_type") in _BEHIND_PADDING else 0
@@ -86,16 +93,32 @@ def positions_of(source: str) -> int | None:
         return None
 
 
-def _configuration(source: str) -> tuple[Path, Any]:
-    """config.json and where it is, in a folder or in the hub's local cache."""
+def sentence_of(source: str, task: str) -> tuple[SentenceFolder | None, int | None]:
+    """What a folder of sentence-transformers says about its output, and the tokens at which it cuts texts, if any.
+
+    Nothing is downloaded. Raises InputError for a module that cannot be built into the graph.
+    """
+    folder, _ = find_sentence_folder(source, task)
+    if folder is None:
+        return None, None
+    given = folder.max_length
+    if given is None:
+        name = f"{folder.subfolder}/tokenizer_config.json" if folder.subfolder else "tokenizer_config.json"
+        given = Files(folder.source, False).settings(name).get("model_max_length")
+    limits = [one for one in (given, positions_of(source)) if isinstance(one, int | float) and one < 10**9]
+    return folder, int(min(limits)) if limits else None
+
+
+def _configuration(source: str) -> Any:
+    """config.json in a folder or in the hub's local cache; that of the transformer, where modules.json names one."""
     prefix, _, name = source.partition(":")
-    path = Path(name if prefix == "hf" and name else source) / "config.json"
+    path = transformer_folder(Path(name if prefix == "hf" and name else source)) / "config.json"
     if not path.is_file() and prefix == "hf":
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(name, "config.json")
         path = Path(found) if isinstance(found, str) else path
-    return path, json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:

@@ -9,7 +9,7 @@ from optin_export.errors import InputError
 from optin_export.files import read_json
 from optin_export.ship.config import LABELS, ModelSpec, Step, config_text, ensemble_text
 from optin_export.ship.origin import Origin
-from optin_export.ship.preprocess import IMAGE, TOKENIZER, check_served_image
+from optin_export.ship.preprocess import IMAGE, PROMPT, TOKENIZER, check_served_image
 from optin_export.ship.repository import Writer
 from optin_export.ship.signature import Signature, Tensor
 
@@ -46,7 +46,9 @@ def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer
 
     def write_prepare(folder: Path) -> None:
         (folder / "1").mkdir()
-        shutil.copyfile(source, folder / "1" / source.name)
+        for file in (source, preprocess / PROMPT):
+            if file.is_file():
+                shutil.copyfile(file, folder / "1" / file.name)
         shutil.copyfile(SERVED / code, folder / "1" / "model.py")
         # Requests are prepared one by one, and batched before the model.
         spec = ModelSpec(prepare, "python", Signature(inputs, signature.inputs), (batch,), dynamic_batching=False)

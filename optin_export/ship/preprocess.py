@@ -10,7 +10,7 @@ from optin_export.files import atomic_path, write_json, write_text
 from optin_export.recipe import Recipe
 from optin_export.sources.batches import ImageProcessor, Processor, TextProcessor
 
-TOKENIZER, IMAGE, LABELS = "tokenizer.json", "preprocess.json", "labels.txt"
+TOKENIZER, IMAGE, LABELS, PROMPT = "tokenizer.json", "preprocess.json", "labels.txt", "prompt.txt"
 #: Task -> how the tokenizer cuts a pair; tasks that are not here take words or labels that no client would send.
 _TRUNCATION = {
     "text-classification": "longest_first",
@@ -23,7 +23,8 @@ _CLASSES = ("text-classification", "image-classification", "zero-shot-image-clas
 
 
 def write_preprocess(folder: Path, processor: Processor, model: Any, recipe: Recipe) -> None:
-    """Write tokenizer.json or preprocess.json, and labels.txt where the classes have names; each whole or not at all.
+    """Write tokenizer.json or preprocess.json, labels.txt where the classes have names, and prompt.txt where the model
+    puts a prompt before every text; each whole or not at all.
 
     A tokenizer that has no fast form, and tasks that no client sends plain text for, leave none.
     """
@@ -32,6 +33,9 @@ def write_preprocess(folder: Path, processor: Processor, model: Any, recipe: Rec
         if fast is not None and recipe.model.task in _TRUNCATION:
             with atomic_path(folder / TOKENIZER) as temporary:
                 _served(processor, fast, recipe.model.task).save(str(temporary))
+        (folder / PROMPT).unlink(missing_ok=True)
+        if processor.prompt:
+            write_text(folder / PROMPT, processor.prompt)
     elif isinstance(processor, ImageProcessor):
         names = ("input_size", "interpolation", "crop_mode", "crop_pct", "mean", "std")
         write_json(folder / IMAGE, {name: processor.config[name] for name in names if name in processor.config})
@@ -45,7 +49,8 @@ def _served(processor: TextProcessor, fast: Any, task: str) -> Any:
     from tokenizers import Tokenizer
 
     tokenizer, own = Tokenizer.from_str(fast.to_str()), processor.tokenizer
-    tokenizer.enable_truncation(processor.sequence, strategy=_TRUNCATION[task])
+    side = getattr(own, "truncation_side", "right")
+    tokenizer.enable_truncation(processor.longest, strategy=_TRUNCATION[task], direction=side)
     tokenizer.enable_padding(
         direction="right",
         pad_id=own.pad_token_id,

@@ -18,10 +18,19 @@ from optin_export.files import sha256_file, sha256_json
 from optin_export.recipe import Recipe
 from optin_export.sources.batches import Batch, Inputs, Processor, TextProcessor, batches, make_processor
 from optin_export.sources.data import Examples, load_examples, spare_examples
+from optin_export.sources.lengths import length_warnings
 from optin_export.sources.maps import LabelMaps
 from optin_export.sources.models import LoadedModel, build, load_model, python_function
 from optin_export.sources.placement import Placement
-from optin_export.sources.tasks import IGNORED, TaskModel, as_function, as_rows, counted_rows, wrap
+from optin_export.sources.tasks import (
+    IGNORED,
+    TaskModel,
+    as_function,
+    as_rows,
+    counted_rows,
+    refuse_merging,
+    wrap,
+)
 from optin_export.sources.text import PROCESSORS, answers, word_labels
 from optin_export.sources.training import MOST_HELD_OUT, Training, split
 
@@ -62,17 +71,19 @@ _SELF_SUPERVISED = ("fill-mask", "text-generation")
 class Dataset:
     """Evaluation data: one list of batches per side (two sides for pairs that are embedded apart), and the labels.
 
-    labels: one per row, a number or what the metric takes.
+    labels: one per row, a number or what the metric takes. similarity: of the two sides' embeddings, by its name in
+    sentence-transformers.
     """
 
     sides: tuple[tuple[Batch, ...], ...]
     labels: Sequence[Any] | np.ndarray
     metric: str
+    similarity: str = "cosine"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The model and data of a recipe, loaded and checked."""
+    """The model and data of a recipe, loaded and checked. warnings: what was found that the user should know."""
 
     recipe: Recipe
     loaded: LoadedModel
@@ -81,6 +92,7 @@ class Sources:
     evaluation_examples: Examples | None
     finetune_examples: Examples | None = None
     spare_examples: Examples | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def model(self) -> TaskModel:
@@ -150,9 +162,10 @@ class Sources:
         size, labels = max(self.recipe.export.batch), self.labels(examples)
         sides = [Examples({**examples.columns, "label": labels})]
         if self.recipe.model.task == "feature-extraction":
-            sides = [Examples({"text": examples.columns[name]}) for name in ("text", "text_pair")]
+            sides = _sides(examples)
         encoded = tuple(tuple(batches(self.processor, side, size, targets=True)) for side in sides)
-        return Dataset(encoded, labels, section.metric)
+        sentence = self.loaded.sentence
+        return Dataset(encoded, labels, section.metric, "cosine" if sentence is None else sentence.similarity)
 
     def labels(self, examples: Examples) -> Sequence[Any] | np.ndarray:
         """Labels as numbers, one per row (or per word); class names are looked up in the model's own configuration.
@@ -220,6 +233,7 @@ class Sources:
             weights.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         first = self.fixed(1)
         full = b"full length" if self.recipe.is_text and self.recipe.tokens.merges else b""
+        full += f"cut at {getattr(self.processor, 'longest', None)}".encode()
         encoded = hashlib.sha256(full + b"".join(tensor.numpy().tobytes() for tensor in first.values())).hexdigest()
         return {
             "weights": weights.hexdigest(),
@@ -260,7 +274,13 @@ def load_sources(recipe: Recipe) -> Sources:
     is_pair = classify_pairs or task == "question-answering"
     processor = make_processor(loaded, recipe, is_pair, PROCESSORS.get(task, TextProcessor))
     finetune = [None if one is None else _texts_apart(one, apart) for one in _finetune_examples(recipe, needs)]
-    sources = Sources(recipe, loaded, processor, calibration, evaluation, *finetune)
+    rows = {"calibration": [calibration]}
+    if evaluation is not None:
+        rows["evaluation"] = _sides(evaluation) if task == "feature-extraction" else [evaluation]
+    warnings = (*loaded.warnings, *length_warnings(processor, rows))
+    sources = Sources(recipe, loaded, processor, calibration, evaluation, *finetune, warnings=warnings)
+    if recipe.tokens.merges:
+        refuse_merging(loaded.model)
     _try_one_batch(sources)
     if recipe.finetune is not None:
         sources.training()
@@ -282,6 +302,11 @@ def load_sources(recipe: Recipe) -> Sources:
         if task == "question-answering":
             processor.order(evaluation)  # a question may be too long for any context
     return sources
+
+
+def _sides(examples: Examples) -> list[Examples]:
+    """Pairs of texts that are compared, each side by itself."""
+    return [Examples({"text": examples.columns[name]}) for name in ("text", "text_pair")]
 
 
 def _texts_apart(examples: Examples, apart: bool) -> Examples:

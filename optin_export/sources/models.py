@@ -16,10 +16,13 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.recipe import ModelSection
+from optin_export.sentence import SentenceFolder, find_sentence_folder, transformer_folder
 from optin_export.sources.adapt import checked, readable, refuse_quantised_config
 from optin_export.sources.contrastive import build_tower, is_contrastive, take_tower
 from optin_export.sources.equivalents import use_equivalents
 from optin_export.sources.guard import READS_FILES, plain_config, refuse_packed
+from optin_export.sources.sentence import encoder_class
+from optin_export.sources.sentence_model import wrap_sentence
 from optin_export.sources.tasks import TaskModel, wrap
 from optin_export.sources.tokenizer import load_tokenizer
 
@@ -53,12 +56,15 @@ class LoadedModel:
 
     architecture: JSON-serialisable; `build(architecture)` gives the same modules with random weights.
     origin: folder or hub name where tokenizer and preprocessing lie, if any. labels: class names by index, if known.
+    sentence: what sentence-transformers does around the model, where it is one of its folders. warnings: one line each.
     """
 
     model: TaskModel
     architecture: dict[str, Any]
     origin: str | None = None
     labels: dict[str, int] = field(default_factory=dict)
+    sentence: SentenceFolder | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
@@ -71,14 +77,17 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
     else:
         prefix, _, rest = section.source.partition(":")
     torch.manual_seed(seed)  # for weights: random
-    loader = {"hf": _load_transformers, "timm": _load_timm, "py": _load_python}[prefix]
-    module, architecture, origin = loader(section, rest)
+    sentence, warnings = find_sentence_folder(rest if prefix == "hf" else "", section.task, True)
+    if prefix == "hf":
+        module, architecture, origin = _load_transformers(section, rest, sentence)
+    else:
+        module, architecture, origin = {"timm": _load_timm, "py": _load_python}[prefix](section, rest)
     module = checked(module, section.source)
     if section.weights not in ("pretrained", "random"):
         _load_checkpoint(module, Path(section.weights))
     _refuse_bad_weights(module, section.source)
     _prepare(module)
-    architecture |= {"task": section.task, "pooling": section.pooling, "normalize": section.normalize}
+    architecture |= {"task": section.task, "pooling": section.pooling, "normalize": bool(section.normalize)}
     labels = getattr(getattr(module, "config", None), "label2id", None) or {}
     if is_contrastive(module):
         module, architecture["tower"], labels = take_tower(module, section, lambda: load_tokenizer(section, origin))
@@ -90,9 +99,13 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
             "only CLIP and SigLIP are known to give such an output",
             "use one of these; for embeddings also timm models with model.args: {num_classes: 0}",
         )
-    return LoadedModel(
-        wrap(module, section.task, section.pooling, section.normalize), architecture, origin, dict(labels)
-    )
+    if sentence is not None:
+        model, told = wrap_sentence(module, architecture, section, sentence, origin, _load_checkpoint)
+        _refuse_bad_weights(model, section.source)
+        warnings += told
+    else:
+        model = wrap(module, section.task, section.pooling, bool(section.normalize))
+    return LoadedModel(model, architecture, origin, dict(labels), sentence, tuple(warnings))
 
 
 def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel:
@@ -135,13 +148,19 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
     _prepare(module)
     if "tower" in architecture:
         module = build_tower(module, architecture["tower"])
-    return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"])
+    sentence = architecture.get("sentence")
+    return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"], sentence)
 
 
-def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dict[str, Any], str | None]:
+def _load_transformers(
+    section: ModelSection, name: str, sentence: SentenceFolder | None = None
+) -> tuple[nn.Module, dict[str, Any], str | None]:
     import transformers
 
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
+    arguments = {**({} if sentence is None else sentence.config_args), **section.args}
+    if sentence is not None and sentence.subfolder:
+        options["subfolder"] = sentence.subfolder
     by_type = name.removeprefix(_BY_TYPE) if name.startswith(_BY_TYPE) else None
     if by_type is not None and section.weights == "pretrained":
         raise InputError(
@@ -153,17 +172,23 @@ def _load_transformers(section: ModelSection, name: str) -> tuple[nn.Module, dic
         if by_type is not None:
             config = _config_of_type(by_type, section.args)
         else:
-            config = transformers.AutoConfig.from_pretrained(name, **options, **section.args)
+            config = transformers.AutoConfig.from_pretrained(name, **options, **arguments)
         refuse_quantised_config(config, section.source)
         config._attn_implementation = "eager"
         options["dtype"] = torch.float32  # whatever the checkpoint is stored in
-        auto = getattr(transformers, _AUTO_CLASS[section.task])
+        encoder = encoder_class(config) if section.task == "feature-extraction" else None
+        auto = getattr(transformers, encoder or _AUTO_CLASS[section.task])
         if section.task == "image-segmentation" and type(config) not in auto._model_mapping:
             auto = transformers.AutoModelForUniversalSegmentation
         if section.weights == "pretrained":
             module, info = auto.from_pretrained(name, config=config, output_loading_info=True, **options)
+        elif encoder is not None:
+            module, info = auto(config), {}
         else:
-            module, info = auto.from_config(config, **options), {}
+            module, info = (
+                auto.from_config(config, trust_remote_code=section.trust_remote_code, dtype=torch.float32),
+                {},
+            )
     except InputError:
         raise
     except Exception as error:  # transformers raises many types here; all of them mean the source cannot be used
@@ -325,7 +350,7 @@ def _refuse_bad_weights(module: nn.Module, source: str) -> None:
 
 
 def _kind_of_folder(folder: Path) -> str:
-    config = _read_config(folder)
+    config = _read_config(transformer_folder(folder))
     kind = next((kind for key, kind in (("model_type", "hf"), ("architecture", "timm")) if key in config), None)
     if kind is None:
         raise InputError(

@@ -19,7 +19,8 @@ def load(work: Workspace, facts: Facts) -> None:
     for target in work.recipe.here:
         engines.versions(target)
     work.tick(1, 4)
-    _ = work.sources  # loaded now, because all that follows needs the model and the data
+    for text in work.sources.warnings:  # loaded now, because all that follows needs the model and the data
+        work.ledger.warn(text)
     work.placement.check(work.sources.model, work.sources.fixed(1))
     work.tick(2, 4)
     if work.recipe.ship.triton:
