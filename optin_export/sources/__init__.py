@@ -273,12 +273,12 @@ def load_sources(recipe: Recipe) -> Sources:
         evaluation = load_examples(data.evaluation, (*sides, *label), recipe.seed)
     is_pair = classify_pairs or task == "question-answering"
     processor = make_processor(loaded, recipe, is_pair, PROCESSORS.get(task, TextProcessor))
-    finetune = [None if one is None else _texts_apart(one, apart) for one in _finetune_examples(recipe, needs)]
+    tuned, spare = (None if one is None else _texts_apart(one, apart) for one in _finetune_examples(recipe, needs))
     rows = {"calibration": [calibration]}
     if evaluation is not None:
         rows["evaluation"] = _sides(evaluation) if task == "feature-extraction" else [evaluation]
     warnings = (*loaded.warnings, *length_warnings(processor, rows))
-    sources = Sources(recipe, loaded, processor, calibration, evaluation, *finetune, warnings=warnings)
+    sources = Sources(recipe, loaded, processor, calibration, evaluation, tuned, spare, warnings)
     if recipe.tokens.merges:
         refuse_merging(loaded.model)
     _try_one_batch(sources)

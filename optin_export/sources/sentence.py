@@ -165,8 +165,8 @@ def chosen_steps(folder: SentenceFolder, section: ModelSection) -> tuple[list[St
             steps.insert(last + 1, (_normalizing(), None))
         else:
             del steps[last]
-        said = (str(value).lower() for value in (section.normalize, folder.normalizes))
-        told.append(_contradiction("normalize", *said, folder.source))
+        given, found = (str(value).lower() for value in (section.normalize, folder.normalizes))
+        told.append(_contradiction("normalize", given, found, folder.source))
     return [step for step, _ in steps], [index for _, index in steps], told
 
 

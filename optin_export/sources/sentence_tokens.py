@@ -31,8 +31,7 @@ def adapt_tokenizer(tokenizer: Any, folder: SentenceFolder, config: Any) -> int 
 
 
 def _lowercase(tokenizer: Any, source: str) -> None:
-    from tokenizers.normalizers import Lowercase
-    from tokenizers.normalizers import Sequence as Normalizers
+    from tokenizers import normalizers
 
     if not tokenizer.is_fast:
         raise InputError(
@@ -40,10 +39,10 @@ def _lowercase(tokenizer: Any, source: str) -> None:
             f"do_lower_case is set, and a {type(tokenizer).__name__} is not a fast one",
             "save it as tokenizer.json",
         )
-    found = tokenizer.backend_tokenizer.normalizer
-    parts = list(found) if isinstance(found, Normalizers) else [] if found is None else [found]
-    if not any(isinstance(part, Lowercase) for part in parts):
-        tokenizer.backend_tokenizer.normalizer = Normalizers([Lowercase(), *parts])
+    found: Any = tokenizer.backend_tokenizer.normalizer
+    parts = list(found) if isinstance(found, normalizers.Sequence) else [] if found is None else [found]
+    if not any(isinstance(part, normalizers.Lowercase) for part in parts):
+        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
 
 def prompt_tokens(tokenizer: Any, prompt: str, longest: int | None) -> int:
