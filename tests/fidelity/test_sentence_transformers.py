@@ -69,7 +69,7 @@ def engine(path: Path, texts: dict[str, list[str]], folder: Path) -> np.ndarray:
     return session.run(None, inputs)[0]
 
 
-@pytest.mark.parametrize("kind", ["bert", "decoder"])
+@pytest.mark.parametrize("kind", ["bert", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_embeddings(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import modules
