@@ -40,7 +40,8 @@ def _lowercase(tokenizer: Any, source: str) -> None:
             "save it as tokenizer.json",
         )
     found: Any = tokenizer.backend_tokenizer.normalizer
-    parts = list(found) if isinstance(found, normalizers.Sequence) else [] if found is None else [found]
+    several = isinstance(found, normalizers.Sequence)
+    parts = list(found) if several else [] if found is None else [found]
     if not any(isinstance(part, normalizers.Lowercase) for part in parts):
         tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
