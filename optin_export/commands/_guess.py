@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from optin_export.sentence import Files, SentenceFolder, find_sentence_folder, model_type_of, transformer_folder
+from optin_export.sentence import (
+    Files,
+    SentenceFolder,
+    find_sentence_folder,
+    model_type_of,
+    name_of,
+    transformer_subfolder,
+)
 
 #: The longest sequence that is proposed: longer ones make latency that of padding, for most texts.
 MOST_TOKENS = 512
@@ -111,13 +118,11 @@ def sentence_of(source: str, task: str) -> tuple[SentenceFolder | None, int | No
 
 def _configuration(source: str) -> Any:
     """config.json in a folder or in the hub's local cache; that of the transformer, where modules.json names one."""
-    prefix, _, name = source.partition(":")
-    path = transformer_folder(Path(name if prefix == "hf" and name else source)) / "config.json"
-    if not path.is_file() and prefix == "hf":
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(name, "config.json")
-        path = Path(found) if isinstance(found, str) else path
+    files = Files(name_of(source) or source, False)
+    folder = transformer_subfolder(files)
+    path = files.find(f"{folder}/config.json" if folder else "config.json")
+    if path is None:
+        raise FileNotFoundError(f"{source} has no config.json")
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optin_export.errors import InputError
-from optin_export.sentence.files import MODULES, SETTINGS, Files, name_of, transformer_folder
+from optin_export.sentence.files import MODULES, SETTINGS, Files, name_of, transformer_folder, transformer_subfolder
 from optin_export.sentence.modules import EMBEDDING, TOKENS, Step, activation_name, listed_modules, read_steps, refusal
 from optin_export.sentence.transformer import read_transformer
 
@@ -27,6 +27,7 @@ __all__ = [
     "model_type_of",
     "name_of",
     "transformer_folder",
+    "transformer_subfolder",
 ]
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")

@@ -69,14 +69,18 @@ def name_of(source: str) -> str | None:
     return source if ":" not in source or Path(source).is_dir() else None
 
 
+def transformer_subfolder(files: Files) -> str:
+    """Where config.json is: "" at the top, or the folder that modules.json names for the transformer."""
+    if files.find("config.json") is None:
+        modules = files.read(MODULES)
+        if isinstance(modules, list) and modules and isinstance(modules[0], dict):
+            return inside(modules[0].get("path", ""), files.name)
+    return ""
+
+
 def transformer_folder(folder: Path) -> Path:
-    """Where config.json is: the folder itself, or the one that its modules.json names for the transformer."""
-    if (folder / "config.json").is_file() or not (folder / MODULES).is_file():
-        return folder
-    modules = Files(str(folder), False).read(MODULES)
-    if isinstance(modules, list) and modules and isinstance(modules[0], dict):
-        return folder / inside(modules[0].get("path", ""), str(folder))
-    return folder
+    """The part of a local model folder that holds the transformer: mostly the folder itself."""
+    return folder / transformer_subfolder(Files(str(folder), False))
 
 
 def inside(path: Any, name: str) -> str:

@@ -12,7 +12,7 @@ from optin_export import cli
 from optin_export.commands._guess import positions_of, sentence_of, task_of
 from optin_export.outline import outline
 from optin_export.recipe import load_recipe
-from optin_export.sentence import transformer_folder
+from optin_export.sentence import find_sentence_folder, transformer_folder
 
 PREFIX = "sentence_transformers.models"
 
@@ -99,6 +99,25 @@ def test_kinds_of_folders(folder: Path, tmp_path: Path) -> None:
     assert sentence_of(str(cross), "feature-extraction") == (None, None)
     assert sentence_of("timm:resnet18", "feature-extraction") == (None, None)
     assert sentence_of("hf:nobody/has-this", "feature-extraction") == (None, None)
+
+
+def test_a_hub_model_in_the_local_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def cached(name: str, file: str) -> str | None:
+        assert name == "org/encoder"
+        return str(folder / file) if (folder / file).is_file() else None
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    assert task_of("hf:org/encoder") == "feature-extraction" and positions_of("hf:org/encoder") == 514
+    found, longest = sentence_of("hf:org/encoder", "feature-extraction")
+    assert found is not None and (found.poolings, longest) == (("last",), 40)
+    # A run would ask the hub for what the cache does not have; where it cannot be reached, that is said.
+    (folder / "modules.json").unlink()
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args: 1 / 0)
+    none, told = find_sentence_folder("hf:org/encoder", "feature-extraction", fetch=True)
+    assert none is None and len(told) == 1 and "modules.json is not known" in told[0]
 
 
 def test_broken_files_are_told_from_missing_ones(folder: Path, tmp_path: Path) -> None:
