@@ -28,7 +28,8 @@ CONTENTS = {
     "model/model.safetensors": "its weights",
     "model/places.safetensors": "where tokens of images are merged: a few images, and which token stands for each one",
     "repaired/*": "with finetune: the model before it",
-    "preprocess/*": "what turns text or an image into the model's inputs: tokenizer.json, preprocess.json, labels.txt",
+    "preprocess/*": "what turns text or an image into the model's inputs: tokenizer.json, prompt.txt (put before every "
+    "text), preprocess.json, labels.txt",
     "onnx/base.onnx": "the unpruned graph, in fp32",
     "onnx/pruned.onnx": "the pruned graph, in fp32",
     "onnx/*.*.onnx": "both in the recipe's precision, where that is not fp32, e.g. pruned.int8.onnx; engines likewise",

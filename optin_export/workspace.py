@@ -58,10 +58,7 @@ class Workspace:
 
     @cached_property
     def sources(self) -> Sources:
-        sources = self.around.sources or load_sources(self.recipe)
-        for note in (*sources.loaded.notes, *getattr(sources.processor, "notes", ())):
-            self.ledger.warn(note)
-        return sources
+        return self.around.sources or load_sources(self.recipe)
 
     @cached_property
     def digest(self) -> dict[str, str]:

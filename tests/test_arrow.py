@@ -20,7 +20,7 @@ LAZY = {
     "modelopt": {"export/modelopt.py"},
     "tritonclient": {"ship/config.py", "ship/bounded_http.py"},
     "model_signing": {"ship/signing.py"},
-    "tokenizers": {"ship/preprocess.py", "ship/served/text_model.py"},
+    "tokenizers": {"ship/preprocess.py", "ship/served/text_model.py", "sources/sentence_tokens.py"},
     "datasets": {"sources/data.py"},
     "pynvml": {"measure/gpu.py"},
     "shtab": {"commands/completion.py"},

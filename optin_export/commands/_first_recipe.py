@@ -60,29 +60,34 @@ def compose(
     }
 
 
-def render(raw: Mapping[str, Any], schema: str | None = None) -> str:
-    """The recipe as YAML, each field behind its description. schema: where an editor finds the JSON schema."""
+def render(raw: Mapping[str, Any], schema: str | None = None, notes: Mapping[str, str] | None = None) -> str:
+    """The recipe as YAML, each field behind its description. schema: where an editor finds the JSON schema.
+
+    notes: dotted field -> what else is said above it.
+    """
     head = EDITOR_LINE.format(schema) if schema else ""
     lines = [
         f"{head}# A recipe of optin-export. Paths are relative to this file. What a field means, and all others:",
         "# optin-export explain FIELD.  The plan of work: optin-export THIS_FILE --dry-run",
     ]
-    _section(raw, "", 0, lines)
+    _section(raw, "", 0, lines, notes or {})
     if "evaluation" not in raw["data"]:
         at = next(i for i, line in enumerate(lines) if line.startswith("prune:")) - 1
         lines.insert(at, "  # evaluation: held-out, labelled rows; without them no accuracy is measured or gated")
     return "\n".join(lines) + "\n"
 
 
-def _section(values: Mapping[str, Any], prefix: str, depth: int, lines: list[str]) -> None:
+def _section(values: Mapping[str, Any], prefix: str, depth: int, lines: list[str], notes: Mapping[str, str]) -> None:
     fields, indent = describe_fields(), "  " * depth
     for name, value in values.items():
         path = f"{prefix}{name}"
         described = fields[path]
         _comment(described.description, indent, lines)
+        if path in notes:
+            _comment(notes[path], indent, lines)
         if isinstance(value, dict) and described.section and path not in _FLAT:
             lines.append(f"{indent}{name}:")
-            _section(value, f"{path}.", depth + 1, lines)
+            _section(value, f"{path}.", depth + 1, lines, notes)
         else:
             if path in _FLAT:
                 for inner in value:

@@ -10,8 +10,18 @@ from typing import Any
 
 from optin_export.errors import InputError
 from optin_export.files import read_json, regular
+from optin_export.sentence import (
+    Files,
+    SentenceFolder,
+    find_sentence_folder,
+    model_type_of,
+    name_of,
+    transformer_subfolder,
+)
 from optin_export.tables import ALIASES, read_head
 
+#: What a folder with modules.json is for, by what it says it is.
+_BY_SENTENCE = {"SentenceTransformer": "feature-extraction", "CrossEncoder": "text-classification"}
 #: Tasks in the order in which a folder is tried whose configuration does not name the model's class: the first whose
 #: weights are all there is taken, so those with a head of their own come before plain encoders.
 _TRIED = (
@@ -46,34 +56,17 @@ def task_of(source: str) -> str | None:
     if prefix == "timm":
         return "image-classification"
     try:
-        if (found := _task_of_modules(source)) is not None:
-            return found
-        _, config = _configuration(source)
+        told = _BY_SENTENCE.get(model_type_of(source) or "")
+        config = {} if told == "text-classification" else _configuration(source)
+        named = [str(name) for name in config.get("architectures") or [""]]
+        if told is not None:  # a CrossEncoder of before does not say that it is one
+            return "text-classification" if named[0].endswith("ForSequenceClassification") else told
         if "architecture" in config:  # timm's own
             return "image-feature-extraction" if config.get("num_classes") == 0 else "image-classification"
-        kind, named = config.get("model_type"), [str(name) for name in config.get("architectures") or []]
-        if kind is None:
-            return None
-        return _task_of_class(kind, named[0] if named else "") or _task_of_weights(source)
+        kind = config.get("model_type")
+        return None if kind is None else _task_of_class(kind, named[0]) or _task_of_weights(source)
     except (OSError, ValueError, AttributeError, TypeError, LookupError):
         return None  # no folder, or a configuration that says nothing
-
-
-def _task_of_modules(source: str) -> str | None:
-    """Of a folder of sentence-transformers: one that scores pairs, or one that embeds texts."""
-    folder = Path(source.removeprefix("hf:"))
-    described = folder / "config_sentence_transformers.json"
-    kind = read_json(described).get("model_type") if described.is_file() else None
-    if kind == "CrossEncoder":
-        return "text-classification"
-    if not (folder / "modules.json").is_file():
-        return None
-    try:
-        _, config = _configuration(source)
-        named = str((config.get("architectures") or [""])[0])
-    except OSError:  # the transformer lies in a folder of its own
-        named = ""
-    return "text-classification" if named.endswith("ForSequenceClassification") else "feature-extraction"
 
 
 def _task_of_class(kind: str, name: str) -> str | None:
@@ -129,16 +122,29 @@ def _absolute(source: str) -> str:
     return str(path.absolute()) if path.is_dir() else source
 
 
-def _configuration(source: str) -> tuple[Path, Any]:
-    """config.json and where it is, in a folder or in the hub's local cache."""
-    prefix, _, name = source.partition(":")
-    path = Path(name if prefix == "hf" and name else source) / "config.json"
-    if not path.is_file() and prefix == "hf":
-        from huggingface_hub import try_to_load_from_cache
+def sentence_of(source: str, task: str) -> tuple[SentenceFolder | None, int | None]:
+    """What a folder of sentence-transformers says about its output, and the tokens at which it cuts texts, if any.
 
-        found = try_to_load_from_cache(name, "config.json")
-        path = Path(found) if isinstance(found, str) else path
-    return path, read_json(path)
+    Nothing is downloaded. Raises InputError for a module that cannot be built into the graph.
+    """
+    folder, _ = find_sentence_folder(source, task)
+    if folder is None:
+        return None, None
+    given = folder.max_length
+    if given is None:
+        name = f"{folder.subfolder}/tokenizer_config.json" if folder.subfolder else "tokenizer_config.json"
+        given = Files(folder.source, False).settings(name).get("model_max_length")
+    return folder, int(given) if isinstance(given, int | float) and given < 10**9 else None
+
+
+def _configuration(source: str) -> Any:
+    """config.json in a folder or in the hub's local cache; that of the transformer, where modules.json names one."""
+    files = Files(name_of(source) or source, False)
+    folder = transformer_subfolder(files)
+    path = files.find(f"{folder}/config.json" if folder else "config.json")
+    if path is None:
+        raise FileNotFoundError(f"{source} has no config.json")
+    return read_json(path)
 
 
 def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:

@@ -53,9 +53,9 @@ def run(options: argparse.Namespace) -> int:
     if os.path.lexists(out) and not options.force:
         raise InputError(f"{out} is already there", "it would be overwritten", "choose another --out, or add --force")
     _fill(options)
-    raw = _composed(options)
+    raw, notes = _composed(options)
     told = _fitted(raw, out.parent)
-    text = _first_recipe.render(raw, schema.name if options.schema else None)
+    text = _first_recipe.render(raw, schema.name if options.schema else None, notes)
     if parse_yaml(text) != raw:
         raise AssertionError("the YAML that was composed does not read back")
     if options.schema:
@@ -154,9 +154,10 @@ def _ask(question: str, guess: str | None, known: tuple[Any, ...], optional: boo
         print("  please answer" + (" with one of them" if known else ""), file=sys.stderr)
 
 
-def _composed(options: argparse.Namespace) -> dict[str, Any]:
+def _composed(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    """The recipe, and what is said above its fields besides their description."""
     from optin_export.commands import _first_recipe
-    from optin_export.commands._guess import COLUMNS, columns_of
+    from optin_export.commands._guess import COLUMNS, columns_of, sentence_of
     from optin_export.commands.measure import parse_target
 
     if options.task not in COLUMNS:
@@ -173,17 +174,29 @@ def _composed(options: argparse.Namespace) -> dict[str, Any]:
         return {"source": _moved(value, options.out.parent), **({"columns": found} if found else {})}
 
     weights = {} if options.weights is None else {"weights": _moved_path(options.weights, options.out.parent)}
+    sentence, longest = sentence_of(options.model, options.task)
+    model: dict[str, Any] = {}
+    notes: dict[str, str] = {}
+    if sentence is not None:
+        at = "" if longest is None else f"; it cuts texts at {longest} tokens"
+        if sentence.steps:
+            model = {"pooling": sentence.poolings[0]} if len(sentence.poolings) == 1 else {}
+            model["normalize"] = sentence.normalizes
+            notes["model.source"] = f"modules.json of sentence-transformers says: {sentence.describe()}{at}"
+        else:
+            notes["model.source"] = f"a CrossEncoder of sentence-transformers: {sentence.activation} of its logits{at}"
     name = options.name or re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:]", options.model.rstrip("/"))[-1]).strip(
         "-._"
     )
-    return _first_recipe.compose(
+    composed = _first_recipe.compose(
         name or "model",
-        {"source": _moved(options.model, options.out.parent), "task": options.task, **weights},
+        {"source": _moved(options.model, options.out.parent), "task": options.task, **weights, **model},
         {**source(options.data, labelled=False), "samples": 512},
         None if not options.evaluation else source(options.evaluation, labelled=True),
         _first_recipe.parse_goal(options.goal),
         {"engine": "onnxruntime", "device": "cpu", **target},
     )
+    return composed, notes
 
 
 def _columns(text: str) -> dict[str, str | int]:

@@ -48,7 +48,7 @@ Function = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 def predict(
     function: Function, data: Dataset, tick: Callable[[int, int], None] = lambda done, total: None
 ) -> np.ndarray:
-    """The metric's statistic of every row of the data, [rows, ...]; for pairs, of their cosine similarity."""
+    """The metric's statistic of every row of the data, [rows, ...]; for pairs, of their similarity."""
     metric = METRICS[data.metric]
     total, done = sum(len(side) for side in data.sides), 0
     embeddings: list[np.ndarray] = []
@@ -70,8 +70,18 @@ def predict(
         statistics = None
     if len(embeddings) == 1:
         return embeddings[0]
-    first, second = (one / np.linalg.norm(one, axis=-1, keepdims=True).clip(1e-12) for one in embeddings)
-    return metric.statistic((first * second).sum(-1), list(data.labels), {})
+    return metric.statistic(similarity(data.similarity, *embeddings), list(data.labels), {})
+
+
+def similarity(name: str, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[rows]: how alike the rows of two arrays [rows, features] are; a distance counts as its negative."""
+    if name == "euclidean":
+        return -np.linalg.norm(first - second, axis=-1)
+    if name == "manhattan":
+        return -np.abs(first - second).sum(-1)
+    if name == "cosine":
+        first, second = (one / np.linalg.norm(one, axis=-1, keepdims=True).clip(1e-12) for one in (first, second))
+    return (first * second).sum(-1)
 
 
 def lost(metric: str, base: float, pruned: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -67,6 +67,8 @@ Place = Annotated[
 ]
 #: YAML takes a number for a number, also as a key.
 TextKeys = BeforeValidator(_text_keys)
+#: How token states become one embedding, as sentence-transformers names it (last: lasttoken).
+Pooling = Literal["mean", "cls", "max", "last", "weightedmean", "mean_sqrt_len"]
 Pattern = Annotated[str, AfterValidator(_pattern_with_group)]
 ClassNames = Annotated[tuple[str, ...] | str, BeforeValidator(_class_names)]
 Prompts = Annotated[tuple[str, ...] | str, BeforeValidator(_prompts)]

@@ -22,6 +22,7 @@ from optin_export.recipe.fields import (
     Number,
     Pattern,
     Place,
+    Pooling,
     Positive,
     Prompts,
     Section,
@@ -92,10 +93,12 @@ class ModelSection(Section):
     args: dict[str, JsonValue] = Field(
         default_factory=dict, description="keyword arguments of the constructor", examples=[{"num_classes": 10}]
     )
-    pooling: Literal["mean", "cls"] | None = Field(
-        None, description="feature-extraction: how token states become one embedding; default: mean"
+    pooling: Pooling | None = Field(
+        None, description="feature-extraction: how tokens become one embedding; default: as modules.json says, or mean"
     )
-    normalize: bool = Field(False, description="L2-normalise the embedding inside the graph")
+    normalize: bool | None = Field(
+        None, description="L2-normalise the embedding inside the graph; default: as modules.json says, or false"
+    )
     classes: ClassNames | None = Field(
         None, description="zero-shot: class names, or a text file with one a line", examples=[["cat", "dog"]]
     )

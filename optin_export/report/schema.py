@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
 from optin_export.errors import InputError
 from optin_export.files import read_text
-from optin_export.recipe import Precision, engine_name
+from optin_export.recipe import Precision
 from optin_export.recipe.schema import METRICS
+from optin_export.report.base import Part as _Part
+from optin_export.report.latency import LatencyResult as LatencyResult
+from optin_export.report.latency import Milliseconds as Milliseconds
+from optin_export.report.latency import NeighboursResult as NeighboursResult
+from optin_export.report.latency import SpeedupResult as SpeedupResult
 from optin_export.search import PlanLatency
-
-#: Nothing that a report counts or measures is larger; parity that has no number has this one. What is larger was not
-#: written by a run, and what is computed from it for plots overflows.
-_LARGEST = 1e100
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _not_absurd(cls, value: Any, info: ValidationInfo) -> Any:
-        """Of what is read. Too large a number for it pydantic reads as endless, which a report never has either."""
-        if info.mode == "json" and not all(abs(number) <= _LARGEST for number in _numbers(value)):
-            raise ValueError("no run counts or measures a number like that")
-        return value
-
-
-def _numbers(value: Any) -> Iterator[float | int]:
-    """Every number in nested containers; parts have seen to their own."""
-    if isinstance(value, float | int):
-        yield value
-    elif isinstance(value, dict | tuple | list):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _numbers(one)
 
 
 class GateResult(_Part):
@@ -133,90 +112,6 @@ class Parity(_Part):
     max_error: float = Field(description="of the fp32 engines")
     tolerances: dict[str, ToleranceResult] = Field(default_factory=dict, description="by precision")
     cases: tuple[ParityResult, ...]
-
-
-class Milliseconds(_Part):
-    p50: float
-    p90: float
-    p99: float
-
-
-class SpeedupResult(_Part):
-    median: float
-    ci_low: float
-    ci_high: float
-
-
-class ComparisonResult(_Part):
-    """How many times faster one engine is than another, both by name and measured in the same blocks."""
-
-    engine: str
-    against: str
-    speedup: SpeedupResult
-
-
-class NeighboursResult(_Part):
-    """What else kept the machine busy while it was timed, as shares of the CPU time of all its CPUs."""
-
-    others: float = Field(description="other processes")
-    stolen: float = Field(description="the host of a virtual machine, for whatever else it runs")
-
-    @property
-    def share(self) -> float:
-        return self.others + self.stolen
-
-
-class LatencyResult(_Part):
-    """Interleaved measurement of all engines; raw samples are in measure/latency.json.
-
-    base_ms, pruned_ms, speedup and noise_floor are of both models in `precision`: what the gate judges.
-    """
-
-    target: str
-    batch: int
-    sequence: int | None
-    base_ms: Milliseconds
-    pruned_ms: Milliseconds
-    speedup: SpeedupResult
-    noise_floor: float = Field(description="how far base against itself strays from 1")
-    blocks: int
-    mode: str = Field("call", description="what one call holds: call (copies in and out), call+graph, device, ...")
-    judged: bool = Field(True, description="whether the speedup gate is about this mode (targets.mode)")
-    memory: dict[str, dict[str, int]] = Field({}, description="bytes on the GPU by engine: model, activations")
-    clocks: dict[str, tuple[float, float]] = Field({}, description="lowest and highest reading of the GPU by NVML")
-    clocks_note: str | None = Field(None, description="why clocks were not logged, if they were not")
-    unmeasured: dict[str, str] = Field({}, description="modes that could not be measured, with the reason")
-    precision: Precision = "fp32"
-    engines_ms: dict[str, Milliseconds] = Field(default_factory=dict, description="every engine by name")
-    comparisons: tuple[ComparisonResult, ...] = Field((), description="beside `speedup`; none in fp32")
-    neighbours: NeighboursResult | None = Field(None, description="null: the system does not tell, or an older run")
-    by: dict[str, SpeedupResult] = Field(
-        {}, description="the speedup by other clocks: p90 (90th percentiles) and, on CPU threads, cpu (CPU time)"
-    )
-    clock: Literal["p50", "p90", "cpu"] = Field(
-        "p50", description="what gates are about: wall-clock medians, or the clock that is surely lower"
-    )
-    attempts: int = Field(1, description="measurements made, because other work disturbed those before")
-
-    @property
-    def judged_speedup(self) -> SpeedupResult:
-        """The speedup that gates are about."""
-        return self.by.get(self.clock, self.speedup)
-
-    @property
-    def shipped(self) -> str:
-        """Name of the engine that is shipped."""
-        return engine_name("pruned", self.precision)
-
-    def gain(self, engine: str, against: str) -> SpeedupResult:
-        """How many times faster `engine` is than `against`; KeyError if the two were not compared."""
-        found = {(one.engine, one.against): one.speedup for one in self.comparisons}
-        return {(self.shipped, engine_name("base", self.precision)): self.speedup, **found}[engine, against]
-
-    @property
-    def precision_wins(self) -> bool:
-        """Whether the shipped engine is surely faster than the same model in fp32; true where it is fp32."""
-        return self.precision == "fp32" or self.gain(self.shipped, "pruned").ci_low > 1
 
 
 class DeployedArm(_Part):

@@ -10,7 +10,7 @@ from optin_export.files import read_json
 from optin_export.ship.config import ModelSpec, Step, config_text, ensemble_text
 from optin_export.ship.labels import write_labels
 from optin_export.ship.origin import Origin
-from optin_export.ship.preprocess import IMAGE, TOKENIZER, check_served_image
+from optin_export.ship.preprocess import IMAGE, PROMPT, TOKENIZER, check_served_image
 from optin_export.ship.repository import Writer
 from optin_export.ship.signature import Signature, Tensor
 from optin_export.sources import pixels
@@ -48,7 +48,9 @@ def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer
 
     def write_prepare(folder: Path) -> None:
         (folder / "1").mkdir()
-        shutil.copyfile(source, folder / "1" / source.name)
+        for file in (source, preprocess / PROMPT):
+            if file.is_file():
+                shutil.copyfile(file, folder / "1" / file.name)
         shutil.copyfile(SERVED / code, folder / "1" / "model.py")
         if not recipe.is_text:  # the arithmetic of the evaluation itself
             shutil.copyfile(str(pixels.__file__), folder / "1" / "image_pixels.py")

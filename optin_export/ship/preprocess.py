@@ -14,7 +14,7 @@ from optin_export.sources import pixels
 from optin_export.sources.batches import ImageProcessor, Processor, TextProcessor
 from optin_export.sources.class_names import ClassNames
 
-TOKENIZER, IMAGE, LABELS = "tokenizer.json", "preprocess.json", "labels.txt"
+TOKENIZER, IMAGE, LABELS, PROMPT = "tokenizer.json", "preprocess.json", "labels.txt", "prompt.txt"
 #: Task -> how the tokenizer cuts a pair; tasks that are not here take words or labels that no client would send.
 _TRUNCATION = {
     "text-classification": "longest_first",
@@ -27,7 +27,8 @@ _CLASSES = ("text-classification", "image-classification", "zero-shot-image-clas
 
 
 def write_preprocess(folder: Path, processor: Processor, names: ClassNames, recipe: Recipe) -> None:
-    """Write tokenizer.json or preprocess.json, and labels.txt where the classes have names; each whole or not at all.
+    """Write tokenizer.json or preprocess.json, labels.txt where the classes have names, and prompt.txt where the model
+    puts a prompt before every text; each whole or not at all.
 
     names: of the model's classes, by which labels of the evaluation data were looked up as well.
 
@@ -38,6 +39,9 @@ def write_preprocess(folder: Path, processor: Processor, names: ClassNames, reci
         if fast is not None and recipe.model.task in _TRUNCATION:
             with atomic_path(folder / TOKENIZER) as temporary:
                 _served(processor, fast, recipe.model.task).save(str(temporary))
+        (folder / PROMPT).unlink(missing_ok=True)
+        if processor.prompt:
+            write_text(folder / PROMPT, processor.prompt)
     elif isinstance(processor, ImageProcessor):
         write_json(folder / IMAGE, processor.config)
     if recipe.model.task in _CLASSES and names.real:
@@ -53,7 +57,8 @@ def _served(processor: TextProcessor, fast: Any, task: str) -> Any:
     from tokenizers import Tokenizer
 
     tokenizer, own = Tokenizer.from_str(fast.to_str()), processor.tokenizer
-    tokenizer.enable_truncation(processor.sequence, strategy=_TRUNCATION[task])
+    side = getattr(own, "truncation_side", "right")
+    tokenizer.enable_truncation(processor.longest, strategy=_TRUNCATION[task], direction=side)
     tokenizer.enable_padding(
         direction="right",
         pad_id=own.pad_token_id,

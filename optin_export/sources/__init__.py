@@ -27,16 +27,26 @@ from optin_export.sources.batches import (
     make_processor,
 )
 from optin_export.sources.class_names import ClassNames, names_of
-from optin_export.sources.data import HUB, Examples, load_examples, require_datasets, spare_examples, stand_ins
+from optin_export.sources.data import Examples
 from optin_export.sources.fitness import check_amounts, check_metric, check_training
 from optin_export.sources.labels import Classes, class_indices, numbers, word_indices
 from optin_export.sources.lookup import Lookup, needs_download, no_downloads, not_cached, traced, untraced
 from optin_export.sources.maps import LabelMaps
-from optin_export.sources.models import LoadedModel, build, load_model, python_function
+from optin_export.sources.models import LoadedModel, build, load_model
 from optin_export.sources.placement import Placement
-from optin_export.sources.tasks import IGNORED, TaskModel, as_function, as_rows, counted_rows, wrap
+from optin_export.sources.rows import SELF_SUPERVISED, read_data
+from optin_export.sources.tasks import (
+    IGNORED,
+    TaskModel,
+    as_function,
+    as_rows,
+    counted_rows,
+    refuse_merging,
+    wrap,
+)
 from optin_export.sources.text import PROCESSORS, answers
-from optin_export.sources.training import MOST_HELD_OUT, Training, split
+from optin_export.sources.training import Training, split
+from optin_export.sources.truncation import length_warnings
 
 __all__ = [
     "IGNORED",
@@ -65,17 +75,6 @@ __all__ = [
 ]
 
 CALIBRATION_BATCH = 32
-#: What a row of each task on text is made of, else an image; the columns of pairs and labels come on top.
-_COLUMNS: dict[str, tuple[str, ...]] = {
-    "text-classification": ("text",),
-    "feature-extraction": ("text",),
-    "token-classification": ("tokens",),
-    "question-answering": ("question", "context"),
-    "fill-mask": ("text",),
-    "text-generation": ("text",),
-}
-#: Tasks whose labels are made from the data.
-_SELF_SUPERVISED = ("fill-mask", "text-generation")
 
 
 @dataclass(frozen=True)
@@ -83,17 +82,19 @@ class Dataset:
     """Evaluation data: one list of batches per side (two sides for pairs that are embedded apart), and the labels.
 
     labels: one per row, a number or what the metric takes. classes: features per row of the model's output.
+    similarity: of the two sides' embeddings, by its name in sentence-transformers.
     """
 
     sides: tuple[tuple[Batch, ...], ...]
     labels: Sequence[Any] | np.ndarray
     metric: str
     classes: int | None = None
+    similarity: str = "cosine"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The model and data of a recipe, loaded and checked."""
+    """The model and data of a recipe, loaded and checked. notes: what was found that the user should know."""
 
     recipe: Recipe
     loaded: LoadedModel
@@ -102,6 +103,7 @@ class Sources:
     evaluation_examples: Examples | None
     finetune_examples: Examples | None = None
     spare_examples: Examples | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def model(self) -> TaskModel:
@@ -171,9 +173,11 @@ class Sources:
         size, labels = max(self.recipe.export.batch), self.labels(examples)
         sides = [Examples({**examples.columns, "label": labels})]
         if self.recipe.model.task == "feature-extraction":
-            sides = [Examples({"text": examples.columns[name]}) for name in ("text", "text_pair")]
+            sides = _sides(examples)
         encoded = tuple(tuple(batches(self.processor, side, size, targets=True)) for side in sides)
-        return Dataset(encoded, labels, section.metric, self.classes)
+        sentence = self.loaded.sentence
+        similarity = "cosine" if sentence is None else sentence.similarity
+        return Dataset(encoded, labels, section.metric, self.classes, similarity)
 
     def labels(self, examples: Examples) -> Sequence[Any] | np.ndarray:
         """Labels as numbers, one per row (or per word); class names are looked up in what the model calls its classes.
@@ -186,7 +190,7 @@ class Sources:
     def _labels(self, examples: Examples) -> tuple[Sequence[Any] | np.ndarray, list[str]]:
         """`labels`, and notes on what was decided by evidence."""
         task = self.recipe.model.task
-        if task in _SELF_SUPERVISED:
+        if task in SELF_SUPERVISED:
             return np.zeros(len(examples)), []
         if task == "question-answering":
             return answers(examples), []
@@ -213,9 +217,10 @@ class Sources:
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
-        """What was decided by evidence on the way from files to rows and classes, one sentence each."""
+        """What the user should know of the model and the data, and what was decided by evidence, one sentence each."""
         calibration, evaluation, finetune = self.calibration_examples, self.evaluation_examples, self.finetune_examples
-        said = [note for one in (calibration, evaluation, finetune) if one is not None for note in one.notes]
+        said = [*self.notes, *getattr(self.processor, "notes", ())]
+        said += [note for one in (calibration, evaluation, finetune) if one is not None for note in one.notes]
         section = self.recipe.finetune
         for one in (evaluation, finetune if section is not None and section.labelled else None):
             said += [] if one is None else self._labels(one)[1]
@@ -266,6 +271,7 @@ class Sources:
             weights.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         first = self.fixed(1)
         full = b"full length" if self.recipe.is_text and self.recipe.tokens.merges else b""
+        full += f"cut at {getattr(self.processor, 'longest', None)}".encode()
         encoded = hashlib.sha256(full + b"".join(tensor.numpy().tobytes() for tensor in first.values())).hexdigest()
         return {
             "weights": weights.hexdigest(),
@@ -277,17 +283,6 @@ class Sources:
             ),
             "preprocessing": encoded,
         }
-
-
-@dataclass(frozen=True)
-class Data:
-    """The rows that a recipe names. pairs: whether two texts are one row of the model's input."""
-
-    calibration: Examples
-    evaluation: Examples | None
-    finetune: Examples | None
-    spare: Examples | None
-    pairs: bool
 
 
 def load_sources(recipe: Recipe, lookup: Lookup | None = None) -> Sources:
@@ -307,7 +302,13 @@ def load_sources(recipe: Recipe, lookup: Lookup | None = None) -> Sources:
         for one in (data.calibration, evaluation, data.finetune, data.spare):
             if one is not None:
                 processor.check(one)
-    sources = Sources(recipe, loaded, processor, data.calibration, evaluation, data.finetune, data.spare)
+    rows = {"calibration": [data.calibration]}
+    if evaluation is not None:
+        rows["evaluation"] = _sides(evaluation) if task == "feature-extraction" else [evaluation]
+    notes = (*loaded.notes, *length_warnings(processor, rows))
+    sources = Sources(recipe, loaded, processor, data.calibration, evaluation, data.finetune, data.spare, notes)
+    if recipe.tokens.merges:
+        refuse_merging(loaded.model)
     _try_one_batch(sources, lookup)
     regression = sources.model.output_kind == "regression"
     if recipe.finetune is not None:
@@ -339,64 +340,9 @@ def load_sources(recipe: Recipe, lookup: Lookup | None = None) -> Sources:
     return sources
 
 
-def read_data(recipe: Recipe, lookup: Lookup | None = None) -> Data:
-    """The rows that a recipe names, drawn under its seed. Raises InputError for what cannot be read or is missing.
-
-    lookup: download nothing; rows of a data set of the hub are stood in for, and those to evaluate on left out.
-    """
-    data, task = recipe.data, recipe.model.task
-    pairs = task in ("text-classification", "feature-extraction") and "text_pair" in data.calibration.columns
-    classify_pairs = task == "text-classification" and pairs
-    needs = ("text", "text_pair") if pairs else _COLUMNS.get(task, ("image",))
-    apart = pairs and not classify_pairs  # embedded apart: each sentence is a row of its own
-    elsewhere = {
-        one.source for one in (data.calibration, data.evaluation) if lookup and one and one.source.startswith(HUB)
-    }
-    for source in sorted(elsewhere):
-        require_datasets(source)
-        assert lookup is not None
-        lookup.note(f"the rows of {source}: a run downloads or reads them")
-    if data.calibration.source in elsewhere:
-        calibration = stand_ins(needs)
-    else:
-        calibration = load_examples(data.calibration, needs, recipe.seed)
-    evaluation = None
-    if data.evaluation is not None:
-        if task == "text-classification" and pairs != ("text_pair" in data.evaluation.columns):
-            raise InputError(
-                "calibration and evaluation differ in kind",
-                "columns.text_pair is set in one of them only",
-                "set columns.text_pair in both, or in neither",
-            )
-        sides = ("text", "text_pair") if task == "feature-extraction" or classify_pairs else needs
-        label = () if task in _SELF_SUPERVISED else ("label",)
-        if data.evaluation.source not in elsewhere:
-            evaluation = load_examples(data.evaluation, (*sides, *label), recipe.seed)
-    tuned = _finetune_examples(recipe, needs, lookup)
-    finetune, spare = (None if one is None else _texts_apart(one, apart) for one in tuned)
-    is_pair = classify_pairs or task == "question-answering"
-    return Data(_texts_apart(calibration, apart), evaluation, finetune, spare, is_pair)
-
-
-def _texts_apart(examples: Examples, apart: bool) -> Examples:
-    columns = examples.columns
-    return Examples({"text": [*columns["text"], *columns["text_pair"]]}) if apart else examples
-
-
-def _finetune_examples(
-    recipe: Recipe, needs: tuple[str, ...], lookup: Lookup | None
-) -> tuple[Examples | None, Examples | None]:
-    """Rows of `finetune.data`; without it, rows of the calibration source that were not drawn."""
-    section = recipe.finetune
-    if section is not None and section.source is not None:
-        python_function(section.source)  # what cannot be called shows now, not after hours of work
-    if section is None:
-        return None, None
-    if lookup is not None and (section.data or recipe.data.calibration).source.startswith(HUB):
-        return None, None
-    if section.data is None:
-        return None, spare_examples(recipe.data.calibration, needs, recipe.seed, MOST_HELD_OUT)
-    return load_examples(section.data, (*needs, "label") if section.labelled else needs, recipe.seed), None
+def _sides(examples: Examples) -> list[Examples]:
+    """Pairs of texts that are compared, each side by itself."""
+    return [Examples({"text": examples.columns[name]}) for name in ("text", "text_pair")]
 
 
 def _try_one_batch(sources: Sources, lookup: Lookup | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from optin_export.errors import InputError
 from optin_export.recipe import Recipe
@@ -15,6 +16,7 @@ from optin_export.sources.data import Examples
 from optin_export.sources.images import ImageProcessor as ImageProcessor
 from optin_export.sources.images import make_image_processor
 from optin_export.sources.models import LoadedModel
+from optin_export.sources.sentence_tokens import adapt_tokenizer, prompt_tokens
 from optin_export.sources.tasks import ImageModel
 from optin_export.sources.tokenizer import load_tokenizer
 
@@ -50,6 +52,7 @@ class Processor(Protocol):
 class TextProcessor:
     """Tokenises `text` (and `text_pair`, as a pair) to at most `sequence` tokens; always to as many if `full`.
 
+    longest: tokens at which a text is cut although `sequence` has room for more. prompt: put before every text.
     Further tasks: see `text`.
     """
 
@@ -66,9 +69,12 @@ class TextProcessor:
         seed: int = 0,
         full: bool = False,
         mask: bool = True,
+        longest: int | None = None,
+        prompt: str = "",
     ) -> None:
         self.tokenizer, self.sequence, self.vocabulary = tokenizer, sequence, vocabulary
         self.seed, self.full, self.mask = seed, full, mask
+        self.whole, self.longest, self.prompt = longest, min(sequence, longest or sequence), prompt
         # Segment ids only say something about pairs; without pairs they would be one more input of zeros.
         self.segments = pairs and "token_type_ids" in tokenizer.model_input_names
 
@@ -77,9 +83,8 @@ class TextProcessor:
         return np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable")
 
     def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
-        padding = "max_length" if pad_to or self.full else "longest"
         length = min(self.sequence, pad_to or self.sequence)
-        encoded = self._tokenise(examples, max_length=length, padding=padding, return_tensors="pt")
+        encoded = self._tokenise(examples, max_length=min(length, self.longest), padding="longest", return_tensors="pt")
         highest = int(encoded["input_ids"].max())
         if self.vocabulary is not None and highest >= self.vocabulary:
             raise InputError(
@@ -88,15 +93,25 @@ class TextProcessor:
                 "set model.tokenizer to the one the model was trained with",
             )
         names = ["input_ids"] + ["attention_mask"] * self.mask + ["token_type_ids"] * self.segments
-        return {name: encoded[name].to(torch.int64) for name in names}
+        more = length - encoded["input_ids"].shape[1] if pad_to or self.full else 0
+        types = getattr(self.tokenizer, "pad_token_type_id", 0)
+        fill = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": types}
+        return {name: F.pad(encoded[name].to(torch.int64), (0, more), value=fill.get(name, 0)) for name in names}
 
     def targets(self, examples: Examples, inputs: Inputs) -> Sequence[Any] | None:
         return None
 
+    def lengths(self, examples: Examples) -> list[int]:
+        """Tokens of every row, cut only where the model itself cuts."""
+        cut = {"truncation": False} if self.whole is None else {"max_length": self.whole}
+        return [len(ids) for ids in self._tokenise(examples, verbose=False, **cut)["input_ids"]]
+
     def _tokenise(self, examples: Examples, **options: Any) -> Any:
         texts = [list(examples.columns[name]) for name in self.columns if name in examples.columns]
         try:
-            return self.tokenizer(*texts, **{"max_length": self.sequence, **self.options, **options})
+            if self.prompt:
+                texts[0] = [self.prompt + text for text in texts[0]]
+            return self.tokenizer(*texts, **{"max_length": self.longest, **self.options, **options})
         except Exception as error:  # tokenizers of two languages raise many types
             raise InputError(
                 f"the tokenizer cannot encode {' and '.join(self.columns[: len(texts)])}",
@@ -112,8 +127,10 @@ def make_processor(
     or does not serve."""
     if isinstance(loaded.model, ImageModel):
         return make_image_processor(loaded, recipe)
-    tokenizer = load_tokenizer(recipe.model, loaded.origin)
+    sentence = loaded.sentence
+    tokenizer = load_tokenizer(recipe.model, loaded.origin, sentence)
     config = getattr(loaded.model.model, "config", None)
+    longest = None if sentence is None else adapt_tokenizer(tokenizer, sentence, config)
     positions = _positions(loaded.model.model)
     if positions is not None and recipe.export.sequence > positions:
         raise InputError(
@@ -129,7 +146,15 @@ def make_processor(
     mask = getattr(loaded.model, "reads_mask", True)
     # A fixed number of merged tokens needs a fixed length; padding is what leaves first.
     vocabulary, full = getattr(config, "vocab_size", None), recipe.tokens.merges
-    return kind(tokenizer, recipe.export.sequence, pairs, vocabulary, recipe.seed, full, mask)
+    prompt = "" if sentence is None else sentence.prompt
+    room = min(recipe.export.sequence, longest or recipe.export.sequence)
+    if prompt and prompt_tokens(tokenizer, prompt, None) >= room - 1:
+        raise InputError(
+            f"the prompt of {recipe.model.source} leaves no room for text",
+            f"a text is cut at {room} tokens, the prompt has nearly as many",
+            "make export.sequence larger",
+        )
+    return kind(tokenizer, recipe.export.sequence, pairs, vocabulary, recipe.seed, full, mask, longest, prompt)
 
 
 def _positions(model: torch.nn.Module) -> int | None:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +17,9 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.recipe import ModelSection
+from optin_export.sentence import SentenceFolder, find_sentence_folder, transformer_folder
 from optin_export.sources.adapt import checked, readable, refuse_quantised_config
+from optin_export.sources.by_type import BY_TYPE, config_of_type
 from optin_export.sources.checkpoints import load_checkpoint
 from optin_export.sources.class_names import repaired_config
 from optin_export.sources.contrastive import build_tower, is_contrastive, take_tower
@@ -26,6 +29,8 @@ from optin_export.sources.loading_report import unused_weights
 from optin_export.sources.lookup import Lookup, built, built_timm, from_pretrained
 from optin_export.sources.normalizations import plain_batch_norms
 from optin_export.sources.parametrizations import fold_weights
+from optin_export.sources.sentence import encoder_class
+from optin_export.sources.sentence_model import wrap_sentence
 from optin_export.sources.tasks import TaskModel, wrap
 from optin_export.sources.tokenizer import load_tokenizer
 
@@ -43,9 +48,6 @@ AUTO_CLASS = {
     "image-segmentation": "AutoModelForSemanticSegmentation",
 }
 
-#: `hf:model_type=bert`: an architecture of transformers without a checkpoint.
-_BY_TYPE = "model_type="
-
 
 @runtime_checkable
 class _HasAttention(Protocol):
@@ -61,8 +63,9 @@ class LoadedModel:
     architecture: JSON-serialisable; `build(architecture)` gives the same modules with random weights.
     origin: folder or hub name where tokenizer and preprocessing lie, if any. labels: class names of the recipe with
     their index (zero-shot); those that a model has itself are found by `class_names`.
-    notes: what the user should hear about the weights, such as entries of a checkpoint that were left out.
-    looked_up: without the values of its weights.
+    notes: what the user should hear about the model, such as entries of a checkpoint that were left out, one line each.
+    looked_up: without the values of its weights. sentence: what sentence-transformers does around the model, where it
+    is one of its folders.
     """
 
     model: TaskModel
@@ -71,6 +74,7 @@ class LoadedModel:
     labels: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     looked_up: bool = False
+    sentence: SentenceFolder | None = None
 
 
 def load_model(section: ModelSection, seed: int = 0, lookup: Lookup | None = None) -> LoadedModel:
@@ -84,15 +88,19 @@ def load_model(section: ModelSection, seed: int = 0, lookup: Lookup | None = Non
     else:
         prefix, _, rest = section.source.partition(":")
     torch.manual_seed(seed)  # for weights: random
-    loader = {"hf": _load_transformers, "timm": _load_timm, "py": _load_python}[prefix]
-    module, architecture, origin, notes = loader(section, rest, lookup)
+    sentence, notes = find_sentence_folder(rest if prefix == "hf" else "", section.task, lookup is None)
+    if prefix == "hf":
+        module, architecture, origin, told = _load_transformers(section, rest, lookup, sentence)
+    else:
+        module, architecture, origin, told = {"timm": _load_timm, "py": _load_python}[prefix](section, rest, lookup)
+    notes = [*notes, *told]
     module = checked(module, section.source)
     if section.weights not in ("pretrained", "random"):
         notes += load_checkpoint(module, section.weights, lookup is not None)
     if lookup is None:
         _refuse_bad_weights(module, section.source)
     _prepare(module)
-    architecture |= {"task": section.task, "pooling": section.pooling, "normalize": section.normalize}
+    architecture |= {"task": section.task, "pooling": section.pooling, "normalize": bool(section.normalize)}
     labels: dict[str, int] = {}
     if is_contrastive(module):
         module, architecture["tower"], labels = take_tower(
@@ -106,8 +114,19 @@ def load_model(section: ModelSection, seed: int = 0, lookup: Lookup | None = Non
             "only CLIP and SigLIP are known to give such an output",
             "use one of these; for embeddings also timm models with model.args: {num_classes: 0}",
         )
-    wrapped = wrap(module, section.task, section.pooling, section.normalize)
-    return LoadedModel(wrapped, architecture, origin, dict(labels), tuple(notes), lookup is not None)
+    if sentence is not None:
+        load = partial(_load_layer, notes=notes, looked_up=lookup is not None)
+        wrapped, told = wrap_sentence(module, architecture, section, sentence, origin, load)
+        if lookup is None:
+            _refuse_bad_weights(wrapped, section.source)
+        notes += told
+    else:
+        wrapped = wrap(module, section.task, section.pooling, bool(section.normalize))
+    return LoadedModel(wrapped, architecture, origin, dict(labels), tuple(notes), lookup is not None, sentence)
+
+
+def _load_layer(layer: nn.Module, path: Path, notes: list[str], looked_up: bool) -> None:
+    notes += load_checkpoint(layer, str(path), looked_up)
 
 
 def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel:
@@ -150,16 +169,20 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
     _prepare(module)
     if "tower" in architecture:
         module = build_tower(module, architecture["tower"])
-    return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"])
+    sentence = architecture.get("sentence")
+    return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"], sentence)
 
 
 def _load_transformers(
-    section: ModelSection, name: str, lookup: Lookup | None
+    section: ModelSection, name: str, lookup: Lookup | None, sentence: SentenceFolder | None = None
 ) -> tuple[nn.Module, dict[str, Any], str | None, list[str]]:
     import transformers
 
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
-    by_type = name.removeprefix(_BY_TYPE) if name.startswith(_BY_TYPE) else None
+    arguments = {**({} if sentence is None else sentence.config_args), **section.args}
+    if sentence is not None and sentence.subfolder:
+        options["subfolder"] = sentence.subfolder
+    by_type = name.removeprefix(BY_TYPE) if name.startswith(BY_TYPE) else None
     if by_type is not None and section.weights == "pretrained":
         raise InputError(
             f"'hf:{name}' has no weights of its own",
@@ -168,23 +191,28 @@ def _load_transformers(
         )
     try:
         if by_type is not None:
-            config = _config_of_type(by_type, section.args)
+            config = config_of_type(by_type, section.args)
         else:
-            raw, _ = transformers.PreTrainedConfig.get_config_dict(name)
+            where = {"subfolder": options["subfolder"]} if "subfolder" in options else {}
+            raw, _ = transformers.PreTrainedConfig.get_config_dict(name, **where)
             named = {} if {"num_labels", "id2label"} & set(section.args) else repaired_config(raw)
-            config = transformers.AutoConfig.from_pretrained(name, **options, **named, **section.args)
+            config = transformers.AutoConfig.from_pretrained(name, **options, **named, **arguments)
         refuse_quantised_config(config, section.source)
         config._attn_implementation = "eager"
         options["dtype"] = torch.float32  # whatever the checkpoint is stored in
-        auto = getattr(transformers, AUTO_CLASS[section.task])
+        encoder = encoder_class(config) if section.task == "feature-extraction" else None
+        auto = getattr(transformers, encoder or AUTO_CLASS[section.task])
         if section.task == "image-segmentation" and type(config) not in auto._model_mapping:
             auto = transformers.AutoModelForUniversalSegmentation
         if section.weights == "pretrained" and lookup is not None:
             module, info = from_pretrained(auto, name, config, lookup, **options)
         elif section.weights == "pretrained":
             module, info = auto.from_pretrained(name, config=config, output_loading_info=True, **options)
+        elif encoder is not None:
+            module, info = auto(config), {}
         else:
-            module, info = built(lambda: auto.from_config(config, **options), lookup), {}
+            plain = {"trust_remote_code": section.trust_remote_code, "dtype": torch.float32}
+            module, info = built(lambda: auto.from_config(config, **plain), lookup), {}
     except InputError:
         raise
     except Exception as error:  # transformers raises many types here; all of them mean the source cannot be used
@@ -210,33 +238,6 @@ def _load_transformers(
     }
     architecture["config"].pop("_name_or_path", None)
     return module, architecture, None if by_type is not None else name, notes
-
-
-def _config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
-    """The configuration of an architecture by its `model_type`, with these fields; nothing is downloaded."""
-    import transformers
-
-    known = sorted(transformers.CONFIG_MAPPING.keys())
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f": {', '.join(near)}" if near else ""
-        raise InputError(
-            f"cannot create the model 'hf:{_BY_TYPE}{name}'",
-            f"transformers {transformers.__version__} knows no such model_type",
-            f"use one of its types{hint}",
-        )
-    # A configuration takes whatever it is given: a field that a fresh one does not have is a slip.
-    fresh = transformers.AutoConfig.for_model(name)
-    unknown = next((field for field in fields if not hasattr(fresh, field)), None)
-    if unknown is not None:
-        names = [field for field in fresh.to_dict() if not field.startswith("_")]
-        near = difflib.get_close_matches(unknown, names, n=3) or names[:5]
-        raise InputError(
-            f"model.args.{unknown} is no field of '{name}'",
-            f"{type(fresh).__name__} does not have it",
-            f"use one of its fields, such as {', '.join(near)}",
-        )
-    return transformers.AutoConfig.for_model(name, **fields)
 
 
 def _load_timm(
@@ -323,7 +324,7 @@ def _refuse_bad_weights(module: nn.Module, source: str) -> None:
 
 
 def _kind_of_folder(folder: Path) -> str:
-    config = _read_config(folder)
+    config = _read_config(transformer_folder(folder))
     kind = next((kind for key, kind in (("model_type", "hf"), ("architecture", "timm")) if key in config), None)
     if kind is None:
         raise InputError(

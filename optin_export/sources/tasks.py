@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from optin_export.errors import InputError
 from optin_export.sources.contrastive import TextTower
+from optin_export.sources.sentence import SentenceHead, make_activation, plain_steps
 
 OutputKind = Literal["logits", "regression", "embedding"]
 #: How a task's output is laid out: [batch, features]; per token [batch, tokens, features]; per question [batch, 2,
@@ -36,26 +38,37 @@ class TextModel(nn.Module):
     """A transformers encoder or decoder with its task output.
 
     forward(input_ids, attention_mask[, token_type_ids]), each int64 [batch, sequence], returns
-    `sentence_embedding` [batch, hidden] or `logits`: [batch, classes]; of every token, [batch, sequence, classes or
-    vocabulary]; of question answering, [batch, 2, sequence] (start and end).
+    `sentence_embedding` [batch, hidden], `scores` (of a CrossEncoder with an activation) or `logits`: [batch, classes];
+    of every token, [batch, sequence, classes or vocabulary]; of question answering, [batch, 2, sequence] (start, end).
 
+    head: from token states to the embedding; None where there is none, or the model pools by itself.
     reads_mask: false for an encoder to which padding is text like any other; it takes no attention_mask.
     """
 
     #: Where tokens were merged: gives what each of those that are left counts in a mean, [batch, tokens].
     token_weights: Callable[[], torch.Tensor] | None = None
 
-    def __init__(self, model: nn.Module, task: str, pooling: str | None, normalize: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        task: str,
+        pooling: str | None,
+        normalize: bool,
+        sentence: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.output_layout: OutputLayout = _LAYOUTS.get(task, "vector")
         embeds, pools_itself = task == "feature-extraction", isinstance(model, TextTower)
-        self.pooling = pooling if embeds and not pools_itself else None
+        steps = (sentence or {}).get("steps") or plain_steps(pooling, normalize)
+        self.head = SentenceHead(steps) if embeds and not pools_itself else None
         self.reads_mask = not (isinstance(model, TextTower) and model.pad is not None)
-        self.normalize = normalize
-        if self.pooling is not None and getattr(model, "pooler", None) is not None:
+        self.normalize = normalize  # of a model that pools by itself; else the head's last step does it
+        if self.head is not None and getattr(model, "pooler", None) is not None:
             model.register_module("pooler", None)  # its output is not used: do not count, ship or compute it
-        self.output_name = "sentence_embedding" if embeds else "logits"
+        name = (sentence or {}).get("activation") or "Identity"
+        self.activation = None if embeds or name == "Identity" else make_activation(name)
+        self.output_name = "sentence_embedding" if embeds else "logits" if self.activation is None else "scores"
         labels = getattr(getattr(model, "config", None), "num_labels", 2)
         one_number = labels == 1 and self.output_layout == "vector"
         self.output_kind: OutputKind = "embedding" if embeds else "regression" if one_number else "logits"
@@ -71,18 +84,12 @@ class TextModel(nn.Module):
         if self.output_layout == "spans":
             return torch.stack([output.start_logits, output.end_logits], 1)
         if isinstance(output, torch.Tensor):
-            pooled = output
-        elif self.pooling is None:
-            return output.logits
-        elif self.pooling == "cls":
-            pooled = output.last_hidden_state[:, 0]
-        else:
-            hidden = output.last_hidden_state
-            counts = attention_mask if self.token_weights is None else self.token_weights()
-            assert counts is not None
-            weight = counts.unsqueeze(-1).to(hidden.dtype)
-            pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
-        return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
+            return nn.functional.normalize(output, dim=-1) if self.normalize else output
+        if self.head is None:
+            return output.logits if self.activation is None else self.activation(output.logits)
+        counts = attention_mask if self.token_weights is None else self.token_weights()
+        assert counts is not None
+        return self.head(output.last_hidden_state, counts)
 
 
 class ImageModel(nn.Module):
@@ -136,15 +143,31 @@ class SegmentationModel(ImageModel):
 TaskModel = TextModel | ImageModel
 
 
-def wrap(model: nn.Module, task: str, pooling: str | None = None, normalize: bool = False) -> TaskModel:
-    """The task's module around `model`, ready for inference: float32, eval mode, no gradients of the weights."""
+def wrap(
+    model: nn.Module,
+    task: str,
+    pooling: str | None = None,
+    normalize: bool = False,
+    sentence: Mapping[str, Any] | None = None,
+) -> TaskModel:
+    """The task's module around `model`, ready for inference: float32, eval mode, no gradients of the weights.
+
+    sentence: of a model of sentence-transformers, its `steps` to the embedding, or the `activation` of its scores.
+    """
     if task in ("image-classification", "zero-shot-image-classification", "image-feature-extraction"):
         wrapped: TaskModel = ImageModel(model, task == "image-feature-extraction", normalize)
     elif task == "image-segmentation":
         wrapped = SegmentationModel(model)
     else:
-        wrapped = TextModel(model, task, (pooling or "mean") if task == "feature-extraction" else None, normalize)
+        wrapped = TextModel(model, task, pooling, normalize, sentence)
     return wrapped.float().eval().requires_grad_(False)
+
+
+def refuse_merging(model: TaskModel) -> None:
+    """Raises InputError for a model whose output merged tokens would change in another way than they should."""
+    reason = model.head.cannot_merge if isinstance(model, TextModel) and model.head is not None else None
+    if reason is not None:
+        raise InputError("the model's tokens cannot be merged", reason, "set tokens.keep: 1.0")
 
 
 def as_rows(model: TaskModel, output: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -7,17 +7,25 @@ from typing import Any
 
 from optin_export.errors import InputError
 from optin_export.recipe import ModelSection
+from optin_export.sentence import SentenceFolder
 
 
-def load_tokenizer(section: ModelSection, origin: str | None) -> Any:
-    """`model.tokenizer`, or what lies with the model; raises InputError where it cannot be loaded or cannot pad."""
+def load_tokenizer(section: ModelSection, origin: str | None, sentence: SentenceFolder | None = None) -> Any:
+    """`model.tokenizer`, or what lies with the model; raises InputError where it cannot be loaded or cannot pad.
+
+    sentence: what a folder of sentence-transformers says about its tokenizer.
+    """
     import transformers
 
     name = section.tokenizer or origin
     if name is None:
         raise InputError("the model has no tokenizer", "its source brings none", "set model.tokenizer to a folder")
     # Words that come one by one stand behind a blank, which is part of a token for GPT-2's and RoBERTa's tokenizers.
-    options = {"add_prefix_space": True} if section.task == "token-classification" else {}
+    options: dict[str, Any] = {"add_prefix_space": True} if section.task == "token-classification" else {}
+    if sentence is not None:
+        options |= sentence.tokenizer_args
+        if sentence.subfolder and section.tokenizer is None:
+            options["subfolder"] = sentence.subfolder
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             name, trust_remote_code=section.trust_remote_code, **options

@@ -169,3 +169,33 @@ def test_labels_are_the_models_names_unless_they_are_numbers(classifier_recipe: 
     assert not (tmp_path / "b" / "labels.txt").exists()
     write_preprocess(tmp_path / "a", None, ClassNames(), recipe)  # type: ignore[arg-type]
     assert not (tmp_path / "a" / "labels.txt").exists()  # of the model before
+
+
+def test_the_prompt_is_put_before_every_text_in_the_server(
+    bert_folder: Path, bert_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    server: Any = types.ModuleType("triton_python_backend_utils")
+    server.Tensor = lambda name, array: (name, array)
+    server.InferenceResponse = lambda tensors: dict(tensors)
+    server.get_input_tensor_by_name = lambda request, name: request[name]
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", server)
+    sys.modules.pop("optin_export.ship.served.text_model", None)
+    served = importlib.import_module("optin_export.ship.served.text_model")
+    own, texts = transformers.AutoTokenizer.from_pretrained(bert_folder), sentences(5, 9)
+    recipe = validate(bert_recipe(), tmp_path)
+    # It ends with a blank, which has to stay; texts are cut before the longest sequence.
+    for prompt, longest in (("old house: ", 9), ("", None)):
+        processor = TextProcessor(own, 16, pairs=False, longest=longest, prompt=prompt)
+        write_preprocess(tmp_path / "1", processor, ClassNames(), recipe)
+        assert (tmp_path / "1" / "prompt.txt").is_file() == bool(prompt)
+        model = served.TritonPythonModel()
+        config = {"input": [{"name": "TEXT"}], "output": [{"name": "input_ids"}, {"name": "attention_mask"}]}
+        model.initialize({"model_config": json.dumps(config), "model_repository": str(tmp_path), "model_version": "1"})
+        column = np.array([[text.encode()] for text in texts], dtype=object)
+        request = {"TEXT": types.SimpleNamespace(as_numpy=lambda column=column: column)}
+        (answer,) = model.execute([request])
+        wanted = processor.encode(Examples({"text": texts}))
+        for name, tensor in wanted.items():
+            np.testing.assert_array_equal(answer[name], tensor.numpy())

@@ -1,7 +1,8 @@
 """Triton python backend: text to token ids. Needs numpy and the package `tokenizers` in the server's Python.
 
-tokenizer.json beside this file holds the vocabulary as well as how to cut and to pad; the names of this model's inputs
-say what a row is made of (TEXT, and TEXT_PAIR for pairs), those of its outputs what the next model reads.
+tokenizer.json beside this file holds the vocabulary as well as how to cut and to pad, prompt.txt (if there is one) what
+the model wants before every text; the names of this model's inputs say what a row is made of (TEXT, and TEXT_PAIR for
+pairs), those of its outputs what the next model reads.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        prompt = folder / "prompt.txt"
+        self.prompt = prompt.read_bytes().decode("utf-8") if prompt.is_file() else ""
         self.inputs = [entry["name"] for entry in config["input"]]
         self.outputs = [entry["name"] for entry in config["output"]]
 
@@ -36,6 +39,7 @@ class TritonPythonModel:
             texts = [[value.decode("utf-8") for value in column] for column in columns]
         except UnicodeDecodeError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"text is not UTF-8: {error}"))
+        texts[0] = [self.prompt + text for text in texts[0]]
         encoded = self.tokenizer.encode_batch(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
         return pb_utils.InferenceResponse(
             [
