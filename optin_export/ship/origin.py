@@ -147,7 +147,8 @@ def judged_again(folder: Path, recipe: Recipe) -> list[Gate]:
         budget, spent = recipe.budget, None
         if budget.kind in ("macs", "params"):
             spent = report[budget.kind]["pruned"] / report[budget.kind]["base"]
-        gates = judge(recipe.gates, budget, spent, measured)
+        macs = report["macs"]["pruned"] / report["macs"]["base"]
+        gates = judge(recipe.gates, budget, spent, measured, macs=macs)
         if not recipe.here:
             gates = [gate for gate in gates if gate.name.startswith("budget.")]
         told = {one["name"]: one for one in report["verdict"]["gates"]}

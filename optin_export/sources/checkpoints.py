@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from optin_export.errors import InputError
 from optin_export.files import read_text
 from optin_export.sources.checkpoint_kinds import INDEX, SAFETENSORS, kind_of, refusal
 from optin_export.sources.lookup import read_shapes, unchanged
@@ -68,8 +69,13 @@ def _read(path: Path, shapes: bool) -> Any:
         if kind == INDEX:
             return _read_shards(path, shapes)
         return _read_tensors(path, shapes) if kind == SAFETENSORS else unpickle(path)
+    except InputError:
+        raise
     except OSError as error:
         raise refusal(path, error.strerror or str(error), "check model.weights") from None
+    except Exception as error:  # readers of archives and pickles raise many types for damaged bytes
+        why = f"it is damaged ({type(error).__name__}: {error})"
+        raise refusal(path, why[:300], "fetch or copy it again") from error
 
 
 def _read_tensors(path: Path, shapes: bool) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from optin_export.engines.torch import _read
 from optin_export.search import read_plan
-from optin_export.sources.models import _load_checkpoint
+from optin_export.sources.checkpoints import load_checkpoint
 from optin_export.surgery import load_model
 from tests.fuzz.oracle import Bomb, bomb, canary, harmless
 from tests.fuzz.strategies import mangled, twisted
@@ -182,7 +182,7 @@ def test_checkpoints(data: st.DataObject, tmp_path: Path) -> None:
     path = tmp_path / data.draw(st.sampled_from(["a.pt", "a.safetensors", "a.bin", "a"]))
     path.write_bytes(content)
     with harmless("checkpoint", tmp_path):
-        _load_checkpoint(model, path)
+        load_checkpoint(model, str(path))
 
 
 @given(data=st.data())
