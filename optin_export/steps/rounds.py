@@ -29,8 +29,8 @@ def choose_in_rounds(
     """The plan on the unpruned model after `prune.rounds` rounds; round i of r goes to the budget f^(i/r).
 
     scores: of the unpruned model. curves: its measured loss curves (both terms), None with `allocation: additive`.
-    weights: its sensitivities, where there is a repair. Between rounds the model is rebuilt from the unpruned one and repaired towards it, so
-    rounds decide only which units stay.
+    weights: its sensitivities, where there is a repair. Between rounds the model is rebuilt from the unpruned one and
+    repaired towards it, so rounds decide only which units stay.
     """
     prune, kind, rounds = sources.recipe.prune, sources.recipe.prune.budget.kind, sources.recipe.prune.rounds
     assert kind != "latency"
