@@ -47,7 +47,7 @@ class Spill:
                 weakref.finalize(self, self._scratch.close)  # at the end of Python at latest
             with sink(self._scratch.path / f"{number}.pt") as file:
                 torch.save(value, cast(IO[bytes], file))
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch has reported a full disk as a RuntimeError
             raise EnvironmentLacks(
                 f"cannot keep activations for {self.purpose}",
                 f"{tempfile.gettempdir()}: {str(error).splitlines()[0][:200]}",

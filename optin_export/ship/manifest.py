@@ -61,11 +61,18 @@ def strangers(folder: Path, files: Collection[str]) -> list[str]:
                 problems.append(f"{name}: a folder that is not in the manifest")
         elif name not in files:
             problems.append(f"{name}: not in the manifest" if stat.S_ISREG(mode) else f"{name}: {_kind(mode)}")
-        elif not stat.S_ISREG(mode) and path.resolve().is_relative_to(folder.resolve()):
+        elif not stat.S_ISREG(mode) and _stays_in(path, folder):
             problems.append(f"{name}: {_kind(mode)}")  # of links that lead out the file itself is told
     if (folder / "recipe.yaml").is_file():
         problems += [problem for name in _WORKING for problem in _strange_work(folder, name)]
     return problems
+
+
+def _stays_in(path: Path, folder: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a loop of links
+        return False
 
 
 def _strange_work(folder: Path, name: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -179,6 +180,6 @@ def test_a_program_with_an_object_in_it(prefix: str, tmp_path: Path, mark: Path,
     with pytest.raises(ValueError, match="no tensor"):
         check_program(forged)
     if prefix == "opaque_obj_0":
-        with _plain_pickles(), pytest.raises(Exception):  # noqa: B017 - whatever torch says afterwards
+        with _plain_pickles(), contextlib.suppress(Exception):  # whatever torch says afterwards
             torch.export.load(forged)
         assert mark.exists()  # the reason for the check: once torch needs it no more, this tells

@@ -29,10 +29,10 @@ def test_scores_are_the_same_from_files(vit_recipe: Make, tmp_path: Path, monkey
         prune = sources.recipe.prune
         return scoring.score(sources.model, structure, sources.scoring, prune, 0, lambda done, total: None).values
 
-    saved, save = [], torch.save
+    saved, sink = [], spill.sink
     expected = scores()
     monkeypatch.setattr(spill, "IN_MEMORY", 0)
-    monkeypatch.setattr(torch, "save", lambda value, path: (saved.append(path), save(value, path)))
+    monkeypatch.setattr(spill, "sink", lambda path: saved.append(path) or sink(path))
     found = scores()
     assert len(saved) == len(sources.scoring) and all(place in path.parents for path in saved)
     assert all(np.array_equal(found[key], expected[key]) for key in expected)
