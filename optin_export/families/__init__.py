@@ -29,7 +29,7 @@ from optin_export.families._hooks import (
     valid_rows,
 )
 from optin_export.families._observe import observe_pass
-from optin_export.families._outputs import Calls, map_tensors, placeholder, tensor_of, tensors_in
+from optin_export.families._outputs import Calls, calls_of, map_tensors, placeholder, tensor_of, tensors_in
 from optin_export.families._rows import POSITIONS, as_matrix, columns_per_unit, input_rows, output_rows, reads_rows
 from optin_export.families._topology import measured, notices
 from optin_export.families._walk import Walk
@@ -50,6 +50,7 @@ __all__ = [
     "Walk",
     "as_matrix",
     "block_outputs",
+    "calls_of",
     "columns_per_unit",
     "count_macs",
     "count_params",

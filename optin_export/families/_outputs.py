@@ -73,3 +73,8 @@ def placeholder(tensor: torch.Tensor) -> torch.Tensor:
 
 class Calls(list[Any]):
     """What was seen at a point that runs several times in one forward pass: one entry per call, in order."""
+
+
+def calls_of(value: Any) -> list[Any]:
+    """What was seen, call by call; a single call as a list of one."""
+    return list(value) if isinstance(value, Calls) else [value]

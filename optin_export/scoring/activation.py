@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from optin_export.families import UnitGroup, get_layer, get_module, tensor_in, valid_rows
+from optin_export.families import Calls, UnitGroup, calls_of, get_layer, get_module, tensor_in, valid_rows
 from optin_export.sources import Batch, TaskModel
 
 
@@ -35,9 +35,9 @@ def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequen
     for batch in batches:
         with inputs_of(model, list(squared)) as seen, torch.no_grad():
             model(**batch.inputs)
-        every = [(one, path, inputs) for one in groups for path in one.reads for inputs in seen.get(path, ())]
-        for group, path, inputs in every:
-            inputs = inputs.cpu()
+        every = [(one, path) for one in groups for path in one.reads if path in seen]
+        for group, path, value in [(*one, value) for one in every for value in calls_of(seen[one[1]])]:
+            inputs = value.cpu()
             if inputs.dim() == 4 and get_layer(model, path).weight.dim() == 4:
                 inputs = inputs.flatten(2).mT
             valid = valid_rows(batch.inputs, inputs)
@@ -67,18 +67,23 @@ def _gram_of_weights(model: TaskModel, group: UnitGroup, path: str) -> torch.Ten
 
 
 @contextlib.contextmanager
-def inputs_of(model: TaskModel, paths: Sequence[str]) -> Iterator[dict[str, list[torch.Tensor]]]:
-    """What these layers read in the forward passes of the body, call by call; nothing of layers that do not run."""
-    seen: dict[str, list[torch.Tensor]] = {}
+def inputs_of(model: TaskModel, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What these layers read in the last forward pass of the body: a tensor, or `Calls` of a layer that runs several times.
+
+    Layers that do not run are left out.
+    """
+    seen: dict[str, Any] = {}
 
     def hook_of(path: str) -> Any:
         def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             # A copy: the model may write over it in place, a residual stream for one.
-            seen.setdefault(path, []).append(args[0].clone())
+            inputs = args[0].clone()
+            seen[path] = Calls([*calls_of(seen[path]), inputs]) if path in seen else inputs
 
         return hook
 
     with contextlib.ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(lambda *_: seen.clear()).remove)  # another pass, another batch
         for path in paths:
             stack.callback(get_module(model, path).register_forward_pre_hook(hook_of(path)).remove)
         yield seen

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from optin_export.families import (
-    Calls,
     UnitGroup,
     as_matrix,
     columns_per_unit,
@@ -145,7 +144,7 @@ def _covariances(model: TaskModel, paths: Sequence[str], batches: Sequence[Batch
         with inputs_of(model, paths) as seen:
             model(**batch.inputs)
         for path in (path for path in paths if path in seen):
-            rows = input_rows(Calls(seen[path]), get_layer(model, path), batch.inputs, index)
+            rows = input_rows(seen[path], get_layer(model, path), batch.inputs, index)
             augmented = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
             product = (augmented.T @ augmented).double().cpu()
             sums[path] = sums[path] + product if path in sums else product

@@ -114,8 +114,8 @@ def refine(
 class _System:
     """H, g and C of the gains and biases of `paths`, over the batches added."""
 
-    def __init__(self, model: TaskModel, paths: Sequence[str], structure: Structure) -> None:
-        self.model, self.paths, self.structure = model, paths, structure
+    def __init__(self, model: TaskModel, paths: Sequence[str], structure: Structure | None = None) -> None:
+        self.model, self.paths, self.walk = model, paths, None if structure is None else structure.walk
         self.widths = _widths(model, paths)
         self.unknowns = 2 * sum(self.widths)
         self.gradient = torch.zeros(self.unknowns, dtype=torch.float64)
@@ -129,9 +129,9 @@ class _System:
     def add(self, index: int, reference: Reference, noise: OutputNoise, temperature: float) -> None:
         samples = len(reference)
         with (
-            self.structure.gradients(),
+            contextlib.nullcontext() if self.walk is None else self.walk.gradients(),
             graph(self.model),
-            layer_calls(self.model, self.paths, self.structure.rewritten) as outputs,
+            layer_calls(self.model, self.paths, () if self.walk is None else self.walk.rewritten) as outputs,
         ):
             result = self.model(**reference.inputs)
             layers = [outputs[path][0] for path in self.paths]  # each runs once, see _layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -167,13 +168,13 @@ class Tower(nn.Module):
 class Keeper(Mixer):
     """Leaves the bias of its pass where the blocks behind find it, rather than handing it on."""
 
-    kept: list[torch.Tensor]
+    kept: SimpleNamespace
     first: bool
 
     def forward(self, stream: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
         if self.first:
-            self.kept[:] = [0.3 * stream.detach().mean(-1, keepdim=True).mT.softmax(-1).expand(-1, stream.shape[1], -1)]
-        x = stream + self.kept[0] @ stream
+            self.kept.bias = stream.mean(-1, keepdim=True).mT.softmax(-1).expand(-1, stream.shape[1], -1)
+        x = stream + 0.3 * self.kept.bias @ stream
         return x + self.narrow(nn.functional.gelu(self.widen(self.norm(x))))
 
 
@@ -181,7 +182,7 @@ def tower(kind: str) -> nn.Module:
     torch.manual_seed(0)
     model = Tower(kind)
     if kind == "state":
-        kept: list[torch.Tensor] = []
+        kept = SimpleNamespace()
         model.blocks = nn.ModuleList(Keeper() for _ in range(3))
         for number, block in enumerate(model.blocks):
             block.kept, block.first = kept, number == 0  # type: ignore[assignment]

@@ -22,7 +22,9 @@ FILE = Path(topologies.__file__)
 def run(folder: Path, function: str, args: dict[str, Any], capsys: Any) -> tuple[int, dict[str, Any], str]:
     """The command on this model, with labels that the model itself gives; exit code, report and what was said."""
     model = getattr(topologies, function)(**args)
-    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+    generator = np.random.default_rng(0)
+    colours, noise = generator.integers(0, 200, (64, 1, 1, 3)), generator.integers(0, 56, (64, 32, 32, 3))
+    images = (colours + noise).astype(np.uint8)
     with torch.no_grad():
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
         labels = model((pixels - 0.5) / 0.5).argmax(1).numpy()
@@ -39,7 +41,14 @@ def run(folder: Path, function: str, args: dict[str, Any], capsys: Any) -> tuple
             "preprocess": {"size": [32, 32], "mean": [0.5], "std": [0.5]},
         },
         "data": {"calibration": {**source, "samples": 48}, "evaluation": {**source, "metric": "accuracy"}},
-        "prune": {"budget": {"macs": 0.85}, "probes": 8, "rows": 64, "score_samples": 16, "curve_samples": 16},
+        "prune": {
+            "budget": {"macs": 0.85},
+            "probes": 8,
+            "rows": 64,
+            "score_samples": 16,
+            "curve_samples": 16,
+            "align": 2,
+        },
         "export": {"batch": [1]},
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
@@ -54,7 +63,7 @@ def run(folder: Path, function: str, args: dict[str, Any], capsys: Any) -> tuple
     [
         ("unet", {}, None),
         ("recurrent", {}, "'model.again' runs 2 times"),
-        ("tower", {"kind": "state"}, "depends on more than the outputs"),
+        ("tower", {"kind": "state"}, "'model.blocks.2' cannot run without the blocks before it"),
         ("tower", {"kind": "auxiliary"}, None),
     ],
 )
