@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from optin_export.errors import InputError
+from optin_export.opening import open_regular
 
 #: A compressed file that grows beyond so many bytes, and so many times its size, is a bomb rather than data.
 BOMB_BYTES, BOMB_RATIO = 256 << 20, 200
@@ -46,7 +47,8 @@ def read_text_file(path: Path) -> str:
     Line ends stay as they are. Raises OSError for a file that cannot be opened, InputError for one that is no such
     text: which byte is at fault, in which line, and which encoding it probably is.
     """
-    data = _unpacked(path, path.read_bytes())
+    with open_regular(path) as file:
+        data = _unpacked(path, file.read())
     kind = next(((kind, fix) for start, kind, fix in _BINARY if data.startswith(start)), None)
     if kind is not None:
         raise InputError(f"cannot parse {path}", f"it is {kind[0]}, not a text table", kind[1])

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 from optin_export.errors import InputError
+from optin_export.opening import open_regular
 
 #: Bytes of a file that are looked at.
 _HEAD = 512
@@ -54,7 +55,7 @@ def kind_of(path: Path) -> str:
 
     Raises InputError, which names the format, for a file of another kind, and OSError for one that cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(_HEAD)
     size = path.stat().st_size
     if not head:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from optin_export.errors import InputError, missing_package
+from optin_export.opening import open_regular, regular
 from optin_export.recipe import DataSource
 from optin_export.sources.folders import class_folders, list_images, named_classes
 from optin_export.sources.maps import find_maps
@@ -85,7 +86,8 @@ class Examples:
 def _content(value: Any) -> bytes:
     if isinstance(value, Path):
         try:
-            return value.read_bytes()
+            with open_regular(value) as file:
+                return file.read()
         except OSError as error:
             raise InputError(f"cannot read {value}", error.strerror or str(error), "put the file back") from None
     if hasattr(value, "tobytes") and hasattr(value, "size"):  # a PIL image, whose repr is its address
@@ -226,7 +228,7 @@ def _read_tsv(path: str, section: DataSource, needs: tuple[str, ...]) -> Example
 
 def _read_npz(path: str, section: DataSource, needs: tuple[str, ...]) -> Examples:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular(path)) as archive:
             held = [name.removesuffix(".npy") for name in archive.namelist()]
             keys = {name: str(section.columns.get(name, _array_of(name, held))) for name in needs}  # type: ignore[call-overload]
             missing = next((name for name, key in keys.items() if key not in held), None)

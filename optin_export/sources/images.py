@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from optin_export.errors import InputError
+from optin_export.opening import regular
 from optin_export.recipe import Recipe
 from optin_export.recipe.schema import Preprocess
 from optin_export.sources import pixels
@@ -171,7 +172,12 @@ class _Reading:
     def __init__(self, image: Any) -> None:
         self.image = image
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        if isinstance(self.image, Path):  # no FIFO that nobody writes into
+            try:
+                regular(self.image)
+            except OSError as error:
+                self.__exit__(type(error), error, None)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, pixels.WrongChannels):

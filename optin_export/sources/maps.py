@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from optin_export.errors import InputError
+from optin_export.opening import regular
 from optin_export.sources.pixels import FORMATS
 from optin_export.sources.tasks import IGNORED
 
@@ -72,7 +73,7 @@ def _read(value: Any, where: str) -> np.ndarray:
         from PIL import Image
 
         try:
-            value = Image.open(value, formats=FORMATS)
+            value = Image.open(regular(value), formats=FORMATS)
             value.load()
         except Exception as error:  # damaged files raise as many types as there are formats
             raise InputError(

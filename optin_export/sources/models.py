@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
+from optin_export.files import MAX_TEXT, read_json
 from optin_export.recipe import ModelSection
 from optin_export.sentence import SentenceFolder, find_sentence_folder, transformer_folder
 from optin_export.sources.adapt import checked, readable, refuse_quantised_config
@@ -24,7 +25,7 @@ from optin_export.sources.checkpoints import load_checkpoint
 from optin_export.sources.class_names import repaired_config
 from optin_export.sources.contrastive import build_tower, is_contrastive, take_tower
 from optin_export.sources.equivalents import use_equivalents
-from optin_export.sources.guard import READS_FILES, plain_config
+from optin_export.sources.guard import READS_FILES, plain_config, refuse_endless
 from optin_export.sources.loading_report import unused_weights
 from optin_export.sources.lookup import Lookup, built, built_timm, from_pretrained
 from optin_export.sources.normalizations import plain_batch_norms
@@ -198,6 +199,7 @@ def _load_transformers(
             named = {} if {"num_labels", "id2label"} & set(section.args) else repaired_config(raw)
             config = transformers.AutoConfig.from_pretrained(name, **options, **named, **arguments)
         refuse_quantised_config(config, section.source)
+        refuse_endless(config.to_dict(), section.source)
         config._attn_implementation = "eager"
         options["dtype"] = torch.float32  # whatever the checkpoint is stored in
         encoder = encoder_class(config) if section.task == "feature-extraction" else None
@@ -263,6 +265,7 @@ def _create_timm(name: str, args: dict[str, Any], pretrained: bool) -> nn.Module
             f"timm would read files by model.args.{taken}",
             "set model.weights to a checkpoint, or model.source to a folder",
         )
+    refuse_endless(args, f"timm:{name}")
     try:
         return timm.create_model(name, pretrained=pretrained, **args)
     except Exception as error:  # unknown names, wrong arguments and download failures come as many types
@@ -343,7 +346,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "save model.merge_and_unload() and use that",
         )
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json", MAX_TEXT)
         if not isinstance(config, dict):
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
