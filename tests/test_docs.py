@@ -124,4 +124,4 @@ def test_measured_numbers_are_those_of_the_measurement_files() -> None:
 def test_rooms_are_the_folders_of_the_package() -> None:
     package = ROOT / "optin_export"
     folders = {path.name for path in package.iterdir() if path.is_dir() and not path.name.startswith("_")}
-    assert folders - {"commands", "steps", "cluster"} == set(ROOMS)
+    assert folders - {"commands", "steps", "cluster", "sentence"} == set(ROOMS)
