@@ -34,7 +34,7 @@ ROOMS = (
 )
 FOLDER = ".stages"
 #: Outside the rooms, and part of every step all the same: they decide what a step reads and writes.
-_COMMON = ("steps", "workspace.py")
+_COMMON = ("steps", "workspace.py", "sentence", "tables.py", "textfiles.py", "onnx_files.py")
 #: Steps whose results sibling runs of a sweep take over: they are the same for many, and the longest.
 SHARED = ("scoring", "scoring.curves", "export.base", "export.program.base")
 RECORD = "step.json"
