@@ -33,7 +33,6 @@ def without_gradients(model: nn.Module, structure: Structure) -> Iterator[list[s
         yield found
 
 
-
 def mutates(model: nn.Module, structure: Structure, walk: Walk, plain: Plain, inputs: Inputs) -> bool:
     """Whether the model writes over tensors in place that its own gradients need, as models for inference may."""
     if not plain.writes_over:

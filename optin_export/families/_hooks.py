@@ -76,9 +76,7 @@ def _fitted(mask: torch.Tensor, module: nn.Module, inputs: torch.Tensor, batch_d
 
 
 @contextlib.contextmanager
-def block_outputs(
-    model: nn.Module, blocks: Sequence[str], rewritten: Collection[str] = ()
-) -> Iterator[dict[str, Any]]:
+def block_outputs(model: nn.Module, blocks: Sequence[str], rewritten: Collection[str] = ()) -> Iterator[dict[str, Any]]:
     """Collect each block's output (as returned, tensor or containers of them) during the forward passes of the body.
 
     rewritten: blocks whose output the model writes over in place; they are copied. Of a block that runs several times

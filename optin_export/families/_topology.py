@@ -56,9 +56,10 @@ def _placed(group: UnitGroup, walk: Walk) -> UnitGroup:
 
 def notices(structure: Structure) -> list[str]:
     """What a user has to know of how this model is walked, one line each."""
-    walk, found = structure.walk, []
+    walk = structure.walk
     if walk is None:
-        return found
+        return []
+    found = []
     if walk.whole is not None:
         found.append(f"every pass runs the whole model, which is right but slower: {walk.whole}")
     if walk.idle:
@@ -183,5 +184,3 @@ def _compare_at(
     if last and not same(result, plain.result):
         return "the output depends on more than the outputs of the last blocks"
     return None
-
-

@@ -26,10 +26,8 @@ from optin_export.families import (
     Calls,
     Structure,
     UnitGroup,
-    as_matrix,
     columns_per_unit,
     get_layer,
-    get_module,
     get_scale,
     input_rows,
     measured,
@@ -42,9 +40,9 @@ from optin_export.search import GroupPlan
 from optin_export.sources import Batch, TaskModel
 from optin_export.surgery.head import output_layer
 from optin_export.surgery.least_squares import Fit, Moments, rescale, ridge
-from optin_export.surgery.rebuild import Constant
 from optin_export.surgery.rectified import ROUNDS, Bend, bend_of_units, shift_of_block_relu
 from optin_export.surgery.sensitivity import Weights, sensitivities
+from optin_export.surgery.solved_layers import constant_of, kept_rows, overwrite, start_of
 from optin_export.surgery.streams import Point, Stream
 
 #: One batch in so many is held out to choose the damping; with fewer batches, one row in so many.
@@ -147,7 +145,7 @@ class _Pair:
         self.target = Stream(dense, structure, batches)
         self.consumers = {group.consumer for group in structure.groups if not group.coupled}
         self.kept_outputs = {
-            producer.path: _kept_rows(groups[group.key], group.count, group.rows_in(producer), producer.fused)
+            producer.path: kept_rows(groups[group.key], group.count, group.rows_in(producer), producer.fused)
             for group in structure.groups
             for producer in group.producers
         }
@@ -175,7 +173,7 @@ class _Pair:
 
     def _refit_alike(self, paths: list[str]) -> None:
         layers = [get_layer(self.target.model, path) for path in paths]
-        starts = [_start(self.target.model, path) for path in paths]
+        starts = [start_of(self.target.model, path) for path in paths]
         bend = self._bend(paths)
 
         def rows(index: int) -> Rows:
@@ -192,14 +190,14 @@ class _Pair:
 
         fit = self._fit(torch.cat(starts, 1), rows, paths)
         for path, part in zip(paths, fit.solution.split([one.shape[1] for one in starts], 1), strict=True):
-            _overwrite(self.target.model, path, dataclasses.replace(fit, solution=part))
+            overwrite(self.target.model, path, dataclasses.replace(fit, solution=part))
 
     def refit_consumer(self, group: UnitGroup, small: UnitGroup, only_scale: bool) -> Fit:
         """Refit the layer that reads the units so that the residual stream behind it is the original's."""
         model, path = self.target.model, group.consumer
         dropped = small.count == 0
         layer = get_layer(self.source.model, path)
-        start = _constant(model, small)[None].double() if dropped else _start(model, path)
+        start = constant_of(model, small)[None].double() if dropped else start_of(model, path)
         scale = _affine(self.source.model, group)
         if scale is None or not reads_rows(layer):
             why = "the batch norm behind it has no statistics" if scale is None else "a convolution of this kind"
@@ -243,9 +241,9 @@ class _Pair:
         width = columns_per_unit(layer, group) if only_scale else None
         fit = self._fit(start, rows, [path], width)
         if dropped:
-            _constant(model, small).copy_(fit.solution[-1])
+            constant_of(model, small).copy_(fit.solution[-1])
         else:
-            _overwrite(model, path, fit)
+            overwrite(model, path, fit)
         return fit
 
     def refit_layer(self, path: str) -> Fit:
@@ -259,8 +257,8 @@ class _Pair:
             given = self.target.see(index, [(path, 0)], path)[(path, 0)]
             return input_rows(given, layer, inputs, index), output_rows(wanted, layer, inputs, index)[:, kept], None
 
-        fit = self._fit(_start(self.target.model, path), rows, [path])
-        _overwrite(self.target.model, path, fit)
+        fit = self._fit(start_of(self.target.model, path), rows, [path])
+        overwrite(self.target.model, path, fit)
         return fit
 
     def _fit(
@@ -357,13 +355,6 @@ def _repair(fit: Fit) -> Repair:
     return Repair(before, after, fit.damping, fit.fallback)
 
 
-def _kept_rows(plan: GroupPlan, count: int, per_unit: int, fused: int) -> torch.Tensor:
-    """Which output rows of the unpruned producer stay."""
-    units = torch.tensor(plan.kept, dtype=torch.long)
-    one = (units[:, None] * per_unit + torch.arange(per_unit)).flatten()
-    return torch.cat([slab * count * per_unit + one for slab in range(fused)])
-
-
 def _arranged(group: UnitGroup, model: TaskModel, seen: Any) -> Any:
     """The residual stream with its rows as the consumer's output has them."""
     if isinstance(seen, Calls):
@@ -371,30 +362,6 @@ def _arranged(group: UnitGroup, model: TaskModel, seen: Any) -> Any:
     stream = seen if group.residual is not None and group.residual[1] == "call" else tensor_of(seen)
     with torch.no_grad():
         return stream if group.arrange is None else group.arrange(model, stream)
-
-
-def _start(model: TaskModel, path: str) -> torch.Tensor:
-    """[weights, bias] as they stand, [inputs + 1, outputs] in float64."""
-    matrix, bias = as_matrix(model, path), get_layer(model, path).bias
-    column = torch.zeros(len(matrix)) if bias is None else bias.detach()
-    return torch.cat([matrix, column[:, None]], 1).double().T
-
-
-def _overwrite(model: TaskModel, path: str, fit: Fit) -> None:
-    if fit.damping is None:
-        return
-    layer = get_layer(model, path)
-    as_matrix(model, path).copy_(fit.solution[:-1].T)
-    if layer.bias is None:
-        layer.bias = nn.Parameter(torch.zeros(len(layer.weight)), requires_grad=False)
-    layer.bias.detach().copy_(fit.solution[-1])
-
-
-def _constant(model: TaskModel, group: UnitGroup) -> torch.Tensor:
-    assert group.sublayer is not None
-    constant = get_module(model, group.sublayer)
-    assert isinstance(constant, Constant)
-    return constant.bias.detach()
 
 
 def _affine(model: TaskModel, group: UnitGroup) -> torch.Tensor | None:
