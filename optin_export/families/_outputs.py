@@ -32,10 +32,10 @@ def map_tensors(output: Any, change: Callable[[int, torch.Tensor], Any]) -> Any:
         if isinstance(part, list | tuple):
             return type(part)(map(changed, part))
         if dataclasses.is_dataclass(part) and not isinstance(part, type):
-            other = copy.copy(part)
+            same = copy.copy(part)
             for field in dataclasses.fields(part):
-                object.__setattr__(other, field.name, changed(getattr(part, field.name)))
-            return other
+                object.__setattr__(same, field.name, changed(getattr(part, field.name)))
+            return same
         return part
 
     return changed(output)

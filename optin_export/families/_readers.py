@@ -85,8 +85,10 @@ def find_readers(
 def pass_of_others(
     model: nn.Module, structure: Structure, inputs: Inputs, plain: Plain
 ) -> tuple[Inputs, dict[str, tuple[int | None, ...]]]:
-    """Run other rows; returns them, and which dimension grows with their number: of each tensor that blocks hand on,
-    and of what the layers read that read units."""
+    """Run other rows; returns them, and which dimension grows with their number.
+
+    That is told of each tensor that blocks hand on, and of what the layers read that read units.
+    """
     samples = len(next(iter(inputs.values())))
     rows = [(samples - 1 - number) % samples for number in range(OTHER_ROWS)]
     reordered = {

@@ -57,9 +57,9 @@ def _placed(group: UnitGroup, walk: Walk) -> UnitGroup:
 def notices(structure: Structure) -> list[str]:
     """What a user has to know of how this model is walked, one line each."""
     walk = structure.walk
-    found: list[str] = []
     if walk is None:
-        return found
+        return []
+    found = []
     if walk.whole is not None:
         found.append(f"every pass runs the whole model, which is right but slower: {walk.whole}")
     if walk.idle:

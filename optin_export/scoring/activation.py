@@ -68,9 +68,9 @@ def _gram_of_weights(model: TaskModel, group: UnitGroup, path: str) -> torch.Ten
 
 @contextlib.contextmanager
 def inputs_of(model: TaskModel, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """What these layers read in the last forward pass of the body: a tensor, or `Calls` of one that runs several times.
+    """What these layers read in the last forward pass of the body.
 
-    Layers that do not run are left out.
+    A tensor, or `Calls` of a layer that runs several times; layers that do not run are left out.
     """
     seen: dict[str, Any] = {}
 

@@ -35,11 +35,12 @@ from optin_export.families import (
 )
 from optin_export.search import GroupPlan
 from optin_export.sources import Batch, TaskModel
-from optin_export.surgery.affine import affine_of, constant_of, overwrite, start_of
+from optin_export.surgery.affine import affine_of
 from optin_export.surgery.head import output_layer
 from optin_export.surgery.least_squares import Fit, Moments, rescale, ridge
 from optin_export.surgery.rectified import ROUNDS, Bend, bend_of_units, shift_of_block_relu
 from optin_export.surgery.sensitivity import Weights, sensitivities
+from optin_export.surgery.solved_layers import constant_of, kept_rows, overwrite, start_of
 from optin_export.surgery.streams import Point, Stream
 
 #: One batch in so many is held out to choose the damping; with fewer batches, one row in so many.
@@ -142,7 +143,7 @@ class _Pair:
         self.target = Stream(dense, structure, batches)
         self.consumers = {group.consumer for group in structure.groups if not group.coupled}
         self.kept_outputs = {
-            producer.path: _kept_rows(groups[group.key], group.count, group.rows_in(producer), producer.fused)
+            producer.path: kept_rows(groups[group.key], group.count, group.rows_in(producer), producer.fused)
             for group in structure.groups
             for producer in group.producers
         }
@@ -350,13 +351,6 @@ def _projections(structure: Structure) -> list[str]:
 def _repair(fit: Fit) -> Repair:
     before, after = (error if math.isfinite(error) else None for error in (fit.before, fit.after))
     return Repair(before, after, fit.damping, fit.fallback)
-
-
-def _kept_rows(plan: GroupPlan, count: int, per_unit: int, fused: int) -> torch.Tensor:
-    """Which output rows of the unpruned producer stay."""
-    units = torch.tensor(plan.kept, dtype=torch.long)
-    one = (units[:, None] * per_unit + torch.arange(per_unit)).flatten()
-    return torch.cat([slab * count * per_unit + one for slab in range(fused)])
 
 
 def _arranged(group: UnitGroup, model: TaskModel, seen: Any) -> Any:

@@ -179,6 +179,7 @@ class Keeper(Mixer):
 
 
 def tower(kind: str) -> nn.Module:
+    register(FAMILY)  # not by the import alone: other tests of this process know the package's own families
     torch.manual_seed(0)
     model = Tower(kind)
     if kind == "state":
@@ -224,13 +225,11 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     )
 
 
-register(
-    Family(
-        name="mixer-tower",
-        library="timm",
-        examples="this file",
-        units=("neurons",),
-        is_block=lambda module: type(module).__name__ in ("Mixer", "Keeper"),
-        groups=_groups,
-    )
+FAMILY = Family(
+    name="mixer-tower",
+    library="timm",
+    examples="this file",
+    units=("neurons",),
+    is_block=lambda module: type(module).__name__ in ("Mixer", "Keeper"),
+    groups=_groups,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,22 @@ import numpy as np
 import pytest
 import torch
 
+from optin_export import families
 from optin_export.cli import main
 from tests.families import topologies
 
 pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.usefixtures("short_measurement")
+pytestmark = pytest.mark.usefixtures("short_measurement", "own_family")
 FILE = Path(topologies.__file__)
+
+
+@pytest.fixture
+def own_family() -> Iterator[None]:
+    """The family that the models register is forgotten after the run."""
+    known = dict(families._registered)
+    yield
+    families._registered.clear()
+    families._registered.update(known)
 
 
 def run(folder: Path, function: str, args: dict[str, Any], capsys: Any) -> tuple[int, dict[str, Any], str]:
