@@ -21,8 +21,8 @@ class Accuracy:
     """base, pruned: points of the two engines on the same rows (perplexity: itself). drop: what was `lost`.
     drop_low, drop_high: its 95 % interval by bootstrap over rows (how far another sample of the same size could have
     moved it). engines: points of every engine by name; base is the fp32 one, pruned the one that is shipped.
-    base_low, base_high: 95 % interval of `base` by the same resamples. chance: what a guess reaches that does not see the
-    inputs; warning: a sentence where `base` is not surely better than that."""
+    base_low, base_high: 95 % interval of `base` by the same resamples. chance: what a guess reaches that does not see
+    the inputs; warning: a sentence where `base` is not surely better than that."""
 
     metric: str
     rows: int
