@@ -328,7 +328,7 @@ def test_bad_inputs(run: Run, vit_recipe: Make, override: str, says: str) -> Non
 def test_bad_inputs_of_text(run: Run, bert_recipe: Make) -> None:
     assert_refused(run(bert_recipe(), "--set", "export.sequence=65"), "64 positions", progress=True)
     assert_refused(run(bert_recipe(), "--set", "data.evaluation.columns.label=0"), "is not a number", progress=True)
-    assert_refused(run(bert_recipe(), "--set", "data.calibration.columns.text=7"), "short row", progress=True)
+    assert_refused(run(bert_recipe(), "--set", "data.calibration.columns.text=7"), "has no column 7", progress=True)
 
 
 def test_a_missing_package_ends_with_5(run: Run, bert_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:

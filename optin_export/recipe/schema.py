@@ -150,16 +150,12 @@ class DataSource(Section):
         description="where each column is: its name, or its position from 0; default: by these names",
         examples=[{"text": "sentence", "label": 1}],
     )
-    header: bool | None = Field(
-        None,
-        description="first line holds names; default: yes if columns are named, or if it holds the "
-        "usual names and no column is placed",
-    )
+    header: bool | None = Field(None, description="first line holds names; default: by columns, or by the usual names")
     split: str = Field("train", description="split of an hf-dataset")
     label_pattern: Pattern | None = Field(
         None,
-        description="of 'images:': regular expression, group 1 of a file name is its class; default: the "
-        "sub-folders are classes; either by the names that the model has for them",
+        description="of 'images:': regular expression, group 1 of a file name is its class; default: class "
+        "folders; either by the names that the model has for them",
         examples=["^([a-z]+)_"],
     )
     label_folder: str | None = Field(
