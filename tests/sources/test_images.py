@@ -417,3 +417,25 @@ def test_a_random_filter_is_refused(tmp_path: Path, vit_recipe: Any, monkeypatch
 def test_the_package_names_its_formats_once() -> None:
     assert pixels.FORMATS == ("JPEG", "PNG", "WEBP", "BMP")
     assert optin_export.sources.data.IMAGE_FORMATS is pixels.FORMATS
+
+
+def test_a_timm_model_inside_transformers(tmp_path: Path) -> None:
+    """Its images are configured as timm's, and opened as those of transformers."""
+    import timm
+    import transformers
+    from transformers.image_utils import load_image
+
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 4}
+    plain = timm.create_model("vit_tiny_patch16_224", pretrained=False, **args).pretrained_cfg
+    settings = {**plain, "input_size": [3, 32, 32], "crop_mode": "border", "crop_pct": 0.9, "mean": [0.4, 0.5, 0.6]}
+    settings.pop("num_classes")
+    made = transformers.TimmWrapperConfig(
+        architecture="vit_tiny_patch16_224", model_args=args, num_labels=4, pretrained_cfg=settings
+    )
+    transformers.TimmWrapperForImageClassification(made).save_pretrained(tmp_path / "wrapped")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(tmp_path / "images" / "a.png", photo(40, 60), exif=exif)
+    found = loaded(tmp_path, tmp_path / "wrapped", None).fixed(1)["pixel_values"]
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "wrapped")
+    assert torch.equal(found, processor(load_image(str(path)), return_tensors="pt")["pixel_values"])
