@@ -26,7 +26,8 @@ class NotRegular(OSError):
     """A folder, FIFO, socket or device where a file should be."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(errno.EINVAL, "it is no regular file", str(path))
+        what = "a directory" if path.is_dir() else "not a regular file"
+        super().__init__(errno.EINVAL, f"it is {what}", str(path))
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from optin_export import families
 from optin_export.families import supported
 from optin_export.folder import STAGES
 from optin_export.ledger import ROOMS
@@ -108,7 +109,8 @@ def test_the_top_level_is_what_it_should_be() -> None:
 def test_families_page_names_every_family() -> None:
     page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     for family in supported():
-        assert f"`{family.name}`" in page
+        if family.name not in families._registered:  # by other tests of this process
+            assert f"`{family.name}`" in page
 
 
 def test_measured_numbers_are_those_of_the_measurement_files() -> None:

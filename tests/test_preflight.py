@@ -147,7 +147,7 @@ def test_an_architecture_that_no_family_knows(place: Path, text_data: Path, tmp_
         ({"task": "image-classification"}, "cannot load the model"),
         ({"task": "token-classification"}, "gives no 'tokens'"),
         ({"columns": {"text": "txt"}}, "has no column 'txt'"),
-        ({"evaluation": {"text": "sentence", "label": "sentence"}}, "is not a number"),
+        ({"evaluation": {"text": "sentence", "label": "sentence"}}, "is none of the model's classes"),
     ],
 )
 def test_refusals_of_text(

@@ -64,7 +64,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels=generator.integers(0, 10, 48),
     )
     for index in range(12):
-        place = folder / "classes" / f"n{index % 3:08d}"
+        place = folder / "classes" / ("n01440764", "n01443537", "n01484850")[index % 3]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(place / f"{index}.png")
     for name, shape, values in (("scenes", (40, 48, 3), 256), ("maps", (40, 48), 5)):

@@ -57,7 +57,7 @@ def task_of(source: str) -> str | None:
         return "image-classification"
     try:
         told = _BY_SENTENCE.get(model_type_of(source) or "")
-        config = {} if told == "text-classification" else _configuration(source)
+        config = {} if told is not None and not _has_configuration(source) else _configuration(source)
         named = [str(name) for name in config.get("architectures") or [""]]
         if told is not None:  # a CrossEncoder of before does not say that it is one
             return "text-classification" if named[0].endswith("ForSequenceClassification") else told
@@ -67,6 +67,14 @@ def task_of(source: str) -> str | None:
         return None if kind is None else _task_of_class(kind, named[0]) or _task_of_weights(source)
     except (OSError, ValueError, AttributeError, TypeError, LookupError):
         return None  # no folder, or a configuration that says nothing
+
+
+def _has_configuration(source: str) -> bool:
+    """Whether the transformer's config.json can be found; a folder of sentence-transformers may lack it."""
+    try:
+        return bool(_configuration(source))
+    except (OSError, InputError):
+        return False
 
 
 def _task_of_class(kind: str, name: str) -> str | None:

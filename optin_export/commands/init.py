@@ -74,6 +74,7 @@ def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
     Raises InputError where a run would refuse the recipe all the same.
     """
     from optin_export.recipe import validate
+    from optin_export.recipe.schema import METRICS
     from optin_export.sources.lengths import fitting_length, positions
     from optin_export.steps.preflight import Known, preflight, usable_units
 
@@ -81,6 +82,11 @@ def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
     known = Known()
     recipe = validate(raw, folder)
     found = preflight(recipe, known)
+    for metric in METRICS[recipe.model.task][1:]:
+        if found.wrong is None or not found.wrong.what.startswith("the metric "):
+            break
+        raw["data"]["evaluation"]["metric"] = metric  # the usual one is not defined for this model
+        found = preflight(recipe := validate(raw, folder), known)
     most = positions(found.model) if found.model is not None and recipe.is_text else None
     if most is not None and most < recipe.export.sequence:
         raw["export"]["sequence"] = most

@@ -14,8 +14,12 @@ def _no_truth_value(value: Any) -> Any:
     return value
 
 
+#: No table has more columns.
+MOST_COLUMNS = 1_000_000
+
+
 def _column(value: Any) -> int | str:
-    if isinstance(value, str) or (type(value) is int and value >= 0):
+    if isinstance(value, str) or (type(value) is int and 0 <= value <= MOST_COLUMNS):
         return value
     raise ValueError(f"should be a column's name or its position from 0, not {value!r:.60}")
 

@@ -32,7 +32,7 @@ def positions(model: nn.Module) -> int | None:
 def fitting_length(sources: Sources) -> Length | None:
     """The length that leaves 99 % of the calibration rows whole; None for images.
 
-    It is no longer than the model has positions, and than its tokenizer says.
+    It is no longer than the model has positions, than its tokenizer says, and than sentence-transformers cuts texts.
     """
     processor = sources.processor
     if not isinstance(processor, TextProcessor):
@@ -40,6 +40,7 @@ def fitting_length(sources: Sources) -> Length | None:
     encoded = processor._tokenise(sources.calibration_examples, truncation=False, max_length=None)
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     wanted = int(-(-np.quantile(lengths, WHOLE, method="higher") // STEP)) * STEP
-    limits = [most for most in (positions(sources.model), processor.tokenizer.model_max_length) if most is not None]
+    known = (positions(sources.model), processor.tokenizer.model_max_length, processor.whole)
+    limits = [most for most in known if most is not None]
     sequence = min([wanted, *limits])
     return Length(sequence, float((lengths > sequence).mean()), sequence < wanted)

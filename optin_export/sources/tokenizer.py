@@ -33,7 +33,7 @@ def load_tokenizer(section: ModelSection, origin: str | None, sentence: Sentence
     except Exception as error:  # missing files, broken JSON and network errors come as many types
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load the tokenizer of {name}", reason, "set model.tokenizer to a folder") from error
-    _refuse_empty(tokenizer, name)
+    _refuse_empty(tokenizer, str(Path(name, options.get("subfolder", ""))))
     if tokenizer.pad_token is None and section.task == "text-generation":
         tokenizer.pad_token = tokenizer.eos_token  # hidden by the attention mask, so any token will do
     tokenizer.padding_side = "right"  # positions count from the first token

@@ -24,6 +24,7 @@ from optin_export.export import read_graph
 from optin_export.files import refuse_links, regular, sha256_file, write_json
 from optin_export.onnx_files import graph_files, sha256_graph
 from optin_export.recipe import MODELS, Recipe, Target, engine_names, load_recipe
+from optin_export.report.schema import read_report
 from optin_export.ship.manifest import add_files, read_manifest
 from optin_export.sources import Dataset, load_sources
 from optin_export.steps.engines import CLASSES
@@ -43,6 +44,7 @@ class Continued:
         self.manifest = read_manifest(folder)
         if not (folder / "report.json").is_file():
             raise InputError(f"{folder} has no report.json", "the run was not finished", "run the recipe to its end")
+        read_report(folder)  # what is measured is added to it: now it can be refused before anything is built
         self.recipe: Recipe = load_recipe(folder / "recipe.yaml")
         self.environment = {**describe(), "gpu": engines.gpu_name()}
         self.machine = machine or _slug(str(self.environment["gpu"] or self.environment["cpu"]))

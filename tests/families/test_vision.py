@@ -25,7 +25,8 @@ from optin_export.families import (
 from optin_export.search import GroupPlan
 from optin_export.sources import Batch, build
 from optin_export.surgery import load_model, operate, save_model
-from optin_export.surgery.compensate import _affine, _arranged, _Pair
+from optin_export.surgery.affine import affine_of
+from optin_export.surgery.compensate import _arranged, _Pair
 from optin_export.surgery.least_squares import Fit
 from optin_export.surgery.rebuild import rebuild
 from optin_export.surgery.streams import Stream
@@ -206,7 +207,7 @@ def test_a_block_adds_its_last_sub_layer_to_the_residual_stream_as_declared(name
             for point in (group.residual, (path, "output"))
         ]
         own = output_rows(seen[(group.consumer, "output")], layer, inputs, 0)
-        scale = _affine(model, group)
+        scale = affine_of(model, group)
         assert scale is not None and scale.shape in (torch.Size([]), torch.Size([own.shape[1]]))
         rest = rows[1] - rows[0] - scale * own
         assert float(rest.std(0).max()) <= 1e-4 * float(own.std())

@@ -229,11 +229,13 @@ def test_nothing_is_said_where_the_recipe_says_all(tmp_path: Path, vit_folder: P
 
 
 def test_the_note_is_shown_and_kept_for_the_report(tmp_path: Path, vit_folder: Path) -> None:
+    from optin_export.steps.start import sources_load
     from optin_export.workspace import Workspace
 
     sources = loaded(tmp_path, vit_folder, None)
     shown: list[str] = []
     work = Workspace(sources.recipe, tmp_path / "run", False, lambda done, total: None, shown.append)
+    sources_load(work)
     assert work.sources.recipe == sources.recipe
     assert len(shown) == 1 and shown == work.ledger.warnings and "no preprocessor_config.json" in shown[0]
 
