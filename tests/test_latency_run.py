@@ -118,7 +118,9 @@ class Machine:
     def __init__(self, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
         self.factor, self.measured, self.truth = factor, list[dict[str, int]](), table()
         monkeypatch.setattr(trials, "_measure", self.measure)
-        self.trials: Any = SimpleNamespace(sources=SimpleNamespace(model=None), engine=lambda model: None)
+        self.trials: Any = SimpleNamespace(
+            sources=SimpleNamespace(model=None), load=lambda model, name: None, clear=lambda: None
+        )
 
     def milliseconds(self, kept: dict[str, int]) -> float:
         return (1e6 - self.factor * (1e6 - self.truth.of(kept))) / 1e6

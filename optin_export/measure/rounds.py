@@ -78,13 +78,16 @@ def speedup_of(
 
 
 def latency_of(blocks: Blocks, rounds: Sequence[int], seed: int = 0) -> Interval:
-    """Median of a call in milliseconds, as the geometric mean over rounds, with the same kind of interval."""
+    """Median of a call in milliseconds, as the geometric mean over rounds, with the same kind of interval.
+
+    rounds: as for `speedup_of`; empty for a measurement that loaded its engines once.
+    """
     calls = np.asarray(blocks, dtype=float)
 
     def logs(drawn: np.ndarray) -> np.ndarray:
         return np.log(median(calls[drawn].reshape(len(drawn), -1)))
 
-    return _over_rounds(logs, rounds, np.random.default_rng(seed))
+    return _over_rounds(logs, rounds or [0] * len(blocks), np.random.default_rng(seed))
 
 
 def _over_rounds(

@@ -216,11 +216,12 @@ def _clock(one: LatencyResult) -> str:
 
 def _change(accuracy: AccuracyResult) -> str:
     """What happened to the metric; a difference whose interval holds 0 is none that was measured."""
+    lower = ", lower is better" if METRICS[accuracy.metric].lower_is_better else ""
     change = f"{accuracy.base:.2f} to {accuracy.pruned:.2f}"
     interval = f"95 % interval of the loss {accuracy.drop_low:+.2f} to {accuracy.drop_high:+.2f}, {accuracy.rows} rows"
     if accuracy.drop_low <= 0 <= accuracy.drop_high:
-        return f"no measurable difference in {accuracy.metric} ({change}; {interval})"
-    if METRICS[accuracy.metric].lower_is_better:
+        return f"no measurable difference in {accuracy.metric} ({change}{lower}; {interval})"
+    if lower:
         return f"{accuracy.metric} {change} (lower is better; {interval})"
     verb = "lost" if accuracy.drop >= 0 else "gained"
     return f"{abs(accuracy.drop):.2f} points of {accuracy.metric} {verb} ({change}; {interval})"

@@ -67,7 +67,7 @@ def loss_curves(
     `sensitivities` of `model` on `calibration`, where they are known.
     """
     generator = torch.Generator().manual_seed(seed)
-    structure = measured(model, structure, calibration[0].inputs)
+    structure = measured(model, structure, (*calibration, *scoring)[0].inputs)
     references = [observe(model, structure, batch, ROWS, generator) for batch in scoring]
     curves: dict[str, Curve] = {}
     moments: dict[str, Moments] = {}
@@ -165,7 +165,7 @@ def _curve(
     least: int,
     temperature: float,
 ) -> Curve:
-    layers = {path: get_layer(model, path) for path in grams}
+    layers = {path: get_layer(model, path) for path in group.reads}
     starts = {}
     for path, layer in layers.items():
         weight = tensor_in(layer, "weight")

@@ -67,12 +67,14 @@ def test_losses_do_not_mix_samples() -> None:
     model, reference = reference_of("vit", size=3)
     structure = find_structure(model)
     moved = {path: hidden + torch.randn(hidden.shape) for path, hidden in reference.hidden.items()}
-    losses = trajectory_losses(reference, moved, structure.blocks, False)
+    losses = trajectory_losses(reference, moved, structure.blocks, structure.channels_first)
     assert losses.shape == (3,) and (losses > 0).all()
     stirred = {path: torch.cat([hidden[:2], torch.randn(hidden[2:].shape)]) for path, hidden in moved.items()}
-    torch.testing.assert_close(trajectory_losses(reference, stirred, structure.blocks, False)[:2], losses[:2])
+    torch.testing.assert_close(
+        trajectory_losses(reference, stirred, structure.blocks, structure.channels_first)[:2], losses[:2]
+    )
     twice = {path: torch.cat([hidden, reference.hidden[path]]) for path, hidden in moved.items()}
-    both = trajectory_losses(reference, twice, structure.blocks, False)
+    both = trajectory_losses(reference, twice, structure.blocks, structure.channels_first)
     torch.testing.assert_close(both[:3], losses)
     assert both[3:].abs().max() < 1e-10
 

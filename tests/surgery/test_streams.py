@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from optin_export import spill
-from optin_export.errors import InputError
+from optin_export.errors import EnvironmentLacks
 from optin_export.families import (
     POSITIONS,
     as_matrix,
@@ -163,19 +163,20 @@ def test_the_repair_is_the_same_from_files(name: str, temporary: Path, monkeypat
     assert list(temporary.iterdir()) == []
 
 
-def test_a_full_disk_is_an_input_error(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_says_where_to_make_room(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the files written until then are removed."""
     model, _ = small_model("bert")
     structure, batches = find_structure(model), batches_for(model, 3, size=2)
     monkeypatch.setattr(spill, "IN_MEMORY", 0)
-    save = torch.save
+    save, calls = torch.save, []
 
-    def full(value: Any, path: Path) -> None:
-        if path.name == "2.pt":
+    def full(value: Any, file: Any) -> None:
+        calls.append(file)
+        if len(calls) == 3:
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
-        save(value, path)
+        save(value, file)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match="TMPDIR"):
+    with pytest.raises(EnvironmentLacks, match="TMPDIR"):
         operate(model, structure, halved(structure), batches, batches[0].inputs, repair=True)
     assert list(temporary.iterdir()) == []
