@@ -26,8 +26,10 @@ class NotRegular(OSError):
     """A folder, FIFO, socket or device where a file should be."""
 
     def __init__(self, path: Path) -> None:
-        what = "a directory" if path.is_dir() else "not a regular file"
-        super().__init__(errno.EINVAL, f"it is {what}", str(path))
+        if path.is_dir():
+            super().__init__(errno.EISDIR, "Is a directory", str(path))
+        else:
+            super().__init__(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def open_regular(path: Path) -> BinaryIO:

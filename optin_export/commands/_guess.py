@@ -174,7 +174,8 @@ def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:
         own = [one for one in matches if one.strip().casefold() == name]
         if matches:
             found[name] = (own or matches)[0].strip()
-    missing = [name for name in wanted if name not in found]
+    # Sentences to calibrate on may be single; those that a score compares come in pairs.
+    missing = [name for name in wanted if name not in found and (labelled or name != "text_pair")]
     if missing:
         what = "arrays are" if prefix == "npz" else "first line reads"
         raise InputError(

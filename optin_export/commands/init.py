@@ -82,14 +82,14 @@ def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
     known = Known()
     recipe = validate(raw, folder)
     found = preflight(recipe, known)
+    most = positions(found.model) if found.model is not None and recipe.is_text else None
+    if most is not None and most < recipe.export.sequence:
+        raw["export"]["sequence"] = most
+        found = preflight(recipe := validate(raw, folder), known)
     for metric in METRICS[recipe.model.task][1:]:
         if found.wrong is None or not found.wrong.what.startswith("the metric "):
             break
         raw["data"]["evaluation"]["metric"] = metric  # the usual one is not defined for this model
-        found = preflight(recipe := validate(raw, folder), known)
-    most = positions(found.model) if found.model is not None and recipe.is_text else None
-    if most is not None and most < recipe.export.sequence:
-        raw["export"]["sequence"] = most
         found = preflight(recipe := validate(raw, folder), known)
     if found.model is not None and any(one.name == "units" and one.state == "refused" for one in found.findings):
         units = usable_units(found.model, recipe)

@@ -9,6 +9,7 @@ from typing import Any
 
 from optin_export.errors import InputError
 from optin_export.onnx_files import MAX_BYTES
+from optin_export.opening import regular
 
 #: Elements of one tensor whose shape stands in the graph, though not its values (ConstantOfShape, Expand ...).
 MAX_ELEMENTS = 2**28
@@ -28,7 +29,7 @@ def read_graph(path: Path) -> Any:
     import onnx
 
     try:
-        size = path.stat().st_size
+        size = regular(path).stat().st_size
         if size > MAX_BYTES:
             raise ValueError(f"it has {size} bytes; an ONNX file holds at most 2 GiB")
         model = onnx.load(path, load_external_data=False)

@@ -73,9 +73,8 @@ def observe_pass(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Pass:
             stack.callback(module.register_forward_hook(after).remove)
         stack.enter_context(_recorded(model))
         result = model(**inputs)
-    if any(tensor.grad_fn is not None for part in model.modules() for tensor in _tensors(list(vars(part).values()))):
-        with torch.no_grad():
-            model(**inputs)  # what modules keep of a pass must not hold its graph: it could not be copied
+    with torch.no_grad():
+        model(**inputs)  # what modules keep of a pass must not hold its graph: they could not be copied
     seen.last = tensor_of(result).grad_fn
     seen.users = _users(ends)
     return seen

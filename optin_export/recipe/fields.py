@@ -62,7 +62,7 @@ def _prompts(value: Any) -> Any:
 Number = BeforeValidator(_no_truth_value)
 Fraction = Annotated[float, Field(gt=0.0, le=1.0), Number]
 Positive = Annotated[float, Field(gt=0.0), Number]
-Count = Annotated[int, Field(ge=1), Number]
+Count = Annotated[int, Field(ge=1, le=10**15), Number]
 Column = Annotated[int | str, BeforeValidator(_column)]
 #: Where a part of a model is kept: a GPU by its number, the host's memory, or a file.
 Place = Annotated[

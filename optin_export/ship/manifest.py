@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -134,6 +134,11 @@ def add_files(folder: Path, paths: Sequence[Path]) -> None:
         entry = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         manifest["files"][path.relative_to(folder).as_posix()] = entry
     write_json(folder / NAME, manifest)
+
+
+def is_as_written(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a file is the one that a manifest's entry describes; what has another size is not read."""
+    return path.is_file() and path.stat().st_size == entry["bytes"] and sha256_file(path) == entry["sha256"]
 
 
 def add_reports(run: Path, *others: Path) -> None:

@@ -5,6 +5,7 @@ Every folder is whole in itself: config.pbtxt, numbered versions, warm-up rows, 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -87,7 +88,8 @@ def files_of(origin: Origin) -> list[Path]:
     optional = [origin.reference] if recipe.ship.warm_up else []
     preprocess = origin.folder / "preprocess"
     optional += sorted(preprocess.glob("*")) if recipe.ship.ensemble else [preprocess / LABELS]
-    return found + [path for path in optional if path.is_file()]
+    # A link, a folder or a FIFO in a file's place is not left out without a word: it is refused with the rest.
+    return found + [path for path in optional if os.path.lexists(path)]
 
 
 def shipment(origin: Origin, name: str) -> dict[str, Writer]:

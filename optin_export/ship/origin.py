@@ -13,11 +13,11 @@ import yaml
 
 from optin_export import engines
 from optin_export.errors import GateError, InputError
-from optin_export.files import MAX_TEXT, read_json, read_text, sha256_file, sha256_json
+from optin_export.files import MAX_TEXT, read_json, read_text, sha256_json
 from optin_export.measure import Gate, Measured, judge
 from optin_export.recipe import Recipe, Target, engine_name, load_recipe
 from optin_export.recipe.strict_yaml import parse_yaml
-from optin_export.ship.manifest import read_manifest
+from optin_export.ship.manifest import is_as_written, read_manifest
 
 UNKNOWN = "unknown"
 
@@ -102,7 +102,7 @@ class Origin:
         for path in files:
             name = path.relative_to(self.folder).as_posix()
             entry = known.get(name)
-            if entry is None or not path.is_file() or sha256_file(path) != entry["sha256"]:
+            if entry is None or not is_as_written(path, entry):
                 raise InputError(
                     f"{path} is not the file that was measured",
                     "it is missing, or differs from the run's manifest.json",

@@ -21,11 +21,11 @@ from optin_export import engines, measure
 from optin_export.environment import describe
 from optin_export.errors import EnvironmentLacks, InputError, OptinError
 from optin_export.export import read_graph
-from optin_export.files import refuse_links, regular, sha256_file, write_json
+from optin_export.files import refuse_links, regular, write_json
 from optin_export.onnx_files import graph_files, sha256_graph
 from optin_export.recipe import MODELS, Recipe, Target, engine_names, load_recipe
 from optin_export.report.schema import read_report
-from optin_export.ship.manifest import add_files, read_manifest
+from optin_export.ship.manifest import add_files, is_as_written, read_manifest
 from optin_export.sources import Dataset, load_sources
 from optin_export.steps.engines import CLASSES
 
@@ -186,7 +186,7 @@ class Continued:
                 "it is not in the folder or not in its manifest.json",
                 f"run the recipe with{hint or ' this version,'} and copy the whole folder",
             )
-        if sha256_file(path) != entry["sha256"]:
+        if not is_as_written(path, entry):
             raise InputError(f"{path} is not the file that the run wrote", "its sha256 is another", "copy it again")
         return path
 
