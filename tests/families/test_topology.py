@@ -165,7 +165,9 @@ def test_masked_losses_are_those_of_masked_passes(kind: str) -> None:
             assert loss == pytest.approx(expected, rel=0.02, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["unet", "crossvit", "branches", "dense", "tuple", "reversed"])
+@pytest.mark.parametrize(
+    "kind", ["unet", pytest.param("crossvit", marks=pytest.mark.slow), "branches", "dense", "tuple", "reversed"]
+)
 def test_with_outputs_in_place_all_is_as_by_whole_passes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores, loss curves and repaired weights; and a curve ends at no loss with all units."""
     model, structure, batches = model_of(kind), structure_of(kind), batches_of(kind)
