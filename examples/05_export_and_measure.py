@@ -48,7 +48,7 @@ for name, made in (("base", model), ("pruned", smaller)):
     build(out / f"{name}.onnx", target, out / f"{name}.engine.onnx")
     engines[name] = partial(
         load, out / f"{name}.engine.onnx", target
-    )  # loaded again for every round of the measurement
+    )  # loaded anew for every round
     arrays = {key: tensor.numpy() for key, tensor in inputs.items()}
     with torch.no_grad():
         expected = made(**inputs).numpy()
