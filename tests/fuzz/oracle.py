@@ -34,18 +34,18 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
     if event in _STARTS:
         seen.append(f"{event}{args!r:.200}")
     elif event == "open":
-        path, _, flags = args
+        path, mode, flags = args
         writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if writes and not _is_temporary(path) and not _allowed(path, root):
+        if writes and not _is_below_a_descriptor(path, mode) and not _allowed(path, root):
             seen.append(f"wrote {path!r:.200}")
     elif event in _CHANGES and not _allowed(_whole(args), root):
         seen.append(f"{event} {args[0]!r:.200}")
 
 
-def _is_temporary(path: Any) -> bool:
-    """The package's own new file below the descriptor of a folder, which the event does not tell; it is renamed then,
-    and that event is looked at."""
-    return isinstance(path, str) and path.startswith(".tmp-") and "/" not in path
+def _is_below_a_descriptor(path: Any, mode: str | None) -> bool:
+    """Opened by `os.open` (which has no mode) under a bare name: the package does so below the descriptor of a folder
+    that it has opened by its whole path, and the event does not tell that folder."""
+    return mode is None and isinstance(path, str) and "/" not in path
 
 
 sys.addaudithook(_audit)
