@@ -20,14 +20,14 @@ from unittest import mock
 
 from benchmark_accuracy import CASES, Bench, recipe_of
 
-from optin_export import surgery
+from optin_export import families, surgery
 from optin_export.environment import describe
 from optin_export.sources import load_sources
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "ablation.json"
 #: The module; in the package its name stands for the function.
 REPAIR = sys.modules[surgery.compensate.__module__]
-STREAMS = sys.modules[surgery.compensate.__module__.replace("compensate", "streams")]
+ROWS = sys.modules[families.input_rows.__module__]
 FEW_ROWS = 64
 MORE_ROUNDS, MORE_POSITIONS, ALL_IMAGES = 6, 256, 5000
 
@@ -99,8 +99,8 @@ def with_more(case: str, seed: int, budget: float) -> dict[str, Callable[[], flo
 
     return {
         f"more rounds through ReLUs ({MORE_ROUNDS} instead of {REPAIR.ROUNDS})": patched(REPAIR, "ROUNDS", MORE_ROUNDS),
-        f"more positions per image ({MORE_POSITIONS} instead of {STREAMS.POSITIONS})": patched(
-            STREAMS, "POSITIONS", MORE_POSITIONS
+        f"more positions per image ({MORE_POSITIONS} instead of {ROWS.POSITIONS})": patched(
+            ROWS, "POSITIONS", MORE_POSITIONS
         ),
         f"more images for the repair ({ALL_IMAGES} instead of {recipe.data.calibration.samples})": with_images,
     }

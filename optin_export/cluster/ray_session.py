@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from optin_export.cluster.worker import Facts, Worker, recorded
+from optin_export.environment import variable
 from optin_export.errors import EnvironmentLacks, missing_package
 
 #: Times that one piece of work is tried on workers that die or hang, before the run gives up.
@@ -80,12 +81,11 @@ class Session:
         self.folder = tempfile.mkdtemp(prefix="oe-", dir="/tmp")
         # Workers import what this process has imported, wherever that lies.
         package = str(Path(__file__).resolve().parents[2])
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, before]))
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         constants: Any = importlib.import_module("ray._private.ray_constants")
         reachable, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
         try:
-            with _on_loopback():
+            with variable("PYTHONPATH", path), _on_loopback():
                 context = self.ray.init(
                     address="local",
                     num_cpus=self.options.workers or os.cpu_count(),
@@ -100,10 +100,6 @@ class Session:
             raise EnvironmentLacks("Ray does not start here", _line(error), "or run without --cluster") from error
         finally:
             constants.ENABLE_RAY_CLUSTER = reachable
-            if before is None:
-                del os.environ["PYTHONPATH"]
-            else:
-                os.environ["PYTHONPATH"] = before
 
     def _join(self) -> None:
         where, seconds = self.options.where, min(self.options.timeout, JOINING)
@@ -317,16 +313,8 @@ def _on_loopback() -> Iterator[None]:
     The variable's name is of the systems where that is Ray's default; it holds on all. What is given as the node's
     address does not do: Ray replaces 127.0.0.1 by the machine's own address.
     """
-    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-    before = os.environ.get(name)
-    os.environ[name] = "0"
-    try:
+    with variable("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"):
         yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _shared_memory() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import zipfile
@@ -19,6 +18,7 @@ import torch
 from optin_export.engines import CALL, MODES, Timer
 from optin_export.engines import _device as devices
 from optin_export.engines._device import Launch, Tensors
+from optin_export.environment import variable
 from optin_export.errors import EnvironmentLacks, ParityError
 from optin_export.files import atomic_path
 from optin_export.recipe import Target
@@ -173,16 +173,8 @@ def check_program(path: Path) -> None:
 @contextlib.contextmanager
 def _plain_pickles() -> Iterator[None]:
     """torch.export.load falls back to unrestricted pickles; this is torch's own switch against it."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
+    with variable("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"):
         yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 @contextlib.contextmanager
