@@ -59,7 +59,6 @@ def test_the_program_runs_without_our_code_and_without_the_models(program: Path,
     """In a Python that cannot import either, from the file alone."""
     code = f"""
 import sys
-from tests.shortly import measure_shortly
 for name in ("optin_export", "transformers", "timm"):
     sys.modules[name] = None
 import torch
