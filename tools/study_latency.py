@@ -118,23 +118,23 @@ class Study:
         ratios = [found.speedup(name, "latency").median for name in others]  # above 1: faster than the latency plan
         equal = float(np.interp(-1.0, -np.maximum.accumulate(ratios[::-1])[::-1], budgets))
         by_macs = self.plan(Budget(macs=equal))
-        models, drops = {}, {}
+        models, judged = {}, {}
         for name, plan in (("latency", by_latency), ("macs", by_macs)):
             models[name], _ = self.bench.operate(plan, "least-squares")
-            drops[name] = self.bench.base - self.bench.accuracy(models[name])
+            judged[name] = self.bench.judged(models[name])
         found = self.timed(models)
         plans = {"latency": by_latency, "macs": by_macs}
         return {
             "asked": speedup,
             "base_ms": round(found.median("base").median, 4),
-            "base": round(self.bench.base, 3),
+            **{key: judged["latency"][key] for key in ("half", "base")},
             "metric": self.bench.evaluation.metric,
             # How many times faster the latency plan's engine is than the MACs plan's: 1 is equal.
             "latency_over_macs": _speedup(found, "latency", "macs"),
             "promised": round(self.table.base_ns / 1e6 / self.promised(by_latency), 4),
             **{
                 name: {
-                    "drop": round(drops[name], 3),
+                    "drop": judged[name]["drop"],
                     "speedup": _speedup(found, name, "base"),
                     "ms": round(found.median(name).median, 4),
                     "macs": round(plan.predicted.macs / plan.base.macs, 4),

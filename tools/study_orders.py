@@ -71,7 +71,7 @@ def main() -> None:
                 row = {"case": case, "budget": budget, "seed": args.seed, "orders": name}
                 rows = [old for old in rows if any(old[field] != value for field, value in row.items())]
                 predicted = None if plan.predicted_loss is None else round(plan.predicted_loss, 5)
-                rows.append({**row, "predicted": predicted, "drop": round(bench.base - bench.accuracy(dense), 3)})
+                rows.append({**row, "predicted": predicted, **bench.judged(dense)})
                 print(rows[-1], flush=True)
                 RESULT.parent.mkdir(parents=True, exist_ok=True)
                 RESULT.write_text(json.dumps({"cpu": describe()["cpu"], "rows": rows}, indent=1) + "\n")

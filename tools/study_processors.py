@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_accuracy import as_function
 from safetensors.numpy import load_file
 
 from optin_export.environment import describe
 from optin_export.measure import accuracy_of
 from optin_export.recipe import load_recipe
 from optin_export.search import Plan
-from optin_export.sources import TaskModel, load_sources
+from optin_export.sources import TaskModel, as_function, load_sources
 from optin_export.surgery import load_model
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "processors.json"

@@ -65,11 +65,11 @@ def main() -> None:
             start = time.perf_counter()
             plan = chosen_in_rounds(bench, scores.values, curves, budget, rounds)
             seconds = time.perf_counter() - start
-            drop = bench.base - bench.accuracy(bench.operate(plan, "least-squares")[0])
+            judged = bench.judged(bench.operate(plan, "least-squares")[0])
             row = {"case": args.case, "scorer": args.scorer, "budget": budget, "seed": args.seed, "rounds": rounds}
             row |= {"samples": len(bench.sources.calibration_examples)}
             rows = [old for old in rows if any(old[name] != value for name, value in row.items())]
-            rows.append({**row, "drop": round(drop, 3), "seconds": round(seconds)})
+            rows.append({**row, **judged, "seconds": round(seconds)})
             print(rows[-1], flush=True)
             RESULT.parent.mkdir(parents=True, exist_ok=True)
             RESULT.write_text(json.dumps({"cpu": describe()["cpu"], "rows": rows}, indent=1) + "\n")

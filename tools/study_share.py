@@ -46,7 +46,7 @@ def main() -> None:
                 dense, _ = bench.operate(bench.plan(scores, budget, curves), "least-squares")
                 row = {"case": case, "budget": budget, "seed": args.seed, "share": share}
                 rows = [old for old in rows if any(old[name] != value for name, value in row.items())]
-                rows.append({**row, "default": share == own, "drop": round(bench.base - bench.accuracy(dense), 3)})
+                rows.append({**row, "default": share == own, **bench.judged(dense)})
                 print(rows[-1], flush=True)
                 RESULT.parent.mkdir(parents=True, exist_ok=True)
                 RESULT.write_text(json.dumps({"cpu": describe()["cpu"], "rows": rows}, indent=1) + "\n")

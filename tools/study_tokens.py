@@ -4,8 +4,8 @@
     python tools/study_tokens.py --cases quickstart cifar_vit \\
         --set data.calibration.samples=384 prune.curve_samples=128 prune.probes=16
 
-Writes docs/measurements/studies/tokens.json, one row per case, way and budget: points on held-out rows, and the ratio
-of the unpruned onnxruntime engine's latency to that engine's, both measured in turn.
+Writes docs/measurements/studies/tokens.json, one row per case, way and budget: points on the half of the held-out rows
+that may choose, and the ratio of the unpruned onnxruntime engine's latency to that engine's, both measured in turn.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import held_out
 import torch
 
 from optin_export import engines, measure, scoring, search, surgery
@@ -43,8 +44,9 @@ class Study:
         self.structure = find_structure(self.model).only(recipe.prune.units)
         self.tokens = find_tokens(self.model)
         self.costs = measure_costs(self.model, self.structure, self.one)
-        self.held_out = self.sources.evaluation()
-        assert self.held_out is not None
+        self.held_out, examples = self.sources.evaluation(), self.sources.evaluation_examples
+        assert self.held_out is not None and examples is not None
+        self.rows = held_out.parts(examples.columns)[held_out.CHOOSE]
         self.weights = surgery.sensitivities(self.model, self.structure, self.sources.calibration, recipe.seed)
         self.scores = scoring.score(self.model, self.structure, self.sources.scoring, recipe.prune, recipe.seed).values
         self.least = {group.key: 0 if group.sublayer else 1 for group in self.structure.groups}
@@ -61,7 +63,7 @@ class Study:
         )
         self.curves = surgery.combined(curves, self.model.output_kind)
         self.base = self._engine(self.model, "base")
-        self.base_accuracy = measure.accuracy_of(as_function(self.model), self.held_out)
+        self.base_statistics = measure.predict(as_function(self.model), self.held_out)
 
     def plan(self, macs: float, costs: Any) -> search.Plan:
         align = {group.key: 1 if group.kind == "heads" else self.recipe.prune.align for group in self.structure.groups}
@@ -108,7 +110,7 @@ class Study:
         plan = self.chosen(way, macs)
         model = self.built(plan)
         assert self.held_out is not None
-        accuracy = measure.accuracy_of(as_function(model), self.held_out)
+        statistics = measure.predict(as_function(model), self.held_out)
         inputs = {name: tensor.numpy() for name, tensor in self.sources.fixed(self.batch).items()}
         timed = measure_latency(
             self.base,
@@ -122,8 +124,7 @@ class Study:
         return {
             "macs": round(count_macs(model, self.one) / self.costs.macs, 4),
             "merged": list(plan.merged),
-            "base": round(self.base_accuracy, 3),
-            "accuracy": round(accuracy, 3),
+            **held_out.judged(self.base_statistics, statistics, self.held_out.metric, self.rows),
             "calibration_rows": len(self.sources.calibration_examples),
             "batch": self.batch,
             "base_ms": round(timed.base_ms.p50, 4),
