@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import marks
 from plots import markdown_table
 
 
@@ -75,11 +76,13 @@ def _scoring(content: dict[str, Any]) -> list[str]:
 
 
 def _latency(content: dict[str, Any]) -> list[str]:
-    rows = []
+    rows, unpruned = [], []
     for one in cells(content):
         if "latency" not in one:
             continue
         found, speedup = one["latency"], one["latency"]["speedup"]
+        words = f"{one['model']} on {one['target']}, {one['precision']}, batch {one['batch']}, {one['mode']}"
+        unpruned.append((words, found["base_ms"]["p50"]))
         rows.append(
             [
                 one["model"],
@@ -95,7 +98,8 @@ def _latency(content: dict[str, Any]) -> list[str]:
             ]
         )
     columns = ["model", "target", "precision", "MACs kept at most", "batch", "call", "unpruned p50", "pruned p50"]
-    return markdown_table([*columns, "speedup", "speedup x MACs kept"], rows) if rows else []
+    table = markdown_table([*columns, "speedup", "speedup x MACs kept"], rows)
+    return [*marks.unequal(unpruned), *table] if rows else []
 
 
 def _failed(content: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import marks
 from plots import markdown_table, svg
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def _width_plot(rows: list[dict[str, float]]) -> str:
 
 
 def _joint(content: dict[str, Any]) -> list[str]:
+    halves, star = marks.halves(content["rows"])
     rows = [
         [
             f"`{row['case']}`",
@@ -113,8 +115,8 @@ def _joint(content: dict[str, Any]) -> list[str]:
             str(row["swaps"]),
             f"{row['estimate']:.4f}",
             f"{row['estimate_other_rows']:.4f}",
-            f"{row['drop_unrepaired']:.2f}",
-            f"{row['drop_repaired']:.2f}",
+            f"{row['drop_unrepaired']:.2f}{star(row)}",
+            f"{row['drop_repaired']:.2f}{star(row)}",
         ]
         for row in content["rows"]
     ]
@@ -126,14 +128,17 @@ def _joint(content: dict[str, Any]) -> list[str]:
         "units estimates the loss of removing them together. Starting from the knapsack's plan, kept and removed units",
         "of one group change places while that lowers the estimate (`tools/study_joint.py`); the estimate is",
         f"repeated on rows that the swaps did not see. {content['cpu']}.",
+        halves,
         "",
         *markdown_table(columns, rows),
     ]
 
 
 def _ablation(content: dict[str, Any]) -> list[str]:
+    halves, star = marks.halves(content["rows"])
     rows = [
-        [f"`{row['case']}`", f"{row['budget']:g}", row["left_out"], f"{row['drop']:.2f}"] for row in content["rows"]
+        [f"`{row['case']}`", f"{row['budget']:g}", row["left_out"], f"{row['drop']:.2f}{star(row)}"]
+        for row in content["rows"]
     ]
     return [
         "## What each part is worth",
@@ -141,13 +146,14 @@ def _ablation(content: dict[str, Any]) -> list[str]:
         "The same case, budget and seed with one part of the method left out, or with more of what the repair sees",
         "(`tools/study_ablation.py`): what was tried for the targets that are missed above, and what each part gains.",
         f"{content['cpu']}.",
+        halves,
         "",
         *markdown_table(["case", "MACs", "left out, or more of", "points lost"], rows),
     ]
 
 
 def _finetune(content: dict[str, Any]) -> list[str]:
-    rows = []
+    rows, (halves, star) = [], marks.halves(content["rows"])
     for row in sorted(content["rows"], key=lambda row: (row["case"], -row["budget"], row["steps"])):
         repaired = next(old for old in content["rows"] if old["steps"] == 0 and _case(old) == _case(row))
         losses = [f"{row[name]:.4f}" if row.get(name) is not None else "-" for name in ("before", "after")]
@@ -157,7 +163,7 @@ def _finetune(content: dict[str, Any]) -> list[str]:
                 f"{row['budget']:g}",
                 f"{row['steps']} at {row['learning_rate']:g}" if row["steps"] else "none",
                 f"{row['accuracy']:.2f}",
-                f"{row['base'] - row['accuracy']:.2f}",
+                f"{row['base'] - row['accuracy']:.2f}{star(row)}",
                 f"{row['accuracy'] - repaired['accuracy']:+.2f}" if row["steps"] else "-",
                 *losses,
                 str(row["seconds"]) + (" (discarded)" if row.get("note") else ""),
@@ -183,6 +189,7 @@ def _finetune(content: dict[str, Any]) -> list[str]:
         "on spare calibration rows, accuracy that on the case's held-out rows; where that loss rises, the fine-tune is",
         "discarded and the repaired model stays, as in a run. Seconds are those",
         f"of the repair, then of the fine-tune alone. {content['cpu']}.",
+        halves,
         "",
         *markdown_table(columns, rows),
     ]
@@ -193,6 +200,7 @@ def _case(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _rounds(content: dict[str, Any]) -> list[str]:
+    halves, star = marks.halves(content["rows"])
     rows = [
         [
             f"`{row['case']}`",
@@ -200,7 +208,7 @@ def _rounds(content: dict[str, Any]) -> list[str]:
             f"`{row['scorer']}`",
             str(row["rounds"]),
             f"{row['samples']:,}",
-            f"{row['drop']:.2f}",
+            f"{row['drop']:.2f}{star(row)}",
             f"{row['seconds']}",
         ]
         for row in sorted(content["rows"], key=lambda row: (row["case"], -row["budget"], row["samples"], row["rounds"]))
@@ -211,27 +219,30 @@ def _rounds(content: dict[str, Any]) -> list[str]:
         "The same budget reached in several rounds: the model repaired so far is scored anew and its loss curves are",
         "measured anew; the last plan is carried out on the original (`prune.rounds`, `tools/study_rounds.py`).",
         f"{content['cpu']}.",
+        halves,
         "",
         *markdown_table(["case", "MACs", "score", "rounds", "images", "points lost", "seconds to choose"], rows),
     ]
 
 
 def _share(content: dict[str, Any]) -> list[str]:
-    rows = []
+    rows, (halves, star) = [], marks.halves(content["rows"])
     for row in content["rows"]:
         share = f"{row['share']:g}" + (" (default)" if row["default"] else "")
-        rows.append([f"`{row['case']}`", f"{row['budget']:g}", share, f"{row['drop']:.2f}"])
+        rows.append([f"`{row['case']}`", f"{row['budget']:g}", share, f"{row['drop']:.2f}{star(row)}"])
     return [
         "## The trajectory's share in the loss curves",
         "",
         "The budget is spent by the losses of keeping k units per sub-layer: a share of the trajectory's loss and the",
         f"rest of the output's, on one scale (`tools/study_share.py`). {content['cpu']}.",
+        halves,
         "",
         *markdown_table(["case", "MACs", "share of the trajectory", "points lost"], rows),
     ]
 
 
 def _tokens(content: dict[str, Any]) -> list[str]:
+    halves, star = marks.halves(content["rows"])
     rows = [
         [
             f"`{row['case']}`",
@@ -239,7 +250,7 @@ def _tokens(content: dict[str, Any]) -> list[str]:
             {"beta": "heads and neurons", "tau": "heads, neurons and tokens", "tokens": "tokens alone"}[row["way"]],
             "+".join(map(str, row["merged"])) if any(row["merged"]) else "-",
             f"{100 * row['macs']:.1f} %",
-            f"{row['base'] - row['accuracy']:.2f}",
+            f"{row['base'] - row['accuracy']:.2f}{star(row)}",
             f"{row['speedup'][0]:.2f} ({row['speedup'][1]:.2f} to {row['speedup'][2]:.2f})",
         ]
         for row in content["rows"]
@@ -255,13 +266,14 @@ def _tokens(content: dict[str, Any]) -> list[str]:
         f"the onnxruntime engine over the unpruned one at batch {batches}, one thread, measured in turn on a machine",
         f"that was shared with other work; the unpruned engine against itself strays by up to {100 * floor:.0f} %.",
         f"{rows_used} calibration rows; {content['cpu']}.",
+        halves,
         "",
         *markdown_table(["case", "MACs", "by", "merged per block", "MACs left", "points lost", "times faster"], rows),
     ]
 
 
 def _latency(content: dict[str, Any]) -> list[str]:
-    rows = []
+    rows, (halves, star) = [], marks.halves(content["rows"])
     for row in content["rows"]:
         equal, plans = row["latency_over_macs"], (row["latency"], row["macs"])
         rows.append(
@@ -273,7 +285,7 @@ def _latency(content: dict[str, Any]) -> list[str]:
                 *(f"{plan['speedup']['median']:.2f}x" for plan in plans),
                 f"{equal['median']:.3f} ({equal['low']:.3f} to {equal['high']:.3f})",
                 *(f"{100 * plan['macs']:.1f} %" for plan in plans),
-                *(f"{plan['drop']:.2f}" for plan in plans),
+                *(f"{plan['drop']:.2f}{star(row)}" for plan in plans),
             ]
         )
     both = ("by the clock", "by MACs")
@@ -291,6 +303,7 @@ def _latency(content: dict[str, Any]) -> list[str]:
         "engines and the unpruned one were timed interleaved (1: equal). Both repaired; points lost on the case's",
         "held-out rows,",
         f"one seed. {content['target']}, {content['cpu']}, {versions}.",
+        halves,
         "",
         *markdown_table(columns, rows),
         "",
@@ -373,6 +386,11 @@ def _neighbours(content: dict[str, Any]) -> list[str]:
         "CPU that multiplies matrices in its cache, or copies arrays larger than any cache, or on all CPUs; then alone",
         f"(`tools/study_neighbours.py`). {content['cpu']}, onnxruntime {content['onnxruntime']}.",
         "",
+        *marks.unequal(
+            (f"`{row['run']}` {row['precision']}, batch {row['batch']}, no neighbour", row["base_ms"])
+            for row in content["rows"]
+            if not row["neighbour"]
+        ),
         *markdown_table(head, rows),
     ]
 
@@ -428,6 +446,7 @@ def _shapes(content: dict[str, Any]) -> list[str]:
         "Shapes alone: random weights, one CPU thread of onnxruntime, fp32 (`tools/study_shapes.py`). Other work:",
         f"the share of the CPU time that others took meanwhile. {content['cpu']}, {versions}.",
         "",
+        *marks.unequal((f"`{row['model']}`, batch {row['batch']}", row["base_ms"]) for row in content["rows"]),
         *markdown_table(head, rows),
     ]
 
