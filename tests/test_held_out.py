@@ -115,7 +115,8 @@ def test_clean_sentences_that_hold_a_training_text_are_counted() -> None:
 
 def test_a_study_sees_the_rows_that_choose_only() -> None:
     base = np.array([[1.0, 1.0]] * 10)
+    base[9, 0] = 0.0
     pruned = base.copy()
-    pruned[:4, 0] = 0.0  # four rows are wrong now, one of them may choose
+    pruned[:4, 0] = 0.0  # four more rows are wrong now, one of them may choose
     found = tool.judged(base, pruned, "accuracy", np.array([3, 5, 6, 7]))
     assert found == {"half": "choose", "base": 100.0, "accuracy": 75.0, "drop": 25.0}
