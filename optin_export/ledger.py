@@ -5,13 +5,13 @@ This is the only cache of results there is. What it finds damaged is made again,
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from optin_export.environment import libraries
@@ -57,17 +57,27 @@ def code_hash(room: str) -> str:
     return total.hexdigest()
 
 
-@lru_cache
+@cache  # every stage asks for nearly all files again
 def executed_code(source: bytes) -> bytes:
-    """What of a Python source is executed: its syntax tree without comments, docstrings and positions."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            value = first.value if isinstance(first, ast.Expr) else None
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                node.body = node.body[1:]
-    return ast.dump(tree).encode()
+    """Hash of what of a Python source is executed: its bytecode without docstrings, assertions and line numbers."""
+    total = hashlib.sha256()
+    codes = [compile(source, "source", "exec", dont_inherit=True, optimize=2)]
+    for code in codes:
+        codes += (value for value in code.co_consts if isinstance(value, CodeType))
+        total.update(code.co_code + code.co_exceptiontable)
+        names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_qualname
+        counts = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
+        total.update(repr((names, counts, _constant(code.co_consts))).encode())
+    return total.digest()
+
+
+def _constant(value: Any) -> Any:
+    """A constant of the bytecode whose repr is the same in every process: the order of a set is not."""
+    if isinstance(value, CodeType):
+        return "code"
+    if isinstance(value, tuple):
+        return tuple(map(_constant, value))
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else value
 
 
 def computed_by(room: str) -> dict[str, Any]:
