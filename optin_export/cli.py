@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from optin_export import __version__
 from optin_export.cluster.options import add_cluster_arguments, cluster_options, print_sweep
 from optin_export.commands import COMMANDS, parse, refuse_misspelt
+from optin_export.commands._parser import Parser
 from optin_export.errors import EnvironmentLacks, GateError, OptinError, ParityError, printable
 from optin_export.folder import STAGES, run_folder
 from optin_export.progress import Quiet, choose
@@ -46,10 +47,10 @@ def _main(given: list[str]) -> int:
     try:
         if given and given[0] not in COMMANDS:
             refuse_misspelt(given[0])
+        options = parse(given[0], given[1:]) if given and given[0] in COMMANDS else recipe_parser().parse_args(given)
     except OptinError as error:
         _print_error(error, "--json" in given)
         return error.exit_code
-    options = parse(given[0], given[1:]) if given and given[0] in COMMANDS else recipe_parser().parse_args(given)
     options.display = None
     with _termination_as_interrupt():
         code = _work(options, given)
@@ -130,7 +131,7 @@ def _first_line(error: Exception) -> str:
 
 def recipe_parser(named: bool = True) -> argparse.ArgumentParser:
     """The parser of a run; `named` without the recipe itself, for what stands in its place."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="optin-export",
         description="Make a trained transformer smaller without retraining, measure it as engines, and ship or refuse.",
         epilog="\n".join(

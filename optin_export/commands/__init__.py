@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from optin_export.commands._parser import Parser
 from optin_export.errors import InputError
 
 __all__ = ["COMMANDS", "parse", "parser_of", "refuse_misspelt"]
@@ -45,7 +46,7 @@ def parse(name: str, arguments: list[str]) -> argparse.Namespace:
 def parser_of(name: str) -> argparse.ArgumentParser:
     module: Any = importlib.import_module(f"{__name__}.{name}")
     text = COMMANDS[name]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"optin-export {name}", description=text[:1].upper() + text[1:] + ".", epilog=module.EPILOG
     )
     module.add_arguments(parser)

@@ -229,6 +229,7 @@ def _checked(options: argparse.Namespace) -> list[int]:
         ("--timeout", 0 < options.timeout <= 600, "more than 0, at most 600"),
         ("--batch", options.batch >= 1, "1 or more"),
         ("--rate", 0 <= options.rate <= 1e5, "0 (chosen) to 100000"),
+        ("--tolerance", options.tolerance is None or 0 < options.tolerance < 1e3, "more than 0, less than 1000"),
         ("--seed", options.seed >= 0, "0 or more"),
     ]
     for name, fits, wanted in limits:
