@@ -11,7 +11,7 @@ EXIT_CODES = {
     1: "a bug in this package",
     2: "the recipe or its inputs are wrong",
     3: "parity failed: an engine does not compute what its model computes",
-    4: "a gate was missed: speedup, accuracy or budget",
+    4: "a gate was missed (speedup, accuracy or budget), or could not be evaluated",
     5: "the environment lacks something: a package, disk space, memory",
     130: "interrupted (Ctrl-C); a run continues with the same command",
     143: "terminated (SIGTERM); a run continues with the same command",
