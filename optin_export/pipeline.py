@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+from optin_export import ship
 from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.files import clear_scratch
 from optin_export.folder import STAGES, clear_leftovers, run_folder
@@ -74,6 +75,7 @@ def run(
         raise InputError(f"unknown stage '{stop_after}'", f"the stages are {', '.join(STAGES)}", "name one of them")
     folder = run_folder(recipe, out)
     with held(folder, "a run", wait):
+        ship.put_in_order(folder / "triton")
         clear_leftovers(folder)
         clear_scratch()
         return _stages(recipe, folder, force, display or _Silent(), stop_after, around or Surroundings())

@@ -1,8 +1,9 @@
 """ship: a passed verdict becomes a Triton model repository with a manifest, and a client measures what is served.
 
 Knows nothing of scores. Modules: `origin` (a finished run), `models` and `ensemble` (what is served), `config`
-(config.pbtxt), `served/` (files that run in the server), `repository` (staged, swapped, rolled back), `manifest`, `bom`
-and `signing` (what can be verified), `server` (a local tritonserver), `client`, `traffic` and `deployed` (latency).
+(config.pbtxt), `served/` (files that run in the server), `repository` and `journal` (staged, swapped, rolled back),
+`manifest`, `bom` and `signing` (what can be verified), `server` (a local tritonserver), `client`, `traffic` and
+`deployed` (latency).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from optin_export.ship.manifest import add_reports, check_manifest, write_manife
 from optin_export.ship.models import files_of, served_as, shipment
 from optin_export.ship.origin import Origin, summary_of
 from optin_export.ship.preprocess import write_preprocess
-from optin_export.ship.repository import Writer, install, remove, roll_back
+from optin_export.ship.repository import Writer, install, put_in_order, remove, roll_back
 from optin_export.ship.signing import check_key, sign
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "check_manifest",
     "check_tools",
     "files_of",
+    "put_in_order",
     "remove",
     "roll_back",
     "ship_models",

@@ -11,12 +11,13 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.files import confined, make_folders, open_in, open_regular, opened_folder
 from optin_export.files import remove as discard
+from optin_export.ship import journal
 from optin_export.ship.config import check_name
 from optin_export.ship.manifest import NAME as MANIFEST
 from optin_export.ship.manifest import content_of, is_whole, run_of
@@ -59,10 +60,9 @@ def install(repository: Path, models: Mapping[str, Writer], run: str, replace: b
             same = [name for name in models if content_of(staging / name) == content_of(repository / name)]
             damaged = {name for name in same if not is_whole(repository / name)}
             changed = [name for name in models if name not in same or name in damaged]
-            _swap(repository, {name: staging / name for name in changed}, damaged)
-            for name in set(models) - set(changed) if changed else ():
-                # What is kept is the state before this shipment, in which this model was as it is.
-                shutil.rmtree(office(repository) / "previous" / name, ignore_errors=True)
+            # What is kept is the state before this shipment, in which the unchanged models were as they are.
+            unchanged = [name for name in models if name not in changed] if changed else []
+            _swap(repository, {name: staging / name for name in changed}, damaged, unchanged)
         except OSError as error:
             raise _unwritable(repository, error) from error
         finally:
@@ -91,53 +91,61 @@ def roll_back(repository: Path, name: str) -> list[str]:
         names = [path.name for path in sorted(kept.iterdir()) if run_of(path) == run] if run else [name]
         try:
             # Another prefix than that of what can be thrown away: these are the only copies.
-            staging = Path(tempfile.mkdtemp(dir=office(repository), prefix=_MOVING))
-            for one in names:
-                (kept / one).rename(staging / one)
+            aside = Path(tempfile.mkdtemp(dir=office(repository), prefix=_MOVING))
             try:
-                _swap(repository, {one: staging / one for one in names})
-            except BaseException:
-                for one in names:
-                    if (staging / one).exists():
-                        (staging / one).rename(kept / one)
-                raise
-            shutil.rmtree(staging, ignore_errors=True)
+                _exchange(repository, names, aside)
+            finally:
+                with contextlib.suppress(OSError):  # what it still holds is put back by the next command
+                    aside.rmdir()
         except OSError as error:
             raise _unwritable(repository, error) from error
     return names
 
 
-def _swap(repository: Path, staged: Mapping[str, Path], damaged: Collection[str] = ()) -> None:
+def _swap(
+    repository: Path, staged: Mapping[str, Path], damaged: Collection[str] = (), unchanged: Collection[str] = ()
+) -> None:
     """Rename every staged folder into the repository and what was there to `previous`; undone where one fails.
 
-    damaged: models that are not kept, so that what was kept before them stays.
+    damaged: models that are not kept, so that what was kept before them stays. unchanged: models of which nothing is
+    kept.
     """
     kept = office(repository) / "previous"
     with opened_folder(kept):
         pass
-    done: list[tuple[Path, Path]] = []
-
-    def move(source: Path, target: Path) -> None:
-        source.rename(target)
-        done.append((source, target))
-
     retired = Path(tempfile.mkdtemp(dir=office(repository), prefix="staging-"))
+    ways = []
+    for name, folder in staged.items():
+        if name in damaged:
+            ways.append((repository / name, retired / name))
+        elif os.path.lexists(repository / name):
+            if os.path.lexists(kept / name):
+                ways.append((kept / name, retired / name))
+            ways.append((repository / name, kept / name))
+        ways.append((folder, repository / name))
+    ways += [(kept / name, retired / name) for name in unchanged if os.path.lexists(kept / name)]
     try:
-        for name, folder in staged.items():
-            if name in damaged:
-                move(repository / name, retired / name)
-            elif os.path.lexists(repository / name):
-                if os.path.lexists(kept / name):
-                    move(kept / name, retired / name)
-                move(repository / name, kept / name)
-            move(folder, repository / name)
-    except BaseException:
-        for source, target in reversed(done):
-            target.rename(source)
-        raise
+        journal.carry_out(office(repository) / journal.NAME, repository, ways)
     finally:
         shutil.rmtree(retired, ignore_errors=True)
-    _sync(repository)
+
+
+def _exchange(repository: Path, names: Sequence[str], aside: Path) -> None:
+    """Models in the repository and those kept under the same names change places, by way of the folder `aside`."""
+    kept, ways = office(repository) / "previous", []
+    for name in names:
+        ways.append((kept / name, aside / name))
+        if os.path.lexists(repository / name):
+            ways.append((repository / name, kept / name))
+        ways.append((aside / name, repository / name))
+    journal.carry_out(office(repository) / journal.NAME, repository, ways)
+
+
+def put_in_order(repository: Path) -> None:
+    """What a killed change of a repository has left half-renamed is as it was before; nothing where there is none."""
+    if os.path.lexists(office(repository) / journal.NAME):
+        with _locked(repository):
+            pass
 
 
 def _refuse_foreign(folder: Path, run: str) -> None:
@@ -159,14 +167,6 @@ def _publish(staging: Path) -> None:
         if path.is_file():
             with open_regular(path) as file:
                 os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -208,8 +208,18 @@ def _locked(repository: Path) -> Iterator[None]:
 
 
 def _tidy(repository: Path) -> None:
-    """After a kill: what was staged goes, and what a rollback was moving goes back to where there is room for it."""
+    """After a kill: renames are undone unless all were made, and what was staged goes.
+
+    What a rollback was moving without a journal, as earlier versions did, goes to where there is room for it.
+    """
     place = office(repository)
+    note = place / journal.NAME
+    moves = journal.read(note, repository)
+    if not journal.complete(moves):
+        journal.undo(moves)
+    discard(note)
+    for half in place.glob(".tmp-*"):
+        discard(half)
     for moving in place.glob(f"{_MOVING}*"):
         for model in moving.iterdir() if not moving.is_symlink() else ():
             for home in (repository, place / "previous"):
