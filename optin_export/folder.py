@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from optin_export.errors import InputError
 from optin_export.files import remove
 from optin_export.recipe import Recipe
 
+#: What a folder may hold in which a run was killed before it had written its recipe.
+_JUST_BEGUN = re.compile(r"\.stages|\.tmp-[0-9a-f]{16}\.yaml")
 #: In the order in which the pipeline runs them.
 STAGES = ("sources", "scoring", "search", "surgery", "export", "engines", "measure", "ship", "report")
 
@@ -64,7 +67,8 @@ def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file", "a run needs a folder", "choose another --out")
-        if folder.is_dir() and not is_run(folder) and any(path.name != ".stages" for path in folder.iterdir()):
+        begun = folder.is_dir() and (is_run(folder) or all(_JUST_BEGUN.fullmatch(one.name) for one in folder.iterdir()))
+        if folder.is_dir() and not begun:
             raise InputError(
                 f"{folder} is not a run folder", "it holds other files", "name a new or empty folder with --out"
             )
@@ -91,9 +95,14 @@ def existing_run(folder: Path) -> Path:
 
 def leftovers(folder: Path) -> list[Path]:
     """What a killed process left half-written in a run folder: nobody else may be at work there."""
-    found = [folder / "plan" / ".trials", *(folder / ".triton.optin-export").glob("staging-*")]
+    found = [folder / "plan" / ".trials"]
+    beside = folder / ".triton.optin-export"
+    if not (beside / "journal.json").exists():  # with it, what is staged may be the only copy
+        found += beside.glob("staging-*")
     found = [path for path in found if path.is_dir() and not path.is_symlink()]
     for place, folders, names in os.walk(folder):  # does not follow links
+        # The runs of a sweep clear their own: somebody may be at work in one of them.
+        folders[:] = [name for name in folders if not is_run(Path(place) / name)]
         inside = [Path(place) / name for name in (*names, *folders) if name.startswith(".tmp-")]
         found += [path for path in inside if not (path.is_symlink() and path.is_dir())]
     return found

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from optin_export.cluster import fleet, sweep
 from optin_export.cluster.costs import Book
 from optin_export.cluster.machine import Machine
+from optin_export.folder import clear_leftovers
 from optin_export.lock import held
 from optin_export.pipeline import Display, run
 from optin_export.recipe import Recipe
@@ -45,6 +46,7 @@ def carry_out(order: Order, options: Options | None, display: Display) -> Report
                 print(f"Ray's dashboard: http://{session.dashboard}", file=sys.stderr)
         if order.recipe.sweep:
             stack.enter_context(held(order.folder, "a sweep", order.wait))
+            clear_leftovers(order.folder)
             return sweep.run_sweep(order.recipe, order.folder, session, display, order.force, order.stop_after)
         return _run(order, session, display)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from optin_export.errors import InputError
 from optin_export.files import sha256_file
 from optin_export.folder import STAGES, leftovers
 from tests.robust import forked
@@ -98,3 +99,30 @@ def test_what_a_killed_run_left_is_cleared_by_the_next(tmp_path: Path, vit_recip
     assert len(leftovers(run)) == 4
     optin_export.run(vit_recipe(), run, stop_after="sources")
     assert leftovers(run) == [] and all(path.exists() for path in kept)
+
+
+@pytest.mark.parametrize("stranger", ["notes.yaml", ".tmp-notes.yaml"])
+def test_a_run_that_was_killed_while_it_wrote_its_recipe(tmp_path: Path, vit_recipe: Any, stranger: str) -> None:
+    """The folder is no run yet, and what is half-written in it is ours; a file of somebody else's is not."""
+    import optin_export
+
+    run = tmp_path / "run"
+    (run / ".stages").mkdir(parents=True)
+    (run / ".tmp-0123456789abcdef.yaml").write_text("half")
+    optin_export.run(vit_recipe(), run, stop_after="sources")
+    assert sorted(path.name for path in run.iterdir()) == [".stages", "recipe.yaml"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / stranger).write_text("kept")
+    with pytest.raises(InputError, match="not a run folder"):
+        optin_export.run(vit_recipe(), other, stop_after="sources")
+    assert (other / stranger).read_text() == "kept"
+
+
+def test_a_sweep_leaves_what_its_runs_are_writing(tmp_path: Path) -> None:
+    """Somebody may be at work in one of them: each run clears its own."""
+    for name in (".tmp-abc.json", ".shared/key/.tmp-abc.json", "recipe.yaml", "one/recipe.yaml", "one/.tmp-abc.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("half")
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in leftovers(tmp_path))
+    assert found == [".shared/key/.tmp-abc.json", ".tmp-abc.json"]
