@@ -7,17 +7,17 @@ onnxruntime has its fast kernels on x86; `dynamic` finds the scale of each activ
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from optin_export.errors import InputError, missing_package
 from optin_export.export.calibration import alike
-from optin_export.files import writing
+from optin_export.files import Scratch, writing
 from optin_export.onnx_files import data_file, is_external, save_graph
 from optin_export.recipe import ExportSection
 
@@ -49,8 +49,8 @@ def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Ar
         by_modelopt(source, path, section, rows)
     else:
         tools, prepare = _import()
-        with TemporaryDirectory(prefix="optin-") as folder:
-            prepared = Path(folder) / "prepared.onnx"
+        with contextlib.closing(Scratch()) as scratch:
+            prepared = scratch.path / "prepared.onnx"
             beside = {"external_data_location": data_file(prepared).name, "save_as_external_data": True}
             with writing(prepared):
                 prepare(str(source), str(prepared), skip_symbolic_shape=True, **(beside if external else {}))
