@@ -263,7 +263,7 @@ def test_a_head_that_is_still_starting_is_asked_again() -> None:
 @pytest.fixture
 def quick_recipe(vit_recipe: Make) -> Make:
     def make(**sections: Any) -> dict[str, Any]:
-        return vit_recipe(**{"gates": {"speedup": 0.01}, **sections})
+        return vit_recipe(**{"gates": {"speedup": 0.01, "other_work": 1.0}, **sections})
 
     return make
 
@@ -526,7 +526,7 @@ def test_a_users_model_and_images_travel_as_values(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_of_a_users_model_and_images_on_this_machines_workers(tmp_path: Path) -> None:
-    recipe = by_path(tmp_path, sweep={"prune.budget.macs": [0.8, 0.6]}, gates={"speedup": 0.01})
+    recipe = by_path(tmp_path, sweep={"prune.budget.macs": [0.8, 0.6]}, gates={"speedup": 0.01, "other_work": 1.0})
     process = command(str(written(recipe, tmp_path)), "--out", str(tmp_path / "sweep"), "--cluster", "local")
     text, err = process.communicate(timeout=400)
     assert process.returncode == 0, text + err

@@ -364,6 +364,7 @@ def test_a_device_that_the_library_does_not_know_is_refused(small_onnx: Path, tm
 
 
 @pytest.mark.rtx
+@pytest.mark.usefixtures("short_measurement")
 def test_built_but_not_measured_never_passes(vit_recipe: Make, tmp_path: Path) -> None:
     """On a machine without a GPU: engines lie in the run folder, the gates say that they were not evaluated."""
     pytest.importorskip("tensorrt_rtx")

@@ -35,6 +35,7 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data.evaluation.samples=64",
         "gates.speedup=0.5",
         "gates.accuracy_drop=20",
+        "gates.other_work=1",
     ]
     folder = tmp_path_factory.mktemp("runs") / "minilm"
     report = optin_export.run(load_recipe(ROOT / "recipes" / "minilm_sts.yaml", overrides), folder)
