@@ -4,6 +4,7 @@ error; the exit code tells the verdict (see `errors`)."""
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shlex
@@ -20,7 +21,7 @@ from optin_export import __version__
 from optin_export.cluster.options import add_cluster_arguments, cluster_options, print_sweep
 from optin_export.commands import COMMANDS, parse, refuse_misspelt
 from optin_export.commands._parser import Parser
-from optin_export.errors import EnvironmentLacks, GateError, OptinError, ParityError, printable
+from optin_export.errors import EnvironmentLacks, GateError, InputError, OptinError, ParityError, printable
 from optin_export.folder import STAGES, run_folder
 from optin_export.progress import Quiet, choose
 from optin_export.recipe import engine_name, expand, load_recipe
@@ -74,6 +75,10 @@ def _work(options: argparse.Namespace, given: Sequence[str]) -> int:
         # The reader of our output has gone (`| head`): nothing more can be said, not even by the interpreter at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        refused = _refused_by_the_system(error)
+        _print_error(refused, options.json, options.display)
+        return refused.exit_code
     except Exception as error:
         if _is_out_of_memory(error):
             lack = EnvironmentLacks("out of memory", _first_line(error), "lower prune.score_samples or export.batch")
@@ -123,6 +128,15 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and ("allocate memory" in told or "out of memory" in told)
     )
+
+
+def _refused_by_the_system(error: OSError) -> OptinError:
+    """What no command has met itself: a path that cannot be one, or a machine that does not let us."""
+    named = error.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)
+    what, why = f"cannot use {error.filename or 'a file'}", error.strerror or str(error)
+    if named:
+        return InputError(what, why, "correct the path")
+    return EnvironmentLacks(what, why, "check permissions and disk space")
 
 
 def _first_line(error: Exception) -> str:

@@ -219,10 +219,14 @@ def read_checked(path: Path, limit: int) -> bytes | None:
 
 def read_json(path: Path, limit: int = MAX_JSON) -> Any:
     """The value in a JSON file, whoever wrote it. Raises OSError, or ValueError for what is none."""
+    text = read_text(path, limit)
     try:
-        return json.loads(read_text(path, limit), parse_int=_whole_number)
+        value = json.loads(text, parse_int=_whole_number)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if "\\ud" in text.lower():  # halves of characters, which could not be written again
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
 
 
 def _whole_number(digits: str) -> int:

@@ -37,6 +37,8 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
 def cluster_options(options: argparse.Namespace) -> Any:
     """`ray_session.Options`, or None without --cluster. Raises InputError for values that are none."""
     if options.cluster is None:
+        if options.workers is not None or options.shared_files:
+            raise InputError("--workers and --shared-files have no cluster", "they are for --cluster", "add --cluster")
         return None
     from optin_export.cluster.ray_session import Options
 

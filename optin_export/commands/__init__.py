@@ -46,9 +46,7 @@ def parse(name: str, arguments: list[str]) -> argparse.Namespace:
 def parser_of(name: str) -> argparse.ArgumentParser:
     module: Any = importlib.import_module(f"{__name__}.{name}")
     text = COMMANDS[name]
-    parser = Parser(
-        prog=f"optin-export {name}", description=text[:1].upper() + text[1:] + ".", epilog=module.EPILOG
-    )
+    parser = Parser(prog=f"optin-export {name}", description=text[:1].upper() + text[1:] + ".", epilog=module.EPILOG)
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="result as JSON on standard output")
     parser.set_defaults(verbose=False, work=module.run)

@@ -27,9 +27,12 @@ def run(options: argparse.Namespace) -> int:
     from optin_export import ship
     from optin_export.folder import existing_run
     from optin_export.lock import held
+    from optin_export.ship.config import check_name
     from optin_export.ship.guide import rollout
 
     existing_run(options.run)
+    if options.name is not None:
+        check_name(options.name)
     with held(options.run, "optin-export ship", options.wait):
         origin = ship.Origin.from_run(options.run, options.set)
         ship.check_tools()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from optin_export.recipe.fields import Count, Section
+from optin_export.recipe.fields import BatchSize, Count, Section
 from optin_export.recipe.precision import Precision
 
 
@@ -26,7 +26,7 @@ class ExportSection(Section):
         "onnxruntime", description="int8 (static) and fp8: who places the Q/DQ pairs and finds the scales"
     )
     calibration_rows: Count = Field(128, description="int8 (static) and fp8: calibration rows that set the scales")
-    batch: tuple[Count, ...] = Field((1, 8), min_length=1, description="batch sizes that are shipped and measured")
+    batch: tuple[BatchSize, ...] = Field((1, 8), min_length=1, description="batch sizes that are shipped and measured")
     sequence: Count = Field(128, description="text: longest sequence in tokens; latency is measured at it")
 
     @model_validator(mode="after")

@@ -63,6 +63,8 @@ Number = BeforeValidator(_no_truth_value)
 Fraction = Annotated[float, Field(gt=0.0, le=1.0), Number]
 Positive = Annotated[float, Field(gt=0.0), Number]
 Count = Annotated[int, Field(ge=1, le=10**15), Number]
+#: No machine takes larger batches, and their memory would only be found missing at the end of a run.
+BatchSize = Annotated[int, Field(ge=1, le=65_536), Number]
 Column = Annotated[int | str, BeforeValidator(_column)]
 #: Where a part of a model is kept: a GPU by its number, the host's memory, or a file.
 Place = Annotated[

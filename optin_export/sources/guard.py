@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from optin_export.errors import InputError
+from optin_export.files import regular
 
 #: Tensors that a model may be made of; the largest we know have a few thousand.
 MOST_TENSORS = 200_000
@@ -34,6 +35,8 @@ _NOT_BUILT = (
 )
 #: Of a configuration with a backbone: not by name and not with weights of its own.
 _BACKBONE = {"backbone": None, "use_pretrained_backbone": False, "use_timm_backbone": False}
+#: Files that describe a model or its tokenizer, by their suffix, and the bytes that none of them exceeds.
+_DESCRIBING, MOST_DESCRIBED = (".json", ".txt", ".model", ".jinja"), 1 << 30
 #: Arguments of timm.create_model by which it would read files.
 READS_FILES = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
@@ -133,6 +136,19 @@ def refuse_endless(config: Mapping[str, Any], source: str) -> None:
                 f"in its configuration {name} is more than {MOST_LAYERS}, which no model has",
                 "correct its config.json, or model.args",
             )
+
+
+def refuse_no_files(folder: Path) -> None:
+    """Raises InputError where a model folder has something else than a file of a usual size in the place of a file that
+    describes the model: libraries take it for missing, wait for it, or read it without end."""
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        if path.suffix not in _DESCRIBING:
+            continue
+        try:
+            regular(path, MOST_DESCRIBED)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"cannot use {path}", reason, "put the model's own file there, or nothing") from None
 
 
 def refuse_packed(path: Path) -> None:

@@ -25,7 +25,7 @@ from optin_export.sources.checkpoints import load_checkpoint
 from optin_export.sources.class_names import repaired_config
 from optin_export.sources.contrastive import build_tower, is_contrastive, take_tower
 from optin_export.sources.equivalents import use_equivalents
-from optin_export.sources.guard import READS_FILES, plain_config, refuse_endless
+from optin_export.sources.guard import READS_FILES, plain_config, refuse_endless, refuse_no_files
 from optin_export.sources.loading_report import unused_weights
 from optin_export.sources.lookup import Lookup, built, built_timm, from_pretrained
 from optin_export.sources.normalizations import plain_batch_norms
@@ -88,6 +88,9 @@ def load_model(section: ModelSection, seed: int = 0, lookup: Lookup | None = Non
         prefix, rest = _kind_of_folder(Path(section.source)), section.source
     else:
         prefix, _, rest = section.source.partition(":")
+    for place in ("" if prefix == "py" else rest, section.tokenizer or ""):
+        if place.startswith("/"):
+            refuse_no_files(Path(place))
     torch.manual_seed(seed)  # for weights: random
     sentence, notes = find_sentence_folder(rest if prefix == "hf" else "", section.task, lookup is None)
     if prefix == "hf":

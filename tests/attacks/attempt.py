@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optin_export import cli
+from tests.fuzz.oracle import canary, watched
 
 #: A clean end of a refusal: input wrong, parity failed, gate missed, environment lacks something.
 REFUSALS = (2, 3, 4, 5)
@@ -21,22 +22,37 @@ SECONDS = 120
 
 @dataclass(frozen=True)
 class Outcome:
-    """code: the exit code. out, error: what was printed."""
+    """code: the exit code. out, error: what was printed. strays: processes, connections, files outside the working
+    directory that were written. ran: code of an input did."""
 
     code: int
     out: str
     error: str
+    strays: tuple[str, ...] = ()
+    ran: bool = False
+
+    @property
+    def told(self) -> str:
+        return f"{self.code} {self.strays[:3]} {self.ran}\n{self.out[-1500:]}\n{self.error[-1500:]}"
+
+    @property
+    def is_harmless(self) -> bool:
+        """Nothing stayed behind, ran or failed, whatever the answer is; memory was not what ended it."""
+        return (
+            self.code in (0, *REFUSALS)
+            and not self.strays
+            and not self.ran
+            and "Traceback" not in self.error
+            and "out of memory" not in self.error
+            and self.error.replace("\n", "").isprintable()
+            and self.out.replace("\n", "").isprintable()
+        )
 
     @property
     def is_clean(self) -> bool:
         """Refused in three printable lines, each of its own kind."""
         told = [line.split(":")[0].strip() for line in self.error.splitlines() if not line.startswith("warning")]
-        return (
-            self.code in REFUSALS
-            and told[-3:] == ["error", "why", "fix"]
-            and "Traceback" not in self.error
-            and self.error.replace("\n", "").isprintable()
-        )
+        return self.is_harmless and self.code in REFUSALS and told[-3:] == ["error", "why", "fix"]
 
 
 class Hung(BaseException):
@@ -62,9 +78,10 @@ def alarm(seconds: int = SECONDS) -> Iterator[None]:
 def attempt(arguments: Sequence[str | Path], seconds: int = SECONDS) -> Outcome:
     """What the command line answers to these arguments."""
     out, error = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), alarm(seconds):
+    here = Path.cwd()
+    with watched(here) as strays, contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), alarm(seconds):
         try:
             code = cli.main([str(argument) for argument in arguments])
         except SystemExit as end:  # argparse
             code = int(end.code or 0)
-    return Outcome(code, out.getvalue(), error.getvalue())
+    return Outcome(code, out.getvalue(), error.getvalue(), tuple(strays), canary(here).exists())

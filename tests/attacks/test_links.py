@@ -9,6 +9,7 @@ import pytest
 
 from tests.attacks.attempt import attempt
 from tests.attacks.conftest import Count
+from tests.attacks.matrix import some
 from tests.robust.forked import write_recipe
 from tests.ship.conftest import finished  # noqa: F401 - a fixture
 
@@ -35,18 +36,20 @@ def linked(place: Path, to: Path) -> None:
     place.symlink_to(to)
 
 
-@pytest.mark.parametrize("name", [".stages", "scores", "plan"])
+@pytest.mark.parametrize("name", some([".stages", "scores", "plan", "model", "repaired", "preprocess"], 6))
 def test_folders_of_a_run(name: str, tmp_path: Path, victim: Path, count: Count) -> None:
     run, before = tmp_path / "run", contents(victim)
     linked(run / name, victim)
     (run / "recipe.yaml").write_text("")
     count("links")
-    found = attempt([write_recipe(tmp_path), "--out", run, "--stop-after", "search", "--quiet"])
+    found = attempt([write_recipe(tmp_path), "--out", run, "--stop-after", "surgery", "--quiet"])
     assert found.is_clean and "a link" in found.error, found
     assert contents(victim) == before
 
 
-@pytest.mark.parametrize("name", ["machines", "machines/here", "machines/here/measure", "machines/here/engines"])
+@pytest.mark.parametrize(
+    "name", some(["machines", "machines/here", "machines/here/measure", "machines/here/engines"], 4)
+)
 def test_measure(name: str, finished: Path, tmp_path: Path, victim: Path, count: Count) -> None:  # noqa: F811
     run, before = Path(shutil.copytree(finished, tmp_path / "run")), contents(victim)
     linked(run / name, victim)
@@ -56,7 +59,7 @@ def test_measure(name: str, finished: Path, tmp_path: Path, victim: Path, count:
     assert contents(victim) == before
 
 
-@pytest.mark.parametrize("name", ["lock", "previous", ""])
+@pytest.mark.parametrize("name", some(["lock", "previous", ""], 3))
 def test_beside_a_repository(name: str, finished: Path, tmp_path: Path, victim: Path, count: Count) -> None:  # noqa: F811
     before = contents(victim)
     assert attempt(["ship", finished, "--to", tmp_path / "models"]).code == 0
@@ -86,7 +89,7 @@ def test_a_repository_that_its_user_reaches_through_a_link(finished: Path, tmp_p
     assert attempt(["verify", tmp_path / "models"]).code == 0
 
 
-@pytest.mark.parametrize("name", ["1", "1/model.onnx", "config.pbtxt", "manifest.json", "."])
+@pytest.mark.parametrize("name", some(["1", "1/model.onnx", "config.pbtxt", "manifest.json", "."], 5))
 def test_verify_of_a_repository(name: str, finished: Path, tmp_path: Path, count: Count) -> None:  # noqa: F811
     """A link that leads to the very same content is found as well: it may lead to other content later."""
     place = tmp_path / "models"

@@ -21,6 +21,8 @@ MEMORY = 3 << 30
 CASES: Counter[str] = Counter()
 REFUSED: Counter[str] = Counter()
 
+#: Where this process forgets its own peak of memory.
+_PEAK = f"/proc/{os.getpid()}/clear_refs"
 _watched: list[tuple[Path, list[str]]] = []
 _STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn", "socket.connect")
 _CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod", "shutil.rmtree")
@@ -38,7 +40,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if writes and not _is_below_a_descriptor(path, mode) and not _allowed(path, root):
             seen.append(f"wrote {path!r:.200}")
-    elif event in _CHANGES and not _allowed(_whole(args), root):
+    elif event in _CHANGES and not _allowed(_whole(args), root, itself=True):
         seen.append(f"{event} {args[0]!r:.200}")
 
 
@@ -59,17 +61,21 @@ def _whole(args: tuple[Any, ...]) -> Any:
     return path
 
 
-def _allowed(path: Any, root: Path) -> bool:
+def _allowed(path: Any, root: Path, itself: bool = False) -> bool:
+    """itself: the call acts on a link itself, not on what it leads to."""
     if not isinstance(path, str | bytes | os.PathLike):
         return True  # a file that is open already
-    name = os.path.realpath(os.fsdecode(path))
-    return name in ("/dev/null", str(root)) or name.startswith(f"{root}/") or "__pycache__" in name
+    whole = os.fsdecode(path)
+    name = os.path.realpath(whole)
+    if itself:
+        name = f"{os.path.realpath(os.path.dirname(whole))}/{os.path.basename(whole)}"  # noqa: PTH119, PTH120
+    return name in ("/dev/null", _PEAK, str(root)) or name.startswith(f"{root}/") or "__pycache__" in name
 
 
 @contextlib.contextmanager
-def harmless(target: str, root: Path) -> Iterator[None]:
-    """The body may raise OptinError or nothing, and change files below `root` only. canary(root) must not appear."""
-    CASES[target] += 1
+def watched(root: Path) -> Iterator[list[str]]:
+    """The body's processes, connections and changes of files outside `root` (temporary files lie in it), as a list that
+    fills; memory is bounded."""
     root = Path(os.path.realpath(root))
     seen: list[str] = []
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -79,15 +85,24 @@ def harmless(target: str, root: Path) -> Iterator[None]:
     _watched.append((root, seen))
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
     try:
-        yield
-    except OptinError as error:
-        REFUSED[target] += 1
-        assert error.exit_code in (2, 3, 4, 5)
-        assert str(error).count("\n") == 2 and len(str(error)) < 6000, "three short lines"
+        yield seen
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         _watched.pop()
         tempfile.tempdir = before
+
+
+@contextlib.contextmanager
+def harmless(target: str, root: Path) -> Iterator[None]:
+    """The body may raise OptinError or nothing, and change files below `root` only. canary(root) must not appear."""
+    CASES[target] += 1
+    with watched(root) as seen:
+        try:
+            yield
+        except OptinError as error:
+            REFUSED[target] += 1
+            assert error.exit_code in (2, 3, 4, 5)
+            assert str(error).count("\n") == 2 and len(str(error)) < 6000, "three short lines"
     assert not seen, seen
     assert not canary(root).exists(), "code of the input ran"
 
