@@ -269,6 +269,23 @@ def _tokens(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def _attacks(content: dict[str, Any]) -> list[str]:
+    rows = [[one["kind"], f"{one['attempts']}", f"{one['clean']}"] for one in content["kinds"]]
+    rows.append(["all", f"{content['attempts']}", f"{content['clean']}"])
+    machine = content["environment"]
+    return [
+        "## Hostile input",
+        "",
+        "Command lines with something hostile in them (`tools/study_attacks.py`, `tests/attacks`). Refused cleanly: in",
+        "time, with the exit code of a refusal and three printable lines, no code of the input run, no process started,",
+        "nobody connected to, no file changed outside. Where a command may do without a file (a resumed run makes it",
+        "again) or where what is wrong is its answer (`verify`), that end is as good.",
+        f"{machine['cpu']}, optin-export {machine['optin_export']}, Python {machine['python']}.",
+        "",
+        *markdown_table(["kind", "attempts", "refused cleanly"], rows),
+    ]
+
+
 SECTIONS = {
     "scoring": _scoring,
     "ablation": _ablation,
@@ -284,4 +301,5 @@ SECTIONS = {
     "processors": render_timing.processors,
     "tokens": _tokens,
     "finetune": _finetune,
+    "attacks": _attacks,
 }
