@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.exported_once import exported_once
 from tests.shortly import measure_shortly
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -198,6 +199,16 @@ def vit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = enlarge(timm.create_model("vit_tiny_patch16_224", pretrained=False, **VIT_ARGS))
     save_file(model.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_export_a_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """See `tests.exported_once`; the workers of a session share what they exported."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+    folder.mkdir(exist_ok=True)
+    with exported_once(folder):
+        yield
 
 
 Make = Callable[..., dict[str, Any]]
