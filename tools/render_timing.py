@@ -134,6 +134,40 @@ def neighbours(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def busy(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            "any" if row["other_work_accepted"] else "10 %",
+            " and ".join(f"{share:.0%}" for share in row["other_work"]),
+            " and ".join(f"{speedup:.2f}x" for speedup in row["speedups"]),
+            f"{row['largest_speedup_times_macs']:.2f}",
+            f"{row['warnings']}",
+            f"{row['verdict']} ({row['exit_code']})",
+        ]
+        for row in content["rows"]
+    ]
+    head = [
+        "other work allowed",
+        "seen, batch 1 and 8",
+        "speedup",
+        "largest speedup x MACs",
+        "warnings",
+        "verdict (exit code)",
+    ]
+    broken = sum(bool(row["broken_rules"]) for row in content["rows"])
+    machine = content["machine"]
+    return [
+        "## The quickstart on a busy machine",
+        "",
+        f"The whole run beside {content['processes']} processes that compute without pause (`tools/study_busy.py`).",
+        "Two rules: never PASSED with a speedup that is more than 1.3 times what the MACs explain, and never PASSED",
+        f"without the warnings in the same line. Broken in {broken} of {len(content['rows'])} runs. {machine['cpu']},",
+        f"{machine['cpus']} CPUs, onnxruntime {content['packages']['onnxruntime']}.",
+        "",
+        *markdown_table(head, rows),
+    ]
+
+
 def interval(content: dict[str, Any]) -> list[str]:
     machines = {
         "noise": "calls and blocks vary",
