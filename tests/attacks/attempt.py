@@ -18,6 +18,8 @@ from tests.fuzz.oracle import canary, watched
 #: A clean end of a refusal: input wrong, parity failed, gate missed, environment lacks something.
 REFUSALS = (2, 3, 4, 5)
 SECONDS = 120
+#: Parts of the paths of what libraries, and the tests' own cache of exports, keep between processes.
+KEPT = ("torchinductor_", "/.config/matplotlib", "/.cache/matplotlib", "/exported/")
 
 
 @dataclass(frozen=True)
@@ -84,4 +86,5 @@ def attempt(arguments: Sequence[str | Path], seconds: int = SECONDS) -> Outcome:
             code = cli.main([str(argument) for argument in arguments])
         except SystemExit as end:  # argparse
             code = int(end.code or 0)
-    return Outcome(code, out.getvalue(), error.getvalue(), tuple(strays), canary(here).exists())
+    seen = tuple(one for one in strays if not any(name in one for name in KEPT))
+    return Outcome(code, out.getvalue(), error.getvalue(), seen, canary(here).exists())

@@ -42,9 +42,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Folder:
     """The folders by name, each made when it is first asked for."""
-    import matplotlib
-
-    matplotlib.get_cachedir(), matplotlib.get_configdir()  # made once a user, wherever a process first needs them
     place = tmp_path_factory.mktemp("attacked")
     known: dict[str, Path] = {}
 
