@@ -33,6 +33,8 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"data.evaluation.source=csv:{stsb / 'dev.csv'}",
         "data.calibration.samples=128",  # what is served is tested here, not how good it is
         "data.evaluation.samples=64",
+        "prune.score=magnitude",
+        "prune.allocation=additive",
         "gates.speedup=0.5",
         "gates.accuracy_drop=20",
         "gates.other_work=1",
