@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optin_export import cli
+from tests.attacks.matrix import ALL
 from tests.fuzz.oracle import canary, watched
 
 #: A clean end of a refusal: input wrong, parity failed, gate missed, environment lacks something.
 REFUSALS = (2, 3, 4, 5)
-SECONDS = 120
+SECONDS = 300 if ALL else 120
 #: Parts of the paths of what libraries, and the tests' own cache of exports, keep between processes.
 KEPT = ("torchinductor_", "/.config/matplotlib", "/.cache/matplotlib", "/exported/")
 

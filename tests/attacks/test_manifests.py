@@ -97,7 +97,7 @@ def test_forged(kind: str, command: str, copied: Folder, count: Count, short_mea
     path.write_text(json.dumps(FORGERIES[kind](json.loads(path.read_text()))))
     count("manifests")
     found = attempt([word.replace("RUN", str(run)).replace("IN/", f"{folder}/") for word in COMMANDS[command].split()])
-    if command in PARTLY and found.code == 0:
+    if command in PARTLY and found.out:
         assert found.is_harmless, found.told
     elif command in ("verify", "a repository") and found.out:
         assert found.is_harmless and found.code == 2, found.told
