@@ -7,6 +7,8 @@ body of any length into memory. Here the limits lie on the socket, below everyth
 from __future__ import annotations
 
 import contextlib
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -99,7 +101,27 @@ def bounded_client(address: str, secure: bool, timeout: float) -> Any:
         def _post(self, *given: Any, **named: Any) -> Any:
             return _plain(super()._post(*given, **named))
 
-    return BoundedClient()
+    client = BoundedClient()
+    _this_thread.__dict__.setdefault("clients", []).append(client)
+    return client
+
+
+_this_thread = threading.local()
+
+
+def end_of_thread() -> None:
+    """Close the clients that the calling thread made, and free what gevent keeps for it.
+
+    A thread other than the main one calls it last. gevent gives every thread that waits a hub with a pool of further
+    threads for looking up names; these outlive the thread, and Python crashes where a hub is collected by another one.
+    Does nothing in a thread that made no client.
+    """
+    for client in _this_thread.__dict__.pop("clients", ()):
+        client.close()
+    local = sys.modules.get("gevent._hub_local")
+    hub = local.get_hub_if_exists() if local is not None else None
+    if hub is not None:
+        hub.destroy(destroy_loop=True)
 
 
 def _plain(response: Any) -> Any:

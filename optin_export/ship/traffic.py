@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optin_export.ship.bounded_http import end_of_thread
+
 #: A thread's own sender: number of the request -> its answer. Made in the thread that uses it.
 Send = Callable[[int], Any]
 #: No block has more requests, whatever the server's speed.
@@ -117,6 +119,8 @@ def _run(connect: Callable[[], Send], threads: int, clock: _Clock, work: Callabl
         except BaseException as error:
             errors.append(error)
             barrier.abort()
+        finally:
+            end_of_thread()
 
     running = [threading.Thread(target=thread, daemon=True) for _ in range(threads)]
     for one in running:
