@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 SHORT = {
@@ -10,6 +12,10 @@ SHORT = {
     **{"BLOCKS": 6, "MAX_BLOCKS": 6, "PER_ROUND": 2, "PER_SLOW_ROUND": 2},
     **{"BLOCK_SECONDS": 0.002, "WARM_UP_SECONDS": 0.01, "WARM_UP_AGAIN": 0.01, "ATTEMPTS": 1},
 }
+
+
+#: PYTHONPATH of processes that measure shortly, and import the package from this clone.
+SHORTLY = os.pathsep.join([str(Path(__file__).parent / "short"), str(Path(__file__).parents[1])])
 
 
 def measure_shortly(assign: Callable[[Any, str, Any], None] = setattr) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.shortly import SHORTLY
 
 FOLDER = ROOT / "examples"
 EXAMPLES = sorted(path for path in FOLDER.iterdir() if path.suffix in (".py", ".sh"))
@@ -33,7 +34,7 @@ def run(path: Path, out: Path) -> str:
     command = commands / "optin-export"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m optin_export "$@"\n', encoding="utf-8")
     command.chmod(0o755)
-    environment = {**os.environ, "OUT": str(out), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OUT": str(out), "PYTHONPATH": SHORTLY, "OMP_NUM_THREADS": "1"}
     environment |= {"HF_HUB_OFFLINE": "1", "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
     interpreter = [sys.executable] if path.suffix == ".py" else ["bash"]
     done = subprocess.run(

@@ -39,6 +39,7 @@ from optin_export.ship import check_manifest
 from optin_export.sources import Placement, load_sources
 from tests.conftest import ROOT, Make
 from tests.families.models import batches_for, small_model
+from tests.shortly import SHORTLY
 
 pytestmark = [
     pytest.mark.ray,
@@ -276,7 +277,7 @@ def written(recipe: dict[str, Any], folder: Path) -> Path:
 
 def command(*words: str, **more: Any) -> subprocess.Popen[str]:
     """The command line in a process of its own, whose measurements are short."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": SHORTLY, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", QUICK, *words],
         env=environment,
@@ -330,7 +331,7 @@ def nodes(*resources: dict[str, float], **head: Any) -> Iterator[Any]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = "90"  # 30 s are few beside other tests
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ["PYTHONPATH"] = SHORTLY
     store = {"object_store_memory": 100 * 2**20, "num_cpus": 1, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={**store, "resources": resources[0], **head})
     try:
