@@ -107,6 +107,15 @@ def test_clean_rows_are_those_that_are_no_part_of_a_training_text() -> None:
     assert set(parts["clean_report"]) == set(parts["clean"]) & set(parts["report"])
 
 
+def test_facts_count_the_parts_of_all_rows() -> None:
+    known = ["The film is a joy .", "is a dull joy"]
+    found = tool.facts({"text": ["a joy", "THE FILM", "it is a dull joy", "winter"], "label": [0, 1, 0, 1]}, known)
+    assert found["training_texts"] == {"parts_of_training_texts": 2, "holding_one": 1}
+    assert found["held_out_rows"] == 4 and found["parts"]["choose"] + found["parts"]["report"] == 4
+    assert found["parts"]["clean"] == 2 >= found["parts"]["clean_report"]
+    assert "training_texts" not in tool.facts({"text": ["a joy"]})
+
+
 def test_clean_sentences_that_hold_a_training_text_are_counted() -> None:
     known = ["is a joy", "so bad"]
     rows = ["it is a joy to see", "it is so bad", "is a dull joy", "Is, a: JOY"]

@@ -194,6 +194,9 @@ def test_rows_that_are_parts_of_training_texts_are_told_and_clean_ones_apart(mea
     assert "| its clean rows | 60 | 80.00 | - | - | 78.00, 2.00 lost (1.00 to 4.00) | - | - |" in page
     assert "| clean rows of both halves | 109 | 80.00 | - | - | 77.00, 3.00 lost (1.00 to 4.00) | - | - |" in page
     assert page.index(told) < page.index("### `recipes/minilm_sst2.yaml`") < page.rindex(told)
+    assert "Clean rows have not been measured apart here." not in page
+    add(measurements, "minilm-stsb", [], **facts)
+    assert "Clean rows have not been measured apart here." in tool.page(measurements)
     assert "(#minilm-l6-on-sst-2-minilm-sst2)" in page and "### MiniLM-L6 on SST-2 (`minilm-sst2`)" in page
 
 

@@ -33,7 +33,7 @@ from optin_export import families, scoring, search, surgery
 from optin_export.environment import describe
 from optin_export.measure import evaluate, predict
 from optin_export.recipe import Budget
-from optin_export.sources import Sources, TaskModel, as_function, load_sources
+from optin_export.sources import Sources, TaskModel, as_function, load_sources, read_data
 
 __all__ = ["CASES", "Bench", "recipe_of"]
 
@@ -232,9 +232,7 @@ def _document(case: str, bench: Bench, rows: list[dict[str, Any]]) -> dict[str, 
     return {
         "case": case,
         "metric": bench.evaluation.metric,
-        "held_out_rows": len(bench.evaluation.labels),
-        "parts": {name: len(rows) for name, rows in bench.parts.items()},
-        **({"training_texts": _training_texts(bench)} if bench.texts else {}),
+        **held_out.facts(bench.examples.columns, bench.texts),
         "calibration_rows": len(bench.sources.calibration_examples),
         "scoring_rows": min(bench.sources.recipe.prune.score_samples, len(bench.sources.calibration_examples)),
         "curve_rows": min(bench.sources.recipe.prune.curve_samples, len(bench.sources.calibration_examples)),
@@ -243,11 +241,14 @@ def _document(case: str, bench: Bench, rows: list[dict[str, Any]]) -> dict[str, 
     }
 
 
-def _training_texts(bench: Bench) -> dict[str, int]:
-    """How many held-out rows are parts of texts that the model was fine-tuned on, and how many of the rest hold one."""
-    clean = [bench.examples.columns["text"][row] for row in bench.parts[held_out.CLEAN]]
-    inside = len(bench.evaluation.labels) - len(clean)
-    return {"parts_of_training_texts": inside, "holding_one": int(held_out.holding(clean, bench.texts).sum())}
+def describe_rows(case: str) -> None:
+    """Write what is known of the held-out rows into the case's result file, and measure nothing."""
+    path = RESULTS / f"{case}.json"
+    examples = read_data(recipe_of(case, 0)).evaluation
+    assert examples is not None
+    document = json.loads(path.read_text()) | held_out.facts(examples.columns, trained_on(case))
+    rows = document.pop("rows")
+    path.write_text(json.dumps({**document, "rows": rows}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -258,8 +259,12 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--rows-only", action="store_true", help="only count the parts of the held-out rows")
     args = parser.parse_args()
     for case in args.cases:
+        if args.rows_only:
+            describe_rows(case)
+            continue
         measure(case, args.scorers, args.repairs, args.budgets, args.seeds, args.again)
 
 

@@ -86,6 +86,20 @@ def parts(columns: Columns, trained_on: Sequence[str] = ()) -> dict[str, np.ndar
     return found
 
 
+def facts(columns: Columns, trained_on: Sequence[str] = ()) -> dict[str, Any]:
+    """What a result file says of the held-out rows.
+
+    training_texts: how many are parts of texts that the model was fine-tuned on, and how many of the rest hold one.
+    """
+    found, rows = parts(columns, trained_on), len(next(iter(columns.values())))
+    result: dict[str, Any] = {"held_out_rows": rows, "parts": {name: len(one) for name, one in found.items()}}
+    if trained_on:
+        clean = [columns["text"][row] for row in found[CLEAN]]
+        inside, holds = rows - len(clean), int(holding(clean, trained_on).sum())
+        result["training_texts"] = {"parts_of_training_texts": inside, "holding_one": holds}
+    return result
+
+
 def judged(base: np.ndarray, pruned: np.ndarray, metric: str, rows: np.ndarray) -> dict[str, Any]:
     """What a study says of a model: points of both and points lost on the rows that may choose.
 

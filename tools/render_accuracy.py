@@ -25,7 +25,8 @@ Points lost against the unpruned model on held-out rows (negative: gained), as t
 of MACs kept: the mean over seeds ± their standard deviation, without it where only one seed was
 measured; in brackets a 95 % interval by paired bootstrap over the rows, the mean of the seeds' intervals; `-` was not
 measured. Seeds draw the calibration rows and all that is random in scores and repair; their spread does
-not hold the uncertainty of the held-out rows. The smallest mean of several in a column is bold.
+not hold the uncertainty of the held-out rows. Rows are resampled one by one: where they hang together, as phrases of
+one sentence do, intervals are too narrow. The smallest mean of several in a column is bold.
 
 **Which rows.** The held-out rows of every case are split in two by what they hold (`tools/held_out.py`: equal rows,
 pairs that share a sentence and phrases of one sentence stay together). *choose*: what defaults are chosen by; its
@@ -110,8 +111,10 @@ def _chosen(table: Table) -> list[str]:
 def clean(table: Table) -> list[str]:
     """Rows that the model was not fine-tuned on, apart, where some held-out rows are parts of training texts."""
     document = table.document
-    if table.part != REPORT or "training_texts" not in document:
+    if "training_texts" not in document:
         return []
+    if table.part != REPORT:
+        return ["", f"{training_texts(document)} Clean rows have not been measured apart here."]
     names = {REPORT: "report half", CLEAN_REPORT: "its clean rows", CLEAN: "clean rows of both halves"}
     rows = []
     for part, name in names.items():

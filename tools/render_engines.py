@@ -52,8 +52,10 @@ def sections(engines: dict[str, dict[str, Any]], measured: list[Case]) -> list[s
         lines += ["", f"### `recipes/{name}.yaml`", ""]
         document = documents.get(CASE_OF_RECIPE.get(name, ""), {})
         if "training_texts" in document:
-            apart = f"[Points lost on the clean rows](#{anchor(document['case'])})"
-            lines += [f"{training_texts(document)} {apart} are told apart for the torch models.", ""]
+            lines += [
+                f"{training_texts(document)} [The torch models' table](#{anchor(document['case'])}) says more.",
+                "",
+            ]
         lines += table(content)
         if name in CASE_OF_RECIPE and _batch_one(content):
             case_name = CASE_OF_RECIPE[name]
