@@ -15,7 +15,7 @@ from types import CodeType
 from typing import Any
 
 from optin_export.environment import libraries
-from optin_export.files import atomic_path, read_json, sha256_file, sha256_json, write_json
+from optin_export.files import atomic_path, read_json, regular, sha256_file, sha256_json, write_json
 from optin_export.onnx_files import SUFFIX as DATA
 from optin_export.onnx_files import data_file
 
@@ -149,8 +149,9 @@ class Ledger:
         result = work()
         written = _files(outputs)
         files = {path.relative_to(self.run).as_posix(): sha256_file(path) for path in written}
+        sizes = {name: (self.run / name).stat().st_size for name in files}
         read = json.loads(json.dumps(result))  # tuples are lists then, and all keys text
-        write_json(record, {"key": key, "files": files, "result": result, "sha256": sha256_json(read)})
+        write_json(record, {"key": key, "files": files, "bytes": sizes, "result": result, "sha256": sha256_json(read)})
         if shared is not None:
             for path in written:
                 _copy(path, shared / path.relative_to(self.run))
@@ -174,6 +175,7 @@ class Ledger:
         try:
             entry = read_json(record)
             same, files, result = entry["key"] == key, dict(entry["files"]), dict(entry["result"])
+            sizes = dict(entry.get("bytes", {}))  # what has another size is not read: it may be endless
             if same and entry["sha256"] != sha256_json(entry["result"]):
                 raise ValueError("its result is not what was written")
         except FileNotFoundError:
@@ -189,7 +191,8 @@ class Ledger:
             return None
         for output, digest in files.items():
             try:
-                found = sha256_file(self.run / output)
+                size = regular(self.run / output).stat().st_size
+                found = sha256_file(self.run / output) if sizes.get(output, size) == size else None
             except OSError as error:
                 self.warn(f"{output} cannot be read ({error.strerror}); it is made again")
                 return None

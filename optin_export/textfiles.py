@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -17,6 +18,8 @@ from optin_export.opening import open_regular
 #: A compressed file that grows beyond so many bytes, and so many times its size, is a bomb rather than data.
 BOMB_BYTES, BOMB_RATIO = 256 << 20, 200
 _AT_ONCE = 1 << 20
+#: Text is held in memory as a whole: what is larger is no table that could be.
+MOST_BYTES = 16 << 30
 #: How files begin that are no text, and what to do about each.
 _BINARY = (
     (b"PAR1", "a Parquet file", "convert it: pandas.read_parquet(FILE).to_csv('rows.csv', index=False)"),
@@ -48,6 +51,9 @@ def read_text_file(path: Path) -> str:
     text: which byte is at fault, in which line, and which encoding it probably is.
     """
     with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MOST_BYTES:
+            raise InputError(f"cannot read {path}", f"it has {size} bytes, more than {MOST_BYTES}", "give fewer rows")
         data = _unpacked(path, file.read())
     kind = next(((kind, fix) for start, kind, fix in _BINARY if data.startswith(start)), None)
     if kind is not None:

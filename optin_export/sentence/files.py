@@ -56,9 +56,11 @@ class Files:
     def settings(self, name: str) -> dict[str, Any]:
         """The object in a JSON file, {} where there is none. Raises InputError for anything else."""
         value = self.read(name)
-        if not isinstance(value, dict | None):
+        if value is None and self.find(name) is None:
+            return {}
+        if not isinstance(value, dict):
             raise InputError(f"cannot read {name} of {self.name}", "it holds no JSON object", "restore that file")
-        return value or {}
+        return value
 
 
 def name_of(source: str) -> str | None:

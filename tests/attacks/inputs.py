@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def recipes() -> dict[str, dict[str, Any]]:
                 "calibration": {"source": source, **more},
                 "evaluation": {"source": source, **more, "metric": metric},
             },
-            "prune": PRUNE,
+            "prune": copy.deepcopy(PRUNE),
             "export": {"batch": [1, 2], "sequence": 16},
         }
         for name, (model, source, more, metric) in made.items()

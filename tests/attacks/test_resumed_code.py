@@ -48,6 +48,7 @@ def forge(run: Path, base: dict[str, Any]) -> None:
         entry = json.loads(record.read_text())
         if "model/architecture.json" in entry.get("files", {}):
             entry["files"]["model/architecture.json"] = sha256_file(path)
+            entry["bytes"]["model/architecture.json"] = path.stat().st_size
             record.write_text(json.dumps(entry))
 
 

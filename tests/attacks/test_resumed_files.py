@@ -72,6 +72,7 @@ def forge(run: Path, name: str, change: Change) -> str:
         entry = json.loads(record.read_text())
         if name in entry.get("files", {}):
             entry["files"][name] = sha256_file(path)
+            entry["bytes"][name] = path.stat().st_size
             record.write_text(json.dumps({**entry, "sha256": sha256_json(entry["result"])}))
     return path.read_text()
 
