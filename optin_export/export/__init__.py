@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from optin_export.errors import InputError, OptinError
+from optin_export.export.forgetting import forget_shapes
 from optin_export.export.graph_file import read_graph
 from optin_export.export.precision import Converted, convert, converters
 from optin_export.export.program import export_program
@@ -73,6 +74,7 @@ def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int,
         assert program is not None
         with atomic_graph(path) as temporary:
             nodes = _save(program, temporary)
+        forget_shapes(program.exported_program)
     except OptinError:
         raise
     except Exception as error:  # exporter and checker raise many types; all mean this model cannot be exported

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
+from optin_export.export.forgetting import forget_shapes
 from optin_export.files import atomic_path
 from optin_export.sink import sink
 from optin_export.sources import Inputs, TaskModel
@@ -46,6 +47,7 @@ def export_program(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: i
     _clean(program)
     with atomic_path(path) as temporary, sink(temporary) as file:
         torch.export.save(program, cast(Any, file), extra_files={"outputs": model.output_name})
+    forget_shapes(program)
     return Program(len(program.graph.nodes), path.stat().st_size)
 
 
