@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import marks
+import render_endurance
 import render_timing
 from plots import markdown_table, svg
 
@@ -303,4 +304,6 @@ SECTIONS = {
     "tokens": _tokens,
     "finetune": _finetune,
     "attacks": _attacks,
+    "kills": render_endurance.kills,
+    "soak": render_endurance.soak,
 }

@@ -1,8 +1,8 @@
 """Complete runs one after the other in one process, and what that holds after each: `python tools/study_soak.py`.
 
-Every run is made by `optin_export.cli.main` in a new folder, as the command line would: the quickstart with a
-tiny model and short measurements (tools/short_measuring.py), then `ship` into a new repository, `verify` of both, `check`, and
-`compare`, which writes a page. Then all of it is deleted, and after a garbage collection is counted what is left:
+Every run is made by `optin_export.cli.main` in a new folder, as the command line would: the quickstart with a tiny
+model and short measurements (tools/short_measuring.py), then `ship` into a new repository, `verify` of both, `check`,
+and `compare`, which writes a page. Then all of it is deleted, and after a garbage collection is counted what is left:
 memory as it is and after `malloc_trim`, open files, threads, child processes, temporary files, and entries of the
 package's module-level caches and containers. Growth is told from the end of the warm-up to the last run. One core,
 about five minutes.
