@@ -4,7 +4,7 @@ An attempt is a command line with something hostile in it: another thing in a fi
 checkpoint or a manifest by anybody. It is refused cleanly if it ends in time with an exit code of a refusal and three
 printable lines (what happened, why, what to do), has run none of the input's code, started no process, connected to
 nobody and changed no file outside its folder. Where a command may do without a file, or where what is wrong is its
-answer (`verify`), that end is as good. One core, about ten minutes.
+answer (`verify`), that end is as good. One core, about half an hour.
 """
 
 from __future__ import annotations
