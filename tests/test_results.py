@@ -168,7 +168,8 @@ def test_rows_of_two_machines_are_two_tables(measurements: Path) -> None:
 def test_targets_met_on_all_rows_only_are_named(measurements: Path) -> None:
     add(measurements, "minilm-stsb", [halved("optin", 0.4, -0.2, 0.5), halved("optin", 0.3, 0.7, 0.7)])
     page = tool.page(measurements)
-    assert "met on the report half: 1 of 2 measured" in page
+    assert "met on the report half: 1 of 2 measured; met on all rows, which also chose the defaults: 1 of 2" in page
+    assert "| `minilm-stsb` | report half |" in page and "| `minilm-stsb` | all rows, which" in page
     assert "0.50 (0.00 to 1.00; target 0.3: missed by 0.20) | 0.70 (0.20 to 1.20; target 0.8: met) |" in page
     assert (
         "- `minilm-stsb` at 0.4: missed on the report half (0.50), met on all rows (0.15) and by an older table of all "

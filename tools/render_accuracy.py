@@ -175,10 +175,10 @@ def targets(measured: list[Case]) -> list[str]:
     """The table of targets, for those cases that were measured."""
     rows, verdicts, fallen = [], [], []
     budgets = sorted({budget for of_case in TARGETS.values() for budget in of_case}, reverse=True)
-    for case in measured:
+    for case, table in ((one, table) for one in measured for table in (one.main, one.older) if table):
         if case.name not in TARGETS:
             continue
-        table, cells = case.main, []
+        cells = []
         for budget in budgets:
             target, cell = TARGETS[case.name].get(budget), table.get(table.scorer, table.repair, budget)
             if target is None:
