@@ -164,6 +164,7 @@ def test_on_a_gpu_in_every_mode(sources: Sources, program: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_measurement")
 def test_a_run_measures_torch_beside_onnxruntime(vit_recipe: Make, tmp_path: Path) -> None:
     targets = [{"engine": "onnxruntime"}, {"engine": "torch"}, {"engine": "torch", "device": "cuda"}]
     report = optin_export.run(vit_recipe(targets=targets, gates={"speedup": 0.01}), tmp_path / "run")
