@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from optin_export.errors import InputError
-from optin_export.files import remove
+from optin_export.files import HALF_WRITTEN, remove
 from optin_export.recipe import Recipe
 
 #: What a folder may hold in which a run was killed before it had written its recipe.
@@ -103,7 +103,7 @@ def leftovers(folder: Path) -> list[Path]:
     for place, folders, names in os.walk(folder):  # does not follow links
         # The runs of a sweep clear their own: somebody may be at work in one of them.
         folders[:] = [name for name in folders if not is_run(Path(place) / name)]
-        inside = [Path(place) / name for name in (*names, *folders) if name.startswith(".tmp-")]
+        inside = [Path(place) / name for name in (*names, *folders) if HALF_WRITTEN.fullmatch(name)]
         found += [path for path in inside if not (path.is_symlink() and path.is_dir())]
     return found
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from optin_export.errors import InputError
-from optin_export.files import read_json, sha256_file, write_json
+from optin_export.files import HALF_WRITTEN, read_json, sha256_file, write_json
 
 NAME = "manifest.json"
 #: A signature covers the manifest, so it cannot stand in it.
@@ -81,7 +81,7 @@ def _strange_work(folder: Path, name: str) -> Iterator[str]:
         return  # a link was seen by `_entries`
     for path in sorted(place.rglob("*")):
         inside, mode = path.relative_to(place).as_posix(), path.lstat().st_mode
-        if not _WORKING[name].fullmatch(inside) or inside.rpartition("/")[2].startswith(".tmp-"):
+        if not _WORKING[name].fullmatch(inside) or HALF_WRITTEN.fullmatch(path.name):
             yield f"{name}/{inside}: not of this package"
         elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             yield f"{name}/{inside}: {_kind(mode)}"

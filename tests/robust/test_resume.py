@@ -119,6 +119,24 @@ def test_a_run_that_was_killed_while_it_wrote_its_recipe(tmp_path: Path, vit_rec
     assert (other / stranger).read_text() == "kept"
 
 
+def test_what_safetensors_was_writing_is_cleared(tmp_path: Path) -> None:
+    """It writes into a file of its own beside the one that it is told, under the name that this test waits for."""
+    ready, outside = tmp_path / "scores" / ".tmp-ours.safetensors", tmp_path / "scores" / "scores.safetensors"
+    ready.parent.mkdir()
+    code = (
+        "import sys, numpy\nfrom safetensors.numpy import save_file\n"
+        "save_file({'a': numpy.zeros(1 << 24)}, sys.argv[1])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(ready)])
+    while process.poll() is None and len(list(ready.parent.glob(".tmp*"))) == 0:
+        pass
+    process.kill()
+    process.wait()
+    outside.write_bytes(b"whole")
+    found = {path.name for path in tmp_path.rglob("*") if path.is_file()} - {outside.name}
+    assert found and {path.name for path in leftovers(tmp_path)} == found
+
+
 def test_a_sweep_leaves_what_its_runs_are_writing(tmp_path: Path) -> None:
     """Somebody may be at work in one of them: each run clears its own."""
     for name in (".tmp-abc.json", ".shared/key/.tmp-abc.json", "recipe.yaml", "one/recipe.yaml", "one/.tmp-abc.json"):
