@@ -16,6 +16,7 @@ from kills_forked import Forked
 from kills_process import CODE, Victim, made_old, strange, verified
 from short_measuring import settings
 
+from optin_export.files import HALF_WRITTEN
 from optin_export.folder import STAGES, leftovers
 
 #: The command before its first event, and the stages.
@@ -25,11 +26,15 @@ RUN = "run"
 
 @dataclass(frozen=True, order=True)
 class Moment:
-    """When to kill: so many seconds into a phase; with `at_write` as soon as a file is being written after that."""
+    """When to kill: so many seconds into a phase; with `at_write` as soon as a file is being written after that.
+
+    forked: see kills_forked.
+    """
 
     phase: int
     seconds: float
     at_write: bool
+    forked: bool
 
 
 def words(out: Path, place: Path, *more: str) -> list[str]:
@@ -62,10 +67,10 @@ def moments(lengths: list[float], kills: int, generator: random.Random) -> list[
         left, phase = sum(lengths) * (index + generator.random()) / by_time, 0
         while phase < len(PHASES) - 1 and left > lengths[phase]:
             left, phase = left - lengths[phase], phase + 1
-        found.append(Moment(phase, left, False))
+        found.append(Moment(phase, left, False, forked=phase > 0 and index % 2 == 0))
     for index in range(kills // 2):
         phase = 1 + index % len(STAGES)
-        found.append(Moment(phase, lengths[phase] * generator.random(), True))
+        found.append(Moment(phase, lengths[phase] * generator.random(), True, forked=True))
     generator.shuffle(found)
     return found
 
@@ -73,7 +78,7 @@ def moments(lengths: list[float], kills: int, generator: random.Random) -> list[
 def half_written(out: Path) -> bool:
     """Whether a file or a model repository is being written in a run folder."""
     for _, folders, names in os.walk(out):
-        if any(name.startswith((".tmp-", "staging-")) for name in (*folders, *names)):
+        if any(HALF_WRITTEN.fullmatch(name) or name.startswith("staging-") for name in (*folders, *names)):
             return True
     return False
 
@@ -103,7 +108,7 @@ class Runs:
         return {**self.told, "by_stage": dict(self.by_stage), "exit_codes": dict(self.codes)}
 
     def _kill(self, moment: Moment) -> bool:
-        kind = Forked if moment.at_write else Victim
+        kind = Forked if moment.forked else Victim
         victim = kind(words(self.out, self.place), self.place, self.temporary)
         there = victim.until(lambda: PHASES.index(victim.stage()) >= moment.phase) and victim.asleep(moment.seconds)
         if there and moment.at_write:

@@ -6,7 +6,7 @@ several times, each time further on, before it is resumed to its end. `optin-exp
 replaces models of another run, and repairs a damaged one: a third at moments spread evenly over its duration, a third
 while it writes beside the repository, a third as soon as it begins to rename. After each kill it is repeated.
 
-Whole process groups are killed. Those of the first half, and of the first third, are of the command itself; all others,
+Whole process groups are killed. A quarter of the runs and a third of the shipments are the command itself; the others,
 and what repeats them, are forked from a process that has imported everything (tools/kills_forked.py). What comes out is
 compared with undisturbed runs: every file byte for byte, but for times and what follows from them
 (tools/kills_compare.py). One core, about a quarter of an hour.
