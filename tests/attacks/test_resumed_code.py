@@ -78,7 +78,7 @@ def begun(half_done: Path, recipe: dict[str, Any], folder: Path) -> Path:
     return Path(shutil.copytree(half_done, folder / "run"))
 
 
-@pytest.mark.parametrize("kind", some(list(FORGERIES), 5))
+@pytest.mark.parametrize("kind", some(list(FORGERIES), 9))
 def test_a_forged_architecture_runs_nothing(
     kind: str,
     half_done: Path,

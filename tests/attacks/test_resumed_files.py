@@ -77,7 +77,7 @@ def forge(run: Path, name: str, change: Change) -> str:
     return path.read_text()
 
 
-@pytest.mark.parametrize("kind", some(list(FORGERIES), 10))
+@pytest.mark.parametrize("kind", some(list(FORGERIES), 19))
 def test_refused_or_made_again(kind: str, copied: Folder, count: Count) -> None:
     folder = copied("half")
     name, change = FORGERIES[kind]
