@@ -18,7 +18,7 @@ def forget_shapes(program: Any) -> None:
     values = [node.meta.get("val") for node in program.graph.nodes] if program is not None else []
     known = {id(value.fake_mode): value.fake_mode.shape_env for value in values if isinstance(value, FakeTensor)}
     for shapes in known.values():
-        if getattr(shapes, "tracked_fakes", None):
+        if shapes is not None and getattr(shapes, "tracked_fakes", None):
             shapes.tracked_fakes = None
     for method in vars(ShapeEnv).values():
         clear = getattr(method, "cache_clear", None)

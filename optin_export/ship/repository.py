@@ -73,12 +73,15 @@ def install(repository: Path, models: Mapping[str, Writer], run: str, replace: b
 def roll_back(repository: Path, name: str) -> list[str]:
     """Put back what the last shipment of `name` replaced, with its companions; doing it twice undoes it.
 
+    Where that shipment was killed as it renamed, what it had moved goes back, and that is all.
     Raises InputError where nothing was kept.
     """
     check_name(name)
     if not repository.is_dir():
         raise InputError(f"{repository} is no model repository", "there is no such folder", "give its path")
-    with _locked(repository):
+    with _locked(repository) as undone:
+        if name in undone:
+            return undone
         kept = office(repository) / "previous"
         if not (kept / name).is_dir():
             known = sorted(path.name for path in kept.glob("*")) if kept.is_dir() else []
@@ -170,8 +173,8 @@ def _publish(staging: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(repository: Path) -> Iterator[None]:
-    """One change of a repository at a time; what a killed one left is put in order first.
+def _locked(repository: Path) -> Iterator[list[str]]:
+    """One change of a repository at a time; what a killed one left is put in order first (yields as `_tidy` returns).
 
     Neither the repository's own name, where it lies in a run, nor anything beside it may be a link: what is deleted
     and moved there is ours.
@@ -201,21 +204,24 @@ def _locked(repository: Path) -> Iterator[None]:
                 f"{repository} is being changed", "another optin-export holds its lock", "wait until it has finished"
             ) from None
         try:
-            _tidy(repository)
+            undone = _tidy(repository)
         except OSError as error:
             raise _unwritable(repository, error) from error
-        yield
+        yield undone
 
 
-def _tidy(repository: Path) -> None:
+def _tidy(repository: Path) -> list[str]:
     """After a kill: renames are undone unless all were made, and what was staged goes.
 
-    What a rollback was moving without a journal, as earlier versions did, goes to where there is room for it.
+    Returns the models of a shipment that was half renamed. What a rollback was moving without a journal, as earlier
+    versions did, goes to where there is room for it.
     """
     place = office(repository)
     note = place / journal.NAME
-    moves = journal.read(note, repository)
+    moves, undone = journal.read(note, repository), []
     if not journal.complete(moves):
+        if any(move.made for move in moves) and not any(move.target.parent.name.startswith(_MOVING) for move in moves):
+            undone = sorted({move.target.name for move in moves if move.target.parent == repository})
         journal.undo(moves)
     discard(note)
     for half in place.glob(".tmp-*"):
@@ -229,6 +235,7 @@ def _tidy(repository: Path) -> None:
         shutil.rmtree(moving, ignore_errors=True)
     for staging in place.glob("staging-*"):
         shutil.rmtree(staging, ignore_errors=True)
+    return undone
 
 
 def _unwritable(repository: Path, error: OSError) -> EnvironmentLacks:

@@ -52,6 +52,16 @@ def test_a_shipment_that_is_killed_and_repeated(at: int, place: Path) -> None:  
     assert contents(place) == {"m": "2", "m-base": "2b"}
 
 
+@pytest.mark.parametrize("at", range(2, 7))
+def test_a_rollback_after_a_kill_puts_back_what_was_there(at: int, place: Path) -> None:  # noqa: F811
+    install(place, models("2"), "a")
+    assert killed(at, lambda: install(place, models("3"), "a"))
+    assert roll_back(place, "m") == ["m", "m-base"]
+    assert contents(place) == {"m": "2", "m-base": "2b"}
+    assert roll_back(place, "m") == ["m", "m-base"]
+    assert contents(place) == {"m": "1", "m-base": "b"}
+
+
 @pytest.mark.parametrize("at", range(1, 7))
 def test_a_rollback_that_is_killed_and_repeated(at: int, place: Path) -> None:  # noqa: F811
     install(place, models("2"), "a")
