@@ -26,7 +26,12 @@ WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
         ("verdict", "summary"),
         ("engines", "*", "build_seconds"),
     ),
-    "*.stages/measure.json": (("result",), ("sha256",), ("files", "measure/latency.json")),
+    "*.stages/measure.json": (
+        ("result",),
+        ("sha256",),
+        ("files", "measure/latency.json"),
+        ("sizes", "measure/latency.json"),
+    ),
     "*.stages/engines.*.json": (("result", "build_seconds"), ("sha256",)),
     "*.stages/ship.triton.json": (("files", "*manifest.json"),),
     "*manifest.json": (
