@@ -46,7 +46,7 @@ target, engines, inputs = Target(engine="onnxruntime", device="cpu", threads=1),
 for name, made in (("base", model), ("pruned", smaller)):
     export_onnx(made, rows(2), out / f"{name}.onnx", max_batch=8, sequence=64)
     build(out / f"{name}.onnx", target, out / f"{name}.engine.onnx")
-    engines[name] = partial(load, out / f"{name}.engine.onnx", target)  # loaded anew for every round
+    engines[name] = partial(load, out / f"{name}.engine.onnx", target)  # loaded again for every round
     arrays = {key: tensor.numpy() for key, tensor in inputs.items()}
     with torch.no_grad():
         expected = made(**inputs).numpy()

@@ -34,6 +34,16 @@ if TYPE_CHECKING:
     from optin_export.report.schema import Report
 
 
+#: Errors of the system that a path itself causes, whatever reads it.
+_IMPOSSIBLE_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+#: Errors of the system about permissions, disks, open files and memory. Others, such as a file of ours that is missing,
+#: are bugs.
+_MACHINE_REFUSES = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+)
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: ends like Ctrl-C, so that nothing stays behind, but with the exit code of its own."""
 
@@ -75,15 +85,10 @@ def _work(options: argparse.Namespace, given: Sequence[str]) -> int:
         # The reader of our output has gone (`| head`): nothing more can be said, not even by the interpreter at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        refused = _refused_by_the_system(error)
-        _print_error(refused, options.json, options.display)
-        return refused.exit_code
     except Exception as error:
-        if _is_out_of_memory(error):
-            lack = EnvironmentLacks("out of memory", _first_line(error), "lower prune.score_samples or export.batch")
-            _print_error(lack, options.json, options.display)
-            return lack.exit_code
+        if (refused := _refused_by_the_system(error)) is not None:
+            _print_error(refused, options.json, options.display)
+            return refused.exit_code
         if options.display is not None:
             options.display.failed("error", what=_first_line(error), why="a bug in optin_export", fix="", exit_code=1)
         traceback.print_exc()
@@ -130,13 +135,18 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _refused_by_the_system(error: OSError) -> OptinError:
-    """What no command has met itself: a path that cannot be one, or a machine that does not let us."""
-    named = error.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)
+def _refused_by_the_system(error: Exception) -> OptinError | None:
+    """The error to tell instead, where a path or the machine is at fault; None where we are."""
+    if _is_out_of_memory(error):
+        return EnvironmentLacks("out of memory", _first_line(error), "lower prune.score_samples or export.batch")
+    if not isinstance(error, OSError):
+        return None
     what, why = f"cannot use {error.filename or 'a file'}", error.strerror or str(error)
-    if named:
+    if error.errno in _IMPOSSIBLE_PATH:
         return InputError(what, why, "correct the path")
-    return EnvironmentLacks(what, why, "check permissions and disk space")
+    if error.errno in _MACHINE_REFUSES:
+        return EnvironmentLacks(what, why, "check permissions and disk space")
+    return None
 
 
 def _first_line(error: Exception) -> str:

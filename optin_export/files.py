@@ -69,7 +69,7 @@ MAX_TEXT = 16 << 20
 #: Digits of a whole number in JSON at most: more than any hash, size or count has.
 MAX_DIGITS = 100
 _SCRATCH = "optin-export-scratch-"
-#: Names of what is being written: ours, and those under which safetensors writes beside the file that it is told.
+#: Names of files that are not complete yet: our own temporary names, and those that safetensors uses.
 HALF_WRITTEN = re.compile(r"\.tmp-.*|\.tmp[A-Za-z0-9]{6}")
 #: What libraries say when a disk does not take what they write; most of them raise no OSError.
 _DISK = re.compile(

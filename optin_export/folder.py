@@ -96,9 +96,9 @@ def existing_run(folder: Path) -> Path:
 def leftovers(folder: Path) -> list[Path]:
     """What a killed process left half-written in a run folder: nobody else may be at work there."""
     found = [folder / "plan" / ".trials"]
-    beside = folder / ".triton.optin-export"
-    if not (beside / "journal.json").exists():  # with it, what is staged may be the only copy
-        found += beside.glob("staging-*")
+    staged = folder / ".triton.optin-export"
+    if not (staged / "journal.json").exists():  # with it, what is staged may be the only copy
+        found += staged.glob("staging-*")
     found = [path for path in found if path.is_dir() and not path.is_symlink()]
     for place, folders, names in os.walk(folder):  # does not follow links
         # The runs of a sweep clear their own: somebody may be at work in one of them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -347,6 +348,8 @@ def test_a_missing_package_ends_with_5(run: Run, bert_recipe: Make, monkeypatch:
         (errors.GateError("a", "b", "c"), 4),
         (errors.EnvironmentLacks("a", "b", "c"), 5),
         (MemoryError(), 5),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "there"), 5),
     ],
 )
 def test_every_error_has_its_code(
@@ -359,9 +362,14 @@ def test_every_error_has_its_code(
     assert_refused(run(vit_recipe()), "", code=code)
 
 
-def test_our_own_bug_ends_with_1_and_shows_where(run: Run, vit_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), FileNotFoundError(errno.ENOENT, "No such file", "ours"), OSError("of no number")]
+)
+def test_our_own_bug_ends_with_1_and_shows_where(
+    run: Run, vit_recipe: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def fail(*arguments: Any) -> None:
-        raise ZeroDivisionError
+        raise error
 
     monkeypatch.setattr(cli, "run_folder", fail)
     code, _, err = run(vit_recipe())

@@ -14,7 +14,7 @@ from kills_compare import contents, differences
 from kills_forked import Forked
 from kills_process import Victim, made_old, strange, verified
 
-from optin_export.ship.repository import office
+from optin_export.ship.repository import private_folder
 from optin_export.ship.verify import check_folder
 
 #: What a shipment finds: an empty place, the models of another run, or its own with a damaged file.
@@ -74,7 +74,7 @@ def flip(path: Path) -> None:
 
 
 def staged(repository: Path) -> bool:
-    place = office(repository)
+    place = private_folder(repository)
     return place.is_dir() and next(place.glob("staging-*"), None) is not None
 
 
@@ -147,7 +147,7 @@ class Shipments:
         victim = Forked(step.words(self.folder), self.place, self.temporary)
         self._ended(victim)
         found = [f"{step.name}: {one}" for one in differences(contents(step.after), contents(self.folder))]
-        beside = {path.name for path in office(self.folder / "models").iterdir()} - {"lock", "previous"}
+        beside = {path.name for path in private_folder(self.folder / "models").iterdir()} - {"lock", "previous"}
         left = sorted(beside) + strange(self.temporary)
         self.told["resumed"] += 1
         self.told["identical"] += not found

@@ -1,4 +1,4 @@
-"""What torch keeps of an export for as long as the process lives, and nobody asks for again."""
+"""Frees the memory that torch keeps for every exported program until the process ends."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def forget_shapes(program: Any) -> None:
-    """Let go of what torch has found out about the symbolic sizes of an exported program, once that is written.
+    """Free what torch has recorded about the symbolic sizes of an exported program, once the program is written.
 
-    Its notes of some hundred operators hang on the object that knows the sizes. That holds examples of the inputs,
-    which hold it in turn by C++, where no garbage collector sees it; and caches of its class hold it as well. Another
-    export has sizes of its own and finds none of this.
+    The exporter's ShapeEnv holds several hundred recorded operators and examples of the inputs (`tracked_fakes`). Those
+    refer back to it from C++, where the garbage collector cannot see the cycle, and caches of the class hold it too.
+    Nothing is lost: every export has a ShapeEnv of its own.
     """
     from torch._subclasses.fake_tensor import FakeTensor
     from torch.fx.experimental.symbolic_shapes import ShapeEnv

@@ -20,7 +20,7 @@ _LIMIT = 1 << 20
 
 @dataclass(frozen=True)
 class Move:
-    """A model folder's way, and its inode, which a rename keeps: by it is known where the folder is."""
+    """The rename of one model folder, and its inode. A rename keeps the inode, which shows where the folder is now."""
 
     source: Path
     target: Path
@@ -31,11 +31,20 @@ class Move:
         return _inode(self.target) == self.inode
 
 
-def carry_out(path: Path, repository: Path, ways: Sequence[tuple[Path, Path]]) -> None:
-    """Every rename or none: where one fails at once, after a kill by the next command that reads the journal `path`."""
-    if not ways:
+def carry_out(path: Path, repository: Path, renames: Sequence[tuple[Path, Path]]) -> None:
+    """Make every rename or none.
+
+    Args:
+        path: the journal to write; it lies in a folder next to the repository.
+        repository: the model repository.
+        renames: (from, to), in the order in which they are made.
+
+    If a rename fails, those before it are undone at once. If the process is killed, the next command that reads the
+    journal undoes them.
+    """
+    if not renames:
         return
-    moves = write(path, repository, ways)
+    moves = write(path, repository, renames)
     try:
         for move in moves:
             move.source.rename(move.target)
@@ -47,22 +56,24 @@ def carry_out(path: Path, repository: Path, ways: Sequence[tuple[Path, Path]]) -
     path.unlink()
 
 
-def write(path: Path, repository: Path, ways: Sequence[tuple[Path, Path]]) -> list[Move]:
-    """Write down what is about to be renamed in this order. path: beside the repository; every end of a way is in the
-    repository, or in a folder beside the journal."""
+def write(path: Path, repository: Path, renames: Sequence[tuple[Path, Path]]) -> list[Move]:
+    """Write the journal, before the first rename. Each path of a rename is in the repository or in a folder next to the
+    journal."""
     moves, moved = [], dict[Path, int]()
-    for source, target in ways:
+    for source, target in renames:
         moved[target] = moved.pop(source) if source in moved else source.lstat().st_ino
         moves.append(Move(source, target, moved[target]))
-    write_json(path, [[_told(move.source, repository), _told(move.target, repository), move.inode] for move in moves])
+    write_json(
+        path, [[_written(move.source, repository), _written(move.target, repository), move.inode] for move in moves]
+    )
     return moves
 
 
 def read(path: Path, repository: Path) -> list[Move]:
-    """The moves of a journal; none where there is none, or one that nobody of us wrote."""
+    """The moves of a journal. Empty if there is no journal, or if its content is not what `write` writes."""
     try:
         return [
-            Move(_end(source, path.parent, repository), _end(target, path.parent, repository), int(inode))
+            Move(_read(source, path.parent, repository), _read(target, path.parent, repository), int(inode))
             for source, target, inode in read_json(path, _LIMIT)
         ]
     except (OSError, ValueError, TypeError):
@@ -70,12 +81,12 @@ def read(path: Path, repository: Path) -> list[Move]:
 
 
 def complete(moves: Sequence[Move]) -> bool:
-    """Whether the last of them was made: then all were."""
+    """Whether all moves were made, which the last one shows: they are made in order."""
     return not moves or moves[-1].made
 
 
 def undo(moves: Sequence[Move]) -> None:
-    """Undo those that were made, from the last one."""
+    """Undo the moves that were made, last one first."""
     for move in reversed(moves):
         if move.made and not os.path.lexists(move.source):
             move.target.rename(move.source)
@@ -96,15 +107,15 @@ def _inode(path: Path) -> int | None:
         return None
 
 
-def _told(end: Path, repository: Path) -> list[str]:
-    return ["" if end.parent == repository else end.parent.name, end.name]
+def _written(path: Path, repository: Path) -> list[str]:
+    return ["" if path.parent == repository else path.parent.name, path.name]
 
 
-def _end(told: Sequence[str], beside: Path, repository: Path) -> Path:
-    place, name = told
+def _read(written: Sequence[str], folder: Path, repository: Path) -> Path:
+    place, name = written
     if not _is_name(name) or (place and not _is_name(place)):
         raise ValueError("a journal names models, nothing else")
-    return (beside / place if place else repository) / name
+    return (folder / place if place else repository) / name
 
 
 def _is_name(text: str) -> bool:

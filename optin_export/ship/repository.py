@@ -28,7 +28,7 @@ _MOVING = "moving-"
 Writer = Callable[[Path], None]
 
 
-def office(repository: Path) -> Path:
+def private_folder(repository: Path) -> Path:
     """Where staging and the models of before are: beside the repository, never inside."""
     whole = repository.resolve()
     return whole.parent / f".{whole.name}.optin-export"
@@ -49,7 +49,7 @@ def install(repository: Path, models: Mapping[str, Writer], run: str, replace: b
             for name in models:
                 _refuse_foreign(repository / name, run)
         try:
-            staging = Path(tempfile.mkdtemp(dir=office(repository), prefix="staging-"))
+            staging = Path(tempfile.mkdtemp(dir=private_folder(repository), prefix="staging-"))
         except OSError as error:
             raise _unwritable(repository, error) from error
         try:
@@ -82,7 +82,7 @@ def roll_back(repository: Path, name: str) -> list[str]:
     with _locked(repository) as undone:
         if name in undone:
             return undone
-        kept = office(repository) / "previous"
+        kept = private_folder(repository) / "previous"
         if not (kept / name).is_dir():
             known = sorted(path.name for path in kept.glob("*")) if kept.is_dir() else []
             raise InputError(
@@ -94,12 +94,12 @@ def roll_back(repository: Path, name: str) -> list[str]:
         names = [path.name for path in sorted(kept.iterdir()) if run_of(path) == run] if run else [name]
         try:
             # Another prefix than that of what can be thrown away: these are the only copies.
-            aside = Path(tempfile.mkdtemp(dir=office(repository), prefix=_MOVING))
+            exchange = Path(tempfile.mkdtemp(dir=private_folder(repository), prefix=_MOVING))
             try:
-                _exchange(repository, names, aside)
+                _exchange(repository, names, exchange)
             finally:
                 with contextlib.suppress(OSError):  # what it still holds is put back by the next command
-                    aside.rmdir()
+                    exchange.rmdir()
         except OSError as error:
             raise _unwritable(repository, error) from error
     return names
@@ -113,40 +113,40 @@ def _swap(
     damaged: models that are not kept, so that what was kept before them stays. unchanged: models of which nothing is
     kept.
     """
-    kept = office(repository) / "previous"
+    kept = private_folder(repository) / "previous"
     with opened_folder(kept):
         pass
-    retired = Path(tempfile.mkdtemp(dir=office(repository), prefix="staging-"))
-    ways = []
+    retired = Path(tempfile.mkdtemp(dir=private_folder(repository), prefix="staging-"))
+    renames = []
     for name, folder in staged.items():
         if name in damaged:
-            ways.append((repository / name, retired / name))
+            renames.append((repository / name, retired / name))
         elif os.path.lexists(repository / name):
             if os.path.lexists(kept / name):
-                ways.append((kept / name, retired / name))
-            ways.append((repository / name, kept / name))
-        ways.append((folder, repository / name))
-    ways += [(kept / name, retired / name) for name in unchanged if os.path.lexists(kept / name)]
+                renames.append((kept / name, retired / name))
+            renames.append((repository / name, kept / name))
+        renames.append((folder, repository / name))
+    renames += [(kept / name, retired / name) for name in unchanged if os.path.lexists(kept / name)]
     try:
-        journal.carry_out(office(repository) / journal.NAME, repository, ways)
+        journal.carry_out(private_folder(repository) / journal.NAME, repository, renames)
     finally:
         shutil.rmtree(retired, ignore_errors=True)
 
 
-def _exchange(repository: Path, names: Sequence[str], aside: Path) -> None:
-    """Models in the repository and those kept under the same names change places, by way of the folder `aside`."""
-    kept, ways = office(repository) / "previous", []
+def _exchange(repository: Path, names: Sequence[str], exchange: Path) -> None:
+    """Models in the repository and those kept under the same names change places, by way of the folder `exchange`."""
+    kept, renames = private_folder(repository) / "previous", []
     for name in names:
-        ways.append((kept / name, aside / name))
+        renames.append((kept / name, exchange / name))
         if os.path.lexists(repository / name):
-            ways.append((repository / name, kept / name))
-        ways.append((aside / name, repository / name))
-    journal.carry_out(office(repository) / journal.NAME, repository, ways)
+            renames.append((repository / name, kept / name))
+        renames.append((exchange / name, repository / name))
+    journal.carry_out(private_folder(repository) / journal.NAME, repository, renames)
 
 
 def put_in_order(repository: Path) -> None:
     """What a killed change of a repository has left half-renamed is as it was before; nothing where there is none."""
-    if os.path.lexists(office(repository) / journal.NAME):
+    if os.path.lexists(private_folder(repository) / journal.NAME):
         with _locked(repository):
             pass
 
@@ -179,7 +179,7 @@ def _locked(repository: Path) -> Iterator[list[str]]:
     Neither the repository's own name, where it lies in a run, nor anything beside it may be a link: what is deleted
     and moved there is ours.
     """
-    place = office(repository)
+    place = private_folder(repository)
     with contextlib.ExitStack() as stack:
         try:
             with opened_folder(repository):  # not through a link inside a run folder
@@ -216,7 +216,7 @@ def _tidy(repository: Path) -> list[str]:
     Returns the models of a shipment that was half renamed. What a rollback was moving without a journal, as earlier
     versions did, goes to where there is room for it.
     """
-    place = office(repository)
+    place = private_folder(repository)
     note = place / journal.NAME
     moves, undone = journal.read(note, repository), []
     if not journal.complete(moves):
@@ -249,7 +249,7 @@ def _unwritable(repository: Path, error: OSError) -> EnvironmentLacks:
 def remove(repository: Path) -> None:
     """Delete a run's own repository, with what was kept beside it; a link in its place as a link."""
     if not repository.is_symlink():
-        discard(office(repository))
+        discard(private_folder(repository))
     discard(repository)
 
 

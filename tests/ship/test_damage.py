@@ -13,7 +13,7 @@ import pytest
 
 from optin_export import cli
 from optin_export.files import sha256_file
-from optin_export.ship.repository import install, office, roll_back
+from optin_export.ship.repository import install, private_folder, roll_back
 from tests.ship.test_repository import contents, place, writer  # noqa: F401 - a fixture
 
 
@@ -80,7 +80,7 @@ def test_repaired_by_the_command(run: Path, tmp_path: Path, capsys: pytest.Captu
 def test_what_a_killed_shipment_left(at: str, place: Path) -> None:  # noqa: F811
     """The next one tidies up; a model that was on its way is put where there is room for it."""
     install(place, {"m": writer("2")}, "a")
-    around = office(place)
+    around = private_folder(place)
     if at == "staged":
         shutil.copytree(place / "m", around / "staging-x" / "m")
     elif at == "swapped":
@@ -101,7 +101,7 @@ def test_what_a_killed_shipment_left(at: str, place: Path) -> None:  # noqa: F81
 
 def test_a_rollback_that_was_killed_at_its_end(place: Path) -> None:  # noqa: F811
     install(place, {"m": writer("2")}, "a")
-    around = office(place)
+    around = private_folder(place)
     (around / "moving-x").mkdir()
     (around / "previous" / "m").rename(around / "moving-x" / "m")
     (place / "m").rename(around / "previous" / "m")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from optin_export.ship import journal
-from optin_export.ship.repository import install, office, put_in_order, roll_back
+from optin_export.ship.repository import install, private_folder, put_in_order, roll_back
 from tests.ship.test_repository import contents, place, writer  # noqa: F401 - a fixture
 
 
@@ -47,7 +47,7 @@ def test_a_shipment_that_is_killed_and_repeated(at: int, place: Path) -> None:  
     assert killed(at, lambda: install(place, models("3"), "a")) == (at <= 6)
     install(place, models("3"), "a")
     assert contents(place) == {"m": "3", "m-base": "3b"}
-    assert sorted(path.name for path in office(place).iterdir()) == ["lock", "previous"]
+    assert sorted(path.name for path in private_folder(place).iterdir()) == ["lock", "previous"]
     assert roll_back(place, "m") == ["m", "m-base"]
     assert contents(place) == {"m": "2", "m-base": "2b"}
 
@@ -68,18 +68,18 @@ def test_a_rollback_that_is_killed_and_repeated(at: int, place: Path) -> None:  
     assert killed(at, lambda: roll_back(place, "m"))
     assert roll_back(place, "m") == ["m", "m-base"]
     assert contents(place) == {"m": "1", "m-base": "b"}
-    assert contents(office(place) / "previous") == {"m": "2", "m-base": "2b"}
+    assert contents(private_folder(place) / "previous") == {"m": "2", "m-base": "2b"}
 
 
 def test_another_command_puts_it_in_order(place: Path) -> None:  # noqa: F811
     put_in_order(place)
     install(place, models("2"), "a")
     assert killed(5, lambda: install(place, models("3"), "a"))
-    assert (office(place) / journal.NAME).exists()
+    assert (private_folder(place) / journal.NAME).exists()
     put_in_order(place)
     assert contents(place) == {"m": "2", "m-base": "2b"}
-    assert contents(office(place) / "previous") == {"m": "1", "m-base": "b"}
-    assert sorted(path.name for path in office(place).iterdir()) == ["lock", "previous"]
+    assert contents(private_folder(place) / "previous") == {"m": "1", "m-base": "b"}
+    assert sorted(path.name for path in private_folder(place).iterdir()) == ["lock", "previous"]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_another_command_puts_it_in_order(place: Path) -> None:  # noqa: F811
 def test_a_journal_of_somebody_else_moves_nothing(told: str, place: Path) -> None:  # noqa: F811
     outside = place.parent / "outside"
     outside.mkdir()
-    (office(place) / journal.NAME).write_text(told.replace('"INODE"', str(outside.stat().st_ino)))
+    (private_folder(place) / journal.NAME).write_text(told.replace('"INODE"', str(outside.stat().st_ino)))
     put_in_order(place)
     assert outside.is_dir() and contents(place) == {"m": "1", "m-base": "b"}
-    assert not (office(place) / journal.NAME).exists()
+    assert not (private_folder(place) / journal.NAME).exists()

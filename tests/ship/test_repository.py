@@ -13,7 +13,7 @@ import pytest
 from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.ship import repository
 from optin_export.ship.manifest import write_manifest
-from optin_export.ship.repository import install, office, roll_back
+from optin_export.ship.repository import install, private_folder, roll_back
 from optin_export.ship.verify import check_folder
 
 
@@ -42,7 +42,7 @@ def test_only_models_are_inside_and_servers_may_read_them(place: Path) -> None:
     assert sorted(path.name for path in place.iterdir()) == ["m", "m-base"]
     assert (place / "m").stat().st_mode & 0o777 == 0o755
     assert (place / "m" / "1" / "model.onnx").stat().st_mode & 0o777 == 0o644
-    assert [path.name for path in office(place).glob("staging-*")] == []
+    assert [path.name for path in private_folder(place).glob("staging-*")] == []
     assert check_folder(place) == {"m": [], "m-base": []}
 
 
@@ -128,7 +128,7 @@ def test_an_interrupt_while_writing_leaves_nothing(place: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         install(place, {"m": write}, "a")
-    assert contents(place) == {"m": "1", "m-base": "b"} and not list(office(place).glob("staging-*"))
+    assert contents(place) == {"m": "1", "m-base": "b"} and not list(private_folder(place).glob("staging-*"))
 
 
 def test_a_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_a_really_full_disk(small_disk: Callable[[str], Path]) -> None:
         install(disk / "models", {"m": writer("2"), "big": writer("x" * 100_000)}, "a")
     assert contents(disk / "models") == {"m": "1"}
     assert check_folder(disk / "models") == {"m": []}
-    assert not list(office(disk / "models").glob("staging-*"))
+    assert not list(private_folder(disk / "models").glob("staging-*"))
     with pytest.raises(InputError, match="file system of its own"):
         install(disk, {"m": writer("1")}, "a")
 
