@@ -7,10 +7,11 @@ import numpy as np
 import timm
 import torch
 
-from optin_export.families import find_structure
+from optin_export.data import Batch
+from optin_export.models import wrap
 from optin_export.recipe import Budget, PruneSection
 from optin_export.scoring import score
-from optin_export.sources import Batch, wrap
+from optin_export.units import find_structure
 
 torch.manual_seed(0)
 network = timm.create_model(

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from optin_export.families import count_macs, count_params, find_structure, measure_costs
+from optin_export.data import load_sources
 from optin_export.recipe import Budget, load_recipe
+from optin_export.repair import operate
 from optin_export.scoring import score
 from optin_export.search import find_plan
-from optin_export.sources import load_sources
-from optin_export.surgery import operate
+from optin_export.units import count_macs, count_params, find_structure, measure_costs
 
 ROOT = Path(__file__).parent.parent
 few = ["data.calibration.samples=64", "prune.probes=16", "prune.score_samples=32"]

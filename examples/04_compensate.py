@@ -5,13 +5,14 @@ The repair is least squares on unlabelled calibration rows, layer by layer; no g
 
 from pathlib import Path
 
-from optin_export.families import find_structure, measure_costs
+from optin_export.data import load_sources
 from optin_export.measure import accuracy_of
+from optin_export.models import as_function
 from optin_export.recipe import Budget, load_recipe
+from optin_export.repair import operate
 from optin_export.scoring import score
 from optin_export.search import find_plan
-from optin_export.sources import as_function, load_sources
-from optin_export.surgery import operate
+from optin_export.units import find_structure, measure_costs
 
 ROOT = Path(__file__).parent.parent
 few = ["data.calibration.samples=128", "data.evaluation.samples=300", "prune.probes=16", "prune.score_samples=32"]

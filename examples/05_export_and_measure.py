@@ -11,15 +11,16 @@ import numpy as np
 import torch
 import transformers
 
+from optin_export.data import Batch
 from optin_export.engines import build, load
 from optin_export.export import export_onnx
-from optin_export.families import find_structure, measure_costs
 from optin_export.measure import measure_latency
+from optin_export.models import wrap
 from optin_export.recipe import Budget, PruneSection, Target
+from optin_export.repair import operate
 from optin_export.scoring import score
 from optin_export.search import find_plan
-from optin_export.sources import Batch, wrap
-from optin_export.surgery import operate
+from optin_export.units import find_structure, measure_costs
 
 out = Path(os.environ.get("OUT", "runs/examples")) / "bert"
 torch.manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import optin_export
-from optin_export.families import Family, Producer, UnitGroup, register
+from optin_export.units import Family, Producer, UnitGroup, register
 
 
 class MixerBlock(nn.Module):

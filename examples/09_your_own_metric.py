@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from optin_export.families import find_structure, measure_costs
+from optin_export.data import load_sources
 from optin_export.measure import METRICS, Metric, evaluate, predict
+from optin_export.models import as_function
 from optin_export.recipe import Budget, load_recipe
+from optin_export.repair import operate
 from optin_export.scoring import score
 from optin_export.search import find_plan
-from optin_export.sources import as_function, load_sources
-from optin_export.surgery import operate
+from optin_export.units import find_structure, measure_costs
 
 
 def among_two(outputs: np.ndarray, labels: Sequence[Any], inputs: Mapping[str, np.ndarray]) -> np.ndarray:

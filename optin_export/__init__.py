@@ -13,15 +13,15 @@ __version__ = "0.1.0"
 __all__ = ["Report", "__version__", "load_model", "run"]
 
 if TYPE_CHECKING:
-    from optin_export.pipeline import run
+    from optin_export.pruning.checkpoint import load_model
     from optin_export.report.schema import Report
-    from optin_export.surgery.architecture import load_model
+    from optin_export.stages.pipeline import run
 
 
 def __getattr__(name: str) -> Any:
     # Lazy: `optin-export --dry-run` and `--help` must not wait seconds for torch.
     if name == "run":
-        from optin_export.pipeline import run
+        from optin_export.stages.pipeline import run
 
         return run
     if name == "Report":
@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
 
         return Report
     if name == "load_model":
-        from optin_export.surgery.architecture import load_model
+        from optin_export.pruning.checkpoint import load_model
 
         return load_model
     raise AttributeError(f"module 'optin_export' has no attribute {name!r}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from optin_export.errors import InputError
-from optin_export.opening import open_regular
+from optin_export.workdir.opening import open_regular
 
 #: A compressed file that grows beyond so many bytes, and so many times its size, is a bomb rather than data.
 BOMB_BYTES, BOMB_RATIO = 256 << 20, 200

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from optin_export import families
-from optin_export.families import supported
-from optin_export.folder import STAGES
-from optin_export.ledger import ROOMS
-from optin_export.outline import outline
+from optin_export import units
+from optin_export.cli.forecast.outline import outline
 from optin_export.recipe import load_recipe
+from optin_export.units import supported
+from optin_export.workdir.cache import LAYERS
+from optin_export.workdir.run_directory import STAGES
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -109,7 +109,7 @@ def test_the_top_level_is_what_it_should_be() -> None:
 def test_families_page_names_every_family() -> None:
     page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     for family in supported():
-        if family.name not in families._registered:  # by other tests of this process
+        if family.name not in units._registered:  # by other tests of this process
             assert f"`{family.name}`" in page
 
 
@@ -123,7 +123,7 @@ def test_measured_numbers_are_those_of_the_measurement_files() -> None:
         assert (tool.PAGE.parent / figure).is_file(), "run: python tools/render_results.py"
 
 
-def test_rooms_are_the_folders_of_the_package() -> None:
+def test_layers_are_the_folders_of_the_package() -> None:
     package = ROOT / "optin_export"
     folders = {path.name for path in package.iterdir() if path.is_dir() and not path.name.startswith("_")}
-    assert folders - {"commands", "steps", "cluster", "sentence"} == set(ROOMS)
+    assert folders - {"cli", "stages", "distributed", "workdir", "sentence"} == set(LAYERS)

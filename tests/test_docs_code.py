@@ -19,10 +19,10 @@ import yaml
 
 import optin_export
 from optin_export import cli
-from optin_export.commands import COMMANDS, parser_of
-from optin_export.commands._gates import GatesFile
-from optin_export.folder import CONTENTS
+from optin_export.cli import COMMANDS, parser_of
+from optin_export.cli._gates import GatesFile
 from optin_export.recipe import load_recipe
+from optin_export.workdir.run_directory import CONTENTS
 from tests.conftest import ROOT, sentences
 from tests.docs_blocks import OUTPUT, PAGES, REASON, Block, arguments_of, blocks_of, commands_of, is_plain, unfenced
 from tests.shortly import measure_shortly
@@ -259,7 +259,7 @@ def test_every_file_of_a_run_is_described(given: Path) -> None:
     """docs/reference/run-folder.md is written from CONTENTS; a run holds nothing that it does not name."""
     import fnmatch
 
-    from optin_export import housekeeping
+    from optin_export.workdir import cleanup
 
     run = given / "runs" / "quickstart"
     files = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
@@ -267,4 +267,4 @@ def test_every_file_of_a_run_is_described(given: Path) -> None:
     assert not unknown
     met = {pattern for pattern in CONTENTS if fnmatch.filter(files, pattern)}
     assert {"scores/scores.safetensors", "onnx/pruned.onnx", "measure/latency.json", "triton/*", ".stages/*"} <= met
-    assert {pattern.partition("/")[0] for pattern in CONTENTS} == set(housekeeping._OURS)
+    assert {pattern.partition("/")[0] for pattern in CONTENTS} == set(cleanup._OURS)

@@ -104,7 +104,7 @@ def test_wheel_and_sdist_build_install_and_run(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
     subprocess.run([*pip, "--target", str(site), str(wheel)], check=True, capture_output=True)
     (site / "zz_others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
-    code = "import sys, optin_export.cli as cli; sys.exit(cli.main())"
+    code = "import sys, optin_export.cli.app as cli; sys.exit(cli.main())"
 
     def installed(*words: str) -> str:
         line = [str(place / "bin" / "python"), "-P", "-c", code, *words]

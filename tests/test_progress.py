@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from optin_export import cli
-from optin_export.folder import STAGES
 from optin_export.progress import JsonLines, LiveBars, PlainLines, Quiet, choose
+from optin_export.workdir.run_directory import STAGES
 from tests.conftest import Make
 
 

@@ -13,14 +13,14 @@ import yaml
 from PIL import Image
 
 import optin_export
-from optin_export.families import find_structure
-from optin_export.folder import STAGES
-from optin_export.outline import outline
+from optin_export.cli.forecast.outline import outline
+from optin_export.data import load_sources
 from optin_export.recipe import Recipe, load_recipe
 from optin_export.report.schema import Report
-from optin_export.sources import load_sources
+from optin_export.units import find_structure
+from optin_export.workdir.run_directory import STAGES
 from tests.conftest import ROOT, sentences, two_tower_folder
-from tests.families.models import MODELS
+from tests.units.models import MODELS
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 NAMES = [path.relative_to(ROOT / "recipes").with_suffix("").as_posix() for path in RECIPES]

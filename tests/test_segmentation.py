@@ -15,18 +15,19 @@ from torch.nn import functional as F
 
 import optin_export
 from optin_export import engines
+from optin_export.data import LabelMaps, load_sources
+from optin_export.data.readers import load_examples
 from optin_export.errors import InputError
 from optin_export.export import export_onnx
 from optin_export.export.sampling import sample
-from optin_export.families import find_structure, get_module
 from optin_export.measure.metrics import METRICS
+from optin_export.models import IGNORED, wrap
+from optin_export.models.tasks import SegmentationModel
 from optin_export.recipe import Target, validate
 from optin_export.recipe.schema import Evaluation
-from optin_export.sources import IGNORED, LabelMaps, load_sources, wrap
-from optin_export.sources.data import load_examples
-from optin_export.sources.tasks import SegmentationModel
+from optin_export.units import find_structure, get_module
 from tests.conftest import Make, enlarge
-from tests.families.models import inputs_for, small_model
+from tests.units.models import inputs_for, small_model
 
 SIZE, CLASSES = (40, 48), 5
 
@@ -51,7 +52,7 @@ def segformer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random SegFormer with its image processor."""
     import transformers
 
-    from tests.families.models_segmentation import SEGFORMER
+    from tests.units.models_segmentation import SEGFORMER
 
     folder = tmp_path_factory.mktemp("segformer")
     config = transformers.SegformerConfig(**{**SEGFORMER, "num_channels": 3}, num_labels=CLASSES)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import optin_export
+from optin_export.data import load_sources
 from optin_export.measure import accuracy_of
+from optin_export.models import IGNORED, as_function
 from optin_export.recipe import validate
-from optin_export.sources import IGNORED, as_function, load_sources
 from tests.textmodels import TASKS, recipe_for, save_small, spoken
 
 pytest.importorskip("onnxruntime")

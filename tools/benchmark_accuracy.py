@@ -29,11 +29,12 @@ import numpy as np
 import torch
 from accuracy_cases import CASES, recipe_of, trained_on
 
-from optin_export import families, scoring, search, surgery
+from optin_export import repair, scoring, search, units
+from optin_export.data import Sources, load_sources, read_data
 from optin_export.environment import describe
 from optin_export.measure import evaluate, predict
+from optin_export.models import TaskModel, as_function
 from optin_export.recipe import Budget
-from optin_export.sources import Sources, TaskModel, as_function, load_sources, read_data
 
 __all__ = ["CASES", "Bench", "recipe_of"]
 
@@ -56,8 +57,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.model = self.sources.model
-        self.structure = families.find_structure(self.model)
-        self.costs = families.measure_costs(self.model, self.structure, self.sources.fixed(1))
+        self.structure = units.find_structure(self.model)
+        self.costs = units.measure_costs(self.model, self.structure, self.sources.fixed(1))
         examples, evaluation = self.sources.evaluation_examples, self.sources.evaluation()
         assert examples is not None and evaluation is not None
         self.texts = trained_on(self.sources.recipe.name)
@@ -92,11 +93,11 @@ class Bench:
 
     def curves(self, scores: scoring.Scores) -> dict[str, np.ndarray]:
         """The loss curves of `allocation: joint`, one loss per point."""
-        return surgery.combined(self.measured_curves(scores), self.model.output_kind)
+        return repair.combined(self.measured_curves(scores), self.model.output_kind)
 
     def measured_curves(self, scores: scoring.Scores) -> dict[str, np.ndarray]:
         """The same with both terms apart."""
-        return surgery.loss_curves(
+        return repair.loss_curves(
             self.model,
             self.structure,
             scores.values,
@@ -109,8 +110,8 @@ class Bench:
         )
 
     @cached_property
-    def weights(self) -> surgery.Weights:
-        return surgery.sensitivities(self.model, self.structure, self.sources.calibration, self.sources.recipe.seed)
+    def weights(self) -> repair.Weights:
+        return repair.sensitivities(self.model, self.structure, self.sources.calibration, self.sources.recipe.seed)
 
     @property
     def least(self) -> dict[str, int]:
@@ -126,7 +127,7 @@ class Bench:
         start = time.perf_counter()
         if repair == "gauss-newton" and self.last is not None and self.last[0] == plan:
             dense, seconds = copy.deepcopy(self.last[1]), self.last[2]
-            surgery.refine(
+            repair.refine(
                 self.model,
                 dense,
                 self.structure,
@@ -135,7 +136,7 @@ class Bench:
                 seed=self.sources.recipe.seed,
             )
             return dense, seconds + time.perf_counter() - start
-        operation = surgery.operate(
+        operation = repair.operate(
             self.model,
             self.structure,
             plan,
@@ -177,7 +178,7 @@ def measure(
         bench = Bench(load_sources(recipe_of(case, seed)))
         done: dict[str, tuple[scoring.Scores, float]] = {}
         curves: dict[str, tuple[dict[str, np.ndarray], float]] = {}
-        for scorer, repair, budget in wanted:
+        for scorer, method_of_repair, budget in wanted:
             method, _, allocation = scorer.partition("/")
             if method not in done:
                 done[method] = bench.score(method)
@@ -187,10 +188,10 @@ def measure(
                 curves[method] = bench.curves(scores), time.perf_counter() - start
             found, curves_seconds = curves[method] if allocation != "additive" else (None, 0.0)
             plan = bench.plan(scores, budget, found)
-            dense, repair_seconds = bench.operate(plan, repair)
+            dense, repair_seconds = bench.operate(plan, method_of_repair)
             row = {
                 "scorer": scorer,
-                "repair": repair,
+                "repair": method_of_repair,
                 "budget": budget,
                 "seed": seed,
                 **bench.compared(dense),

@@ -28,15 +28,16 @@ import numpy as np
 import timm
 import torch
 
-from optin_export.cluster.ray_session import Options, Session
+from optin_export.data import Batch
+from optin_export.distributed.ray_session import Options, Session
 from optin_export.environment import describe
-from optin_export.families import find_structure
+from optin_export.models import TaskModel
+from optin_export.models.tasks import wrap
 from optin_export.recipe import Budget, PruneSection
 from optin_export.scoring import Map, Partial, Shard, Spread, score
 from optin_export.scoring.optin import Scorer
 from optin_export.scoring.shards import Work
-from optin_export.sources import Batch, TaskModel
-from optin_export.sources.tasks import wrap
+from optin_export.units import find_structure
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "scale.json"
 BATCHES, SAMPLES, PROBES, SIZE = 4, 8, 16, 64

@@ -26,13 +26,14 @@ import torch
 from benchmark_accuracy import recipe_of
 from scipy.stats import spearmanr
 
+from optin_export.data import Batch, load_sources
 from optin_export.environment import describe
-from optin_export.families import find_structure
+from optin_export.models import TaskModel
+from optin_export.models.tasks import wrap
 from optin_export.scoring.exact import exact_losses
 from optin_export.scoring.optin import observe_all
 from optin_export.scoring.sketch import Sketch
-from optin_export.sources import Batch, TaskModel, load_sources
-from optin_export.sources.tasks import wrap
+from optin_export.units import find_structure
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "scoring.json"
 SENTENCES, ROWS, PROBES = 24, 768, 16

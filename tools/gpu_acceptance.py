@@ -118,12 +118,12 @@ def models_of(case: Case, ratios: tuple[float, ...]) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from optin_export.families import find_structure
+    from optin_export.models import build
+    from optin_export.pruning.rebuild import rebuild
     from optin_export.recipe import Budget, TokensSection
+    from optin_export.repair import scheduled
     from optin_export.search import find_plan
-    from optin_export.sources import build
-    from optin_export.surgery import scheduled
-    from optin_export.surgery.rebuild import rebuild
+    from optin_export.units import find_structure
 
     torch.manual_seed(0)
     base = build(case.architecture)
@@ -166,12 +166,13 @@ def _score(case: Case, autocast: str | None, device: str, quick: bool) -> dict[s
     import numpy as np
     import torch
 
-    from optin_export.families import find_structure
+    from optin_export.data import Batch
+    from optin_export.models import build
     from optin_export.recipe import PruneSection
     from optin_export.scoring import score
     from optin_export.scoring.exact import exact_losses
     from optin_export.scoring.optin import observe_all
-    from optin_export.sources import Batch, build
+    from optin_export.units import find_structure
 
     torch.manual_seed(0)
     model = build(case.architecture).to(device)
@@ -377,8 +378,8 @@ def _failing(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def run_part(part: str, seconds: float, quick: bool, out: Path) -> None:
     """In a process of its own: write every entry to `out` as soon as it is there."""
-    from optin_export.files import write_text
     from optin_export.measure import latency
+    from optin_export.workdir.files import write_text
 
     latency.BLOCKS = latency.MAX_BLOCKS = BLOCKS
     latency.BLOCK_SECONDS, latency.WARM_UP_SECONDS, latency.ATTEMPTS = BLOCK_SECONDS, WARM_UP_SECONDS, 1
@@ -412,7 +413,7 @@ def main() -> None:
         return
     from optin_export.engines import gpu_name
     from optin_export.environment import describe
-    from optin_export.files import write_text
+    from optin_export.workdir.files import write_text
 
     gpu = gpu_name()
     if gpu is None and not options.quick:

@@ -16,8 +16,8 @@ from kills_forked import Forked
 from kills_process import CODE, Victim, made_old, strange, verified
 from short_measuring import settings
 
-from optin_export.files import HALF_WRITTEN
-from optin_export.folder import STAGES, leftovers
+from optin_export.workdir.files import HALF_WRITTEN
+from optin_export.workdir.run_directory import STAGES, leftovers
 
 #: The command before its first event, and the stages.
 PHASES = ("starting", *STAGES)

@@ -10,15 +10,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from optin_export.cli import recipe_parser
-from optin_export.commands import COMMANDS, parser_of
-from optin_export.commands._gates import GatesFile
+from optin_export.cli import COMMANDS, parser_of
+from optin_export.cli._gates import GatesFile
+from optin_export.cli.app import recipe_parser
 from optin_export.errors import EXIT_CODES
-from optin_export.folder import CONTENTS, STAGES
+from optin_export.pruning import Architecture
 from optin_export.recipe.manual import Described, describe_fields
 from optin_export.report.schema import Report
 from optin_export.search import Plan
-from optin_export.surgery import Architecture
+from optin_export.workdir.run_directory import CONTENTS, STAGES
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
 NOTE = "<!-- written by tools/make_reference.py: change the code, not this page -->"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from optin_export.commands._gates import GatesFile
+from optin_export.cli._gates import GatesFile
+from optin_export.pruning import Architecture
 from optin_export.recipe import Recipe
 from optin_export.recipe.manual import schema_text
 from optin_export.report.schema import Report
 from optin_export.search import Plan
-from optin_export.surgery import Architecture
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
 MODELS: dict[str, type[BaseModel]] = {

@@ -20,14 +20,14 @@ from unittest import mock
 
 from benchmark_accuracy import CASES, Bench, recipe_of
 
-from optin_export import families, surgery
+from optin_export import repair, units
+from optin_export.data import load_sources
 from optin_export.environment import describe
-from optin_export.sources import load_sources
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "ablation.json"
 #: The module; in the package its name stands for the function.
-REPAIR = sys.modules[surgery.compensate.__module__]
-ROWS = sys.modules[families.input_rows.__module__]
+REPAIR = sys.modules[repair.compensate.__module__]
+ROWS = sys.modules[units.input_rows.__module__]
 FEW_ROWS = 64
 MORE_ROUNDS, MORE_POSITIONS, ALL_IMAGES = 6, 256, 5000
 
@@ -46,7 +46,7 @@ def variants(case: str, seed: int, budget: float) -> dict[str, Callable[[], dict
     short = recipe.prune.model_copy(update={"curve_samples": FEW_ROWS})
     few = Bench(load_sources(recipe.model_copy(update={"prune": short})))
     few.weights = bench.weights
-    equal = surgery.Weights([{} for _ in bench.sources.calibration])
+    equal = repair.Weights([{} for _ in bench.sources.calibration])
 
     def patched(name: str, value: object) -> Callable[[], dict[str, Any]]:
         def run() -> dict[str, Any]:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from optin_export.environment import describe
-from optin_export.files import write_json
+from optin_export.workdir.files import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "docs" / "measurements" / "studies" / "attacks.json"

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from optin_export.environment import describe
-from optin_export.files import write_json
 from optin_export.measure.doubts import MOST_EFFICIENCY
 from optin_export.report.schema import Report, read_report
+from optin_export.workdir.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "docs" / "measurements" / "studies" / "busy.json"

@@ -19,10 +19,10 @@ from typing import Any
 
 from benchmark_accuracy import CASES, Bench, recipe_of
 
-from optin_export import surgery
+from optin_export import repair
+from optin_export.data import load_sources
 from optin_export.environment import describe
 from optin_export.recipe import FinetuneSection
-from optin_export.sources import load_sources
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "finetune.json"
 
@@ -50,7 +50,7 @@ def main() -> None:
                 section = FinetuneSection(steps=steps, learning_rate=args.learning_rate)
                 training, held_out = bench.sources.training()
                 start = time.perf_counter()
-                model, tuned = surgery.fine_tune(bench.model, repaired, training, held_out, section, seed=args.seed)
+                model, tuned = repair.fine_tune(bench.model, repaired, training, held_out, section, seed=args.seed)
                 facts = {"seconds": round(time.perf_counter() - start)}
                 facts |= {key: tuned.to_json()[key] for key in ("before", "after", "note")}
             rows = [old for old in rows if any(old[name] != value for name, value in row.items())]

@@ -27,9 +27,9 @@ from pathlib import Path
 import numpy as np
 
 from optin_export.environment import describe
-from optin_export.files import write_json
 from optin_export.measure import latency
 from optin_export.measure.rounds import Speedup, speedup_of
+from optin_export.workdir.files import write_json
 
 TRUTH = 1.8
 CALLS = 10

@@ -22,11 +22,11 @@ import torch
 from benchmark_accuracy import CASES, Bench, recipe_of
 
 from optin_export import search
+from optin_export.data import load_sources
+from optin_export.data.batches import Batch
 from optin_export.environment import describe
 from optin_export.scoring.optin import observe_all
 from optin_export.scoring.sketch import Sketch
-from optin_export.sources import load_sources
-from optin_export.sources.batches import Batch
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "joint_selection.json"
 PROBES = 16

@@ -31,7 +31,7 @@ from kills_shipments import undisturbed as undisturbed_shipments
 from short_measuring import SETTINGS, SHORT
 
 from optin_export.environment import describe
-from optin_export.files import write_json
+from optin_export.workdir.files import write_json
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "kills.json"
 

@@ -28,13 +28,14 @@ import numpy as np
 import torch
 from benchmark_accuracy import CASES, Bench, recipe_of
 
-from optin_export import engines, measure, search, surgery
+from optin_export import engines, measure, pruning, search
+from optin_export.data import load_sources
 from optin_export.environment import describe
 from optin_export.export import export_onnx
+from optin_export.models import TaskModel
 from optin_export.recipe import Budget, Target
 from optin_export.search import LatencyTable, Plan
-from optin_export.sources import TaskModel, load_sources
-from optin_export.steps import trials
+from optin_export.stages import latency_trials
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "latency.json"
 TARGET = Target()  # onnxruntime, one CPU thread
@@ -93,7 +94,7 @@ class Study:
 
     def shaped(self, plan: Plan) -> TaskModel:
         inputs = self.bench.sources.fixed(2)
-        return surgery.rebuild(self.bench.model, self.bench.structure, plan.groups, inputs)[0]
+        return pruning.rebuild(self.bench.model, self.bench.structure, plan.groups, inputs)[0]
 
     def timed(self, models: dict[str, TaskModel]) -> measure.Interleaved:
         """Engines of these models, and of the unpruned one, interleaved in a process of its own."""
@@ -155,8 +156,8 @@ def measure_table(folder: Path, case: str, seed: int, batch: int) -> None:
     """Write table.json."""
     bench = Bench(load_sources(recipe_of(case, seed)))
     align = {group.key: group.step(bench.sources.recipe.prune.align) for group in bench.structure.groups}
-    trial = trials.Trials(bench.sources, bench.structure, TARGET, batch, folder / "trials")
-    table = trials.measure_table(trial, bench.costs, align, bench.least, seed, lambda done, total: None)
+    trial = latency_trials.Trials(bench.sources, bench.structure, TARGET, batch, folder / "trials")
+    table = latency_trials.measure_table(trial, bench.costs, align, bench.least, seed, lambda done, total: None)
     (folder / "table.json").write_text(table.model_dump_json(indent=1))
 
 

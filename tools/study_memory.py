@@ -44,15 +44,16 @@ def one(stage: str, rows: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from optin_export import scoring, spill, surgery
-    from optin_export.families import find_structure
+    from optin_export import pruning, scoring
+    from optin_export.data import load_sources
     from optin_export.recipe import validate
+    from optin_export.repair.sequential import compensate
     from optin_export.search import GroupPlan
-    from optin_export.sources import load_sources
-    from optin_export.surgery.compensate import compensate
+    from optin_export.units import find_structure
+    from optin_export.workdir import disk_offload
 
     torch.set_num_threads(1)
-    spill.IN_MEMORY = SPILL
+    disk_offload.IN_MEMORY = SPILL
     with tempfile.TemporaryDirectory() as folder:
         images = np.random.default_rng(0).integers(0, 256, (rows, 32, 32), dtype=np.uint8)
         np.savez(Path(folder) / "images.npz", images=images)
@@ -81,7 +82,7 @@ def one(stage: str, rows: int) -> dict[str, Any]:
         if stage == "scoring":
             scoring.score(sources.model, structure, batches, sources.recipe.prune, 0, lambda done, total: None)
         else:
-            dense, smaller = surgery.rebuild(sources.model, structure, plan, sources.fixed(2))
+            dense, smaller = pruning.rebuild(sources.model, structure, plan, sources.fixed(2))
             compensate(sources.model, dense, structure, smaller, plan, batches, only_scale=False, seed=0)
         return {"stage": stage, "rows": rows, "row_bytes": held, "bytes": peak() - before}
 
@@ -110,7 +111,7 @@ def measure() -> dict[str, Any]:
     import timm.data  # noqa: F401 - before the forks
     import torch_pruning  # noqa: F401
 
-    import optin_export.pipeline  # noqa: F401
+    import optin_export.stages.pipeline  # noqa: F401
     from optin_export.environment import describe
 
     points = []

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from benchmark_accuracy import CASES, Bench, recipe_of
 
-from optin_export import scoring, search, surgery
+from optin_export import repair, scoring, search
+from optin_export.data import load_sources
 from optin_export.environment import describe
-from optin_export.sources import load_sources
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "orders.json"
 Curves = dict[str, np.ndarray]
@@ -28,7 +28,7 @@ Curves = dict[str, np.ndarray]
 def on_one_scale(measured: dict[str, Curves], output_kind: str) -> dict[str, Curves]:
     """{scorer: curves}, combined with the same weights of trajectory and output for all scorers."""
     joined = {f"{scorer}/{key}": curve for scorer, curves in measured.items() for key, curve in curves.items()}
-    combined = surgery.combined(joined, output_kind)
+    combined = repair.combined(joined, output_kind)
     return {scorer: {key: combined[f"{scorer}/{key}"] for key in curves} for scorer, curves in measured.items()}
 
 

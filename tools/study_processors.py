@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from safetensors.numpy import load_file
 
+from optin_export.data import load_sources
 from optin_export.environment import describe
 from optin_export.measure import accuracy_of
+from optin_export.models import TaskModel, as_function
+from optin_export.pruning import load_model
 from optin_export.recipe import load_recipe
 from optin_export.search import Plan
-from optin_export.sources import TaskModel, as_function, load_sources
-from optin_export.surgery import load_model
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "processors.json"
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}

@@ -21,10 +21,10 @@ import numpy as np
 from benchmark_accuracy import CASES, Bench, recipe_of
 
 from optin_export import search
+from optin_export.data import load_sources
 from optin_export.environment import describe
 from optin_export.recipe import Budget
-from optin_export.sources import load_sources
-from optin_export.steps.rounds import choose_in_rounds
+from optin_export.stages.rounds import choose_in_rounds
 
 Arrays = Mapping[str, np.ndarray]
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "rounds.json"

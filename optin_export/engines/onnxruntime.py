@@ -20,8 +20,9 @@ from optin_export.engines import _device as devices
 from optin_export.engines._device import Launch, Tensors
 from optin_export.engines._unsigned import shift_activations
 from optin_export.errors import EnvironmentLacks, ParityError, missing_package
-from optin_export.files import Scratch
-from optin_export.onnx_files import (
+from optin_export.recipe import Target
+from optin_export.workdir.files import Scratch
+from optin_export.workdir.onnx_files import (
     SMALL,
     atomic_graph,
     copy_graph,
@@ -31,7 +32,6 @@ from optin_export.onnx_files import (
     is_external,
     save_graph,
 )
-from optin_export.recipe import Target
 
 SOURCE = SUFFIX = ".onnx"
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}

@@ -26,8 +26,8 @@ from optin_export.engines._device import Launch, Tensors
 from optin_export.engines._tensorrt_network import Shapes
 from optin_export.errors import EnvironmentLacks, ParityError, missing_package
 from optin_export.export.graph_file import read_graph
-from optin_export.files import atomic_path, read_checked, read_json, sha256_file, write_checked, write_json
 from optin_export.recipe import Target
+from optin_export.workdir.files import atomic_path, read_checked, read_json, sha256_file, write_checked, write_json
 
 SOURCE, SUFFIX = ".onnx", ".plan"
 _MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}

@@ -20,8 +20,8 @@ from optin_export.engines import _device as devices
 from optin_export.engines._device import Launch, Tensors
 from optin_export.environment import variable
 from optin_export.errors import EnvironmentLacks, ParityError
-from optin_export.files import atomic_path
 from optin_export.recipe import Target
+from optin_export.workdir.files import atomic_path
 
 SOURCE = SUFFIX = ".pt2"
 #: What a node of a program may call, and the files of what it holds: of other objects torch reads plain pickles.

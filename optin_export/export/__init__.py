@@ -22,8 +22,8 @@ from optin_export.export.graph_file import read_graph
 from optin_export.export.precision import Converted, convert, converters
 from optin_export.export.program import export_program
 from optin_export.export.sampling import sampling_by_gather
-from optin_export.onnx_files import MAX_BYTES, atomic_graph, graph_bytes
-from optin_export.sources import Inputs, TaskModel
+from optin_export.models import Inputs, TaskModel
+from optin_export.workdir.onnx_files import MAX_BYTES, atomic_graph, graph_bytes
 
 __all__ = ["OPSET", "Converted", "Exported", "convert", "converters", "export_onnx", "export_program", "read_graph"]
 

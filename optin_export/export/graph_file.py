@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from optin_export.errors import InputError
-from optin_export.onnx_files import MAX_BYTES
-from optin_export.opening import regular
+from optin_export.workdir.onnx_files import MAX_BYTES
+from optin_export.workdir.opening import regular
 
 #: Elements of one tensor whose shape stands in the graph, though not its values (ConstantOfShape, Expand ...).
 MAX_ELEMENTS = 2**28

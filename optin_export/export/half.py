@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from optin_export.errors import InputError
-from optin_export.onnx_files import SMALL
+from optin_export.workdir.onnx_files import SMALL
 
 #: Element type and largest value.
 HALF = {"fp16": (TensorProto.FLOAT16, 65504.0), "bf16": (TensorProto.BFLOAT16, 3.3895313892515355e38)}

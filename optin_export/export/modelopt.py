@@ -11,8 +11,8 @@ import numpy as np
 
 from optin_export.errors import InputError, missing_package
 from optin_export.export.calibration import alike
-from optin_export.onnx_files import is_external, save_graph
 from optin_export.recipe import ExportSection
+from optin_export.workdir.onnx_files import is_external, save_graph
 
 Arrays = Mapping[str, np.ndarray]
 #: The recipe's words for its calibration methods.

@@ -11,8 +11,8 @@ import numpy as np
 
 from optin_export.errors import InputError
 from optin_export.export.half import HALF, to_half
-from optin_export.onnx_files import atomic_graph, graph_bytes, is_external, save_graph
 from optin_export.recipe import ExportSection
+from optin_export.workdir.onnx_files import atomic_graph, graph_bytes, is_external, save_graph
 
 Arrays = Mapping[str, np.ndarray]
 

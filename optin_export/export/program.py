@@ -13,9 +13,9 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.export.forgetting import forget_shapes
-from optin_export.files import atomic_path
-from optin_export.sink import sink
-from optin_export.sources import Inputs, TaskModel
+from optin_export.models import Inputs, TaskModel
+from optin_export.workdir.files import atomic_path
+from optin_export.workdir.torch_files import sink
 
 
 @dataclass(frozen=True)

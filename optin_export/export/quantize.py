@@ -17,9 +17,9 @@ import numpy as np
 
 from optin_export.errors import InputError, missing_package
 from optin_export.export.calibration import alike
-from optin_export.files import Scratch, writing
-from optin_export.onnx_files import data_file, is_external, save_graph
 from optin_export.recipe import ExportSection
+from optin_export.workdir.files import Scratch, writing
+from optin_export.workdir.onnx_files import data_file, is_external, save_graph
 
 Arrays = Mapping[str, np.ndarray]
 #: What is quantised: products with weights. The rest is cheap and stays in fp32.

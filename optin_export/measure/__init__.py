@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from optin_export.data import Dataset
 from optin_export.engines import CALL, Engine
 from optin_export.measure.accuracy import Accuracy, Function, evaluate, lost, predict
 from optin_export.measure.chance import chance, labels_of
@@ -21,7 +22,6 @@ from optin_export.measure.neighbours import BUSY
 from optin_export.measure.parity import TOLERANCES, ParityCase, Tolerance, compare
 from optin_export.measure.rounds import Interval, Speedup, latency_of
 from optin_export.recipe import MODELS, engine_name, engine_names, model_of, precision_of
-from optin_export.sources import Dataset
 
 __all__ = [
     "METRICS",

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from optin_export.data import Dataset
 from optin_export.errors import InputError
 from optin_export.measure.chance import Chance, warning
 from optin_export.measure.metrics import METRICS
-from optin_export.sources import Dataset
 
 RESAMPLES = 1000
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from optin_export.data import Dataset
 from optin_export.measure.metrics import METRICS
-from optin_export.sources import IGNORED, Dataset
+from optin_export.models import IGNORED
 
 #: Answers that SQuAD's score of the whole context is averaged over.
 _ANSWERS = 500

@@ -16,7 +16,7 @@ from scipy.special import logsumexp
 from torch.nn import functional as F
 
 from optin_export.errors import InputError
-from optin_export.sources import IGNORED
+from optin_export.models import IGNORED
 
 #: Longest answer to a question, in tokens, as in the evaluation of SQuAD models.
 LONGEST_ANSWER = 30

@@ -13,12 +13,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from optin_export.errors import InputError
-from optin_export.files import open_regular
 from optin_export.recipe.manual import describe_fields
 from optin_export.recipe.paths import with_absolute_paths
 from optin_export.recipe.schema import Recipe
 from optin_export.recipe.strict_yaml import parse_yaml
 from optin_export.recipe.sweep import Variant, combinations
+from optin_export.workdir.files import open_regular
 
 _MAX_BYTES = 200_000
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from optin_export.files import write_text
 from optin_export.measure import METRICS
 from optin_export.report.gather import Run, machine_of, read_runs
 from optin_export.report.html import environment
 from optin_export.report.tradeoff import Panel, Point, interval, tradeoff
+from optin_export.workdir.files import write_text
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from optin_export.families import Structure
 from optin_export.measure import METRICS, TOLERANCES, Doubt, Gate, Measured
 from optin_export.measure.doubts import CLOCKS
 from optin_export.measure.gpu import ranges
+from optin_export.repair.gauss_newton import OUTPUT
+from optin_export.repair.sequential import HEAD
 from optin_export.report.schema import (
     AccuracyResult,
     EngineResult,
@@ -32,8 +33,7 @@ from optin_export.report.schema import (
     Verdict,
 )
 from optin_export.search import Plan
-from optin_export.surgery.compensate import HEAD
-from optin_export.surgery.gauss_newton import OUTPUT
+from optin_export.units import Structure
 
 
 def compose(

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from optin_export.files import read_json, write_json, write_text
-from optin_export.folder import existing_run
-from optin_export.lock import held
-from optin_export.onnx_files import sha256_graph
 from optin_export.report.html import render_html
 from optin_export.report.schema import DeployedArm, DeployedResult, Report, SpeedupResult, read_report
 from optin_export.ship.manifest import add_reports
+from optin_export.workdir.files import read_json, write_json, write_text
+from optin_export.workdir.lock import held
+from optin_export.workdir.onnx_files import sha256_graph
+from optin_export.workdir.run_directory import existing_run
 
 
 def result_of(

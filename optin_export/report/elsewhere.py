@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from optin_export.files import read_json, write_text
 from optin_export.measure import Measured
-from optin_export.onnx_files import sha256_graph
 from optin_export.report.compose import accuracy_result, latency_results, parity_of
 from optin_export.report.html import render_html
 from optin_export.report.schema import EngineResult, GateResult, MachineResult, Report, read_report
 from optin_export.ship.manifest import add_reports
+from optin_export.workdir.files import read_json, write_text
+from optin_export.workdir.onnx_files import sha256_graph
 
 
 def still_elsewhere(run: Path) -> tuple[MachineResult, ...]:

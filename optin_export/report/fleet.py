@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from optin_export.files import read_json
 from optin_export.measure import Gate
 from optin_export.recipe import Recipe, Target
 from optin_export.report.elsewhere import still_elsewhere
 from optin_export.report.schema import MachineResult, StageCost
+from optin_export.workdir.files import read_json
 
 #: Why targets were not measured, {"unmeasured": {target: reason}}.
 FLEET = "cluster/fleet.json"

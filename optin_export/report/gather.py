@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from optin_export.errors import InputError
-from optin_export.files import MAX_TEXT, read_json, read_text
 from optin_export.recipe.strict_yaml import parse_yaml
 from optin_export.report.schema import AccuracyResult, LatencyResult, Report
+from optin_export.workdir.files import MAX_TEXT, read_json, read_text
 
 #: Larger than any report; a file beyond it is none.
 LARGEST = 64 << 20

@@ -14,7 +14,6 @@ from safetensors.numpy import load_file
 
 from optin_export.engines import MODES
 from optin_export.errors import InputError
-from optin_export.files import MAX_TEXT, read_json, read_text, regular
 from optin_export.recipe import model_of, precision_of
 from optin_export.report import plots
 from optin_export.report.patches import merged_patches
@@ -22,6 +21,7 @@ from optin_export.report.picture import network
 from optin_export.report.plots import KEY
 from optin_export.report.schema import DeployedResult, EngineResult, GateResult, LatencyResult, Report, Verdict
 from optin_export.report.tradeoff import panels_of, tradeoff
+from optin_export.workdir.files import MAX_TEXT, read_json, read_text, regular
 
 NOT_EVALUATED = "not evaluated"
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from optin_export.errors import InputError
-from optin_export.files import read_text
 from optin_export.recipe import Precision
 from optin_export.recipe.schema import METRICS
 from optin_export.report.base import Part as _Part
@@ -17,6 +16,7 @@ from optin_export.report.latency import Milliseconds as Milliseconds
 from optin_export.report.latency import NeighboursResult as NeighboursResult
 from optin_export.report.latency import SpeedupResult as SpeedupResult
 from optin_export.search import PlanLatency
+from optin_export.workdir.files import read_text
 
 
 class GateResult(_Part):

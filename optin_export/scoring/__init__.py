@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from optin_export.data import Batch
 from optin_export.errors import InputError
-from optin_export.families import Structure, measured
+from optin_export.models import Placement, TaskModel
 from optin_export.recipe import PruneSection
 from optin_export.scoring.activation import activation_scores
 from optin_export.scoring.baselines import magnitude_scores, random_scores
@@ -16,7 +17,7 @@ from optin_export.scoring.elimination import elimination_scores
 from optin_export.scoring.optin import exact_scores, fisher_scores, optin_scores
 from optin_export.scoring.reference import reference_scores
 from optin_export.scoring.shards import Map, Partial, Shard, Spread, in_process
-from optin_export.sources import Batch, Placement, TaskModel
+from optin_export.units import Structure, measured
 
 __all__ = ["Map", "Partial", "Scores", "Shard", "Spread", "in_process", "methods", "score"]
 

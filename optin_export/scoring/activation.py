@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from optin_export.families import Calls, UnitGroup, calls_of, get_layer, get_module, tensor_in, valid_rows
-from optin_export.sources import Batch, TaskModel
+from optin_export.data import Batch
+from optin_export.models import TaskModel
+from optin_export.units import Calls, UnitGroup, calls_of, get_layer, get_module, tensor_in, valid_rows
 
 
 @dataclass

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from optin_export.families import Structure, UnitGroup, get_layer
-from optin_export.sources import TaskModel
+from optin_export.models import TaskModel
+from optin_export.units import Structure, UnitGroup, get_layer
 
 
 def magnitude_scores(model: TaskModel, structure: Structure) -> dict[str, np.ndarray]:

@@ -17,17 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from optin_export.families import (
-    UnitGroup,
-    as_matrix,
-    columns_per_unit,
-    get_layer,
-    get_module,
-    input_rows,
-    reads_rows,
-)
+from optin_export.data import Batch
+from optin_export.models import Placement, TaskModel
 from optin_export.scoring.activation import activation_scores, inputs_of
-from optin_export.sources import Batch, Placement, TaskModel
+from optin_export.units import UnitGroup, as_matrix, columns_per_unit, get_layer, get_module, input_rows, reads_rows
 
 #: Added to H's diagonal, as a share of its mean: the smallest damping of the repair.
 DAMPING = 1e-4

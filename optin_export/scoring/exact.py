@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from optin_export.families import Structure, UnitGroup, Walk, block_outputs, masked, replayed
+from optin_export.models import TaskModel
 from optin_export.scoring.losses import Reference, output_losses, trajectory_losses
-from optin_export.sources import TaskModel
+from optin_export.units import Structure, UnitGroup, Walk, block_outputs, masked, replayed
 
 #: Rows in one forward pass: copies of the samples, each copy with another unit masked.
 ROWS_PER_PASS = 128

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from optin_export.data import Batch
 from optin_export.errors import InputError
-from optin_export.families import Structure, block_outputs, tensor_of
-from optin_export.sources import Batch, Inputs, TaskModel, as_rows, counted_rows
+from optin_export.models import Inputs, TaskModel, as_rows, counted_rows
+from optin_export.units import Structure, block_outputs, tensor_of
 
 #: Classes up to which output probes are drawn orthogonal: as many probes as classes are then the exact Fisher matrix.
 ORTHOGONAL_CLASSES = 64

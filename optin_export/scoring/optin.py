@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from optin_export.families import Structure, UnitGroup
+from optin_export.data import Batch
+from optin_export.models import Placement, TaskModel
 from optin_export.recipe import PruneSection
 from optin_export.scoring.activation import contributions
 from optin_export.scoring.exact import exact_sums
 from optin_export.scoring.shards import Map, Partial, References, Shard, Spread, in_process, sketched_groups
 from optin_export.scoring.sketch import CHUNK, ENOUGH, MAX_PROBES, Sketch, Values
-from optin_export.sources import Batch, Placement, TaskModel
+from optin_export.units import Structure, UnitGroup
 
 #: Sketched units per group whose contribution is largest; they are masked exactly as well.
 SUSPECTS = 8

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from optin_export.families import Structure, UnitGroup, block_outputs, masked, replayed, tensor_of
-from optin_export.sources import Batch, TaskModel, as_rows
+from optin_export.data import Batch
+from optin_export.models import TaskModel, as_rows
+from optin_export.units import Structure, UnitGroup, block_outputs, masked, replayed, tensor_of
 
 _TEMPERATURE = 4.0
 

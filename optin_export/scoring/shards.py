@@ -17,11 +17,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from optin_export.families import Structure, UnitGroup
+from optin_export.data import Batch
+from optin_export.models import TaskModel
 from optin_export.recipe import PruneSection
 from optin_export.scoring.losses import Reference, observe
-from optin_export.sources import Batch, TaskModel
-from optin_export.spill import Spill
+from optin_export.units import Structure, UnitGroup
+from optin_export.workdir.disk_offload import Spill
 
 #: Token rows are shared evenly among the samples of a batch of this size.
 ROWS_SHARED_BY = 32

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from optin_export.families import Structure, UnitGroup, block_outputs, masked
+from optin_export.models import TaskModel
 from optin_export.scoring.losses import (
     ORTHOGONAL_CLASSES,
     Reference,
@@ -29,7 +29,7 @@ from optin_export.scoring.losses import (
     trajectory_probe,
 )
 from optin_export.scoring.shards import Map, Partial, Shard, derived, samples_of
-from optin_export.sources import TaskModel
+from optin_export.units import Structure, UnitGroup, block_outputs, masked
 
 Values = dict[str, np.ndarray]
 #: Probes between two looks at the stability, each chunk on a graph of its own: memory is that of one batch.

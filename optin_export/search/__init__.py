@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from optin_export.errors import InputError
-from optin_export.families import CostKind, Costs
 from optin_export.recipe import Budget
 from optin_export.search.bisection import Bisection, smallest_budget
 from optin_export.search.knapsack import Options, solve
 from optin_export.search.merging import allocate_merging, check_merging, kept_share, most, spread_merging, tokens_left
 from optin_export.search.plan import Cost, GroupPlan, LatencyRound, Plan, PlanLatency, keep_first, read_plan
 from optin_export.search.table import MOST_ENGINES, Anchor, LatencyTable, anchor_counts, signatures
+from optin_export.units import CostKind, Costs
 
 __all__ = [
     "MOST_ENGINES",

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optin_export.errors import InputError
-from optin_export.files import read_json
+from optin_export.workdir.files import read_json
 
 
 class GroupPlan(BaseModel):

@@ -16,7 +16,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
 from optin_export.errors import InputError
-from optin_export.families import Costs, Structure
+from optin_export.units import Costs, Structure
 
 #: Anchors between one step and all units, as shares of the units; a dropped sub-layer is one more.
 SHARES = (0.25, 0.5, 0.75)

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from optin_export.errors import InputError
-from optin_export.files import read_json
+from optin_export.workdir.files import read_json
 
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 _MOST_BYTES = 1 << 20

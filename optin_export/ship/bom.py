@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optin_export.files import sha256_file, write_json
 from optin_export.ship.manifest import artefacts
 from optin_export.ship.origin import UNKNOWN
+from optin_export.workdir.files import sha256_file, write_json
 
 NAME = "bom.cdx.json"
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from optin_export.data import pixels
 from optin_export.errors import InputError
-from optin_export.files import read_json
 from optin_export.ship.config import ModelSpec, Step, config_text, ensemble_text
 from optin_export.ship.labels import write_labels
 from optin_export.ship.origin import Origin
 from optin_export.ship.preprocess import IMAGE, PROMPT, TOKENIZER, check_served_image
 from optin_export.ship.repository import Writer
 from optin_export.ship.signature import Signature, Tensor
-from optin_export.sources import pixels
+from optin_export.workdir.files import read_json
 
 SERVED = Path(__file__).parent / "served"
 

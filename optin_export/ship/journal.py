@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from optin_export.files import read_json, write_json
+from optin_export.workdir.files import read_json, write_json
 
 NAME = "journal.json"
 #: Bytes that a journal has at most: some renames of a few models.

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from optin_export.errors import InputError
-from optin_export.files import HALF_WRITTEN, read_json, sha256_file, write_json
+from optin_export.workdir.files import HALF_WRITTEN, read_json, sha256_file, write_json
 
 NAME = "manifest.json"
 #: A signature covers the manifest, so it cannot stand in it.

@@ -15,8 +15,6 @@ import numpy as np
 from safetensors import safe_open
 
 from optin_export.errors import InputError
-from optin_export.files import read_json, regular, sha256_file
-from optin_export.onnx_files import copy_graph, graph_files
 from optin_export.recipe import Target
 from optin_export.ship import ensemble
 from optin_export.ship.config import LABELS, ModelSpec, Warmup, config_text
@@ -24,6 +22,8 @@ from optin_export.ship.labels import write_labels
 from optin_export.ship.origin import Origin
 from optin_export.ship.repository import Writer
 from optin_export.ship.signature import Signature, of_engine, of_onnx
+from optin_export.workdir.files import read_json, regular, sha256_file
+from optin_export.workdir.onnx_files import copy_graph, graph_files
 
 SERVED = Path(__file__).parent / "served"
 VERSIONS = {"base": 1, "pruned": 2}

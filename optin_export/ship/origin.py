@@ -13,11 +13,11 @@ import yaml
 
 from optin_export import engines
 from optin_export.errors import GateError, InputError
-from optin_export.files import MAX_TEXT, read_json, read_text, sha256_json
 from optin_export.measure import Gate, Measured, judge
 from optin_export.recipe import Recipe, Target, engine_name, load_recipe
 from optin_export.recipe.strict_yaml import parse_yaml
 from optin_export.ship.manifest import is_as_written, read_manifest
+from optin_export.workdir.files import MAX_TEXT, read_json, read_text, sha256_json
 
 UNKNOWN = "unknown"
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from optin_export.data import pixels
+from optin_export.data.batches import ImageProcessor, Processor, TextProcessor
 from optin_export.errors import InputError
-from optin_export.files import atomic_path, write_json, write_text
+from optin_export.models.class_names import ClassNames
 from optin_export.recipe import Recipe
-from optin_export.sources import pixels
-from optin_export.sources.batches import ImageProcessor, Processor, TextProcessor
-from optin_export.sources.class_names import ClassNames
+from optin_export.workdir.files import atomic_path, write_json, write_text
 
 TOKENIZER, IMAGE, LABELS, PROMPT = "tokenizer.json", "preprocess.json", "labels.txt", "prompt.txt"
 #: Task -> how the tokenizer cuts a pair; tasks that are not here take words or labels that no client would send.

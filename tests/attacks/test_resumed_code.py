@@ -17,10 +17,10 @@ import torch
 import optin_export
 from optin_export.engines.torch import _plain_pickles, check_program
 from optin_export.errors import InputError
-from optin_export.files import sha256_file
 from optin_export.recipe import validate
-from optin_export.steps import model as surgery_step
-from optin_export.workspace import Workspace
+from optin_export.stages import prune_and_repair as surgery_step
+from optin_export.stages.context import Workspace
+from optin_export.workdir.files import sha256_file
 from tests.attacks.conftest import Count
 from tests.attacks.matrix import some
 from tests.conftest import Make

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from optin_export.files import sha256_file, sha256_json
+from optin_export.workdir.files import sha256_file, sha256_json
 from tests.attacks.attempt import attempt
 from tests.attacks.conftest import Count, Folder
 from tests.attacks.matrix import some

@@ -18,8 +18,8 @@ import optin_export
 from optin_export.engines import _tensorrt_network as network
 from optin_export.engines import build, files, load, modes, tensorrt, unavailable, versions
 from optin_export.errors import EnvironmentLacks, InputError, ParityError
-from optin_export.files import write_json
 from optin_export.recipe import Target, load_recipe, validate
+from optin_export.workdir.files import write_json
 from tests.conftest import ROOT, Make, shared_folder
 
 MODULES = (tensorrt, network)
@@ -136,7 +136,7 @@ def test_an_output_is_cut_where_its_declared_dimensions_are_dynamic(
 def test_an_exported_graph_declares_its_dynamic_dimensions(tmp_path: Path) -> None:
     """Sequence 32 and width 32: the embedding keeps its width, token outputs lose what was padded."""
     from optin_export.export import export_onnx, read_graph
-    from tests.families.models import inputs_for, small_model
+    from tests.units.models import inputs_for, small_model
 
     for name, wanted in (
         ("bert-embedding", {0: ("input_ids", 0)}),
@@ -181,7 +181,7 @@ def test_the_trtexec_line_says_what_is_built() -> None:
 
 
 def test_an_engine_is_only_deserialised_if_its_record_names_it(tmp_path: Path) -> None:
-    from optin_export.files import sha256_file
+    from optin_export.workdir.files import sha256_file
 
     plan, record = tmp_path / "base.plan", tmp_path / "base.plan.json"
     plan.write_bytes(b"engine")

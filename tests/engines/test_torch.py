@@ -12,13 +12,14 @@ import pytest
 import torch
 
 import optin_export
+from optin_export.data import Sources, load_sources
 from optin_export.engines import CALL, MODES, artefact, build, load, modes, source_of, unavailable, versions
 from optin_export.errors import EnvironmentLacks, InputError, ParityError
 from optin_export.export import export_program
 from optin_export.export.program import fused_attention
 from optin_export.measure.latency import measure_latency
+from optin_export.models import as_function
 from optin_export.recipe import Target, validate
-from optin_export.sources import Sources, as_function, load_sources
 from tests.conftest import ROOT, Make
 from tests.shortly import measure_shortly
 

@@ -9,11 +9,11 @@ import onnx
 import pytest
 import torch
 
+from optin_export.data import Sources, load_sources
 from optin_export.engines import artefact, build, load, versions
 from optin_export.errors import EnvironmentLacks, InputError, ParityError
 from optin_export.export import OPSET, export_onnx
 from optin_export.recipe import Target, validate
-from optin_export.sources import Sources, load_sources
 from tests.conftest import Make
 
 

@@ -16,14 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 import optin_export.export
 from optin_export.cli import main
+from optin_export.data import Sources, load_sources
 from optin_export.engines import build, load
 from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.export import export_onnx, read_graph
 from optin_export.export.half import to_half
 from optin_export.export.precision import convert
-from optin_export.onnx_files import atomic_graph, copy_graph, data_file, graph_bytes, graph_files, sha256_graph
 from optin_export.recipe import ExportSection, Target, validate
-from optin_export.sources import Sources, load_sources
+from optin_export.workdir.onnx_files import atomic_graph, copy_graph, data_file, graph_bytes, graph_files, sha256_graph
 from tests.conftest import Make, measured_shortly
 
 #: So few bytes that the small models pass it.

@@ -140,8 +140,8 @@ def test_tensorrt_rtx_builds_every_precision(name: str, precision: str, tmp_path
     """Built, not run: that takes a GPU."""
     from optin_export.export import convert, export_onnx
     from optin_export.recipe import ExportSection
-    from tests.families import rtx
-    from tests.families.models import inputs_for, small_model
+    from tests.units import rtx
+    from tests.units.models import inputs_for, small_model
 
     model = small_model(name)[0]
     inputs = inputs_for(model, 2, 0)

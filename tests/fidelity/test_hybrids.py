@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from optin_export.cli import main
-from optin_export.surgery import load_model
+from optin_export.pruning import load_model
 
 NETS = Path(__file__).parents[1] / "families" / "hybridnets.py"
 

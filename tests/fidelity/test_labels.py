@@ -17,10 +17,11 @@ import yaml
 from PIL import Image
 
 from optin_export import cli
+from optin_export.data import Sources, load_sources
+from optin_export.data.readers import load_examples
 from optin_export.measure import accuracy_of
+from optin_export.models import as_function
 from optin_export.recipe import DataSource, load_recipe, validate
-from optin_export.sources import Sources, as_function, load_sources
-from optin_export.sources.data import load_examples
 from tests.conftest import enlarge, sentences
 from tests.textmodels import SMALL, word_pieces
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from optin_export import families
+from optin_export import units
 from optin_export.cli import main
-from tests.families import topologies
+from tests.units import topologies
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.usefixtures("short_measurement", "own_family")
@@ -24,10 +24,10 @@ FILE = Path(topologies.__file__)
 @pytest.fixture
 def own_family() -> Iterator[None]:
     """The family that the models register is forgotten after the run."""
-    known = dict(families._registered)
+    known = dict(units._registered)
     yield
-    families._registered.clear()
-    families._registered.update(known)
+    units._registered.clear()
+    units._registered.update(known)
 
 
 def run(folder: Path, function: str, args: dict[str, Any], capsys: Any) -> tuple[int, dict[str, Any], str]:

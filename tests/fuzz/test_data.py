@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from optin_export.data.batches import ImageProcessor
+from optin_export.data.readers import load_examples
 from optin_export.errors import InputError
 from optin_export.recipe import DataSource
-from optin_export.sources.batches import ImageProcessor
-from optin_export.sources.data import load_examples
 from tests.fuzz.oracle import bomb, harmless
 from tests.fuzz.strategies import NUMBERS, mangled
 

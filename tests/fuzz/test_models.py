@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optin_export.engines.torch import _read
+from optin_export.models.checkpoints import load_checkpoint
+from optin_export.pruning import load_model
 from optin_export.search import read_plan
-from optin_export.sources.checkpoints import load_checkpoint
-from optin_export.surgery import load_model
 from tests.fuzz.oracle import Bomb, bomb, canary, harmless
 from tests.fuzz.strategies import mangled, twisted
 

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optin_export.data.readers import load_examples
 from optin_export.recipe import load_recipe
-from optin_export.sources.data import load_examples
 from tests.fuzz.oracle import canary, harmless
 from tests.fuzz.strategies import hostile, mangled, twisted
 from tests.robust import forked

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optin_export import cli, ship
-from optin_export.files import sha256_file
 from optin_export.report import add_elsewhere, still_deployed, still_elsewhere
+from optin_export.serving.deployed import Reference
 from optin_export.ship import check_manifest
-from optin_export.ship.deployed import Reference
+from optin_export.workdir.files import sha256_file
 from tests.fuzz.conftest import COUNT, PROFILE
 from tests.fuzz.oracle import canary, harmless
 from tests.fuzz.strategies import mangled, twisted

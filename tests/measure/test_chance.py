@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from optin_export.data import Batch, Dataset
 from optin_export.measure.accuracy import evaluate
 from optin_export.measure.chance import Chance, chance, labels_of, warning
 from optin_export.measure.metrics import METRICS
-from optin_export.sources import Batch, Dataset
 
 
 def test_accuracy_is_that_of_the_most_frequent_label() -> None:

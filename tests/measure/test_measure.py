@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from optin_export.data import Batch, Dataset
+from optin_export.data.text import Answer
 from optin_export.engines import modes
 from optin_export.errors import InputError
 from optin_export.measure import Accuracy, Latency, Measured, ParityCase, judge, latency, measure_engines
@@ -19,8 +21,6 @@ from optin_export.measure.metrics import METRICS
 from optin_export.measure.neighbours import Neighbours
 from optin_export.measure.parity import compare
 from optin_export.recipe import Budget, Gates
-from optin_export.sources import Batch, Dataset
-from optin_export.sources.text import Answer
 
 
 class FakeEngine:

@@ -71,9 +71,9 @@ def warm_up(recipe: Path) -> None:
         importlib.import_module(name)
     measure_shortly()
     # The exporter fills caches of its own with its first graph.
+    from optin_export.data import load_sources
     from optin_export.export import export_onnx
     from optin_export.recipe import load_recipe
-    from optin_export.sources import load_sources
 
     sources = load_sources(load_recipe(recipe))
     with tempfile.TemporaryDirectory() as folder:
@@ -161,8 +161,8 @@ def kill_many(recipe: Path, folder: Path, kills: int, seed: int) -> dict[str, An
     Half of the kills are followed by a finished run, which has to be that of an undisturbed run; the other half by the
     next kill. Returns counts per stage, and the hashes of what has to be equal.
     """
-    from optin_export.files import sha256_file
-    from optin_export.folder import STAGES, leftovers
+    from optin_export.workdir.files import sha256_file
+    from optin_export.workdir.run_directory import STAGES, leftovers
 
     names = ("plan/plan.json", "onnx/pruned.onnx", "onnx/base.onnx", "model/model.safetensors")
     generator = random.Random(seed)

@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import optin_export
-from optin_export.files import sha256_file
+from optin_export.data import Dataset, load_sources
 from optin_export.recipe import validate
-from optin_export.sources import Dataset, load_sources
+from optin_export.workdir.files import sha256_file
 from tests.conftest import ROOT, Make
 
 pytest.importorskip("onnxruntime")

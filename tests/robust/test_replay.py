@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from optin_export.files import sha256_file
+from optin_export.pruning import load_model
 from optin_export.search import Plan
-from optin_export.surgery import load_model
+from optin_export.workdir.files import sha256_file
 from tests.robust import forked
 from tests.robust.test_resume import ENVIRONMENT
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from optin_export.errors import InputError
-from optin_export.files import sha256_file
-from optin_export.folder import STAGES, leftovers
+from optin_export.workdir.files import sha256_file
+from optin_export.workdir.run_directory import STAGES, leftovers
 from tests.robust import forked
 
 pytest.importorskip("onnxruntime")

@@ -11,21 +11,22 @@ from pathlib import Path
 import pytest
 
 import optin_export
-from optin_export import cli, history
+from optin_export import cli
 from optin_export.errors import EnvironmentLacks, InputError
-from optin_export.folder import leftovers
-from optin_export.ledger import FOLDER
+from optin_export.workdir import durations
+from optin_export.workdir.cache import FOLDER
+from optin_export.workdir.run_directory import leftovers
 from tests.conftest import Make
 from tests.robust import forked
 
 
 def whole(run: Path) -> None:
     """Everything that a record names is there as it was written; nothing is half-written."""
-    from optin_export.files import sha256_file
+    from optin_export.workdir.files import sha256_file
 
     assert leftovers(run) == []
     for record in (run / FOLDER).glob("*.json"):
-        if record.name == Path(history.NAME).name:
+        if record.name == Path(durations.NAME).name:
             continue  # how long stages took: no step's record
         entry = json.loads(record.read_text())
         assert all(sha256_file(run / name) == digest for name, digest in entry["files"].items()), record

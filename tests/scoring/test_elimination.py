@@ -7,18 +7,12 @@ import pytest
 import torch
 
 from optin_export.errors import InputError
-from optin_export.families import (
-    as_matrix,
-    columns_per_unit,
-    find_structure,
-    get_layer,
-    input_rows,
-)
 from optin_export.recipe import Budget, PruneSection
 from optin_export.scoring import elimination, score
 from optin_export.scoring.activation import inputs_of
 from optin_export.scoring.elimination import elimination_scores
-from tests.families.models import batches_for, small_model
+from optin_export.units import as_matrix, columns_per_unit, find_structure, get_layer, input_rows
+from tests.units.models import batches_for, small_model
 
 
 @pytest.mark.parametrize("name", ["bert", "resnet-cifar"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from optin_export.families import find_structure
+from optin_export.data import Batch
 from optin_export.scoring import exact
 from optin_export.scoring.exact import exact_losses
 from optin_export.scoring.losses import (
@@ -20,8 +20,8 @@ from optin_export.scoring.losses import (
     trajectory_losses,
     trajectory_probe,
 )
-from optin_export.sources import Batch
-from tests.families.models import batches_for, small_model
+from optin_export.units import find_structure
+from tests.units.models import batches_for, small_model
 
 
 def reference_of(name: str, rows: int = 6, size: int = 6) -> tuple[torch.nn.Module, Reference]:

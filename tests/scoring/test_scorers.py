@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from optin_export.families import Structure, find_structure, get_layer, masked, tensor_of
-from optin_export.families._hooks import block_outputs
+from optin_export.data import Batch
+from optin_export.models import TaskModel
 from optin_export.recipe import Budget, PruneSection
 from optin_export.scoring import CHANNELS, methods, score
 from optin_export.scoring.activation import activation_scores, contributions
 from optin_export.scoring.baselines import magnitude_scores
 from optin_export.scoring.reference import reference_scores
-from optin_export.sources import Batch, TaskModel
-from tests.families.models import batches_for, inputs_for, small_model
+from optin_export.units import Structure, find_structure, get_layer, masked, tensor_of
+from optin_export.units.hooks import block_outputs
+from tests.units.models import batches_for, inputs_for, small_model
 
 METHODS = get_args(PruneSection.model_fields["score"].annotation)
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from optin_export.families import find_structure
 from optin_export.recipe import Budget, PruneSection
 from optin_export.scoring import Map, Partial, Scores, Shard, Spread, score
 from optin_export.scoring.optin import Scorer
 from optin_export.scoring.shards import Work, derived
-from tests.families.models import batches_for, small_model
+from optin_export.units import find_structure
+from tests.units.models import batches_for, small_model
 
 
 def scores_of(name: str, method: str = "optin", spread: Spread | None = None, probes: int | str = 10) -> Scores:

@@ -9,13 +9,14 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from optin_export.families import find_structure
+from optin_export.data import Batch
+from optin_export.models import TaskModel
 from optin_export.recipe import Budget, PruneSection
 from optin_export.scoring import score, sketch
 from optin_export.scoring.losses import Reference, observe, output_probe, relation
 from optin_export.scoring.sketch import Sketch
-from optin_export.sources import Batch, TaskModel
-from tests.families.models import batches_for, small_model
+from optin_export.units import find_structure
+from tests.units.models import batches_for, small_model
 
 
 def sketch_of(model: TaskModel, references: list[Reference], temperature: float = 1.0) -> Sketch:

@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from optin_export.errors import InputError
-from optin_export.families import Costs, Term
 from optin_export.recipe import Budget
 from optin_export.search import GroupPlan, Plan, find_plan, knapsack
 from optin_export.search.knapsack import Options, solve
+from optin_export.units import Costs, Term
 
 
 def random_groups(generator: np.random.Generator, cell: int = 1) -> list[Options]:

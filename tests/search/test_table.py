@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from optin_export.errors import InputError
-from optin_export.families import Costs, Structure, Term, UnitGroup
-from optin_export.families._declare import Producer
 from optin_export.recipe import Budget
 from optin_export.search import Anchor, LatencyTable, anchor_counts, check_budget, find_plan, signatures
+from optin_export.units import Costs, Structure, Term, UnitGroup
+from optin_export.units.declare import Producer
 
 HEADS, NEURONS, LAST = "block00.heads", "block00.neurons", "block01.neurons"
 UNITS = {HEADS: 4, NEURONS: 24, LAST: 24}

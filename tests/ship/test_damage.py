@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from optin_export import cli
-from optin_export.files import sha256_file
 from optin_export.ship.repository import install, private_folder, roll_back
+from optin_export.workdir.files import sha256_file
 from tests.ship.test_repository import contents, place, writer  # noqa: F401 - a fixture
 
 

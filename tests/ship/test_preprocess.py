@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 
 import optin_export
+from optin_export.data import Examples
+from optin_export.data.batches import ImageProcessor, TextProcessor
 from optin_export.errors import InputError
+from optin_export.models.class_names import ClassNames
 from optin_export.recipe import validate
 from optin_export.ship.preprocess import check_served_image, write_preprocess
-from optin_export.sources import Examples
-from optin_export.sources.batches import ImageProcessor, TextProcessor
-from optin_export.sources.class_names import ClassNames
 from tests.conftest import Make, sentences
 
 

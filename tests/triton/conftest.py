@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from optin_export.errors import EnvironmentLacks
-from optin_export.ship.server import ENVIRONMENT, PYTRITON, Program, find
+from optin_export.serving.server import ENVIRONMENT, PYTRITON, Program, find
 from tests.conftest import ROOT
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from optin_export.serving.server import Program, Server, running
 from optin_export.ship.config import ModelSpec, config_text
-from optin_export.ship.server import Program, Server, running
 from optin_export.ship.signature import Signature, Tensor
 
 pytestmark = pytest.mark.triton

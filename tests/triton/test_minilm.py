@@ -13,7 +13,7 @@ import pytest
 import optin_export
 from optin_export import cli
 from optin_export.recipe import load_recipe
-from optin_export.ship.server import Program, running
+from optin_export.serving.server import Program, running
 from tests.conftest import ROOT, shared_folder
 
 pytestmark = [pytest.mark.triton, pytest.mark.shared_data]

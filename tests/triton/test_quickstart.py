@@ -20,14 +20,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from optin_export import cli
+from optin_export.data.batches import ImageProcessor
+from optin_export.data.readers import Examples
 from optin_export.errors import EnvironmentLacks, InputError, ParityError
 from optin_export.report import Report
-from optin_export.ship.client import Connection, Model, Url
-from optin_export.ship.deployed import Reference, Result, measure
+from optin_export.serving.client import Connection, Model, Url
+from optin_export.serving.deployed import Reference, Result, measure
+from optin_export.serving.server import Program, Server, fetch, free_ports, running
 from optin_export.ship.guide import METRICS
-from optin_export.ship.server import Program, Server, fetch, free_ports, running
-from optin_export.sources.batches import ImageProcessor
-from optin_export.sources.data import Examples
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.triton

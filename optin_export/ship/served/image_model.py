@@ -23,7 +23,7 @@ def _arithmetic() -> Any:
     beside = Path(__file__).with_name("image_pixels.py")
     spec = importlib.util.spec_from_file_location("image_pixels", beside) if beside.is_file() else None
     if spec is None or spec.loader is None:  # not in a model repository: the package's own
-        return importlib.import_module("optin_export.sources.pixels")
+        return importlib.import_module("optin_export.data.pixels")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

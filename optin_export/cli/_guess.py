@@ -1,0 +1,193 @@
+"""What a first recipe knows without being told: the task by a model's configuration, columns by a file's head."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from optin_export.errors import InputError
+from optin_export.sentence import (
+    Files,
+    SentenceFolder,
+    find_sentence_folder,
+    model_type_of,
+    name_of,
+    transformer_subfolder,
+)
+from optin_export.tables import ALIASES, read_head
+from optin_export.workdir.files import read_json, regular
+
+#: What a folder with modules.json is for, by what it says it is.
+_BY_SENTENCE = {"SentenceTransformer": "feature-extraction", "CrossEncoder": "text-classification"}
+#: Tasks in the order in which a folder is tried whose configuration does not name the model's class: the first whose
+#: weights are all there is taken, so those with a head of their own come before plain encoders.
+_TRIED = (
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "fill-mask",
+    "text-generation",
+    "image-classification",
+    "image-segmentation",
+    "zero-shot-image-classification",
+    "feature-extraction",
+)
+#: Columns that a task reads; the last is its labels, where it has any.
+COLUMNS = {
+    "text-classification": ("text", "label"),
+    "feature-extraction": ("text", "text_pair", "label"),
+    "token-classification": ("tokens", "label"),
+    "question-answering": ("question", "context", "label"),
+    "fill-mask": ("text",),
+    "text-generation": ("text",),
+    "image-classification": ("image", "label"),
+    "image-feature-extraction": ("image",),
+    "zero-shot-image-classification": ("image", "label"),
+    "image-segmentation": ("image", "label"),
+}
+
+
+def task_of(source: str) -> str | None:
+    """The task of a local model folder, a hub model in the local cache, or a timm name; None if it cannot be told."""
+    prefix, _, _ = source.partition(":")
+    if prefix == "timm":
+        return "image-classification"
+    try:
+        told = _BY_SENTENCE.get(model_type_of(source) or "")
+        config = {} if told is not None and not _has_configuration(source) else _configuration(source)
+        named = [str(name) for name in config.get("architectures") or [""]]
+        if told is not None:  # a CrossEncoder of before does not say that it is one
+            return "text-classification" if named[0].endswith("ForSequenceClassification") else told
+        if "architecture" in config:  # timm's own
+            return "image-feature-extraction" if config.get("num_classes") == 0 else "image-classification"
+        kind = config.get("model_type")
+        return None if kind is None else _task_of_class(kind, named[0]) or _task_of_weights(source)
+    except (OSError, ValueError, AttributeError, TypeError, LookupError):
+        return None  # no folder, or a configuration that says nothing
+
+
+def _has_configuration(source: str) -> bool:
+    """Whether the transformer's config.json can be found; a folder of sentence-transformers may lack it."""
+    try:
+        return bool(_configuration(source))
+    except (OSError, InputError):
+        return False
+
+
+def _task_of_class(kind: str, name: str) -> str | None:
+    """The task whose auto class of transformers stands for this class of this kind of model."""
+    import transformers
+
+    from optin_export.models.loading import AUTO_CLASS
+
+    autos = [
+        (task, auto)
+        for task, auto in AUTO_CLASS.items()
+        if task not in ("feature-extraction", "image-feature-extraction")
+    ]
+    for task, auto in [
+        *autos,
+        ("image-segmentation", "AutoModelForUniversalSegmentation"),
+        ("feature-extraction", "AutoModel"),
+    ]:
+        stands_for = getattr(transformers, auto)._model_mapping._model_mapping.get(kind, ())
+        if name in ((stands_for,) if isinstance(stands_for, str) else stands_for):
+            reads_images = getattr(getattr(transformers, name, None), "main_input_name", "") == "pixel_values"
+            return "image-feature-extraction" if task == "feature-extraction" and reads_images else task
+    return None
+
+
+def _task_of_weights(source: str) -> str | None:
+    """The first task for which none of the weights are missing; None where they are not here."""
+    from pydantic import ValidationError
+
+    from optin_export.errors import InputError
+    from optin_export.models import Lookup, no_downloads
+    from optin_export.models.loading import load_model
+    from optin_export.recipe import ModelSection
+
+    for task in _TRIED:
+        lookup = Lookup()
+        try:
+            classes = {"classes": ["any"]} if task.startswith("zero-shot") else {}
+            with no_downloads():
+                load_model(ModelSection(source=_absolute(source), task=task, **classes), lookup=lookup)
+        except (InputError, ValidationError):  # not this task
+            continue
+        if lookup.not_checked:
+            return None
+        return task
+    return None
+
+
+def _absolute(source: str) -> str:
+    """A folder as a recipe names it once it is read."""
+    prefix, _, name = source.partition(":")
+    path = Path(name if prefix == "hf" and name else source)
+    return str(path.absolute()) if path.is_dir() else source
+
+
+def sentence_of(source: str, task: str) -> tuple[SentenceFolder | None, int | None]:
+    """What a folder of sentence-transformers says about its output, and the tokens at which it cuts texts, if any.
+
+    Nothing is downloaded. Raises InputError for a module that cannot be built into the graph.
+    """
+    folder, _ = find_sentence_folder(source, task)
+    if folder is None:
+        return None, None
+    given = folder.max_length
+    if given is None:
+        name = f"{folder.subfolder}/tokenizer_config.json" if folder.subfolder else "tokenizer_config.json"
+        given = Files(folder.source, False).settings(name).get("model_max_length")
+    return folder, int(given) if isinstance(given, int | float) and given < 10**9 else None
+
+
+def _configuration(source: str) -> Any:
+    """config.json in a folder or in the hub's local cache; that of the transformer, where modules.json names one."""
+    files = Files(name_of(source) or source, False)
+    folder = transformer_subfolder(files)
+    path = files.find(f"{folder}/config.json" if folder else "config.json")
+    if path is None:
+        raise FileNotFoundError(f"{source} has no config.json")
+    return read_json(path)
+
+
+def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:
+    """Where the task's columns are, by the names in the file's head; empty if the file cannot be looked into.
+
+    Raises InputError for a table or an archive that can be, and has no column of a known name.
+    """
+    prefix, _, path = source.partition(":")
+    if prefix not in ("csv", "tsv", "npz"):
+        return {}
+    try:
+        known = _names(prefix, Path(path))
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return {}  # the run says why
+    wanted = [name for name in COLUMNS[task] if labelled or name != "label"]
+    found: dict[str, str | int] = {}
+    for name in wanted:
+        matches = [one for one in known if re.fullmatch(ALIASES[name], one.strip(), re.IGNORECASE)]
+        own = [one for one in matches if one.strip().casefold() == name]
+        if matches:
+            found[name] = (own or matches)[0].strip()
+    # Sentences to calibrate on may be single; those that a score compares come in pairs.
+    missing = [name for name in wanted if name not in found and (labelled or name != "text_pair")]
+    if missing:
+        what = "arrays are" if prefix == "npz" else "first line reads"
+        raise InputError(
+            f"cannot tell which column of {source} is '{missing[0]}'",
+            f"its {what} {', '.join(map(repr, known))[:300] or 'nothing'}",
+            f"say so: --columns {','.join(f'{name}=NAME' for name in wanted)} (names, or positions from 0)",
+        )
+    return found
+
+
+def _names(prefix: str, path: Path) -> Sequence[str]:
+    if prefix == "npz":
+        with zipfile.ZipFile(regular(path)) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    return read_head(path, "csv" if prefix == "csv" else "tsv")

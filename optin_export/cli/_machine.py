@@ -1,0 +1,186 @@
+"""What this machine can build and run, found out by the same functions that a run calls."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from optin_export.errors import EnvironmentLacks
+
+State = Literal["ok", "warning", "missing", "unusable", "refused", "not checked"]
+#: What torch, its exporter and a small model need; less is told.
+LEAST_MEMORY, LEAST_DISK = 2 * 2**30, 2 * 2**30
+#: Checks that the default job needs: a small model on the CPU, by onnxruntime.
+DEFAULT = ("python", "torch", "onnx", "engine onnxruntime, cpu", "memory", "disk")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a run may need. missing: not there; unusable: there, but it does not work.
+
+    Of a recipe also refused: a run would; not checked: it cannot be found out without a download. fix: what mends it.
+    """
+
+    name: str
+    state: State
+    detail: str
+    fix: str | None = None
+
+
+def checks(folder: Path) -> Iterator[Check]:
+    """Everything, in the order in which a run needs it. folder: where runs would be written."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Check("python", "ok" if sys.version_info >= (3, 11) else "unusable", version, "Python 3.11 or newer")
+    yield from (_package(name) for name in ("torch", "transformers", "timm", "onnx"))
+    yield Check(
+        "cores", "ok", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
+    )
+    yield _memory()
+    yield _disk(folder)
+    yield _gpu()
+    yield from engine_checks()
+    yield _two_onnxruntimes()
+    yield _tool("triton client", "tritonclient", _triton_client)
+    yield _tool("triton server", None, _triton_server)
+    yield from (_package(name, module) for name, module in (("nvidia-modelopt", "modelopt"), ("datasets", "datasets")))
+    yield from (_package(name, module) for name, module in (("model-signing", "model_signing"), ("ray", "ray")))
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    yield Check("hub", "ok", "offline: HF_HUB_OFFLINE is set, only cached models load" if offline else "not asked")
+
+
+def engine_checks() -> Iterator[Check]:
+    """Every kind of target, as the recipe's defaults build it."""
+    from optin_export.recipe import Target
+
+    for given in (
+        {},
+        {"device": "cuda"},
+        {"device": "cuda", "provider": "tensorrt"},
+        {"engine": "torch"},
+        {"engine": "torch", "device": "cuda"},
+        {"engine": "tensorrt"},
+        {"engine": "tensorrt-rtx"},
+    ):
+        target = Target.model_validate(given)
+        provider = f", {target.provider} provider" if target.provider != "cuda" else ""
+        yield engine_check(target, f"engine {target.engine}, {target.device}{provider}")
+
+
+def engine_check(target: object, name: str) -> Check:
+    """Whether engines of a target can be built here (else missing) and run (else unusable)."""
+    from optin_export import engines
+    from optin_export.recipe import Target
+
+    assert isinstance(target, Target)
+    try:
+        versions = ", ".join(f"{package} {version}" for package, version in engines.versions(target).items())
+        reason = engines.unavailable(target)
+    except EnvironmentLacks as error:
+        return Check(name, "missing", error.why, error.fix)
+    except Exception as error:  # a library that is broken, or of another machine: whatever it raises, it is unusable
+        return Check(name, "unusable", _first_line(error), "reinstall it")
+    if reason is not None:
+        return Check(name, "unusable", f"built, not measured here ({versions}): {reason}", "measure on another machine")
+    return Check(name, "ok", versions)
+
+
+def install_line(package: str) -> str:
+    """The pip line that adds a package: by the extra of this one that holds it, where one does."""
+    try:
+        wanted = metadata.requires("optin-export") or []
+    except metadata.PackageNotFoundError:
+        wanted = []
+    for line in wanted:
+        found = re.match(r"([A-Za-z0-9._-]+).*extra *== *['\"]([a-z]+)['\"]", line)
+        if found and found[1].lower() == package and found[2] not in ("test", "train"):
+            return f"pip install 'optin-export[{found[2]}]'"
+    return f"pip install {package}"
+
+
+def _package(name: str, module: str | None = None) -> Check:
+    def look() -> str:
+        importlib.import_module(module or name)
+        return metadata.version(name)
+
+    return _tool(name, name, look)
+
+
+def _tool(name: str, package: str | None, look: Callable[[], str]) -> Check:
+    fix = None if package is None else install_line(package)
+    try:
+        return Check(name, "ok", look())
+    except EnvironmentLacks as error:
+        return Check(name, "missing", error.why, fix or error.fix)
+    except ModuleNotFoundError as error:
+        return Check(name, "missing", f"the package {error.name} is not installed", fix)
+    except metadata.PackageNotFoundError:
+        return Check(name, "missing", "the package is not installed", fix)
+    except Exception as error:  # an installed package that does not load raises whatever it likes
+        return Check(name, "unusable", _first_line(error), fix)
+
+
+def _triton_client() -> str:
+    from optin_export import ship
+
+    ship.check_tools()
+    return metadata.version("tritonclient")
+
+
+def _triton_server() -> str:
+    from optin_export.serving.server import find
+
+    program = find()
+    return f"{program.binary}, backends {', '.join(program.backends()) or 'none'}"
+
+
+def _gpu() -> Check:
+    from optin_export.engines import _device, gpu_name
+
+    name = gpu_name()
+    return Check("gpu", "ok", name) if name else Check("gpu", "missing", _device.no_gpu() or "none")
+
+
+def _two_onnxruntimes() -> Check:
+    there = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            there.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    if len(there) == 2:
+        fix = "pip uninstall -y onnxruntime && pip install --force-reinstall onnxruntime-gpu"
+        return Check("one onnxruntime", "unusable", f"{' and '.join(there)} overwrite each other's files", fix)
+    return Check("one onnxruntime", "ok" if there else "missing", "".join(there) or "none", install_line("onnxruntime"))
+
+
+def _memory() -> Check:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, ValueError, StopIteration):
+        return Check("memory", "ok", "not known on this system")
+    state: State = "ok" if free >= LEAST_MEMORY else "unusable"
+    return Check("memory", state, f"{free / 2**30:.1f} GiB available", f"at least {LEAST_MEMORY >> 30} GiB")
+
+
+def _disk(folder: Path) -> Check:
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if not os.access(place, os.W_OK):
+        return Check("disk", "unusable", f"{place} cannot be written", "choose another folder with --out")
+    state: State = "ok" if free >= LEAST_DISK else "unusable"
+    return Check("disk", state, f"{free / 2**30:.1f} GiB free in {place}", f"at least {LEAST_DISK >> 30} GiB")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:300]

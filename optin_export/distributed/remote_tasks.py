@@ -1,0 +1,101 @@
+"""What is done on a node for somebody else: a whole run of a sweep, or one target of a run. Files come and go as bytes
+unless the node sees the files of who asks."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optin_export.data import Dataset, Sources
+from optin_export.distributed.file_transfer import Parcel, hashes_of, pack, unpack
+from optin_export.distributed.measurement_lock import Machine
+from optin_export.errors import GateError, OptinError, ParityError
+from optin_export.recipe import Recipe, Target
+from optin_export.report import Report
+from optin_export.stages.context import Surroundings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the exit code that it would have had, and its verdict or error in words."""
+
+    exit_code: int
+    summary: str
+
+
+class Messenger:
+    """The display of a run that goes on elsewhere: tells which stages are done."""
+
+    def __init__(self, messages: Any, label: str) -> None:
+        self.messages, self.label = messages, label
+
+    def start(self, stage: str) -> None:
+        print(f"{self.label}: {stage}")
+
+    def tick(self, done: int, total: int) -> None: ...
+
+    def finish(self, stage: str, seconds: float, reused: bool) -> None:
+        print(f"{self.label}: {stage} {'reused' if reused else 'done'} in {seconds:.1f} s")
+        with contextlib.suppress(Exception):  # who asked may have gone
+            self.messages.put((self.label, stage))
+
+    def warn(self, text: str) -> None:
+        print(f"{self.label}: warning: {text}")
+
+
+def run_away(
+    recipe: Recipe, sources: Sources | None, place: Path | Parcel, shared: Path | None, messages: Any
+) -> tuple[Outcome, Parcel | None]:
+    """One run of a sweep, after its scoring. place: its run folder, or the files in it."""
+    from optin_export.stages.pipeline import run
+
+    machine = Machine()
+    with machine.busy(), _folder(place) as folder:
+        before = hashes_of(folder)
+        around = Surroundings(quiet=machine.quiet, shared=shared, sources=sources)
+        try:
+            found = run(recipe, folder, display=Messenger(messages, recipe.name), around=around)
+            outcome = outcome_of(found)
+        except OptinError as error:
+            outcome = failed(error)
+        if isinstance(place, Path):
+            return outcome, None
+        return outcome, pack(folder, [path for path in folder.rglob("*") if path.is_file()], before)
+
+
+def measure_away(parcel: Parcel, target: Target, data: Dataset | None) -> tuple[str | None, Parcel]:
+    """Build and measure one target of a finished run on this node: (why it could not be, the files that came of it)."""
+    from optin_export.stages.other_machines import continue_run
+
+    with Machine().quiet(), _folder(parcel) as folder:
+        try:
+            continue_run(folder, [target], data=data)
+        except OptinError as error:
+            return f"{error.what}: {error.why}", Parcel({}, {})
+        return None, pack(folder, [path for path in (folder / "machines").rglob("*") if path.is_file()])
+
+
+def outcome_of(report: Report | None) -> Outcome:
+    if report is None:
+        return Outcome(0, "stopped as asked")
+    parity = any(gate.kind == "parity" and not gate.passed for gate in report.verdict.gates)
+    code = 0 if report.verdict.passed else (ParityError if parity else GateError).exit_code
+    return Outcome(code, report.verdict.summary)
+
+
+def failed(error: OptinError) -> Outcome:
+    return Outcome(error.exit_code, f"{error.what}: {error.why}; {error.fix}")
+
+
+@contextlib.contextmanager
+def _folder(place: Path | Parcel) -> Iterator[Path]:
+    if isinstance(place, Path):
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="optin-export-") as name:
+        unpack(place, Path(name))
+        yield Path(name)

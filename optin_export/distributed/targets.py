@@ -1,0 +1,84 @@
+"""Targets with resources: each is built and measured on a node that has them, and the results come back as files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optin_export import engines
+from optin_export.data import Dataset, load_sources
+from optin_export.distributed.costs import Book
+from optin_export.distributed.file_transfer import Parcel, pack, unpack
+from optin_export.distributed.remote_tasks import measure_away
+from optin_export.errors import OptinError
+from optin_export.recipe import Recipe, Target, engine_names
+from optin_export.report import FLEET, still_elsewhere
+from optin_export.ship.manifest import add_files
+from optin_export.workdir.files import write_json
+from optin_export.workdir.onnx_files import graph_files
+
+if TYPE_CHECKING:
+    from optin_export.distributed.ray_session import Session
+
+
+def measure_fleet(
+    session: Session, recipe: Recipe, folder: Path, book: Book, tick: Callable[[int, int], None], force: bool = False
+) -> None:
+    """Measure the recipe's targets with resources on nodes that have them; results of these very graphs are kept.
+
+    folder: of the finished run. Written are machines/<machine>/ and, for what was not measured, cluster/fleet.json.
+    """
+    known = set() if force else {one.target for one in still_elsewhere(folder)}
+    reasons: dict[str, str] = {}
+    tasks, data = {}, None
+    for target in recipe.fleet:
+        # A share of a GPU may be named; else a target on CUDA has one for itself.
+        wanted = ({"GPU": 1.0} if target.device == "cuda" else {}) | dict(target.resources)
+        missing = session.missing(wanted)
+        if target.name in known:
+            continue
+        if missing is not None:
+            reasons[target.name] = f"no node of the cluster has {missing}"
+            continue
+        data = data or session.put(_evaluation(recipe))
+        parcel = _needed(recipe, folder, target)
+        book.stage("fleet").bytes_out += parcel.size
+        tasks[session.submit(measure_away, session.put(parcel), target, data, resources=wanted)] = target.name
+    for number, (name, (reason, parcel), facts) in enumerate(session.finished(tasks, lambda: None)):
+        if reason is not None:
+            reasons[name] = f"{reason} (on {facts['worker']})"
+        else:
+            add_files(folder, unpack(parcel, folder))
+            book.stage("fleet").bytes_back += parcel.size
+        book.done("fleet", name, facts)
+        tick(number + 1, len(tasks))
+    write_json(folder / FLEET, {"unmeasured": reasons})
+    book.save()
+
+
+def _needed(recipe: Recipe, folder: Path, target: Target) -> Parcel:
+    """What a node needs of a run: the graphs, rows with their answers, and what says that they are the run's."""
+    names = ("recipe.yaml", "report.json", "manifest.json", "measure/reference.safetensors")
+    sources = [engines.source_of(folder, target, which) for which in engine_names(recipe.export.precision)]
+    graphs = [file for source in sources for file in graph_files(source)]
+    return pack(folder, [*(folder / name for name in names), *graphs])
+
+
+def _evaluation(recipe: Recipe) -> Dataset | None:
+    """The evaluation data, which the node cannot read for itself."""
+    if recipe.data.evaluation is None:
+        return None
+    try:
+        data = load_sources(recipe).evaluation()
+        # Label maps are read from files when they are needed, and a node may not have those.
+        return data if data is None else dataclasses.replace(data, labels=_values(data.labels))
+    except OptinError:
+        return None
+
+
+def _values(labels: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray:
+    return labels if isinstance(labels, np.ndarray) else [labels[row] for row in range(len(labels))]

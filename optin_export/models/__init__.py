@@ -1,0 +1,45 @@
+"""A model's source becomes a task module: the network with all that its own library puts around it.
+
+`loading` starts here: it reads the hub, a folder, timm or the user's own function. `tasks` holds the task modules.
+Nothing here knows of rows or pruning.
+"""
+
+from __future__ import annotations
+
+from optin_export.models.class_names import ClassNames, names_of
+from optin_export.models.loading import LoadedModel, build, load_model
+from optin_export.models.lookup import Lookup, needs_download, no_downloads, not_cached, traced, untraced
+from optin_export.models.placement import Placement
+from optin_export.models.tasks import (
+    IGNORED,
+    Inputs,
+    TaskModel,
+    as_function,
+    as_rows,
+    counted_rows,
+    refuse_merging,
+    wrap,
+)
+
+__all__ = [
+    "IGNORED",
+    "ClassNames",
+    "Inputs",
+    "LoadedModel",
+    "Lookup",
+    "Placement",
+    "TaskModel",
+    "as_function",
+    "as_rows",
+    "build",
+    "counted_rows",
+    "load_model",
+    "names_of",
+    "needs_download",
+    "no_downloads",
+    "not_cached",
+    "refuse_merging",
+    "traced",
+    "untraced",
+    "wrap",
+]

@@ -1,0 +1,382 @@
+"""Where models come from: the hub or a folder (`hf:`), timm (`timm:`), or the user's own function (`py:`)."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.models.adapt import checked, readable, refuse_quantised_config
+from optin_export.models.by_type import BY_TYPE, config_of_type
+from optin_export.models.checkpoints import load_checkpoint
+from optin_export.models.class_names import repaired_config
+from optin_export.models.contrastive import build_tower, is_contrastive, take_tower
+from optin_export.models.equivalents import use_equivalents
+from optin_export.models.guard import READS_FILES, plain_config, refuse_endless, refuse_no_files
+from optin_export.models.loading_report import unused_weights
+from optin_export.models.lookup import Lookup, built, built_timm, from_pretrained
+from optin_export.models.normalizations import plain_batch_norms
+from optin_export.models.parametrizations import fold_weights
+from optin_export.models.sentence import encoder_class
+from optin_export.models.sentence_model import wrap_sentence
+from optin_export.models.tasks import TaskModel, wrap
+from optin_export.models.tokenizer import load_tokenizer
+from optin_export.recipe import ModelSection
+from optin_export.sentence import SentenceFolder, find_sentence_folder, transformer_folder
+from optin_export.workdir.files import MAX_TEXT, read_json
+
+#: The class of transformers that finds the model class of a task.
+AUTO_CLASS = {
+    "feature-extraction": "AutoModel",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text-generation": "AutoModelForCausalLM",
+    "image-classification": "AutoModelForImageClassification",
+    "image-feature-extraction": "AutoModel",
+    "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
+    "image-segmentation": "AutoModelForSemanticSegmentation",
+}
+
+
+@runtime_checkable
+class _HasAttention(Protocol):
+    """transformers models: the attention implementation can be chosen."""
+
+    def set_attn_implementation(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with all that is needed to build it again without its weights.
+
+    architecture: JSON-serialisable; `build(architecture)` gives the same modules with random weights.
+    origin: folder or hub name where tokenizer and preprocessing lie, if any. labels: class names of the recipe with
+    their index (zero-shot); those that a model has itself are found by `class_names`.
+    notes: what the user should hear about the model, such as entries of a checkpoint that were left out, one line each.
+    looked_up: without the values of its weights. sentence: what sentence-transformers does around the model, where it
+    is one of its folders.
+    """
+
+    model: TaskModel
+    architecture: dict[str, Any]
+    origin: str | None = None
+    labels: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    looked_up: bool = False
+    sentence: SentenceFolder | None = None
+
+
+def load_model(section: ModelSection, seed: int = 0, lookup: Lookup | None = None) -> LoadedModel:
+    """Load the model of a recipe in float32 on the CPU, in eval mode and with eager attention.
+
+    lookup: only look it up: the same modules, without the values of their weights, and the same errors.
+    Raises InputError for a missing or unreadable model, an unknown architecture, or weights that do not fit.
+    """
+    if section.source.startswith("/"):  # a bare path, made absolute by the recipe
+        prefix, rest = _kind_of_folder(Path(section.source)), section.source
+    else:
+        prefix, _, rest = section.source.partition(":")
+    for place in ("" if prefix == "py" else rest, section.tokenizer or ""):
+        if place.startswith("/"):
+            refuse_no_files(Path(place))
+    torch.manual_seed(seed)  # for weights: random
+    sentence, notes = find_sentence_folder(rest if prefix == "hf" else "", section.task, lookup is None)
+    if prefix == "hf":
+        module, architecture, origin, told = _load_transformers(section, rest, lookup, sentence)
+    else:
+        module, architecture, origin, told = {"timm": _load_timm, "py": _load_python}[prefix](section, rest, lookup)
+    notes = [*notes, *told]
+    module = checked(module, section.source)
+    if section.weights not in ("pretrained", "random"):
+        notes += load_checkpoint(module, section.weights, lookup is not None)
+    if lookup is None:
+        _refuse_bad_weights(module, section.source)
+    _prepare(module)
+    architecture |= {"task": section.task, "pooling": section.pooling, "normalize": bool(section.normalize)}
+    labels: dict[str, int] = {}
+    if is_contrastive(module):
+        module, architecture["tower"], labels = take_tower(
+            module, section, lambda: load_tokenizer(section, origin), classify=lookup is None
+        )
+    elif section.task == "zero-shot-image-classification" or (
+        section.task == "image-feature-extraction" and prefix == "hf"
+    ):
+        raise InputError(
+            f"a {type(module).__name__} cannot be used for {section.task}",
+            "only CLIP and SigLIP are known to give such an output",
+            "use one of these; for embeddings also timm models with model.args: {num_classes: 0}",
+        )
+    if sentence is not None:
+        load = partial(_load_layer, notes=notes, looked_up=lookup is not None)
+        wrapped, told = wrap_sentence(module, architecture, section, sentence, origin, load)
+        if lookup is None:
+            _refuse_bad_weights(wrapped, section.source)
+        notes += told
+    else:
+        wrapped = wrap(module, section.task, section.pooling, bool(section.normalize))
+    return LoadedModel(wrapped, architecture, origin, dict(labels), tuple(notes), lookup is not None, sentence)
+
+
+def _load_layer(layer: nn.Module, path: Path, notes: list[str], looked_up: bool) -> None:
+    notes += load_checkpoint(layer, str(path), looked_up)
+
+
+def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel:
+    """The unpruned model of an `architecture` dictionary, with random weights.
+
+    Raises InputError if the library has no such class, or if it names the user's own Python function and
+    `trust_python` is off: opening a model folder must not run code that the folder names.
+    """
+    library = architecture.get("library")
+    if library == "timm":
+        import timm
+
+        if not timm.is_model(architecture["name"]):  # neither a name of the hub nor a folder
+            raise InputError(
+                f"cannot rebuild a '{str(architecture['name'])[:60]}'",
+                f"timm {timm.__version__} has no such model",
+                "install the version of timm named in manifest.json",
+            )
+        module = _create_timm(architecture["name"], architecture["args"], pretrained=False)
+    elif library == "transformers":
+        import transformers
+
+        model_class = getattr(transformers, architecture["class"], None)
+        if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+            raise InputError(
+                f"cannot rebuild a '{architecture['class']}'",
+                f"transformers {transformers.__version__} has no such model class",
+                "install the version of transformers named in manifest.json",
+            )
+        assert model_class.config_class is not None
+        module = model_class(model_class.config_class.from_dict(plain_config(architecture["config"])))
+    elif library == "python" and trust_python:
+        module = call_python(architecture["source"], architecture["args"])
+    else:
+        raise InputError(
+            "cannot rebuild this model",
+            f"its architecture comes from {architecture.get('source', library)!r}, which is code outside this package",
+            "pass trust_python=True if you trust that file",
+        )
+    _prepare(module)
+    if "tower" in architecture:
+        module = build_tower(module, architecture["tower"])
+    sentence = architecture.get("sentence")
+    return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"], sentence)
+
+
+def _load_transformers(
+    section: ModelSection, name: str, lookup: Lookup | None, sentence: SentenceFolder | None = None
+) -> tuple[nn.Module, dict[str, Any], str | None, list[str]]:
+    import transformers
+
+    options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
+    arguments = {**({} if sentence is None else sentence.config_args), **section.args}
+    if sentence is not None and sentence.subfolder:
+        options["subfolder"] = sentence.subfolder
+    by_type = name.removeprefix(BY_TYPE) if name.startswith(BY_TYPE) else None
+    if by_type is not None and section.weights == "pretrained":
+        raise InputError(
+            f"'hf:{name}' has no weights of its own",
+            "it names an architecture, not a checkpoint",
+            "set model.weights to random or to a checkpoint, or name a model of the hub",
+        )
+    try:
+        if by_type is not None:
+            config = config_of_type(by_type, section.args)
+        else:
+            where = {"subfolder": options["subfolder"]} if "subfolder" in options else {}
+            raw, _ = transformers.PreTrainedConfig.get_config_dict(name, **where)
+            named = {} if {"num_labels", "id2label"} & set(section.args) else repaired_config(raw)
+            config = transformers.AutoConfig.from_pretrained(name, **options, **named, **arguments)
+        refuse_quantised_config(config, section.source)
+        refuse_endless(config.to_dict(), section.source)
+        config._attn_implementation = "eager"
+        options["dtype"] = torch.float32  # whatever the checkpoint is stored in
+        encoder = encoder_class(config) if section.task == "feature-extraction" else None
+        auto = getattr(transformers, encoder or AUTO_CLASS[section.task])
+        if section.task == "image-segmentation" and type(config) not in auto._model_mapping:
+            auto = transformers.AutoModelForUniversalSegmentation
+        if section.weights == "pretrained" and lookup is not None:
+            module, info = from_pretrained(auto, name, config, lookup, **options)
+        elif section.weights == "pretrained":
+            module, info = auto.from_pretrained(name, config=config, output_loading_info=True, **options)
+        elif encoder is not None:
+            module, info = auto(config), {}
+        else:
+            plain = {"trust_remote_code": section.trust_remote_code, "dtype": torch.float32}
+            module, info = built(lambda: auto.from_config(config, **plain), lookup), {}
+    except InputError:
+        raise
+    except Exception as error:  # transformers raises many types here; all of them mean the source cannot be used
+        raise InputError(
+            f"cannot load the model 'hf:{name}' for {section.task}",
+            _first_line(error),
+            "check the name or folder; a hub model needs network access once, a folder needs config.json and weights",
+        ) from error
+    # The pooler is not part of a sentence embedding, nor the loss of a segmentation; they are dropped with it.
+    missing = sorted(key for key in info.get("missing_keys", ()) if not key.startswith(("pooler.", "criterion.")))
+    if missing:
+        raise InputError(
+            f"'hf:{name}' has no weights for {section.task}",
+            f"{len(missing)} are missing, such as {missing[0]}: they would stay random",
+            "name a model trained for this task, or correct model.task",
+        )
+    notes = unused_weights(info, module, name, section.task)
+    final: Any = module.config  # as the library has completed it
+    architecture = {
+        "library": "transformers",
+        "class": type(module).__name__,
+        "config": json.loads(final.to_json_string(use_diff=False)),
+    }
+    architecture["config"].pop("_name_or_path", None)
+    return module, architecture, None if by_type is not None else name, notes
+
+
+def _load_timm(
+    section: ModelSection, name: str, lookup: Lookup | None
+) -> tuple[nn.Module, dict[str, Any], None, list[str]]:
+    pretrained, args = section.weights == "pretrained", dict(section.args)
+    if not Path(name).is_absolute():
+        module = built_timm(name, lambda load: _create_timm(name, args, load), pretrained, lookup)
+        return module, {"library": "timm", "name": name, "args": args}, None, []
+    module = built(lambda: _create_timm(f"local-dir:{name}", args, pretrained), lookup)
+    config = _read_config(Path(name))
+    args = {**config.get("model_args", {}), **args}  # what the folder says of itself is needed to build it elsewhere
+    return module, {"library": "timm", "name": config["architecture"], "args": args}, None, []
+
+
+def _create_timm(name: str, args: dict[str, Any], pretrained: bool) -> nn.Module:
+    import timm
+
+    taken = next((key for key in args if key in READS_FILES), None)
+    if taken is not None:
+        raise InputError(
+            f"cannot create the model 'timm:{name}'",
+            f"timm would read files by model.args.{taken}",
+            "set model.weights to a checkpoint, or model.source to a folder",
+        )
+    refuse_endless(args, f"timm:{name}")
+    try:
+        return timm.create_model(name, pretrained=pretrained, **args)
+    except Exception as error:  # unknown names, wrong arguments and download failures come as many types
+        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
+        hint = f"; similar names: {', '.join(near)}" if near else ""
+        raise InputError(
+            f"cannot create the model 'timm:{name}'", _first_line(error), f"check model.args and the name{hint}"
+        ) from error
+
+
+def _load_python(
+    section: ModelSection, reference: str, lookup: Lookup | None
+) -> tuple[nn.Module, dict[str, Any], None, list[str]]:
+    source = f"py:{reference}"
+    module = built(lambda: call_python(source, section.args), lookup)
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"'{source}' is not a model", f"it returned a {type(module).__name__}", "return a torch.nn.Module"
+        )
+    return module, {"library": "python", "source": source, "args": section.args}, None, []
+
+
+def call_python(source: str, args: Mapping[str, Any], *first: Any) -> Any:
+    """Result of the user's function `py:/path/file.py:name` or `py:package.module:name`; InputError where it fails."""
+    function = python_function(source)
+    try:
+        return function(*first, **args)
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        raise InputError(f"'{source}' failed", _first_line(error), "correct that function") from error
+
+
+def python_function(source: str) -> Callable[..., Any]:
+    """The function that `py:FILE.py:NAME` names; raises InputError where it cannot be loaded or is none."""
+    where, _, name = source.removeprefix("py:").rpartition(":")
+    try:
+        if where.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+        function = getattr(module, name)
+    except (Exception, SystemExit) as error:  # importing the user's file may raise anything
+        raise InputError(
+            f"cannot load '{source}'", _first_line(error), "check the file, its imports and the name"
+        ) from error
+    if not callable(function):
+        raise InputError(
+            f"'{source}' is not a function", f"a {type(function).__name__} is not callable", "name a function"
+        )
+    return function
+
+
+def _refuse_bad_weights(module: nn.Module, source: str) -> None:
+    bad = next((name for name, value in module.state_dict().items() if not torch.isfinite(value).all()), None)
+    if bad is not None:
+        raise InputError(f"the weights of {source} are unusable", f"{bad} holds NaN or infinity", "repair the weights")
+
+
+def _kind_of_folder(folder: Path) -> str:
+    config = _read_config(transformer_folder(folder))
+    kind = next((kind for key, kind in (("model_type", "hf"), ("architecture", "timm")) if key in config), None)
+    if kind is None:
+        raise InputError(
+            f"cannot load a model from {folder}",
+            "its config.json has neither 'model_type' (transformers) nor 'architecture' (timm)",
+            "give a folder written by save_pretrained or by timm",
+        )
+    return kind
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"cannot load a model from {folder}",
+            "it holds a PEFT adapter, not a model",
+            "save model.merge_and_unload() and use that",
+        )
+    try:
+        config = read_json(folder / "config.json", MAX_TEXT)
+        if not isinstance(config, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"cannot load a model from {folder}", f"no readable config.json there ({error})", "give a model folder"
+        ) from None
+    return config
+
+
+def _prepare(module: nn.Module) -> None:
+    """What makes a module readable for the rest, done to loaded ones and to those built again: the names are equal."""
+    fold_weights(module)
+    plain_batch_norms(module)
+    readable(module)
+    _use_eager_attention(module)
+    use_equivalents(module)
+
+
+def _use_eager_attention(module: nn.Module) -> None:
+    """Plain matmul-softmax-matmul: masks and hooks see it, MACs are counted, and engines fuse it better than sdpa."""
+    if isinstance(module, _HasAttention):
+        module.set_attn_implementation("eager")
+    for part in module.modules():
+        if "fused_attn" in vars(part):  # timm: a plain attribute of each attention
+            vars(part)["fused_attn"] = False
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"

@@ -1,0 +1,54 @@
+"""What transformers says of a checkpoint after loading it: which of its weights the model did not take, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.models.state_dicts import few, is_extra
+
+
+def unused_weights(info: Mapping[str, Any], module: nn.Module, name: str, task: str) -> list[str]:
+    """What the user should hear about weights of the checkpoint `name` that `module` does not have: one line or none.
+
+    info: of `from_pretrained(..., output_loading_info=True)`. Raises InputError where the checkpoint has other shapes,
+    or more layers than the configuration says: the model would be another one than was trained.
+    """
+    changed = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get("mismatched_keys", ()))
+    if changed:
+        raise InputError(
+            f"the weights of 'hf:{name}' have other shapes than its configuration says",
+            f"{len(changed)} differ: {few(changed)}",
+            "correct model.args, or the config.json of the folder",
+        )
+    unused = sorted(key for key in info.get("unexpected_keys", ()) if not is_extra(key))
+    deeper = [key for key in unused if _is_beyond(module, key)]
+    if deeper:
+        raise InputError(
+            f"the checkpoint of 'hf:{name}' has more layers than its configuration says",
+            f"{len(deeper)} weights would be left out: {few(deeper)}",
+            "correct model.args, or the config.json of the folder",
+        )
+    if not unused:
+        return []
+    return [
+        f"'{name}' has {len(unused)} weights that {task} does not use, such as a head of another task: {few(unused)}"
+    ]
+
+
+def _is_beyond(module: nn.Module, key: str) -> bool:
+    """Whether a weight's name leads into a list of layers that ends before it."""
+    prefix = getattr(module, "base_model_prefix", "")
+    for name in {key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}"}:
+        part: Any = module
+        for segment in name.split("."):
+            inner = part._modules.get(segment) if isinstance(part, nn.Module) else None
+            if inner is None:
+                if isinstance(part, nn.ModuleList) and segment.isdigit() and len(part):
+                    return int(segment) >= len(part)
+                break
+            part = inner
+    return False

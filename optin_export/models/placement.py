@@ -1,0 +1,228 @@
+"""Where the parts of a model are kept while it is scored and repaired: on several GPUs, in memory, on disk.
+
+By accelerate's hooks, which move inputs to the device of a module, and fetch weights that are kept elsewhere while the
+module runs. With such weights blocks are computed again on the way back: else the graph would hold all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from optin_export.errors import EnvironmentLacks, InputError, OptinError, missing_package
+from optin_export.models.tasks import Inputs, TaskModel
+from optin_export.workdir.files import Scratch
+
+#: Relative difference between outputs here and on the devices that is float rounding.
+ROUNDING = 1e-2
+Places = dict[str, int | str]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Keeps a model's parts where the recipe says, for as long as `with placement(model):` is open.
+
+    device_map, max_memory: as in the recipe; None: everything stays in this process's memory, on the CPU. blocks: paths
+    in the task model; none is divided. What is open changes the model itself; afterwards it is as it was.
+    """
+
+    device_map: str | Mapping[str, int | str] | None = None
+    max_memory: Mapping[str, int | str] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
+
+    @contextlib.contextmanager
+    def __call__(self, model: TaskModel) -> Iterator[None]:
+        """Raises InputError for a map that does not fit the model, or a full disk; EnvironmentLacks without accelerate,
+        for a GPU that is not there, and where one's memory does not suffice."""
+        if self.device_map is None:
+            yield
+            return
+        places = self.places(model)
+        try:
+            with _dispatched(model.model, places, self._inner()):
+                yield
+        except torch.OutOfMemoryError as error:
+            raise EnvironmentLacks(
+                "the model does not fit where model.device_map puts it",
+                str(error).splitlines()[0][:200],
+                "keep more of it on 'cpu' or 'disk' (model.max_memory), or lower prune.score_samples",
+            ) from error
+
+    def places(self, model: TaskModel) -> Places:
+        """Module of the recipe's model -> GPU number, "cpu" or "disk"."""
+        try:
+            import accelerate  # noqa: F401
+        except ImportError:
+            raise missing_package("accelerate", "model.device_map", "large") from None
+        if isinstance(self.device_map, str):
+            places = self._inferred(model, self.device_map)
+        else:
+            assert self.device_map is not None
+            places = {path: _number(place) for path, place in self.device_map.items()}
+        self._check_map(model, places)
+        return _spelt_out(model.model, places)
+
+    def check(self, model: TaskModel, inputs: Inputs) -> None:
+        """Run these rows where the map puts the model; raises what `with` does, and InputError if that fails."""
+        if self.device_map is None:
+            return
+        with torch.no_grad():
+            expected = model(**inputs)
+            try:
+                with self(model):
+                    found = model(**inputs).cpu()
+            except OptinError:
+                raise
+            except Exception as error:  # a model that reads a module's weights without calling it, for one
+                why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                fix = "put the parts that belong together in one place, or remove model.device_map"
+                raise _wrong(why[:300], fix) from error
+        difference, scale = (float(one.abs().max()) for one in (found - expected, expected))
+        if not difference <= ROUNDING * max(scale, 1e-12):
+            raise _wrong(f"its output differs by {difference:.1e} there", "name other places")
+
+    def _inner(self) -> tuple[str, ...]:
+        return tuple(path.removeprefix("model.") for path in self.blocks)
+
+    def _inferred(self, model: TaskModel, name: str) -> Places:
+        from accelerate.utils import get_balanced_memory, infer_auto_device_map
+
+        _check_gpus({int(key) for key in self.max_memory if key.isdigit()})
+        memory: Any = {int(key) if key.isdigit() else key: most for key, most in self.max_memory.items()} or None
+        whole = sorted({type(model.model.get_submodule(path)).__name__ for path in self._inner()})
+        try:
+            if name != "sequential":
+                low = name == "balanced_low_0"
+                memory = get_balanced_memory(model.model, memory, no_split_module_classes=whole, low_zero=low)
+            return dict(infer_auto_device_map(model.model, max_memory=memory, no_split_module_classes=whole))
+        except (ValueError, TypeError, KeyError) as error:
+            raise _wrong(str(error)[:300], "correct model.max_memory, such as {0: 20GiB, cpu: 60GiB}") from error
+
+    def _check_map(self, model: TaskModel, places: Places) -> None:
+        names = {name for name, _ in model.model.named_modules()} | set(model.model.state_dict())
+        unknown = next((path for path in places if path not in names), None)
+        if unknown is not None:
+            first = ", ".join(name for name, _ in model.model.named_children())
+            raise _wrong(f"the model has no '{unknown}'", f"name its modules: {first}, or parts of them")
+        for block in self._inner():
+            inside = {place for path, place in places.items() if path.startswith(f"{block}.")}
+            if inside and len(inside | {_place_of(block, places)}) > 1:
+                raise _wrong(f"'{block}' is a block and lies in several places", "keep each block in one place")
+        bare = next((name for name in model.model.state_dict() if _place_of(name, places) is None), None)
+        if bare is not None:
+            raise _wrong(f"'{bare}' has no place", "name one for every part, or one for '' that holds for the rest")
+        _check_gpus({place for place in places.values() if isinstance(place, int)})
+
+
+def _check_gpus(wanted: set[int]) -> None:
+    present = torch.cuda.device_count()
+    if wanted and max(wanted) >= present:
+        raise EnvironmentLacks(
+            f"model.device_map needs GPU {max(wanted)}",
+            f"torch sees {present} here",
+            "name GPUs of this machine, or 'cpu' and 'disk'",
+        )
+
+
+def _wrong(why: str, fix: str) -> InputError:
+    return InputError("model.device_map does not fit the model", why, fix)
+
+
+def _number(place: int | str) -> int | str:
+    """A GPU by its number."""
+    if isinstance(place, str) and place.startswith("cuda"):
+        return int(place.partition(":")[2] or 0)
+    return place
+
+
+def _place_of(path: str, places: Places) -> int | str | None:
+    while path not in places and path:
+        path = path.rpartition(".")[0]
+    return places.get(path)
+
+
+def _spelt_out(module: torch.nn.Module, places: Places) -> Places:
+    """The same with no name within another: accelerate would first move the whole to where its rest goes."""
+    state, found = module.state_dict().keys(), dict[str, int | str]()
+
+    def walk(part: torch.nn.Module, path: str, above: int | str | None) -> None:
+        place, start = places.get(path, above), f"{path}." if path else ""
+        if path and place is not None and all(places[key] == place for key in places if key.startswith(start)):
+            found[path] = place
+            return
+        for name in (f"{start}{name}" for name in (*part._parameters, *part._buffers)):
+            if name in state:
+                own = places.get(name, place)
+                assert own is not None  # see _check_map
+                found[name] = own
+        for name, child in part.named_children():
+            walk(child, f"{start}{name}", place)
+
+    walk(module, "", None)
+    return found
+
+
+@contextlib.contextmanager
+def _dispatched(module: torch.nn.Module, places: Places, blocks: tuple[str, ...]) -> Iterator[None]:
+    from accelerate import dispatch_model
+    from accelerate.hooks import remove_hook_from_module
+    from accelerate.utils import find_tied_parameters, retie_parameters
+
+    gpus = sorted(place for place in places.values() if isinstance(place, int))
+    away = "disk" in places.values() or (bool(gpus) and "cpu" in places.values())
+    tied, shadowed = find_tied_parameters(module), {part for part in module.modules() if "forward" in vars(part)}
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns of what was asked for
+    scratch = Scratch() if "disk" in places.values() else None
+    try:
+        if scratch is not None:
+            _check_disk(module, places, scratch)
+        main: Any = torch.device(gpus[0]) if gpus else "cpu"
+        folder = None if scratch is None else str(scratch.path / "weights")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights that belong to no layer: they are where the model begins
+            dispatch_model(module, places, main_device=main, offload_dir=folder, force_hooks=True)
+        for path in blocks if away else ():
+            block = module.get_submodule(path)
+            vars(block)["forward"] = _recomputed(block.forward)
+        yield
+    finally:
+        remove_hook_from_module(module, recurse=True)
+        for part in set(module.modules()) - shadowed:
+            vars(part).pop("forward", None)
+        vars(module).pop("hf_device_map", None)
+        module.to("cpu")
+        retie_parameters(module, tied)
+        if scratch is not None:
+            scratch.close()
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        # To its end each time: a hook that was stopped half-way would leave its weights where they are.
+        with set_checkpoint_early_stop(False):
+            return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return call
+
+
+def _check_disk(module: torch.nn.Module, places: Places, scratch: Scratch) -> None:
+    """Files that are mapped into memory end the process where the disk is full: better asked before."""
+    state = module.state_dict().items()
+    needed = sum(tensor.nbytes for name, tensor in state if _place_of(name, places) == "disk")
+    free = shutil.disk_usage(scratch.path).free
+    if needed > free:
+        raise InputError(
+            "there is no room for the weights that model.device_map keeps on disk",
+            f"{needed >> 20} MiB are needed in {scratch.path.parent}, {free >> 20} MiB are free",
+            "free disk space, set TMPDIR to another disk, or keep more on 'cpu'",
+        )

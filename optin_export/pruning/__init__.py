@@ -1,0 +1,18 @@
+"""A model and a plan become a smaller dense model, and its checkpoint on disk. Nothing is repaired here."""
+
+from __future__ import annotations
+
+from optin_export.pruning.checkpoint import Architecture, PythonSource, load_model, save_model, save_places
+from optin_export.pruning.rebuild import rebuild
+from optin_export.pruning.token_merging import count_tokens, insert_merging
+
+__all__ = [
+    "Architecture",
+    "PythonSource",
+    "count_tokens",
+    "insert_merging",
+    "load_model",
+    "rebuild",
+    "save_model",
+    "save_places",
+]

@@ -1,0 +1,204 @@
+"""From a plan to a smaller dense model: torch-pruning's dependency graph with explicit indices, sub-layers dropped."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.models import Inputs, TaskModel
+from optin_export.search import GroupPlan
+from optin_export.units import Structure, UnitGroup, get_layer, get_module, set_module
+
+
+class Constant(nn.Module):
+    """What a sub-layer without units computes: its bias, whatever comes in. bias: [hidden].
+
+    expands: at every position of what comes in.
+    """
+
+    def __init__(self, bias: torch.Tensor, returns_tuple: bool, expands: bool = False) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.returns_tuple, self.expands = returns_tuple, expands
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.bias.expand(*args[0].shape[:-1], -1) if self.expands else self.bias
+        return (output, None) if self.returns_tuple else output
+
+
+class Passthrough(nn.Module):
+    """Stands where a module's output is no longer used: gives back its first argument."""
+
+    def __init__(self, returns_tuple: bool) -> None:
+        super().__init__()
+        self.returns_tuple = returns_tuple
+
+    def forward(self, first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (first, None) if self.returns_tuple else first
+
+
+def rebuild(
+    model: TaskModel, structure: Structure, groups: Mapping[str, GroupPlan], inputs: Inputs
+) -> tuple[TaskModel, Structure]:
+    """A dense copy of `model` with only the kept units, and its structure (group counts updated, empty groups kept).
+
+    inputs: any valid inputs, to trace the dependency graph. The masked original and the result are equal up to float
+    rounding. Raises InputError if the plan is not one for this model.
+    """
+    _check(structure, groups)
+    dense = copy.deepcopy(model)
+    todo = [group for group in structure.groups if 0 < len(groups[group.key].kept) < group.count]
+    graph = _graph(dense, inputs) if any(not _is_explicit(dense, group) for group in todo) else None
+    for group in todo:
+        _remove(dense, graph, group, sorted(set(range(group.count)) - set(groups[group.key].kept)))
+    dense.requires_grad_(False)
+    _check_untouched(model, dense, structure)
+    for group in structure.groups:
+        if not groups[group.key].kept:
+            drop(dense, group)
+    return dense, shrunk(structure, groups)
+
+
+def shrunk(structure: Structure, groups: Mapping[str, GroupPlan]) -> Structure:
+    """The structure after the plan: same groups, with the number of units that stay."""
+    changed = tuple(dataclasses.replace(group, count=len(groups[group.key].kept)) for group in structure.groups)
+    return dataclasses.replace(structure, groups=changed)
+
+
+def drop(model: TaskModel, group: UnitGroup) -> None:
+    """Replace a sub-layer that keeps no unit by its output bias, and what only fed it by nothing."""
+    assert group.sublayer is not None  # see _check
+    consumer = get_layer(model, group.consumer)
+    bias = consumer.bias.detach().clone() if consumer.bias is not None else torch.zeros(len(consumer.weight))
+    # It runs once in a pass (see `find_structure`), under whichever of its names.
+    set_module(model, group.sublayer, Constant(bias, group.returns_tuple, group.expands), everywhere=True)
+    for path, returns_tuple in group.bypass:
+        set_module(model, path, Passthrough(returns_tuple))
+
+
+def _check(structure: Structure, groups: Mapping[str, GroupPlan]) -> None:
+    expected = {group.key: group.count for group in structure.groups}
+    given = {key: plan.count for key, plan in groups.items()}
+    if expected != given:
+        wrong = sorted(set(expected.items()) ^ set(given.items()))[0]
+        raise InputError("the plan is not one for this model", f"they differ at {wrong}", "search again on this model")
+    emptied = next((group.key for group in structure.groups if not groups[group.key].kept and not group.sublayer), None)
+    if emptied is not None:
+        raise InputError(f"the plan keeps nothing of {emptied}", "the layers around it need at least one", "keep one")
+
+
+def _graph(dense: TaskModel, inputs: Inputs) -> Any:
+    # The graph is traced through autograd, so weights must ask for gradients while it is built.
+    dense.requires_grad_(True)
+    with torch.enable_grad(), warnings.catch_warnings():
+        # It warns of bare parameters (class token, layer scale); none is on a path that is cut, see _check_untouched.
+        warnings.simplefilter("ignore")
+        return torch_pruning.DependencyGraph().build_dependency(dense, example_inputs=dict(inputs))
+
+
+def _is_explicit(model: TaskModel, group: UnitGroup) -> bool:
+    """Whether the graph cannot see which rows belong together: fused projections after reshape and unbind, heads of
+    several sizes, tables, grouped convolutions, gates that scale the units."""
+    layers = [get_module(model, producer.path) for producer in group.producers]
+    return (
+        bool(group.tables)
+        or (bool(group.readers) and not group.coupled)
+        or any(producer.fused > 1 or producer.rows is not None for producer in group.producers)
+        or any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in layers)
+    )
+
+
+def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int]) -> None:
+    first = get_module(model, group.producers[0].path)
+    # What the output does not depend on (the last block, if an earlier one's output is taken) is not in the graph.
+    if _is_explicit(model, group) or (not group.coupled and first not in graph.module2node):
+        _remove_explicitly(model, group, removed)
+    else:
+        is_convolution = isinstance(first, nn.Conv2d)
+        cut = torch_pruning.prune_conv_out_channels if is_convolution else torch_pruning.prune_linear_out_channels
+        graph.get_pruning_group(first, cut, _spread(removed, group.rows)).prune()
+    left = group.count - len(removed)
+    _check_shapes(model, group, left)
+    for attribute, per_unit in group.sizes:
+        path, _, name = attribute.rpartition(".")
+        setattr(get_module(model, path), name, per_unit * left)
+
+
+def _remove_explicitly(model: TaskModel, group: UnitGroup, removed: list[int]) -> None:
+    for producer in group.producers:
+        layer, per_unit = get_layer(model, producer.path), group.rows_in(producer)
+        rows, span = _spread(removed, per_unit), group.count * per_unit
+        every = [slab * span + row for slab in range(producer.fused) for row in rows]
+        if isinstance(layer, nn.Linear):
+            torch_pruning.prune_linear_out_channels(layer, every)
+        else:
+            _keep_filters(layer, sorted(set(range(layer.out_channels)) - set(every)), group.count, len(removed))
+        if producer.norm is not None:
+            torch_pruning.prune_batchnorm_out_channels(get_module(model, producer.norm), every)
+    for path in group.reads:
+        reader, columns = get_module(model, path), _spread(removed, group.width)
+        is_linear = isinstance(reader, nn.Linear)
+        cut = torch_pruning.prune_linear_in_channels if is_linear else torch_pruning.prune_conv_in_channels
+        cut(reader, columns)
+    for table in group.tables:
+        where, _, name = table.path.rpartition(".")
+        module = get_module(model, where)
+        tensor = getattr(module, name)
+        kept = torch.tensor(_spread(sorted(set(range(group.count)) - set(removed)), table.entries))
+        smaller = tensor.detach().index_select(table.dim, kept)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        setattr(module, name, nn.Parameter(smaller, requires_grad=False) if is_parameter else smaller)
+
+
+def _keep_filters(layer: Any, kept: list[int], units: int, removed: int) -> None:
+    """Of a grouped convolution whole groups go, with the inputs that only they read; of a plain one, filters."""
+    layer.weight = nn.Parameter(layer.weight.detach()[kept], requires_grad=False)
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach()[kept], requires_grad=False)
+    layer.out_channels = len(kept)
+    if layer.groups > 1:
+        per_unit = layer.groups // units
+        layer.in_channels -= removed * per_unit * layer.weight.shape[1]
+        layer.groups -= removed * per_unit
+
+
+def _spread(units: list[int], size: int) -> list[int]:
+    return [unit * size + offset for unit in units for offset in range(size)]
+
+
+def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -> None:
+    """Nothing but the declared producers and consumers may have changed its shape; anything else is a bug of ours."""
+    paths = {path for group in structure.groups for path in group.reads}
+    paths |= {producer.path for group in structure.groups for producer in group.producers}
+    paths |= {producer.norm for group in structure.groups for producer in group.producers if producer.norm}
+    # By identity: a module may have several names.
+    layers = {id(model.get_submodule(path)) for path in paths}
+    named = model.named_modules(remove_duplicate=False)
+    declared = {name for name, module in named if id(module) in layers}
+    before = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    after = {name: tensor.shape for name, tensor in dense.state_dict().items()}
+    changed = {name for name in before if after.get(name) != before[name]}
+    tables = {table.path for group in structure.groups for table in group.tables}
+    stray = {name for name in changed if name.rpartition(".")[0] not in declared and name not in tables}
+    if stray or before.keys() != after.keys():
+        raise RuntimeError(f"the dependency graph also changed {sorted(stray)}")
+
+
+def _check_shapes(model: TaskModel, group: UnitGroup, left: int) -> None:
+    """The dependency graph must have cut exactly what the family declares; anything else is a bug of ours."""
+    shapes = {
+        producer.path: (len(get_layer(model, producer.path).weight), producer.fused * left * group.rows_in(producer))
+        for producer in group.producers
+    }
+    shapes |= {path: (get_layer(model, path).weight.shape[1], left * group.width) for path in group.reads}
+    wrong = {path: pair for path, pair in shapes.items() if pair[0] != pair[1]}
+    if wrong:
+        raise RuntimeError(f"{group.key}: (size, expected) {wrong} after removing {group.count - left} units")

@@ -1,0 +1,259 @@
+"""Token merging: a fixed number of tokens per block is averaged into others that resemble them, inside the graph.
+
+After Bolya et al., "Token Merging: Your ViT But Faster" (ICLR 2023, section 3), re-derived from the paper. Between the
+attention and the FFN of a block the tokens are split alternately into two sets; every token of the first set finds the
+one of the second set that it resembles most; the r most alike pairs become their average, weighted by how many tokens
+each already stands for. Shapes are static: TopK and products with one-hot matrices, nothing scattered.
+
+Padding has size 0: it leaves before any real token does, and it never enters an average.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from optin_export.models import Inputs, TaskModel
+from optin_export.units import Structure, Tokens, block_outputs, get_module, tensor_of
+
+#: Beyond every difference of cosines: how far padding is from real tokens.
+FAR = 4.0
+#: Added to the attention scores of padding.
+NEVER = -1e9
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which tokens stay and which are summed up, as one-hot rows over the first set of a bipartite split.
+
+    prefix: tokens at the start that stay as they are. stay: [batch, first - merged, first]. join: [batch, second,
+    first], zero columns for the tokens that stay.
+    """
+
+    prefix: int
+    stay: torch.Tensor
+    join: torch.Tensor
+
+    def sums(self, rows: torch.Tensor) -> torch.Tensor:
+        """[batch, tokens, features] -> [batch, tokens - merged, features], each row the sum over what was merged."""
+        first, second = rows[:, self.prefix :: 2], rows[:, self.prefix + 1 :: 2]
+        return torch.cat([rows[:, : self.prefix], self.stay @ first, self.join @ first + second], 1)
+
+
+def pair(stream: torch.Tensor, sizes: torch.Tensor | None, merged: int, prefix: int) -> Pairing:
+    """Pair the `merged` most alike tokens (cosine) of a bipartite split of stream [batch, tokens, hidden].
+
+    sizes: [batch, tokens], how many tokens each stands for, 0 for padding; None if there is no padding.
+    """
+    rows = F.normalize(stream[:, prefix:], dim=-1)
+    alike = rows[:, ::2] @ rows[:, 1::2].mT
+    if sizes is not None:
+        padding = sizes[:, prefix:] == 0
+        alike = alike - FAR * padding[:, None, 1::2]
+    best, partner = alike.max(2)
+    first, second = (torch.arange(count, device=stream.device) for count in alike.shape[1:])
+    if sizes is not None:
+        # The last padding leaves first: what stays keeps its place in the next split, whatever is done with ties.
+        best = torch.where(padding[:, ::2], FAR + first, best)
+    chosen = best.topk(merged, dim=1).indices
+    stays = 1 - (chosen[:, :, None] == first).to(stream.dtype).sum(1)
+    # In the order they had: an engine's TopK may give its own, and the next split depends on it.
+    place = stays * stays.cumsum(1)
+    stay = (place[:, None] == 1 + first[: len(first) - merged, None]).to(stream.dtype)
+    join = (partner[:, None] == second[:, None]).to(stream.dtype) * (1 - stays)[:, None]
+    return Pairing(prefix, stay, join)
+
+
+def merge(
+    stream: torch.Tensor, sizes: torch.Tensor | None, merged: int, prefix: int, padded: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, Pairing]:
+    """Merge `merged` tokens of stream [batch, tokens, hidden]: (shorter stream, its sizes, the pairing).
+
+    The sum of size x token over all tokens is conserved. sizes: [batch, tokens], None for all 1. padded: whether a size
+    may be 0.
+    """
+    pairing = pair(stream, sizes if padded else None, merged, prefix)
+    weight = torch.ones_like(stream[:, :, :1]) if sizes is None else sizes[:, :, None]
+    summed = pairing.sums(torch.cat([stream * weight, weight], 2))
+    total = summed[:, :, -1:]
+    means = summed[:, :, :-1] / (total.clamp(min=1.0) if padded else total)
+    return means, total[:, :, 0], pairing
+
+
+@dataclass(frozen=True)
+class Gone:
+    """Where the tokens of a batch have gone. place: [batch, tokens of the unmerged model]; sizes: [batch, tokens]."""
+
+    place: torch.Tensor
+    sizes: torch.Tensor
+
+    @property
+    def sources(self) -> torch.Tensor:
+        return F.one_hot(self.place, self.sizes.shape[1]).mT.to(self.sizes.dtype)
+
+    def sums(self, rows: torch.Tensor) -> torch.Tensor:
+        """[batch, tokens of the unmerged model, features] -> [batch, tokens, features], sums over what was merged."""
+        return self.sources @ rows
+
+    def means(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.sums(rows) / self.sources.sum(2, keepdim=True).clamp(min=1.0)
+
+    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+        """The way back: every token of the unmerged model has the row of the one that stands for it."""
+        return rows.gather(1, self.place[:, :, None].expand(-1, -1, rows.shape[2]))
+
+
+#: None: nothing was merged yet.
+Merged = Gone | None
+
+
+@dataclass
+class Flow:
+    """What has been merged so far in the running forward pass; one object shared by all blocks of a model.
+
+    sizes: [batch, tokens] or None before anything was merged. sources: with `trace`, 0/1 [batch, tokens, tokens of the
+    unmerged model], which tokens each one stands for.
+    """
+
+    sizes: torch.Tensor | None = None
+    sources: torch.Tensor | None = None
+    trace: bool = field(default=False, compare=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Flow:
+        # What lies here belongs to a pass of the model it was copied from.
+        memo[id(self)] = new = Flow(trace=self.trace)
+        return new
+
+    def state(self) -> Merged:
+        """Where the pass is, in little memory."""
+        if self.sources is None or self.sizes is None:
+            return None
+        return Gone(self.sources.argmax(1), self.sizes)
+
+    def restore(self, state: Merged) -> None:
+        """Go on from there: blocks before it are replayed, not run."""
+        self.sizes = None if state is None else state.sizes
+        self.sources = None if state is None else state.sources
+
+    def weights(self) -> torch.Tensor:
+        """[batch, tokens]: what each of the last tokens counts in a mean over tokens."""
+        assert self.sizes is not None
+        return self.sizes
+
+
+@dataclass
+class Merging:
+    """What a merging block does: `merged` tokens fewer behind its attention. first: nothing was merged before."""
+
+    tokens: Tokens
+    flow: Flow
+    merged: int
+    first: bool
+
+    def run(self, block: Any, stream: torch.Tensor, mask: torch.Tensor | None) -> Any:
+        flow, tokens = self.flow, self.tokens
+        if self.first:
+            flow.sizes = flow.sources = None
+            if tokens.padded and mask is not None:
+                flow.sizes = _valid(mask).to(stream.dtype)
+        elif flow.sizes is not None:
+            mask = _log_sizes(flow.sizes)[:, None, None]
+        stream = tokens.attend(block, stream, mask)
+        if self.merged:
+            before = stream.shape[1]
+            stream, flow.sizes, pairing = merge(stream, flow.sizes, self.merged, tokens.prefix, tokens.padded)
+            if flow.trace:
+                every = torch.eye(before, device=stream.device).expand(len(stream), -1, -1)
+                flow.sources = pairing.sums(every if flow.sources is None else flow.sources)
+        return tokens.feed(block, stream)
+
+
+def _log_sizes(sizes: torch.Tensor) -> torch.Tensor:
+    """What is added to the attention scores: a token counts there as the tokens it stands for would; padding does not.
+
+    Paper, section 3: proportional attention.
+    """
+    return torch.where(sizes > 0, sizes.clamp(min=1.0).log(), NEVER)
+
+
+def _valid(mask: torch.Tensor) -> torch.Tensor:
+    """bool [batch, tokens] from an attention mask [batch, 1, 1 or tokens, tokens], of truth values or added."""
+    row = mask[:, 0, 0] if mask.dim() == 4 else mask
+    return row if row.dtype == torch.bool else row > NEVER / 2 if row.is_floating_point() else row > 0
+
+
+def insert_merging(model: TaskModel, structure: Structure, tokens: Tokens, merged: Sequence[int]) -> TaskModel:
+    """A copy of `model` that merges `merged[i]` tokens in block i; nothing is merged in blocks beyond its end.
+
+    What can be merged is for `search.check_merging` to say. Without any merging the copy is the model unchanged.
+    """
+    model = copy.deepcopy(model)
+    counts = [*merged, *[0] * (len(structure.blocks) - len(merged))]
+    begin = next((block for block, count in enumerate(counts) if count), None)
+    if begin is None:
+        return model
+    flow = Flow()
+    for index, path in enumerate(structure.blocks):
+        # Every block behind the first merging one attends by size.
+        if index >= begin:
+            block: Any = get_module(model, path)
+            block.__class__ = _merging_class(type(block))
+            block.merging = Merging(tokens, flow, counts[index], index == begin)
+    if tokens.pooled is not None:
+        path, start = tokens.pooled
+        get_module(model, path).register_forward_hook(_Pooled(flow, start).weigh)
+    if tokens.padded:
+        model.token_weights = flow.weights
+    return model
+
+
+def flow_of(model: nn.Module) -> Flow | None:
+    """What the blocks of a model that merges tokens share; None for one that merges none."""
+    return next((module.merging.flow for module in model.modules() if hasattr(module, "merging")), None)  # type: ignore[union-attr,return-value]
+
+
+def places(model: TaskModel, inputs: Inputs) -> torch.Tensor | None:
+    """[batch, tokens of the unmerged model]: which token stands for each one at the end; None if none is merged."""
+    flow = flow_of(model)
+    if flow is None:
+        return None
+    flow.trace = True
+    with torch.no_grad():
+        model(**inputs)
+    flow.trace, state = False, flow.state()
+    return None if state is None else state.place
+
+
+def count_tokens(model: TaskModel, structure: Structure, inputs: Inputs) -> int:
+    """Tokens that enter the first block at the shape of `inputs`, of a model in which none is merged."""
+    with torch.no_grad(), block_outputs(model, structure.blocks[:1]) as outputs:
+        model(**inputs)
+    return tensor_of(outputs[structure.blocks[0]]).shape[1]
+
+
+@dataclass
+class _Pooled:
+    """Turns a plain mean over the rows from `start` into the mean over the tokens they stand for."""
+
+    flow: Flow
+    start: int
+
+    def weigh(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        assert self.flow.sizes is not None
+        sizes = self.flow.sizes[:, self.start :, None]
+        return torch.cat([output[:, : self.start], output[:, self.start :] * (sizes / sizes.mean(1, keepdim=True))], 1)
+
+
+def _merging_class(base: Any) -> Any:
+    """The block's class with another forward: paths, weights and what recognises the class by name stay as they are."""
+
+    def forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.merging.run(self, hidden_states, kwargs.get("attention_mask", args[0] if args else None))
+
+    return type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__})

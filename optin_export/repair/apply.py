@@ -1,0 +1,107 @@
+"""A model and a plan become a smaller dense model: rebuilt, checked against the masked original, and repaired."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from optin_export.data import Batch
+from optin_export.errors import InputError
+from optin_export.models import Inputs, TaskModel
+from optin_export.pruning import insert_merging, rebuild
+from optin_export.repair.gauss_newton import OUTPUT, refine
+from optin_export.repair.sensitivity import Weights
+from optin_export.repair.sequential import AtWork, Repair, compensate
+from optin_export.search import Plan
+from optin_export.units import Structure, find_tokens, masked
+
+
+@dataclass(frozen=True)
+class Operation:
+    """The dense model, how exactly it equals the masked original before compensation, and the repair per group."""
+
+    dense: TaskModel
+    masked_difference: float
+    repairs: dict[str, Repair]
+
+    def to_json(self) -> dict[str, Any]:
+        repairs = {key: asdict(repair) for key, repair in self.repairs.items()}
+        return {"masked_difference": self.masked_difference, "repairs": repairs}
+
+
+#: Largest relative difference between masked and dense outputs: float32 rounding through a deep model stays below.
+MASKED_TOLERANCE = 1e-4
+
+
+def operate(
+    model: TaskModel,
+    structure: Structure,
+    plan: Plan,
+    batches: Sequence[Batch],
+    inputs: Inputs,
+    *,
+    repair: bool | Literal["rescale"],
+    gauss_newton: bool = False,
+    temperature: float = 1.0,
+    weights: Weights | None = None,
+    seed: int = 0,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+    at_work: AtWork = contextlib.nullcontext,
+) -> Operation:
+    """Rebuild `model` densely by `plan`, check it against the masked original, and repair it on `batches`.
+
+    inputs: a few real rows, for tracing and for the check. gauss_newton: refit gains and biases to the output after
+    the repair, by the divergence at this temperature. weights: the `sensitivities` of `model` on `batches`, to share
+    between several plans. at_work: held while `model` runs for the repair. Raises InputError if the repair does not
+    stay finite, RuntimeError (a bug) if the dense model is not the masked one.
+    """
+    dense, smaller = rebuild(model, structure, plan.groups, inputs)
+    difference = masked_difference(model, dense, structure, plan, inputs)
+    if difference > MASKED_TOLERANCE:
+        raise RuntimeError(f"the rebuilt model differs from the masked one by {difference:.2e}")
+    tokens = find_tokens(model) if any(plan.merged) else None
+    # Padding would have to be told apart in the merged stream; text is repaired before its tokens are merged.
+    if tokens is not None and not tokens.padded:
+        dense = insert_merging(dense, structure, tokens, plan.merged)
+    repairs: dict[str, Repair] = {}
+    if repair:
+        repairs = compensate(
+            model,
+            dense,
+            structure,
+            smaller,
+            plan.groups,
+            batches,
+            only_scale=repair == "rescale",
+            weights=weights,
+            seed=seed,
+            tick=tick,
+            at_work=at_work,
+        )
+    if repair and gauss_newton:
+        given = {"temperature": temperature, "seed": seed, "tick": tick, "at_work": at_work}
+        repairs[OUTPUT] = refine(model, dense, structure, batches, **given)  # type: ignore[arg-type]
+    if not all(torch.isfinite(tensor).all() for tensor in dense.state_dict().values() if tensor.is_floating_point()):
+        raise InputError(
+            "compensation did not give finite weights", "activations are NaN or constant", "set prune.compensate: false"
+        )
+    if tokens is not None and tokens.padded:
+        dense = insert_merging(dense, structure, tokens, plan.merged)
+    return Operation(dense, difference, repairs)
+
+
+def masked_difference(model: TaskModel, dense: TaskModel, structure: Structure, plan: Plan, inputs: Inputs) -> float:
+    """Largest difference between the masked original's and the dense model's output, relative to the output's scale."""
+    masks = {}
+    for group in structure.groups:
+        masks[group.key] = torch.zeros(group.count)
+        masks[group.key][list(plan.groups[group.key].kept)] = 1.0
+    with torch.no_grad():
+        with masked(model, structure.groups, masks):
+            expected = model(**inputs)
+        got = dense(**inputs)
+    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12))

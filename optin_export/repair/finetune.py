@@ -1,0 +1,206 @@
+"""An optional short fine-tune of the repaired model, off by default: the same layers, other weights.
+
+The built-in loop is AdamW with warm-up and cosine decay on one of two losses: distillation from the unpruned model
+(KL divergence for logits, Hinton et al., 2015; squared error for regression and normalised embeddings) or labels
+(cross entropy; squared error for regression). A recipe may name a function of the user's own instead.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from optin_export.data import Batch, Training
+from optin_export.errors import InputError
+from optin_export.models import TaskModel, as_rows, counted_rows
+from optin_export.models.loading import call_python
+from optin_export.recipe import FinetuneSection
+from optin_export.scoring.losses import divergence
+
+#: Share of the steps in which the learning rate rises, and the norm that gradients are clipped to.
+WARM_UP, CLIP = 0.1, 1.0
+#: Largest difference, relative to the output, between the returned model and one of its weights in our layers.
+SAME_OUTPUT = 1e-3
+Tick = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """What was done. by: `distill`, `labels`, or the user's function; steps: None for the latter.
+
+    before, after: the loss on held-out rows. note: why the repaired model was kept, if it was.
+    """
+
+    by: str
+    steps: int | None
+    before: float | None
+    after: float | None
+    note: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def fine_tune(
+    original: TaskModel,
+    repaired: TaskModel,
+    training: Training,
+    held_out: Sequence[Batch],
+    section: FinetuneSection,
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    tick: Tick = lambda done, total: None,
+) -> tuple[TaskModel, FineTune]:
+    """A fine-tuned copy of `repaired` and what was done; `repaired` itself where the built-in loop did not help.
+
+    It helped if every loss was finite and that on `held_out` did not rise. Raises InputError for labels that the model
+    has no class for, and for a function of the user's that fails, changes the layers or returns unusable weights.
+    """
+
+    def loss_of(model: TaskModel, batch: Batch) -> torch.Tensor:
+        return _label_loss(model, batch) if section.labelled else _distillation(model, original, batch, temperature)
+
+    if section.labelled:
+        _check_labels(repaired, training, held_out)
+    before = _mean_loss(loss_of, repaired, held_out)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        if section.source is not None:
+            tuned = _by_the_user(section.source, original, repaired, training, held_out[0])
+            return tuned, FineTune(section.source, None, before, _mean_loss(loss_of, tuned, held_out))
+        tuned, note = _descend(repaired, loss_of, training, section, tick)
+    after = None if note else _mean_loss(loss_of, tuned, held_out)
+    if note is None and (before is None or after is None or after > before):
+        note = f"the loss on held-out rows went from {_shown(before)} to {_shown(after)}"
+    outcome = FineTune("labels" if section.labelled else "distill", section.steps, before, after, note)
+    return (tuned if note is None else repaired), outcome
+
+
+def _descend(
+    repaired: TaskModel,
+    loss_of: Callable[[TaskModel, Batch], torch.Tensor],
+    training: Training,
+    section: FinetuneSection,
+    tick: Tick,
+) -> tuple[TaskModel, str | None]:
+    """The model after so many steps, and what went wrong, if something did."""
+    # In eval mode: a few hundred steps need no dropout, and are too few to estimate a batch norm's statistics anew.
+    tuned = copy.deepcopy(repaired).requires_grad_(True)
+    optimizer = torch.optim.AdamW(tuned.parameters(), lr=section.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, section.steps))
+    for step, batch in zip(range(section.steps), _forever(training), strict=False):
+        loss = loss_of(tuned, batch)
+        if not torch.isfinite(loss):
+            return repaired, f"the loss was not finite at step {step + 1}"
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(tuned.parameters(), CLIP)
+        optimizer.step()
+        schedule.step()
+        tick(step + 1, section.steps)
+    tuned.requires_grad_(False)
+    return tuned, None if _is_finite(tuned) else "its weights were not finite"
+
+
+def _rate(step: int, steps: int) -> float:
+    """Factor of the learning rate: a linear rise, then half a cosine down to zero."""
+    rise = max(1, round(WARM_UP * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def _forever(training: Training) -> Iterator[Batch]:
+    while True:
+        yield from training
+
+
+def _distillation(model: TaskModel, original: TaskModel, batch: Batch, temperature: float) -> torch.Tensor:
+    with torch.no_grad():
+        wanted = original(**batch.inputs)
+    given = model(**batch.inputs)
+    target, rows = (as_rows(model, output, batch.inputs) for output in (wanted, given))
+    losses = divergence(model.output_kind, target, rows, temperature)
+    counted = counted_rows(model, wanted, batch.inputs)
+    return losses.mean() if counted is None else losses[counted].mean()
+
+
+def _label_loss(model: TaskModel, batch: Batch) -> torch.Tensor:
+    assert batch.targets is not None
+    output, targets = model(**batch.inputs), torch.from_numpy(np.asarray(batch.targets))
+    if model.output_kind == "regression":
+        return F.mse_loss(output.squeeze(-1), targets.to(output))
+    return F.cross_entropy(output, targets.long())
+
+
+def _check_labels(model: TaskModel, training: Training, held_out: Sequence[Batch]) -> None:
+    if model.output_kind == "regression":
+        return
+    with torch.no_grad():
+        classes = model(**held_out[0].inputs).shape[-1]
+    parts = [training.labels, *(batch.targets for batch in held_out)]
+    labels = np.concatenate([np.asarray(part) for part in parts])
+    wrong = labels[(labels < 0) | (labels >= classes) | (labels != np.floor(labels))]
+    if len(wrong):
+        raise InputError(
+            f"cannot fine-tune on the label {wrong[0]:g}",
+            f"the model has the classes 0 to {classes - 1}",
+            "correct finetune.data",
+        )
+
+
+def _mean_loss(
+    loss_of: Callable[[TaskModel, Batch], torch.Tensor], model: TaskModel, batches: Sequence[Batch]
+) -> float | None:
+    """Over all rows; None if it is not finite."""
+    with torch.no_grad():
+        total = sum(float(loss_of(model, batch)) * len(batch.rows) for batch in batches)
+    mean = total / sum(len(batch.rows) for batch in batches)
+    return mean if math.isfinite(mean) else None
+
+
+def _by_the_user(source: str, original: TaskModel, repaired: TaskModel, training: Training, batch: Batch) -> TaskModel:
+    """What the user's function made of copies of both models, put into our own layers."""
+    given = copy.deepcopy(repaired).requires_grad_(True)
+    returned = call_python(source, {}, given, copy.deepcopy(original), training)
+    if not isinstance(returned, nn.Module):
+        raise InputError(
+            f"'{source}' returned no model", f"it returned a {type(returned).__name__}", "return the dense model"
+        )
+    tuned = copy.deepcopy(repaired)
+    shapes, found = (
+        {name: tuple(tensor.shape) for name, tensor in one.state_dict().items()} for one in (tuned, returned)
+    )
+    if shapes != found:
+        name = sorted(dict(set(shapes.items()) ^ set(found.items())))[0]
+        why = f"{name} is {found.get(name, 'gone')}, it was {shapes.get(name, 'not there')}"
+        raise InputError(f"'{source}' changed the architecture", why, "train the weights of the model it is given only")
+    if not _is_finite(returned):
+        raise InputError(f"'{source}' gave weights that are not finite", "training diverged", "lower its learning rate")
+    tuned.load_state_dict(returned.state_dict())
+    with torch.no_grad():
+        ours, theirs = tuned(**batch.inputs), returned.eval()(**batch.inputs)
+    if ours.shape != theirs.shape or (ours - theirs).abs().max() > SAME_OUTPUT * ours.abs().max():
+        raise InputError(
+            f"'{source}' changed the architecture",
+            "its weights in the layers it was given compute something else",
+            "train the weights of the model it is given only",
+        )
+    return tuned.requires_grad_(False)
+
+
+def _is_finite(model: nn.Module) -> bool:
+    return all(torch.isfinite(tensor).all() for tensor in model.state_dict().values() if tensor.is_floating_point())
+
+
+def _shown(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"

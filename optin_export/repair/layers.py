@@ -1,0 +1,43 @@
+"""The layers that least squares refit: where they start, what of them stays, and how a solution is written back."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from optin_export.models import TaskModel
+from optin_export.pruning.rebuild import Constant
+from optin_export.repair.least_squares import Fit
+from optin_export.search import GroupPlan
+from optin_export.units import UnitGroup, as_matrix, get_layer, get_module
+
+
+def kept_rows(plan: GroupPlan, count: int, per_unit: int, fused: int) -> torch.Tensor:
+    """Which output rows of the unpruned producer stay."""
+    units = torch.tensor(plan.kept, dtype=torch.long)
+    one = (units[:, None] * per_unit + torch.arange(per_unit)).flatten()
+    return torch.cat([slab * count * per_unit + one for slab in range(fused)])
+
+
+def start_of(model: TaskModel, path: str) -> torch.Tensor:
+    """[weights, bias] as they stand, [inputs + 1, outputs] in float64."""
+    matrix, bias = as_matrix(model, path), get_layer(model, path).bias
+    column = torch.zeros(len(matrix)) if bias is None else bias.detach()
+    return torch.cat([matrix, column[:, None]], 1).double().T
+
+
+def overwrite(model: TaskModel, path: str, fit: Fit) -> None:
+    if fit.damping is None:
+        return
+    layer = get_layer(model, path)
+    as_matrix(model, path).copy_(fit.solution[:-1].T)
+    if layer.bias is None:
+        layer.bias = nn.Parameter(torch.zeros(len(layer.weight)), requires_grad=False)
+    layer.bias.detach().copy_(fit.solution[-1])
+
+
+def constant_of(model: TaskModel, group: UnitGroup) -> torch.Tensor:
+    assert group.sublayer is not None
+    constant = get_module(model, group.sublayer)
+    assert isinstance(constant, Constant)
+    return constant.bias.detach()

@@ -1,0 +1,36 @@
+"""The layer that puts out what the model puts out: it can make up for what reaches it from all blocks."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import nn
+
+from optin_export.models import Inputs, TaskModel
+from optin_export.units import get_layer
+
+#: Wider layers are left alone: the rows of a vocabulary would take gigabytes.
+MOST_OUTPUTS = 8192
+
+
+def output_layer(model: TaskModel, inputs: Inputs) -> str | None:
+    """The linear layer that puts out what the model puts out (logits), if one does and can be refitted."""
+    outputs: dict[str, torch.Tensor] = {}
+    with torch.no_grad(), contextlib.ExitStack() as stack:
+        for path, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                hook = module.register_forward_hook(lambda _, args, output, path=path: outputs.update({path: output}))
+                stack.callback(hook.remove)
+        result = model(**inputs)
+    if model.output_layout == "spans":
+        result = result.mT  # the layer gives start and end per token
+    same = [path for path, output in outputs.items() if output.shape == result.shape and torch.equal(output, result)]
+    usable = same and result.shape[-1] <= MOST_OUTPUTS and not is_tied(model, same[-1])
+    return same[-1] if usable else None
+
+
+def is_tied(model: TaskModel, path: str) -> bool:
+    """Whether another module has the same weight: embeddings must not change with the layer that puts out words."""
+    weight = get_layer(model, path).weight
+    return sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1

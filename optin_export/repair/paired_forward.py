@@ -1,0 +1,211 @@
+"""Two models walked block by block over the calibration batches, each layer seen while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from optin_export.data import Batch
+from optin_export.models import TaskModel
+from optin_export.pruning.token_merging import Merged, flow_of
+from optin_export.units import (
+    Calls,
+    Structure,
+    get_module,
+    map_tensors,
+    measured,
+    placeholder,
+    replayed,
+    stopped_after,
+    tensor_of,
+    tensors_in,
+)
+from optin_export.workdir.disk_offload import Spill
+
+#: Where something is seen: a module's path, and the index of its positional argument, its output, or its whole call.
+Point = tuple[str, int | Literal["output", "call"]]
+
+
+class Stream:
+    """One model walked block by block: what later blocks read of the blocks walked so far is kept and put in place.
+
+    Where that cannot be done (see `Walk.whole`), every pass is a whole one. A structure that was not measured is
+    measured on the first batch.
+
+    merged: of a model that merges tokens, per batch where each token of the unmerged stream has gone, [batch, tokens],
+    and how many there are, at the module at which the last pass over that batch stopped.
+    """
+
+    def __init__(self, model: TaskModel, structure: Structure, batches: Sequence[Batch]) -> None:
+        structure = measured(model, structure, batches[0].inputs) if batches else structure
+        self.model, self.structure, self.batches = model, structure, batches
+        self.walk = structure.walk
+        self.hollow: list[dict[str, Any]] = [{} for _ in batches]
+        self.store = _store()
+        self.lasting: dict[str, Spill] = {}
+        self.walked: list[str] = []
+        self.copies = False
+        self.flow = flow_of(model)
+        if self.flow is not None:
+            self.flow.trace = True
+        self.behind: dict[int, Merged] = {}
+        self.merged: dict[int, Merged] = {}
+
+    def see(self, index: int, points: Sequence[Point], until: str) -> dict[Point, Any]:
+        """Run batch `index` up to the module `until`, computing only what lies after the blocks walked so far.
+
+        Returns what was seen at the points that were reached: a value, or `Calls` where the module runs several times.
+        """
+        behind = dict(self.hollow[index])
+        behind |= {path: store[index] for path, store in self.lasting.items()}
+        if behind:
+            behind[self.walked[-1]] = self.store[index]
+        if self.flow is not None:
+            self.flow.restore(self.behind.get(index))
+        with torch.no_grad(), replayed(self.model, behind, self.structure.rewritten):
+            values, written_over = self._pass(index, points, until)
+            if written_over and not self.copies:
+                self.copies = True  # from now on: this model writes over what is seen
+                if self.flow is not None:
+                    self.flow.restore(self.behind.get(index))
+                values, _ = self._pass(index, points, until)
+        return {point: seen[0] if len(seen) == 1 else Calls(seen) for point, seen in values.items()}
+
+    def _pass(self, index: int, points: Sequence[Point], until: str) -> tuple[dict[Point, list[Any]], bool]:
+        """What was seen, call by call, and whether the model has written over any of it since."""
+        inputs, calls = self.batches[index].inputs, {} if self.walk is None else self.walk.calls
+        with _seen(self.model, points, self.copies) as (values, versions):
+            if self.walk is not None and self.walk.whole is not None:
+                with self._flow_at(index, until):
+                    self.model(**inputs)
+            else:
+                # Modules that run several times are seen each time: not before the end of the block is that done.
+                if any(calls.get(path, 1) > 1 for path in (until, *(path for path, _ in points))):
+                    until = self._end_of(until)
+                with self._flow_at(index, until), stopped_after(self.model, until, calls.get(until, 1)) as forward:
+                    forward(inputs)
+        return values, any(tensor._version != version for tensor, version in versions)
+
+    def _end_of(self, until: str) -> str:
+        """The block in which a module runs; itself where it runs in none of those that are left."""
+        blocks = [self.structure.blocks[index] for index in self.structure.order]
+        return next((path for path in blocks if until == path or until.startswith(f"{path}.")), until)
+
+    @contextlib.contextmanager
+    def _flow_at(self, index: int, until: str) -> Iterator[None]:
+        """Remember which tokens are merged when the module `until` has run."""
+        if self.flow is None:
+            yield
+            return
+        flow = self.flow
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self.merged[index] = flow.state()
+
+        handle = get_module(self.model, until).register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def advance(self, block: int) -> None:
+        """Walk past `block`, the next one in the order of the structure: remember its output for every batch."""
+        walk, path = self.walk, self.structure.blocks[block]
+        if walk is not None and walk.whole is not None:
+            return
+        position = len(self.walked) + 1
+        lasting = walk is not None and walk.last_reader(path) > position
+        found = _store() if lasting else None
+        for index in range(len(self.batches)):
+            output = self.see(index, [(path, "output")], path)[(path, "output")]
+            assert walk is not None
+            # What is read further on than by the next block is kept until then.
+            if found is not None:
+                found[index] = walk.kept(path, output, position + 1)
+            self.hollow[index][path] = map_tensors(output, lambda _, tensor: placeholder(tensor))
+            self.store[index] = walk.kept(path, output, position)
+            if self.flow is not None:
+                self.behind[index] = self.merged[index]
+        self.walked.append(path)
+        if found is not None:
+            self.lasting[path] = found
+        for done in [one for one in self.lasting if walk is not None and walk.last_reader(one) < position]:
+            self.lasting.pop(done).close()
+
+    def like(self, index: int, value: Any) -> Any:
+        """What a model that merges nothing has where the last pass stopped, averaged as the tokens here are merged."""
+        merged = self.merged.get(index)
+        if isinstance(value, Calls):
+            return Calls(self.like(index, one) for one in value)
+        tensor = tensor_of(value).cpu()
+        return tensor if merged is None or tensor.dim() != 3 else merged.means(tensor)
+
+    def weights_like(self, index: int, weights: torch.Tensor | None) -> torch.Tensor | None:
+        """[rows]: the weights of that model's rows; a merged token has those of all that it stands for."""
+        merged = self.merged.get(index)
+        if weights is None or merged is None or len(weights) != merged.place.numel():
+            return weights
+        return merged.sums(weights.view(*merged.place.shape, 1)).flatten()
+
+    def close(self) -> None:
+        if self.flow is not None:
+            self.flow.trace = False
+        for store in (self.store, *self.lasting.values()):
+            store.close()
+
+
+def _store() -> Spill:
+    return Spill("the repair", "use fewer data.calibration.samples")
+
+
+@contextlib.contextmanager
+def _seen(
+    model: nn.Module, points: Sequence[Point], copies: bool
+) -> Iterator[tuple[dict[Point, list[Any]], list[tuple[torch.Tensor, int]]]]:
+    """What is seen at these points, call by call, and its tensors with their versions when they were seen.
+
+    copies: copy them, one tensor once, so that layers that read the same one are still known by it.
+    """
+    values: dict[Point, list[Any]] = {}
+    versions: list[tuple[torch.Tensor, int]] = []
+    known: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def own(_: int, tensor: torch.Tensor) -> torch.Tensor:
+        key = id(tensor), tensor._version
+        if key not in known:
+            known[key] = tensor, tensor.clone()  # the first is held, or its id might come again
+        return known[key][1]
+
+    def keep(point: Point, value: Any) -> None:
+        if copies:
+            value = map_tensors(value, own)
+        else:
+            versions.extend((tensor, tensor._version) for tensor in tensors_in(value))
+        values.setdefault(point, []).append(value)
+
+    def before(point: Point) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            keep(point, (args, kwargs) if point[1] == "call" else args[point[1]])  # type: ignore[index]
+
+        return hook
+
+    def after(point: Point) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            keep(point, output)
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for point in dict.fromkeys(points):
+            module = get_module(model, point[0])
+            handle = (
+                module.register_forward_hook(after(point))
+                if point[1] == "output"
+                else module.register_forward_pre_hook(before(point), with_kwargs=True)
+            )
+            stack.callback(handle.remove)
+        yield values, versions

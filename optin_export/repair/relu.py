@@ -1,0 +1,104 @@
+"""Where a ReLU follows, only what passes it has to be right: the least squares that looks through it.
+
+To minimise the sum over rows of || relu(y) - relu(p) ||^2, p being linear in the weights, take as target t = y where
+y > 0 and min(p0, 0) elsewhere, p0 being the present prediction. || t - p ||^2 is never smaller, and equal at p0, so the
+ordinary least squares for t can only lower the error behind the ReLU; a few rounds are enough (majorisation: Hunter and
+Lange 2004; Zhang et al. 2015 reconstruct such responses with auxiliary variables).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from optin_export.repair.paired_forward import Stream
+from optin_export.units import Calls, Structure, UnitGroup, get_layer, get_module, get_scale, tensor_in, tensor_of
+
+#: Rounds after the ordinary least squares; each reads the calibration rows once more.
+ROUNDS = 2
+#: Relative difference up to which an activation counts as the ReLU of what precedes it.
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Bend:
+    """relu(scale * x + shift) follows a layer's output x; scale: [features], shift: [features] or [rows, features]."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def target(self, wanted: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+        """[rows, features]: what the next least squares has to aim at."""
+        passes = self.scale * wanted + self.shift > 0
+        cut = self.scale * predicted + self.shift <= 0
+        edge = -self.shift / torch.where(self.scale == 0, 1.0, self.scale)
+        return torch.where(passes | (self.scale == 0), wanted, torch.where(cut, predicted, edge))
+
+    def error(self, wanted: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+        """[rows]: squared error behind the ReLU, in units of x, summed over features."""
+        edge = -self.shift / torch.where(self.scale == 0, 1.0, self.scale)
+        seen = [
+            torch.where(self.scale == 0, x, torch.where(self.scale * x + self.shift > 0, x, edge))
+            for x in (wanted, predicted)
+        ]
+        return (seen[0] - seen[1]).square().sum(1)
+
+
+def _is_rectified(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """Whether `after` is relu(`before`), in whichever way the model computes it."""
+    if before.shape != after.shape or not before.numel():
+        return False
+    wanted = before.relu()
+    # Without values that the ReLU cuts off there is nothing to gain, and no telling.
+    return bool((before < 0).any()) and bool((wanted - after).abs().max() <= TOLERANCE * wanted.abs().max())
+
+
+def bend_of_units(original: Stream, group: UnitGroup, kept: torch.Tensor) -> Bend | None:
+    """The ReLU between a group's only producer and its consumer, if that (and a batch norm) is all there is."""
+    if len(group.producers) != 1 or not original.batches:
+        return None
+    producer, units = group.producers[0], (group.consumer, 0)
+    seen = original.see(0, [(producer.path, "output"), units], group.consumer)
+    output = seen.get((producer.path, "output"))
+    if not isinstance(output, torch.Tensor) or not isinstance(seen.get(units), torch.Tensor):
+        return None  # run several times, or not here
+    layer = get_layer(original.model, producer.path)
+    norm = None if producer.norm is None else get_module(original.model, producer.norm)
+    form = _affine(norm, len(layer.weight))
+    if form is None:
+        return None
+    with torch.no_grad():
+        before = output if norm is None else norm(output)
+    return Bend(form[0][kept], form[1][kept]) if _is_rectified(before, seen[units]) else None
+
+
+def shift_of_block_relu(original: Stream, structure: Structure, group: UnitGroup) -> torch.Tensor | None:
+    """[features]: the batch norm's shift, if the block puts out relu(stream + norm(consumer)); else None."""
+    if group.residual is None or group.scale is None or group.arrange is not None or not original.batches:
+        return None
+    norm, block = get_scale(original.model, group.scale), structure.blocks[group.block]
+    form = _affine(norm, 0)
+    if form is None:
+        return None
+    seen = original.see(0, [group.residual, (group.consumer, "output"), (block, "output")], block)
+    if any(isinstance(value, Calls) for value in seen.values()):
+        return None
+    with torch.no_grad():
+        assert isinstance(norm, nn.BatchNorm2d)
+        before = tensor_of(seen[group.residual]) + norm(seen[(group.consumer, "output")])
+    return form[1] if _is_rectified(before, tensor_of(seen[(block, "output")])) else None
+
+
+def _affine(norm: nn.Module | torch.Tensor | None, features: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Scale and shift of a batch norm in eval mode, [features] each; (1, 0) for none, None for anything else."""
+    if norm is None:
+        return torch.ones(features), torch.zeros(features)
+    if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
+        return None
+    scale = (tensor_in(norm, "running_var") + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * tensor_in(norm, "weight")
+    shift = -tensor_in(norm, "running_mean") * scale
+    return scale, shift if norm.bias is None else shift + tensor_in(norm, "bias")

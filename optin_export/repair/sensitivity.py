@@ -1,0 +1,177 @@
+"""How much the trajectory and the output depend on each row of each layer's output: the weights of the least squares.
+
+A row's weight is E[|d(v . r) / dy_row|^2] for the residuals r of OPTIN's loss and random v: to second order, what an
+error of that size in that row costs. It sets rows apart that a norm is about to shrink (massive activations), and rows
+that no output reads (all tokens but the first, behind the last attention of a classifier). Output directions need no
+weights: every output has its own solution, and any invertible weighting of directions has the same one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from optin_export.data import Batch
+from optin_export.models import TaskModel
+from optin_export.scoring.losses import (
+    OutputNoise,
+    compared_output,
+    normalised_rows,
+    observe,
+    output_probe,
+    trajectory_probe,
+)
+from optin_export.units import Calls, Structure, block_outputs, get_module, measured, output_rows
+
+#: Probes per term and batch; a row's weight is a mean over all its features, so one or two are enough.
+PROBES = 2
+#: Token rows per sample compared by the trajectory term.
+ROWS = 24
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights per batch and layer, mean 1 over all rows; None where a layer has none (all rows equal)."""
+
+    values: Sequence[dict[str, torch.Tensor]]
+
+    def of(self, batch: int, paths: Sequence[str]) -> torch.Tensor | None:
+        """[rows] in the order of `output_rows`; the mean over several layers that are refitted at once."""
+        found = [self.values[batch][path] for path in paths if path in self.values[batch]]
+        return torch.stack(found).mean(0) if found else None
+
+
+def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batch], seed: int) -> Weights:
+    """Weights for every layer that makes or reads units, from the original model.
+
+    Both terms, trajectory and output, count the same at every layer they depend on.
+    """
+    structure = measured(model, structure, batches[0].inputs) if batches else structure
+    generator = torch.Generator().manual_seed(seed)
+    noise = OutputNoise(generator)
+    paths = {path for group in structure.groups for path in group.reads}
+    paths |= {producer.path for group in structure.groups for producer in group.producers}
+    batch_dims = {
+        path: group.batch_dim
+        for group in structure.groups
+        for path in (*group.reads, *(producer.path for producer in group.producers))
+    }
+    terms: list[list[dict[str, torch.Tensor]]] = [[], []]
+    for index, batch in enumerate(batches):
+        reference = observe(model, structure, batch, ROWS, generator)
+        with (
+            structure.gradients(),
+            graph(model),
+            layer_calls(model, sorted(paths), structure.rewritten) as layers,
+            block_outputs(model, structure.observed, structure.rewritten) as hidden,
+        ):
+            result = compared_output(model, reference, model(**batch.inputs))
+            rows = [
+                normalised_rows(
+                    hidden[path],
+                    batch.inputs,
+                    reference.chosen,
+                    path in structure.channels_first,
+                    reference.layouts[path],
+                )
+                for path in structure.observed
+            ]
+            squares: list[dict[str, torch.Tensor]] = [{}, {}]
+            # A copy: what runs again on the way back (checkpoints) must not be added to what has run.
+            wanted = {path: [one for one in calls if one.requires_grad] for path, calls in layers.items()}
+            for _ in range(PROBES):
+                probes = (
+                    trajectory_probe(rows, generator),
+                    output_probe(model.output_kind, result, 1.0, noise.draw(index, result), reference.weights),
+                )
+                for term, probe in zip(squares, probes, strict=True):
+                    every = [one for calls in wanted.values() for one in calls]
+                    found = iter(torch.autograd.grad(probe, every, retain_graph=True, allow_unused=True))
+                    for path, calls in wanted.items():
+                        gradients = [next(found) for _ in calls]
+                        if any(gradient is not None for gradient in gradients):
+                            layer, dim = get_module(model, path), batch_dims.get(path, 0)
+                            shared = Calls(
+                                torch.zeros_like(output) if gradient is None else _shared(gradient, dim)
+                                for output, gradient in zip(calls, gradients, strict=True)
+                            )
+                            square = output_rows(shared, layer, batch.inputs, index).square().sum(1)
+                            term[path] = term.get(path, torch.zeros(())) + square
+        for kept, square_of in zip(terms, squares, strict=True):
+            kept.append(square_of)
+    return Weights(_combined(terms))
+
+
+def _combined(terms: Sequence[list[dict[str, torch.Tensor]]]) -> list[dict[str, torch.Tensor]]:
+    """The mean of both terms, each scaled to mean 1 over all rows of a layer."""
+    combined: list[dict[str, torch.Tensor]] = [{} for _ in terms[0]]
+    for term in terms:
+        for path in sorted({path for values in term for path in values}):
+            mean = torch.cat([values[path] for values in term if path in values]).mean()
+            if not torch.isfinite(mean) or mean <= 0:
+                continue  # the term does not depend on that layer
+            for total, values in zip(combined, term, strict=True):
+                if path in values:
+                    total[path] = total.get(path, torch.zeros(())) + values[path] / mean
+    for path in {path for values in combined for path in values}:
+        mean = torch.cat([values[path] for values in combined if path in values]).mean()
+        for values in combined:
+            if path in values:
+                values[path] = values[path] / mean
+    return combined
+
+
+def _shared(gradient: torch.Tensor, batch_dim: int) -> torch.Tensor:
+    """The gradient with every sample scaled to the same mean square: samples count alike, their rows do not.
+
+    Else the samples whose output is least certain would stand for all (the Fisher matrix of a certain one vanishes).
+    """
+    others = [dim for dim in range(gradient.dim()) if dim != batch_dim]
+    mean = gradient.square().mean(others, keepdim=True).sqrt()
+    return gradient / torch.where(mean > 0, mean, 1.0)
+
+
+@contextlib.contextmanager
+def graph(model: TaskModel) -> Iterator[None]:
+    """Let outputs ask for gradients although the weights are frozen; no gradient of a weight is ever computed."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+    def ask(wanted: bool) -> None:
+        for name, parameter in model.named_parameters():  # by name: accelerate's hooks put others in their place
+            if name in frozen:
+                parameter.requires_grad_(wanted)
+
+    ask(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        ask(False)
+
+
+@contextlib.contextmanager
+def layer_calls(
+    model: TaskModel, paths: Sequence[str], rewritten: Collection[str] = ()
+) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """Collect what these layers compute, in the graph, call by call.
+
+    rewritten: layers whose output the model writes over in place, beside those before activations that say so.
+    """
+    outputs: dict[str, list[torch.Tensor]] = {}
+    # What works in place would write over what is recorded: it gets a copy.
+    in_place = any(getattr(module, "inplace", False) for module in model.modules())
+
+    def hook_of(path: str):  # type: ignore[no-untyped-def]
+        def hook(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+            outputs.setdefault(path, []).append(output)
+            return output.clone() if in_place or path in rewritten else output
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            stack.callback(get_module(model, path).register_forward_hook(hook_of(path)).remove)
+        yield outputs

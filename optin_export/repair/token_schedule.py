@@ -1,0 +1,160 @@
+"""Which tokens are merged where: the recipe's schedule and what units cost under it, or one that the search chooses.
+
+Merging steps are units of the search as heads and neurons are. What merging r tokens costs in one block is measured by
+the same losses; since fewer tokens make all later units cheaper, a few totals are tried, each with the plan that spends
+the rest of the budget on units, and the built and repaired models are compared by their output loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from optin_export.data import Batch
+from optin_export.errors import InputError
+from optin_export.models import Inputs, TaskModel
+from optin_export.pruning.token_merging import count_tokens, flow_of, insert_merging
+from optin_export.recipe import TokensSection
+from optin_export.repair.sensitivity import ROWS
+from optin_export.scoring.losses import Reference, mean_output_loss, observe, output_losses, trajectory_losses
+from optin_export.search import Plan, allocate_merging, check_merging, kept_share, most, spread_merging
+from optin_export.units import Costs, Structure, Tokens, block_outputs, find_tokens, measure_costs, tensor_of
+
+#: Average shares of tokens tried by `tokens: {keep: auto}`.
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+#: Numbers of merged tokens at which a block's loss is measured, as shares of the most it can merge.
+STEPS = (0.15, 0.3, 0.6)
+Tick = Callable[[int, int], None]
+
+
+def scheduled(
+    model: TaskModel, structure: Structure, section: TokensSection, one: Inputs
+) -> tuple[tuple[int, ...], Costs]:
+    """Tokens merged per block as the recipe says (none yet for `auto`), and what units cost then.
+
+    one: a single sample at the shipped shape. Raises InputError for tokens that cannot be merged, or not that many.
+    """
+    costs = measure_costs(model, structure, one)
+    if not section.merges:
+        return (), costs
+    tokens, blocks = _tokens_of(model), len(structure.blocks)
+    if section.keep == "auto":
+        return (), costs
+    count = count_tokens(model, structure, one)
+    merged = section.schedule or spread_merging(float(section.keep), count, tokens.prefix, blocks)
+    check_merging(merged, count, tokens.prefix, blocks)
+    return merged, merged_costs(model, structure, tokens, merged, one, costs)
+
+
+def merged_costs(
+    model: TaskModel, structure: Structure, tokens: Tokens, merged: Sequence[int], one: Inputs, costs: Costs
+) -> Costs:
+    """What the units cost where tokens are merged; shares of the whole are still those of the unmerged model."""
+    found = measure_costs(insert_merging(model, structure, tokens, merged), structure, one)
+    return dataclasses.replace(found, unmerged=costs.macs)
+
+
+def share_budget(
+    model: TaskModel,
+    structure: Structure,
+    one: Inputs,
+    costs: Costs,
+    scoring: Sequence[Batch],
+    plan_of: Callable[[Costs], Plan],
+    built: Callable[[Plan], TaskModel],
+    *,
+    temperature: float,
+    seed: int,
+    tick: Tick = lambda done, total: None,
+) -> tuple[Plan, list[tuple[float, float]]]:
+    """The plan whose built model has the least output loss on `scoring`, of plans that merge more and more tokens.
+
+    plan_of: the units to keep where they cost so much (InputError if the budget is not met); built: the model of a
+    plan, repaired. Returns the plan, and (share of tokens kept, output loss) of all that were built.
+    """
+    tokens, blocks = _tokens_of(model), len(structure.blocks)
+    count = count_tokens(model, structure, one)
+    generator = torch.Generator().manual_seed(seed)
+    references = [observe(model, structure, batch, ROWS, generator) for batch in scoring]
+    curves = merging_curves(model, structure, tokens, count, references, temperature)
+    best: tuple[float, Plan] | None = None
+    tried: list[tuple[float, float]] = []
+    for done, share in enumerate(SHARES):
+        merged: tuple[int, ...] = ()
+        if share < 1:
+            choices = [spread_merging(share, count, tokens.prefix, blocks)]
+            choices += allocate_merging(curves, share, count, tokens.prefix)
+            # Steps do not add up: which of the two ways to distribute them loses less is measured.
+            merged = min(
+                choices,
+                key=lambda one: mean_output_loss(
+                    insert_merging(model, structure, tokens, one), references, temperature
+                ),
+            )
+        try:
+            plan = plan_of(merged_costs(model, structure, tokens, merged, one, costs) if merged else costs)
+        except InputError:
+            if share == SHARES[-1] and best is None:
+                raise
+            continue
+        plan = plan.model_copy(update={"merged": merged})
+        loss = mean_output_loss(built(plan), references, temperature)
+        tried.append((kept_share(merged, count, blocks), loss))
+        if best is None or loss < best[0]:
+            best = loss, plan
+        tick(done + 1, len(SHARES))
+    assert best is not None
+    return best[1], tried
+
+
+def merging_curves(
+    model: TaskModel,
+    structure: Structure,
+    tokens: Tokens,
+    count: int,
+    references: Sequence[Reference],
+    temperature: float,
+) -> list[np.ndarray]:
+    """Per block, float64 [points, 3]: tokens merged there and nowhere else, trajectory loss, output loss.
+
+    Streams of different lengths are compared by un-merging: every token has the row of the one that stands for it.
+    """
+    limit = most(count, tokens.prefix)
+    steps = sorted({max(1, round(share * limit)) for share in STEPS}) if limit else []
+    curves = []
+    for block in range(len(structure.blocks)):
+        points = [(0.0, 0.0, 0.0)]
+        for step in steps:
+            merged = insert_merging(model, structure, tokens, [*[0] * block, step])
+            points.append((float(step), *_both_losses(merged, structure, block, references, temperature)))
+        curves.append(np.array(points))
+    return curves
+
+
+def _both_losses(
+    merged: TaskModel, structure: Structure, block: int, references: Sequence[Reference], temperature: float
+) -> tuple[float, float]:
+    flow, later = flow_of(merged), structure.blocks[block:]
+    assert flow is not None
+    flow.trace, trajectory, output = True, 0.0, 0.0
+    for reference in references:
+        with torch.no_grad(), block_outputs(merged, later) as outputs:
+            result = merged(**reference.inputs)
+        gone = flow.state()
+        assert gone is not None
+        spread = {path: gone.spread(tensor_of(value)) for path, value in outputs.items()}
+        trajectory += float(trajectory_losses(reference, spread, later, structure.channels_first).sum())
+        output += float(output_losses(merged, reference, result, temperature).sum())
+    samples = sum(len(reference) for reference in references)
+    return trajectory / samples, output / samples
+
+
+def _tokens_of(model: TaskModel) -> Tokens:
+    if model.output_layout != "vector":
+        raise InputError(
+            "the model's tokens cannot be merged", "its output has a row per token or pixel", "set tokens.keep: 1.0"
+        )
+    return find_tokens(model)

@@ -1,0 +1,1 @@
+"""Load generation against served models: latency, throughput, and whether every answer is right."""

@@ -1,0 +1,104 @@
+"""Shadow traffic: every row goes to both models; how far their answers differ, and how long each takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from optin_export.errors import ParityError
+from optin_export.serving.client import Connection, Model, Url
+from optin_export.serving.deployed import Reference, Tick, check_served, ratio, requests_of
+from optin_export.serving.traffic import Send, closed_loop
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """What both models made of the same rows.
+
+    same_largest: share of rows whose largest value is at the same place (the same class). cosine: of the rows' answers,
+    mean and smallest. largest_difference: of any value, relative to the row's largest of the base model.
+    """
+
+    protocol: str
+    concurrency: int
+    requests: int
+    rows: int
+    same_largest: float
+    cosine: tuple[float, float]
+    largest_difference: float
+    base_p50: float
+    pruned_p50: float
+    speedup: tuple[float, float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(
+    url: Url,
+    models: tuple[Model, Model],
+    reference: Reference,
+    *,
+    batch: int,
+    concurrency: int,
+    blocks: int,
+    seconds: float,
+    timeout: float,
+    seed: int,
+    tick: Tick = lambda done, total: None,
+) -> Shadow:
+    """Send the rows of `reference` to both models, each request to both, the order taking turns."""
+    check_served(url, models, reference, batch, timeout)
+    requests = requests_of(url, reference, batch)
+    latencies: tuple[list[list[float]], list[list[float]]] = ([], [])
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    connect = _connector(url, models, reference.output, requests, timeout, reference.shape(batch))
+    closed_loop(connect, concurrency, min(seconds, 0.2))  # warm up
+    for done in range(blocks):
+        answers = [answer for _, answer in closed_loop(connect, concurrency, seconds).answers]
+        for which in (0, 1):
+            latencies[which].append([answer[which][0] for answer in answers])
+        pairs += [(answer[0][1], answer[1][1]) for answer in answers]
+        tick(done + 1, blocks)
+    first, second = (np.concatenate([pair[which].reshape(batch, -1) for pair in pairs]) for which in (0, 1))
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ParityError("a model answers what is no number", "NaN or infinity", "check the server's log")
+    cosines = (first * second).sum(1) / np.maximum(
+        np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1), 1e-12
+    )
+    scale = np.maximum(np.abs(first).max(1), 1e-12)
+    return Shadow(
+        protocol=url.protocol,
+        concurrency=concurrency,
+        requests=len(pairs),
+        rows=len(first),
+        same_largest=float((first.argmax(1) == second.argmax(1)).mean()),
+        cosine=(float(cosines.mean()), float(cosines.min())),
+        largest_difference=float((np.abs(first - second).max(1) / scale).max()),
+        base_p50=float(np.median(np.concatenate(latencies[0]))),
+        pruned_p50=float(np.median(np.concatenate(latencies[1]))),
+        speedup=ratio(latencies[0], latencies[1], np.random.default_rng(seed)),
+    )
+
+
+def _connector(
+    url: Url, models: tuple[Model, Model], output: str, requests: list[Any], timeout: float, shape: tuple[int, ...]
+) -> Callable[[], Send]:
+    def connect() -> Send:
+        connection = Connection(url, timeout, shape)
+
+        def send(number: int) -> list[tuple[float, np.ndarray]]:
+            found: list[Any] = [None, None]
+            for which in (0, 1) if number % 2 else (1, 0):
+                begun = time.perf_counter()
+                answer = connection.infer(models[which], requests[number % len(requests)], output)
+                found[which] = (1e3 * (time.perf_counter() - begun), answer)
+            return found
+
+        return send
+
+    return connect

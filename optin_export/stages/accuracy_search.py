@@ -1,0 +1,69 @@
+"""Plans that are chosen by building models: the smallest that keeps the accuracy, the best share of merged tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from optin_export import measure, repair, search
+from optin_export.data import Sources
+from optin_export.models import TaskModel, as_function
+from optin_export.recipe import Budget
+from optin_export.search import Plan
+from optin_export.units import Costs, Structure
+
+Tick = Callable[[int, int], None]
+#: (budget, what units cost) -> the plan; a plan -> its model, repaired.
+PlanOf = Callable[[Budget, Costs], Plan]
+Built = Callable[[Plan], TaskModel]
+
+
+def choose(
+    sources: Sources,
+    structure: Structure,
+    costs: Costs,
+    least: Mapping[str, int],
+    plan_of: PlanOf,
+    built: Built,
+    tick: Tick,
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan a recipe asks for, and what was tried to find it."""
+    recipe = sources.recipe
+    budget = recipe.prune.budget
+    if recipe.tokens.keep == "auto":
+        plan, shares = repair.share_budget(
+            sources.model,
+            structure,
+            sources.fixed(1),
+            costs,
+            sources.curves,
+            lambda costs: plan_of(budget, costs),
+            built,
+            temperature=recipe.prune.temperature,
+            seed=recipe.seed,
+            tick=tick,
+        )
+        return plan, {"shares": [list(pair) for pair in shares]}
+    if budget.accuracy_drop is None:
+        return plan_of(budget, costs), {}
+    found = _smallest(sources, costs, least, lambda budget: built(plan_of(budget, costs)), budget.accuracy_drop, tick)
+    return plan_of(Budget(macs=found.fraction), costs), {"tried": [list(pair) for pair in found.tried]}
+
+
+def _smallest(
+    sources: Sources,
+    costs: Costs,
+    least: Mapping[str, int],
+    built: Callable[[Budget], TaskModel],
+    limit: float,
+    tick: Tick,
+) -> search.Bisection:
+    """The smallest budget that keeps the accuracy on the evaluation rows set apart for that, model by model."""
+    data = sources.selection()
+    base = measure.accuracy_of(as_function(sources.model), data)
+
+    def drop_of(fraction: float) -> float:
+        found = measure.accuracy_of(as_function(built(Budget(macs=fraction))), data)
+        return measure.lost(data.metric, base, found)
+
+    return search.smallest_budget(drop_of, limit, costs.of("macs", least) / costs.whole("macs"), tick)

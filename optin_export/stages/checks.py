@@ -1,0 +1,104 @@
+"""What a run checks before anything else, in this order; `preflight` goes through the same checks without weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from optin_export import engines, search, ship
+from optin_export.errors import EnvironmentLacks, InputError
+from optin_export.stages.context import Workspace
+from optin_export.stages.coverage import coverage_notes, with_refusals
+from optin_export.units import CostKind
+
+Check = Callable[[Workspace], str]
+
+
+def engines_load(work: Workspace) -> str:
+    """The packages of every target that is built here; raises EnvironmentLacks."""
+    found = {name: version for target in work.recipe.here for name, version in engines.versions(target).items()}
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def sources_load(work: Workspace) -> str:
+    """Loaded now, because all that follows needs the model and the data."""
+    sources = work.sources
+    for text in sources.warnings:
+        work.ledger.warn(text)
+    rows = f"{len(sources.calibration_examples)} calibration rows"
+    if sources.evaluation_examples is not None:
+        rows += f", {len(sources.evaluation_examples)} evaluation rows"
+    return f"{rows}, which {type(sources.model.model).__name__} takes"
+
+
+def placement_fits(work: Workspace) -> str:
+    """The recipe's device_map; nothing to say without one."""
+    if work.recipe.model.device_map is None:
+        return ""
+    sources, placement = work.sources, work.placement
+    if sources.loaded.looked_up:
+        placement.places(sources.model)
+    else:
+        placement.check(sources.model, sources.fixed(1))
+    return "model.device_map fits the model"
+
+
+def triton_is_there(work: Workspace) -> str:
+    """Triton's client, where the recipe ships for it."""
+    if not work.recipe.ship.triton:
+        return ""
+    ship.check_tools()
+    return "found"
+
+
+def units_are_there(work: Workspace) -> str:
+    """The model's architecture is known and has units of the recipe's kinds."""
+    structure = work.structure
+    counts = Counter[str]()
+    for group in structure.groups:
+        counts[group.kind] += group.count
+    units = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    return f"family {structure.family}: {len(structure.blocks)} blocks, {units}"
+
+
+def budget_is_reachable(work: Workspace) -> str:
+    """With as few units as may stay the model meets the budget; and what the units cost can be measured."""
+    budget, costs = work.recipe.prune.budget, work.costs
+    for note in coverage_notes(work.sources.model, work.structure, costs, work.least, work.sources.fixed(1)):
+        work.ledger.warn(note)
+    try:
+        search.check_budget(costs, budget, work.least)
+    except InputError as error:
+        raise with_refusals(error, work.structure.refused) from None
+    kind: CostKind = "params" if budget.kind == "params" else "macs"
+    whole = costs.whole(kind)
+    words = f"{whole / 1e6:.3g} million parameters" if kind == "params" else f"{whole / 1e9:.3g} GMACs a sample"
+    return f"{words}, of which a share of {costs.of(kind, work.least) / whole:.4f} stays at least"
+
+
+def latency_can_be_searched(work: Workspace) -> str:
+    """A latency budget: the target's clock has to run here, and the model has to have a latency table."""
+    if work.recipe.prune.budget.kind != "latency":
+        return ""
+    target = work.recipe.budget_target
+    reason = engines.unavailable(target)
+    if reason is not None:
+        raise EnvironmentLacks(
+            f"a latency budget cannot be searched on {target.name}",
+            reason,
+            "run on a machine that has it, name another target in prune.budget.target, or set prune.budget.macs",
+        )
+    search.signatures(work.structure, work.costs)
+    return f"measured on {target.name}"
+
+
+#: Name and check. Each raises InputError or EnvironmentLacks, or returns in words what it found; "" where nothing is.
+CHECKS: tuple[tuple[str, Check], ...] = (
+    ("engines", engines_load),
+    ("model and data", sources_load),
+    ("placement", placement_fits),
+    ("triton client", triton_is_there),
+    ("units", units_are_there),
+    ("budget", budget_is_reachable),
+    ("latency", latency_can_be_searched),
+)

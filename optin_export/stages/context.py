@@ -1,0 +1,178 @@
+"""One recipe, its run folder, and what several stages need of both; what the stages do is in `steps`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from optin_export import pruning, repair, scoring, search
+from optin_export.data import Sources, load_sources
+from optin_export.environment import describe
+from optin_export.models import Placement, TaskModel
+from optin_export.recipe import Recipe, engine_name, engine_names
+from optin_export.units import Costs, Structure, find_structure, measured, notices
+from optin_export.workdir.cache import Ledger
+from optin_export.workdir.files import remove
+
+#: What makes a saved model.
+FILES = ("architecture.json", "model.safetensors")
+Facts = dict[str, Any]
+Tick = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run shares with others, where it is not alone (see `cluster`).
+
+    spread: hash of all that the scores depend on -> who does the shards of the scoring. quiet: held while latency is
+    measured. shared: folder of steps that sibling runs have done. sources: already loaded.
+    """
+
+    spread: Callable[[str], scoring.Spread] = lambda key: scoring.in_process
+    quiet: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    shared: Path | None = None
+    sources: Sources | None = None
+
+
+class Workspace:
+    """One recipe, its run folder, and what has been loaded so far."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        force: bool,
+        tick: Tick,
+        warn: Callable[[str], None] = lambda text: None,
+        around: Surroundings | None = None,
+    ) -> None:
+        self.recipe, self.folder, self.tick = recipe, folder, tick
+        self.around = around = around or Surroundings()
+        self.ledger = Ledger(folder, force, self._forget_conclusions, warn, around.shared)
+
+    # What several stages need, loaded on first use only: a run that is reused whole loads no pruned model.
+
+    @cached_property
+    def sources(self) -> Sources:
+        return self.around.sources or load_sources(self.recipe)
+
+    @cached_property
+    def digest(self) -> dict[str, str]:
+        return self.sources.digest()
+
+    @cached_property
+    def declared(self) -> Structure:
+        """The structure as its family sees it, before anything has run."""
+        prune = self.recipe.prune
+        return find_structure(self.sources.model, prune.coupled, prune.units, self.sources.fixed(2))
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The structure, with how its blocks run and depend on each other measured on two calibration rows."""
+        model = self.sources.model
+        if self.sources.loaded.looked_up:  # without the values of its weights there is nothing to measure
+            return self.declared
+        with self.placement(model):
+            structure = measured(model, self.declared, self.sources.fixed(2))
+        for text in notices(structure):
+            self.ledger.warn(text)
+        return structure
+
+    @cached_property
+    def scheduled(self) -> tuple[tuple[int, ...], Costs]:
+        """Tokens merged per block as the recipe says (none yet if the search decides), and what units cost then."""
+        return repair.scheduled(self.sources.model, self.structure, self.recipe.tokens, self.sources.fixed(1))
+
+    @property
+    def costs(self) -> Costs:
+        return self.scheduled[1]
+
+    @cached_property
+    def least(self) -> dict[str, int]:
+        """Units that have to stay in each group: none where the sub-layer can go as a whole, else one step."""
+        align = self.recipe.prune.align
+        return {
+            group.key: 0 if group.sublayer else min(group.step(align), group.count) for group in self.structure.groups
+        }
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        return describe()
+
+    @cached_property
+    def dense(self) -> TaskModel:
+        return pruning.load_model(self.folder / "model", self.python)
+
+    @property
+    def python(self) -> pruning.PythonSource:
+        """What a saved model may run: the folder may be from anybody, the recipe is the user's own."""
+        return pruning.PythonSource(self.recipe.model.source, self.recipe.model.args)
+
+    @cached_property
+    def plan(self) -> search.Plan:
+        return search.read_plan(self.folder / "plan" / "plan.json")
+
+    def _forget_conclusions(self) -> None:
+        """Something is about to change: a verdict and a shipped repository of before no longer hold."""
+        for name in ("report.json", "report.html", "manifest.json"):
+            remove(self.folder / name)
+        remove(self.folder / "triton")
+
+    def operation(self, plan: search.Plan, tick: Tick) -> repair.Operation:
+        """The plan carried out on the model, and repaired as the recipe says."""
+        sources, prune = self.sources, self.recipe.prune
+        return repair.operate(
+            sources.model,
+            self.structure,
+            plan,
+            sources.calibration if prune.compensate else (),
+            sources.fixed(2),
+            repair=prune.compensate,
+            gauss_newton=self.refines,
+            temperature=prune.temperature,
+            weights=self.sensitivities if prune.compensate else None,
+            seed=self.recipe.seed,
+            tick=tick,
+            at_work=self.placement,
+        )
+
+    @property
+    def refines(self) -> bool:
+        """Whether the repair ends with Gauss-Newton on the output; `auto` as docs/results.md has it."""
+        prune = self.recipe.prune
+        if prune.compensate is not True:
+            return False
+        return self.structure.convolutional if prune.gauss_newton == "auto" else prune.gauss_newton
+
+    @cached_property
+    def sensitivities(self) -> repair.Weights:
+        with self.placement(self.sources.model):
+            return repair.sensitivities(self.sources.model, self.structure, self.sources.calibration, self.recipe.seed)
+
+    @property
+    def placement(self) -> Placement:
+        section = self.recipe.model
+        return Placement(section.device_map, section.max_memory, self.declared.blocks)
+
+    @property
+    def calibration_digest(self) -> dict[str, str]:
+        """Hashes of all that scores and repairs depend on."""
+        return {key: value for key, value in self.digest.items() if key not in ("evaluation", "finetune")}
+
+    @property
+    def engine_names(self) -> tuple[str, ...]:
+        """'base' and 'pruned' in fp32, and both in the recipe's precision if that is another."""
+        return engine_names(self.recipe.export.precision)
+
+    @property
+    def shipped(self) -> str:
+        """The name of what is shipped: the pruned model in the recipe's precision."""
+        return engine_name("pruned", self.recipe.export.precision)
+
+    def onnx(self, which: str) -> Path:
+        return self.folder / "onnx" / f"{which}.onnx"

@@ -1,0 +1,76 @@
+"""What of a model no unit reaches: the share of its MACs, the layers they are in, and units that are refused."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.models import Inputs, TaskModel
+from optin_export.units import Costs, Refusal, Structure
+
+#: A smaller share of the MACs in units than this is told.
+ENOUGH = 0.5
+#: Refusals that are told one by one, and layers that are named.
+MOST, NAMED = 3, 3
+
+
+def coverage_notes(
+    model: TaskModel, structure: Structure, costs: Costs, least: dict[str, int], inputs: Inputs
+) -> list[str]:
+    """One line per thing that the user should know before a budget is searched; none where nearly all is in units.
+
+    costs: at the shape of `inputs`. least: units that have to stay, by group key.
+    """
+    notes = _refused(structure.refused)
+    without = costs.of("macs", dict.fromkeys(costs.units, 0)) / costs.macs
+    if 1 - without < ENOUGH:
+        floor = costs.of("macs", least) / costs.whole("macs")
+        layers = _largest(model, structure, inputs)
+        where = ", ".join(f"{path} ({share:.0%})" for path, share in layers)
+        notes.append(
+            f"units cover {1 - without:.0%} of the MACs; the other {without:.0%} are in layers without units"
+            + (f", such as {where}" if layers else "")
+            + f"; a budget of macs can be {floor:.2f} at the smallest"
+        )
+    return notes
+
+
+def with_refusals(error: InputError, refusals: Iterable[Refusal]) -> InputError:
+    """The error with the units that might have helped and are refused."""
+    lines = _refused(refusals)
+    return InputError(error.what, "; ".join([error.why, *lines]), error.fix) if lines else error
+
+
+def _refused(refusals: Iterable[Refusal]) -> list[str]:
+    lines = list(dict.fromkeys(f"{one.error.what}: {one.error.why}" for one in refusals))
+    more = [f"{len(lines) - MOST} more groups of units cannot be removed for like reasons"] if len(lines) > MOST else []
+    return [*lines[:MOST], *more]
+
+
+def _largest(model: TaskModel, structure: Structure, inputs: Inputs) -> list[tuple[str, float]]:
+    """The linear layers and convolutions in no unit with the most MACs, as shares of those of all such layers."""
+    within = {path for group in structure.groups for path in group.reads}
+    within |= {producer.path for group in structure.groups for producer in group.producers}
+    macs: dict[str, int] = {}
+
+    def hook_of(path: str) -> Any:
+        def hook(layer: Any, args: Any, output: torch.Tensor) -> None:
+            weight = layer.weight
+            features = output.shape[1] if weight.dim() > 2 else output.shape[-1]
+            macs[path] = macs.get(path, 0) + output.numel() // features * weight.numel()
+
+        return hook
+
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        for path, module in model.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                stack.callback(module.register_forward_hook(hook_of(path)).remove)
+        model(**inputs)
+    whole = max(sum(macs.values()), 1)
+    outside = sorted(((count / whole, path) for path, count in macs.items() if path not in within), reverse=True)
+    return [(path, share) for share, path in outside[:NAMED] if share >= 0.01]

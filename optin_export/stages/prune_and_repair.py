@@ -1,0 +1,86 @@
+"""Stage `surgery`: the dense model, repaired, and fine-tuned where the recipe asks for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from optin_export import pruning, repair
+from optin_export.stages.context import FILES, Facts, Workspace
+from optin_export.units import count_macs, count_params
+from optin_export.workdir.files import remove, sha256_file
+
+#: Images of the calibration data on which the report shows what was merged.
+SHOWN = 4
+
+
+def operate(work: Workspace, facts: Facts) -> dict[str, Any]:
+    """Carry out the plan in `model/`; returns what the repair did, and the size of the result."""
+    tuned, prune = work.recipe.finetune is not None, work.recipe.prune
+    folder = work.folder / ("repaired" if tuned else "model")
+
+    def run() -> dict[str, Any]:
+        sources = work.sources
+        inputs, operation = sources.fixed(2), work.operation(work.plan, work.tick)
+        pruning.save_model(
+            folder, operation.dense, sources.loaded.architecture, work.structure.family, work.plan, inputs
+        )
+        pruning.save_places(folder / "places.safetensors", operation.dense, sources.fixed(SHOWN))
+        one = sources.fixed(1)
+        size = {"macs": count_macs(operation.dense, one), "params": count_params(operation.dense)}
+        return {**operation.to_json(), **size}
+
+    inputs = {
+        **work.calibration_digest,
+        "plan": sha256_file(work.folder / "plan" / "plan.json"),
+        "compensate": prune.compensate,
+        "gauss_newton": {"temperature": prune.temperature} if work.refines else None,
+        "folder": folder.name,
+        "seed": work.recipe.seed,
+    }
+    done = work.ledger.step("repair", "surgery", inputs, [folder / name for name in FILES], run)
+    if tuned:
+        return {**done, "finetuned": _fine_tune(work)}
+    remove(work.folder / "repaired")
+    return done
+
+
+def _fine_tune(work: Workspace) -> dict[str, Any]:
+    """Fine-tune the repaired model in `repaired/`, as the recipe says, into `model/`; returns what was done."""
+    section, prune = work.recipe.finetune, work.recipe.prune
+    assert section is not None
+    repaired, folder = work.folder / "repaired", work.folder / "model"
+
+    def run() -> dict[str, Any]:
+        sources = work.sources
+        training, held_out = sources.training()
+        tuned, outcome = repair.fine_tune(
+            sources.model,
+            pruning.load_model(repaired, work.python),
+            training,
+            held_out,
+            section,
+            temperature=prune.temperature,
+            seed=work.recipe.seed,
+            tick=work.tick,
+        )
+        architecture, family = sources.loaded.architecture, work.structure.family
+        pruning.save_model(folder, tuned, architecture, family, work.plan, sources.fixed(2))
+        pruning.save_places(folder / "places.safetensors", tuned, sources.fixed(SHOWN))
+        return outcome.to_json()
+
+    inputs = {
+        "repaired": {name: sha256_file(repaired / name) for name in FILES},
+        "digest": {name: value for name, value in work.digest.items() if name != "evaluation"},
+        "finetune": section.model_dump(mode="json"),
+        "function": _code_of(section.source),
+        "temperature": prune.temperature,
+        "seed": work.recipe.seed,
+    }
+    return work.ledger.step("repair", "surgery.finetune", inputs, [folder / name for name in FILES], run)
+
+
+def _code_of(source: str | None) -> str | None:
+    """Hash of the user's file: another function is another fine-tune."""
+    path = Path((source or "").removeprefix("py:").rpartition(":")[0])
+    return sha256_file(path) if path.suffix == ".py" else None

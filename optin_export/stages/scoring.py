@@ -1,0 +1,93 @@
+"""Stages `sources` and `scoring`: what can be checked at once, the scores, and the loss curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file, save_file
+
+from optin_export import repair, scoring
+from optin_export.stages.checks import CHECKS
+from optin_export.stages.context import Facts, Workspace
+from optin_export.workdir.cache import computed_by
+from optin_export.workdir.files import atomic_path, regular, sha256_file, sha256_json, write_text
+
+
+def load(work: Workspace, facts: Facts) -> None:
+    """Load and check everything that can be checked before hours of work and before anything is written."""
+    for index, (_, check) in enumerate(CHECKS):
+        check(work)
+        work.tick(index + 1, len(CHECKS) + 1)
+    write_text(work.folder / "recipe.yaml", work.recipe.to_yaml())
+    work.tick(len(CHECKS) + 1, len(CHECKS) + 1)
+
+
+def score(work: Workspace, facts: Facts) -> dict[str, Any]:
+    """Score all units into scores/, and measure the loss curves; returns facts about the scores."""
+    prune, path = work.recipe.prune, work.folder / "scores" / "scores.safetensors"
+    later = {"budget", "allocation", "compensate", "gauss_newton", "align", "curve_samples", "rounds"}
+    wanted = prune.model_dump(mode="json", exclude=later)
+
+    def run() -> dict[str, Any]:
+        sources = work.sources
+        key = sha256_json({"inputs": inputs, **computed_by("scoring")})
+        scores = scoring.score(
+            sources.model,
+            work.structure,
+            sources.scoring,
+            prune,
+            work.recipe.seed,
+            work.tick,
+            work.around.spread(key),
+            work.placement,
+        )
+        with atomic_path(path) as temporary:
+            save_file(dict(sorted(scores.values.items())), temporary)
+        return scores.info
+
+    inputs = {
+        **work.calibration_digest,
+        "prune": wanted,
+        "methods": scoring.methods(work.structure, prune),
+        "seed": work.recipe.seed,
+    }
+    info = work.ledger.step("scoring", "scoring", inputs, [path], run)
+    if prune.allocation == "joint":
+        _measure_curves(work, path)
+    return info
+
+
+def _measure_curves(work: Workspace, scores: Path) -> None:
+    """What keeping k units of each group costs, for the search; made with the repair's means, so by `surgery`."""
+    path, prune = work.folder / "scores" / "curves.safetensors", work.recipe.prune
+
+    def run() -> dict[str, Any]:
+        sources, weights = work.sources, work.sensitivities if prune.compensate else None
+        with work.placement(sources.model):
+            curves = repair.loss_curves(
+                sources.model,
+                work.structure,
+                load_file(regular(scores)),
+                sources.calibration,
+                sources.curves,
+                least=work.least,
+                temperature=prune.temperature,
+                repair=prune.compensate,
+                weights=weights,
+                seed=work.recipe.seed,
+                tick=work.tick,
+            )
+        with atomic_path(path) as temporary:
+            save_file(dict(sorted(curves.items())), temporary)
+        return {}
+
+    inputs = {
+        **work.calibration_digest,
+        "scores": sha256_file(scores),
+        "temperature": prune.temperature,
+        "compensate": prune.compensate,
+        "curve_samples": prune.curve_samples,
+        "seed": work.recipe.seed,
+    }
+    work.ledger.step("repair", "scoring.curves", inputs, [path], run)

@@ -1,0 +1,150 @@
+"""Stages `ship` and `report`: the verdict, what is shipped, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
+
+from optin_export import measure, scoring, ship
+from optin_export.report import (
+    Report,
+    Size,
+    StageResult,
+    chance_warnings,
+    compose,
+    fleet_gates,
+    head_repair,
+    output_refit,
+    prunings,
+    render_html,
+    still_deployed,
+    still_elsewhere,
+    still_spent,
+)
+from optin_export.report.schema import Pruning, Tried
+from optin_export.stages.context import Facts, Workspace
+from optin_export.workdir.files import regular, sha256_file, sha256_json, write_text
+
+
+def gates(work: Workspace, facts: dict[str, Any]) -> list[measure.Gate]:
+    """Every gate of the run, from what the stages found."""
+    budget, measured = work.recipe.budget, measure.Measured.from_json(facts["measure"])
+    fleet = fleet_gates(work.recipe, work.folder)
+    if budget.kind == "latency":
+        found = work.plan.latency
+        assert found is not None
+        promised = found.base_ms / found.predicted_ms if budget.speedup is not None else found.predicted_ms
+        return measure.judge(work.recipe.gates, budget, None, measured, promised, macs_left(work, facts)) + fleet
+    spent = facts["surgery"][budget.kind] / work.costs.whole(budget.kind)
+    judged = measure.judge(work.recipe.gates, budget, spent, measured, macs=macs_left(work, facts))
+    if not work.recipe.here:
+        # Nothing is measured here: what the nodes found is all there is, beside what can be counted.
+        judged = [gate for gate in judged if gate.name.startswith("budget.")]
+    return judged + fleet
+
+
+def macs_left(work: Workspace, facts: Facts) -> float:
+    """Share of the unpruned model's MACs that the pruned model has."""
+    return float(facts["surgery"]["macs"] / work.costs.whole("macs"))
+
+
+def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -> Report:
+    """Write report.json and report.html out of what the stages found."""
+    operated = facts["surgery"]
+    macs, params = (
+        Size(base=base, pruned=operated[kind], ratio=operated[kind] / base)
+        for kind, base in ((kind, work.costs.whole(kind)) for kind in ("macs", "params"))
+    )
+    scores = load_file(regular(work.folder / "scores" / "scores.safetensors"))
+    measured = measure.Measured.from_json(facts["measure"])
+    report = compose(
+        name=work.recipe.name,
+        model={"source": work.recipe.model.source, "task": work.recipe.model.task},
+        precision=work.recipe.export.precision,
+        gates=gates(work, facts),
+        macs=macs,
+        params=params,
+        measured=measured,
+        pruning=Pruning(
+            family=work.structure.family,
+            method=_method(work),
+            info=facts["scoring"],
+            budget=dict(work.plan.budget.items()),
+            tried=tuple(Tried(macs=macs, drop=drop) for macs, drop in facts["search"].get("tried", ())),
+            compensated=bool(work.recipe.prune.compensate),
+            masked_difference=operated["masked_difference"],
+            optimality_gap=work.plan.optimality_gap,
+            merged=work.plan.merged,
+            latency=work.plan.latency,
+            groups=prunings(work.structure, work.plan, scores, operated["repairs"]),
+            head=head_repair(operated["repairs"]),
+            output=output_refit(operated["repairs"]),
+            finetuned=operated.get("finetuned"),
+        ),
+        engines=facts["engines"],
+        deployed=still_deployed(work.folder),
+        elsewhere=still_elsewhere(work.folder),
+        costs=still_spent(work.folder),
+        stages=stages,
+        warnings=(*chance_warnings(measured), *work.ledger.warnings),
+        doubts=measure.doubts(measured.latency, macs.ratio, work.recipe.gates.most_other_work),
+        environment=work.environment,
+    )
+    write_text(work.folder / "report.json", report.model_dump_json(indent=2) + "\n")
+    work.tick(1, 2)
+    write_text(work.folder / "report.html", render_html(report, work.folder))
+    ship.add_reports(work.folder)
+    work.tick(2, 2)
+    return report
+
+
+def ship_run(work: Workspace, facts: Facts) -> None:
+    """A model repository only for a run that passed, and a manifest for every run."""
+    judged = gates(work, facts)
+    passed = all(gate.passed for gate in judged)
+    recipe, repository = work.recipe, work.folder / "triton"
+    ship.write_preprocess(work.folder / "preprocess", work.sources.processor, work.sources.names, recipe)
+    work.tick(1, 3)
+    if passed and recipe.ship.triton:
+        origin = ship.Origin(work.folder, recipe, passed, ship.summary_of(judged), work.environment, work.digest)
+        written: list[Path] = []
+
+        def run() -> dict[str, Any]:
+            ship.ship_models(origin, repository, replace=True)
+            written.extend(path for path in sorted(repository.rglob("*")) if path.is_file())
+            return {}
+
+        read = {path.relative_to(work.folder).as_posix(): sha256_file(path) for path in ship.files_of(origin)}
+        inputs = {"files": read, "recipe": recipe.model_dump(mode="json"), "environment": work.environment}
+        work.ledger.step("ship", "ship.triton", inputs, written, run)
+    else:
+        ship.remove(repository)
+    work.tick(2, 3)
+    ship.write_manifest(
+        work.folder,
+        {
+            "recipe": sha256_json(recipe.model_dump(mode="json")),
+            "model": recipe.model.source,
+            "inputs": work.digest,
+            "seed": recipe.seed,
+            "passed": passed,
+            "environment": work.environment,
+        },
+    )
+    work.tick(3, 3)
+
+
+def _method(work: Workspace) -> str:
+    """`prune.score`; of auto also what it took, for which units."""
+    score, chosen = work.recipe.prune.score, scoring.methods(work.structure, work.recipe.prune)
+    if score != "auto":
+        return score
+    kinds = {
+        method: {one.kind for one in work.structure.groups if chosen[one.key] == method} for method in chosen.values()
+    }
+    return (
+        "auto (" + ", ".join(f"{method} for {' and '.join(sorted(of))}" for method, of in sorted(kinds.items())) + ")"
+    )

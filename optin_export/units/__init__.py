@@ -1,0 +1,202 @@
+"""A module becomes a Structure: its blocks, and the groups of units that can be removed from them.
+
+`families/` has one file per architecture, in the terms of `declare`; `discovery` finds their blocks in a model;
+`topology` and `isolation` check by measurement what the families say; `costs` counts what units cost; `hooks`, `trace`
+and `rows` read forward passes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+import optin_export.units.families as family_files
+from optin_export.errors import InputError
+from optin_export.units.chains import NAME as CHAINS
+from optin_export.units.costs import CostKind, Costs, Term, count_macs, count_params, measure_costs
+from optin_export.units.declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup
+from optin_export.units.discovery import Discovery
+from optin_export.units.execution_order import Walk
+from optin_export.units.hooks import (
+    block_outputs,
+    get_layer,
+    get_module,
+    get_scale,
+    masked,
+    refitted,
+    replayed,
+    rows_of,
+    set_module,
+    stopped_after,
+    tensor_in,
+    valid_rows,
+)
+from optin_export.units.outputs import Calls, calls_of, map_tensors, placeholder, tensor_of, tensors_in
+from optin_export.units.rows import POSITIONS, as_matrix, columns_per_unit, input_rows, output_rows, reads_rows
+from optin_export.units.topology import measured, notices
+from optin_export.units.trace import observe_pass
+
+__all__ = [
+    "POSITIONS",
+    "Calls",
+    "CostKind",
+    "Costs",
+    "Family",
+    "Producer",
+    "Refusal",
+    "Structure",
+    "Table",
+    "Term",
+    "Tokens",
+    "UnitGroup",
+    "Walk",
+    "as_matrix",
+    "block_outputs",
+    "calls_of",
+    "columns_per_unit",
+    "count_macs",
+    "count_params",
+    "find_structure",
+    "find_tokens",
+    "get_layer",
+    "get_module",
+    "get_scale",
+    "input_rows",
+    "map_tensors",
+    "masked",
+    "measure_costs",
+    "measured",
+    "nearest",
+    "notices",
+    "output_rows",
+    "placeholder",
+    "reads_rows",
+    "refitted",
+    "register",
+    "replayed",
+    "rows_of",
+    "set_module",
+    "stopped_after",
+    "supported",
+    "tensor_in",
+    "tensor_of",
+    "tensors_in",
+    "valid_rows",
+]
+
+
+#: Families of the user's own files, by name.
+_registered: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Make a family known that is declared outside this package; it is asked before the package's own.
+
+    A file that a recipe names as `py:FILE.py:FUNCTION` may do so when it is imported: a family of the same name, as
+    that file leaves it each time, takes the place of the one before.
+    """
+    _registered[family.name] = family
+
+
+def supported() -> tuple[Family, ...]:
+    """Every family: those that were registered, then one of each public module of this folder (`FAMILY`)."""
+    names = sorted(module.name for module in pkgutil.iter_modules(family_files.__path__))
+    return *_registered.values(), *(importlib.import_module(f"{family_files.__name__}.{name}").FAMILY for name in names)
+
+
+def find_structure(
+    model: nn.Module,
+    coupled: bool = False,
+    units: Iterable[str] | None = None,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+    families: Iterable[str] | None = None,
+) -> Structure:
+    """The structure of a task module: the blocks of every family in it, and the units of them that may go.
+
+    Args:
+        model: the task module.
+        coupled: also with the channels of its residual streams.
+        units: only these kinds; None: all.
+        inputs: any valid inputs of two rows or more. With them one forward pass shows in which order blocks run, which
+            modules run several times or not at all (their units stay), which outputs are read again later, and the
+            channels of plain convolutions outside all blocks. Without them the order of the modules is taken.
+        families: names of the families to look for (as `Structure.family` joins them); None: all.
+
+    Raises InputError if no family knows the module, if it has no units at all (of residual streams, with `coupled`), or
+    if units of these kinds are there but cannot go. Where several families are at work, what one of them refuses stays
+    as it is, with the reason in `Structure.refused`, and the others go on.
+    """
+    names = None if families is None else set(families)
+    known = [family for family in supported() if names is None or family.name in names]
+    seen = None if inputs is None else observe_pass(model, inputs)
+    discovery = Discovery(model, known, seen, inputs, chains=names is None or CHAINS in names)
+    structure = discovery.structure(coupled, None if units is None else set(units))
+    if structure is None:
+        raise _unsupported(model, known)
+    return structure
+
+
+def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
+    inner = getattr(model, "model", model)
+    near = nearest(inner, families)
+    names, see = ", ".join(family.name for family in families), "`optin-export families` lists them"
+    if near is None:
+        return InputError(
+            f"the architecture {type(inner).__name__} is not supported",
+            f"no family knows its blocks; supported: {names}",
+            f"use one of these ({see}), or add optin_export/families/NAME.py that declares FAMILY (docs/families.md)",
+        )
+    family, block, path, missing = near
+    lacks = f", but no {' or '.join(missing)}" if missing else ", but is of another class or kind"
+    has = ", ".join(part for part in family.parts if part not in missing)
+    units = f"which layers make its {family.units[0]}, and which one reads them"
+    return InputError(
+        f"the architecture {type(inner).__name__} is not supported",
+        f"no family knows its blocks; nearest: {family.name} ({block} '{path}' has {has}{lacks}); supported: {names}",
+        f"use one of these ({see}), or add optin_export/families/NAME.py after the pattern of {family.name}: "
+        f"is_block for {block}, and groups that say {units} (docs/families.md)",
+    )
+
+
+def nearest(module: nn.Module, families: Sequence[Family]) -> tuple[Family, str, str, list[str]] | None:
+    """The family whose blocks are most like some module's parts: (family, class, path, parts it lacks).
+
+    Compared are names of submodules; None if no module has at least half of the parts that a family declares.
+    """
+    best: tuple[float, tuple[Family, str, str, list[str]] | None] = (0.499, None)
+    seen: set[type] = set()
+    for path, part in module.named_modules():
+        if type(part) in seen or isinstance(part, nn.ModuleList | nn.Sequential):
+            continue
+        seen.add(type(part))
+        names = {name for name, _ in part.named_modules()}
+        for family in families:
+            missing = [name for name in family.parts if name not in names]
+            share = 1 - len(missing) / len(family.parts) if family.parts else 0.0
+            if share > best[0]:
+                best = share, (family, type(part).__name__, path, missing)
+    return best[1]
+
+
+def find_tokens(model: nn.Module) -> Tokens:
+    """How the tokens of a task module can be merged; raises InputError if they cannot."""
+    found: dict[str, list[tuple[str, nn.Module]]] = {}
+    families = {family.name: family for family in supported()}
+    for path, module in model.named_modules():
+        family = next((family for family in families.values() if family.is_block(module)), None)
+        if family is not None:
+            found.setdefault(family.name, []).append((path, module))
+    if len(found) == 1:
+        ((name, blocks),) = found.items()
+        tokens = families[name].tokens
+        if tokens is not None:
+            return tokens(model, blocks)
+    able = ", ".join(family.name for family in families.values() if family.tokens is not None)
+    why = f"that is known for the families {able}"
+    if len(found) > 1:
+        why = f"its blocks are of several families ({', '.join(found)}); {why}, alone in a model"
+    raise InputError("the model's tokens cannot be merged", why, "set tokens.keep: 1.0")

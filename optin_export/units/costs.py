@@ -1,0 +1,160 @@
+"""What units cost, read from the modules during one forward pass at the shipped shape."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from optin_export.units.declare import Structure
+from optin_export.units.hooks import get_layer, get_module
+
+CostKind = Literal["macs", "params"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """`coefficient` times the numbers of units kept in `groups`: one group, or the two on both sides of a layer."""
+
+    coefficient: int
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """MACs of one sample and parameters of the whole model, and the part of them that depends on how many units stay.
+
+    units: group key -> number of units of the unpruned model. unmerged: MACs without token merging, where these are
+    the costs of a model that merges tokens; budgets are shares of that.
+    """
+
+    macs: int
+    params: int
+    units: dict[str, int]
+    terms: dict[str, tuple[Term, ...]]
+    unmerged: int | None = None
+
+    def whole(self, kind: CostKind) -> int:
+        """Cost of the model as it was given: what budgets are shares of."""
+        return self.params if kind == "params" else self.macs if self.unmerged is None else self.unmerged
+
+    def of(self, kind: CostKind, kept: Mapping[str, int]) -> int:
+        """Cost of the model that keeps so many units per group; groups left out of `kept` keep all."""
+        saved = 0
+        for term in self.terms[kind]:
+            before = prod(self.units[key] for key in term.groups)
+            saved += term.coefficient * (before - prod(kept.get(key, self.units[key]) for key in term.groups))
+        return (self.macs if kind == "macs" else self.params) - saved
+
+    def per_unit(self, kind: CostKind, kept: Mapping[str, int]) -> dict[str, int]:
+        """What one unit of each group costs while the other groups keep so many units."""
+        cost = dict.fromkeys(self.units, 0)
+        for term in self.terms[kind]:
+            for key in term.groups:
+                cost[key] += term.coefficient * prod(kept.get(k, self.units[k]) for k in term.groups if k != key)
+        return cost
+
+    def is_linear(self, kind: CostKind) -> bool:
+        """Whether every group's cost is independent of what the others keep."""
+        return all(len(term.groups) == 1 for term in self.terms[kind])
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def count_macs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
+    """MACs of one forward pass: half of torch's FLOP count of matrix products and convolutions."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    return counter.get_total_flops() // 2
+
+
+def count_params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torch.Tensor]) -> Costs:
+    """Costs at the shape of `inputs`, which hold one sample (batch 1).
+
+    Per head: 3 t d k + 2 t^2 k + t k d; per neuron 2 t d, for t tokens, hidden size d, head dim k; a convolution of
+    kernel area a and p output positions costs p a times its input and its output channels (docs/method.md).
+    """
+    # Which group a layer's output rows and its input columns belong to, with rows or columns per unit.
+    rows = {producer.path: (group, producer) for group in structure.groups for producer in group.producers}
+    columns = {path: group for group in structure.groups for path in group.reads}
+    positions, tokens = _shapes(model, sorted({*rows, *columns}), inputs)
+    macs: Counter[tuple[str, ...]] = Counter()
+    params: Counter[tuple[str, ...]] = Counter()
+    for path in positions:
+        weight = get_layer(model, path).weight
+        size, keys = weight[0, 0].numel() if weight.dim() > 2 else 1, []
+        if path in rows:
+            group, producer = rows[path]
+            keys.append(group.key)
+            per_unit = group.rows_in(producer)
+            size *= producer.fused * per_unit
+            has_bias = get_layer(model, path).bias is not None
+            norm = _affine_size(model, producer.norm)
+            params[(group.key,)] += per_unit * (producer.fused * has_bias + norm)
+        else:
+            size *= weight.shape[0]
+        if path in columns:
+            keys.append(columns[path].key)
+            size *= columns[path].width
+        else:
+            size *= weight.shape[1]
+        macs[tuple(sorted(keys))] += positions[path] * size
+        params[tuple(sorted(keys))] += size
+    for group in structure.groups:
+        if group.kind == "heads" and group.pairwise:
+            # Scores and context; the values' tokens may be fewer than the queries'.
+            seen = tokens[group.producers[-1].path]
+            macs[(group.key,)] += 2 * positions[group.consumer] * seen * group.width
+        for table in group.tables:
+            parameter = dict(model.named_parameters()).get(table.path)
+            if parameter is not None:
+                params[(group.key,)] += table.entries * parameter.numel() // parameter.shape[table.dim]
+    return Costs(
+        macs=count_macs(model, inputs),
+        params=count_params(model),
+        units={group.key: group.count for group in structure.groups},
+        terms={"macs": _terms(macs), "params": _terms(params)},
+    )
+
+
+def _terms(coefficients: Counter[tuple[str, ...]]) -> tuple[Term, ...]:
+    return tuple(Term(value, keys) for keys, value in sorted(coefficients.items()) if value)
+
+
+def _affine_size(model: nn.Module, path: str | None) -> int:
+    """Parameters per channel of a norm: 2, or 0 without one."""
+    return 0 if path is None else sum(1 for _ in get_module(model, path).parameters(recurse=False))
+
+
+def _shapes(
+    model: nn.Module, paths: list[str], inputs: dict[str, torch.Tensor]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Per layer: output positions in all, and tokens in the second to last dimension of its input."""
+    positions: dict[str, int] = {}
+    tokens: dict[str, int] = {}
+
+    def record(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            features = output.shape[1] if isinstance(module, nn.Conv2d) else output.shape[-1]
+            positions[path] = output.numel() // features
+            tokens[path] = args[0].shape[-2]
+
+        return hook
+
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        for path in paths:
+            stack.callback(get_module(model, path).register_forward_hook(record(path)).remove)
+        model(**inputs)
+    return positions, tokens

@@ -1,0 +1,274 @@
+"""What a family file declares: where the units of one block are. Pure data over module paths."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.units.execution_order import Walk
+
+UnitKind = Literal["heads", "neurons", "channels"]
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A Linear or Conv2d whose output rows are the units' features.
+
+    fused: slabs of rows that lie one after another (3 for qkv). norm: a batch norm between it and the consumer, if any.
+    rows: output features per unit in one slab, where that is not `UnitGroup.rows` (grouped-query attention: a unit is
+    a key and value head with the query heads that share it).
+    """
+
+    path: str
+    fused: int = 1
+    norm: str | None = None
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A parameter or buffer with entries per unit beside the layers: a relative position table, a bias of its own.
+
+    dim: the dimension that counts units. entries: how many entries along it a unit has.
+    """
+
+    path: str
+    dim: int = 0
+    entries: int = 1
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """Units of one kind in one block. They are consecutive slices of the input features of one Linear or Conv2d.
+
+    Setting a unit's slice of the consumer's input to zero is exactly the removal of the unit; this is what masks,
+    scores and the dense rebuild have in common. Paths are relative to the task module.
+
+    block: the block in which the consumer lies. count: number of units. width: consumer input features per unit (head
+        dim for heads, 1 for neurons and channels).
+    residual: the module, and the index of its positional argument (or "output"), where the residual stream beside the
+        sub-layer is seen; None if nothing is added to the consumer's output. "call": all that the module is called
+        with, as (positional, named) arguments, for `arrange` to make the stream from.
+    scale: what stands between the consumer and that sum: layer scale (its parameter, or a module with a `gamma`) or a
+        batch norm, if any.
+    sizes: attributes that hold a size, with their value per unit, e.g. ("blocks.0.attn.num_heads", 1).
+    sublayer: replaced by a constant when no unit is kept; `returns_tuple` if its caller unpacks (output, weights);
+        None if at least one unit has to stay.
+    bypass: modules that are then not needed either and pass their first argument on.
+    part: tells several groups of one kind in one block apart.
+    readers: further layers that read the same units; all must, for the removal to be exact.
+    tables: what else has entries per unit.
+    arrange: (task module, tensor of the residual stream) -> the tensor with its rows as the consumer's output has
+        them, where that differs: windows, channels last. It only moves entries (and may add zeros).
+    expands: the sub-layer's caller reshapes its output: the constant in its place takes the shape of what comes in.
+    pairwise: heads that multiply every query with every key; not those that sample (deformable attention).
+    batch_dim: the dimension of the consumer's input that counts samples.
+    coupled: the units are channels of a residual stream: every layer that writes to it is a producer, and every layer
+        that reads it the consumer or a reader. They go from all of them at once.
+    """
+
+    block: int
+    kind: UnitKind
+    count: int
+    width: int
+    producers: tuple[Producer, ...]
+    consumer: str
+    residual: tuple[str, int | Literal["output", "call"]] | None
+    sublayer: str | None
+    scale: str | None = None
+    sizes: tuple[tuple[str, int], ...] = ()
+    returns_tuple: bool = False
+    bypass: tuple[tuple[str, bool], ...] = ()
+    part: str = ""
+    readers: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    arrange: Callable[[nn.Module, Any], Any] | None = None
+    expands: bool = False
+    pairwise: bool = True
+    batch_dim: int = 0
+    coupled: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Every layer that reads the units."""
+        return (self.consumer, *self.readers)
+
+    @property
+    def key(self) -> str:
+        return f"block{self.block:02d}.{self.kind}{self.part}"
+
+    @property
+    def rows(self) -> int:
+        """Output features per unit in one slab of a producer: a head's dimensions; one for a neuron or a channel.
+
+        A channel may be several input features of its consumer (`width`): its positions, after flattening.
+        """
+        return self.width if self.kind == "heads" else 1
+
+    def rows_in(self, producer: Producer) -> int:
+        """Output features per unit in one slab of this producer."""
+        return self.rows if producer.rows is None else producer.rows
+
+    def step(self, align: int) -> int:
+        """How many units at a time leave layers whose sizes are multiples of `align`; a head goes alone."""
+        return 1 if self.kind == "heads" else align // math.gcd(align, self.rows_in(self.producers[0]))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Units of one kind that are there but cannot go one by one: the error for whoever wants them removed."""
+
+    kind: UnitKind
+    error: InputError
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A module as its families see it: block paths and unit groups.
+
+    family: the name of the family, or of several, joined by " + " ("resnet + vit").
+    channels_first: the blocks whose output of four dimensions is [batch, features, height, width] rather than [...,
+    features]. families: the family of each block, if there are several. refused: units that are there but cannot go,
+    with the reason.
+    walk: in which order the blocks run and who reads their outputs, as measured (`families.measured`); None before
+    that: they are then taken to run once each, in this order, each read by the next alone.
+    """
+
+    family: str
+    blocks: tuple[str, ...]
+    groups: tuple[UnitGroup, ...]
+    channels_first: frozenset[str] = frozenset()
+    families: tuple[str, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    walk: Walk | None = None
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Indices of the blocks in the order in which they run; blocks that nothing calls for are left out."""
+        return tuple(range(len(self.blocks))) if self.walk is None else self.walk.order
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """Paths of the blocks whose outputs can be seen, in the order in which they run."""
+        silent = () if self.walk is None else self.walk.silent
+        return tuple(self.blocks[index] for index in self.order if self.blocks[index] not in silent)
+
+    @property
+    def rewritten(self) -> frozenset[str]:
+        """Modules whose output is written over in place later in the pass: what is kept of it has to be a copy."""
+        return frozenset() if self.walk is None else self.walk.rewritten
+
+    def gradients(self) -> AbstractContextManager[Any]:
+        """Held over a forward pass and its backward passes (see `Walk.gradients`)."""
+        return contextlib.nullcontext() if self.walk is None else self.walk.gradients()
+
+    def before(self, group: UnitGroup) -> tuple[str, ...]:
+        """Blocks whose outputs can be put in place while this group's units change, in the order in which they run."""
+        if self.walk is not None and self.walk.whole is not None:
+            return ()
+        return self.observed[: self.order.index(self.first_block(group, self.order))]
+
+    def after(self, group: UnitGroup) -> tuple[str, ...]:
+        """Blocks whose outputs may change with this group's units, in the order in which they run."""
+        return self.observed[len(self.before(group)) :]
+
+    def first_block(self, group: UnitGroup, order: Sequence[int]) -> int:
+        """The first block, in this order, with a layer that reads the group's units."""
+        reading = [
+            index
+            for index in order
+            if group.coupled and any(path.startswith(f"{self.blocks[index]}.") for path in group.reads)
+        ]
+        return reading[0] if reading else group.block
+
+    @property
+    def convolutional(self) -> bool:
+        """Whether channels may go, and no attention heads."""
+        return _is_convolutional(self.groups)
+
+    def is_convolutional(self, group: UnitGroup) -> bool:
+        """The same of the part of the model that is of the group's family: the backbone of a hybrid, say."""
+        if not self.families:
+            return self.convolutional
+        family = self.families[group.block]
+        return _is_convolutional([one for one in self.groups if self.families[one.block] == family])
+
+    def only(self, kinds: Iterable[str]) -> Structure:
+        """The same structure with only these kinds of units free to be removed; InputError if it has none of them."""
+        groups = tuple(group for group in self.groups if group.kind in set(kinds))
+        if not groups:
+            raise InputError(
+                f"the model has no {' or '.join(kinds)}",
+                f"family {self.family} offers none of them",
+                "name other kinds in prune.units",
+            )
+        return replace(self, groups=groups)
+
+
+def _is_convolutional(groups: Iterable[UnitGroup]) -> bool:
+    kinds = {group.kind for group in groups}
+    return "channels" in kinds and "heads" not in kinds
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How the tokens of a stream [batch, tokens, hidden] pass a block, and which of them may be merged on the way.
+
+    prefix: tokens at the start that stand for themselves (class, distillation, registers) and are never merged.
+    attend: (block, stream, attention mask or None) -> the stream behind the attention, where tokens are merged.
+    feed: (block, that stream) -> the block's output.
+    pooled: a module whose output is averaged over tokens, and the first token that counts; None if only a token of the
+        prefix is read (or if the task module averages itself).
+    padded: the inputs hold padding, and an `attention_mask` that says where.
+    """
+
+    prefix: int
+    attend: Callable[[Any, Any, Any], Any]
+    feed: Callable[[Any, Any], Any]
+    pooled: tuple[str, int] | None = None
+    padded: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture: which modules are its blocks, and where the units of one block are.
+
+    examples: models of this family, as users know them. is_block: whether a module is a block of this family.
+    groups: (block module, its path, its index) -> its unit groups, in forward order, and refusals for kinds of units
+    that only other variants let go. Raises InputError for a variant that this family does not know at all.
+    channels_first: its blocks put out [batch, features, height, width] (see Structure).
+    sublayers: kinds whose sub-layers may lose all their units and are then gone.
+    parts: modules by which a block of this family is known, as paths in it: who has many of them is told so.
+    chain: instead of `groups`, for networks that are one chain of layers rather than repeated blocks: (a module that
+    `is_block` names, its path) -> (its block paths, their unit groups), both in forward order.
+    streams: (the whole module, [(path, block)]) -> coupled groups, the channels of the residual streams between blocks.
+    refusals: the whole module -> what only it shows to be impossible, beside what `groups` sees of one block.
+    tokens: (the whole module, [(path, block)]) -> how its tokens can be merged. Raises InputError for a variant whose
+    tokens cannot.
+    """
+
+    name: str
+    library: Literal["transformers", "timm", "torchvision"]
+    examples: str
+    units: tuple[UnitKind, ...]
+    is_block: Callable[[nn.Module], bool]
+    groups: Callable[[Any, str, int], tuple[UnitGroup | Refusal, ...]] | None = None
+    channels_first: bool = False
+    sublayers: tuple[UnitKind, ...] = ()
+    parts: tuple[str, ...] = ()
+    chain: Callable[[Any, str], tuple[list[str], list[UnitGroup]]] | None = None
+    streams: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], list[UnitGroup]] | None = None
+    refusals: Callable[[Any], Sequence[Refusal]] | None = None
+    tokens: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], Tokens] | None = None
+
+
+def class_named(*names: str) -> Callable[[nn.Module], bool]:
+    """By class name rather than by class: the library is not imported to find out that it is not in use."""
+    return lambda module: type(module).__name__ in names

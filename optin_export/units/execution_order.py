@@ -1,0 +1,80 @@
+"""How a model can be walked block by block: in which order its blocks run, and who reads what they hand on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from optin_export.units.outputs import map_tensors, placeholder
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What was measured on one model; see `_topology`.
+
+    order: indices of the blocks that run, or whose layers do, in the order in which they first run.
+    whole: why every pass has to be a whole forward pass; None where the outputs of blocks that come earlier can be
+    put in their place.
+    readers: per block and tensor of its output, the last position in `order` at which it is read; -1: nobody reads it,
+    len(order): it is read behind the last block.
+    rewritten: modules whose output is written over in place later in the pass.
+    sample_dims: per block and tensor of its output, and per layer that reads units and its input, the dimension that
+    counts samples; None where none does (a position bias for all).
+    calls: how often a module runs in one pass, where that is not once; 0 for one that does not run.
+    silent: blocks in `order` whose layers run although the block itself is never called.
+    idle: groups of units that no layer reads in a pass.
+    blind: layers through which no gradients flow back, although the pass asks for them.
+    mutates: whether the model writes over tensors in place that gradients need (see `gradients`).
+    """
+
+    order: tuple[int, ...]
+    whole: str | None = None
+    readers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    rewritten: frozenset[str] = frozenset()
+    sample_dims: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    calls: Mapping[str, int] = field(default_factory=dict)
+    silent: frozenset[str] = frozenset()
+    idle: tuple[str, ...] = ()
+    blind: tuple[str, ...] = ()
+    mutates: bool = False
+
+    def gradients(self) -> AbstractContextManager[Any]:
+        """Held over a forward pass and its backward passes: what the model writes over is saved before."""
+        return torch.autograd.graph.allow_mutation_on_saved_tensors() if self.mutates else contextlib.nullcontext()
+
+    def last_reader(self, path: str) -> int:
+        """The position at which the last of this block's tensors is read."""
+        return max(self.readers.get(path, (-1,)), default=-1)
+
+    def kept(self, path: str, output: Any, position: int) -> Any:
+        """A block's output for a pass that goes on from block `order[position]`: what is read from there on.
+
+        Tensors that nobody reads any more are zeros that occupy no memory.
+        """
+        readers = self.readers.get(path, ())
+
+        def keep(number: int, tensor: torch.Tensor) -> torch.Tensor:
+            return tensor if number < len(readers) and readers[number] >= position else placeholder(tensor)
+
+        return map_tensors(output, keep)
+
+    def sample_dim(self, path: str) -> int:
+        """The dimension of a block's hidden states, or of a layer's input, that counts samples."""
+        return next((dim for dim in self.sample_dims.get(path, ())[:1] if dim is not None), 0)
+
+    def repeated(self, path: str, output: Any, copies: int) -> Any:
+        """A block's output for the batch several times over, one copy after another."""
+        dims = self.sample_dims.get(path, ())
+
+        def repeat(number: int, tensor: torch.Tensor) -> torch.Tensor:
+            dim = dims[number] if number < len(dims) else 0
+            if dim is None or not tensor.dim():
+                return tensor.clone()
+            return tensor.repeat(*(copies if at == dim else 1 for at in range(tensor.dim())))
+
+        return map_tensors(output, repeat)

@@ -1,0 +1,163 @@
+"""Vision Transformers of timm: ViT, DeiT, DINOv2, DINOv3, BEiT, EVA (an attention and an MLP, each beside a norm)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.units.declare import Family, Producer, Refusal, Table, Tokens, UnitGroup
+
+_BLOCKS = {
+    ("timm.models.vision_transformer", "Block"),
+    ("timm.models.beit", "Block"),
+    ("timm.models.eva", "EvaBlock"),
+}
+#: Attentions whose forward counts heads rather than features; see also models/equivalents.py.
+_ATTENTIONS = ("Attention", "AttentionRope", "SelfAttention")
+
+
+def _is_block(module: nn.Module) -> bool:
+    return (type(module).__module__, type(module).__name__) in _BLOCKS
+
+
+def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup | Refusal, ...]:
+    return _heads(block, path, index), _neurons(block, path, index)
+
+
+def _heads(block: Any, path: str, index: int) -> UnitGroup | Refusal:
+    attention, where = block.attn, f"{path}.attn"
+    if not _counts_heads(attention):
+        return Refusal(
+            "heads",
+            InputError(
+                f"'{where}' is a variant of attention that the family vit cannot prune",
+                f"{type(attention).__name__} with a norm, gate or position bias across heads",
+                "prune only neurons (prune.units: [neurons]) or use a model with plain attention",
+            ),
+        )
+    head_dim = attention.proj.in_features // attention.num_heads
+    shared = getattr(attention, "num_kv_groups", 1)  # query heads per key and value head: they go together
+    sizes = {"num_heads": shared, "attn_dim": shared * head_dim, "num_kv_heads": 1, "kv_dim": head_dim}
+    table = getattr(attention, "relative_position_bias_table", None)
+    return UnitGroup(
+        block=index,
+        kind="heads",
+        count=attention.num_heads // shared,
+        width=shared * head_dim,
+        producers=(Producer(f"{where}.qkv", fused=3),)
+        if attention.qkv is not None
+        else (
+            Producer(f"{where}.q_proj"),
+            Producer(f"{where}.k_proj", rows=head_dim),
+            Producer(f"{where}.v_proj", rows=head_dim),
+        ),
+        consumer=f"{where}.proj",
+        residual=(f"{path}.norm1", 0),
+        scale=_layer_scale(block, path, 1),
+        sizes=tuple((f"{where}.{name}", size) for name, size in sizes.items() if hasattr(attention, name)),
+        sublayer=where,
+        bypass=((f"{path}.norm1", False),),
+        tables=() if table is None else (Table(f"{where}.relative_position_bias_table", dim=1),),
+    )
+
+
+def _counts_heads(attention: Any) -> bool:
+    own = type(attention).__module__ != "timm.models.beit"
+    is_plain = isinstance(getattr(attention, "norm", nn.Identity()), nn.Identity)
+    return type(attention).__name__ in _ATTENTIONS and own and is_plain and getattr(attention, "gate", None) is None
+
+
+def _neurons(block: Any, path: str, index: int) -> UnitGroup | Refusal:
+    mlp, where = block.mlp, f"{path}.mlp"
+    gated = type(mlp).__name__ == "GluMlp"
+    known = type(mlp).__name__ in ("Mlp", "GluMlp", "SwiGLU") and isinstance(mlp.norm, nn.Identity)
+    if not known or not isinstance(mlp.fc2, nn.Linear):
+        return Refusal(
+            "neurons",
+            InputError(
+                f"'{where}' is a {type(mlp).__name__} that the family vit cannot prune",
+                "a norm across its neurons, or another form than fc1 -> activation (or gate) -> fc2",
+                "prune only heads (prune.units: [heads]) or use a model with a plain MLP",
+            ),
+        )
+    names = ("fc1_g", "fc1_x") if type(mlp).__name__ == "SwiGLU" else ("fc1",)
+    return UnitGroup(
+        block=index,
+        kind="neurons",
+        count=mlp.fc2.in_features,
+        width=1,
+        producers=tuple(Producer(f"{where}.{name}", fused=2 if gated else 1) for name in names),
+        consumer=f"{where}.fc2",
+        residual=(f"{path}.norm2", 0),
+        scale=_layer_scale(block, path, 2),
+        sublayer=where,
+        bypass=((f"{path}.norm2", False),),
+    )
+
+
+def _layer_scale(block: Any, path: str, number: int) -> str | None:
+    """A module with a `gamma`, or a parameter of the block itself."""
+    if getattr(block, f"gamma_{number}", None) is not None:
+        return f"{path}.gamma_{number}"
+    module = getattr(block, f"ls{number}", None)
+    return None if module is None or isinstance(module, nn.Identity) else f"{path}.ls{number}.gamma"
+
+
+def _refusals(model: Any) -> list[Refusal]:
+    """What all blocks share: a table with entries per head, as BEiT can have, or angles of each head's own."""
+    for path, module in model.named_modules():
+        for name, why in (
+            ("rel_pos_bias", "its position bias has entries per head, and all blocks share it"),
+            ("rope_mixed", "its rotary embedding turns every head by angles of its own"),
+        ):
+            if getattr(module, name, None):
+                what = f"'{path}' ({type(module).__name__}) ties the heads of all blocks together"
+                return [Refusal("heads", InputError(what, why, "prune only neurons (prune.units: [neurons])"))]
+    return []
+
+
+def _attend(block: Any, stream: Any, mask: Any) -> Any:
+    return stream + block.drop_path1(block.ls1(block.attn(block.norm1(stream), attn_mask=mask)))
+
+
+def _feed(block: Any, stream: Any) -> Any:
+    return stream + block.drop_path2(block.ls2(block.mlp(block.norm2(stream))))
+
+
+def _tokens(model: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> Tokens:
+    where = type(found[0][1]).__module__
+    if where != "timm.models.vision_transformer":
+        raise InputError(
+            "the model's tokens cannot be merged",
+            f"the attention in blocks of {where} knows where each token was",
+            "set tokens.keep: 1.0",
+        )
+    path = found[0][0].rpartition("blocks.")[0].rstrip(".")
+    whole: Any = model.get_submodule(path)
+    prefix, pooling = whole.num_prefix_tokens, whole.global_pool
+    if whole.attn_pool is not None or pooling not in ("token", "avg", ""):
+        raise InputError(
+            "the model's tokens cannot be merged",
+            f"its output is pooled by {'attention' if whole.attn_pool is not None else pooling}",
+            "set tokens.keep: 1.0",
+        )
+    if pooling != "avg":
+        return Tokens(prefix, _attend, _feed)
+    return Tokens(prefix, _attend, _feed, (f"{path}.norm", 0 if whole.pool_include_prefix else prefix))
+
+
+FAMILY = Family(
+    name="vit",
+    library="timm",
+    examples="vit_*, deit_*, deit3_*, vit_*_dinov2, vit_*_dinov3, beit_*, eva_*, eva02_tiny_*, eva02_small_*",
+    units=("heads", "neurons"),
+    sublayers=("heads", "neurons"),
+    parts=("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"),
+    is_block=_is_block,
+    groups=_groups,
+    refusals=_refusals,
+    tokens=_tokens,
+)

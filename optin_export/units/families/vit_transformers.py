@@ -1,0 +1,99 @@
+"""Vision Transformers of transformers: ViT, DeiT, BEiT, DINOv2 (pre-norm, separate query, key and value)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.units.declare import Family, Producer, Refusal, Table, Tokens, UnitGroup, class_named
+
+
+def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
+    attention, mlp = block.attention, block.mlp
+    norms = ("norm1", "norm2") if hasattr(block, "norm1") else ("layernorm_before", "layernorm_after")
+    gated = hasattr(mlp, "gate_proj")
+    table = "relative_position_bias.relative_position_bias_table"
+    heads = UnitGroup(
+        block=index,
+        kind="heads",
+        count=attention.num_attention_heads,
+        width=attention.head_dim,
+        producers=tuple(Producer(f"{path}.attention.{name}") for name in ("q_proj", "k_proj", "v_proj")),
+        consumer=f"{path}.attention.o_proj",
+        residual=(f"{path}.{norms[0]}", 0),
+        scale=_layer_scale(block, path, 1),
+        sizes=((f"{path}.attention.num_attention_heads", 1),),
+        sublayer=f"{path}.attention",
+        returns_tuple=True,
+        bypass=((f"{path}.{norms[0]}", False),),
+        tables=(Table(f"{path}.{table}", dim=1),) if _is_biased(block) else (),
+    )
+    consumer = "down_proj" if gated else "fc2"
+    neurons = UnitGroup(
+        block=index,
+        kind="neurons",
+        count=getattr(mlp, consumer).in_features,
+        width=1,
+        producers=tuple(Producer(f"{path}.mlp.{name}") for name in (("gate_proj", "up_proj") if gated else ("fc1",))),
+        consumer=f"{path}.mlp.{consumer}",
+        residual=(f"{path}.{norms[1]}", 0),
+        scale=_layer_scale(block, path, 2),
+        sublayer=f"{path}.mlp",
+        bypass=((f"{path}.{norms[1]}", False),),
+    )
+    return heads, neurons
+
+
+def _is_biased(block: Any) -> bool:
+    return getattr(block, "relative_position_bias", None) is not None
+
+
+def _layer_scale(block: Any, path: str, number: int) -> str | None:
+    """DINOv2 has it in a module, BEiT in a parameter of the block or as the plain number 1."""
+    if hasattr(block, f"layer_scale{number}"):
+        return f"{path}.layer_scale{number}.lambda1"
+    return f"{path}.lambda_{number}" if isinstance(getattr(block, f"lambda_{number}", None), nn.Parameter) else None
+
+
+def _refusals(model: Any) -> list[Refusal]:
+    for path, module in model.named_modules():
+        if getattr(module, "shared_position_bias", None) is not None:
+            what = f"'{path}' ({type(module).__name__}) ties the heads of all blocks together"
+            why = "its position bias has entries per head, and all blocks share it"
+            return [Refusal("heads", InputError(what, why, "prune only neurons (prune.units: [neurons])"))]
+    return []
+
+
+def _attend(block: Any, stream: Any, mask: Any) -> Any:
+    return block.dropout(block.attention(block.layernorm_before(stream), mask)[0]) + stream
+
+
+def _feed(block: Any, stream: Any) -> Any:
+    return block.dropout(block.mlp(block.layernorm_after(stream))) + stream
+
+
+def _tokens(model: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> Tokens:
+    name = type(found[0][1]).__name__
+    if name not in ("ViTLayer", "DeiTLayer"):
+        raise InputError(
+            "the model's tokens cannot be merged", f"that is not known of a {name}", "set tokens.keep: 1.0"
+        )
+    # DeiT has a distillation token beside the class token; its classifiers read only these.
+    return Tokens(2 if name == "DeiTLayer" else 1, _attend, _feed)
+
+
+FAMILY = Family(
+    name="vit-transformers",
+    library="transformers",
+    examples="google/vit-*, facebook/deit-*, facebook/dinov2-*, microsoft/beit-*",
+    units=("heads", "neurons"),
+    sublayers=("heads", "neurons"),
+    parts=("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2"),
+    is_block=class_named("ViTLayer", "DeiTLayer", "BeitLayer", "Dinov2Layer", "Dinov2WithRegistersLayer"),
+    groups=_groups,
+    refusals=_refusals,
+    tokens=_tokens,
+)

@@ -1,0 +1,60 @@
+"""Whether gradients flow back through a model: what scores by gradients and the weights of the repair rely on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from optin_export.units.declare import Structure
+from optin_export.units.execution_order import Walk
+from optin_export.units.hooks import get_module, masked
+from optin_export.units.passes import Inputs, Plain
+
+
+@contextlib.contextmanager
+def without_gradients(model: nn.Module, structure: Structure) -> Iterator[list[str]]:
+    """Layers that run without gradients although they are asked for: under `no_grad`, or in a reentrant checkpoint."""
+    found: list[str] = []
+
+    def hook_of(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            if not torch.is_grad_enabled():
+                found.append(path)
+
+        return hook
+
+    with contextlib.ExitStack() as stack, torch.enable_grad():
+        for path in (path for group in structure.groups for path in group.reads):
+            stack.callback(get_module(model, path).register_forward_pre_hook(hook_of(path)).remove)
+        yield found
+
+
+def mutates(model: nn.Module, structure: Structure, walk: Walk, plain: Plain, inputs: Inputs) -> bool:
+    """Whether the model writes over tensors in place that its own gradients need, as models for inference may."""
+    if not plain.writes_over:
+        return False
+    samples = len(next(iter(inputs.values())))
+    groups = [group for group in structure.groups if group.key not in walk.idle]
+    masks = {group.key: torch.ones(group.count, requires_grad=True) for group in groups}
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    try:
+        for name, parameter in model.named_parameters():
+            if name in frozen:
+                parameter.requires_grad_(True)
+        with torch.enable_grad(), masked(model, groups, masks):
+            result = model(**inputs)
+            if result.requires_grad:
+                torch.autograd.grad(result.float().sum() / samples, list(masks.values()), allow_unused=True)
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        return True
+    finally:
+        for name, parameter in model.named_parameters():
+            if name in frozen:
+                parameter.requires_grad_(False)
+    return False

@@ -1,0 +1,230 @@
+"""Reading and steering a forward pass through the structure: masks on units, block outputs, prefix replay."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from optin_export.units.declare import UnitGroup
+from optin_export.units.outputs import copied, map_tensors
+
+
+def get_module(model: nn.Module, path: str) -> nn.Module:
+    return model.get_submodule(path)
+
+
+def get_scale(model: nn.Module, path: str) -> nn.Module | torch.Tensor:
+    """A `UnitGroup.scale`: the batch norm, or the factors of a layer scale."""
+    parent, _, name = path.rpartition(".")
+    owner = model.get_submodule(parent)
+    found = getattr(owner, name)
+    if hasattr(found, "gamma"):
+        owner, name, found = found, "gamma", found.gamma
+    assert isinstance(found, nn.Module | torch.Tensor), f"{path} is declared as a scale but is a {type(found).__name__}"
+    return tensor_in(owner, name) if isinstance(found, torch.Tensor) else found
+
+
+def get_layer(model: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
+    """A producer or consumer: its weight is [out features, in features, ...]."""
+    module = model.get_submodule(path)
+    assert isinstance(module, nn.Linear | nn.Conv2d), f"{path} is declared as a layer but is a {type(module).__name__}"
+    return module
+
+
+def set_module(model: nn.Module, path: str, module: nn.Module, everywhere: bool = False) -> None:
+    """Put `module` in the place of the one at `path`. everywhere: also under every other name that it has."""
+    parent, _, name = path.rpartition(".")
+    if everywhere:
+        old = model.get_submodule(path)
+        for owner in list(model.modules()):
+            for alias, child in list(owner._modules.items()):  # named_children leaves duplicates out
+                if child is old:
+                    setattr(owner, alias, module)
+    setattr(model.get_submodule(parent), name, module)
+
+
+@contextlib.contextmanager
+def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Multiply every unit's slice of the input of each layer that reads it by its mask.
+
+    masks: group key -> float [count], or [batch, count] for a mask per sample; a group without an entry is left alone.
+    """
+
+    def hook_of(group: UnitGroup) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            mask = masks[group.key].repeat_interleave(group.width, dim=-1)
+            return (args[0] * _fitted(mask, module, args[0], group.batch_dim).to(args[0]), *args[1:])
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for group in groups:
+            if group.key in masks:
+                for path in group.reads:
+                    stack.callback(get_module(model, path).register_forward_pre_hook(hook_of(group)).remove)
+        yield
+
+
+def _fitted(mask: torch.Tensor, module: nn.Module, inputs: torch.Tensor, batch_dim: int) -> torch.Tensor:
+    """A mask [features] or [batch, features] shaped to multiply a layer's input."""
+    if mask.dim() == 2 and batch_dim:
+        return mask.reshape(*[1] * batch_dim, len(mask), *[1] * (inputs.dim() - batch_dim - 2), -1)
+    if mask.dim() == 2:
+        # Windows of one sample lie one after another in the batch dimension.
+        mask = mask.repeat_interleave(len(inputs) // len(mask), dim=0)
+    if isinstance(module, nn.Conv2d):
+        return mask[..., None, None]
+    return mask if mask.dim() == 1 else mask.reshape(len(mask), *[1] * (inputs.dim() - 2), -1)
+
+
+@contextlib.contextmanager
+def block_outputs(model: nn.Module, blocks: Sequence[str], rewritten: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """Collect each block's output (as returned, tensor or containers of them) during the forward passes of the body.
+
+    rewritten: blocks whose output the model writes over in place; they are copied. Of a block that runs several times
+    in a pass the last output is kept.
+    """
+    outputs: dict[str, Any] = {}
+
+    def hook_of(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            # Lists and dictionaries are the model's own to change; tensors are not, unless they are written over. What
+            # follows a layer that is a block by itself may always work in place.
+            copies = path in rewritten or isinstance(module, nn.Conv2d)
+            outputs[path] = copied(output) if copies else map_tensors(output, lambda _, tensor: tensor)
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for path in blocks:
+            stack.callback(get_module(model, path).register_forward_hook(hook_of(path)).remove)
+        yield outputs
+
+
+@contextlib.contextmanager
+def replayed(model: nn.Module, outputs: Mapping[str, Any], rewritten: Collection[str] = ()) -> Iterator[None]:
+    """Let the named blocks return these outputs instead of computing: the prefix of a pass costs nothing.
+
+    rewritten: blocks whose output the model writes over in place: it gets copies.
+    """
+
+    def forward_of(path: str) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return copied(outputs[path]) if path in rewritten else map_tensors(outputs[path], lambda _, one: one)
+
+        return forward
+
+    with in_place_of(model, {path: forward_of(path) for path in outputs}):
+        yield
+
+
+@contextlib.contextmanager
+def refitted(model: nn.Module, layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None]:
+    """Let the named layers compute with this weight and bias; their own stay as they are, wherever they are kept."""
+
+    def forward_of(path: str) -> Callable[..., torch.Tensor]:
+        layer: Any = copy.copy(get_layer(model, path))
+        own = dict(zip(("weight", "bias"), layers[path], strict=True))
+        layer._parameters = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in own.items()}
+
+        def forward(inputs: torch.Tensor) -> torch.Tensor:
+            for parameter in layer.parameters():
+                parameter.data = parameter.data.to(inputs.device)
+            return type(layer).forward(layer, inputs)
+
+        return forward
+
+    with in_place_of(model, {path: forward_of(path) for path in layers}):
+        yield
+
+
+def tensor_in(module: nn.Module, name: str) -> torch.Tensor:
+    """A parameter's or buffer's values on the CPU, also where accelerate keeps them elsewhere until the module runs."""
+    tensor = getattr(module, name).detach()
+    if tensor.is_meta:
+        hook: Any = module._hf_hook
+        kept = next(one.weights_map for one in getattr(hook, "hooks", (hook,)) if one.weights_map is not None)
+        tensor = kept[name]
+    return tensor.cpu()
+
+
+def reaching(block: str, norm: str, sublayer: str) -> Callable[[nn.Module, Any], torch.Tensor]:
+    """An `arrange` for a residual of kind "call": what the block's own code hands to its sub-layer, without the norm.
+
+    The block is run with `norm` as identity and stopped at `sublayer`: however it rolls, pads and cuts into windows.
+    """
+
+    def arrange(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
+        module, (args, kwargs), seen = get_module(model, block), call, []
+
+        def stop(first: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+            seen.append(first)
+            raise _Stop
+
+        with contextlib.suppress(_Stop), in_place_of(model, {norm: lambda first: first, sublayer: stop}):
+            module(*args, **kwargs)
+        return seen[0]
+
+    return arrange
+
+
+@contextlib.contextmanager
+def in_place_of(model: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Let the named modules run these functions instead of their own forward; hooks run as ever."""
+    with contextlib.ExitStack() as stack:
+        for path, forward in forwards.items():
+            module = get_module(model, path)
+            # An instance attribute shadows the class's forward; one may be there already (a hook of accelerate).
+            if "forward" in vars(module):
+                stack.callback(setattr, module, "forward", vars(module)["forward"])
+            else:
+                stack.callback(delattr, module, "forward")
+            module.forward = forward
+        yield
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the block of interest has run."""
+
+
+@contextlib.contextmanager
+def stopped_after(model: nn.Module, path: str, calls: int = 1) -> Iterator[Callable[..., None]]:
+    """Yield a function that runs the model on named inputs up to and including this module's last of `calls` calls."""
+    left = calls
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise _Stop
+
+    def run(inputs: Mapping[str, torch.Tensor]) -> None:
+        with contextlib.suppress(_Stop):
+            model(**inputs)
+
+    # Registered last, so that hooks which record this block's output run before it.
+    handle = get_module(model, path).register_forward_hook(stop)
+    try:
+        yield run
+    finally:
+        handle.remove()
+
+
+def valid_rows(inputs: Mapping[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor | None:
+    """bool [rows]: rows of `like` [batch, tokens, ..., features] that are not padding; None if every row counts."""
+    mask = inputs.get("attention_mask")
+    if mask is None or like.dim() < 3 or mask.shape != like.shape[:2]:
+        return None
+    between = like.shape[2:-1]
+    return mask.bool()[(..., *[None] * len(between))].expand(*mask.shape, *between).reshape(-1)
+
+
+def rows_of(tensor: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """[..., features] -> [rows, features], without padding rows."""
+    flat = tensor.reshape(-1, tensor.shape[-1])
+    return flat if valid is None else flat[valid]

@@ -1,0 +1,1 @@
+"""The run directory and what keeps it sound: atomic files, locks, the cache of finished steps."""

@@ -1,0 +1,127 @@
+"""The files of an ONNX graph: NAME.onnx, and NAME.onnx.data with its weights where protobuf cannot hold them.
+
+A protobuf message ends at 2 GiB. ONNX keeps larger weights as external data: the graph refers to another file in its
+folder by name, offset and length. Such files are written, hashed, copied and deleted together here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from optin_export.errors import EnvironmentLacks
+from optin_export.workdir.files import sha256_file
+
+#: Bytes of a protobuf message at most.
+MAX_BYTES = 2**31 - 1
+#: Tensors of fewer bytes stay in the graph: shapes and indices that graph passes read.
+SMALL = 1024
+SUFFIX = ".data"
+
+
+def data_file(path: Path) -> Path:
+    """Where the weights of the graph `path` lie, if they do not lie in it."""
+    return path.with_name(path.name + SUFFIX)
+
+
+def graph_files(path: Path) -> list[Path]:
+    """The graph `path`, or a file of another kind, and its weights where they have a file of their own."""
+    data = data_file(path)
+    return [path, data] if data.is_file() else [path]
+
+
+def graph_bytes(path: Path) -> int:
+    """Bytes of a graph with its weights."""
+    return sum(file.stat().st_size for file in graph_files(path))
+
+
+def sha256_graph(path: Path) -> str:
+    """Hash of a graph with its weights; of one file it is that file's sha256."""
+    hashes = [sha256_file(file) for file in graph_files(path)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def is_external(path: Path) -> bool:
+    return data_file(path).is_file()
+
+
+def copy_graph(source: Path, path: Path) -> None:
+    """Copy a graph to `path`; its weights keep their name, by which the graph refers to them, in the new folder."""
+    with _telling(path):
+        shutil.copyfile(source, path)
+        for data in graph_files(source)[1:]:
+            shutil.copyfile(data, path.parent / data.name)
+
+
+def save_graph(model: Any, path: Path, external: bool = False, limit: int = MAX_BYTES) -> None:
+    """Write a ModelProto whose weights are in memory; beside it where `external`, or where it passes `limit` bytes."""
+    import onnx
+
+    if external or _bytes(model) > limit:
+        onnx.save_model(
+            model,
+            path,
+            save_as_external_data=True,
+            all_tensors_to_one_file=True,
+            location=data_file(path).name,
+            size_threshold=SMALL,
+        )
+    else:
+        onnx.save_model(model, path)
+
+
+def _bytes(model: Any) -> int:
+    """Size of a ModelProto. One that protobuf cannot measure is beyond its limit."""
+    held = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    return held if held > MAX_BYTES else int(model.ByteSize())
+
+
+@contextlib.contextmanager
+def atomic_graph(path: Path) -> Iterator[Path]:
+    """Yield a path of the same name in a temporary folder beside; when the body ends well, its files replace `path`.
+
+    Weights of an earlier graph that the new one does not need go. Raises EnvironmentLacks when the folder cannot be
+    written.
+    """
+    with _telling(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=".tmp-"))
+    try:
+        yield folder / path.name
+        with _telling(path):
+            written = [folder / path.name, data_file(folder / path.name)]
+            for file in written:
+                if file.exists():
+                    with file.open("rb+") as handle:
+                        os.fsync(handle.fileno())
+                    file.chmod(0o644)
+            # The weights first: a graph never refers to what is not there.
+            if written[1].exists():
+                written[1].replace(data_file(path))
+                written[0].replace(path)
+            else:
+                written[0].replace(path)
+                data_file(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> EnvironmentLacks:
+    why = error.strerror or str(error)
+    return EnvironmentLacks(f"cannot write {path}", why, "free disk space or choose another folder with --out")

@@ -1,0 +1,113 @@
+"""The run folder: where it is, and the names of the stages that fill it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from optin_export.errors import InputError
+from optin_export.recipe import Recipe
+from optin_export.workdir.files import HALF_WRITTEN, remove
+
+#: What a folder may hold in which a run was killed before it had written its recipe.
+_JUST_BEGUN = re.compile(r"\.stages|\.tmp-[0-9a-f]{16}\.yaml")
+#: In the order in which the pipeline runs them.
+STAGES = ("sources", "scoring", "search", "surgery", "export", "engines", "measure", "ship", "report")
+
+#: What a run folder can hold, as patterns of paths, and what it is; of two that fit, the first. docs/ is made from it.
+CONTENTS = {
+    "recipe.yaml": "the resolved recipe; runs by itself",
+    "report.json": "everything the run found out",
+    "report.html": "the same as one page that loads nothing",
+    "manifest.json": "sha256 of every artefact, versions, hardware, seed, hash of the recipe",
+    "scores/scores.safetensors": "one float64 tensor per block and unit kind, e.g. block03.neurons",
+    "scores/curves.safetensors": "allocation: joint; per block and unit kind: units kept, trajectory loss, output loss",
+    "plan/plan.json": "kept indices, predicted MACs and parameters; with a budget in time also every plan that was "
+    "built and measured for it",
+    "plan/latency_table.json": "with a budget in time: what engines of the target save where fewer units stay; "
+    "measured again if target, versions, machine, shapes or architecture change",
+    "model/architecture.json": "the pruned model's layers, for `optin_export.load_model`",
+    "model/model.safetensors": "its weights",
+    "model/places.safetensors": "where tokens of images are merged: a few images, and which token stands for each one",
+    "repaired/*": "with finetune: the model before it",
+    "preprocess/*": "what turns text or an image into the model's inputs: tokenizer.json, prompt.txt (put before every "
+    "text), preprocess.json, labels.txt",
+    "onnx/base.onnx": "the unpruned graph, in fp32",
+    "onnx/pruned.onnx": "the pruned graph, in fp32",
+    "onnx/*.*.onnx": "both in the recipe's precision, where that is not fp32, e.g. pruned.int8.onnx; engines likewise",
+    "onnx/*.onnx.data": "the weights of a graph beside it, where they are more than the 2 GiB that protobuf holds",
+    "onnx/*.pt2": "both as programs of torch, for torch targets",
+    "engines/*/*.onnx": "graphs as onnxruntime optimised them for this machine, by target",
+    "engines/*/*.onnx.data": "the weights of such a graph, where they lie beside it",
+    "engines/*/*.pt2": "programs of torch, by target",
+    "engines/*/*.plan": "TensorRT engines, by target",
+    "engines/*/*.plan.json": "the record of one: sha256, version, GPU",
+    "engines/*/*.plan.layers.json": "its layers",
+    "measure/parity.json": "every engine against the fp32 torch model",
+    "measure/accuracy.json": "points of the engines, with their interval",
+    "measure/latency.json": "every single measured call",
+    "measure/reference.safetensors": "real rows, and what both torch models answer to them",
+    "measure/deployed.json": "what clients measured of the served models, with every block",
+    "machines/*": "what `optin-export measure` built and measured elsewhere: engines/, measure/TARGET.json",
+    "triton/*": "the Triton model repository: NAME/config.pbtxt, 1/, warmup/, manifest.json, and NAME-base",
+    "cluster/*": "with --cluster: a log per worker, costs.json by stage, fleet.json with targets without a node",
+    "sweep.json": "of a sweep: its runs, each in a folder of its own",
+    "compare.html": "of a sweep: its runs side by side",
+    ".shared/*": "of a sweep: what all its runs use",
+    ".stages/*": "what each step was made from (it is skipped only if all of that is unchanged), how long stages "
+    "took, and who works here now",
+    ".triton.optin-export/*": "what the last shipment replaced",
+}
+
+
+def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
+    """The run folder. Raises InputError if `out` is a file, or a folder that holds something else than a run."""
+    folder = Path(out) if out is not None else Path("runs") / recipe.name
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file", "a run needs a folder", "choose another --out")
+        begun = folder.is_dir() and (is_run(folder) or all(_JUST_BEGUN.fullmatch(one.name) for one in folder.iterdir()))
+        if folder.is_dir() and not begun:
+            raise InputError(
+                f"{folder} is not a run folder", "it holds other files", "name a new or empty folder with --out"
+            )
+    except (OSError, ValueError) as error:  # no permission, a name too long, a null byte
+        raise InputError(f"cannot use {folder} as the run folder", str(error), "choose another --out") from None
+    return folder
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in this folder."""
+    return (folder / "recipe.yaml").is_file()
+
+
+def existing_run(folder: Path) -> Path:
+    """The folder, if a run was begun in it. Raises InputError."""
+    try:
+        found = is_run(folder)
+    except (OSError, ValueError):
+        found = False
+    if not found:
+        raise InputError(f"{folder} is not a run folder", "it has no recipe.yaml", "give the folder of a finished run")
+    return folder
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What a killed process left half-written in a run folder: nobody else may be at work there."""
+    found = [folder / "plan" / ".trials"]
+    staged = folder / ".triton.optin-export"
+    if not (staged / "journal.json").exists():  # with it, what is staged may be the only copy
+        found += staged.glob("staging-*")
+    found = [path for path in found if path.is_dir() and not path.is_symlink()]
+    for place, folders, names in os.walk(folder):  # does not follow links
+        # The runs of a sweep clear their own: somebody may be at work in one of them.
+        folders[:] = [name for name in folders if not is_run(Path(place) / name)]
+        inside = [Path(place) / name for name in (*names, *folders) if HALF_WRITTEN.fullmatch(name)]
+        found += [path for path in inside if not (path.is_symlink() and path.is_dir())]
+    return found
+
+
+def clear_leftovers(folder: Path) -> None:
+    for path in leftovers(folder):
+        remove(path)

@@ -1,0 +1,299 @@
+"""init, explain, schema, completion, and what is said to a misspelt command."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from optin_export import cli
+from optin_export.cli import COMMANDS
+from optin_export.cli._guess import columns_of, task_of
+from optin_export.recipe import load_recipe
+from optin_export.recipe.manual import describe_fields
+from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory and no terminal."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    code = cli.main(list(words))
+    captured = capsys.readouterr()
+    assert code == 2 and captured.out == "" and "Traceback" not in captured.err
+    assert [line.partition(":")[0].strip() for line in captured.err.splitlines()] == ["error", "why", "fix"]
+    return captured.err
+
+
+# --- init -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_for_images(place: Path, colour_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(colour_data / "images.npz", place / "images.npz")
+    words = ["init", "--model", "timm:vit_tiny_patch16_224", "--data", "npz:images.npz", "--goal", "macs=0.5"]
+    out = place / "deep" / "recipe.yaml"
+    assert cli.main([*words, "--evaluation", "npz:images.npz", "--out", str(out), "--schema"]) == 0
+    text = out.read_text(encoding="utf-8")
+    recipe = load_recipe(out)
+    assert recipe.prune.budget.macs == 0.5 and recipe.model.task == "image-classification"
+    assert recipe.data.calibration.source == f"npz:{place / 'images.npz'}"  # found from the recipe's own folder
+    assert "source: npz:../images.npz" in text
+    assert recipe.data.evaluation is not None
+    assert recipe.data.evaluation.columns == {"image": "images", "label": "labels"}
+    assert recipe.data.calibration.columns == {"image": "images"}  # calibration reads no labels
+    assert recipe.gates.accuracy_drop == 1.0 and recipe.gates.speedup == 1.0
+    assert describe_fields()["data.calibration.samples"].description in text
+    assert text.startswith("# yaml-language-server: $schema=recipe.schema.json\n")
+    schema = json.loads((out.parent / "recipe.schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(yaml.safe_load(text), schema)
+
+
+def test_a_recipe_for_text_guesses_the_task(
+    place: Path, bert_folder: Path, text_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = f"tsv:{text_data / 'classes.tsv'}"
+    assert cli.main(["init", "--model", str(bert_folder), "--data", table, "--goal", "speedup=1.5", "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)["content"]
+    recipe = load_recipe("recipe.yaml")
+    assert recipe.model.task == written["model"]["task"] == "text-classification"
+    assert recipe.data.calibration.columns == {"text": "sentence"}
+    assert recipe.data.evaluation is None and recipe.gates.accuracy_drop is None
+    assert recipe.gates.speedup == recipe.prune.budget.speedup == 1.5
+    assert written["export"]["sequence"] == recipe.export.sequence == 16  # by the texts, see tests/test_preflight.py
+    assert "# evaluation: held-out" in Path("recipe.yaml").read_text(encoding="utf-8")
+
+
+def test_init_overwrites_nothing_and_writes_nothing_invalid(
+    place: Path, colour_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, model = f"npz:{colour_data / 'images.npz'}", "timm:vit_tiny_patch16_224"
+    words = ["init", "--model", model, "--data", data, "--goal"]
+    for wrong, says in (
+        (["macs=2"], "prune.budget.macs"),
+        (["macs"], "write macs=0.5"),
+        (["mac=0.5"], "the goals are"),
+        (["macs=x"], "could not convert"),
+        (["accuracy_drop=1"], "needs data.evaluation"),
+        (["macs=0.5", "--target", "onnxrutime"], "targets"),
+        (["macs=0.5", "--task", "image-clasification"], "the tasks are"),
+        (["macs=0.5", "--columns", "image"], "NAME=PLACE"),
+        (["macs=0.5", "--data", "npz:none.npz"], "No such file"),
+        (["macs=0.5", "--weights", "none.pt"], "cannot read the checkpoint"),
+    ):
+        assert says in refused(capsys, *words, *wrong)
+        assert list(place.iterdir()) == []
+    assert cli.main([*words, "macs=0.5"]) == 0
+    capsys.readouterr()
+    before = Path("recipe.yaml").read_text(encoding="utf-8")
+    assert "already there" in refused(capsys, *words, "macs=0.25")
+    assert Path("recipe.yaml").read_text(encoding="utf-8") == before
+    assert cli.main([*words, "macs=0.25", "--force"]) == 0
+    assert load_recipe("recipe.yaml").prune.budget.macs == 0.25
+
+
+def test_without_a_terminal_init_names_the_flags_that_are_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "missing: --model, --task, --data, --goal" in refused(capsys, "init")
+    assert "the task cannot be told" in refused(capsys, "init", "--model", "hf:none", "--data", "csv:x", "--yes")
+    monkeypatch.setattr(sys, "stdin", None)  # closed
+    assert "missing: --model" in refused(capsys, "init")
+
+
+def ask(*answers: str) -> io.StringIO:
+    stream = io.StringIO("".join(f"{answer}\n" for answer in answers))
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    return stream
+
+
+def test_on_a_terminal_init_asks(
+    colour_data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = f"npz:{colour_data / 'images.npz'}"
+    monkeypatch.setattr(sys, "stdin", ask("", "timm:vit_tiny_patch16_224", "nonsense", "", data, "", "macs=0.5"))
+    assert cli.main(["init"]) == 0
+    asked = capsys.readouterr().err
+    assert "Task [image-classification]" in asked and "please answer with one of them" in asked
+    recipe = load_recipe("recipe.yaml")
+    assert recipe.model.task == "image-classification" and recipe.data.evaluation is None
+    monkeypatch.setattr(sys, "stdin", ask("timm:x"))
+    assert cli.main(["init", "--out", "other.yaml"]) == 2
+    assert "the input ended" in capsys.readouterr().err and not Path("other.yaml").exists()
+
+
+def test_guesses(bert_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
+    assert task_of(str(bert_folder)) == task_of(f"hf:{bert_folder}") == "text-classification"
+    assert task_of(str(clip_folder)) == "zero-shot-image-classification"
+    assert task_of("timm:resnet18") == "image-classification"
+    for content in ("{", "[]", '{"architectures": 3}', '{"architectures": ["Strange"]}', '{"architectures": []}'):
+        (tmp_path / "config.json").write_text(content, encoding="utf-8")
+        assert task_of(str(tmp_path)) is None
+    (tmp_path / "bad.npz").write_bytes(b"no zip")
+    assert columns_of(f"npz:{tmp_path / 'bad.npz'}", "image-classification", True) == {}
+    assert columns_of("csv:/none", "text-classification", True) == {}
+
+
+# --- explain, schema ------------------------------------------------------------------------------------------------
+
+
+def test_explain_lists_and_explains(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == list(describe_fields())
+    assert cli.main(["explain", "prune.budget"]) == 0
+    assert "prune.budget.latency_ms" in capsys.readouterr().out
+    assert cli.main(["explain", "fisher"]) == 0
+    assert capsys.readouterr().out.startswith("prune.score: ")
+    assert cli.main(["explain", "export.precision", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["choices"] == ["fp32", "fp16", "bf16", "int8", "fp8"] and told["default"] == "fp32"
+    assert cli.main(["explain", "exit-codes"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*"012345", "130", "143"]
+
+
+def test_explain_says_what_may_have_been_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean prune.budget" in refused(capsys, "explain", "prune.bugdet")
+    told = refused(capsys, "explain", "batch")
+    assert "several fields" in told and "export.batch" in told and "prune.budget.batch" in told
+    assert "lists all fields" in refused(capsys, "explain", "qqqq")
+
+
+def test_the_schema_is_the_published_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("recipe", "gates"):
+        assert cli.main(["schema", name]) == 0
+        published = ROOT / "docs" / "schemas" / f"{name}.schema.json"
+        assert capsys.readouterr().out == published.read_text(encoding="utf-8")
+
+
+# --- misspelt commands ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("famlies", "families"), ("Ship", "ship"), ("explian", "explain"), ("docter", "doctor"), ("chek", "check")],
+)
+def test_a_misspelt_command(word: str, meant: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"did you mean `optin-export {meant}`" in refused(capsys, word)
+    assert f"did you mean `optin-export {meant}`" in refused(capsys, word, "--no-such-option")
+
+
+def test_a_file_that_is_called_nearly_like_a_command_is_a_recipe(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "famlies").write_text("recipe: 1\n", encoding="utf-8")
+    assert "the recipe is not valid" in refused(capsys, "famlies")
+    assert "cannot read the recipe famlies.yaml" in refused(capsys, "famlies.yaml")
+
+
+# --- completion -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_a_real_bash_completes(place: Path) -> None:
+    """An interactive bash on a pseudo-terminal: commands, options, values, fields, and recipes by their files."""
+    (place / "my_recipe.yaml").write_text("", encoding="utf-8")
+    process, terminal = pty.fork()
+    if process == 0:
+        os.environ.update({"PS1": "$ ", "TERM": "dumb", "PYTHONPATH": str(ROOT), "HISTFILE": "/dev/null"})
+        os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
+
+    def send(keys: str, until: str) -> str:
+        os.write(terminal, keys.encode())
+        seen, end = "", time.monotonic() + 60
+        while until not in seen and time.monotonic() < end:
+            if select.select([terminal], [], [], 0.2)[0]:
+                seen += os.read(terminal, 65536).decode(errors="replace").replace("\a", "")
+        return seen
+
+    try:
+        command = f'eval "$({sys.executable} -m optin_export completion bash)"; echo re""ady\n'
+        assert "ready" in send(command, "ready")
+        for typed, whole in (
+            ("fam\t", "families"),
+            ("my_rec\t", "my_recipe.yaml"),
+            ("recipe.yaml --stop-after sco\t", "scoring"),
+            ("explain prune.bud\t", "prune.budget"),
+            ("completion fi\t", "fish"),
+            ("check . --gat\t", "--gates"),
+        ):
+            assert whole in send(f"\x15optin-export {typed}", whole)
+    finally:
+        os.close(terminal)
+        os.waitpid(process, 0)
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_every_command_and_option(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in COMMANDS) and "stop-after" in script and "junit" in script
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_finds_no_fault_in_its_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}")
+    assert cli.main(["completion", shell]) == 0
+    done = subprocess.run([shell, "-n"], input=capsys.readouterr().out, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
+def test_a_real_fish_completes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "fish"]) == 0
+    (place / "script.fish").write_text(capsys.readouterr().out, encoding="utf-8")
+    for typed, whole in (
+        ("fam", "families"),
+        ("recipe.yaml --stop-after sco", "scoring"),
+        ("explain prune.bud", "prune.budget"),
+        ("completion zs", "zsh"),
+        ("check . --gat", "--gates"),
+    ):
+        asked = f"source {place}/script.fish; complete -C 'optin-export {typed}'"
+        done = subprocess.run(["fish", "--no-config", "-c", asked], capture_output=True, text=True, check=True)
+        assert whole in [line.split("\t")[0] for line in done.stdout.splitlines()], typed
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
+def test_a_real_zsh_finds_the_function_by_itself(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a file of $fpath it is registered for the command and loads; what it then offers is not tried here."""
+    assert cli.main(["completion", "zsh"]) == 0
+    (place / "_optin-export").write_text(capsys.readouterr().out, encoding="utf-8")
+    asked = (
+        f"fpath=({place} $fpath); autoload -Uz compinit; compinit -u -d {place}/dump; print $_comps[optin-export]; "
+        "autoload +X _optin-export; print $+functions[_optin-export]"
+    )
+    done = subprocess.run(["zsh", "-f", "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["_optin-export", "1"] and done.stderr == ""
+
+
+# --- docs -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_pages_say_what_works() -> None:
+    """The table of flags holds flags of init; that the page's commands run, tests/test_docs_code.py sees to."""
+    from optin_export.cli import parser_of
+
+    page = (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
+    init = {option for action in parser_of("init")._actions for option in action.option_strings}
+    named = set(re.findall(r"`(--[a-z-]+)", page.partition("| flag |")[2].partition("\n\n")[0]))
+    assert named and named <= init

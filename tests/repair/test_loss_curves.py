@@ -1,0 +1,269 @@
+"""Loss curves: what keeping k units costs, measured on the model itself, which is then as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from optin_export.models import TaskModel
+from optin_export.recipe import Budget, PruneSection
+from optin_export.repair import combined, loss_curves
+from optin_export.scoring import score
+from optin_export.scoring.losses import observe, output_losses, trajectory_losses
+from optin_export.units import Structure, block_outputs, find_structure, get_layer, masked
+from tests.units.models import batches_for, small_model
+
+
+def magnitude(model: TaskModel, structure: Structure) -> dict[str, np.ndarray]:
+    return score(model, structure, (), PruneSection(budget=Budget(macs=0.5), score="magnitude"), seed=0).values
+
+
+def curves_of(model: TaskModel, structure: Structure, **changes: Any) -> dict[str, np.ndarray]:
+    settings: dict[str, Any] = {
+        "scores": magnitude(model, structure),
+        "calibration": batches_for(model, 4, size=8),
+        "scoring": batches_for(model, 1, size=8, first_seed=50),
+        "least": {group.key: 0 if group.sublayer else 1 for group in structure.groups},
+        "temperature": 1.0,
+        "seed": 0,
+        **changes,
+    }
+    scores, calibration, scoring = (settings.pop(name) for name in ("scores", "calibration", "scoring"))
+    return loss_curves(model, structure, scores, calibration, scoring, **settings)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "resnet-timm", "vgg-bn"])
+def test_curves_end_at_nothing_lost_and_mostly_fall(name: str) -> None:
+    model, _ = small_model(name)
+    structure = find_structure(model)
+    ticks: list[tuple[int, int]] = []
+    found = curves_of(model, structure, tick=lambda done, total: ticks.append((done, total)))
+    assert list(found) == [group.key for group in structure.groups]
+    assert ticks == [(number, len(found)) for number in range(1, len(found) + 1)]
+    falling = []
+    for group in structure.groups:
+        curve = found[group.key]
+        assert curve.dtype == np.float64 and curve.shape[1] == 3
+        assert np.isfinite(curve).all() and (curve >= -1e-9).all()
+        assert curve[0, 0] == (0 if group.sublayer else 1)
+        assert (np.diff(curve[:, 0]) > 0).all() and len(curve) <= 24
+        assert curve[-1].tolist() == [group.count, 0.0, 0.0]
+        assert curve[0, 1] > 0 and curve[0, 2] > 0
+        falling.append((np.diff(curve[:, 1]) <= 0).mean())
+    assert np.mean(falling) > 0.75
+
+
+@pytest.mark.parametrize("name", ["vit-no-qkv-bias", "resnet-cifar", "vgg"])
+def test_the_model_is_as_it_was(name: str) -> None:
+    """Bit for bit, and a layer without bias has none again."""
+    model, _ = small_model(name)
+    structure = find_structure(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    first = curves_of(model, structure)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
+    second = curves_of(model, structure)
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def test_the_model_is_as_it_was_when_something_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = small_model("resnet-cifar")
+    structure = find_structure(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def fail(*args: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(loss_curves, "_losses", fail)
+    with pytest.raises(MemoryError):
+        curves_of(model, structure)
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_no_point_lies_below_the_smallest_count() -> None:
+    model, _ = small_model("vit")
+    structure = find_structure(model)
+    least = {group.key: 3 if group.kind == "heads" else 40 for group in structure.groups}
+    found = curves_of(model, structure, least=least)
+    assert {key: curve[0, 0] for key, curve in found.items()} == least
+    assert all((np.diff(curve[:, 0]) > 0).all() for curve in found.values())
+
+
+@pytest.mark.parametrize(("units", "least"), [(4, 0), (20, 1), (64, 0), (64, 8), (1000, 0), (1, 1)])
+def test_counts_of_a_curve(units: int, least: int) -> None:
+    """Every count of a small group; else steps, finer at the beginning, where the curve is steep."""
+    counts = loss_curves._counts(units, least)
+    assert counts[0] == least and counts[-1] == units and counts == sorted(set(counts))
+    assert len(counts) <= loss_curves.POINTS + 3
+    if units <= loss_curves.POINTS:
+        assert counts == list(range(least, units + 1))
+    elif least == 0:
+        assert counts[1] == round(0.02 * units)
+
+
+@pytest.mark.parametrize("name", ["bert", "resnet-timm-bottleneck", "vgg"])
+def test_without_a_refit_a_point_is_the_loss_of_masking(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With endless damping the layer stays as it is, so that the worst scored units are simply gone."""
+    monkeypatch.setattr(loss_curves, "DAMPING", 1e12)
+    model, _ = small_model(name)
+    structure = find_structure(model)
+    scores = magnitude(model, structure)
+    found = curves_of(model, structure, scores=scores)
+    batch = batches_for(model, 1, size=8, first_seed=50)[0]
+    reference = observe(model, structure, batch, loss_curves.ROWS, torch.Generator().manual_seed(0))
+    for group in structure.groups:
+        count, trajectory, output = found[group.key][len(found[group.key]) // 2]
+        mask = torch.zeros(group.count)
+        mask[np.argsort(-scores[group.key])[: int(count)].copy()] = 1.0
+        with torch.no_grad(), masked(model, [group], {group.key: mask}), block_outputs(model, structure.blocks) as out:
+            result = model(**batch.inputs)
+            moved = trajectory_losses(reference, out, structure.blocks, structure.channels_first)
+        assert trajectory == pytest.approx(float(moved.mean()), rel=1e-3, abs=1e-6)
+        changed = output_losses(model, reference, result, 1.0)
+        assert output == pytest.approx(float(changed.mean()), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "resnext-torchvision"])
+def test_without_repair_a_curve_is_the_loss_of_masking(name: str) -> None:
+    """Every point, by a plain loop over counts and batches."""
+    model, _ = small_model(name)
+    structure = find_structure(model)
+    scores = magnitude(model, structure)
+    batches = batches_for(model, 2, size=4, first_seed=50)
+    found = curves_of(model, structure, scores=scores, repair=False, scoring=batches, calibration=())
+    generator = torch.Generator().manual_seed(0)
+    references = [observe(model, structure, batch, loss_curves.ROWS, generator) for batch in batches]
+    for group in structure.groups[:2]:
+        order = np.argsort(-scores[group.key], kind="stable")
+        for count, trajectory, output in found[group.key]:
+            mask = torch.zeros(group.count)
+            mask[order[: int(count)].copy()] = 1.0
+            moved, changed = 0.0, 0.0
+            for reference in references:
+                with (
+                    torch.no_grad(),
+                    masked(model, [group], {group.key: mask}),
+                    block_outputs(model, structure.blocks) as out,
+                ):
+                    result = model(**reference.inputs)
+                moved += float(trajectory_losses(reference, out, structure.blocks, structure.channels_first).sum())
+                changed += float(output_losses(model, reference, result, 1.0).sum())
+            assert trajectory == pytest.approx(moved / 8, rel=1e-3, abs=1e-5)
+            assert output == pytest.approx(changed / 8, rel=1e-3, abs=1e-5)
+
+
+def test_rescaled_curves_are_those_of_the_best_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One factor per kept head: plain least squares on what the layer reads gives the same weights."""
+    monkeypatch.setattr(loss_curves, "DAMPING", 1e-9)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(50, 12, generator=generator, dtype=torch.float64) + 0.5
+    start = torch.randn(13, 5, generator=generator, dtype=torch.float64)
+    design = torch.cat([rows, torch.ones(50, 1, dtype=torch.float64)], 1)
+    kept = np.array([3, 0, 2])
+    found = loss_curves._rescaled(start, design.T @ design, kept, 4)
+    parts = torch.stack(
+        [(rows[:, 3 * unit : 3 * unit + 3] @ start[3 * unit : 3 * unit + 3]).flatten() for unit in (0, 2, 3)]
+    )
+    factors = torch.linalg.lstsq(parts.T, (rows @ start[:-1]).flatten()[:, None]).solution[:, 0]
+    wanted = start.clone()
+    wanted[3:6] = 0
+    for unit, factor in zip((0, 2, 3), factors, strict=True):
+        wanted[3 * unit : 3 * unit + 3] *= factor
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+
+
+def test_each_repair_has_its_own_curves() -> None:
+    """Refitted they lie lowest, masked highest; the search would allocate by the wrong ones otherwise."""
+    model, _ = small_model("vit")
+    structure = find_structure(model)
+    refitted, rescaled, plain = (curves_of(model, structure, repair=repair) for repair in (True, "rescale", False))
+    middles = [[curve[len(curve) // 2, 1] for curve in one.values()] for one in (refitted, rescaled, plain)]
+    assert np.mean(middles[0]) < np.mean(middles[1]) < np.mean(middles[2])
+
+
+def test_a_layer_that_the_repair_cannot_refit_is_masked_in_the_curves() -> None:
+    """timm's "same" padding: its patches are not what `input_rows` takes out, so the repair leaves it as it is."""
+    model, _ = small_model("vit")
+    structure = find_structure(model)
+    group = structure.groups[0]
+    assert loss_curves._repaired(model, group, True) == group.reads
+    assert loss_curves._repaired(model, group, "rescale") == (group.consumer,)
+    assert loss_curves._repaired(model, group, False) == ()
+
+
+def test_a_refit_lowers_the_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = small_model("vit")
+    structure = find_structure(model)
+    refitted = curves_of(model, structure)
+    monkeypatch.setattr(loss_curves, "DAMPING", 1e12)
+    masked_only = curves_of(model, structure)
+    for group in structure.groups:
+        middle = len(refitted[group.key]) // 2
+        assert refitted[group.key][middle, 1] < masked_only[group.key][middle, 1]
+
+
+def test_units_that_stand_in_for_each_other_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second neuron computes what the one before it does: half of them are enough, no score needs to say so."""
+    monkeypatch.setattr(loss_curves, "DAMPING", 1e-9)
+    model, _ = small_model("vit")
+    structure = find_structure(model)
+    group = structure.groups[1]
+    up = get_layer(model, group.producers[0].path)
+    assert up.bias is not None
+    up.weight.data[1::2], up.bias.data[1::2] = up.weight.data[::2].clone(), up.bias.data[::2].clone()
+    scores = magnitude(model, structure) | {group.key: np.tile([2.0, 1.0], group.count // 2)}
+    curve = curves_of(model, structure, scores=scores)[group.key]
+    half, quarter = (int(np.searchsorted(curve[:, 0], group.count * share)) for share in (0.5, 0.25))
+    assert curve[half, 0] == group.count // 2
+    assert curve[half, 1] < 1e-4 * curve[quarter, 1]
+
+
+def test_batches_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = small_model("vit")
+    batches = batches_for(model, 12, size=2)
+    monkeypatch.setattr(loss_curves, "CALIBRATION_ROWS", 8)
+    assert [batch is batches[place] for batch, place in zip(loss_curves._thinned(batches), (0, 3, 6, 9), strict=True)]
+    monkeypatch.setattr(loss_curves, "CALIBRATION_ROWS", 1000)
+    assert len(loss_curves._thinned(batches)) == 12
+
+
+def test_constant_activations_leave_the_layer_alone() -> None:
+    """A Gram matrix without anything to invert: the loss is that of cutting, and finite."""
+    model, _ = small_model("vit")
+    structure = find_structure(model)
+    group = structure.groups[1]
+    up = get_layer(model, group.producers[0].path)
+    assert up.bias is not None
+    up.weight.data.zero_(), up.bias.data.zero_()
+    curve = curves_of(model, structure)[group.key]
+    assert np.isfinite(curve).all() and curve[:, 1:].max() < 1e-6  # they all say nothing
+
+
+EXAMPLE = {
+    "a": np.array([[0.0, 4.0, 1.0], [2.0, 2.0, 0.5], [4.0, 0.0, 0.0]]),
+    "b": np.array([[0.0, 8.0, 3.0], [4.0, 0.0, 0.0]]),
+}
+
+
+@pytest.mark.parametrize(("kind", "share"), sorted(loss_curves.TRAJECTORY_SHARE.items()))
+def test_terms_of_a_curve_are_combined_on_one_scale(kind: str, share: float) -> None:
+    found = combined(EXAMPLE, kind)
+    totals = (2.0 + 4.0, 0.5 + 1.5)  # means over the points, summed over the groups
+    for key, curve in EXAMPLE.items():
+        expected = share * curve[:, 1] / totals[0] + (1 - share) * curve[:, 2] / totals[1]
+        np.testing.assert_allclose(found[key], np.stack([curve[:, 0], expected], 1))
+        assert found[key][-1, 1] == 0.0
+
+
+def test_without_an_output_loss_the_trajectory_decides() -> None:
+    silent = {key: curve * np.array([1.0, 1.0, 0.0]) for key, curve in EXAMPLE.items()}
+    for curve in combined(silent, "logits").values():
+        assert curve[0, 1] > 0 and np.isfinite(curve).all()

@@ -1,0 +1,80 @@
+"""Schedules on a model: what merging costs per block, what units cost behind it, and streams un-merged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from optin_export.errors import InputError
+from optin_export.pruning import count_tokens, insert_merging
+from optin_export.pruning.token_merging import Gone, flow_of, places
+from optin_export.recipe import TokensSection
+from optin_export.repair import scheduled
+from optin_export.repair.token_schedule import merging_curves
+from optin_export.scoring.losses import observe
+from optin_export.units import count_macs, find_structure, find_tokens, measure_costs
+from tests.units.models import batches_for, inputs_for, small_model
+
+
+@pytest.mark.parametrize("name", ["vit", "deit-distilled", "vit-transformers", "bert"])
+def test_costs_are_those_of_the_merged_model_as_shares_of_the_unmerged(name: str) -> None:
+    model, _ = small_model(name)
+    structure, one = find_structure(model), inputs_for(model, 1, 0)
+    merged, costs = scheduled(model, structure, TokensSection(schedule=(3, 1)), one)
+    built = insert_merging(model, structure, find_tokens(model), merged)
+    assert merged == (3, 1)
+    assert costs.macs == count_macs(built, one) < costs.whole("macs") == count_macs(model, one)
+    assert costs.of("macs", {}) == costs.macs
+    assert costs.whole("params") == costs.params == measure_costs(model, structure, one).params
+
+
+def test_keeping_all_leaves_the_costs_alone() -> None:
+    model, _ = small_model("vit")
+    structure, one = find_structure(model), inputs_for(model, 1, 0)
+    for section in (TokensSection(), TokensSection(schedule=(0, 0))):
+        assert scheduled(model, structure, section, one) == ((), measure_costs(model, structure, one))
+
+
+def test_outputs_with_a_row_per_token_are_refused() -> None:
+    model, _ = small_model("bert")
+    model.output_layout = "tokens"
+    with pytest.raises(InputError, match="a row per token"):
+        scheduled(model, find_structure(model), TokensSection(keep=0.8), inputs_for(model, 1, 0))
+
+
+def test_merging_more_costs_more_and_nothing_costs_nothing() -> None:
+    model, _ = small_model("vit")
+    structure, tokens = find_structure(model), find_tokens(model)
+    count = count_tokens(model, structure, inputs_for(model, 1, 0))
+    generator = torch.Generator().manual_seed(0)
+    references = [observe(model, structure, batch, 24, generator) for batch in batches_for(model, 2)]
+    curves = merging_curves(model, structure, tokens, count, references, 1.0)
+    assert count == 17 and len(curves) == 3
+    for curve in curves:
+        assert curve[0].tolist() == [0, 0, 0]
+        assert (np.diff(curve[:, 0]) > 0).all() and curve[-1, 0] <= 8
+        assert (curve[1:, 1] > 0).all() and curve[-1, 1] > curve[1, 1]
+    # Behind the last attention the class token, which is all that is read, sees no other token.
+    assert np.allclose(curves[-1][:, 2], 0, atol=1e-6) and (curves[0][1:, 2] > 1e-6).all()
+
+
+def test_un_merging_gives_every_token_the_row_that_stands_for_it() -> None:
+    gone = Gone(torch.tensor([[0, 1, 1, 2]]), torch.tensor([[1.0, 2.0, 1.0]]))
+    rows = torch.tensor([[[1.0], [2.0], [4.0], [8.0]]])
+    assert gone.sums(rows).flatten().tolist() == [1, 6, 8]
+    assert gone.means(rows).flatten().tolist() == [1, 3, 8]
+    assert gone.spread(gone.means(rows)).flatten().tolist() == [1, 3, 3, 8]
+
+
+def test_places_follow_tokens_through_several_blocks() -> None:
+    model, _ = small_model("deit-distilled")
+    merged = insert_merging(model, find_structure(model), find_tokens(model), (4, 3, 2))
+    found = places(merged, inputs_for(model, 3, 0))
+    flow = flow_of(merged)
+    assert found is not None and flow is not None and flow.sizes is not None and not flow.trace
+    assert found.shape == (3, 18) and flow.sizes.shape == (3, 9)
+    for row, sizes in zip(found, flow.sizes, strict=True):
+        assert row[:2].tolist() == [0, 1] and (row[2:] > 1).all()  # class and distillation token stand for themselves
+        assert torch.bincount(row, minlength=9).tolist() == sizes.tolist()
+    assert places(model, inputs_for(model, 1, 0)) is None

@@ -1,0 +1,342 @@
+"""The whole run on small random models: the run folder, resume by content, gates and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+import optin_export
+from optin_export.cli import exit_code
+from optin_export.errors import InputError
+from optin_export.measure import parity
+from optin_export.recipe import load_recipe
+from optin_export.ship import check_manifest
+from optin_export.stages.export_and_measure import REFERENCE_ROWS
+from optin_export.stages.pipeline import NEVER_REUSED
+from optin_export.workdir.files import sha256_file
+from optin_export.workdir.run_directory import STAGES
+from tests.conftest import Make
+
+pytest.importorskip("onnxruntime")
+ARTEFACTS = {
+    "recipe.yaml",
+    "scores/scores.safetensors",
+    "scores/curves.safetensors",
+    "plan/plan.json",
+    "model/architecture.json",
+    "model/model.safetensors",
+    "onnx/base.onnx",
+    "onnx/pruned.onnx",
+    "engines/onnxruntime-cpu-1t/base.onnx",
+    "engines/onnxruntime-cpu-1t/pruned.onnx",
+    "measure/parity.json",
+    "measure/accuracy.json",
+    "measure/latency.json",
+    "measure/reference.safetensors",
+    "manifest.json",
+    "report.json",
+    "report.html",
+}
+TOKENIZER = {"preprocess/tokenizer.json"}
+
+
+pytestmark = pytest.mark.usefixtures("short_measurement")
+
+
+def files(folder: Path) -> set[str]:
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {name for name in found if not name.startswith(".stages/")}
+
+
+def reused(report: optin_export.Report) -> dict[str, bool]:
+    return {stage.name: stage.reused for stage in report.stages}
+
+
+@pytest.mark.parametrize("kind", ["vit_recipe", "bert_recipe", "classifier_recipe"])
+def test_a_run_from_recipe_to_report(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    recipe: dict[str, Any] = request.getfixturevalue(kind)(gates={"accuracy_drop": 100.0, "speedup": 0.01})
+    report = optin_export.run(recipe, out=tmp_path / "run")
+    assert report is not None
+    # What an ensemble needs to take raw inputs: how images become pixels, or the tokenizer.
+    prepared = {"preprocess/preprocess.json"} if kind == "vit_recipe" else TOKENIZER
+    assert files(tmp_path / "run") == ARTEFACTS | prepared
+    assert [stage.name for stage in report.stages] == list(STAGES[:-1])  # writing the report ends after the report
+    assert report.verdict.passed
+    assert {gate.name for gate in report.verdict.gates} == {"parity", "budget.macs", "speedup", "accuracy_drop"}
+    assert report.macs.ratio <= 0.6
+    assert report.params.pruned < report.params.base
+    assert [one.batch for one in report.latency] == [1, 3]
+    assert len(report.parity.cases) == 8
+    assert exit_code(report) == 0
+    assert check_manifest(tmp_path / "run") == []
+    on_disk = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert optin_export.Report.model_validate(on_disk) == report
+    assert report.verdict.summary[8:40] in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_reported_accuracy_is_that_of_the_onnx_file(tmp_path: Path, vit_recipe: Make, image_data: Path) -> None:
+    """By hand, in plain onnxruntime, as a user would check."""
+    import onnxruntime
+
+    report = optin_export.run(vit_recipe(), out=tmp_path / "run")
+    assert report is not None and report.accuracy is not None
+    session = onnxruntime.InferenceSession(
+        tmp_path / "run" / "onnx" / "pruned.onnx", providers=["CPUExecutionProvider"]
+    )
+    with np.load(image_data / "images.npz") as data:
+        pixels = (data["images"][:, None].astype(np.float32) / 255 - 0.5) / 0.5
+        predictions = np.concatenate([session.run(None, {"pixel_values": rows})[0] for rows in np.split(pixels, 40)])
+        accuracy = 100 * (predictions.argmax(-1) == data["labels"]).mean()
+    assert report.accuracy.pruned == pytest.approx(accuracy)
+
+
+def test_the_reference_holds_what_the_torch_models_answer(tmp_path: Path, vit_recipe: Make) -> None:
+    optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="measure")
+    reference = load_file(tmp_path / "run" / "measure" / "reference.safetensors")
+    rows, answers = reference["input.pixel_values"], reference["output.pruned"]
+    assert len(rows) == len(answers) == len(reference["output.base"]) == REFERENCE_ROWS
+    model = optin_export.load_model(tmp_path / "run" / "model")
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixel_values=torch.from_numpy(rows)), torch.from_numpy(answers))
+    assert not np.allclose(answers, reference["output.base"])
+
+
+def test_without_repair_the_onnx_is_the_masked_model(tmp_path: Path, vit_recipe: Make) -> None:
+    prune = {**vit_recipe()["prune"], "compensate": False}
+    report = optin_export.run(vit_recipe(prune=prune), out=tmp_path / "run")
+    assert report is not None
+    assert report.pruning.masked_difference <= 1e-5
+    assert all(group.error_before is None for group in report.pruning.groups)
+
+
+def test_a_second_run_reuses_everything_and_says_the_same(tmp_path: Path, vit_recipe: Make) -> None:
+    first = optin_export.run(vit_recipe(), out=tmp_path / "run")
+    named = {"report.json", "report.html", "manifest.json"}  # which say when, and the manifest what is in the other two
+    before = {name: sha256_file(tmp_path / "run" / name) for name in ARTEFACTS - named}
+    second = optin_export.run(vit_recipe(), out=tmp_path / "run")
+    assert first is not None and second is not None
+    assert all(done for name, done in reused(second).items() if name not in NEVER_REUSED)
+    assert second.latency == first.latency
+    assert before == {name: sha256_file(tmp_path / "run" / name) for name in before}
+
+
+def test_another_budget_reuses_the_scores_and_the_base_engine(tmp_path: Path, vit_recipe: Make) -> None:
+    optin_export.run(vit_recipe(), out=tmp_path / "run")
+    base = (tmp_path / "run" / "onnx" / "base.onnx").stat().st_mtime_ns
+    prune = {**vit_recipe()["prune"], "budget": {"params": 0.7}}
+    report = optin_export.run(vit_recipe(prune=prune), out=tmp_path / "run")
+    assert report is not None
+    assert reused(report)["scoring"]
+    assert not any(reused(report)[name] for name in ("search", "surgery", "export", "engines", "measure"))
+    assert (tmp_path / "run" / "onnx" / "base.onnx").stat().st_mtime_ns == base
+    assert report.params.ratio <= 0.7
+
+
+def test_force_does_everything_again(tmp_path: Path, vit_recipe: Make) -> None:
+    optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="surgery")
+    before = {name: sha256_file(tmp_path / "run" / name) for name in ("plan/plan.json", "model/model.safetensors")}
+    times = {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in before}
+    optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="surgery", force=True)
+    assert all((tmp_path / "run" / name).stat().st_mtime_ns != times[name] for name in before)
+    assert {name: sha256_file(tmp_path / "run" / name) for name in before} == before  # the same seed, the same result
+
+
+def test_a_damaged_artefact_is_made_again(tmp_path: Path, vit_recipe: Make) -> None:
+    optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="export")
+    path = tmp_path / "run" / "onnx" / "pruned.onnx"
+    good = sha256_file(path)
+    path.write_bytes(b"\0" + path.read_bytes()[1:])
+    optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="export")
+    assert sha256_file(path) == good
+
+
+def test_a_changed_plan_is_not_reported_with_the_old_verdict(tmp_path: Path, vit_recipe: Make) -> None:
+    """A run stopped half-way must not leave the conclusions of the run before it."""
+    optin_export.run(vit_recipe(), out=tmp_path / "run")
+    prune = {**vit_recipe()["prune"], "budget": {"macs": 0.5}}
+    assert optin_export.run(vit_recipe(prune=prune), out=tmp_path / "run", stop_after="search") is None
+    assert not files(tmp_path / "run") & {"report.json", "report.html", "manifest.json"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "last", "missing"),
+    [
+        ("sources", "recipe.yaml", "scores/scores.safetensors"),
+        ("scoring", "scores/scores.safetensors", "plan/plan.json"),
+        ("search", "plan/plan.json", "model/architecture.json"),
+        ("surgery", "model/model.safetensors", "onnx/base.onnx"),
+    ],
+)
+def test_stop_after(stage: str, last: str, missing: str, tmp_path: Path, vit_recipe: Make) -> None:
+    assert optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after=stage) is None
+    assert (tmp_path / "run" / last).exists()
+    assert not (tmp_path / "run" / missing).exists()
+
+
+def test_unknown_stage_is_refused(tmp_path: Path, vit_recipe: Make) -> None:
+    with pytest.raises(InputError, match="scoring"):
+        optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="scores")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missed_gate_is_a_failed_verdict_and_ships_nothing(tmp_path: Path, vit_recipe: Make) -> None:
+    pytest.importorskip("tritonclient.grpc")
+    passing, failing = {"accuracy_drop": 100.0}, {"speedup": 1000.0}
+    report = optin_export.run(vit_recipe(gates=passing, ship={"triton": True}), out=tmp_path / "run")
+    assert report is not None and report.verdict.passed
+    assert (tmp_path / "run" / "triton" / "tiny-vit" / "config.pbtxt").exists()
+    report = optin_export.run(vit_recipe(gates=failing, ship={"triton": True}), out=tmp_path / "run")
+    assert report is not None and not report.verdict.passed
+    assert reused(report)["measure"]  # another gate is another judgement, not another measurement
+    assert exit_code(report) == 4
+    assert report.verdict.summary.startswith("FAILED")
+    assert "speedup" in report.verdict.summary
+    assert not (tmp_path / "run" / "triton").exists()
+    assert not json.loads((tmp_path / "run" / "manifest.json").read_text())["passed"]
+
+
+def test_failed_parity_is_exit_code_3_and_nothing_is_timed(
+    tmp_path: Path, vit_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(parity.TOLERANCES, "fp32", parity.Tolerance(0.0, 1.0, 1.0))
+    report = optin_export.run(vit_recipe(gates={"speedup": 0.01}), out=tmp_path / "run")
+    assert report is not None and not report.verdict.passed
+    assert exit_code(report) == 3
+    assert report.latency == ()
+    assert report.accuracy is None
+    speedup = next(gate for gate in report.verdict.gates if gate.name == "speedup")
+    assert speedup.measured is None and not speedup.passed
+
+
+def test_the_resolved_recipe_runs_from_the_run_folder(tmp_path: Path, vit_recipe: Make) -> None:
+    optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="search")
+    again = load_recipe(tmp_path / "run" / "recipe.yaml")
+    optin_export.run(again, out=tmp_path / "other", stop_after="search")
+    plans = [(tmp_path / name / "plan" / "plan.json").read_bytes() for name in ("run", "other")]
+    assert plans[0] == plans[1]
+
+
+def test_a_python_source_runs_through(tmp_path: Path, vit_recipe: Make) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import timm\nimport numpy as np\n"
+        "def model(depth):\n"
+        "    return timm.create_model('vit_tiny_patch16_224', img_size=32, patch_size=8, in_chans=1,\n"
+        "                             num_classes=5, embed_dim=32, depth=depth, num_heads=4)\n"
+        "def rows():\n"
+        "    rng = np.random.default_rng(0)\n"
+        "    return {'image': rng.integers(0, 255, (24, 32, 32), dtype=np.uint8)}\n"
+    )
+    model = {**vit_recipe()["model"], "source": f"py:{code}:model", "weights": "pretrained", "args": {"depth": 2}}
+    report = optin_export.run(
+        vit_recipe(model=model, data={"calibration": {"source": f"py:{code}:rows"}}), out=tmp_path / "run"
+    )
+    assert report is not None and report.accuracy is None
+    assert report.parity.passed
+    with torch.no_grad():
+        assert optin_export.load_model(tmp_path / "run" / "model", trust_python=True)(
+            torch.zeros(1, 1, 32, 32)
+        ).shape == (1, 5)
+
+
+def test_the_smallest_model_that_keeps_the_accuracy(vit_recipe: Make, tmp_path: Path) -> None:
+    """Budgets are bisected on one half of the evaluation rows; the gate is judged on the other."""
+    recipe = vit_recipe(prune={"budget": {"accuracy_drop": 60.0}, "probes": 4, "rows": 64, "score_samples": 16})
+    report = optin_export.run(recipe, out=tmp_path / "run")
+    assert report is not None and report.accuracy is not None
+    assert report.accuracy.rows == 40  # of 80
+    gate = next(gate for gate in report.verdict.gates if gate.name == "budget.accuracy_drop")
+    assert gate.measured == report.accuracy.drop
+    tried = report.pruning.tried
+    assert len(tried) >= 4
+    chosen = report.pruning.budget["macs"]
+    assert min(one.macs for one in tried if one.drop <= 60.0) == chosen
+    assert report.macs.ratio <= chosen
+    again = optin_export.run(recipe, out=tmp_path / "run")
+    assert again is not None and again.pruning.tried == tried  # nothing is searched twice
+
+
+def test_gauss_newton_is_a_choice_of_the_recipe(
+    vit_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Off for transformers, on where it is asked for; the surgery is done again and nothing before it."""
+    monkeypatch.setattr("optin_export.sources.CALIBRATION_BATCH", 8)
+    monkeypatch.setattr("optin_export.repair.gauss_newton.LEAST_HELD", 8)
+    prune = vit_recipe()["prune"]
+    plain = optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="surgery")
+    assert plain is None
+    before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    report = optin_export.run(vit_recipe(prune={**prune, "gauss_newton": True}), out=tmp_path / "run")
+    assert report is not None
+    stages = {stage.name: stage.reused for stage in report.stages}
+    assert stages["scoring"] and stages["search"] and not stages["surgery"]
+    output = report.pruning.output
+    assert output is not None and output.before is not None and output.after is not None
+    changed = (tmp_path / "run" / "model" / "model.safetensors").read_bytes() != before
+    assert changed == (output.fallback is None)
+
+
+CONVNET = """
+from torch import nn
+
+class BasicBlock(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return (self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())) + x).relu()
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 4, 4)
+        self.blocks = nn.Sequential(BasicBlock(16), BasicBlock(16), BasicBlock(16))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+def net():
+    return Net()
+"""
+
+
+@pytest.mark.parametrize(("compensate", "coupled"), [(True, False), ("rescale", False), (True, True)])
+def test_a_convolutional_network_of_the_users_own(
+    compensate: bool | str, coupled: bool, vit_recipe: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(CONVNET)
+    recipe = vit_recipe(
+        model={
+            "source": f"py:{tmp_path / 'net.py'}:net",
+            "task": "image-classification",
+            "weights": "random",
+            "preprocess": {"size": [32, 32], "mean": [0.5], "std": [0.5]},
+        },
+        prune={
+            "budget": {"macs": 0.7},
+            "align": 1,
+            "score_samples": 16,
+            "curve_samples": 32,
+            "compensate": compensate,
+            "coupled": coupled,
+        },
+    )
+    report = optin_export.run(recipe, out=tmp_path / "run")
+    assert report is not None and report.verdict.passed
+    assert report.pruning.family == "resnet"
+    streams = [group for group in report.pruning.groups if group.kind.startswith("channels.stream")]
+    assert bool(streams) == coupled
+    assert all(group.kind == "channels" for group in report.pruning.groups if group not in streams)
+    output = report.pruning.output
+    assert (output is not None) == (compensate is True)
+    assert output is None or "of 48 calibration rows 0 can be held out" in (output.fallback or "")
+    assert report.macs.ratio <= 0.7
