@@ -19,7 +19,7 @@ import yaml
 
 import optin_export
 from optin_export import cli
-from optin_export.cli import COMMANDS, parser_of
+from optin_export.cli import COMMANDS, app, parser_of
 from optin_export.cli._gates import GatesFile
 from optin_export.recipe import load_recipe
 from optin_export.workdir.run_directory import CONTENTS
@@ -60,7 +60,7 @@ def call(words: list[str]) -> None:
     arguments, streams = arguments_of(words)
     is_run = arguments[0] not in COMMANDS
     if is_run:
-        options = cli.recipe_parser().parse_args(arguments)
+        options = app.recipe_parser().parse_args(arguments)
         for one in small(options.recipe, options.set):
             arguments += ["--set", one]
     with contextlib.ExitStack() as stack:
@@ -202,7 +202,7 @@ def _parse(arguments: list[str]) -> None:
     if arguments[0] in COMMANDS:
         parser_of(arguments[0]).parse_args(arguments[1:])
     else:
-        cli.recipe_parser().parse_args(arguments)
+        app.recipe_parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -218,7 +218,7 @@ def test_commands_in_running_text_are_ours(page: str) -> None:
             continue
         else:
             assert name.endswith(".yaml") or name.isupper() or name.startswith("-"), f"{page}: {line}"
-            known = {option for action in cli.recipe_parser()._actions for option in action.option_strings}
+            known = {option for action in app.recipe_parser()._actions for option in action.option_strings}
         assert {word for word in words if word.startswith("--")} <= known, f"{page}: {line}"
 
 

@@ -104,7 +104,7 @@ def test_a_run_from_scenes_to_a_served_model(tmp_path: Path, segmentation_recipe
     sources = load_sources(validate(recipe, Path.cwd()))
     dataset = sources.evaluation()
     assert dataset is not None
-    points = optin_export.measure.accuracy_of(optin_export.sources.as_function(sources.model), dataset)
+    points = optin_export.measure.accuracy_of(optin_export.models.as_function(sources.model), dataset)
     assert points == pytest.approx(report.accuracy.base, abs=0.1)
 
 

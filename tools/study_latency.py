@@ -121,7 +121,7 @@ class Study:
         by_macs = self.plan(Budget(macs=equal))
         models, judged = {}, {}
         for name, plan in (("latency", by_latency), ("macs", by_macs)):
-            models[name], _ = self.bench.operate(plan, "least-squares")
+            models[name], _ = self.bench.prune_and_repair(plan, "least-squares")
             judged[name] = self.bench.judged(models[name])
         found = self.timed(models)
         plans = {"latency": by_latency, "macs": by_macs}
@@ -156,7 +156,7 @@ def measure_table(folder: Path, case: str, seed: int, batch: int) -> None:
     """Write table.json."""
     bench = Bench(load_sources(recipe_of(case, seed)))
     align = {group.key: group.step(bench.sources.recipe.prune.align) for group in bench.structure.groups}
-    trial = latency_trials.Trials(bench.sources, bench.structure, TARGET, batch, folder / "trials")
+    trial = latency_trials.LatencyTrials(bench.sources, bench.structure, TARGET, batch, folder / "trials")
     table = latency_trials.measure_table(trial, bench.costs, align, bench.least, seed, lambda done, total: None)
     (folder / "table.json").write_text(table.model_dump_json(indent=1))
 

@@ -4,7 +4,7 @@
     python tools/study_share.py --cases vit-cifar10 minilm-stsb --budgets 0.5 0.3
 
 The curves are measured once; only the share of the trajectory in them changes (TRAJECTORY_SHARE in
-repair/loss_curves.py).
+repair/curves.py).
 Writes docs/measurements/studies/share.json, one row per case, budget and share.
 """
 
@@ -24,7 +24,7 @@ from optin_export.data import load_sources
 from optin_export.environment import describe
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "share.json"
-CURVES = sys.modules[repair.loss_curves.__module__]
+CURVES = sys.modules[repair.curves.__module__]
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
             with mock.patch.dict(CURVES.TRAJECTORY_SHARE, {kind: share}):
                 curves = repair.combined(measured, kind)
             for budget in args.budgets:
-                dense, _ = bench.operate(bench.plan(scores, budget, curves), "least-squares")
+                dense, _ = bench.prune_and_repair(bench.plan(scores, budget, curves), "least-squares")
                 row = {"case": case, "budget": budget, "seed": args.seed, "share": share}
                 rows = [old for old in rows if any(old[name] != value for name, value in row.items())]
                 rows.append({**row, "default": share == own, **bench.judged(dense)})

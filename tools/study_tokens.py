@@ -51,7 +51,7 @@ class Study:
         self.weights = repair.sensitivities(self.model, self.structure, self.sources.calibration, recipe.seed)
         self.scores = scoring.score(self.model, self.structure, self.sources.scoring, recipe.prune, recipe.seed).values
         self.least = {group.key: 0 if group.sublayer else 1 for group in self.structure.groups}
-        curves = repair.loss_curves(
+        curves = repair.curves(
             self.model,
             self.structure,
             self.scores,
@@ -71,7 +71,7 @@ class Study:
         return search.find_plan(self.scores, costs, Budget(macs=macs), align, self.least, self.curves)
 
     def built(self, plan: search.Plan) -> TaskModel:
-        return repair.operate(
+        return repair.prune_and_repair(
             self.model,
             self.structure,
             plan,

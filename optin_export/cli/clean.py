@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from optin_export.workdir.cleanup import Doomed
+    from optin_export.workdir.cleanup import RemovableFile
 
 EPILOG = (
     "says what goes and how much that frees; --dry-run says it and deletes nothing. A later run of the recipe makes "
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _told(run: Path, doomed: list[Doomed]) -> list[str]:
+def _told(run: Path, doomed: list[RemovableFile]) -> list[str]:
     """One line per run, and one per place in it."""
     places: dict[str, list[int]] = {}
     for one in doomed:

@@ -87,7 +87,7 @@ def merge(
 
 
 @dataclass(frozen=True)
-class Gone:
+class DroppedTokens:
     """Where the tokens of a batch have gone. place: [batch, tokens of the unmerged model]; sizes: [batch, tokens]."""
 
     place: torch.Tensor
@@ -110,7 +110,7 @@ class Gone:
 
 
 #: None: nothing was merged yet.
-Merged = Gone | None
+MergedTokens = DroppedTokens | None
 
 
 @dataclass
@@ -130,13 +130,13 @@ class Flow:
         memo[id(self)] = new = Flow(trace=self.trace)
         return new
 
-    def state(self) -> Merged:
+    def state(self) -> MergedTokens:
         """Where the pass is, in little memory."""
         if self.sources is None or self.sizes is None:
             return None
-        return Gone(self.sources.argmax(1), self.sizes)
+        return DroppedTokens(self.sources.argmax(1), self.sizes)
 
-    def restore(self, state: Merged) -> None:
+    def restore(self, state: MergedTokens) -> None:
         """Go on from there: blocks before it are replayed, not run."""
         self.sizes = None if state is None else state.sizes
         self.sources = None if state is None else state.sources

@@ -1,6 +1,6 @@
 """The pruned model's remaining weights are refitted so that it follows the unpruned one on the calibration rows.
 
-Files, in the order in which a run uses them: `loss_curves` (what removing k units of a group costs after repair),
+Files, in the order in which a run uses them: `curves` (what removing k units of a group costs after repair),
 `token_schedule` (how many tokens each block keeps), `sensitivity` (the weights of the least squares), `apply` (rebuild,
 check, repair), `sequential` (block by block, with `paired_forward`, `layers`, `least_squares`, `relu`,
 `residual_branch`, `output_layer`), `gauss_newton` (all layers at once, against the output), `finetune` (optional).
@@ -9,10 +9,10 @@ No file knows ONNX.
 
 from __future__ import annotations
 
-from optin_export.repair.apply import MASKED_TOLERANCE, Operation, masked_difference, operate
+from optin_export.repair.apply import MASKED_TOLERANCE, PrunedModel, masked_difference, prune_and_repair
+from optin_export.repair.curves import combined, loss_curves
 from optin_export.repair.finetune import FineTune, fine_tune
 from optin_export.repair.gauss_newton import refine
-from optin_export.repair.loss_curves import combined, loss_curves
 from optin_export.repair.sensitivity import Weights, sensitivities
 from optin_export.repair.sequential import compensate
 from optin_export.repair.token_schedule import scheduled, share_budget
@@ -20,14 +20,14 @@ from optin_export.repair.token_schedule import scheduled, share_budget
 __all__ = [
     "MASKED_TOLERANCE",
     "FineTune",
-    "Operation",
+    "PrunedModel",
     "Weights",
     "combined",
     "compensate",
     "fine_tune",
     "loss_curves",
     "masked_difference",
-    "operate",
+    "prune_and_repair",
     "refine",
     "scheduled",
     "sensitivities",

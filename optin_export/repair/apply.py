@@ -21,7 +21,7 @@ from optin_export.units import Structure, find_tokens, masked
 
 
 @dataclass(frozen=True)
-class Operation:
+class PrunedModel:
     """The dense model, how exactly it equals the masked original before compensation, and the repair per group."""
 
     dense: TaskModel
@@ -37,7 +37,7 @@ class Operation:
 MASKED_TOLERANCE = 1e-4
 
 
-def operate(
+def prune_and_repair(
     model: TaskModel,
     structure: Structure,
     plan: Plan,
@@ -51,7 +51,7 @@ def operate(
     seed: int = 0,
     tick: Callable[[int, int], None] = lambda done, total: None,
     at_work: AtWork = contextlib.nullcontext,
-) -> Operation:
+) -> PrunedModel:
     """Rebuild `model` densely by `plan`, check it against the masked original, and repair it on `batches`.
 
     inputs: a few real rows, for tracing and for the check. gauss_newton: refit gains and biases to the output after
@@ -91,7 +91,7 @@ def operate(
         )
     if tokens is not None and tokens.padded:
         dense = insert_merging(dense, structure, tokens, plan.merged)
-    return Operation(dense, difference, repairs)
+    return PrunedModel(dense, difference, repairs)
 
 
 def masked_difference(model: TaskModel, dense: TaskModel, structure: Structure, plan: Plan, inputs: Inputs) -> float:

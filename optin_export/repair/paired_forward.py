@@ -11,7 +11,7 @@ from torch import nn
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
-from optin_export.pruning.token_merging import Merged, flow_of
+from optin_export.pruning.token_merging import MergedTokens, flow_of
 from optin_export.units import (
     Calls,
     Structure,
@@ -24,7 +24,7 @@ from optin_export.units import (
     tensor_of,
     tensors_in,
 )
-from optin_export.workdir.disk_offload import Spill
+from optin_export.workdir.disk_offload import OffloadedTensors
 
 #: Where something is seen: a module's path, and the index of its positional argument, its output, or its whole call.
 Point = tuple[str, int | Literal["output", "call"]]
@@ -46,14 +46,14 @@ class Stream:
         self.walk = structure.walk
         self.hollow: list[dict[str, Any]] = [{} for _ in batches]
         self.store = _store()
-        self.lasting: dict[str, Spill] = {}
+        self.lasting: dict[str, OffloadedTensors] = {}
         self.walked: list[str] = []
         self.copies = False
         self.flow = flow_of(model)
         if self.flow is not None:
             self.flow.trace = True
-        self.behind: dict[int, Merged] = {}
-        self.merged: dict[int, Merged] = {}
+        self.behind: dict[int, MergedTokens] = {}
+        self.merged: dict[int, MergedTokens] = {}
 
     def see(self, index: int, points: Sequence[Point], until: str) -> dict[Point, Any]:
         """Run batch `index` up to the module `until`, computing only what lies after the blocks walked so far.
@@ -158,8 +158,8 @@ class Stream:
             store.close()
 
 
-def _store() -> Spill:
-    return Spill("the repair", "use fewer data.calibration.samples")
+def _store() -> OffloadedTensors:
+    return OffloadedTensors("the repair", "use fewer data.calibration.samples")
 
 
 @contextlib.contextmanager

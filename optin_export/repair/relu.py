@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
-class Bend:
+class ReluTarget:
     """relu(scale * x + shift) follows a layer's output x; scale: [features], shift: [features] or [rows, features]."""
 
     scale: torch.Tensor
@@ -55,7 +55,7 @@ def _is_rectified(before: torch.Tensor, after: torch.Tensor) -> bool:
     return bool((before < 0).any()) and bool((wanted - after).abs().max() <= TOLERANCE * wanted.abs().max())
 
 
-def bend_of_units(original: Stream, group: UnitGroup, kept: torch.Tensor) -> Bend | None:
+def bend_of_units(original: Stream, group: UnitGroup, kept: torch.Tensor) -> ReluTarget | None:
     """The ReLU between a group's only producer and its consumer, if that (and a batch norm) is all there is."""
     if len(group.producers) != 1 or not original.batches:
         return None
@@ -71,7 +71,7 @@ def bend_of_units(original: Stream, group: UnitGroup, kept: torch.Tensor) -> Ben
         return None
     with torch.no_grad():
         before = output if norm is None else norm(output)
-    return Bend(form[0][kept], form[1][kept]) if _is_rectified(before, seen[units]) else None
+    return ReluTarget(form[0][kept], form[1][kept]) if _is_rectified(before, seen[units]) else None
 
 
 def shift_of_block_relu(original: Stream, structure: Structure, group: UnitGroup) -> torch.Tensor | None:

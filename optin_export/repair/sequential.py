@@ -27,7 +27,7 @@ from optin_export.repair.layers import constant_of, kept_rows, overwrite, start_
 from optin_export.repair.least_squares import Fit, Moments, rescale, ridge
 from optin_export.repair.output_layer import output_layer
 from optin_export.repair.paired_forward import Point, Stream
-from optin_export.repair.relu import ROUNDS, Bend, bend_of_units, shift_of_block_relu
+from optin_export.repair.relu import ROUNDS, ReluTarget, bend_of_units, shift_of_block_relu
 from optin_export.repair.residual_branch import affine_of
 from optin_export.repair.sensitivity import Weights, sensitivities
 from optin_export.search import GroupPlan
@@ -54,7 +54,7 @@ Tick = Callable[[int, int], None]
 #: A model -> what is held while it runs, where that is not its usual place (see `sources.Placement`).
 AtWork = Callable[[TaskModel], AbstractContextManager[Any]]
 #: Of one batch: what the layer reads, what it shall put out, and the ReLU that follows, if one does.
-Rows = tuple[torch.Tensor, torch.Tensor, Bend | None]
+Rows = tuple[torch.Tensor, torch.Tensor, ReluTarget | None]
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class _Pair:
                 # Layer scale or batch norm is undone; where its factor is zero nothing can be added.
                 difference = torch.where(scale == 0, 0.0, (streams[0][:, kept] - streams[1]) / scale)
                 missing = missing + difference
-                behind = behind if shift is None else Bend(scale, shift[kept] + streams[1])
+                behind = behind if shift is None else ReluTarget(scale, shift[kept] + streams[1])
             if dropped:
                 return missing.new_zeros(len(missing), 0), missing, behind
             return input_rows(here[(path, 0)], layer, inputs, index), missing, behind
@@ -308,7 +308,7 @@ class _Pair:
             return Fit(start, None, before, before, "no refit was better behind the ReLU")
         return dataclasses.replace(fit, before=before, after=error)
 
-    def _bend(self, paths: Sequence[str]) -> Bend | None:
+    def _bend(self, paths: Sequence[str]) -> ReluTarget | None:
         """The ReLU behind the layers that make a group's units, for the units that stay."""
         groups = self.structure.groups
         group = next((group for group in groups if [one.path for one in group.producers] == paths), None)

@@ -22,7 +22,7 @@ from optin_export.models import TaskModel
 from optin_export.recipe import PruneSection
 from optin_export.scoring.losses import Reference, observe
 from optin_export.units import Structure, UnitGroup
-from optin_export.workdir.disk_offload import Spill
+from optin_export.workdir.disk_offload import OffloadedTensors
 
 #: Token rows are shared evenly among the samples of a batch of this size.
 ROWS_SHARED_BY = 32
@@ -80,7 +80,7 @@ class References(Sequence[Reference]):
     ) -> None:
         self.model, self.structure, self.batches = model, structure, batches
         self.rows, self.generator = max(1, rows // ROWS_SHARED_BY), generator
-        self.known = Spill("the scores", "lower prune.score_samples")
+        self.known = OffloadedTensors("the scores", "lower prune.score_samples")
         self.last: tuple[int, Reference] | None = None
 
     def __len__(self) -> int:

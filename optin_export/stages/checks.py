@@ -7,31 +7,31 @@ from collections.abc import Callable
 
 from optin_export import engines, search, ship
 from optin_export.errors import EnvironmentLacks, InputError
-from optin_export.stages.context import Workspace
+from optin_export.stages.context import RunContext
 from optin_export.stages.coverage import coverage_notes, with_refusals
 from optin_export.units import CostKind
 
-Check = Callable[[Workspace], str]
+Check = Callable[[RunContext], str]
 
 
-def engines_load(work: Workspace) -> str:
+def engines_load(work: RunContext) -> str:
     """The packages of every target that is built here; raises EnvironmentLacks."""
     found = {name: version for target in work.recipe.here for name, version in engines.versions(target).items()}
     return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
-def sources_load(work: Workspace) -> str:
+def sources_load(work: RunContext) -> str:
     """Loaded now, because all that follows needs the model and the data."""
     sources = work.sources
     for text in sources.warnings:
-        work.ledger.warn(text)
+        work.cache.warn(text)
     rows = f"{len(sources.calibration_examples)} calibration rows"
     if sources.evaluation_examples is not None:
         rows += f", {len(sources.evaluation_examples)} evaluation rows"
     return f"{rows}, which {type(sources.model.model).__name__} takes"
 
 
-def placement_fits(work: Workspace) -> str:
+def placement_fits(work: RunContext) -> str:
     """The recipe's device_map; nothing to say without one."""
     if work.recipe.model.device_map is None:
         return ""
@@ -43,7 +43,7 @@ def placement_fits(work: Workspace) -> str:
     return "model.device_map fits the model"
 
 
-def triton_is_there(work: Workspace) -> str:
+def triton_is_there(work: RunContext) -> str:
     """Triton's client, where the recipe ships for it."""
     if not work.recipe.ship.triton:
         return ""
@@ -51,7 +51,7 @@ def triton_is_there(work: Workspace) -> str:
     return "found"
 
 
-def units_are_there(work: Workspace) -> str:
+def units_are_there(work: RunContext) -> str:
     """The model's architecture is known and has units of the recipe's kinds."""
     structure = work.structure
     counts = Counter[str]()
@@ -61,11 +61,11 @@ def units_are_there(work: Workspace) -> str:
     return f"family {structure.family}: {len(structure.blocks)} blocks, {units}"
 
 
-def budget_is_reachable(work: Workspace) -> str:
+def budget_is_reachable(work: RunContext) -> str:
     """With as few units as may stay the model meets the budget; and what the units cost can be measured."""
     budget, costs = work.recipe.prune.budget, work.costs
     for note in coverage_notes(work.sources.model, work.structure, costs, work.least, work.sources.fixed(1)):
-        work.ledger.warn(note)
+        work.cache.warn(note)
     try:
         search.check_budget(costs, budget, work.least)
     except InputError as error:
@@ -76,7 +76,7 @@ def budget_is_reachable(work: Workspace) -> str:
     return f"{words}, of which a share of {costs.of(kind, work.least) / whole:.4f} stays at least"
 
 
-def latency_can_be_searched(work: Workspace) -> str:
+def latency_can_be_searched(work: RunContext) -> str:
     """A latency budget: the target's clock has to run here, and the model has to have a latency table."""
     if work.recipe.prune.budget.kind != "latency":
         return ""

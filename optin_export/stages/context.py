@@ -16,7 +16,7 @@ from optin_export.environment import describe
 from optin_export.models import Placement, TaskModel
 from optin_export.recipe import Recipe, engine_name, engine_names
 from optin_export.units import Costs, Structure, find_structure, measured, notices
-from optin_export.workdir.cache import Ledger
+from optin_export.workdir.cache import StepCache
 from optin_export.workdir.files import remove
 
 #: What makes a saved model.
@@ -39,7 +39,7 @@ class Surroundings:
     sources: Sources | None = None
 
 
-class Workspace:
+class RunContext:
     """One recipe, its run folder, and what has been loaded so far."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Workspace:
     ) -> None:
         self.recipe, self.folder, self.tick = recipe, folder, tick
         self.around = around = around or Surroundings()
-        self.ledger = Ledger(folder, force, self._forget_conclusions, warn, around.shared)
+        self.cache = StepCache(folder, force, self._forget_conclusions, warn, around.shared)
 
     # What several stages need, loaded on first use only: a run that is reused whole loads no pruned model.
 
@@ -80,7 +80,7 @@ class Workspace:
         with self.placement(model):
             structure = measured(model, self.declared, self.sources.fixed(2))
         for text in notices(structure):
-            self.ledger.warn(text)
+            self.cache.warn(text)
         return structure
 
     @cached_property
@@ -123,10 +123,10 @@ class Workspace:
             remove(self.folder / name)
         remove(self.folder / "triton")
 
-    def operation(self, plan: search.Plan, tick: Tick) -> repair.Operation:
+    def operation(self, plan: search.Plan, tick: Tick) -> repair.PrunedModel:
         """The plan carried out on the model, and repaired as the recipe says."""
         sources, prune = self.sources, self.recipe.prune
-        return repair.operate(
+        return repair.prune_and_repair(
             sources.model,
             self.structure,
             plan,

@@ -16,7 +16,7 @@ from optin_export import engines, measure
 from optin_export.export import convert, converters, export_onnx, export_program
 from optin_export.models import as_function
 from optin_export.recipe import MODELS, Target, engine_name, model_of, precision_of
-from optin_export.stages.context import FILES, Facts, Workspace
+from optin_export.stages.context import FILES, Facts, RunContext
 from optin_export.workdir.files import atomic_path, read_json, sha256_file, write_json
 from optin_export.workdir.onnx_files import graph_files, sha256_graph
 
@@ -28,7 +28,7 @@ PARTS = 100
 CLASSES = {"feature-extraction": None, "image-feature-extraction": None, "image-segmentation": 1}
 
 
-def export_models(work: Workspace, facts: Facts) -> dict[str, Any]:
+def export_models(work: RunContext, facts: Facts) -> dict[str, Any]:
     """Write onnx/base.onnx and onnx/pruned.onnx, and both in the recipe's precision, e.g. onnx/base.int8.onnx."""
     section = work.recipe.export
     origin = {
@@ -52,7 +52,7 @@ def export_models(work: Workspace, facts: Facts) -> dict[str, Any]:
             "inputs": {name: list(tensor.shape) for name, tensor in work.sources.fixed(2).items()},
             "torch": torch.__version__,
         }
-        exported[which] = work.ledger.step("export", f"export.{which}", inputs, partial(graph_files, path), run)
+        exported[which] = work.cache.step("export", f"export.{which}", inputs, partial(graph_files, path), run)
         if any(target.engine == "torch" for target in work.recipe.targets):
             exported[f"program.{which}"] = _export_program(work, which, inputs)
         work.tick(done + 1, len(work.engine_names))
@@ -63,7 +63,7 @@ def export_models(work: Workspace, facts: Facts) -> dict[str, Any]:
     return exported
 
 
-def _export_program(work: Workspace, which: str, inputs: dict[str, Any]) -> dict[str, Any]:
+def _export_program(work: RunContext, which: str, inputs: dict[str, Any]) -> dict[str, Any]:
     """Write onnx/<which>.pt2, what torch's own engine is made of."""
     path, section = work.onnx(which).with_suffix(".pt2"), work.recipe.export
 
@@ -74,10 +74,10 @@ def _export_program(work: Workspace, which: str, inputs: dict[str, Any]) -> dict
             export_program(model, work.sources.fixed(2), path, max_batch=max(section.batch), sequence=sequence)
         )
 
-    return work.ledger.step("export", f"export.program.{which}", inputs, [path], run)
+    return work.cache.step("export", f"export.program.{which}", inputs, [path], run)
 
 
-def _convert(work: Workspace, which: str) -> dict[str, Any]:
+def _convert(work: RunContext, which: str) -> dict[str, Any]:
     """Write one model in the recipe's precision, from its fp32 graph and, for scales, calibration rows."""
     section, name = work.recipe.export, engine_name(which, work.recipe.export.precision)
     path = work.onnx(name)
@@ -93,10 +93,10 @@ def _convert(work: Workspace, which: str) -> dict[str, Any]:
         "seed": work.recipe.seed,
         "versions": converters(section),
     }
-    return work.ledger.step("export", f"export.{name}", inputs, partial(graph_files, path), run)
+    return work.cache.step("export", f"export.{name}", inputs, partial(graph_files, path), run)
 
 
-def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
+def build_engines(work: RunContext, facts: Facts) -> list[dict[str, Any]]:
     """Build both models, in every precision, for every target; says why an engine cannot run here, if so."""
     built: list[dict[str, Any]] = []
     total = len(work.recipe.here) * len(work.engine_names)
@@ -123,7 +123,7 @@ def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
                 "cpu": work.environment["cpu"],
             }
             written = partial(engines.files, path, target)
-            result = work.ledger.step("engines", f"engines.{target.name}.{which}", inputs, written, run)
+            result = work.cache.step("engines", f"engines.{target.name}.{which}", inputs, written, run)
             reason = engines.unavailable(target)
             named = {"target": target.name, "model": model_of(which), "precision": precision_of(which)}
             built.append({**named, **result, "unmeasured": reason})
@@ -131,7 +131,7 @@ def build_engines(work: Workspace, facts: Facts) -> list[dict[str, Any]]:
     return built
 
 
-def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
+def measure_engines(work: RunContext, facts: Facts) -> dict[str, Any]:
     """Measure the engines that run here; the results lie in `measure/`, beside what the torch models answer."""
     _write_reference(work)
     paths = {name: work.folder / "measure" / f"{name}.json" for name in ("parity", "accuracy", "latency")}
@@ -181,11 +181,11 @@ def measure_engines(work: Workspace, facts: Facts) -> dict[str, Any]:
         "modes": [target.mode for target in work.recipe.here],
         "other_work": work.recipe.gates.most_other_work,
     }
-    work.ledger.step("measure", "measure", inputs, list(paths.values()), run)
+    work.cache.step("measure", "measure", inputs, list(paths.values()), run)
     return {**{name: read_json(path) for name, path in paths.items()}, "unmeasured": unmeasured}
 
 
-def _write_reference(work: Workspace) -> None:
+def _write_reference(work: RunContext) -> None:
     """measure/reference.safetensors: real rows at the shipped shape, and what both torch models make of them.
 
     `input.NAME` [rows, ...] and `output.base`, `output.pruned` [rows, ...] float32; row i of every tensor belongs
@@ -213,4 +213,4 @@ def _write_reference(work: Workspace) -> None:
         "shapes": work.sources.shapes(),
         "rows": count,
     }
-    work.ledger.step("repair", "measure.reference", inputs, [path], run)
+    work.cache.step("repair", "measure.reference", inputs, [path], run)

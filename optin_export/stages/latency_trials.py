@@ -35,7 +35,7 @@ PlanOf = Callable[[Budget, LatencyTable], Plan]
 
 
 @dataclass(frozen=True)
-class Trials:
+class LatencyTrials:
     """Builds engines of models for one target in `folder`, by the path of the shipped ones, and times them.
 
     merged: tokens that the shipped model merges in each block.
@@ -102,7 +102,7 @@ class Trials:
 
 
 def measure_table(
-    trials: Trials, costs: Costs, steps: Mapping[str, int], least: Mapping[str, int], seed: int, tick: Tick
+    trials: LatencyTrials, costs: Costs, steps: Mapping[str, int], least: Mapping[str, int], seed: int, tick: Tick
 ) -> LatencyTable:
     """Build and time the anchors of every signature, each beside the unpruned engine.
 
@@ -166,7 +166,7 @@ def _anchor(timed: measure.Interleaved, name: str, groups: int, base_ns: float) 
     return Anchor(kept=int(name), saved_ns=saved.median * share, low_ns=saved.low * share, high_ns=saved.high * share)
 
 
-def choose(trials: Trials, table: LatencyTable, budget: Budget, plan_of: PlanOf, seed: int, tick: Tick) -> Plan:
+def choose(trials: LatencyTrials, table: LatencyTable, budget: Budget, plan_of: PlanOf, seed: int, tick: Tick) -> Plan:
     """The plan whose engine, built and measured, meets the budget, and loses the least of those that do.
 
     Where an engine misses the budget, or leaves more than SLACK of it, the table's savings are scaled by measured over
@@ -179,7 +179,7 @@ def choose(trials: Trials, table: LatencyTable, budget: Budget, plan_of: PlanOf,
         trials.clear()
 
 
-def _choose(trials: Trials, table: LatencyTable, budget: Budget, plan_of: PlanOf, seed: int, tick: Tick) -> Plan:
+def _choose(trials: LatencyTrials, table: LatencyTable, budget: Budget, plan_of: PlanOf, seed: int, tick: Tick) -> Plan:
     base = trials.load(trials.sources.model, "base")
     corrected, aimed = table, budget
     plans: list[Plan] = []
@@ -216,7 +216,7 @@ def _choose(trials: Trials, table: LatencyTable, budget: Budget, plan_of: PlanOf
     return plan.model_copy(update={"budget": budget.named, "latency": found_out})
 
 
-def _measure(trials: Trials, base: measure.Load, plan: Plan, seed: int) -> measure.Latency:
+def _measure(trials: LatencyTrials, base: measure.Load, plan: Plan, seed: int) -> measure.Latency:
     return measure.measure_latency(
         base,
         trials.load(trials.shaped(plan.groups), "pruned"),

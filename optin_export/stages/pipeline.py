@@ -13,7 +13,7 @@ from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.recipe import Recipe, load_recipe, validate
 from optin_export.report.schema import Report, StageResult
 from optin_export.stages import export_and_measure, prune_and_repair, scoring, search, ship_and_report
-from optin_export.stages.context import Facts, Surroundings, Workspace
+from optin_export.stages.context import Facts, RunContext, Surroundings
 from optin_export.workdir.durations import remember
 from optin_export.workdir.files import clear_scratch
 from optin_export.workdir.lock import held
@@ -84,12 +84,12 @@ def run(
 def _stages(
     recipe: Recipe, folder: Path, force: bool, display: Display, stop_after: str | None, around: Surroundings
 ) -> Report | None:
-    work = Workspace(recipe, folder, force, display.tick, display.warn, around)
-    stages: dict[str, Callable[[Workspace, Facts], Any]] = {
+    work = RunContext(recipe, folder, force, display.tick, display.warn, around)
+    stages: dict[str, Callable[[RunContext, Facts], Any]] = {
         "sources": scoring.load,
         "scoring": scoring.score,
         "search": search.find_plan,
-        "surgery": prune_and_repair.operate,
+        "surgery": prune_and_repair.prune_and_repair,
         "export": export_and_measure.export_models,
         "engines": export_and_measure.build_engines,
         "measure": export_and_measure.measure_engines,
@@ -101,7 +101,7 @@ def _stages(
     for name in STAGES:
         display.start(name)
         counted = forget_peak()
-        start, executed = time.perf_counter(), work.ledger.executed
+        start, executed = time.perf_counter(), work.cache.executed
         try:
             facts[name] = stages[name](work, facts)
         except OSError as error:  # what a stage reads was there when an earlier one ended
@@ -110,7 +110,7 @@ def _stages(
                 "it has vanished" if isinstance(error, FileNotFoundError) else error.strerror or str(error),
                 "run the same command again: it makes only what is missing",
             ) from error
-        reused = work.ledger.executed == executed and name not in NEVER_REUSED
+        reused = work.cache.executed == executed and name not in NEVER_REUSED
         seconds, peak = round(time.perf_counter() - start, 3), peak_bytes() if counted else None
         if not reused:
             remember(folder, name, seconds, peak)

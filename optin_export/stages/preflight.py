@@ -15,7 +15,7 @@ from optin_export.errors import InputError, OptinError
 from optin_export.models import Lookup, needs_download, no_downloads, not_cached
 from optin_export.recipe import Recipe
 from optin_export.stages.checks import CHECKS, Check
-from optin_export.stages.context import Surroundings, Workspace
+from optin_export.stages.context import RunContext, Surroundings
 from optin_export.units import find_structure
 from optin_export.workdir.files import sha256_json
 
@@ -102,7 +102,7 @@ def preflight(recipe: Recipe, known: Known | None = None) -> Preflight:
 class _Checking:
     def __init__(self, recipe: Recipe, known: Known) -> None:
         self.recipe, self.known = recipe, known
-        self.work = Workspace(recipe, Path(), False, lambda done, total: None)
+        self.work = RunContext(recipe, Path(), False, lambda done, total: None)
         self.sources: Sources | None = None
         self.warned: list[str] = []
 
@@ -122,7 +122,7 @@ class _Checking:
             if name == "model and data":
                 self.sources = self.known.of(self.recipe)
                 around = Surroundings(sources=self.sources)
-                self.work = Workspace(self.recipe, Path(), False, lambda done, total: None, around=around)
+                self.work = RunContext(self.recipe, Path(), False, lambda done, total: None, around=around)
             detail = check(self.work) if self.sources is None else self._traced(check)
         except OptinError as error:
             if name == "model and data" and needs_download(error):
@@ -135,7 +135,7 @@ class _Checking:
             return
         if detail:
             yield Finding(name, "ok", detail)
-        for text in self.work.ledger.warnings:
+        for text in self.work.cache.warnings:
             if text not in self.warned:
                 self.warned.append(text)
                 yield Finding(name, "warning", text)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from optin_export import pruning, repair
-from optin_export.stages.context import FILES, Facts, Workspace
+from optin_export.stages.context import FILES, Facts, RunContext
 from optin_export.units import count_macs, count_params
 from optin_export.workdir.files import remove, sha256_file
 
@@ -14,7 +14,7 @@ from optin_export.workdir.files import remove, sha256_file
 SHOWN = 4
 
 
-def operate(work: Workspace, facts: Facts) -> dict[str, Any]:
+def prune_and_repair(work: RunContext, facts: Facts) -> dict[str, Any]:
     """Carry out the plan in `model/`; returns what the repair did, and the size of the result."""
     tuned, prune = work.recipe.finetune is not None, work.recipe.prune
     folder = work.folder / ("repaired" if tuned else "model")
@@ -38,14 +38,14 @@ def operate(work: Workspace, facts: Facts) -> dict[str, Any]:
         "folder": folder.name,
         "seed": work.recipe.seed,
     }
-    done = work.ledger.step("repair", "surgery", inputs, [folder / name for name in FILES], run)
+    done = work.cache.step("repair", "surgery", inputs, [folder / name for name in FILES], run)
     if tuned:
         return {**done, "finetuned": _fine_tune(work)}
     remove(work.folder / "repaired")
     return done
 
 
-def _fine_tune(work: Workspace) -> dict[str, Any]:
+def _fine_tune(work: RunContext) -> dict[str, Any]:
     """Fine-tune the repaired model in `repaired/`, as the recipe says, into `model/`; returns what was done."""
     section, prune = work.recipe.finetune, work.recipe.prune
     assert section is not None
@@ -77,7 +77,7 @@ def _fine_tune(work: Workspace) -> dict[str, Any]:
         "temperature": prune.temperature,
         "seed": work.recipe.seed,
     }
-    return work.ledger.step("repair", "surgery.finetune", inputs, [folder / name for name in FILES], run)
+    return work.cache.step("repair", "surgery.finetune", inputs, [folder / name for name in FILES], run)
 
 
 def _code_of(source: str | None) -> str | None:

@@ -9,12 +9,12 @@ from safetensors.numpy import load_file, save_file
 
 from optin_export import repair, scoring
 from optin_export.stages.checks import CHECKS
-from optin_export.stages.context import Facts, Workspace
+from optin_export.stages.context import Facts, RunContext
 from optin_export.workdir.cache import computed_by
 from optin_export.workdir.files import atomic_path, regular, sha256_file, sha256_json, write_text
 
 
-def load(work: Workspace, facts: Facts) -> None:
+def load(work: RunContext, facts: Facts) -> None:
     """Load and check everything that can be checked before hours of work and before anything is written."""
     for index, (_, check) in enumerate(CHECKS):
         check(work)
@@ -23,7 +23,7 @@ def load(work: Workspace, facts: Facts) -> None:
     work.tick(len(CHECKS) + 1, len(CHECKS) + 1)
 
 
-def score(work: Workspace, facts: Facts) -> dict[str, Any]:
+def score(work: RunContext, facts: Facts) -> dict[str, Any]:
     """Score all units into scores/, and measure the loss curves; returns facts about the scores."""
     prune, path = work.recipe.prune, work.folder / "scores" / "scores.safetensors"
     later = {"budget", "allocation", "compensate", "gauss_newton", "align", "curve_samples", "rounds"}
@@ -52,20 +52,20 @@ def score(work: Workspace, facts: Facts) -> dict[str, Any]:
         "methods": scoring.methods(work.structure, prune),
         "seed": work.recipe.seed,
     }
-    info = work.ledger.step("scoring", "scoring", inputs, [path], run)
+    info = work.cache.step("scoring", "scoring", inputs, [path], run)
     if prune.allocation == "joint":
         _measure_curves(work, path)
     return info
 
 
-def _measure_curves(work: Workspace, scores: Path) -> None:
+def _measure_curves(work: RunContext, scores: Path) -> None:
     """What keeping k units of each group costs, for the search; made with the repair's means, so by `surgery`."""
     path, prune = work.folder / "scores" / "curves.safetensors", work.recipe.prune
 
     def run() -> dict[str, Any]:
         sources, weights = work.sources, work.sensitivities if prune.compensate else None
         with work.placement(sources.model):
-            curves = repair.loss_curves(
+            curves = repair.curves(
                 sources.model,
                 work.structure,
                 load_file(regular(scores)),
@@ -90,4 +90,4 @@ def _measure_curves(work: Workspace, scores: Path) -> None:
         "curve_samples": prune.curve_samples,
         "seed": work.recipe.seed,
     }
-    work.ledger.step("repair", "scoring.curves", inputs, [path], run)
+    work.cache.step("repair", "scoring.curves", inputs, [path], run)

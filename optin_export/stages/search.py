@@ -15,7 +15,7 @@ from optin_export.recipe import Budget, Target
 from optin_export.search import LatencyTable
 from optin_export.stages import latency_trials
 from optin_export.stages.accuracy_search import choose
-from optin_export.stages.context import Facts, Workspace
+from optin_export.stages.context import Facts, RunContext
 from optin_export.stages.rounds import choose_in_rounds
 from optin_export.units import Costs
 from optin_export.workdir.files import read_json, regular, sha256_file, write_text
@@ -24,7 +24,7 @@ from optin_export.workdir.files import read_json, regular, sha256_file, write_te
 TABLE = "plan/latency_table.json"
 
 
-def find_plan(work: Workspace, facts: Facts) -> dict[str, Any]:
+def find_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
     """Find the plan, write plan/plan.json; returns what was tried to find it."""
     path = work.folder / "plan" / "plan.json"
     scores_path, curves_path = (work.folder / "scores" / f"{name}.safetensors" for name in ("scores", "curves"))
@@ -73,16 +73,16 @@ def find_plan(work: Workspace, facts: Facts) -> dict[str, Any]:
     }
     if table is not None:
         inputs |= {"table": sha256_file(work.folder / TABLE), "engine": _fingerprint(work)}
-        return work.ledger.step("measure", "search.latency", inputs, [path], run)
+        return work.cache.step("measure", "search.latency", inputs, [path], run)
     if prune.budget.accuracy_drop is not None or work.recipe.tokens.keep == "auto":
         inputs |= {"digest": work.digest, "compensate": prune.compensate, "seed": work.recipe.seed}
         inputs |= {"gauss_newton": {"temperature": prune.temperature} if work.refines else None}
-        return work.ledger.step("measure", "search.accuracy", inputs, [path], run)
+        return work.cache.step("measure", "search.accuracy", inputs, [path], run)
     if prune.rounds > 1:
         again = prune.model_dump(mode="json", exclude={"budget"})
         inputs |= {**work.calibration_digest, "prune": again, "seed": work.recipe.seed}
-        return work.ledger.step("repair", "search.rounds", inputs, [path], run)
-    found = work.ledger.step("search", "search", inputs, [path], run)
+        return work.cache.step("repair", "search.rounds", inputs, [path], run)
+    found = work.cache.step("search", "search", inputs, [path], run)
     work.tick(1, 1)
     return found
 
@@ -93,16 +93,16 @@ def _by_table(
     return plan_of(budget, costs, table)
 
 
-def _trials(work: Workspace) -> latency_trials.Trials:
+def _trials(work: RunContext) -> latency_trials.LatencyTrials:
     budget = work.recipe.budget
     assert budget.batch is not None
     # In the run folder, because engines are large; a folder of their own, because they are gone afterwards.
     folder = work.folder / "plan" / ".trials"
     target = work.recipe.budget_target
-    return latency_trials.Trials(work.sources, work.structure, target, budget.batch, folder, work.scheduled[0])
+    return latency_trials.LatencyTrials(work.sources, work.structure, target, budget.batch, folder, work.scheduled[0])
 
 
-def _latency_table(work: Workspace, steps: dict[str, int]) -> LatencyTable:
+def _latency_table(work: RunContext, steps: dict[str, int]) -> LatencyTable:
     """Measure the table, or take that of before if nothing that it depends on has changed."""
     path = work.folder / TABLE
     budget = work.recipe.budget
@@ -115,13 +115,13 @@ def _latency_table(work: Workspace, steps: dict[str, int]) -> LatencyTable:
         return {}
 
     inputs = {**_fingerprint(work), "steps": steps, "least": work.least, "seed": work.recipe.seed}
-    work.ledger.step("measure", "search.table", inputs, [path], run)
+    work.cache.step("measure", "search.table", inputs, [path], run)
     table = LatencyTable.model_validate(read_json(path))
     search.check_budget(work.costs, budget, work.least, table)
     return table
 
 
-def _fingerprint(work: Workspace) -> dict[str, Any]:
+def _fingerprint(work: RunContext) -> dict[str, Any]:
     """What an engine's latency depends on: the target and its machine, the graph's shapes, not its weights."""
     target, export = work.recipe.budget_target, work.recipe.export
     return {
@@ -138,7 +138,7 @@ def _fingerprint(work: Workspace) -> dict[str, Any]:
     }
 
 
-def _device(work: Workspace, target: Target) -> str:
+def _device(work: RunContext, target: Target) -> str:
     if target.device == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return str(work.environment["cpu"])

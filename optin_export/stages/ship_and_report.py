@@ -25,11 +25,11 @@ from optin_export.report import (
     still_spent,
 )
 from optin_export.report.schema import Pruning, Tried
-from optin_export.stages.context import Facts, Workspace
+from optin_export.stages.context import Facts, RunContext
 from optin_export.workdir.files import regular, sha256_file, sha256_json, write_text
 
 
-def gates(work: Workspace, facts: dict[str, Any]) -> list[measure.Gate]:
+def gates(work: RunContext, facts: dict[str, Any]) -> list[measure.Gate]:
     """Every gate of the run, from what the stages found."""
     budget, measured = work.recipe.budget, measure.Measured.from_json(facts["measure"])
     fleet = fleet_gates(work.recipe, work.folder)
@@ -46,12 +46,12 @@ def gates(work: Workspace, facts: dict[str, Any]) -> list[measure.Gate]:
     return judged + fleet
 
 
-def macs_left(work: Workspace, facts: Facts) -> float:
+def macs_left(work: RunContext, facts: Facts) -> float:
     """Share of the unpruned model's MACs that the pruned model has."""
     return float(facts["surgery"]["macs"] / work.costs.whole("macs"))
 
 
-def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -> Report:
+def write_report(work: RunContext, facts: Facts, stages: Sequence[StageResult]) -> Report:
     """Write report.json and report.html out of what the stages found."""
     operated = facts["surgery"]
     macs, params = (
@@ -89,7 +89,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
         elsewhere=still_elsewhere(work.folder),
         costs=still_spent(work.folder),
         stages=stages,
-        warnings=(*chance_warnings(measured), *work.ledger.warnings),
+        warnings=(*chance_warnings(measured), *work.cache.warnings),
         doubts=measure.doubts(measured.latency, macs.ratio, work.recipe.gates.most_other_work),
         environment=work.environment,
     )
@@ -101,7 +101,7 @@ def write_report(work: Workspace, facts: Facts, stages: Sequence[StageResult]) -
     return report
 
 
-def ship_run(work: Workspace, facts: Facts) -> None:
+def ship_run(work: RunContext, facts: Facts) -> None:
     """A model repository only for a run that passed, and a manifest for every run."""
     judged = gates(work, facts)
     passed = all(gate.passed for gate in judged)
@@ -119,7 +119,7 @@ def ship_run(work: Workspace, facts: Facts) -> None:
 
         read = {path.relative_to(work.folder).as_posix(): sha256_file(path) for path in ship.files_of(origin)}
         inputs = {"files": read, "recipe": recipe.model_dump(mode="json"), "environment": work.environment}
-        work.ledger.step("ship", "ship.triton", inputs, written, run)
+        work.cache.step("ship", "ship.triton", inputs, written, run)
     else:
         ship.remove(repository)
     work.tick(2, 3)
@@ -137,7 +137,7 @@ def ship_run(work: Workspace, facts: Facts) -> None:
     work.tick(3, 3)
 
 
-def _method(work: Workspace) -> str:
+def _method(work: RunContext) -> str:
     """`prune.score`; of auto also what it took, for which units."""
     score, chosen = work.recipe.prune.score, scoring.methods(work.structure, work.recipe.prune)
     if score != "auto":

@@ -104,7 +104,7 @@ def _files(outputs: Outputs) -> Sequence[Path]:
     return outputs() if callable(outputs) else outputs
 
 
-class Ledger:
+class StepCache:
     """The steps done in one run folder. `changed` is called once, before the first step that is not reused.
 
     warn: is told each warning, in one line, such as a result that was damaged. warnings: those lines.

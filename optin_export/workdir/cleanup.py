@@ -55,7 +55,7 @@ _OURS = (
 
 
 @dataclass(frozen=True)
-class Doomed:
+class RemovableFile:
     """A file or folder of a run that would go. path: relative to the run. bytes: what it frees."""
 
     run: Path
@@ -83,7 +83,7 @@ def _is_own_run(path: Path) -> bool:
     return not path.is_symlink() and path.is_dir() and is_run(path)
 
 
-def find(run: Path, keep: Sequence[str]) -> list[Doomed]:
+def find(run: Path, keep: Sequence[str]) -> list[RemovableFile]:
     """What would go if only the parts in `keep` stay; with none kept, the whole run.
 
     Raises InputError for what is no run folder, or is only a link to one.
@@ -96,18 +96,18 @@ def find(run: Path, keep: Sequence[str]) -> list[Doomed]:
     for path in _files(run):
         name = path.relative_to(run)
         if name.parts[0] in _OURS and not any(place == name or place in name.parents for place in stays):
-            found.append(Doomed(run, name.as_posix(), 0 if path.is_symlink() else path.stat().st_size))
+            found.append(RemovableFile(run, name.as_posix(), 0 if path.is_symlink() else path.stat().st_size))
     known = {run / one.path for one in found}
     # What a killed process left goes in any case, out of the parts that stay as well.
     for path in leftovers(run):
         for file in _files(path) if path.is_dir() else [path]:
             if file not in known:
-                found.append(Doomed(run, file.relative_to(run).as_posix(), file.lstat().st_size))
+                found.append(RemovableFile(run, file.relative_to(run).as_posix(), file.lstat().st_size))
     return found
 
 
 def over_limit(
-    doomed: Sequence[Sequence[Doomed]], limit: int, used: Sequence[int], order: Sequence[float]
+    doomed: Sequence[Sequence[RemovableFile]], limit: int, used: Sequence[int], order: Sequence[float]
 ) -> list[int]:
     """Which runs to clean, the oldest first, until all of them together take at most `limit` bytes.
 
@@ -124,7 +124,7 @@ def over_limit(
     return chosen
 
 
-def delete(doomed: Sequence[Doomed]) -> None:
+def delete(doomed: Sequence[RemovableFile]) -> None:
     """Delete them, and folders that are empty then. Raises EnvironmentLacks where that is not allowed."""
     try:
         for one in doomed:

@@ -13,11 +13,11 @@ from optin_export.errors import EnvironmentLacks
 from optin_export.workdir.files import Scratch
 from optin_export.workdir.torch_files import sink
 
-#: Bytes that one `Spill` holds in memory: they do not grow further with the number of rows.
+#: Bytes that one `OffloadedTensors` holds in memory: they do not grow further with the number of rows.
 IN_MEMORY = 1 << 30
 
 
-class Spill:
+class OffloadedTensors:
     """Tensors, or dictionaries and tuples of them, by number.
 
     purpose, fix: for the error where a temporary file cannot be written (EnvironmentLacks).

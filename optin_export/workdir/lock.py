@@ -16,7 +16,7 @@ from typing import BinaryIO
 from optin_export.errors import EnvironmentLacks
 from optin_export.workdir.files import NotRegular, confined, open_in, opened_folder
 
-#: Hidden, so that no manifest lists it; in the ledger's folder, so that an unfinished run holds nothing more.
+#: Hidden, so that no manifest lists it; in the folder of the step cache, so that an unfinished run holds nothing more.
 LOCK = ".stages/lock"
 
 

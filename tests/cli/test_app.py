@@ -18,6 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from optin_export import cli, errors
+from optin_export.cli import app
 from optin_export.units import supported
 from optin_export.workdir.run_directory import STAGES
 from tests.conftest import ROOT, Make
@@ -224,7 +225,7 @@ def test_an_unsupported_architecture_is_told_the_supported_ones(run: Run, vit_re
     }
     result = run(raw)
     assert_refused(result, "the architecture GhostNet is not supported", progress=True)
-    assert "vit" in result[2] and "bert" in result[2] and "optin_export/families/" in result[2]
+    assert "vit" in result[2] and "bert" in result[2] and "optin_export/units/families/" in result[2]
 
 
 def test_a_variant_is_told_which_units_it_can_lose(run: Run, vit_recipe: Make) -> None:
@@ -358,7 +359,7 @@ def test_every_error_has_its_code(
     def fail(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "run_folder", fail)
+    monkeypatch.setattr(app, "run_folder", fail)
     assert_refused(run(vit_recipe()), "", code=code)
 
 
@@ -371,7 +372,7 @@ def test_our_own_bug_ends_with_1_and_shows_where(
     def fail(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "run_folder", fail)
+    monkeypatch.setattr(app, "run_folder", fail)
     code, _, err = run(vit_recipe())
     assert code == 1 and "Traceback" in err and "this is a bug" in err
 

@@ -23,7 +23,7 @@ from optin_export.errors import InputError
 from optin_export.models.tasks import IGNORED
 from optin_export.recipe import validate
 from tests.conftest import ROOT
-from tests.models.test_hub_images import photo, processor_folder
+from tests.data.test_hub_images import photo, processor_folder
 
 PLAIN = {"crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}
 RAMP = np.tile(np.linspace(0, 1, 32), (32, 1))
@@ -230,14 +230,14 @@ def test_nothing_is_said_where_the_recipe_says_all(tmp_path: Path, vit_folder: P
 
 def test_the_note_is_shown_and_kept_for_the_report(tmp_path: Path, vit_folder: Path) -> None:
     from optin_export.stages.checks import sources_load
-    from optin_export.stages.context import Workspace
+    from optin_export.stages.context import RunContext
 
     sources = loaded(tmp_path, vit_folder, None)
     shown: list[str] = []
-    work = Workspace(sources.recipe, tmp_path / "run", False, lambda done, total: None, shown.append)
+    work = RunContext(sources.recipe, tmp_path / "run", False, lambda done, total: None, shown.append)
     sources_load(work)
     assert work.sources.recipe == sources.recipe
-    assert len(shown) == 1 and shown == work.ledger.warnings and "no preprocessor_config.json" in shown[0]
+    assert len(shown) == 1 and shown == work.cache.warnings and "no preprocessor_config.json" in shown[0]
 
 
 def test_a_damaged_processor_is_refused(tmp_path: Path, vit_folder: Path) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from optin_export.cli import main
 from tests.conftest import VIT_ARGS, enlarge
-from tests.models.test_hub_images import EDGE, SQUARE, photo, processor_folder
+from tests.data.test_hub_images import EDGE, SQUARE, photo, processor_folder
 
 CLASSES = 40
 #: Height and width, mode, format, EXIF orientation of the images.

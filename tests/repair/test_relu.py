@@ -9,9 +9,9 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
-from optin_export.repair import operate
+from optin_export.repair import prune_and_repair
 from optin_export.repair.paired_forward import Stream
-from optin_export.repair.relu import Bend, bend_of_units, shift_of_block_relu
+from optin_export.repair.relu import ReluTarget, bend_of_units, shift_of_block_relu
 from optin_export.repair.sequential import HEAD, Repair, output_layer
 from optin_export.units import Structure, find_structure, tensor_of
 from tests.repair.plans import halved
@@ -26,7 +26,7 @@ def test_the_target_majorises_the_error_behind_the_relu(shift_per_row: bool) -> 
     generator = torch.Generator().manual_seed(0)
     wanted, present, other, shift = (torch.randn(500, 6, generator=generator).double() for _ in range(4))
     scale = torch.tensor([1.0, -1.0, 0.3, -2.0, 5.0, 0.01]).double()
-    bend = Bend(scale, shift if shift_per_row else shift[0])
+    bend = ReluTarget(scale, shift if shift_per_row else shift[0])
 
     def behind(x: torch.Tensor) -> torch.Tensor:
         return (scale * x + bend.shift).relu() / scale.abs()
@@ -41,7 +41,7 @@ def test_the_target_majorises_the_error_behind_the_relu(shift_per_row: bool) -> 
 
 def test_features_without_a_factor_keep_their_target() -> None:
     wanted, present = torch.ones(3, 2), torch.zeros(3, 2)
-    target = Bend(torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0])).target(wanted, present)
+    target = ReluTarget(torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0])).target(wanted, present)
     assert torch.equal(target, wanted)
 
 
@@ -95,7 +95,7 @@ def test_looking_through_the_relu_helps_behind_it(name: str, monkeypatch: pytest
     errors = {}
     for rounds in (0, 2):
         monkeypatch.setattr(repair_module, "ROUNDS", rounds)
-        dense = operate(model, structure, plan, batches, batches[0].inputs, repair=True).dense
+        dense = prune_and_repair(model, structure, plan, batches, batches[0].inputs, repair=True).dense
         errors[rounds] = error_of_blocks(model, dense, structure, unseen)
     assert errors[2] < errors[0]
 
@@ -106,7 +106,9 @@ def test_the_output_layer_is_found_and_refitted(name: str, head: str | None) -> 
     structure, batches = find_structure(model), batches_for(model, 6, size=24)
     path = output_layer(model, batches[0].inputs)
     assert (path is None) == (head is None)
-    operation = operate(model, structure, halved(structure, share=0.5), batches, batches[0].inputs, repair=True)
+    operation = prune_and_repair(
+        model, structure, halved(structure, share=0.5), batches, batches[0].inputs, repair=True
+    )
     if head is None:
         assert HEAD not in operation.repairs
         return
@@ -123,7 +125,9 @@ def test_rows_that_do_not_fit_into_memory_are_computed_again(monkeypatch: pytest
     plan, states = halved(structure, share=0.5), []
     for room in (1 << 29, 0):
         monkeypatch.setattr(repair_module, "ROWS_IN_MEMORY", room)
-        states.append(operate(model, structure, plan, batches, batches[0].inputs, repair=True).dense.state_dict())
+        states.append(
+            prune_and_repair(model, structure, plan, batches, batches[0].inputs, repair=True).dense.state_dict()
+        )
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -133,6 +137,8 @@ def test_the_error_behind_the_relu_never_grows() -> None:
         model, _ = small_model(name)
         structure, batches = find_structure(model), batches_for(model, 5, size=6)
         plan = halved(structure, share=0.5)
-        for repair in operate(model, structure, plan, batches, batches[0].inputs, repair=True).repairs.values():
+        for repair in prune_and_repair(
+            model, structure, plan, batches, batches[0].inputs, repair=True
+        ).repairs.values():
             assert repair.before is not None and repair.after is not None
             assert repair.after <= repair.before * (1 + 1e-6)

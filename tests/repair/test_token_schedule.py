@@ -8,7 +8,7 @@ import torch
 
 from optin_export.errors import InputError
 from optin_export.pruning import count_tokens, insert_merging
-from optin_export.pruning.token_merging import Gone, flow_of, places
+from optin_export.pruning.token_merging import DroppedTokens, flow_of, places
 from optin_export.recipe import TokensSection
 from optin_export.repair import scheduled
 from optin_export.repair.token_schedule import merging_curves
@@ -60,7 +60,7 @@ def test_merging_more_costs_more_and_nothing_costs_nothing() -> None:
 
 
 def test_un_merging_gives_every_token_the_row_that_stands_for_it() -> None:
-    gone = Gone(torch.tensor([[0, 1, 1, 2]]), torch.tensor([[1.0, 2.0, 1.0]]))
+    gone = DroppedTokens(torch.tensor([[0, 1, 1, 2]]), torch.tensor([[1.0, 2.0, 1.0]]))
     rows = torch.tensor([[[1.0], [2.0], [4.0], [8.0]]])
     assert gone.sums(rows).flatten().tolist() == [1, 6, 8]
     assert gone.means(rows).flatten().tolist() == [1, 3, 8]

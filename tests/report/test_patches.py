@@ -1,4 +1,4 @@
-"""Merged patches drawn over images."""
+"""Patches that were merged, drawn over images."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from optin_export import cli
+from tests.serving import hostile
 from tests.serving.hostile import METADATA, as_json, dripping, endless, output, raw, said
-from tests.ship import hostile
 
 TIMEOUT = 0.6
 HEAD = b"HTTP/1.1 200 OK\r\n"

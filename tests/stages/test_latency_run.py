@@ -75,7 +75,7 @@ def test_the_table_is_measured_anew_only_where_it_depends_on_the_change(
     measured: list[int] = []
     chosen: list[float] = []
 
-    def without_engines(one: latency_trials.Trials, costs: Costs, *given: Any) -> LatencyTable:
+    def without_engines(one: latency_trials.LatencyTrials, costs: Costs, *given: Any) -> LatencyTable:
         measured.append(one.batch)
         return made_up(costs)
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 import optin_export
-from optin_export.cli import exit_code
+from optin_export.cli.app import exit_code
 from optin_export.errors import InputError
 from optin_export.measure import parity
 from optin_export.recipe import load_recipe
@@ -266,7 +266,7 @@ def test_gauss_newton_is_a_choice_of_the_recipe(
     vit_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Off for transformers, on where it is asked for; the surgery is done again and nothing before it."""
-    monkeypatch.setattr("optin_export.sources.CALIBRATION_BATCH", 8)
+    monkeypatch.setattr("optin_export.data.loading.CALIBRATION_BATCH", 8)
     monkeypatch.setattr("optin_export.repair.gauss_newton.LEAST_HELD", 8)
     prune = vit_recipe()["prune"]
     plain = optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="surgery")

@@ -1,4 +1,4 @@
-"""How the small random models of the family tests are described: what `optin_export.sources.build` makes them from."""
+"""How the small random models of the family tests are described: what `optin_export.models.build` makes them from."""
 
 from __future__ import annotations
 

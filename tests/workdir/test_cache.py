@@ -11,7 +11,7 @@ import pytest
 import optin_export
 from optin_export import environment
 from optin_export.workdir import cache
-from optin_export.workdir.cache import Ledger
+from optin_export.workdir.cache import StepCache
 from optin_export.workdir.files import sha256_file, write_text
 from tests.conftest import Make
 
@@ -23,7 +23,7 @@ def told() -> list[str]:
 
 def step(run: Path, told: list[str], inputs: Any = 1) -> tuple[bool, list[str]]:
     """Whether a step that writes out/a.txt was done, and the warnings."""
-    book = Ledger(run, False, lambda: None, told.append)
+    book = StepCache(run, False, lambda: None, told.append)
 
     def work() -> dict[str, Any]:
         write_text(run / "out" / "a.txt", "content")
@@ -67,8 +67,8 @@ def test_a_vanished_record_is_no_damage(tmp_path: Path, told: list[str]) -> None
     assert step(tmp_path, told) == (True, [])
 
 
-def test_a_change_of_the_steps_code_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps stand outside the rooms, and decide what is written all the same."""
+def test_a_change_of_the_stages_code_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages are no layer, and decide what is written all the same."""
     before = code_hash("recipe")
     assert code_hash("search") != before
     assert edited_hash(monkeypatch, b"\nEDITED = 1\n") != before
@@ -87,10 +87,10 @@ def code_hash(layer: str) -> str:
 
 
 def edited_hash(monkeypatch: pytest.MonkeyPatch, text: bytes) -> str:
-    """The hash of `recipe` with this text at the end of every file of the steps."""
+    """The hash of `recipe` with this text at the end of every file of the stages."""
     known = Path.read_bytes
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", lambda path: known(path) + (text if path.parent.name == "steps" else b""))
+        patch.setattr(Path, "read_bytes", lambda path: known(path) + (text if path.parent.name == "stages" else b""))
         return code_hash("recipe")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from optin_export.models import TaskModel
 from optin_export.recipe import Budget, PruneSection
-from optin_export.repair import combined, loss_curves
+from optin_export.repair import combined, curves, loss_curves
 from optin_export.scoring import score
 from optin_export.scoring.losses import observe, output_losses, trajectory_losses
 from optin_export.units import Structure, block_outputs, find_structure, get_layer, masked
@@ -81,7 +81,7 @@ def test_the_model_is_as_it_was_when_something_fails(monkeypatch: pytest.MonkeyP
     def fail(*args: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(loss_curves, "_losses", fail)
+    monkeypatch.setattr(curves, "_losses", fail)
     with pytest.raises(MemoryError):
         curves_of(model, structure)
     assert before.keys() == model.state_dict().keys()
@@ -100,10 +100,10 @@ def test_no_point_lies_below_the_smallest_count() -> None:
 @pytest.mark.parametrize(("units", "least"), [(4, 0), (20, 1), (64, 0), (64, 8), (1000, 0), (1, 1)])
 def test_counts_of_a_curve(units: int, least: int) -> None:
     """Every count of a small group; else steps, finer at the beginning, where the curve is steep."""
-    counts = loss_curves._counts(units, least)
+    counts = curves._counts(units, least)
     assert counts[0] == least and counts[-1] == units and counts == sorted(set(counts))
-    assert len(counts) <= loss_curves.POINTS + 3
-    if units <= loss_curves.POINTS:
+    assert len(counts) <= curves.POINTS + 3
+    if units <= curves.POINTS:
         assert counts == list(range(least, units + 1))
     elif least == 0:
         assert counts[1] == round(0.02 * units)
@@ -112,13 +112,13 @@ def test_counts_of_a_curve(units: int, least: int) -> None:
 @pytest.mark.parametrize("name", ["bert", "resnet-timm-bottleneck", "vgg"])
 def test_without_a_refit_a_point_is_the_loss_of_masking(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With endless damping the layer stays as it is, so that the worst scored units are simply gone."""
-    monkeypatch.setattr(loss_curves, "DAMPING", 1e12)
+    monkeypatch.setattr(curves, "DAMPING", 1e12)
     model, _ = small_model(name)
     structure = find_structure(model)
     scores = magnitude(model, structure)
     found = curves_of(model, structure, scores=scores)
     batch = batches_for(model, 1, size=8, first_seed=50)[0]
-    reference = observe(model, structure, batch, loss_curves.ROWS, torch.Generator().manual_seed(0))
+    reference = observe(model, structure, batch, curves.ROWS, torch.Generator().manual_seed(0))
     for group in structure.groups:
         count, trajectory, output = found[group.key][len(found[group.key]) // 2]
         mask = torch.zeros(group.count)
@@ -140,7 +140,7 @@ def test_without_repair_a_curve_is_the_loss_of_masking(name: str) -> None:
     batches = batches_for(model, 2, size=4, first_seed=50)
     found = curves_of(model, structure, scores=scores, repair=False, scoring=batches, calibration=())
     generator = torch.Generator().manual_seed(0)
-    references = [observe(model, structure, batch, loss_curves.ROWS, generator) for batch in batches]
+    references = [observe(model, structure, batch, curves.ROWS, generator) for batch in batches]
     for group in structure.groups[:2]:
         order = np.argsort(-scores[group.key], kind="stable")
         for count, trajectory, output in found[group.key]:
@@ -162,13 +162,13 @@ def test_without_repair_a_curve_is_the_loss_of_masking(name: str) -> None:
 
 def test_rescaled_curves_are_those_of_the_best_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     """One factor per kept head: plain least squares on what the layer reads gives the same weights."""
-    monkeypatch.setattr(loss_curves, "DAMPING", 1e-9)
+    monkeypatch.setattr(curves, "DAMPING", 1e-9)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(50, 12, generator=generator, dtype=torch.float64) + 0.5
     start = torch.randn(13, 5, generator=generator, dtype=torch.float64)
     design = torch.cat([rows, torch.ones(50, 1, dtype=torch.float64)], 1)
     kept = np.array([3, 0, 2])
-    found = loss_curves._rescaled(start, design.T @ design, kept, 4)
+    found = curves._rescaled(start, design.T @ design, kept, 4)
     parts = torch.stack(
         [(rows[:, 3 * unit : 3 * unit + 3] @ start[3 * unit : 3 * unit + 3]).flatten() for unit in (0, 2, 3)]
     )
@@ -194,16 +194,16 @@ def test_a_layer_that_the_repair_cannot_refit_is_masked_in_the_curves() -> None:
     model, _ = small_model("vit")
     structure = find_structure(model)
     group = structure.groups[0]
-    assert loss_curves._repaired(model, group, True) == group.reads
-    assert loss_curves._repaired(model, group, "rescale") == (group.consumer,)
-    assert loss_curves._repaired(model, group, False) == ()
+    assert curves._repaired(model, group, True) == group.reads
+    assert curves._repaired(model, group, "rescale") == (group.consumer,)
+    assert curves._repaired(model, group, False) == ()
 
 
 def test_a_refit_lowers_the_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = small_model("vit")
     structure = find_structure(model)
     refitted = curves_of(model, structure)
-    monkeypatch.setattr(loss_curves, "DAMPING", 1e12)
+    monkeypatch.setattr(curves, "DAMPING", 1e12)
     masked_only = curves_of(model, structure)
     for group in structure.groups:
         middle = len(refitted[group.key]) // 2
@@ -212,7 +212,7 @@ def test_a_refit_lowers_the_curve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_units_that_stand_in_for_each_other_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every second neuron computes what the one before it does: half of them are enough, no score needs to say so."""
-    monkeypatch.setattr(loss_curves, "DAMPING", 1e-9)
+    monkeypatch.setattr(curves, "DAMPING", 1e-9)
     model, _ = small_model("vit")
     structure = find_structure(model)
     group = structure.groups[1]
@@ -229,10 +229,10 @@ def test_units_that_stand_in_for_each_other_cost_nothing(monkeypatch: pytest.Mon
 def test_batches_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = small_model("vit")
     batches = batches_for(model, 12, size=2)
-    monkeypatch.setattr(loss_curves, "CALIBRATION_ROWS", 8)
-    assert [batch is batches[place] for batch, place in zip(loss_curves._thinned(batches), (0, 3, 6, 9), strict=True)]
-    monkeypatch.setattr(loss_curves, "CALIBRATION_ROWS", 1000)
-    assert len(loss_curves._thinned(batches)) == 12
+    monkeypatch.setattr(curves, "CALIBRATION_ROWS", 8)
+    assert [batch is batches[place] for batch, place in zip(curves._thinned(batches), (0, 3, 6, 9), strict=True)]
+    monkeypatch.setattr(curves, "CALIBRATION_ROWS", 1000)
+    assert len(curves._thinned(batches)) == 12
 
 
 def test_constant_activations_leave_the_layer_alone() -> None:
@@ -253,7 +253,7 @@ EXAMPLE = {
 }
 
 
-@pytest.mark.parametrize(("kind", "share"), sorted(loss_curves.TRAJECTORY_SHARE.items()))
+@pytest.mark.parametrize(("kind", "share"), sorted(curves.TRAJECTORY_SHARE.items()))
 def test_terms_of_a_curve_are_combined_on_one_scale(kind: str, share: float) -> None:
     found = combined(EXAMPLE, kind)
     totals = (2.0 + 4.0, 0.5 + 1.5)  # means over the points, summed over the groups
