@@ -6,7 +6,7 @@ import torch
 
 from optin_export.data import load_sources
 from optin_export.recipe import Budget, load_recipe
-from optin_export.repair import prune_and_repair
+from optin_export.repair import apply_plan
 from optin_export.scoring import score
 from optin_export.search import find_plan
 from optin_export.units import count_macs, count_params, find_structure, measure_costs
@@ -24,7 +24,7 @@ steps = {group.key: group.step(recipe.prune.align) for group in structure.groups
 
 for share in (0.8, 0.5):
     plan = find_plan(scores.values, costs, Budget(macs=share), steps)
-    smaller = prune_and_repair(model, structure, plan, (), sources.fixed(2), repair=False).dense
+    smaller = apply_plan(model, structure, plan, (), sources.fixed(2), repair=False).dense
     assert count_macs(smaller, one) == plan.predicted.macs <= share * plan.base.macs
     print(f"at most {share:.0%} of the MACs: {count_macs(smaller, one):,} left of {count_macs(model, one):,}")
     print(f"  parameters: {count_params(smaller):,} left of {count_params(model):,}")

@@ -9,7 +9,7 @@ from optin_export.data import load_sources
 from optin_export.measure import accuracy_of
 from optin_export.models import as_function
 from optin_export.recipe import Budget, load_recipe
-from optin_export.repair import prune_and_repair
+from optin_export.repair import apply_plan
 from optin_export.scoring import score
 from optin_export.search import find_plan
 from optin_export.units import find_structure, measure_costs
@@ -30,9 +30,7 @@ plan = find_plan(scores.values, costs, Budget(macs=0.2), steps)
 print(f"unpruned:  {accuracy_of(as_function(model), held_out):.2f} % right")
 points = {}
 for repair in (False, True):
-    done = prune_and_repair(
-        model, structure, plan, sources.calibration if repair else (), sources.fixed(2), repair=repair
-    )
+    done = apply_plan(model, structure, plan, sources.calibration if repair else (), sources.fixed(2), repair=repair)
     points[repair] = accuracy_of(as_function(done.dense), held_out)
     print(f"{'repaired' if repair else 'as cut'}: {points[repair]:.2f} % right")
 assert points[True] > points[False]  # 80 % of the MACs are gone

@@ -17,7 +17,7 @@ from optin_export.export import export_onnx
 from optin_export.measure import measure_latency
 from optin_export.models import wrap
 from optin_export.recipe import Budget, PruneSection, Target
-from optin_export.repair import prune_and_repair
+from optin_export.repair import apply_plan
 from optin_export.scoring import score
 from optin_export.search import find_plan
 from optin_export.units import find_structure, measure_costs
@@ -41,7 +41,7 @@ settings = PruneSection(budget=Budget(macs=0.5), probes=16)
 scores = score(model, structure, calibration, settings, seed=0)
 steps = {group.key: group.step(8) for group in structure.groups}
 plan = find_plan(scores.values, measure_costs(model, structure, rows(1)), settings.budget, steps)
-smaller = prune_and_repair(model, structure, plan, calibration, rows(2), repair=True).dense
+smaller = apply_plan(model, structure, plan, calibration, rows(2), repair=True).dense
 
 target, engines, inputs = Target(engine="onnxruntime", device="cpu", threads=1), {}, rows(8)
 for name, made in (("base", model), ("pruned", smaller)):

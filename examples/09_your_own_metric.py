@@ -14,7 +14,7 @@ from optin_export.data import load_sources
 from optin_export.measure import METRICS, Metric, evaluate, predict
 from optin_export.models import as_function
 from optin_export.recipe import Budget, load_recipe
-from optin_export.repair import prune_and_repair
+from optin_export.repair import apply_plan
 from optin_export.scoring import score
 from optin_export.search import find_plan
 from optin_export.units import find_structure, measure_costs
@@ -40,7 +40,7 @@ structure = find_structure(model)
 scores = score(model, structure, sources.scoring, recipe.prune, seed=0)
 steps = {group.key: group.step(8) for group in structure.groups}
 plan = find_plan(scores.values, measure_costs(model, structure, sources.fixed(1)), Budget(macs=0.2), steps)
-smaller = prune_and_repair(model, structure, plan, sources.calibration, sources.fixed(2), repair=True).dense
+smaller = apply_plan(model, structure, plan, sources.calibration, sources.fixed(2), repair=True).dense
 
 rows = [predict(as_function(one), held_out) for one in (model, smaller)]
 found = evaluate(*rows, "top2", seed=0)

@@ -97,7 +97,7 @@ class Bench:
 
     def measured_curves(self, scores: scoring.Scores) -> dict[str, np.ndarray]:
         """The same with both terms apart."""
-        return repair.curves(
+        return repair.loss_curves(
             self.model,
             self.structure,
             scores.values,
@@ -122,7 +122,7 @@ class Bench:
         align = {group.key: 1 if group.kind == "heads" else prune.align for group in self.structure.groups}
         return search.find_plan(scores.values, self.costs, Budget(macs=budget), align, self.least, curves)
 
-    def prune_and_repair(self, plan: search.Plan, repair: str) -> tuple[TaskModel, float]:
+    def apply_plan(self, plan: search.Plan, repair: str) -> tuple[TaskModel, float]:
         """The repaired model and the seconds that it took; Gauss-Newton goes on from the least squares of before."""
         start = time.perf_counter()
         if repair == "gauss-newton" and self.last is not None and self.last[0] == plan:
@@ -136,7 +136,7 @@ class Bench:
                 seed=self.sources.recipe.seed,
             )
             return dense, seconds + time.perf_counter() - start
-        operation = repair.prune_and_repair(
+        operation = repair.apply_plan(
             self.model,
             self.structure,
             plan,
@@ -188,7 +188,7 @@ def measure(
                 curves[method] = bench.curves(scores), time.perf_counter() - start
             found, curves_seconds = curves[method] if allocation != "additive" else (None, 0.0)
             plan = bench.plan(scores, budget, found)
-            dense, repair_seconds = bench.prune_and_repair(plan, method_of_repair)
+            dense, repair_seconds = bench.apply_plan(plan, method_of_repair)
             row = {
                 "scorer": scorer,
                 "repair": method_of_repair,

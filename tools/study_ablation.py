@@ -34,7 +34,7 @@ MORE_ROUNDS, MORE_POSITIONS, ALL_IMAGES = 6, 256, 5000
 
 def drop(bench: Bench, budget: float, curves: dict[str, Any] | None, scores: Any) -> dict[str, Any]:
     plan = bench.plan(scores, budget, curves)
-    return bench.judged(bench.prune_and_repair(plan, "least-squares")[0])
+    return bench.judged(bench.apply_plan(plan, "least-squares")[0])
 
 
 def variants(case: str, seed: int, budget: float) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -83,7 +83,7 @@ def with_more(case: str, seed: int, budget: float) -> dict[str, Callable[[], dic
     plan = bench.plan(scores, budget, curves)
 
     def repaired(bench: Bench) -> dict[str, Any]:
-        return bench.judged(bench.prune_and_repair(plan, "least-squares")[0])
+        return bench.judged(bench.apply_plan(plan, "least-squares")[0])
 
     def with_images() -> dict[str, Any]:
         rows = recipe.data.calibration.model_copy(update={"samples": ALL_IMAGES})

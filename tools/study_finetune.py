@@ -41,7 +41,7 @@ def main() -> None:
     curves = bench.curves(scores)
     rows: list[dict[str, Any]] = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
     for budget in args.budgets:
-        repaired, seconds = bench.prune_and_repair(bench.plan(scores, budget, curves), "least-squares")
+        repaired, seconds = bench.apply_plan(bench.plan(scores, budget, curves), "least-squares")
         for steps in (0, *args.steps):
             row: dict[str, Any] = {"case": args.case, "budget": budget, "seed": args.seed, "steps": steps}
             row["learning_rate"] = args.learning_rate if steps else None

@@ -111,9 +111,7 @@ def main() -> None:
             for key, units in kept.items():
                 groups[key] = search.GroupPlan(count=plan.groups[key].count, kept=tuple(sorted(units)))
             changed = plan.model_copy(update={"groups": groups})
-            found = {
-                repair: bench.judged(bench.prune_and_repair(changed, repair)[0]) for repair in ("none", "least-squares")
-            }
+            found = {repair: bench.judged(bench.apply_plan(changed, repair)[0]) for repair in ("none", "least-squares")}
             row = {
                 "case": args.case,
                 "budget": budget,

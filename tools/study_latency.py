@@ -121,7 +121,7 @@ class Study:
         by_macs = self.plan(Budget(macs=equal))
         models, judged = {}, {}
         for name, plan in (("latency", by_latency), ("macs", by_macs)):
-            models[name], _ = self.bench.prune_and_repair(plan, "least-squares")
+            models[name], _ = self.bench.apply_plan(plan, "least-squares")
             judged[name] = self.bench.judged(models[name])
         found = self.timed(models)
         plans = {"latency": by_latency, "macs": by_macs}

@@ -67,7 +67,7 @@ def main() -> None:
         for budget in args.budgets:
             for name, chosen in (*((name, {name: curves[name]}) for name in args.scorers), ("both", curves)):
                 plan = plan_of(bench, scores, chosen, budget)
-                dense, _ = bench.prune_and_repair(plan, "least-squares")
+                dense, _ = bench.apply_plan(plan, "least-squares")
                 row = {"case": case, "budget": budget, "seed": args.seed, "orders": name}
                 rows = [old for old in rows if any(old[field] != value for field, value in row.items())]
                 predicted = None if plan.predicted_loss is None else round(plan.predicted_loss, 5)

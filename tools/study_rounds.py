@@ -65,7 +65,7 @@ def main() -> None:
             start = time.perf_counter()
             plan = chosen_in_rounds(bench, scores.values, curves, budget, rounds)
             seconds = time.perf_counter() - start
-            judged = bench.judged(bench.prune_and_repair(plan, "least-squares")[0])
+            judged = bench.judged(bench.apply_plan(plan, "least-squares")[0])
             row = {"case": args.case, "scorer": args.scorer, "budget": budget, "seed": args.seed, "rounds": rounds}
             row |= {"samples": len(bench.sources.calibration_examples)}
             rows = [old for old in rows if any(old[name] != value for name, value in row.items())]

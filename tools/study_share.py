@@ -44,7 +44,7 @@ def main() -> None:
             with mock.patch.dict(CURVES.TRAJECTORY_SHARE, {kind: share}):
                 curves = repair.combined(measured, kind)
             for budget in args.budgets:
-                dense, _ = bench.prune_and_repair(bench.plan(scores, budget, curves), "least-squares")
+                dense, _ = bench.apply_plan(bench.plan(scores, budget, curves), "least-squares")
                 row = {"case": case, "budget": budget, "seed": args.seed, "share": share}
                 rows = [old for old in rows if any(old[name] != value for name, value in row.items())]
                 rows.append({**row, "default": share == own, **bench.judged(dense)})

@@ -51,7 +51,7 @@ class Study:
         self.weights = repair.sensitivities(self.model, self.structure, self.sources.calibration, recipe.seed)
         self.scores = scoring.score(self.model, self.structure, self.sources.scoring, recipe.prune, recipe.seed).values
         self.least = {group.key: 0 if group.sublayer else 1 for group in self.structure.groups}
-        curves = repair.curves(
+        curves = repair.loss_curves(
             self.model,
             self.structure,
             self.scores,
@@ -71,7 +71,7 @@ class Study:
         return search.find_plan(self.scores, costs, Budget(macs=macs), align, self.least, self.curves)
 
     def built(self, plan: search.Plan) -> TaskModel:
-        return repair.prune_and_repair(
+        return repair.apply_plan(
             self.model,
             self.structure,
             plan,

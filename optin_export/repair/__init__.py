@@ -9,7 +9,7 @@ No file knows ONNX.
 
 from __future__ import annotations
 
-from optin_export.repair.apply import MASKED_TOLERANCE, PrunedModel, masked_difference, prune_and_repair
+from optin_export.repair.apply import MASKED_TOLERANCE, PrunedModel, apply_plan, masked_difference
 from optin_export.repair.curves import combined, loss_curves
 from optin_export.repair.finetune import FineTune, fine_tune
 from optin_export.repair.gauss_newton import refine
@@ -22,12 +22,12 @@ __all__ = [
     "FineTune",
     "PrunedModel",
     "Weights",
+    "apply_plan",
     "combined",
     "compensate",
     "fine_tune",
     "loss_curves",
     "masked_difference",
-    "prune_and_repair",
     "refine",
     "scheduled",
     "sensitivities",

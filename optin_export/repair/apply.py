@@ -37,7 +37,7 @@ class PrunedModel:
 MASKED_TOLERANCE = 1e-4
 
 
-def prune_and_repair(
+def apply_plan(
     model: TaskModel,
     structure: Structure,
     plan: Plan,

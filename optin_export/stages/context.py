@@ -126,7 +126,7 @@ class RunContext:
     def operation(self, plan: search.Plan, tick: Tick) -> repair.PrunedModel:
         """The plan carried out on the model, and repaired as the recipe says."""
         sources, prune = self.sources, self.recipe.prune
-        return repair.prune_and_repair(
+        return repair.apply_plan(
             sources.model,
             self.structure,
             plan,

@@ -89,7 +89,7 @@ def _stages(
         "sources": scoring.load,
         "scoring": scoring.score,
         "search": search.find_plan,
-        "surgery": prune_and_repair.prune_and_repair,
+        "surgery": prune_and_repair.apply_plan,
         "export": export_and_measure.export_models,
         "engines": export_and_measure.build_engines,
         "measure": export_and_measure.measure_engines,

@@ -14,7 +14,7 @@ from optin_export.workdir.files import remove, sha256_file
 SHOWN = 4
 
 
-def prune_and_repair(work: RunContext, facts: Facts) -> dict[str, Any]:
+def apply_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
     """Carry out the plan in `model/`; returns what the repair did, and the size of the result."""
     tuned, prune = work.recipe.finetune is not None, work.recipe.prune
     folder = work.folder / ("repaired" if tuned else "model")

@@ -81,7 +81,7 @@ def _judge(
     scores = scoring.score(model, structure, sources.scoring, prune, seed).values
     if not joint:
         return scores, None
-    curves = repair.curves(
+    curves = repair.loss_curves(
         model,
         structure,
         scores,

@@ -65,7 +65,7 @@ def _measure_curves(work: RunContext, scores: Path) -> None:
     def run() -> dict[str, Any]:
         sources, weights = work.sources, work.sensitivities if prune.compensate else None
         with work.placement(sources.model):
-            curves = repair.curves(
+            curves = repair.loss_curves(
                 sources.model,
                 work.structure,
                 load_file(regular(scores)),

@@ -148,7 +148,7 @@ def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
         return InputError(
             f"the architecture {type(inner).__name__} is not supported",
             f"no family knows its blocks; supported: {names}",
-            f"use one of these ({see}), or add optin_export/units/families/NAME.py that declares FAMILY (docs/families.md)",
+            f"use one of these ({see}), or declare FAMILY in optin_export/units/families/NAME.py (docs/families.md)",
         )
     family, block, path, missing = near
     lacks = f", but no {' or '.join(missing)}" if missing else ", but is of another class or kind"

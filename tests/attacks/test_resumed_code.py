@@ -18,7 +18,7 @@ import optin_export
 from optin_export.engines.torch import _plain_pickles, check_program
 from optin_export.errors import InputError
 from optin_export.recipe import validate
-from optin_export.stages import prune_and_repair as surgery_step
+from optin_export.stages import prune_and_repair
 from optin_export.stages.context import RunContext
 from optin_export.workdir.files import sha256_file
 from tests.attacks.conftest import Count
@@ -108,7 +108,7 @@ def test_a_forged_model_before_the_fine_tune(
     (run / "model").rename(run / "repaired")
     work = RunContext(validate(vit_recipe(), tmp_path), run, False, lambda done, total: None)
     with pytest.raises(InputError, match="not that of the recipe"):
-        surgery_step.surgery.load_model(run / "repaired", work.python)
+        prune_and_repair.pruning.load_model(run / "repaired", work.python)
     assert not mark.exists()
 
 

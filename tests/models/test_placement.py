@@ -13,7 +13,7 @@ import torch
 from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.models import Placement, TaskModel, placement
 from optin_export.recipe import Budget, PruneSection, validate
-from optin_export.repair import loss_curves, prune_and_repair, sensitivities
+from optin_export.repair import apply_plan, loss_curves, sensitivities
 from optin_export.scoring import score
 from optin_export.units import find_structure
 from tests.conftest import Make
@@ -52,7 +52,7 @@ def test_scores_curves_and_repair_are_the_same_to_the_last_bit(name: str) -> Non
             curves = loss_curves(
                 model, structure, scores.values, batches, batches, least=least, temperature=1.0, weights=weights, seed=0
             )
-        repaired = prune_and_repair(model, structure, plan, batches, inputs, repair=True, at_work=where)
+        repaired = apply_plan(model, structure, plan, batches, inputs, repair=True, at_work=where)
         results.append((scores.values, curves, repaired.dense.state_dict()))
         after = model.state_dict()
         assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)

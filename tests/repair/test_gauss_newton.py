@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from optin_export.repair import gauss_newton, prune_and_repair, refine
+from optin_export.repair import apply_plan, gauss_newton, refine
 from optin_export.repair.gauss_newton import OUTPUT
 from optin_export.scoring.losses import OutputNoise, observe, output_losses
 from optin_export.units import find_structure
@@ -41,7 +41,7 @@ def few_rows_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
 def operated(name: str) -> tuple:  # type: ignore[type-arg]
     model, _ = small_model(name)
     structure, batches = find_structure(model), batches_for(model, 6)
-    dense = prune_and_repair(
+    dense = apply_plan(
         model, structure, halved(structure, 0.7), batches[:1], inputs_for(model, 3, 5), repair=False
     ).dense
     return model, structure, batches, dense
@@ -229,8 +229,8 @@ def test_operate_does_it_last_and_only_when_asked() -> None:
     model, _ = small_model("resnet-cifar")
     structure, batches, inputs = find_structure(model), batches_for(model, 6), inputs_for(model, 3, 5)
     plan = halved(structure)
-    plain = prune_and_repair(model, structure, plan, batches, inputs, repair=True)
-    refined = prune_and_repair(model, structure, plan, batches, inputs, repair=True, gauss_newton=True)
+    plain = apply_plan(model, structure, plan, batches, inputs, repair=True)
+    refined = apply_plan(model, structure, plan, batches, inputs, repair=True, gauss_newton=True)
     assert OUTPUT not in plain.repairs and list(refined.repairs) == [*plain.repairs, OUTPUT]
-    unrepaired = prune_and_repair(model, structure, plan, batches, inputs, repair=False, gauss_newton=True)
+    unrepaired = apply_plan(model, structure, plan, batches, inputs, repair=False, gauss_newton=True)
     assert not unrepaired.repairs

@@ -9,7 +9,7 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
-from optin_export.repair import prune_and_repair
+from optin_export.repair import apply_plan
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.relu import ReluTarget, bend_of_units, shift_of_block_relu
 from optin_export.repair.sequential import HEAD, Repair, output_layer
@@ -95,7 +95,7 @@ def test_looking_through_the_relu_helps_behind_it(name: str, monkeypatch: pytest
     errors = {}
     for rounds in (0, 2):
         monkeypatch.setattr(repair_module, "ROUNDS", rounds)
-        dense = prune_and_repair(model, structure, plan, batches, batches[0].inputs, repair=True).dense
+        dense = apply_plan(model, structure, plan, batches, batches[0].inputs, repair=True).dense
         errors[rounds] = error_of_blocks(model, dense, structure, unseen)
     assert errors[2] < errors[0]
 
@@ -106,9 +106,7 @@ def test_the_output_layer_is_found_and_refitted(name: str, head: str | None) -> 
     structure, batches = find_structure(model), batches_for(model, 6, size=24)
     path = output_layer(model, batches[0].inputs)
     assert (path is None) == (head is None)
-    operation = prune_and_repair(
-        model, structure, halved(structure, share=0.5), batches, batches[0].inputs, repair=True
-    )
+    operation = apply_plan(model, structure, halved(structure, share=0.5), batches, batches[0].inputs, repair=True)
     if head is None:
         assert HEAD not in operation.repairs
         return
@@ -125,9 +123,7 @@ def test_rows_that_do_not_fit_into_memory_are_computed_again(monkeypatch: pytest
     plan, states = halved(structure, share=0.5), []
     for room in (1 << 29, 0):
         monkeypatch.setattr(repair_module, "ROWS_IN_MEMORY", room)
-        states.append(
-            prune_and_repair(model, structure, plan, batches, batches[0].inputs, repair=True).dense.state_dict()
-        )
+        states.append(apply_plan(model, structure, plan, batches, batches[0].inputs, repair=True).dense.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -137,8 +133,6 @@ def test_the_error_behind_the_relu_never_grows() -> None:
         model, _ = small_model(name)
         structure, batches = find_structure(model), batches_for(model, 5, size=6)
         plan = halved(structure, share=0.5)
-        for repair in prune_and_repair(
-            model, structure, plan, batches, batches[0].inputs, repair=True
-        ).repairs.values():
+        for repair in apply_plan(model, structure, plan, batches, batches[0].inputs, repair=True).repairs.values():
             assert repair.before is not None and repair.after is not None
             assert repair.after <= repair.before * (1 + 1e-6)
