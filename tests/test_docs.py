@@ -103,7 +103,8 @@ def test_the_top_level_is_what_it_should_be() -> None:
         pytest.skip("not a git checkout")
     names = {name.split("/")[0] for name in listed if not name.startswith(".")}
     folders = {"optin_export", "recipes", "tests", "tools", "docs", "examples", "requirements"}
-    assert names == folders | {"mkdocs.yml", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "MANIFEST.in"}
+    files = {"mkdocs.yml", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "MANIFEST.in", "Makefile"}
+    assert names == folders | files | {"CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CITATION.cff"}
 
 
 def test_families_page_names_every_family() -> None:

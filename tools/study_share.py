@@ -24,7 +24,7 @@ from optin_export.data import load_sources
 from optin_export.environment import describe
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "studies" / "share.json"
-CURVES = sys.modules[repair.curves.__module__]
+CURVES = sys.modules[repair.loss_curves.__module__]
 
 
 def main() -> None:
