@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optin_export.distributed import sweep, targets
+from optin_export.distributed import sweep, target_nodes
 from optin_export.distributed.costs import Book
 from optin_export.distributed.measurement_lock import Machine
 from optin_export.recipe import Recipe
@@ -72,6 +72,6 @@ def _run(order: Order, session: Session | None, display: Display) -> Report | No
     )
     if session is not None and found is not None and order.recipe.fleet:
         display.start("fleet")
-        targets.measure_fleet(session, order.recipe, order.folder, Book(order.folder), display.tick, order.force)
+        target_nodes.measure_fleet(session, order.recipe, order.folder, Book(order.folder), display.tick, order.force)
         found = run(order.recipe, order.folder)  # nothing is done again but the conclusions
     return found

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optin_export.data import Sources, load_sources
-from optin_export.distributed import targets
+from optin_export.distributed import target_nodes
 from optin_export.distributed.costs import Book, costs_of
 from optin_export.distributed.file_transfer import pack, unpack
 from optin_export.distributed.measurement_lock import Machine
@@ -131,7 +131,7 @@ def run_sweep(
         outcomes |= _fan_out(session, waiting, folder, loaded, book, display.tick)
         for one in waiting:
             if one.recipe.fleet and (folder / one.label / "report.json").exists():
-                targets.measure_fleet(session, one.recipe, folder / one.label, book, display.tick, force)
+                target_nodes.measure_fleet(session, one.recipe, folder / one.label, book, display.tick, force)
                 outcomes[one.label] = outcome_of(run(one.recipe, folder / one.label, around=around(one)))
     book.save()
     found = [

@@ -78,7 +78,7 @@ def test_a_recipe_for_text_guesses_the_task(
     assert recipe.data.calibration.columns == {"text": "sentence"}
     assert recipe.data.evaluation is None and recipe.gates.accuracy_drop is None
     assert recipe.gates.speedup == recipe.prune.budget.speedup == 1.5
-    assert written["export"]["sequence"] == recipe.export.sequence == 16  # by the texts, see tests/stages/test_preflight.py
+    assert written["export"]["sequence"] == recipe.export.sequence == 16  # as its texts need
     assert "# evaluation: held-out" in Path("recipe.yaml").read_text(encoding="utf-8")
 
 

@@ -12,6 +12,7 @@ import yaml
 
 import optin_export
 from optin_export import cli, scoring
+from optin_export.distributed import target_nodes
 from optin_export.distributed.costs import Book
 from optin_export.distributed.sweep import run_sweep
 from optin_export.errors import InputError
@@ -153,7 +154,7 @@ def test_a_target_on_cuda_asks_for_a_gpu_or_for_the_share_it_names(vit_recipe: M
         missing=lambda wanted: asked.append(dict(wanted)) or "GPU", finished=lambda tasks, turn: ()
     )
     recipe = validate(vit_recipe(targets=targets), tmp_path)
-    targets.measure_fleet(session, recipe, tmp_path, Book(tmp_path), lambda done, total: None, force=True)
+    target_nodes.measure_fleet(session, recipe, tmp_path, Book(tmp_path), lambda done, total: None, force=True)
     assert asked == [{"GPU": 1.0, "rack": 1.0}, {"GPU": 0.5}]
     assert set(read_json(tmp_path / "cluster" / "fleet.json")["unmeasured"].values()) == {
         "no node of the cluster has GPU"

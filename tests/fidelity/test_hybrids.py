@@ -14,7 +14,7 @@ import yaml
 from optin_export.cli import main
 from optin_export.pruning import load_model
 
-NETS = Path(__file__).parents[1] / "families" / "hybridnets.py"
+NETS = Path(__file__).parents[1] / "units" / "hybridnets.py"
 
 
 def recipe(folder: Path, function: str, args: dict[str, Any], **prune: Any) -> Path:

@@ -127,7 +127,7 @@ def test_the_server_needs_numpy_and_pillow_only(tmp_path: Path) -> None:
     """The two files of a model repository, in a Python that finds nothing else."""
     served = Path(optin_export.__file__).parent
     shutil.copyfile(served / "ship" / "served" / "image_model.py", tmp_path / "model.py")
-    shutil.copyfile(served / "sources" / "pixels.py", tmp_path / "image_pixels.py")
+    shutil.copyfile(served / "data" / "pixels.py", tmp_path / "image_pixels.py")
     (tmp_path / "image.png").write_bytes(png(Image.new("RGB", (40, 30), (255, 0, 0))))
     script = """
 import importlib.util, sys, types
