@@ -20,7 +20,7 @@ from optin_export.errors import InputError
 from optin_export.models import TaskModel, build
 from optin_export.recipe import PruneSection
 from optin_export.repair import apply_plan, loss_curves, sensitivities
-from optin_export.repair import loss_curves as curves_module
+from optin_export.repair import curves as curves_module
 from optin_export.repair.paired_forward import Point, Stream
 from optin_export.scoring.activation import contributions
 from optin_export.scoring.exact import exact_losses
