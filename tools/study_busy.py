@@ -87,6 +87,12 @@ def main() -> None:
     args = parser.parse_args()
     settings = [word for one in args.settings for word in ("--set", one)]
     rows: list[dict[str, Any]] = []
+    machine = describe()
+    about = {
+        "processes": args.processes,
+        "machine": {name: machine[name] for name in ("cpu", "cpus", "system")},
+        "packages": machine["packages"],
+    }
     with tempfile.TemporaryDirectory() as folder:
         # Half of the runs accept other work (`gates.other_work: 1`), so that their speedup is judged at all.
         for number in range(args.runs):
@@ -99,14 +105,7 @@ def main() -> None:
             row = row_of(read_report(Path(folder) / str(number)), code, line, seconds)
             rows.append({"other_work_accepted": accepted, **row, "broken_rules": broken(row)})
             print(json.dumps(rows[-1]), flush=True)
-    machine = describe()
-    document = {
-        "processes": args.processes,
-        "machine": {name: machine[name] for name in ("cpu", "cpus", "system")},
-        "packages": machine["packages"],
-        "rows": rows,
-    }
-    write_json(RESULT, document)
+            write_json(RESULT, {**about, "rows": rows})
     sys.exit(any(row["broken_rules"] for row in rows))
 
 
