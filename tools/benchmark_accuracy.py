@@ -5,7 +5,7 @@
     python tools/render_results.py                         # docs/results.md and its plots from the result files
 
 Rows go to docs/measurements/accuracy/<case>.json as they are measured; those that are there already are skipped, so
-that an interrupted run goes on where it was (``--again`` measures them anew). Accuracy is that of the torch models on
+that an interrupted run goes on where it was (``--again`` measures them again). Accuracy is that of the torch models on
 held-out rows, of all and of each part of them (tools/held_out.py); the same models as engines are measured by
 tools/benchmark_recipes.py. Rows without parts are older than the parts: they stay beside those that are measured now.
 """

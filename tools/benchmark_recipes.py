@@ -6,7 +6,7 @@
     python tools/benchmark_recipes.py --render
 
 Each run adds to docs/measurements/<recipe>.json (the reports without paths), or with `--precision` to
-<recipe>_<precision>.json beside it; a budget that is there already is measured anew, the others stay.
+<recipe>_<precision>.json beside it; a budget that is there already is measured again, the others stay.
 tools/render_results.py renders from them. What is measured runs in a process of its own, behind the engines' builds:
 `--timer 'taskset -c 0'` puts a command before it.
 """

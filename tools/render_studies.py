@@ -214,8 +214,8 @@ def _rounds(content: dict[str, Any]) -> list[str]:
     return [
         "## Rounds of score, prune and repair",
         "",
-        "The same budget reached in several rounds: the model repaired so far is scored anew and its loss curves are",
-        "measured anew; the last plan is carried out on the original (`prune.rounds`, `tools/study_rounds.py`).",
+        "The same budget reached in several rounds: the model repaired so far is scored again and its loss curves are",
+        "measured again; the last plan is carried out on the original (`prune.rounds`, `tools/study_rounds.py`).",
         f"{content['cpu']}.",
         halves,
         "",

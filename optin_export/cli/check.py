@@ -84,7 +84,7 @@ def read_report(folder: Path) -> Report:
         raise InputError(
             f"{path} does not say what was measured",
             f"it differs from the run's manifest and measure/ in {', '.join(differing)}",
-            "run the recipe again: the report is written anew",
+            "run the recipe again: the report is written again",
         )
     return report
 

@@ -48,14 +48,14 @@ def run(options: argparse.Namespace) -> int:
     runs = list({run.resolve() if not run.is_symlink() else run: run for run in runs}.values())
     if not runs and not options.cache and not options.all:
         raise InputError("nothing to clean is named", "no run is given", "give run folders, or --all DIR")
-    doomed = [cleanup.find(run, keep) for run in runs]
+    removable = [cleanup.find(run, keep) for run in runs]
     if options.limit is not None:
         used = [cleanup.size(run) for run in runs]
         ages = [(run / "recipe.yaml").stat().st_mtime for run in runs]
-        chosen = cleanup.over_limit(doomed, parse_size(options.limit), used, ages)
-        runs, doomed = [runs[index] for index in chosen], [doomed[index] for index in chosen]
+        chosen = cleanup.over_limit(removable, parse_size(options.limit), used, ages)
+        runs, removable = [runs[index] for index in chosen], [removable[index] for index in chosen]
     caches = [path for path in _caches() if path.is_file() and not path.is_symlink()] if options.cache else []
-    freed = sum(one.bytes for some in doomed for one in some) + sum(path.stat().st_size for path in caches)
+    freed = sum(one.bytes for some in removable for one in some) + sum(path.stat().st_size for path in caches)
     if not options.dry_run:
         for folder in runs:
             with held(folder, "optin-export clean"):
@@ -65,22 +65,22 @@ def run(options: argparse.Namespace) -> int:
         for path in caches:
             path.unlink(missing_ok=True)
     if options.json:
-        files = {str(run): [one.path for one in some] for run, some in zip(runs, doomed, strict=True)}
+        files = {str(run): [one.path for one in some] for run, some in zip(runs, removable, strict=True)}
         told = {"dry_run": options.dry_run, "freed_bytes": freed, "runs": files, "caches": [str(c) for c in caches]}
         print(json.dumps(told))
     else:
-        for folder, some in zip(runs, doomed, strict=True):
+        for folder, some in zip(runs, removable, strict=True):
             print("\n".join(_told(folder, some)))
         print("\n".join([*map(str, caches), f"{'would free' if options.dry_run else 'freed'} {_readable(freed)}"]))
     return 0
 
 
-def _told(run: Path, doomed: list[RemovableFile]) -> list[str]:
+def _told(run: Path, removable: list[RemovableFile]) -> list[str]:
     """One line per run, and one per place in it."""
     places: dict[str, list[int]] = {}
-    for one in doomed:
+    for one in removable:
         places.setdefault(one.path.split("/")[0], []).append(one.bytes)
-    lines = [f"{run}: {_readable(sum(one.bytes for one in doomed))}"]
+    lines = [f"{run}: {_readable(sum(one.bytes for one in removable))}"]
     return lines + [f"  {place}: {len(some)} file(s), {_readable(sum(some))}" for place, some in sorted(places.items())]
 
 

@@ -24,7 +24,7 @@ def check_metric(metric: str, task: str, outputs: int, regression: bool, problem
     if metric in _ONE_CLASS and (outputs == 1 or regression):
         raise InputError(
             f"the metric {metric} is not defined for this model",
-            "it puts out one number for each row, and no class",
+            "it outputs one number for each row, and no class",
             "use spearman or pearson" if text else "use a model with one output per class",
         )
     if metric in _ONE_CLASS and problem == "multi_label_classification":

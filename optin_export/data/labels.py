@@ -97,7 +97,7 @@ def numbers(examples: Examples) -> np.ndarray:
         except (TypeError, ValueError):
             raise InputError(
                 f"label {label!r} of {examples.where(row)} is not a number",
-                "the model puts out one number for each row, and is compared by it",
+                "the model outputs one number for each row, and is compared by it",
                 "check columns.label and header",
             ) from None
     return np.asarray(values, dtype=np.float64)

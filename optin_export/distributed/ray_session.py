@@ -209,7 +209,7 @@ class Session:
 class Pool:
     """Workers that each hold the same work, sent once, and do items of it; for use in `with`.
 
-    A worker that dies, or takes longer than the time-out, is started anew and its item is given out again. An item's
+    A worker that dies, or takes longer than the time-out, is restarted and its item is given out again. An item's
     result is taken once.
     """
 
@@ -223,7 +223,7 @@ class Pool:
         self.errors = self.ray.exceptions
         payload = cloudpickle.dumps(work)
         self.bytes_out, self.retried = len(payload), 0
-        self.reference = self.ray.put(payload)  # kept: a worker that is started anew needs it
+        self.reference = self.ray.put(payload)  # kept: a worker that is restarted needs it
         actor = self.ray.remote(Worker).options(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0)
         self.actors = [actor.remote(self.reference, threads) for _ in range(workers)]
         self.greeted: dict[Any, int] = {one.hello.remote(): number for number, one in enumerate(self.actors)}

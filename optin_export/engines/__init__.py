@@ -36,7 +36,7 @@ __all__ = [
 Arrays = dict[str, np.ndarray]
 #: Runs an engine once on inputs that were given before; returns milliseconds.
 Timer = Callable[[], float]
-#: What a caller sees: inputs come from the host's memory, outputs end there, every kernel is launched anew.
+#: What a caller sees: inputs come from the host's memory, outputs end there, every kernel is launched again.
 CALL = "call"
 #: What one measured call may hold. device: inputs and outputs stay on the device. graph: a CUDA graph is replayed.
 MODES = {

@@ -242,11 +242,11 @@ def _timing_cache(trt: Any, config: Any, target: Target) -> Path | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return None  # a home that cannot be written to: every kernel is timed anew
-    # One that is damaged or has grown beyond all use is begun anew.
+        return None  # a home that cannot be written to: every kernel is timed again
+    # One that is damaged or has grown beyond all use is started again.
     known = read_checked(path, MAX_TIMING_CACHE)
     if known is None and path.exists():
-        logging.getLogger(__name__).warning("%s is damaged or too large; kernels are timed anew", path)
+        logging.getLogger(__name__).warning("%s is damaged or too large; kernels are timed again", path)
     config.set_timing_cache(config.create_timing_cache(known or b""), False)
     return path
 

@@ -47,7 +47,7 @@ class Interleaved:
 
 
 def median_call(blocks: list[list[float]], seed: int = 0) -> Interval:
-    """Median of all calls; the interval is that of blocks drawn anew."""
+    """Median of all calls; the interval is that of blocks drawn again."""
     values = np.asarray(blocks)  # [blocks, calls]
     draws = np.random.default_rng(seed).integers(0, len(values), (latency.RESAMPLES, len(values)))
     low, high = np.percentile([np.median(values[draw]) for draw in draws], [2.5, 97.5])

@@ -96,7 +96,7 @@ class TextModel(nn.Module):
 
 class ImageModel(nn.Module):
     """An image model of any library: forward(pixel_values [batch, channels, H, W]) -> `logits` [batch, classes], or
-    `image_embedding` [batch, hidden] of a model that puts out nothing else."""
+    `image_embedding` [batch, hidden] of a model that outputs nothing else."""
 
     output_layout: OutputLayout = "vector"
 
@@ -119,7 +119,7 @@ class SegmentationModel(ImageModel):
     h, w: the resolution of the model's own output (a quarter of the input for SegFormer and Mask2Former). Whoever
     wants labels per pixel scales them up bilinearly, then takes the largest, as the metric does. Mask2Former's queries
     are combined as its own post-processing does: sum over queries of class probability times mask probability; the
-    logarithm of that share is put out.
+    logarithm of that share is output.
     """
 
     output_layout: OutputLayout = "map"

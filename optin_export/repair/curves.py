@@ -218,7 +218,7 @@ def _rescaled(start: torch.Tensor, gram: torch.Tensor, kept: np.ndarray, units: 
     if not len(columns):
         return result
     weights, count = start[columns], len(kept)
-    # The target is what all units together put out, without the bias.
+    # The target is what all units together output, without the bias.
     products = (weights @ weights.T) * gram[columns][:, columns]
     wanted = (weights * (gram[columns][:, :-1] @ start[:-1])).sum(1).view(count, -1).sum(1)
     system = products.view(count, len(columns) // count, count, -1).sum((1, 3))

@@ -93,7 +93,7 @@ def _descend(
     tick: Tick,
 ) -> tuple[TaskModel, str | None]:
     """The model after so many steps, and what went wrong, if something did."""
-    # In eval mode: a few hundred steps need no dropout, and are too few to estimate a batch norm's statistics anew.
+    # In eval mode: a few hundred steps need no dropout, and are too few to estimate a batch norm's statistics again.
     tuned = copy.deepcopy(repaired).requires_grad_(True)
     optimizer = torch.optim.AdamW(tuned.parameters(), lr=section.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, section.steps))

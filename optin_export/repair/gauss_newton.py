@@ -239,7 +239,7 @@ def _best_step(
 
 
 def _layers(model: TaskModel, reference: Reference) -> list[str]:
-    """Linear layers and convolutions that run once, have weights of their own, and put out rows sample by sample.
+    """Linear layers and convolutions that run once, have weights of their own, and output rows sample by sample.
 
     Whether the first dimension counts samples is seen from what twice the samples make of it, not from its size.
     """

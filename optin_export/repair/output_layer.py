@@ -1,4 +1,4 @@
-"""The layer that puts out what the model puts out: it can make up for what reaches it from all blocks."""
+"""The layer that computes the model's output: refitting it can make up for errors of all blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_OUTPUTS = 8192
 
 
 def output_layer(model: TaskModel, inputs: Inputs) -> str | None:
-    """The linear layer that puts out what the model puts out (logits), if one does and can be refitted."""
+    """The linear layer that computes the model's output (logits), if there is one and it can be refitted."""
     outputs: dict[str, torch.Tensor] = {}
     with torch.no_grad(), contextlib.ExitStack() as stack:
         for path, module in model.named_modules():
@@ -31,6 +31,6 @@ def output_layer(model: TaskModel, inputs: Inputs) -> str | None:
 
 
 def is_tied(model: TaskModel, path: str) -> bool:
-    """Whether another module has the same weight: embeddings must not change with the layer that puts out words."""
+    """Whether another module has the same weight: embeddings must not change with the layer that outputs words."""
     weight = get_layer(model, path).weight
     return sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1

@@ -75,7 +75,7 @@ def bend_of_units(original: Stream, group: UnitGroup, kept: torch.Tensor) -> Rel
 
 
 def shift_of_block_relu(original: Stream, structure: Structure, group: UnitGroup) -> torch.Tensor | None:
-    """[features]: the batch norm's shift, if the block puts out relu(stream + norm(consumer)); else None."""
+    """[features]: the batch norm's shift, if the block outputs relu(stream + norm(consumer)); else None."""
     if group.residual is None or group.scale is None or group.arrange is not None or not original.batches:
         return None
     norm, block = get_scale(original.model, group.scale), structure.blocks[group.block]

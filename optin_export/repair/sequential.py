@@ -53,7 +53,7 @@ ROWS_IN_MEMORY = 1 << 31
 Tick = Callable[[int, int], None]
 #: A model -> what is held while it runs, where that is not its usual place (see `sources.Placement`).
 AtWork = Callable[[TaskModel], AbstractContextManager[Any]]
-#: Of one batch: what the layer reads, what it shall put out, and the ReLU that follows, if one does.
+#: Of one batch: what the layer reads, what it should output, and the ReLU that follows, if one does.
 Rows = tuple[torch.Tensor, torch.Tensor, ReluTarget | None]
 
 
@@ -151,7 +151,7 @@ class _Pair:
 
     def refit_before(self, group: UnitGroup) -> None:
         """Refit what makes the units, to the original's pre-activations of the units that stay, and what else reads
-        them, to what it put out there; in forward order."""
+        them, to what it output there; in forward order."""
         paths = [producer.path for producer in group.producers]
         if any(path in self.consumers for path in paths):
             paths = []  # a layer that reads the group before was refitted as its consumer
@@ -246,7 +246,7 @@ class _Pair:
         return fit
 
     def refit_layer(self, path: str) -> Fit:
-        """Refit a layer to its output in the original: the one that puts out the logits, or a shortcut's projection."""
+        """Refit a layer to its output in the original: the one that outputs the logits, or a shortcut's projection."""
         layer = get_layer(self.target.model, path)
         kept = self.kept_outputs.get(path, torch.arange(len(get_layer(self.source.model, path).weight)))
 

@@ -183,7 +183,7 @@ class GroupResult(_Part):
 
 
 class HeadRepair(_Part):
-    """The refit of the layer that puts out the logits: mean squared error of the logits before and after."""
+    """The refit of the layer that outputs the logits: mean squared error of the logits before and after."""
 
     error_before: float | None
     error_after: float | None

@@ -2,7 +2,7 @@
 
 Where it departs from the paper (and from `score: optin`): every score is multiplied by a geometric prior on the unit's
 index (heads 10 to 1, neurons 100 to 1); the last head masked in a block stays masked while later blocks are scored; the
-compared token rows are drawn anew at every call, from one batch, padding included; the KL divergence is multiplied by
+compared token rows are drawn again at every call, from one batch, padding included; the KL divergence is multiplied by
 T^2 although logits are not divided by T; its weight is a power of ten chosen per unit; the last block and all heads
 count half.
 """

@@ -202,7 +202,7 @@ class _Bench:
         self.blocks[arm].append(Traffic(traffic.latencies, (), traffic.seconds, traffic.unsent))
         spent = after.since(before) if after is not None and before is not None else None
         if spent is not None and min(vars(spent).values()) < 0:
-            spent = None  # the server was started anew in between, or makes its statistics up
+            spent = None  # the server was restarted in between, or makes its statistics up
         self.counters[arm].append(spent)
 
     def _connect(self, model: Model) -> Callable[[], Send]:

@@ -20,7 +20,7 @@ from optin_export.workdir.lock import held
 from optin_export.workdir.peak_memory import forget_peak, peak_bytes
 from optin_export.workdir.run_directory import STAGES, clear_leftovers, run_folder
 
-#: Loading finds out what can be reused; the manifest and the report are cheap and always written anew.
+#: Loading finds out what can be reused; the manifest and the report are cheap and always written again.
 NEVER_REUSED = ("sources", "ship", "report")
 
 

@@ -1,4 +1,4 @@
-"""Plans that are chosen in rounds: some units leave, the repaired model is scored anew, more units leave."""
+"""Plans that are chosen in rounds: some units leave, the repaired model is scored again, more units leave."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ class Family:
     examples: models of this family, as users know them. is_block: whether a module is a block of this family.
     groups: (block module, its path, its index) -> its unit groups, in forward order, and refusals for kinds of units
     that only other variants let go. Raises InputError for a variant that this family does not know at all.
-    channels_first: its blocks put out [batch, features, height, width] (see Structure).
+    channels_first: its blocks output [batch, features, height, width] (see Structure).
     sublayers: kinds whose sub-layers may lose all their units and are then gone.
     parts: modules by which a block of this family is known, as paths in it: who has many of them is told so.
     chain: instead of `groups`, for networks that are one chain of layers rather than repeated blocks: (a module that

@@ -1,4 +1,4 @@
-"""What a layer reads and puts out as rows of a matrix: one per token, or per position of a convolution."""
+"""What a layer reads and outputs as rows of a matrix: one per token, or per position of a convolution."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POSITIONS = 64
 
 
 def output_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
-    """[rows, features] of what `layer` (or the residual stream beside it) puts out, on the CPU.
+    """[rows, features] of what `layer` (or the residual stream beside it) outputs, on the CPU.
 
     Padding is left out; of a convolution, the positions drawn for this batch are taken. Of a layer that runs several
     times: the rows of all its calls, one call after another.

@@ -107,29 +107,29 @@ def find(run: Path, keep: Sequence[str]) -> list[RemovableFile]:
 
 
 def over_limit(
-    doomed: Sequence[Sequence[RemovableFile]], limit: int, used: Sequence[int], order: Sequence[float]
+    removable: Sequence[Sequence[RemovableFile]], limit: int, used: Sequence[int], order: Sequence[float]
 ) -> list[int]:
     """Which runs to clean, the oldest first, until all of them together take at most `limit` bytes.
 
-    doomed, used, order: per run what would go, the bytes it takes, and when it was last changed.
+    removable, used, order: per run what would go, the bytes it takes, and when it was last changed.
     """
     total, chosen = sum(used), []
     for index in sorted(range(len(used)), key=lambda index: order[index]):
         if total <= limit:
             break
-        freed = sum(one.bytes for one in doomed[index])
+        freed = sum(one.bytes for one in removable[index])
         if freed:
             chosen.append(index)
             total -= freed
     return chosen
 
 
-def delete(doomed: Sequence[RemovableFile]) -> None:
+def delete(removable: Sequence[RemovableFile]) -> None:
     """Delete them, and folders that are empty then. Raises EnvironmentLacks where that is not allowed."""
     try:
-        for one in doomed:
+        for one in removable:
             (one.run / one.path).unlink(missing_ok=True)
-        for run in {one.run for one in doomed}:
+        for run in {one.run for one in removable}:
             for place, _, _ in os.walk(run, topdown=False):
                 inside = Path(place)
                 if inside != run and inside.relative_to(run).parts[0] in _OURS and not any(inside.iterdir()):

@@ -8,7 +8,7 @@ _PROCESS = Path("/proc/self")
 
 
 def forget_peak() -> bool:
-    """Start counting anew; False where the system cannot."""
+    """Start counting again; False where the system cannot."""
     try:
         (_PROCESS / "clear_refs").write_text("5")
     except OSError:

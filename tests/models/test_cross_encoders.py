@@ -1,4 +1,4 @@
-"""Cross-encoders of sentence-transformers put out what `CrossEncoder.predict` gives."""
+"""Cross-encoders of sentence-transformers output what `CrossEncoder.predict` gives."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_prompt_is_put_before_the_first_text(plain: Path, tmp_path: Path) -> N
 
 
 def test_a_plain_classifier_keeps_its_logits(plain: Path) -> None:
-    """No file says that it is a cross-encoder: what is put out is what the model of transformers puts out."""
+    """No file says that it is a cross-encoder: what is output is what the model of transformers outputs."""
     import transformers
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(plain).eval()

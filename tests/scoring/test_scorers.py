@@ -92,7 +92,7 @@ def test_activation_is_the_energy_of_what_a_unit_adds(name: str) -> None:
 
 
 def all_rows(model: TaskModel, batch: Batch, structure: Structure, seed: int = 0) -> dict[str, np.ndarray]:
-    """The reference with every token row compared, so that the rows it draws anew each time are the same ones."""
+    """The reference with every token row compared, so that the rows it draws again each time are the same ones."""
     return reference_scores(model, structure, batch, 10**6, seed, lambda count: None)
 
 

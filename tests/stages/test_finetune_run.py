@@ -55,7 +55,7 @@ def test_a_run_with_a_fine_tune(vit_recipe: Make, tmp_path: Path) -> None:
     again = run({**plain, "finetune": section}, folder)
     assert again is not None and again.pruning.finetuned == tuned
     assert all(stage.reused for stage in again.stages if stage.name in ("surgery", "export", "measure"))
-    # Another learning rate tunes the same repaired model anew; without the section there is none.
+    # Another learning rate tunes the same repaired model again; without the section there is none.
     before = {name: (sha256_file(folder / name), (folder / name).stat().st_mtime_ns) for name in _both()}
     run({**plain, "finetune": {**section, "learning_rate": 5e-4}}, folder, "surgery")
     after = {name: (sha256_file(folder / name), (folder / name).stat().st_mtime_ns) for name in _both()}

@@ -10,7 +10,7 @@ from optin_export.workdir.peak_memory import forget_peak, peak_bytes
 
 def test_the_peak_is_that_since_it_was_forgotten() -> None:
     if not forget_peak():
-        pytest.skip("this system cannot count a peak anew")
+        pytest.skip("this system cannot count a peak again")
     before = peak_bytes()
     block = np.ones(25_000_000)  # 200 MB, touched
     high = peak_bytes()

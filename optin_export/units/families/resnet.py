@@ -148,7 +148,7 @@ def _streams(model: nn.Module, blocks: Sequence[tuple[str, nn.Module]]) -> list[
     if heads and model.get_submodule(heads[-1]).in_features == current.count:
         current.readers.append((len(blocks) - 1, heads[-1]))
     else:
-        current.usable = False  # the stream itself is what the model puts out
+        current.usable = False  # the stream itself is what the model outputs
     return [_coupled(stream, number) for number, stream in enumerate(streams) if stream.usable]
 
 
