@@ -30,7 +30,7 @@ WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
         ("result",),
         ("sha256",),
         ("files", "measure/latency.json"),
-        ("sizes", "measure/latency.json"),
+        ("bytes", "measure/latency.json"),
     ),
     "*.stages/engines.*.json": (("result", "build_seconds"), ("sha256",)),
     "*.stages/ship.triton.json": (("files", "*manifest.json"),),

@@ -286,6 +286,8 @@ def clear_scratch(age: float = 60.0) -> None:
             state = folder.lstat()
             if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or time.time() - state.st_mtime < age:
                 continue
-            with opened_folder(folder, make=False) as place, os.fdopen(open_in(place, "lock", os.O_RDONLY)) as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with opened_folder(folder, make=False) as place, contextlib.ExitStack() as stack:
+                with contextlib.suppress(FileNotFoundError):  # killed before it had its lock, or after it gave it back
+                    lock = stack.enter_context(os.fdopen(open_in(place, "lock", os.O_RDONLY)))
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)

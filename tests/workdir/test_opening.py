@@ -144,6 +144,19 @@ def test_scratch_of_others_is_left_alone(tmp_path: Path, monkeypatch: pytest.Mon
     own.close()
 
 
+def test_scratch_of_a_process_killed_before_it_had_its_lock_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    bare = tmp_path / "optin-export-scratch-bare"
+    bare.mkdir()
+    clear_scratch()
+    assert bare.is_dir(), "its process may be about to take the lock"
+    os.utime(bare, (0, 0))
+    clear_scratch()
+    assert not bare.exists()
+
+
 @pytest.fixture
 def short_files() -> Iterator[None]:
     """No file may become longer than 4 KiB, as on a disk that is full."""
