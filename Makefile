@@ -36,7 +36,7 @@ format:  ## what ruff can correct by itself
 	ruff format .
 
 pages:  ## generated pages: results, reference, schemas
-	$(PYTHON) tools/render_results.py
+	$(PYTHON) tools/studies/render_results.py
 	$(PYTHON) tools/make_reference.py
 	$(PYTHON) tools/make_schemas.py
 

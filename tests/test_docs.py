@@ -23,9 +23,10 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 
 def load_tool(name: str):  # type: ignore[no-untyped-def]
-    if str(ROOT / "tools") not in sys.path:
-        sys.path.append(str(ROOT / "tools"))  # as when it is run: tools import one another
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    [path] = (ROOT / "tools").rglob(f"{name}.py")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # as when it is run: scripts import those in the same folder
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -117,11 +118,11 @@ def test_families_page_names_every_family() -> None:
 def test_measured_numbers_are_those_of_the_measurement_files() -> None:
     tool = load_tool("render_results")
     page = tool.PAGE.read_text(encoding="utf-8")
-    assert page == tool.page(), "run: python tools/render_results.py"
+    assert page == tool.page(), "run: python tools/studies/render_results.py"
     text = tool.README.read_text(encoding="utf-8")
-    assert text == tool.readme(text), "run: python tools/render_results.py"
+    assert text == tool.readme(text), "run: python tools/studies/render_results.py"
     for figure in re.findall(r"\]\((figures/[^)]+)\)", page):
-        assert (tool.PAGE.parent / figure).is_file(), "run: python tools/render_results.py"
+        assert (tool.PAGE.parent / figure).is_file(), "run: python tools/studies/render_results.py"
 
 
 def test_layers_are_the_folders_of_the_package() -> None:

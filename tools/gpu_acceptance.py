@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Everything that a machine with an NVIDIA GPU can tell, offline, in under eight minutes: one JSON with all raw blocks.
 
-    python tools/gpu_acceptance.py --out docs/measurements/gpu/<gpu>.json && python tools/render_results.py
+    python tools/gpu_acceptance.py --out docs/measurements/gpu/<gpu>.json && python tools/studies/render_results.py
     python tools/gpu_acceptance.py --quick --out /tmp/quick.json      # tiny sizes, also on a machine without a GPU
 
 Parts: scoring (the sketch against exact masking), torch, onnxruntime, tensorrt, tensorrt_rtx. Each is a process of its

@@ -37,7 +37,7 @@ SOURCE = SUFFIX = ".onnx"
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _X86 = ("x86_64", "amd64")
 #: Left out for the CPU: the fused kernel takes longer than Add and LayerNormalization, whose kernels are vectorised
-#: (docs/results.md; tools/study_fusion.py).
+#: (docs/results.md; tools/studies/study_fusion.py).
 _SLOWER = ("SkipLayerNormFusion",)
 #: Runs of a session in graph mode until it has captured a graph and replays it.
 _UNTIL_CAPTURED = 3
