@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from optin_export.recipe.manual import Described
 
-EPILOG = "e.g. explain prune.budget, explain fisher, explain exit-codes; without FIELD: all sections and fields"
+EPILOG = "e.g. explain prune.budget, explain magnitude, explain exit-codes; without FIELD: all sections and fields"
 EXIT_CODES = "exit-codes"
 
 

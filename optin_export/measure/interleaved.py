@@ -12,8 +12,7 @@ import numpy as np
 
 from optin_export.engines import CALL, Engine
 from optin_export.measure import latency
-from optin_export.measure.latency import ratio_of_medians
-from optin_export.measure.rounds import Interval, Speedup
+from optin_export.measure.rounds import Interval
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,6 @@ class Interleaved:
     def median(self, name: str) -> Interval:
         """Milliseconds of one call."""
         return median_call(self.samples[name], self.seed)
-
-    def speedup(self, name: str, against: str) -> Speedup:
-        """As `measure_latency` gives it."""
-        generator = np.random.default_rng(self.seed)
-        return ratio_of_medians(self.samples[against], self.samples[name], generator)
 
     def _interval(self, values: np.ndarray) -> Interval:
         draws = np.random.default_rng(self.seed).integers(0, len(values), (latency.RESAMPLES, len(values)))

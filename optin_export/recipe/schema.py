@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    Field,
-    JsonValue,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from optin_export.recipe.budget import Budget
 from optin_export.recipe.delivery import ShipSection, Target
@@ -29,6 +25,7 @@ from optin_export.recipe.fields import (
     TextKeys,
 )
 from optin_export.recipe.gates import Gates
+from optin_export.recipe.removed import no_comparison, without_rounds
 
 Task = Literal[
     "text-classification",
@@ -186,14 +183,13 @@ class PruneSection(Section):
         description="what may be removed: attention heads, FFN neurons, channels of convolutions",
         examples=[["heads", "neurons"]],
     )
-    score: Literal[
-        "auto", "optin", "optin-exact", "optin-reference", "obs", "fisher", "magnitude", "activation", "random"
+    score: Annotated[
+        Literal["auto", "optin", "optin-exact", "magnitude", "activation"], BeforeValidator(no_comparison)
     ] = Field(
         "auto",
-        description="what a unit is worth: auto (what was measured to keep most: optin, but for channels of "
-        "convolutional networks under repair), optin, obs (optimal brain surgeon: what the others can replace), or to "
-        "compare with them optin-exact (a forward pass per unit), optin-reference (the published code), fisher, "
-        "magnitude, activation, random",
+        description="what a unit is worth: auto (what was measured to keep most: optin, but magnitude for channels of "
+        "convolutional networks under repair), optin, optin-exact (the same with a forward pass per unit), magnitude "
+        "(squared weights), activation (what the unit adds to its layer's output)",
     )
     budget: Budget = Field(description="what the smaller model may cost, or lose: exactly one limit")
     allocation: Literal["joint", "additive"] = Field(
@@ -207,11 +203,6 @@ class PruneSection(Section):
         description="after the least squares, gains and biases of all layers are refitted together to the output, on "
         "the same data; auto: for channels of convolutional networks (needs prune.compensate: true)",
     )
-    rounds: Annotated[int, Number, Field(ge=1, le=8)] = Field(
-        1,
-        description="times that units are scored, removed and the rest repaired on the way to the budget, part of "
-        "it each; the last plan is carried out on the unpruned model (needs prune.budget.macs or params)",
-    )
     coupled: bool = Field(False, description="also channels of residual streams, out of all layers that share them")
     align: Count = Field(8, description="neurons and channels are kept in multiples of this")
     probes: Count | Literal["auto"] = Field("auto", description="random probes of the sketch; auto: until it is stable")
@@ -220,6 +211,11 @@ class PruneSection(Section):
     curve_samples: Count = Field(256, description="calibration rows on which `allocation: joint` measures its losses")
     temperature: Positive = Field(1.0, description="of the distillation term, for logits")
     autocast: Literal["bfloat16", "float16"] | None = Field(None, description="precision of the sketch's passes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, section: Any) -> Any:
+        return without_rounds(section)
 
 
 class TokensSection(Section):
@@ -316,9 +312,6 @@ class Recipe(Section):
         if self.tokens.keep == "auto" and self.prune.budget.macs is None:
             # Its search compares schedules of equal MACs; equal latency would need a table for every one of them.
             raise ValueError("tokens.keep: auto shares out a budget of MACs: set prune.budget.macs")
-        shared = self.prune.budget.macs is not None or self.prune.budget.params is not None
-        if self.prune.rounds > 1 and (self.tokens.merges or not shared):
-            raise ValueError("prune.rounds needs prune.budget.macs or params, and merges no tokens")
         self._check_latency_budget()
         if self.model.pooling is not None and self.model.task != "feature-extraction":
             raise ValueError("model.pooling is only for the task feature-extraction")

@@ -47,7 +47,6 @@ class Sketch:
 
     autocast: dtype of the forward pass ("bfloat16", "float16"), or None for the model's own.
     generator: its seed is that of all probes; a probe's noise depends on its number and batch alone.
-    keep: also keep the gradients themselves, as embeddings of the units; not if shards are done elsewhere.
     run: has shards done; None: here.
     """
 
@@ -58,11 +57,9 @@ class Sketch:
     temperature: float
     generator: torch.Generator
     autocast: str | None = None
-    keep: bool = False
     run: Map | None = None
     halves: tuple[Values, Values] = field(default_factory=lambda: ({}, {}))
     counts: list[int] = field(default_factory=lambda: [0, 0])
-    embeddings: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.samples = samples_of(self.references)
@@ -70,14 +67,8 @@ class Sketch:
         # In half precision small gradients would underflow: scaled up on the way, less where the large ones overflow.
         self.scale = 2.0**12 if self.autocast == "float16" else 1.0
 
-    def pilot(self, step: Callable[[int], None], trajectory: bool = True, start: int = 0) -> tuple[Values, Values]:
-        """One chunk of probes, numbered from `start`, with both terms apart: (trajectory, output) losses per unit."""
-        shards = self.pilot_shards(trajectory, start)
-        found = self.pilot_losses(list(self._run(shards)))
-        step(CHUNK)
-        return found
-
     def pilot_shards(self, trajectory: bool = True, start: int = 0) -> list[Shard]:
+        """One chunk of probes, numbered from `start`, with both terms apart, or that of the output alone."""
         kind: Literal["pilot", "output"] = "pilot" if trajectory else "output"
         return [Shard(kind, number, start=start, count=CHUNK) for number in range(len(self.references))]
 
@@ -235,5 +226,3 @@ class Sketch:
         for key, values in gradients.items():
             name, added = f"{term}.{key}", values.square().sum(0).numpy()
             totals[name] = totals[name] + added if name in totals else added
-            if self.keep and term in "01":
-                self.embeddings.setdefault(key, []).append(values.numpy())

@@ -85,12 +85,12 @@ class Plan(BaseModel):
     predicted: Cost
     score_kept: float
     optimality_gap: float | None = Field(
-        description="bound on the share of the score (loss) that rounding costs; 0: exact; null: linearised, or rounds"
+        description="bound on the share of the score (loss) that rounding costs; 0: exact; null: linearised"
     )
     predicted_loss: float | None = Field(None, description="sum of the loss curves at the chosen counts, if there are")
     groups: dict[str, GroupPlan]
     merged: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="tokens merged in each block, if any are")
-    rounds: Annotated[int, Field(ge=1)] = Field(1, description="times that units were scored and removed to choose it")
+    rounds: Annotated[int, Field(ge=1)] = Field(1, description="1; more in some plans of earlier versions")
     latency: PlanLatency | None = Field(None, description="with a budget of speedup or latency_ms")
 
 

@@ -26,7 +26,7 @@ def load(work: RunContext, facts: Facts) -> None:
 def score(work: RunContext, facts: Facts) -> dict[str, Any]:
     """Score all units into scores/, and measure the loss curves; returns facts about the scores."""
     prune, path = work.recipe.prune, work.folder / "scores" / "scores.safetensors"
-    later = {"budget", "allocation", "compensate", "gauss_newton", "align", "curve_samples", "rounds"}
+    later = {"budget", "allocation", "compensate", "gauss_newton", "align", "curve_samples"}
     wanted = prune.model_dump(mode="json", exclude=later)
 
     def run() -> dict[str, Any]:

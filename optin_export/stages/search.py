@@ -16,7 +16,6 @@ from optin_export.search import LatencyTable
 from optin_export.stages import latency_trials
 from optin_export.stages.accuracy_search import choose
 from optin_export.stages.context import Facts, RunContext
-from optin_export.stages.rounds import choose_in_rounds
 from optin_export.units import Costs
 from optin_export.workdir.files import read_json, regular, sha256_file, write_text
 
@@ -51,10 +50,6 @@ def find_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
                 return latency_trials.choose(
                     _trials(work), table, work.recipe.budget, by_table, work.recipe.seed, work.tick
                 ), {}
-        if prune.rounds > 1:
-            weights = work.sensitivities if prune.compensate else None
-            given = (work.sources, work.structure, work.costs, work.least, scores, measured, weights)
-            return choose_in_rounds(*given, work.tick), {}
         return choose(work.sources, work.structure, work.costs, work.least, plan_of, built, work.tick)
 
     def run() -> dict[str, Any]:
@@ -78,10 +73,6 @@ def find_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
         inputs |= {"digest": work.digest, "compensate": prune.compensate, "seed": work.recipe.seed}
         inputs |= {"gauss_newton": {"temperature": prune.temperature} if work.refines else None}
         return work.cache.step("measure", "search.accuracy", inputs, [path], run)
-    if prune.rounds > 1:
-        again = prune.model_dump(mode="json", exclude={"budget"})
-        inputs |= {**work.calibration_digest, "prune": again, "seed": work.recipe.seed}
-        return work.cache.step("repair", "search.rounds", inputs, [path], run)
     found = work.cache.step("search", "search", inputs, [path], run)
     work.tick(1, 1)
     return found

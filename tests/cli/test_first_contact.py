@@ -161,7 +161,7 @@ def test_explain_lists_and_explains(capsys: pytest.CaptureFixture[str]) -> None:
     assert listed == list(describe_fields())
     assert cli.main(["explain", "prune.budget"]) == 0
     assert "prune.budget.latency_ms" in capsys.readouterr().out
-    assert cli.main(["explain", "fisher"]) == 0
+    assert cli.main(["explain", "magnitude"]) == 0
     assert capsys.readouterr().out.startswith("prune.score: ")
     assert cli.main(["explain", "export.precision", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import comparison_scorers  # noqa: F401 - it registers scorers that no recipe has
 import held_out
 import numpy as np
 import torch

@@ -30,8 +30,8 @@ from optin_export.data import Batch, load_sources
 from optin_export.environment import describe
 from optin_export.models import TaskModel
 from optin_export.models.tasks import wrap
-from optin_export.scoring.exact import exact_losses
-from optin_export.scoring.optin import observe_all
+from optin_export.scoring.exact import exact_sums
+from optin_export.scoring.shards import References
 from optin_export.scoring.sketch import Sketch
 from optin_export.units import find_structure
 
@@ -50,7 +50,7 @@ def sketched(model: TaskModel, batch: Batch, probes: int, seed: int, weight: flo
     structure = find_structure(model).only(["neurons"])
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
-    references = observe_all(model, structure, [batch], ROWS, generator)
+    references = References(model, structure, [batch], ROWS, generator)
     sketch = Sketch(model, structure, structure.groups, references, 1.0, generator)
     sketch.add_probes(weight, probes, lambda count: None)
     return np.concatenate(list(sketch.values().values())), time.perf_counter() - start
@@ -61,8 +61,9 @@ def compare(every: int, converged: int) -> dict[str, Any]:
     model, batch = load()
     structure = find_structure(model).only(["neurons"])
     generator = torch.Generator().manual_seed(0)
-    references = observe_all(model, structure, [batch], ROWS, generator)
-    pilot = Sketch(model, structure, structure.groups, references, 1.0, generator).pilot(lambda count: None)
+    references = References(model, structure, [batch], ROWS, generator)
+    sketch = Sketch(model, structure, structure.groups, references, 1.0, generator)
+    pilot = sketch.pilot_losses([sketch.work(shard) for shard in sketch.pilot_shards()])
     weight = sum(v.sum() for v in pilot[0].values()) / sum(v.sum() for v in pilot[1].values())
     sketched(model, batch, 1, 0, weight)  # warm-up
     truth, _ = sketched(model, batch, converged, 1000, weight)
@@ -82,7 +83,7 @@ def compare(every: int, converged: int) -> dict[str, Any]:
     for group in structure.groups:
         units = list(range(0, group.count, every))
         start = time.perf_counter()
-        losses = exact_losses(model, structure, group, references, 1.0, units)
+        losses = [one / SENTENCES for one in exact_sums(model, structure, group, references[0], 1.0, units)]
         seconds += (time.perf_counter() - start) * group.count / len(units)
         exact.append(losses[0] + weight * losses[1])
         chosen += [offset + unit for unit in units]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,36 @@ from optin_export import search
 from optin_export.data import load_sources
 from optin_export.data.batches import Batch
 from optin_export.environment import describe
-from optin_export.scoring.optin import observe_all
+from optin_export.scoring.shards import Partial, References
 from optin_export.scoring.sketch import Sketch
 
 RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studies" / "joint_selection.json"
 PROBES = 16
 
 
+class Gradients(Sketch):
+    """Also keeps the gradients themselves, {group key: [samples, units] of every probe and batch}."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.kept: dict[str, list[np.ndarray]] = defaultdict(list)
+
+    def _add(self, totals: Partial, term: str, gradients: dict[str, torch.Tensor]) -> None:
+        super()._add(totals, term, gradients)
+        if term in "01":
+            for key, values in gradients.items():
+                self.kept[key].append(values.numpy())
+
+
 def embeddings(bench: Bench, batches: list[Batch], seed: int, weight: float) -> dict[str, np.ndarray]:
     """Residual gradients of every sketched unit, {group key: [probes x samples, units]}."""
     generator = torch.Generator().manual_seed(seed)
-    references = observe_all(bench.model, bench.structure, batches, 768, generator)
+    references = References(bench.model, bench.structure, batches, 768, generator)
     groups = [group for group in bench.structure.groups if group.kind != "heads"]
-    sketch = Sketch(bench.model, bench.structure, groups, references, 1.0, generator, keep=True)
+    sketch = Gradients(bench.model, bench.structure, groups, references, 1.0, generator)
     sketch.add_probes(weight, PROBES, lambda count: None)
     samples = sum(len(reference) for reference in references)
-    return {key: np.concatenate(parts) / (PROBES * samples) ** 0.5 for key, parts in sketch.embeddings.items()}
+    return {key: np.concatenate(parts) / (PROBES * samples) ** 0.5 for key, parts in sketch.kept.items()}
 
 
 def joint_loss(vectors: dict[str, np.ndarray], kept: dict[str, set[int]]) -> float:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmark_accuracy import CASES, Bench, recipe_of
+from study_fusion import speedup_of
 
 from optin_export import engines, measure, pruning, search
 from optin_export.data import load_sources
@@ -116,7 +117,7 @@ class Study:
         budgets = [round(min(centre * factor, 1.0), 5) for factor in AROUND]
         others = {f"macs{index}": self.shaped(self.plan(Budget(macs=one))) for index, one in enumerate(budgets)}
         found = self.timed({"latency": self.shaped(by_latency), **others})
-        ratios = [found.speedup(name, "latency").median for name in others]  # above 1: faster than the latency plan
+        ratios = [speedup_of(found, name, "latency").median for name in others]  # above 1: faster than the latency plan
         equal = float(np.interp(-1.0, -np.maximum.accumulate(ratios[::-1])[::-1], budgets))
         by_macs = self.plan(Budget(macs=equal))
         models, judged = {}, {}
@@ -148,7 +149,7 @@ class Study:
 
 
 def _speedup(found: measure.Interleaved, name: str, against: str) -> dict[str, float]:
-    one = found.speedup(name, against)
+    one = speedup_of(found, name, against)
     return {"median": round(one.median, 4), "low": round(one.ci_low, 4), "high": round(one.ci_high, 4)}
 
 

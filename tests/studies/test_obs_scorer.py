@@ -1,6 +1,8 @@
-"""`score: obs` against the least-squares problems it stands for, solved one by one."""
+"""The scorer `obs` against the least-squares problems it stands for, solved one by one."""
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 import pytest
@@ -8,11 +10,15 @@ import torch
 
 from optin_export.errors import InputError
 from optin_export.recipe import Budget, PruneSection
-from optin_export.scoring import elimination, score
+from optin_export.scoring import score
 from optin_export.scoring.activation import inputs_of
-from optin_export.scoring.elimination import elimination_scores
 from optin_export.units import as_matrix, columns_per_unit, find_structure, get_layer, input_rows
+from tests.test_docs import load_tool
 from tests.units.models import batches_for, small_model
+
+load_tool("comparison_scorers")
+elimination = sys.modules["obs_scorer"]
+elimination_scores = elimination.elimination_scores
 
 
 @pytest.mark.parametrize("name", ["bert", "resnet-cifar"])
@@ -84,4 +90,6 @@ def test_activations_that_are_not_finite_are_refused() -> None:
     with torch.no_grad():
         get_layer(model, structure.groups[0].producers[0].path).weight[0] = float("nan")
     with pytest.raises(InputError, match="not finite"):
-        score(model, structure, batches, PruneSection(budget=Budget(macs=0.5), score="obs"), seed=0)
+        score(
+            model, structure, batches, PruneSection(budget=Budget(macs=0.5)).model_copy(update={"score": "obs"}), seed=0
+        )

@@ -1,4 +1,4 @@
-"""`score: obs`: units leave one by one, each time the one that the others can replace best in their readers.
+"""The scorer `obs`: units leave one by one, each time the one that the others can replace best in their readers.
 
 Optimal brain surgeon on groups of weights (Hassibi & Stork 1993; Kurtic et al., ZipLM, 2023): with H the covariance of
 what a layer with weights W reads, and the weights of what stays refitted by least squares, removing unit u adds
@@ -19,13 +19,21 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import Placement, TaskModel
+from optin_export.scoring import Request, Result, register
 from optin_export.scoring.activation import activation_scores, inputs_of
+from optin_export.scoring.registry import every_unit
 from optin_export.units import UnitGroup, as_matrix, columns_per_unit, get_layer, get_module, input_rows, reads_rows
 
 #: Added to H's diagonal, as a share of its mean: the smallest damping of the repair.
 DAMPING = 1e-4
 #: Groups are taken together in one pass over the batches as long as their covariances fit, bytes.
 ROOM = 2**30
+
+
+@register("obs", steps=every_unit)
+def _scored(request: Request) -> Result:
+    groups = request.structure.groups
+    return elimination_scores(request.model, groups, request.batches, request.step, request.placement), {}
 
 
 def elimination_scores(

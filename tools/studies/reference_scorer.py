@@ -1,4 +1,4 @@
-"""`score: optin-reference`: what the authors' published code computes, faults included. For comparison only.
+"""The scorer `optin-reference`: what the authors' published code computes, faults included. For comparison only.
 
 Where it departs from the paper (and from `score: optin`): every score is multiplied by a geometric prior on the unit's
 index (heads 10 to 1, neurons 100 to 1); the last head masked in a block stays masked while later blocks are scored; the
@@ -18,9 +18,20 @@ from torch.nn import functional as F
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel, as_rows
+from optin_export.scoring import Request, Result, register
+from optin_export.scoring.registry import every_unit
 from optin_export.units import Structure, UnitGroup, block_outputs, masked, replayed, tensor_of
 
 _TEMPERATURE = 4.0
+
+
+@register("optin-reference", steps=every_unit)
+def _scored(request: Request) -> Result:
+    model, config = request.model, request.config
+    with request.placement(model):
+        return reference_scores(
+            model, request.structure, request.batches[0], config.rows, request.seed, request.step
+        ), {}
 
 
 def reference_scores(
