@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from optin_export.data import Batch
 from optin_export.errors import InputError
 from optin_export.models import Placement, TaskModel
+from optin_export.progress import task
 from optin_export.recipe import PruneSection
 from optin_export.scoring import activation, magnitude, optin  # noqa: F401 - they register themselves
 from optin_export.scoring.registry import SCORERS, Request, Result, register
@@ -49,7 +50,6 @@ def score(
     batches: Sequence[Batch],
     config: PruneSection,
     seed: int,
-    tick: Callable[[int, int], None] = lambda done, total: None,
     spread: Spread = in_process,
     placement: Placement | None = None,
 ) -> Scores:
@@ -65,20 +65,14 @@ def score(
         with placement(model):
             structure = measured(model, structure, batches[0].inputs)
     _check_gradients(structure, config)
-    parts = _parts(structure, config)
-    total, done = max(1, sum(SCORERS[method].steps(part) for method, part in parts)), 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        done += count
-        tick(min(done, total), total)
-
     info: dict[str, float] = {}
     values: dict[str, np.ndarray] = {}
-    for method, part in parts:
-        found, facts = SCORERS[method].score(Request(model, part, batches, config, seed, step, spread, placement))
-        values |= found
-        info |= facts
+    parts = _parts(structure, config)
+    with task(max(1, sum(SCORERS[method].steps(part) for method, part in parts))):
+        for method, part in parts:
+            found, facts = SCORERS[method].score(Request(model, part, batches, config, seed, spread, placement))
+            values |= found
+            info |= facts
     values = {group.key: values[group.key] for group in structure.groups}
     bad = [key for key, scores in values.items() if not np.isfinite(scores).all()]
     if bad:

@@ -16,6 +16,7 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import Placement, TaskModel
+from optin_export.progress import advance
 from optin_export.recipe import PruneSection
 from optin_export.scoring.activation import contributions
 from optin_export.scoring.exact import exact_sums
@@ -28,7 +29,6 @@ from optin_export.units import Structure, UnitGroup
 SUSPECTS = 8
 #: Probes that progress counts on: how many `probes: auto` takes shows only on the way.
 PROBES = 24
-Step = Callable[[int], None]
 
 
 def is_sketched(group: UnitGroup) -> bool:
@@ -121,7 +121,7 @@ def optin_scores(request: Request) -> Result:
 
     lambda = sum of trajectory losses / sum of output losses, so that both terms weigh the same in total.
     """
-    structure, config, step = request.structure, request.config, request.step
+    structure, config = request.structure, request.config
     scorer = Scorer.of(request)
     exact = [group for group in structure.groups if not is_sketched(group)]
     sketch = scorer.sketch
@@ -132,7 +132,7 @@ def optin_scores(request: Request) -> Result:
         pilots = sketch.pilot_shards() if sketched else []
         sizes = [Shard("sizes", number) for number in range(len(request.batches))] if sketched else []
         masks = [shard for group in exact for shard in scorer.exact_shards(group)]
-        parts = counted(run, [*masks, *pilots, *sizes], step)
+        parts = counted(run, [*masks, *pilots, *sizes])
         trajectory, output = _terms(scorer, exact, parts[: len(masks)])
         if sketched:
             pilot = sketch.pilot_losses(parts[len(masks) : len(masks) + len(pilots)])
@@ -141,18 +141,14 @@ def optin_scores(request: Request) -> Result:
         scores = {group.key: trajectory[group.key] + weight * output[group.key] for group in exact}
         facts = {"lambda": weight}
         if sketched:
-            facts |= add_until_stable(sketch, weight, config.probes, step)
+            facts |= add_until_stable(sketch, weight, config.probes)
             scores |= sketch.values()
-            facts["masked_exactly"] = _mask_suspects(
-                scorer, parts[len(masks) + len(pilots) :], run, weight, scores, step
-            )
+            facts["masked_exactly"] = _mask_suspects(scorer, parts[len(masks) + len(pilots) :], run, weight, scores)
     sketch.run = None
     return {group.key: scores[group.key] for group in structure.groups}, facts
 
 
-def _mask_suspects(
-    scorer: Scorer, sizes: Sequence[Partial], run: Map, weight: float, scores: Values, step: Step
-) -> float:
+def _mask_suspects(scorer: Scorer, sizes: Sequence[Partial], run: Map, weight: float, scores: Values) -> float:
     """Mask the units of largest contribution exactly, and raise their scores to that; how many it more than doubled."""
     suspects = {}
     for group in scorer.sketch.groups:
@@ -164,7 +160,7 @@ def _mask_suspects(
         if len(suspects[group.key])
         for shard in scorer.exact_shards(group, suspects[group.key].tolist())
     ]
-    found = _terms(scorer, [g for g in scorer.sketch.groups if len(suspects[g.key])], counted(run, shards, step))
+    found = _terms(scorer, [g for g in scorer.sketch.groups if len(suspects[g.key])], counted(run, shards))
     raised = 0.0
     for key in found[0]:
         measured, at = found[0][key] + weight * found[1][key], suspects[key]
@@ -182,14 +178,14 @@ def _terms(scorer: Scorer, groups: Sequence[UnitGroup], parts: Sequence[Partial]
     return trajectory, output
 
 
-def counted(run: Map, shards: Sequence[Shard], step: Step) -> list[Partial]:
+def counted(run: Map, shards: Sequence[Shard]) -> list[Partial]:
     """Have shards done; counts a unit when its last batch has been masked, and the probes of a pilot likewise."""
     parts = []
     last = max((shard.batch for shard in shards), default=0)
     for shard, part in zip(shards, run(shards), strict=True):
         parts.append(part)
         if shard.batch == last:
-            step(len(shard.units) + shard.count)
+            advance(len(shard.units) + shard.count)
     return parts
 
 
@@ -199,7 +195,7 @@ def exact_scores(request: Request) -> Result:
     groups, scorer = request.structure.groups, Scorer.of(request)
     with contextlib.closing(scorer), request.spread(scorer) as run:
         shards = [shard for group in groups for shard in scorer.exact_shards(group)]
-        trajectory, output = _terms(scorer, groups, counted(run, shards, request.step))
+        trajectory, output = _terms(scorer, groups, counted(run, shards))
     weight = balance(trajectory, output)
     return {key: trajectory[key] + weight * output[key] for key in trajectory}, {"lambda": weight}
 
@@ -210,13 +206,13 @@ def balance(trajectory: Values, output: Values) -> float:
     return sum(float(values.sum()) for values in trajectory.values()) / total if total > 0 else 0.0
 
 
-def add_until_stable(sketch: Sketch, weight: float, probes: int | str, step: Step) -> dict[str, float]:
+def add_until_stable(sketch: Sketch, weight: float, probes: int | str) -> dict[str, float]:
     """Add a fixed number of probes, or with "auto" as many as the ranking needs; returns what the report says of it."""
     if probes != "auto":
-        sketch.add_probes(weight, int(probes), step)
+        sketch.add_probes(weight, int(probes))
     else:
-        sketch.add_probes(weight, 2 * CHUNK, step)
+        sketch.add_probes(weight, 2 * CHUNK)
         while sketch.probes < MAX_PROBES and sketch.stability()["rank_correlation"] < ENOUGH:
-            sketch.add_probes(weight, 2 * CHUNK, step)
+            sketch.add_probes(weight, 2 * CHUNK)
     stability = sketch.stability() if sketch.probes > 1 else {}
     return {"probes": float(sketch.probes), **stability}

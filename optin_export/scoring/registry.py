@@ -22,8 +22,7 @@ class Request:
     """What a scorer is given.
 
     model: unpruned. structure: the groups to score; with `score: auto` those of one method. batches: calibration rows.
-    step: is called with the number of steps done. spread: has shards done, here or on workers. placement: where the
-    model is while it runs.
+    spread: has shards done, here or on workers. placement: where the model is while it runs.
     """
 
     model: TaskModel
@@ -31,7 +30,6 @@ class Request:
     batches: Sequence[Batch]
     config: PruneSection
     seed: int
-    step: Callable[[int], None]
     spread: Spread
     placement: Placement
 
@@ -65,7 +63,7 @@ def register(
 
     Args:
         name: as in `PruneSection.score`.
-        steps: steps that it counts for a structure, for progress.
+        steps: steps that it counts for a structure by `progress.advance`.
         gradients: whether it needs gradients to score a group; a model that lets none through is then refused.
     """
 

@@ -8,6 +8,7 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.errors import InputError
+from optin_export.progress import reporting
 from optin_export.recipe import Budget, PruneSection
 from optin_export.scoring import SCORERS, score
 from optin_export.units import find_structure
@@ -38,7 +39,8 @@ def test_progress_reaches_its_end(method: str) -> None:
     structure, batches = find_structure(model), batches_for(model, 1, size=2)
     settings = PruneSection(budget=Budget(macs=0.5), probes=8, rows=256).model_copy(update={"score": method})
     seen: list[tuple[int, int]] = []
-    score(model, structure, batches, settings, 0, lambda done, total: seen.append((done, total)))
+    with reporting(lambda *step: seen.append(step)):
+        score(model, structure, batches, settings, 0)
     assert all(done <= total for done, total in seen) and [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert method in ("fisher", "random") or seen[-1][0] == seen[-1][1] == sum(one.count for one in structure.groups)
 
@@ -78,8 +80,8 @@ def test_halves_sum_to_the_whole_of_the_gradients() -> None:
     references = [reference_of(model), reference_of(model)]
     structure, generator = find_structure(model), torch.Generator().manual_seed(0)
     kept = joint.Gradients(model, structure, structure.groups, references, 1.0, generator)
-    kept.add_probes(2.0, 3, lambda count: None)
-    kept.add_probes(2.0, 6, lambda count: None)
+    kept.add_probes(2.0, 3)
+    kept.add_probes(2.0, 6)
     assert kept.probes == 9 and kept.counts == [5, 4]
     for key, values in kept.values().items():
         assert len(kept.kept[key]) == 9 * 2  # per probe and batch, [samples, units]

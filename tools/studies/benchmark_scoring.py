@@ -52,7 +52,7 @@ def sketched(model: TaskModel, batch: Batch, probes: int, seed: int, weight: flo
     start = time.perf_counter()
     references = References(model, structure, [batch], ROWS, generator)
     sketch = Sketch(model, structure, structure.groups, references, 1.0, generator)
-    sketch.add_probes(weight, probes, lambda count: None)
+    sketch.add_probes(weight, probes)
     return np.concatenate(list(sketch.values().values())), time.perf_counter() - start
 
 

@@ -33,7 +33,7 @@ def fisher_scores(request: Request) -> Result:
     starts = range(0, MAX_PROBES // 2 if wanted == "auto" else wanted, CHUNK)
     with contextlib.closing(scorer), request.spread(scorer) as run:
         shards = [shard for start in starts for shard in sketch.pilot_shards(trajectory=False, start=start)]
-        parts = counted(run, shards, request.step)
+        parts = counted(run, shards)
     size = len(request.batches)
     chunks = [sketch.pilot_losses(parts[at * size : (at + 1) * size])[1] for at in range(len(starts))]
     values = {key: np.mean([chunk[key] for chunk in chunks], axis=0) for key in scorer.groups}

@@ -11,7 +11,7 @@ repair refits the bias too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import Placement, TaskModel
+from optin_export.progress import advance
 from optin_export.scoring import Request, Result, register
 from optin_export.scoring.activation import activation_scores, inputs_of
 from optin_export.scoring.registry import every_unit
@@ -33,14 +34,13 @@ ROOM = 2**30
 @register("obs", steps=every_unit)
 def _scored(request: Request) -> Result:
     groups = request.structure.groups
-    return elimination_scores(request.model, groups, request.batches, request.step, request.placement), {}
+    return elimination_scores(request.model, groups, request.batches, request.placement), {}
 
 
 def elimination_scores(
     model: TaskModel,
     groups: Sequence[UnitGroup],
     batches: Sequence[Batch],
-    tick: Callable[[int], None] = lambda count: None,
     placement: Placement | None = None,
 ) -> dict[str, np.ndarray]:
     """{group key: float64 [units]}: the error that a unit's removal added when it was its turn, never falling.
@@ -64,7 +64,7 @@ def elimination_scores(
                 continue
             readers = [_Reader.of(model, group, path, covariances[path]) for path in reads]
             found[group.key] = _eliminate(readers, group.count)
-            tick(group.count)
+            advance(group.count)
     return {group.key: found[group.key] for group in groups}
 
 

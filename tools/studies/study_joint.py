@@ -53,7 +53,7 @@ def embeddings(bench: Bench, batches: list[Batch], seed: int, weight: float) -> 
     references = References(bench.model, bench.structure, batches, 768, generator)
     groups = [group for group in bench.structure.groups if group.kind != "heads"]
     sketch = Gradients(bench.model, bench.structure, groups, references, 1.0, generator)
-    sketch.add_probes(weight, PROBES, lambda count: None)
+    sketch.add_probes(weight, PROBES)
     samples = sum(len(reference) for reference in references)
     return {key: np.concatenate(parts) / (PROBES * samples) ** 0.5 for key, parts in sketch.kept.items()}
 
