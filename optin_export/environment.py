@@ -38,6 +38,7 @@ _COMPUTES = (
     "scipy",
     "numpy",
     "onnx",
+    "onnx-ir",
     "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
