@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from optin_export.environment import cores, memory
 from optin_export.errors import EnvironmentLacks
 
 State = Literal["ok", "warning", "missing", "unusable", "refused", "not checked"]
@@ -40,9 +41,7 @@ def checks(folder: Path) -> Iterator[Check]:
     version = ".".join(map(str, sys.version_info[:3]))
     yield Check("python", "ok" if sys.version_info >= (3, 11) else "unusable", version, "Python 3.11 or newer")
     yield from (_package(name) for name in ("torch", "transformers", "timm", "onnx"))
-    yield Check(
-        "cores", "ok", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
-    )
+    yield Check("cores", "ok", f"{cores()}")
     yield _memory()
     yield _disk(folder)
     yield _gpu()
@@ -162,10 +161,8 @@ def _two_onnxruntimes() -> Check:
 
 
 def _memory() -> Check:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, ValueError, StopIteration):
+    free = memory()[1]
+    if not free:
         return Check("memory", "ok", "not known on this system")
     state: State = "ok" if free >= LEAST_MEMORY else "unusable"
     return Check("memory", state, f"{free / 2**30:.1f} GiB available", f"at least {LEAST_MEMORY >> 30} GiB")
