@@ -1,4 +1,4 @@
-"""What this machine can build and run, found out by the same functions that a run calls."""
+"""What this machine can build and run, checked with the functions that a run calls."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from typing import Literal
 from optin_export.errors import EnvironmentLacks
 
 State = Literal["ok", "warning", "missing", "unusable", "refused", "not checked"]
-#: What torch, its exporter and a small model need; less is told.
+#: What torch, its exporter and a small model need.
 LEAST_MEMORY, LEAST_DISK = 2 * 2**30, 2 * 2**30
-#: Checks that the default job needs: a small model on the CPU, by onnxruntime.
+#: Checks of the default job: a small model on the CPU, with onnxruntime.
 DEFAULT = ("python", "torch", "onnx", "engine onnxruntime, cpu", "memory", "disk")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a run may need. missing: not there; unusable: there, but it does not work.
+    """One thing that a run may need.
 
-    Of a recipe also refused: a run would; not checked: it cannot be found out without a download. fix: what mends it.
+    state: missing: not installed; unusable: installed, but it does not work; refused: a run would refuse the recipe;
+    not checked: the check needs a download. fix: what to do.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Check:
 
 
 def checks(folder: Path) -> Iterator[Check]:
-    """Everything, in the order in which a run needs it. folder: where runs would be written."""
+    """All checks, in the order in which a run needs them. folder: where runs would be written."""
     version = ".".join(map(str, sys.version_info[:3]))
     yield Check("python", "ok" if sys.version_info >= (3, 11) else "unusable", version, "Python 3.11 or newer")
     yield from (_package(name) for name in ("torch", "transformers", "timm", "onnx"))
@@ -53,11 +54,11 @@ def checks(folder: Path) -> Iterator[Check]:
     yield from (_package(name, module) for name, module in (("nvidia-modelopt", "modelopt"), ("datasets", "datasets")))
     yield from (_package(name, module) for name, module in (("model-signing", "model_signing"), ("ray", "ray")))
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    yield Check("hub", "ok", "offline: HF_HUB_OFFLINE is set, only cached models load" if offline else "not asked")
+    yield Check("hub", "ok", "offline: HF_HUB_OFFLINE is set, only cached models load" if offline else "not contacted")
 
 
 def engine_checks() -> Iterator[Check]:
-    """Every kind of target, as the recipe's defaults build it."""
+    """One check for each kind of target, with the defaults of a recipe."""
     from optin_export.recipe import Target
 
     for given in (
@@ -75,7 +76,7 @@ def engine_checks() -> Iterator[Check]:
 
 
 def engine_check(target: object, name: str) -> Check:
-    """Whether engines of a target can be built here (else missing) and run (else unusable)."""
+    """Whether engines of a target can be built here (if not: missing) and run (if not: unusable)."""
     from optin_export import engines
     from optin_export.recipe import Target
 
@@ -85,15 +86,20 @@ def engine_check(target: object, name: str) -> Check:
         reason = engines.unavailable(target)
     except EnvironmentLacks as error:
         return Check(name, "missing", error.why, error.fix)
-    except Exception as error:  # a library that is broken, or of another machine: whatever it raises, it is unusable
+    except Exception as error:  # a broken library can raise anything
         return Check(name, "unusable", _first_line(error), "reinstall it")
     if reason is not None:
-        return Check(name, "unusable", f"built, not measured here ({versions}): {reason}", "measure on another machine")
+        return Check(
+            name,
+            "unusable",
+            f"can be built, but not measured here ({versions}): {reason}",
+            "measure on another machine",
+        )
     return Check(name, "ok", versions)
 
 
 def install_line(package: str) -> str:
-    """The pip line that adds a package: by the extra of this one that holds it, where one does."""
+    """The pip command that installs a package: the extra of optin-export that has it, if there is one."""
     try:
         wanted = metadata.requires("optin-export") or []
     except metadata.PackageNotFoundError:
@@ -123,7 +129,7 @@ def _tool(name: str, package: str | None, look: Callable[[], str]) -> Check:
         return Check(name, "missing", f"the package {error.name} is not installed", fix)
     except metadata.PackageNotFoundError:
         return Check(name, "missing", "the package is not installed", fix)
-    except Exception as error:  # an installed package that does not load raises whatever it likes
+    except Exception as error:  # a broken package can raise anything
         return Check(name, "unusable", _first_line(error), fix)
 
 

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would do, in words, from the recipe alone."""
+"""What each stage of a run would do, from the recipe alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from optin_export.recipe import Recipe
 
 
-def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
-    """(stage, what it would do) in order."""
+def planned_work(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
+    """(name of a stage, what it would do), in order."""
     model, data, prune, export = recipe.model, recipe.data, recipe.prune, recipe.export
     tuned = recipe.finetune
     shapes = ", ".join(f"{batch}x{export.sequence}" if recipe.is_text else str(batch) for batch in export.batch)
@@ -21,7 +21,7 @@ def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
         ("search", _search(recipe)),
         (
             "surgery",
-            "rebuild densely"
+            "rebuild the model without the pruned units"
             + _merging(recipe)
             + (", then repair by least squares" if prune.compensate else ", no repair")
             + (" and Gauss-Newton" if prune.gauss_newton is True else "")
