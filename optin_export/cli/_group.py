@@ -76,6 +76,7 @@ class RecipeOrCommand(click.Group):
     # A recipe is an argument, not the name of a sub-command.
     parse_args = click.Command.parse_args
     invoke = click.Command.invoke
+    shell_complete = click.Command.shell_complete
 
 
 def command(function: Callable[..., int]) -> click.Command:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from optin_export.cli._group import COMPLETION_VARIABLE, PROGRAM
+from optin_export.cli._group import COMMANDS, COMPLETION_VARIABLE, PROGRAM
 from optin_export.cli.run import optin_export
 from optin_export.errors import EnvironmentLacks, InputError, OptinError
 from optin_export.terminal import escaped_output, private_files
@@ -78,7 +78,7 @@ def _failed(error: BaseException, given: Sequence[str], display: Quiet | None) -
         # The reader closed our output (`| head`): flushing it when the interpreter ends must not fail, either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    refused = _as_ours(error)
+    refused = _as_ours(error, given)
     if refused is not None:
         _print_error(refused, "--json" in given, display)
         return refused.exit_code
@@ -119,12 +119,12 @@ def _interrupted(given: Sequence[str], display: Quiet | None, code: int) -> int:
     return code
 
 
-def _as_ours(error: BaseException) -> OptinError | None:
+def _as_ours(error: BaseException, given: Sequence[str]) -> OptinError | None:
     """The error as one that a user can act on; None if it is a bug."""
     if isinstance(error, OptinError):
         return error
     if isinstance(error, click.UsageError):
-        name = PROGRAM if error.ctx is None else error.ctx.command_path
+        name = f"{PROGRAM} {given[0]}" if given and given[0] in COMMANDS else PROGRAM
         return InputError(f"cannot read the command line of {name}", error.format_message(), f"see {name} --help")
     if _is_out_of_memory(error):
         return EnvironmentLacks("out of memory", _first_line(error), "lower prune.score_samples or export.batch")

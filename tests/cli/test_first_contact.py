@@ -233,6 +233,18 @@ def test_the_names_of_files_do_not_hide_options(capsys: pytest.CaptureFixture[st
     assert "Got unexpected extra argument (b.yaml)" in refused(capsys, "a.yaml", "b.yaml")
 
 
+def test_a_wrong_command_line_is_refused_by_the_command_that_it_names(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, says in (
+        (["serve", "run", "--ports", "1", "2"], "requires 3 arguments"),
+        (["ship", "run"], "Missing option '--to'"),
+        (["check", "run", "--gats", "x"], "Did you mean '--gates'?"),
+        (["schema", "x"], "'x' is not one of 'recipe', 'gates'"),
+        (["client", "a:1", "--rate", "inf"], "is not in the range"),
+    ):
+        error = refused(capsys, *words)
+        assert says in error and f"see optin-export {words[0]} --help" in error
+
+
 def test_a_file_that_is_called_nearly_like_a_command_is_a_recipe(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
