@@ -26,7 +26,7 @@ from optin_export.errors import EnvironmentLacks, InputError, OptinError
 from optin_export.terminal import escaped_output, private_files
 
 if TYPE_CHECKING:
-    from optin_export.progress import Quiet
+    from optin_export.displays import Quiet
 
 #: Errors of the system that a path itself causes, in whatever code it is used.
 _IMPOSSIBLE_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)

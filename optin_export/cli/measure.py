@@ -52,7 +52,8 @@ def measure(
     Exit code 0: all gates hold on this machine; 2: the run is not finished, or one of its files has changed; 3: parity
     failed; 4: a gate was missed or not evaluated; 5: this machine lacks something.
     """
-    from optin_export.progress import choose
+    from optin_export.displays import choose
+    from optin_export.progress import reporting
     from optin_export.report import add_elsewhere
     from optin_export.stages.other_machines import continue_run
     from optin_export.workdir.lock import held
@@ -64,9 +65,8 @@ def measure(
         with choose(quiet, False, as_json) as display:
             display.start("measure")
             began = time.perf_counter()
-            written = continue_run(
-                run, wanted, machine=machine, replace=replace, trust_python=trust_python, tick=display.tick
-            )
+            with reporting(display.tick):
+                written = continue_run(run, wanted, machine=machine, replace=replace, trust_python=trust_python)
             display.finish("measure", round(time.perf_counter() - began, 3), False)
         report = add_elsewhere(run)
     names = {(path.parent.parent.name, path.stem) for path in written}

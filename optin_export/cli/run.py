@@ -104,7 +104,7 @@ def optin_export(
 
         return print_dry_run(loaded, folder, as_json)
     options = cluster_options(cluster, workers, cluster_timeout, shared_files)
-    from optin_export.progress import choose
+    from optin_export.displays import choose
 
     # The display reports errors from here on: `app` finds it in the context.
     context.obj = choose(quiet, verbose, as_json)
