@@ -155,16 +155,18 @@ def _gpu() -> Check:
 
 
 def _two_onnxruntimes() -> Check:
-    there = []
+    installed = []
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:
-            there.append(f"{name} {metadata.version(name)}")
+            installed.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             continue
-    if len(there) == 2:
+    if len(installed) == 2:
         fix = "pip uninstall -y onnxruntime && pip install --force-reinstall onnxruntime-gpu"
-        return Check("one onnxruntime", "unusable", f"{' and '.join(there)} overwrite each other's files", fix)
-    return Check("one onnxruntime", "ok" if there else "missing", "".join(there) or "none", install_line("onnxruntime"))
+        return Check("one onnxruntime", "unusable", f"{' and '.join(installed)} overwrite each other's files", fix)
+    if not installed:
+        return Check("one onnxruntime", "missing", "none", install_line("onnxruntime"))
+    return Check("one onnxruntime", "ok", installed[0])
 
 
 def _memory() -> Check:
@@ -174,7 +176,7 @@ def _memory() -> Check:
     except (OSError, ValueError, StopIteration):
         return Check("memory", "ok", "not known on this system")
     state: State = "ok" if free >= LEAST_MEMORY else "unusable"
-    return Check("memory", state, f"{free / 2**30:.1f} GiB available", f"at least {LEAST_MEMORY >> 30} GiB")
+    return Check("memory", state, f"{free / 2**30:.1f} GiB available", f"free at least {LEAST_MEMORY >> 30} GiB")
 
 
 def _disk(folder: Path) -> Check:
@@ -185,7 +187,7 @@ def _disk(folder: Path) -> Check:
     if not os.access(place, os.W_OK):
         return Check("disk", "unusable", f"{place} cannot be written", "choose another folder with --out")
     state: State = "ok" if free >= LEAST_DISK else "unusable"
-    return Check("disk", state, f"{free / 2**30:.1f} GiB free in {place}", f"at least {LEAST_DISK >> 30} GiB")
+    return Check("disk", state, f"{free / 2**30:.1f} GiB free in {place}", f"free at least {LEAST_DISK >> 30} GiB")
 
 
 def _first_line(error: Exception) -> str:
