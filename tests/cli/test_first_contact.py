@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
 import pty
@@ -331,11 +330,7 @@ def test_what_a_shell_is_offered(
     monkeypatch.setenv("COMP_WORDS", " ".join([PROGRAM, *typed]))
     monkeypatch.setenv("COMP_CWORD", typed[-1] if shell == "fish" else str(len(typed)))
     assert cli.main([]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    if shell == "bash":
-        found = [line.partition(",")[2] for line in lines if line.startswith("plain,")]
-    else:
-        found = [value for kind, value in itertools.pairwise(lines) if kind == "plain"]
+    found = re.findall(r"^plain[,\n]([^\t\n]*)", capsys.readouterr().out, re.MULTILINE)
     assert sorted(found) == sorted(offered)
 
 
