@@ -217,7 +217,7 @@ def test_commands_in_running_text_are_ours(page: str) -> None:
         else:
             assert name.endswith(".yaml") or name.isupper() or name.startswith("-"), f"{page}: {line}"
             command = command_line
-        known = {option for parameter in command.params for option in parameter.opts}
+        known = {"--help", *(option for parameter in command.params for option in parameter.opts)}
         assert {word for word in words if word.startswith("--")} <= known, f"{page}: {line}"
 
 
