@@ -56,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(given: list[str]) -> int:
     context = None
     try:
-        context = optin_export.make_context(PROGRAM, given, max_content_width=100, help_option_names=["-h", "--help"])
+        # The parser consumes the list that it gets.
+        context = optin_export.make_context(
+            PROGRAM, list(given), max_content_width=100, help_option_names=["-h", "--help"]
+        )
         with context:
             if not context.params.get("verbose"):
                 _silence_libraries()

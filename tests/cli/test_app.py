@@ -188,7 +188,7 @@ def test_the_module_as_a_command(tmp_path: Path) -> None:
 
     done = command("none.yaml")
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 3
-    assert "exit codes" in command("--help").stdout and command("--version").returncode == 0
+    assert "Exit codes: 0 all gates passed" in command("--help").stdout and command("--version").returncode == 0
     assert list(tmp_path.iterdir()) == []
 
 
