@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from optin_export import units
-from optin_export.cli.forecast.outline import outline
+from optin_export.cli.dry_run.work import planned_work
 from optin_export.recipe import load_recipe
 from optin_export.units import supported
 from optin_export.workdir.cache import LAYERS
@@ -84,7 +84,7 @@ def test_every_recipe_validates(path: Path) -> None:
 
 def test_the_quickstart_has_a_plan_of_work() -> None:
     recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml")
-    assert [stage for stage, _ in outline(recipe, Path("runs/quickstart"))] == list(STAGES)
+    assert [stage for stage, _ in planned_work(recipe, Path("runs/quickstart"))] == list(STAGES)
 
 
 def test_ci_calls_exactly_the_commands_of_the_readme() -> None:

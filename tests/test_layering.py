@@ -23,7 +23,6 @@ LAZY = {
     "tokenizers": {"ship/preprocess.py", "ship/served/text_model.py", "models/sentence_tokens.py"},
     "datasets": {"data/readers.py"},
     "pynvml": {"measure/gpu.py"},
-    "shtab": {"cli/completion.py"},
     "tensorrt": set(),
     "tensorrt_rtx": set(),
     "accelerate": {"models/placement.py"},

@@ -42,6 +42,12 @@ def test_output_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert beneath(sys.stdout) is sys.stdout
 
 
+def test_a_text_stream_refuses_bytes() -> None:
+    """Libraries try this out: click writes bytes to a stream that takes them."""
+    with escaped_output(), pytest.raises(TypeError, match="bytes"):
+        sys.stdout.write(b"")  # type: ignore[arg-type]
+
+
 def test_a_file_name_in_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([str(tmp_path / "x\x1b[2J\x07.yaml"), "--dry-run"]) == 2
     error = capsys.readouterr().err

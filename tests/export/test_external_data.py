@@ -236,4 +236,3 @@ def test_a_run_ships_and_is_measured_elsewhere_with_two_files_per_graph(
     with measured_shortly():
         assert main([str(tmp_path / "recipe.yaml"), "--out", str(run), "-q"]) == 0
     assert any(data.read_bytes()) and main(["verify", str(run)]) == 0
-    assert main(["clean", str(run), "--keep", "report"]) == 0 and not (run / "onnx").exists()

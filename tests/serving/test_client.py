@@ -114,11 +114,11 @@ def test_a_server_that_never_answers(protocol: str) -> None:
     [
         (["--model", "a"], "1 models are named"),
         (["--model", "a:2", "--model", "a:2"], "a:2 would be compared with itself"),
-        (["--model", "a", "--model", "b", "--blocks", "1"], "--blocks is 1"),
-        (["--model", "a", "--model", "b", "--concurrency", "1,x"], "--concurrency is 1,x"),
-        (["--model", "a", "--model", "b", "--concurrency", "1000"], "--concurrency is 1000"),
-        (["--model", "a", "--model", "b", "--seconds", "nan"], "--seconds is nan"),
-        (["--model", "a", "--model", "b", "--rate", "-1"], "--rate is -1"),
+        (["--model", "a", "--model", "b", "--blocks", "1"], "Invalid value for '--blocks'"),
+        (["--model", "a", "--model", "b", "--concurrency", "1,x"], "Invalid value for '--concurrency'"),
+        (["--model", "a", "--model", "b", "--concurrency", "1000"], "1000 is not in the range 1<=x<=256"),
+        (["--model", "a", "--model", "b", "--seconds", "nan"], "'nan' is not a number"),
+        (["--model", "a", "--model", "b", "--rate", "-1"], "Invalid value for '--rate'"),
     ],
 )
 def test_options_that_make_no_measurement(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

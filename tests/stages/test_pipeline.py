@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 import optin_export
-from optin_export.cli.app import exit_code
+from optin_export.cli.run import exit_code
 from optin_export.errors import InputError
 from optin_export.measure import parity
 from optin_export.recipe import load_recipe

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would do, in words, from the recipe alone."""
+"""What each stage of a run would do, from the recipe alone."""
 
 from __future__ import annotations
 
@@ -7,48 +7,46 @@ from pathlib import Path
 from optin_export.recipe import Recipe
 
 
-def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
-    """(stage, what it would do) in order."""
+def planned_work(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
+    """(name of a stage, what it would do), in order."""
     model, data, prune, export = recipe.model, recipe.data, recipe.prune, recipe.export
     tuned = recipe.finetune
     shapes = ", ".join(f"{batch}x{export.sequence}" if recipe.is_text else str(batch) for batch in export.batch)
     targets = ", ".join(target.name for target in recipe.targets)
     rows = data.calibration.samples or "all"
-    evaluation = data.evaluation
+    metric = data.evaluation.metric if data.evaluation else "no accuracy"
+    repository = "a Triton model repository if all gates pass, and " if recipe.ship.triton else ""
     return [
-        ("sources", f"load {model.source} ({model.task}), {rows} calibration rows of {data.calibration.source}"),
-        ("scoring", f"score {' and '.join(prune.units)} by {prune.score}" + _effort(recipe)),
+        ("sources", f"load {model.source} ({model.task}) and {rows} calibration rows from {data.calibration.source}"),
+        ("scoring", f"score {' and '.join(prune.units)} with {prune.score}" + _effort(recipe)),
         ("search", _search(recipe)),
         (
             "surgery",
-            "rebuild densely"
+            "rebuild the model without the pruned units"
             + _merging(recipe)
-            + (", then repair by least squares" if prune.compensate else ", no repair")
+            + (", then repair by least squares" if prune.compensate else ", without repair")
             + (" and Gauss-Newton" if prune.gauss_newton is True else "")
             + (f", then fine-tune ({tuned.source or f'{tuned.steps} steps'})" if tuned is not None else ""),
         ),
-        ("export", f"onnx/base.onnx and onnx/pruned.onnx in {export.precision}, batch up to {max(export.batch)}"),
-        ("engines", f"build both for {targets}"),
-        (
-            "measure",
-            f"parity, latency at batch {shapes}" + (f", {evaluation.metric}" if evaluation else ", no accuracy"),
-        ),
-        ("ship", ("Triton model repository if all gates pass, and " if recipe.ship.triton else "") + "manifest.json"),
-        ("report", f"report.json and report.html in {folder}; gates: {_gates(recipe)}"),
+        ("export", f"write onnx/base.onnx and onnx/pruned.onnx in {export.precision}, batch up to {max(export.batch)}"),
+        ("engines", f"build engines of both for {targets}"),
+        ("measure", f"measure parity, latency at batch {shapes}, {metric}"),
+        ("ship", f"write {repository}manifest.json"),
+        ("report", f"write report.json and report.html in {folder}; gates: {_gates(recipe)}"),
     ]
 
 
 def _search(recipe: Recipe) -> str:
     budget = recipe.prune.budget
-    value = "lose the least (measured per sub-layer)" if recipe.prune.allocation == "joint" else "keep the most score"
+    value = "minimise the measured loss" if recipe.prune.allocation == "joint" else "keep the highest scores"
     if budget.accuracy_drop is not None:
-        return f"{value} in the smallest model that loses at most {budget.accuracy_drop:g} points"
+        return f"{value}, in the smallest model that loses at most {budget.accuracy_drop:g} points"
     if budget.kind == "latency":
         limit = f"{budget.speedup:g}x the speed" if budget.speedup is not None else f"{budget.latency_ms:g} ms a call"
         clock = recipe.budget
         return (
             f"measure a latency table on {clock.target} at batch {clock.batch}, {value} within {limit} by it, "
-            "build and measure that engine, correct and repeat (3 rounds at most)"
+            "build and measure that engine, correct the table and repeat (3 rounds at most)"
         )
     return f"{value} within {budget.fraction:.0%} of the {budget.kind}"
 

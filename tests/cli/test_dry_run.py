@@ -1,4 +1,4 @@
-"""What `--dry-run` says of time and memory: measured before, a lower bound, or nothing; never a guess."""
+"""What `--dry-run` says about time and memory: measured before, a lower bound, or unknown."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import yaml
 from safetensors.torch import save_file
 
 from optin_export import cli, run
-from optin_export.cli.forecast import estimate
-from optin_export.cli.forecast.estimate import estimate as estimates_of
-from optin_export.cli.forecast.model_size import size_of
+from optin_export.cli.dry_run import cost
+from optin_export.cli.dry_run.cost import estimate_cost
+from optin_export.cli.dry_run.model_size import size_of
 from optin_export.data import load_sources
 from optin_export.measure import latency
 from optin_export.recipe import Recipe, validate
@@ -30,12 +30,12 @@ def recipe(vit_recipe: Make, tmp_path: Path) -> Recipe:
     return validate(vit_recipe(), tmp_path)
 
 
-def test_constants_are_those_of_the_rooms_they_speak_of() -> None:
+def test_constants_equal_those_of_the_code_that_measures() -> None:
     """They are written twice because the dry run loads no torch."""
-    own = (estimate.BLOCKS, estimate.BLOCK_SECONDS, estimate.WARM_UP_SECONDS)
+    own = (cost.BLOCKS, cost.BLOCK_SECONDS, cost.WARM_UP_SECONDS)
     assert own == (latency.BLOCKS, latency.BLOCK_SECONDS, latency.WARM_UP_SECONDS)
-    assert estimate.FIRST_PROBES == sketch.CHUNK
-    assert estimate.GAUSS_NEWTON_PASSES == 2 + 2 * (1 + gauss_newton.PROBES)
+    assert cost.FIRST_PROBES == sketch.CHUNK
+    assert cost.GAUSS_NEWTON_PASSES == 2 + 2 * (1 + gauss_newton.PROBES)
 
 
 def test_the_size_is_read_from_the_weights(recipe: Recipe, bert_recipe: Make, tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_the_size_is_read_from_the_weights(recipe: Recipe, bert_recipe: Make, tm
 def test_without_weights_nothing_is_made_up(vit_recipe: Make, tmp_path: Path) -> None:
     raw = vit_recipe()
     raw["model"] |= {"source": "py:model.py:make", "weights": "random", "args": {}}
-    found = estimates_of(validate(raw, tmp_path), tmp_path / "runs" / "x")
+    found = estimate_cost(validate(raw, tmp_path), tmp_path / "runs" / "x")
     assert found.size is None and found.disk_bytes is None and "not known" in found.summary()
     kinds = {one.stage: one.kind for one in found.stages}
     assert kinds == {stage: "at least" if stage == "measure" else "unknown" for stage in STAGES}
@@ -68,13 +68,13 @@ def test_a_random_architecture_is_counted_without_its_weights(vit_recipe: Make, 
     size = size_of(recipe)
     assert size is not None and size.macs is None
     assert size.parameters == sum(p.numel() for p in load_sources(recipe).model.parameters())
-    assert "external data" not in estimates_of(recipe, tmp_path / "run").summary()
+    assert "external data" not in estimate_cost(recipe, tmp_path / "run").summary()
     large = {"vocab_size": 250002, "hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096}
     large |= {"num_attention_heads": 16, "max_position_embeddings": 514}
     raw["model"] |= {"source": "hf:model_type=xlm-roberta", "task": "text-classification", "args": large}
     raw["model"].pop("preprocess")
     raw["data"] = {"calibration": {"source": "csv:x.csv", "columns": {"text": 0}}}
-    found = estimates_of(validate(raw, tmp_path), tmp_path / "run")
+    found = estimate_cost(validate(raw, tmp_path), tmp_path / "run")
     assert found.size is not None and 559_000_000 < found.size.parameters < 562_000_000
     assert found.external_data and "external data" in found.summary()
     assert found.to_json()["external_data"] is True
@@ -109,10 +109,10 @@ def test_sharded_weights_are_added_up(bert_recipe: Make, bert_folder: Path, tmp_
 
 
 def test_bounds_grow_with_what_is_asked(vit_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "_macs_per_second", lambda: 1e9)
+    monkeypatch.setattr(cost, "_macs_per_second", lambda: 1e9)
 
     def at(stage: str, **sections: object) -> float:
-        found = estimates_of(validate(vit_recipe(**sections), tmp_path), tmp_path / "run")
+        found = estimate_cost(validate(vit_recipe(**sections), tmp_path), tmp_path / "run")
         return next(one.seconds for one in found.stages if one.stage == stage) or 0.0
 
     assert at("measure", export={"batch": [1, 2, 3]}) == pytest.approx(3 * at("measure", export={"batch": [1]}))
@@ -135,13 +135,13 @@ def test_a_run_leaves_what_the_next_dry_run_knows(
     assert durations.recall(folder)["scoring"] == known["scoring"]
 
     recipe = validate(raw, tmp_path)
-    by_stage = {one.stage: one for one in estimates_of(recipe, folder).stages}
+    by_stage = {one.stage: one for one in estimate_cost(recipe, folder).stages}
     assert by_stage["scoring"].kind == "measured" and by_stage["scoring"].seconds == known["scoring"]["seconds"]
     assert by_stage["surgery"].kind == "at least"  # this run never came so far
     assert "another recipe" not in by_stage["scoring"].basis
     other = validate({**raw, "seed": 3}, tmp_path)
-    assert "another recipe" in estimates_of(other, folder).stages[1].basis
-    beside = estimates_of(other, tmp_path / "runs" / "second").stages[1]
+    assert "another recipe" in estimate_cost(other, folder).stages[1].basis
+    beside = estimate_cost(other, tmp_path / "runs" / "second").stages[1]
     assert beside.kind == "measured" and "first, another run of this model" in beside.basis
 
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")

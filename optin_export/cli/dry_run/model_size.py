@@ -1,4 +1,4 @@
-"""The size of a model from its files alone: the headers of safetensors are read, no tensor is."""
+"""The size of a model from its files: headers of safetensors are read, tensors are not."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from optin_export.workdir.files import regular
 
 @dataclass(frozen=True)
 class Size:
-    """parameters: of the whole checkpoint. macs: of one sample, at least: those of its dense layers at every token;
-    None where the architecture does not tell (convolutions). origin: what was read."""
+    """How large a model is.
+
+    parameters: numbers in the checkpoint. macs: a lower bound for one sample, the dense layers at every token; None if
+    the layers do not say it (convolutions). origin: what was read.
+    """
 
     parameters: int
     macs: int | None
@@ -24,15 +27,15 @@ class Size:
 
 
 def size_of(recipe: Recipe) -> Size | None:
-    """The size of the recipe's model, where its weights are on this machine, or random; None where neither is known."""
+    """The size of the recipe's model; None if its weights are not on this machine, nor random."""
     if recipe.model.weights == "random":
         return _counted(recipe)
     files = _files(recipe)
     shapes: list[tuple[str, tuple[int, ...]]] = []
     for path in files:
         if path.suffix != ".safetensors":
-            # Pickled: not opened here, because that runs its code. Nearly all of it are float32 numbers.
-            return Size(path.stat().st_size // 4, None, f"the size of {path.name}")
+            # A pickle: loading it would run its code. Nearly all of the file is float32 numbers.
+            return Size(path.stat().st_size // 4, None, f"size of {path.name}")
         try:
             with safe_open(regular(path), "np") as file:
                 shapes += [(name, tuple(file.get_slice(name).get_shape())) for name in file.keys()]  # noqa: SIM118
@@ -41,7 +44,7 @@ def size_of(recipe: Recipe) -> Size | None:
     if not shapes:
         return None
     parameters = sum(math.prod(shape) for _, shape in shapes)
-    return Size(parameters, _macs(recipe, shapes), f"the weights' header in {files[0].name}")
+    return Size(parameters, _macs(recipe, shapes), f"header of {files[0].name}")
 
 
 def _files(recipe: Recipe) -> list[Path]:
@@ -63,7 +66,7 @@ def _files(recipe: Recipe) -> list[Path]:
 
         try:
             found = try_to_load_from_cache(name, "model.safetensors")
-        except ValueError:  # no name of the hub
+        except ValueError:  # not a name of the hub
             return []
         return [Path(found)] if isinstance(found, str) else []
     if not folder.is_dir() or prefix not in ("hf", model.source):
@@ -73,7 +76,7 @@ def _files(recipe: Recipe) -> list[Path]:
 
 
 def _counted(recipe: Recipe) -> Size | None:
-    """The parameters of an architecture, built without allocating them; of a user's own function nothing is known."""
+    """The parameters of an architecture, built without memory for them; None for a user's own function."""
     model = recipe.model
     prefix, _, name = model.source.partition(":")
     if prefix not in ("hf", "timm"):
@@ -98,7 +101,7 @@ def _counted(recipe: Recipe) -> Size | None:
         count = sum(tensor.numel() for tensor in module.parameters())
     except Exception:  # an architecture that cannot be built here: loading it says why
         return None
-    return Size(count, None, "its architecture; the weights are random") if count else None
+    return Size(count, None, "architecture with random weights") if count else None
 
 
 def _macs(recipe: Recipe, shapes: list[tuple[str, tuple[int, ...]]]) -> int | None:
