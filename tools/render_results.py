@@ -35,6 +35,7 @@ def page(measurements: Path = MEASUREMENTS) -> str:
         "",
         "Written by `tools/render_results.py` from the files in `docs/measurements/`; nothing is typed by hand. No",
         "retraining but in the section that says so.",
+        *render_engines.summary(recipes(measurements), measured),
         *render_accuracy.sections(measured),
         *render_engines.sections(recipes(measurements), measured),
         *render_studies.sections(measurements / "studies"),
@@ -50,7 +51,7 @@ def readme(text: str, measurements: Path = MEASUREMENTS) -> str:
     verdict = next(one["verdict"]["summary"] for one in stored["quickstart"]["results"] if one["budget"] == budget)
     parts = {
         "quickstart": f"```text\n{verdict}\n```",
-        "minilm_sts": "\n".join(render_engines.table(stored["minilm_sts"])),
+        "expectations": "\n".join(render_engines.expectations(stored, cases(measurements))),
     }
     for name, content in parts.items():
         start, end = f"<!-- measured: {name} -->\n", "\n<!-- end -->"
