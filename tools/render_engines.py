@@ -38,14 +38,14 @@ times the share of MACs kept, it would be 1 if time went with MACs.""".splitline
 #: What the README and the summary show: all but the toy model of the quickstart.
 SHOWN = [name for name in CASE_OF_RECIPE if name != "quickstart"]
 SUMMARY = """\
-Points lost: metric of the unpruned engine minus that of the pruned one, with a 95 % bootstrap interval over all held-out
-rows (negative: gained). Speedup: unpruned over pruned median latency, timed in turns, fp32, onnxruntime, one CPU thread;
-the batch size with the smallest speedup, with its 95 % interval. Minutes: scoring, loss curves and repair on one thread
-(mean over seeds; the machine was not always quiet), plus the measurement, without export. Further budgets of the same
-model reuse scores and loss curves.""".splitlines()
+Points lost: metric of the unpruned engine minus that of the pruned one, with a 95 % bootstrap interval over all
+held-out rows (negative: gained). Speedup: unpruned over pruned median latency, timed in turns, fp32, onnxruntime, one
+CPU thread; at the batch size with the smallest one, with its 95 % interval. Minutes: scoring, loss curves and repair on
+one thread (mean over seeds; the machine was not always quiet), plus the measurement, without export. Further budgets of
+the same model reuse scores and loss curves.""".splitlines()
 CAVEATS = """\
-Read with care: most SST-2 rows are [parts of training texts](#minilm-l6-on-sst-2-minilm-sst2), the SegFormer checkpoint is
-undertrained, and defaults were chosen on these rows ([which rows](#accuracy-without-retraining)).""".splitlines()
+Read with care: most SST-2 rows are [parts of training texts](#minilm-l6-on-sst-2-minilm-sst2), the SegFormer checkpoint
+is undertrained, and defaults were chosen on these rows ([which rows](#accuracy-without-retraining)).""".splitlines()
 
 
 def recipes(measurements: Path) -> dict[str, dict[str, Any]]:
@@ -63,7 +63,7 @@ def summary(engines: dict[str, dict[str, Any]], measured: list[Case]) -> list[st
 
 
 def expectations(engines: dict[str, dict[str, Any]], measured: list[Case]) -> list[str]:
-    """The README's table: each model at 0.6 and 0.4 of its MACs where measured; not SST-2, whose rows overlap training."""
+    """The README's table: models at 0.6 and 0.4 of their MACs, if measured; not SST-2, whose rows overlap training."""
     wanted = [(name, budget) for name in SHOWN if name != "minilm_sst2" for budget in (0.6, 0.4)]
     found = [(name, budget) for name, budget in wanted if budget in _budgets(engines, name)]
     return overview(engines, measured, found, machine=False)

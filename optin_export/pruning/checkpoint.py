@@ -53,7 +53,9 @@ class Architecture(BaseModel):
     groups: dict[str, GroupSize]
     inputs: dict[str, tuple[Literal["int64", "float32"], tuple[Annotated[int, Field(ge=1, le=65536)], ...]]]
     output: str
-    merged: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="tokens merged in each block, if any are")
+    merged: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="number of tokens merged in each block; empty: no merging"
+    )
 
     @model_validator(mode="after")
     def _is_plausible(self) -> Architecture:

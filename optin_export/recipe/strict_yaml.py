@@ -81,7 +81,7 @@ def parse_yaml(text: str) -> Any:
         return _unshared(yaml.load(text, Loader=_Loader))
     except yaml.YAMLError:
         raise
-    except Exception as error:  # PyYAML raises many types: endless nesting, dates and numbers that are none
+    except Exception as error:  # PyYAML raises many types: endless nesting, invalid dates and numbers
         raise yaml.YAMLError(f"a value cannot be read: {type(error).__name__}: {error}") from None
 
 
