@@ -68,7 +68,7 @@ class PlainLines(Quiet):
 
 
 class JsonLines(Quiet):
-    """One JSON object a line, told apart by "event": begin, then start, progress (once a second) and finish of every
+    """One JSON object a line, distinguished by "event": begin, then start, progress (once a second) and finish of every
     stage, then perhaps error or interrupted, and end with the exit code, which is the last line of every run."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -138,7 +138,7 @@ class LiveBars(Quiet):
         self.bars.stop()
 
     def start(self, stage: str) -> None:
-        # While latency is measured nothing may run beside it, not even the thread that redraws the bars.
+        # While latency is measured nothing may run next to it, not even the thread that redraws the bars.
         refreshing = stage.split()[-1] not in ("measure", "runs")
         if refreshing != self.bars.live.auto_refresh:
             self.bars.stop()

@@ -54,7 +54,7 @@ def open_image(source: Any, config: dict[str, Any], most_pixels: int | None = No
     """The image in the mode that the model's channels ask for: L, RGB or RGBA.
 
     source: encoded bytes, a Path, a Pillow image, or a uint8 array [H, W] or [H, W, C]. whole: refuse an image that has
-    to be turned, because a label map beside it would not be.
+    to be turned, because a label map next to it would not be.
     """
     image = header(source)
     if most_pixels is not None and image.width * image.height > most_pixels:
@@ -64,7 +64,7 @@ def open_image(source: Any, config: dict[str, Any], most_pixels: int | None = No
         if whole and image.getexif().get(ORIENTATION, 1) not in (0, 1):
             raise ValueError("it is stored turned (EXIF orientation), and its label map may not be: store both upright")
         image = ImageOps.exif_transpose(image)
-        check_sizes(config, image.width, image.height)  # a PNG may say only behind its pixels that it is turned
+        check_sizes(config, image.width, image.height)  # a PNG may say only after its pixels that it is turned
     return to_mode(image, config["input_size"][0])
 
 

@@ -24,7 +24,7 @@ __all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "Column", "Examples", "load_exampl
 
 #: Words that pandas takes for a missing value.
 _PERHAPS_MISSING = ("NA", "N/A", "null", "NULL", "None", "<NA>")
-#: An archive that grows beyond so many bytes, and so many times its size, is a bomb rather than data.
+#: An archive that grows beyond this many bytes, and this many times its size, is a bomb rather than data.
 BOMB_BYTES, BOMB_RATIO = 256 << 20, 200
 #: How sources name a data set of the hub.
 HUB = "hf-dataset:"

@@ -90,7 +90,7 @@ def parse(trt: Any, builder: Any, log: Any, onnx: Path) -> tuple[Any, Any]:
     """
     definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(definition, log)
-    # By the path the parser finds weights that lie beside the graph.
+    # By the path the parser finds weights that lie next to the graph.
     if not parser.parse(onnx.read_bytes(), str(onnx)):
         every = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"{refusal.node_operator()} '{refusal.node_name()}': {refusal.desc()}" for refusal in every)

@@ -179,7 +179,7 @@ def _on_gpu(runtime: Any, path: Path, target: Target) -> BoundEngine:
     gpu, provider = devices.Gpu(), _PROVIDERS[target.provider]
 
     def open_session(graph: bool) -> Any:
-        # Work is queued on the stream that the events clock; nothing may run beside it.
+        # Work is queued on the stream that the events clock; nothing may run next to it.
         stream = {"device_id": "0", "user_compute_stream": str(gpu.stream.cuda_stream)}
         own = {"enable_cuda_graph" if target.provider == "cuda" else "trt_cuda_graph_enable": "1" if graph else "0"}
         chosen = [(provider, {**stream, **own})]

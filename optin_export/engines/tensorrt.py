@@ -173,7 +173,7 @@ def load(path: Path, target: Target) -> TensorRTEngine:
 
 
 def _write_layers(trt: Any, log: Any, path: Path, target: Target) -> dict[str, Any]:
-    """Write what the engine is made of beside it, as TensorRT's inspector tells it; returns counts.
+    """Write what the engine is made of next to it, as TensorRT's inspector tells it; returns counts.
 
     An engine has to be deserialised for that: where it cannot be, the file says why.
     """

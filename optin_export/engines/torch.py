@@ -52,7 +52,7 @@ class TorchEngine:
         return timed
 
     def memory(self, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Bytes on the GPU: of the weights, and at most beside them during a call."""
+        """Bytes on the GPU: of the weights, and at most next to them during a call."""
         torch.cuda.synchronize()
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -21,9 +21,9 @@ _BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12
 
 
 def read_graph(path: Path) -> Any:
-    """The ModelProto of an ONNX file; weights in a file beside it are checked, and not loaded.
+    """The ModelProto of an ONNX file; weights in a file next to it are checked, and not loaded.
 
-    Raises InputError for what is none, refers to files outside its folder, or claims more than it and they hold.
+    Raises InputError if the file is not valid, refers to files outside its folder, or claims more than it and they hold.
     What the graph computes is not judged: whoever runs a graph gives it the memory it asks for.
     """
     import onnx
@@ -118,7 +118,7 @@ def _check_external(tensor: Any, folder: Path | None, bits: int | None) -> None:
         raise ValueError(f"{name} lie outside the graph's folder: '{place[:80]}'")
     file = folder / place
     if not file.is_file() or file.is_symlink():
-        raise ValueError(f"{name} lie in '{place[:80]}', which is not a file beside the graph")
+        raise ValueError(f"{name} lie in '{place[:80]}', which is not a file next to the graph")
     offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
     if offset < 0 or length * 8 != bits or offset + length > file.stat().st_size:
         shape = list(tensor.dims)[:8]

@@ -52,7 +52,7 @@ def load_checkpoint(module: nn.Module, weights: str, looked_up: bool = False) ->
 
 
 def split(weights: str) -> tuple[Path, str | None]:
-    """The path, and the key behind it where one is given. A file whose own name has a # is that file."""
+    """The path, and the key after it where one is given. A file whose own name has a # is that file."""
     path, _, key = weights.rpartition("#")
     return (Path(path), key) if path and not Path(weights).exists() else (Path(weights), None)
 
@@ -109,7 +109,7 @@ def _together(path: Path, names: list[str], expected: set[str] | None, shapes: b
         if not isinstance(name, str) or Path(name).name != name:
             raise refusal(path, f"it names the shard '{str(name)[:80]}', which lies outside its folder", "correct it")
         if not (folder / name).is_file():
-            raise refusal(path, f"its shard {name} is missing", f"copy all {len(names)} shards beside it")
+            raise refusal(path, f"its shard {name} is missing", f"copy all {len(names)} shards next to it")
         part = _read(folder / name, shapes)
         if not isinstance(part, dict):
             raise refusal(folder / name, "it holds no state dict", "copy the shards again")

@@ -18,7 +18,7 @@ from optin_export.workdir.files import regular
 
 #: Tensors that a model may be made of; the largest we know have a few thousand.
 MOST_TENSORS = 200_000
-#: Below so many elements going in, an operation is not looked at: what comes out is bounded by their square.
+#: Below this many elements going in, an operation is not looked at: what comes out is bounded by their square.
 _SMALL = 1 << 12
 
 #: Fields of a configuration by which code or files from elsewhere would be loaded; none takes part in a rebuild.

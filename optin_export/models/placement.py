@@ -222,7 +222,7 @@ def _check_disk(module: torch.nn.Module, places: Places, scratch: Scratch) -> No
     free = shutil.disk_usage(scratch.path).free
     if needed > free:
         raise InputError(
-            "there is no room for the weights that model.device_map keeps on disk",
+            "there is no space for the weights that model.device_map keeps on disk",
             f"{needed >> 20} MiB are needed in {scratch.path.parent}, {free >> 20} MiB are free",
             "free disk space, set TMPDIR to another disk, or keep more on 'cpu'",
         )

@@ -119,7 +119,7 @@ def _layer(step: Step) -> nn.Module:
 
 
 def make_activation(name: str) -> nn.Module:
-    """The activation of torch.nn of this name. Raises InputError for what is none, or needs arguments."""
+    """The activation of torch.nn of this name. Raises InputError if the file is not valid, or needs arguments."""
     kind = getattr(nn, name, None)
     if isinstance(kind, type) and (kind is nn.Identity or kind.__module__ == "torch.nn.modules.activation"):
         try:

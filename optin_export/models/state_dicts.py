@@ -79,7 +79,7 @@ def choose(content: Any, module: nn.Module, path: Path, key: str | None) -> tupl
             raise InputError(
                 f"the checkpoint {path} has no weights '{key}'",
                 f"those it holds are {', '.join(known[:8]) or 'at its top level, without a name'}",
-                "name one of them behind the #, or leave it out",
+                "name one of them after the #, or leave it out",
             )
         found = [one for one in named if one.name == key] or named
     if not found:

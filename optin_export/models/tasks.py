@@ -43,7 +43,7 @@ class TextModel(nn.Module):
     `sentence_embedding` [batch, hidden], `scores` (of a CrossEncoder with an activation) or `logits`: [batch, classes];
     of every token, [batch, sequence, classes or vocabulary]; of question answering, [batch, 2, sequence] (start, end).
 
-    head: from token states to the embedding; None where there is none, or the model pools by itself.
+    head: from token states to the embedding; None if there is none, or the model pools by itself.
     reads_mask: false for an encoder to which padding is text like any other; it takes no attention_mask.
     """
 

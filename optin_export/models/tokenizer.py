@@ -20,7 +20,7 @@ def load_tokenizer(section: ModelSection, origin: str | None, sentence: Sentence
     name = section.tokenizer or origin
     if name is None:
         raise InputError("the model has no tokenizer", "its source brings none", "set model.tokenizer to a folder")
-    # Words that come one by one stand behind a blank, which is part of a token for GPT-2's and RoBERTa's tokenizers.
+    # Words that come one by one stand after a blank, which is part of a token for GPT-2's and RoBERTa's tokenizers.
     options: dict[str, Any] = {"add_prefix_space": True} if section.task == "token-classification" else {}
     if sentence is not None:
         options |= sentence.tokenizer_args

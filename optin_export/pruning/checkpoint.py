@@ -25,8 +25,8 @@ from optin_export.workdir.files import atomic_path, read_json, regular, remove, 
 
 #: Bytes of an architecture.json at most.
 MAX_BYTES = 16 << 20
-#: Building a model may take so many times the bytes of its pruned weights (the unpruned model is built first, and
-#: traced), and so many bytes in any case.
+#: Building a model may take this many times the bytes of its pruned weights (the unpruned model is built first, and
+#: traced), and this many bytes in any case.
 MOST_LARGER, LEAST_LIMIT = 64, 1 << 30
 #: Elements of the example inputs together: two rows at the shipped shape.
 MAX_ELEMENTS = 1 << 26

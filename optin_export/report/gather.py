@@ -22,7 +22,7 @@ LARGEST = 64 << 20
 @dataclass(frozen=True)
 class Run:
     """label: unique among the compared. recipe: "section.field" -> value as text; empty if there is no readable one.
-    evaluation: hash of the evaluation data by the manifest, "" where there is none."""
+    evaluation: hash of the evaluation data by the manifest, "" if there is none."""
 
     label: str
     folder: Path

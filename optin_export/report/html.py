@@ -152,7 +152,7 @@ def gate_unit(gate: GateResult) -> str:
 
 
 def gate_measured(gate: GateResult) -> str:
-    """The measured value with its unit, rounded, but never so far that it contradicts the verdict beside it."""
+    """The measured value with its unit, rounded, but never so far that it contradicts the verdict next to it."""
     if gate.measured is None:
         return NOT_EVALUATED
     if gate.kind == "parity" or not math.isfinite(gate.measured):

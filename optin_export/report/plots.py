@@ -27,7 +27,7 @@ BASE, PRUNED = "#d55e00", "#0072b2"  # Okabe-Ito vermillion and blue
 #: Drawn in this colour, written as currentColor: the page decides, light or dark.
 INK = "#123456"
 WIDTH = 7.2  # inches
-#: Columns of the heat map at most: more cannot be told apart at the width of the page.
+#: Columns of the heat map at most: more cannot be distinguished at the width of the page.
 BINS = 96
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -202,7 +202,7 @@ def _kinds(groups: Sequence[GroupResult]) -> list[str]:
 
 
 def short(name: str, most: int = 32) -> str:
-    """A name that leaves room for the plot; the tables beside it have it whole."""
+    """A name that leaves space for the plot; the tables next to it have it whole."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 

@@ -32,7 +32,7 @@ class _Part(BaseModel):
 
 
 class Anchor(_Part):
-    """Nanoseconds that one group saves where it keeps so many units, and the 95 % interval of that."""
+    """Nanoseconds that one group saves where it keeps this many units, and the 95 % interval of that."""
 
     kept: Annotated[int, Field(ge=0)]
     saved_ns: float
@@ -64,11 +64,11 @@ class LatencyTable(_Part):
     scale: float = 1.0
 
     def of(self, kept: Mapping[str, int]) -> int:
-        """Nanoseconds of the engine that keeps so many units per group."""
+        """Nanoseconds of the engine that keeps this many units per group."""
         return self.full_ns - sum(int(self.saved(key, [count])[0]) for key, count in kept.items())
 
     def saved(self, key: str, counts: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Whole nanoseconds, int64 [counts], that a group saves by keeping so many units: multiples of one cell."""
+        """Whole nanoseconds, int64 [counts], that a group saves by keeping this many units: multiples of one cell."""
         cell = max(int(self.base_ns * CELL), 1)
         curve = self._curves[self.signatures[key]]
         saved = np.array([curve(count) for count in np.asarray(counts)]) * self.scale

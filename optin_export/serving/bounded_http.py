@@ -1,4 +1,4 @@
-"""tritonclient's HTTP client with limits on what a server may do to it: all of an answer in so many seconds and bytes.
+"""tritonclient's HTTP client with limits on what a server may do to it: all of an answer within a time and a size.
 
 tritonclient has a time-out for each read only, so a server that sends one byte a second is read for ever, and reads a
 body of any length into memory. Here the limits lie on the socket, below everything that reads from it.

@@ -29,7 +29,7 @@ _CHANNEL = [
     ("grpc.per_message_decompression", 0),
     ("grpc.enable_deadline_checking", 1),
 ]
-#: An answer may take so many bytes for each of its values: JSON writes a float32 in 25 characters or less.
+#: An answer may take this many bytes for each of its values: JSON writes a float32 in 25 characters or less.
 _BYTES_PER_VALUE = 32
 #: Inputs or outputs of a model, and characters of a name, at most.
 MOST_TENSORS, MOST_NAME = 1000, 500

@@ -1,4 +1,4 @@
-"""Latency that clients see: base and pruned model behind a server, measured interleaved, every answer checked.
+"""Latency that clients see: base and pruned model after a server, measured interleaved, every answer checked.
 
 Blocks in random order of base, base again (A/A) and pruned, per setting: so many threads in a closed loop, or a fixed
 rate in an open loop. The speedup is a ratio of medians with a bootstrap interval over blocks, as for engines.

@@ -1,6 +1,6 @@
 """A tritonserver on this machine, for a try-out: found, started on loopback, waited for, and stopped.
 
-A server of a container has its backends beside it. The one inside the package nvidia-pytriton has only the python
+A server of a container has its backends next to it. The one inside the package nvidia-pytriton has only the python
 backend, whose folder is put together here out of the package's parts.
 """
 

@@ -107,7 +107,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run or a shipped model. Raises InputError if there is none that can be read."""
+    """The manifest of a run or a shipped model. Raises InputError if there is no readable one."""
     try:
         manifest = read_json(folder / NAME)
         entries = manifest["files"].items()

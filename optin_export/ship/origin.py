@@ -187,7 +187,7 @@ def without_folders(source: str) -> str:
 
 
 def license_of(source: str) -> str:
-    """The licence that the README beside a model names in its front matter; 'unknown' where there is none.
+    """The licence that the README next to a model names in its front matter; 'unknown' if there is none.
 
     Nothing is downloaded: a hub model's README counts if it is in the local cache.
     """

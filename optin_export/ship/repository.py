@@ -1,7 +1,7 @@
-"""Model folders of a Triton repository change whole: staged beside it, renamed into it, the old ones kept.
+"""Model folders of a Triton repository change whole: staged next to it, renamed into it, the old ones kept.
 
 Every folder of a repository is a model to Triton, a hidden one as well, so nothing is staged or kept inside: this is
-done in `.NAME.optin-export/` beside the repository NAME, on the same file system.
+done in `.NAME.optin-export/` next to the repository NAME, on the same file system.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Writer = Callable[[Path], None]
 
 
 def private_folder(repository: Path) -> Path:
-    """Where staging and the models of before are: beside the repository, never inside."""
+    """Where staging and the models of before are: next to the repository, never inside."""
     whole = repository.resolve()
     return whole.parent / f".{whole.name}.optin-export"
 
@@ -145,7 +145,7 @@ def _exchange(repository: Path, names: Sequence[str], exchange: Path) -> None:
 
 
 def put_in_order(repository: Path) -> None:
-    """What a killed change of a repository has left half-renamed is as it was before; nothing where there is none."""
+    """What a killed change of a repository has left half-renamed is as it was before; nothing if there is none."""
     if os.path.lexists(private_folder(repository) / journal.NAME):
         with _locked(repository):
             pass
@@ -176,7 +176,7 @@ def _publish(staging: Path) -> None:
 def _locked(repository: Path) -> Iterator[list[str]]:
     """One change of a repository at a time; what a killed one left is put in order first (yields as `_tidy` returns).
 
-    Neither the repository's own name, where it lies in a run, nor anything beside it may be a link: what is deleted
+    Neither the repository's own name, where it lies in a run, nor anything next to it may be a link: what is deleted
     and moved there is ours.
     """
     place = private_folder(repository)
@@ -190,7 +190,7 @@ def _locked(repository: Path) -> Iterator[list[str]]:
             if place.stat().st_dev != repository.stat().st_dev:
                 raise InputError(
                     f"{repository} is a file system of its own",
-                    "models are staged beside it and renamed into it",
+                    "models are staged next to it and renamed into it",
                     f"use a folder in it, such as {repository / 'models'}",
                 )
             lock = os.fdopen(open_in(folder, "lock", os.O_RDWR | os.O_CREAT))
@@ -214,7 +214,7 @@ def _tidy(repository: Path) -> list[str]:
     """After a kill: renames are undone unless all were made, and what was staged goes.
 
     Returns the models of a shipment that was half renamed. What a rollback was moving without a journal, as earlier
-    versions did, goes to where there is room for it.
+    versions did, goes to where there is space for it.
     """
     place = private_folder(repository)
     note = place / journal.NAME
@@ -247,7 +247,7 @@ def _unwritable(repository: Path, error: OSError) -> EnvironmentLacks:
 
 
 def remove(repository: Path) -> None:
-    """Delete a run's own repository, with what was kept beside it; a link in its place as a link."""
+    """Delete a run's own repository, with what was kept next to it; a link in its place as a link."""
     if not repository.is_symlink():
         discard(private_folder(repository))
     discard(repository)

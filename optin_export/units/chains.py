@@ -113,7 +113,7 @@ class _Layers:
                             return None
                         continue
                     if user.name() in _NORMS:
-                        # A norm behind a fork, or a second one, would have to be cut as well: only one that follows
+                        # A norm after a fork, or a second one, would have to be cut as well: only one that follows
                         # at once is.
                         norm, features = self.norms.get(user, ("", 0))
                         if node is not start or features != layer.out_channels or len(self.seen.users[start]) > 1:
@@ -144,7 +144,7 @@ def _keeps_channels(node: Node) -> bool:
 
 
 def _norm_of(node: Node) -> Node | None:
-    """The batch norm's own node; classes that bring their activation along return what is behind it."""
+    """The batch norm's own node; classes that bring their activation along return what is after it."""
     for _ in range(3):
         if node is None or node.name() in _NORMS:
             return node

@@ -222,7 +222,7 @@ class Tokens:
     """How the tokens of a stream [batch, tokens, hidden] pass a block, and which of them may be merged on the way.
 
     prefix: tokens at the start that stand for themselves (class, distillation, registers) and are never merged.
-    attend: (block, stream, attention mask or None) -> the stream behind the attention, where tokens are merged.
+    attend: (block, stream, attention mask or None) -> the stream after the attention, where tokens are merged.
     feed: (block, that stream) -> the block's output.
     pooled: a module whose output is averaged over tokens, and the first token that counts; None if only a token of the
         prefix is read (or if the task module averages itself).

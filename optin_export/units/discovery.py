@@ -198,7 +198,7 @@ class Discovery:
         return [(path, self.model.get_submodule(path)) for path in roots]
 
     def _other_reader(self, groups: Sequence[UnitGroup]) -> str | None:
-        """A layer behind the first block, in no block, that no group accounts for."""
+        """A layer after the first block, in no block, that no group accounts for."""
         if self.seen is None:
             return None
         known = {path for group in groups for path in group.reads}

@@ -21,7 +21,7 @@ class Walk:
     whole: why every pass has to be a whole forward pass; None where the outputs of blocks that come earlier can be
     put in their place.
     readers: per block and tensor of its output, the last position in `order` at which it is read; -1: nobody reads it,
-    len(order): it is read behind the last block.
+    len(order): it is read after the last block.
     rewritten: modules whose output is written over in place later in the pass.
     sample_dims: per block and tensor of its output, and per layer that reads units and its input, the dimension that
     counts samples; None where none does (a position bias for all).

@@ -66,7 +66,7 @@ def expansion(
 
 
 def _chain(parts: Sequence[tuple[str, Any]], path: str) -> tuple[list[tuple[str, Any]], list[str | None]]:
-    """The convolutions of a stretch that starts with one, and the batch norm behind each."""
+    """The convolutions of a stretch that starts with one, and the batch norm after each."""
     layers: list[tuple[str, Any]] = []
     norms: list[str | None] = []
     for name, part in parts:

@@ -153,7 +153,7 @@ def check_samples(model: nn.Module, structure: Structure, walk: Walk, plain: Pla
         alone = next(tensors_in(seen[point][-1])) if point in seen else None
         if alone is None or not same(alone, tensor, LOOSE):
             raise InputError(
-                f"the rows of '{point[0]}' cannot be told apart by sample",
+                f"the rows of '{point[0]}' cannot be distinguished by sample",
                 "its first dimension counts more than samples, and those of one sample do not follow one another",
                 "let the samples be the first dimension there",
             )

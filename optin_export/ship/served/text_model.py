@@ -1,6 +1,6 @@
 """Triton python backend: text to token ids. Needs numpy and the package `tokenizers` in the server's Python.
 
-tokenizer.json beside this file holds the vocabulary as well as how to cut and to pad, prompt.txt (if there is one) what
+tokenizer.json next to this file holds the vocabulary as well as how to cut and to pad, prompt.txt (if there is one) what
 the model wants before every text; the names of this model's inputs say what a row is made of (TEXT, and TEXT_PAIR for
 pairs), those of its outputs what the next model reads.
 """

@@ -1,4 +1,4 @@
-"""ConvNeXt: the neurons of the MLP behind each depthwise convolution (timm, torchvision, transformers)."""
+"""ConvNeXt: the neurons of the MLP after each depthwise convolution (timm, torchvision, transformers)."""
 
 from __future__ import annotations
 

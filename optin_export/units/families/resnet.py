@@ -36,13 +36,13 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     if names.index("bn1") < names.index("conv1"):
         raise InputError(
             f"'{path}' is a variant of residual block that the family resnet cannot prune",
-            "its norms stand before its convolutions, not behind them",
+            "its norms stand before its convolutions, not after them",
             "use a plain ResNet",
         )
     depth = 3 if isinstance(getattr(block, "conv3", None), nn.Conv2d) else 2
     convolutions = [getattr(block, f"conv{number}") for number in range(1, depth + 1)]
     groups = []
-    # timm's gate (squeeze-and-excitation) stands behind the last norm: what it adds follows from no fixed factor.
+    # timm's gate (squeeze-and-excitation) stands after the last norm: what it adds follows from no fixed factor.
     is_gated = _computes(getattr(block, "se", None))
     for number in range(1, depth):
         producer, consumer = convolutions[number - 1], convolutions[number]
