@@ -138,7 +138,7 @@ class LiveBars(Quiet):
         self.bars.stop()
 
     def start(self, stage: str) -> None:
-        # While latency is measured nothing may run next to it, not even the thread that redraws the bars.
+        # While latency is measured nothing else may run, not even the thread that redraws the bars.
         refreshing = stage.split()[-1] not in ("measure", "runs")
         if refreshing != self.bars.live.auto_refresh:
             self.bars.stop()

@@ -239,7 +239,7 @@ def test_studies_say_which_rows_their_points_are_of() -> None:
 def test_only_files_with_results_are_recipes(measurements: Path) -> None:
     page = tool.page(measurements)
     assert list(tool.recipes(measurements)) == ["minilm_sts", "unknown"]
-    assert "recipes/minilm_sts.yaml" in page and "scoring" not in page
+    assert "recipes/minilm_sts.yaml" in page and "`recipes/scoring" not in page and "`recipes/listed" not in page
     assert "unpruned 90.00 at 3 ms; 89.00 at 2 ms with 50% of the MACs](figures/minilm-stsb-latency.svg)" in page
 
 

@@ -57,13 +57,13 @@ class LabelMaps(Sequence[np.ndarray]):
             if highest >= classes:
                 raise InputError(
                     f"the label map of {self.where(row)} holds class {highest}",
-                    f"the model knows {classes} classes, 0 to {classes - 1}",
+                    f"the model has {classes} classes, 0 to {classes - 1}",
                     "set data.evaluation.ignore to the value of pixels that are not evaluated",
                 )
         if not labelled:
             raise InputError(
                 "no pixel has a label",
-                f"all label maps hold nothing but {self.ignore}, which is not evaluated",
+                f"all label maps contain only {self.ignore}, which is not evaluated",
                 "correct data.evaluation.ignore, or the label maps",
             )
 

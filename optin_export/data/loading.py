@@ -292,7 +292,7 @@ def load_sources(recipe: Recipe, lookup: Lookup | None = None) -> Sources:
         if recipe.prune.budget.accuracy_drop is not None and len(evaluation) < 2:
             raise InputError(
                 "prune.budget.accuracy_drop needs at least two evaluation rows",
-                "one half is searched on, the other one measured on",
+                "one half is for the search, the other for the measurement",
                 "give more evaluation data",
             )
         first = labelled.take([0])
@@ -339,6 +339,6 @@ def _try_one_batch(sources: Sources, lookup: Lookup | None) -> None:
     if not finite:
         raise InputError(
             "the model's output is not finite",
-            "weights and data are, so its own arithmetic overflows on them",
+            "weights and data are finite, so its arithmetic overflows",
             "check the scale of the data and model.preprocess",
         )

@@ -62,9 +62,11 @@ def open_image(source: Any, config: dict[str, Any], most_pixels: int | None = No
     check_header(image, config)
     if config.get("upright"):
         if whole and image.getexif().get(ORIENTATION, 1) not in (0, 1):
-            raise ValueError("it is stored turned (EXIF orientation), and its label map may not be: store both upright")
+            raise ValueError(
+                "it is stored rotated (EXIF orientation), and its label map may not be: store both upright"
+            )
         image = ImageOps.exif_transpose(image)
-        check_sizes(config, image.width, image.height)  # a PNG may say only after its pixels that it is turned
+        check_sizes(config, image.width, image.height)  # a PNG may have its orientation after the pixels
     return to_mode(image, config["input_size"][0])
 
 

@@ -125,7 +125,7 @@ def answers(examples: Examples) -> list[tuple[str, ...]]:
             raise InputError(
                 f"{examples.where(row)} has no usable answer",
                 f"its label is {label!r:.80}",
-                "give a text, a list of texts or SQuAD's {text: [...]}; leave out questions without an answer",
+                "give a text, a list of texts or SQuAD's {text: [...]}; remove questions without an answer",
             )
         found.append(tuple(texts))
     return found

@@ -47,7 +47,11 @@ class TensorRTEngine:
     def __init__(self, trt: Any, engine: Any, size: int, axes: network.Axes) -> None:
         self._engine, self._context = engine, engine.create_execution_context()
         if self._context is None:
-            raise EnvironmentLacks("the engine gets no execution context", "not enough GPU memory", "free some")
+            raise EnvironmentLacks(
+                "failed to create the execution context",
+                "not enough GPU memory",
+                "free GPU memory, or lower export.batch",
+            )
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
         self.inputs = tuple(name for name in names if is_input[name])
@@ -173,7 +177,7 @@ def load(path: Path, target: Target) -> TensorRTEngine:
 
 
 def _write_layers(trt: Any, log: Any, path: Path, target: Target) -> dict[str, Any]:
-    """Write what the engine is made of next to it, as TensorRT's inspector tells it; returns counts.
+    """Write the engine's layers, from TensorRT's inspector, next to it; returns counts.
 
     An engine has to be deserialised for that: where it cannot be, the file says why.
     """
@@ -189,7 +193,7 @@ def _write_layers(trt: Any, log: Any, path: Path, target: Target) -> dict[str, A
 
 
 def check_record(path: Path, library: str, version: str, device: str | None) -> dict[str, Any]:
-    """The record beside `path`. Only what it names is deserialised: this very file, library, version and device.
+    """The record next to `path`. Only the file, library, version and device in it are deserialised.
 
     Raises ParityError for a file that is not the one that was built, EnvironmentLacks for one that was built elsewhere.
     """
@@ -199,7 +203,7 @@ def check_record(path: Path, library: str, version: str, device: str | None) -> 
     except (OSError, ValueError, TypeError):
         raise ParityError(f"{path.name} has no readable record", "deserialising an engine runs its code", fix) from None
     if record.get("sha256") != sha256_file(path):
-        raise ParityError(f"{path.name} is not the file that was built", "its sha256 is another", fix)
+        raise ParityError(f"{path.name} is not the file that was built", "its sha256 differs", fix)
     if (record.get("library"), record.get("version")) != (library, version):
         why = f"by {record.get('library')} {record.get('version')}, this is {library} {version}"
         raise EnvironmentLacks(f"{path.name} was built by another library", why, fix)
@@ -271,5 +275,5 @@ def _import(target: Target) -> Any:
         if error.name is not None and error.name.partition(".")[0] == module:
             raise missing_package(module, f"the target engine: {target.engine}", extra) from None
         raise EnvironmentLacks(
-            f"{module} does not load", str(error), "reinstall it, with the driver it needs"
+            f"{module} cannot be loaded", str(error), "reinstall it, with the driver it needs"
         ) from None

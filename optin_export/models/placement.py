@@ -51,7 +51,7 @@ class Placement:
                 yield
         except torch.OutOfMemoryError as error:
             raise EnvironmentLacks(
-                "the model does not fit where model.device_map puts it",
+                "the model does not fit on the devices of model.device_map",
                 str(error).splitlines()[0][:200],
                 "keep more of it on 'cpu' or 'disk' (model.max_memory), or lower prune.score_samples",
             ) from error

@@ -64,7 +64,7 @@ class Pooling(nn.Module):
         super().__init__()
         unknown = next((mode for mode in modes if mode not in POOLINGS), None)
         if unknown is not None or not modes:
-            raise InputError(f"unknown pooling '{unknown}'", f"there is {', '.join(POOLINGS)}", "use one of these")
+            raise InputError(f"unknown pooling '{unknown}'", f"known: {', '.join(POOLINGS)}", "use one of these")
         self.modes, self.skip = tuple(modes), skip
 
     def forward(self, hidden: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

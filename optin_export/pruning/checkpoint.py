@@ -61,7 +61,7 @@ class Architecture(BaseModel):
     def _is_plausible(self) -> Architecture:
         wrong = next((key for key in self.groups if not re.fullmatch(r"[^.]+(\.[^.]+)+", key)), None)
         if wrong is not None:
-            raise ValueError(f"'{wrong:.60}' names no group of units")
+            raise ValueError(f"'{wrong:.60}' is not a group of units")
         if sum(math.prod(shape) for _, shape in self.inputs.values()) > MAX_ELEMENTS:
             raise ValueError(f"the example inputs have more than {MAX_ELEMENTS} elements")
         return self
@@ -146,10 +146,10 @@ def _assembled(
     if isinstance(trust_python, PythonSource):
         if architecture.base.get("library") == "python" and not trust_python.is_that_of(architecture.base):
             raise InputError(
-                f"the model in {folder} is not that of the recipe",
+                f"the model in {folder} is not the model of the recipe",
                 f"it would run {str(architecture.base.get('source'))[:200]!r}, and the recipe names "
                 f"{trust_python.source!r}",
-                "delete the folder, or run with --force: the model is made again",
+                "delete the folder, or run with --force: the model is built again",
             )
         trust_python = architecture.base.get("library") == "python"
     model = build(architecture.base, trust_python)
@@ -170,7 +170,7 @@ def _assembled(
         dense.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(
-            f"the weights in {folder} do not fit its architecture.json", str(error)[:300], "run surgery again"
+            f"the weights in {folder} do not fit its architecture.json", str(error)[:300], "run the recipe with --force"
         ) from error
     if any(architecture.merged):
         tokens = find_tokens(dense)
@@ -204,7 +204,7 @@ def _apart(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _adopt_new_biases(dense: TaskModel, state: dict[str, torch.Tensor]) -> None:
-    """Compensation gives a projection without bias one of its own: make room for it."""
+    """The repair adds a bias to a projection without one: create it."""
     known = dense.state_dict()
     for name in state.keys() - known.keys():
         path, _, leaf = name.rpartition(".")

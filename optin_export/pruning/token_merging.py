@@ -88,7 +88,7 @@ def merge(
 
 @dataclass(frozen=True)
 class DroppedTokens:
-    """Where the tokens of a batch have gone. place: [batch, tokens of the unmerged model]; sizes: [batch, tokens]."""
+    """Map from original to merged tokens. place: [batch, tokens of the unmerged model]; sizes: [batch, tokens]."""
 
     place: torch.Tensor
     sizes: torch.Tensor

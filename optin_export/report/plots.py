@@ -1,7 +1,7 @@
 """Plots of the report as inline SVG: deterministic, transparent, and in the text colour of the page around them.
 
 Every function returns one `<svg>` element, or "" where there is nothing to draw. Colours are Okabe-Ito's with at least
-3:1 contrast on white and on near-black; what they tell is also told by shape, line style or label.
+3:1 contrast on white and on near-black; colour is never the only difference: shape, line style or label differ too.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def _kinds(groups: Sequence[GroupResult]) -> list[str]:
 
 
 def short(name: str, most: int = 32) -> str:
-    """A name that leaves space for the plot; the tables next to it have it whole."""
+    """A name that leaves space for the plot; the tables have it in full."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
@@ -236,7 +236,7 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 
 def render(name: str, label: str, height: float, draw: Callable[[Figure], None]) -> str:
-    """Draw on a fresh figure [inches] and return its SVG, made fit to stand in a page beside others."""
+    """Draw on a fresh figure [inches] and return its SVG, adapted for a page with several figures."""
     # The salt makes the ids of clip paths and markers reproducible.
     with matplotlib.style.context(["default", {**STYLE, "svg.hashsalt": name}]):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")

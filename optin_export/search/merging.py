@@ -9,7 +9,7 @@ import numpy as np
 from optin_export.errors import InputError
 from optin_export.search.knapsack import Options, solve
 
-#: Tokens that have to be left after every block.
+#: Minimum number of tokens after every block.
 LEAST = 2
 
 
@@ -60,7 +60,7 @@ def spread_merging(keep: float, tokens: int, prefix: int, blocks: int) -> tuple[
             return merged
     raise InputError(
         f"tokens.keep is {keep:g}",
-        f"merging the most that blocks can still leaves {kept_share(merged, tokens, blocks):.3f} on average",
+        f"the maximum merging still leaves {kept_share(merged, tokens, blocks):.3f} on average",
         f"ask for at least {kept_share(merged, tokens, blocks):.3f}",
     )
 
@@ -69,7 +69,7 @@ def allocate_merging(curves: Sequence[np.ndarray], keep: float, tokens: int, pre
     """The numbers per block with the least sum of losses such that `kept_share` is at most `keep`; [] if none is found.
 
     curves: per block [points, 3] with tokens merged (from 0 up), trajectory loss, output loss. A block merges at most
-    half of what it could merge alone, so that something is left for those after it.
+    half of what it could merge alone, so that later blocks can merge, too.
     """
     blocks = len(curves)
     counts = np.arange(most(tokens, prefix) // 2 + 1)

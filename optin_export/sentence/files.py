@@ -59,7 +59,7 @@ class Files:
         if value is None and self.find(name) is None:
             return {}
         if not isinstance(value, dict):
-            raise InputError(f"cannot read {name} of {self.name}", "it holds no JSON object", "restore that file")
+            raise InputError(f"cannot read {name} of {self.name}", "it is not a JSON object", "restore that file")
         return value
 
 

@@ -66,7 +66,7 @@ def compare(
         tick(done + 1, blocks)
     first, second = (np.concatenate([pair[which].reshape(batch, -1) for pair in pairs]) for which in (0, 1))
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise ParityError("a model answers what is no number", "NaN or infinity", "check the server's log")
+        raise ParityError("a model returned invalid numbers", "NaN or infinity", "check the server's log")
     cosines = (first * second).sum(1) / np.maximum(
         np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1), 1e-12
     )

@@ -30,7 +30,7 @@ def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer
         given = [Tensor("IMAGE", "TYPE_STRING", (-1, 1))]
     if not source.is_file():
         raise InputError(
-            "ship.ensemble has nothing to prepare inputs with",
+            "ship.ensemble cannot preprocess inputs",
             f"{source} is missing: this task takes no plain text, its tokenizer is not a fast one, or the run is old",
             "run the recipe again, or set ship.ensemble: false",
         )

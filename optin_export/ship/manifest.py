@@ -62,7 +62,7 @@ def strangers(folder: Path, files: Collection[str]) -> list[str]:
         elif name not in files:
             problems.append(f"{name}: not in the manifest" if stat.S_ISREG(mode) else f"{name}: {_kind(mode)}")
         elif not stat.S_ISREG(mode) and _stays_in(path, folder):
-            problems.append(f"{name}: {_kind(mode)}")  # of links that lead out the file itself is told
+            problems.append(f"{name}: {_kind(mode)}")  # for links to the outside the file itself is reported
     if (folder / "recipe.yaml").is_file():
         problems += [problem for name in _WORKING for problem in _strange_work(folder, name)]
     return problems
@@ -115,9 +115,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError("a file has no sha256 or size")
         for name in ("environment", "inputs"):
             if not isinstance(manifest.get(name, {}), dict):
-                raise ValueError(f"'{name}' is no mapping")
+                raise ValueError(f"'{name}' is not a mapping")
         if not isinstance(manifest.get("environment", {}).get("packages", {}), dict):
-            raise ValueError("'environment.packages' is no mapping")
+            raise ValueError("'environment.packages' is not a mapping")
         return dict(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

@@ -147,7 +147,7 @@ def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
     if near is None:
         return InputError(
             f"the architecture {type(inner).__name__} is not supported",
-            f"no family knows its blocks; supported: {names}",
+            f"no family supports its blocks; supported: {names}",
             f"use one of these ({see}), or declare FAMILY in optin_export/units/families/NAME.py (docs/families.md)",
         )
     family, block, path, missing = near
@@ -156,8 +156,8 @@ def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
     units = f"which layers make its {family.units[0]}, and which one reads them"
     return InputError(
         f"the architecture {type(inner).__name__} is not supported",
-        f"no family knows its blocks; nearest: {family.name} ({block} '{path}' has {has}{lacks}); supported: {names}",
-        f"use one of these ({see}), or add optin_export/units/families/NAME.py after the pattern of {family.name}: "
+        f"no family supports its blocks; nearest: {family.name} ({block} '{path}' has {has}{lacks}); known: {names}",
+        f"use one of these ({see}), or add optin_export/units/families/NAME.py like {family.name}: "
         f"is_block for {block}, and groups that say {units} (docs/families.md)",
     )
 

@@ -15,7 +15,7 @@ from torch import nn
 from optin_export.units.declare import Producer, UnitGroup
 from optin_export.units.trace import Node, Pass
 
-#: The name that such units have in the report, beside those of families.
+#: The name of such units in the report, next to the names of families.
 NAME = "convolutions"
 _CONVOLUTION, _WEIGHT = "ConvolutionBackward0", 1
 _NORMS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
@@ -144,7 +144,7 @@ def _keeps_channels(node: Node) -> bool:
 
 
 def _norm_of(node: Node) -> Node | None:
-    """The batch norm's own node; classes that bring their activation along return what is after it."""
+    """The batch norm's own node; classes that include an activation return the node after it."""
     for _ in range(3):
         if node is None or node.name() in _NORMS:
             return node

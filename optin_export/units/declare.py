@@ -34,7 +34,7 @@ class Producer:
 
 @dataclass(frozen=True)
 class Table:
-    """A parameter or buffer with entries per unit beside the layers: a relative position table, a bias of its own.
+    """A parameter or buffer with entries per unit outside the layers: a relative position table, or a bias.
 
     dim: the dimension that counts units. entries: how many entries along it a unit has.
     """
@@ -53,7 +53,7 @@ class UnitGroup:
 
     block: the block in which the consumer lies. count: number of units. width: consumer input features per unit (head
         dim for heads, 1 for neurons and channels).
-    residual: the module, and the index of its positional argument (or "output"), where the residual stream beside the
+    residual: the module, and the index of its positional argument (or "output"), where the residual stream of the
         sub-layer is seen; None if nothing is added to the consumer's output. "call": all that the module is called
         with, as (positional, named) arguments, for `arrange` to make the stream from.
     scale: what stands between the consumer and that sum: layer scale (its parameter, or a module with a `gamma`) or a
@@ -123,7 +123,7 @@ class UnitGroup:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Units of one kind that are there but cannot go one by one: the error for whoever wants them removed."""
+    """Units of one kind that exist but cannot be removed one by one: the error for recipes that ask for them."""
 
     kind: UnitKind
     error: InputError
@@ -206,8 +206,8 @@ class Structure:
         if not groups:
             raise InputError(
                 f"the model has no {' or '.join(kinds)}",
-                f"family {self.family} offers none of them",
-                "name other kinds in prune.units",
+                f"family {self.family} has none of them",
+                "give other kinds in prune.units",
             )
         return replace(self, groups=groups)
 
@@ -244,12 +244,12 @@ class Family:
     groups: (block module, its path, its index) -> its unit groups, in forward order, and refusals for kinds of units
     that only other variants let go. Raises InputError for a variant that this family does not know at all.
     channels_first: its blocks output [batch, features, height, width] (see Structure).
-    sublayers: kinds whose sub-layers may lose all their units and are then gone.
-    parts: modules by which a block of this family is known, as paths in it: who has many of them is told so.
+    sublayers: kinds whose sub-layers may lose all their units and are then removed.
+    parts: modules of a block, as paths in it, used to find the most similar family for an error.
     chain: instead of `groups`, for networks that are one chain of layers rather than repeated blocks: (a module that
     `is_block` names, its path) -> (its block paths, their unit groups), both in forward order.
     streams: (the whole module, [(path, block)]) -> coupled groups, the channels of the residual streams between blocks.
-    refusals: the whole module -> what only it shows to be impossible, beside what `groups` sees of one block.
+    refusals: the whole module -> refusals that a single block does not show to `groups`.
     tokens: (the whole module, [(path, block)]) -> how its tokens can be merged. Raises InputError for a variant whose
     tokens cannot.
     """

@@ -190,7 +190,9 @@ class Discovery:
         elif (other := self._other_reader([*found, *groups])) is not None:
             why = f"'{other}' may read them as well, outside the blocks"
         if why is not None:
-            raise InputError("the model has no residual stream whose channels can go", why, "set prune.coupled: false")
+            raise InputError(
+                "the model has no residual stream with removable channels", why, "set prune.coupled: false"
+            )
         return found
 
     def _blocks_of(self, family: Family) -> list[tuple[str, nn.Module]]:

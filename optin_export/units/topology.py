@@ -42,7 +42,7 @@ def measured(model: nn.Module, structure: Structure, inputs: Inputs) -> Structur
     if not set(walk.order) or len(walk.silent) == len(walk.order):
         raise InputError(
             "the model cannot be scored",
-            f"it never calls its blocks ({structure.blocks[0]}, ...) themselves, only what is in them",
+            f"it never calls its blocks ({structure.blocks[0]}, ...) as modules, only their parts",
             "call each block as a module in the model's forward",
         )
     return dataclasses.replace(structure, groups=groups, walk=walk)
@@ -141,7 +141,7 @@ def _not_a_chain(structure: Structure, walk: Walk, plain: Plain) -> str | None:
 def _compare(model: nn.Module, structure: Structure, walk: Walk, plain: Plain, inputs: Inputs) -> str | None:
     """The first thing that a walk with outputs put in place sees otherwise than the plain pass; None if nothing is.
 
-    Last blocks first: what the other rows left behind in the blocks before is then still there.
+    Last blocks first: the values that the other rows left in the earlier blocks are then still there.
     """
     for position in reversed(range(len(walk.order))):
         path = structure.blocks[walk.order[position]]

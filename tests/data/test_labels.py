@@ -76,10 +76,10 @@ def test_names_then_indices(labels: Any, names: tuple[str, ...], expected: list[
     [
         ([1, 2, 3], (), 3, "subtract one"),
         ([1, 5, 3], STARS, 5, "labels run from 1 to 5; the model has 5 classes, 0 to 4: '1 star'"),
-        ([1, 2, 4], STARS, 5, "may be indices or part of the names"),
+        ([1, 2, 4], STARS, 5, "could be indices or parts of names"),
         ([-1, 1], (), 2, "write 0 for -1"),
         ([0, 1, 7], (), 3, "label 7 of row 2"),
-        ([0, 0.5], (), 2, "no whole number"),
+        ([0, 0.5], (), 2, "not a whole number"),
         ([0, 2], ("1", "2"), 2, "called by numbers"),
         (["good", "positive"], SENTIMENT, 2, "label 'good' of row 0"),
         (["a", "a", "b"], (), 2, "nor are 2 more (row 1, row 2)"),

@@ -101,7 +101,7 @@ def test_shadow_traffic_compares_answers(served: Server, quickstart: Path, capsy
 def test_the_wrong_model_is_told_apart(served: Server, quickstart: Path, capsys: pytest.CaptureFixture[str]) -> None:
     swapped = ["--model", "quickstart", "--model", "quickstart-base", "--run", str(quickstart)]
     assert cli.main(["client", served.grpc, *swapped, *QUICK]) == ParityError.exit_code
-    assert "does not answer what the" in capsys.readouterr().err
+    assert "answers differently from the" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_there(served: Server, quickstart: Path, capsys: pytest.CaptureFixture[str]) -> None:

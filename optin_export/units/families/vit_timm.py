@@ -1,4 +1,4 @@
-"""Vision Transformers of timm: ViT, DeiT, DINOv2, DINOv3, BEiT, EVA (an attention and an MLP, each beside a norm)."""
+"""Vision Transformers of timm: ViT, DeiT, DINOv2, DINOv3, BEiT, EVA (an attention and an MLP, each with a norm)."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _tokens(model: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> Tokens:
     if where != "timm.models.vision_transformer":
         raise InputError(
             "the model's tokens cannot be merged",
-            f"the attention in blocks of {where} knows where each token was",
+            f"the attention in blocks of {where} depends on the position of each token",
             "set tokens.keep: 1.0",
         )
     path = found[0][0].rpartition("blocks.")[0].rstrip(".")
