@@ -31,9 +31,9 @@ HEAD = """\
 ## Engines
 
 Drop: points lost against the unpruned engine (negative: gained), with a 95 % bootstrap interval over the
-evaluation rows, which are all held-out rows of the case: defaults were chosen on them, too
-([which rows](#accuracy-without-retraining)). Speedup: ratio of interleaved median latencies with its 95 % interval;
-times the share of MACs kept, it would be 1 if time went with MACs.""".splitlines()
+evaluation rows. These are all held-out rows of the case, on which defaults were chosen, too
+([which rows](#accuracy-without-retraining)). Speedup: ratio of interleaved median latencies with its 95 % interval.
+The last column would be 1 if time were proportional to MACs.""".splitlines()
 
 #: What the README and the summary show: all but the toy model of the quickstart.
 SHOWN = [name for name in CASE_OF_RECIPE if name != "quickstart"]
@@ -197,7 +197,11 @@ def _machine(results: list[dict[str, Any]]) -> str:
     packages, cpus = machine["packages"], machine["cpus"]
     seen = [one.get("neighbours") for result in results for one in result["latency"]]
     others = [one["others"] + one["stolen"] for one in seen if one]
-    told = f" Other work took at most {max(others):.1%} of all CPU time meanwhile." if len(others) == len(seen) else ""
+    told = (
+        f" Other work took at most {max(others):.1%} of all CPU time during the measurement."
+        if len(others) == len(seen)
+        else ""
+    )
     return (
         f"Machine: {machine['cpu']}, {cpus} core{'s' * (cpus != 1)}, {machine['memory_gib']} GiB; "
         f"onnxruntime {packages.get('onnxruntime')}, torch {packages['torch']}, Python {machine['python']}.{told}"

@@ -33,8 +33,8 @@ def page(measurements: Path = MEASUREMENTS) -> str:
     lines = [
         "# Results",
         "",
-        "Written by `tools/render_results.py` from the files in `docs/measurements/`; nothing is typed by hand. No",
-        "retraining but in the section that says so.",
+        "`tools/render_results.py` writes this page from `docs/measurements/`; no number is typed by hand.",
+        "No model was retrained, except in the section on fine-tuning.",
         *render_engines.summary(recipes(measurements), measured),
         *render_accuracy.sections(measured),
         *render_engines.sections(recipes(measurements), measured),
@@ -45,7 +45,7 @@ def page(measurements: Path = MEASUREMENTS) -> str:
 
 
 def readme(text: str, measurements: Path = MEASUREMENTS) -> str:
-    """The README with what stands between `<!-- measured: NAME -->` and `<!-- end -->` made from the measurements."""
+    """The README with the text between `<!-- measured: NAME -->` and `<!-- end -->` rendered from the measurements."""
     stored = recipes(measurements)
     budget = load_recipe(ROOT / "recipes" / "quickstart.yaml").prune.budget.fraction
     verdict = next(one["verdict"]["summary"] for one in stored["quickstart"]["results"] if one["budget"] == budget)

@@ -39,7 +39,7 @@ def checked(module: nn.Module, source: str) -> nn.Module:
 
 
 def _is_adapter(part: nn.Module) -> bool:
-    """Whether a module is a PEFT layer, or has low-rank factors besides its weight. Other models have a `base_layer`."""
+    """Whether a module is a PEFT layer, or has low-rank factors and a weight. Other models have a `base_layer`."""
     of_peft = any(cls.__module__.partition(".")[0] == "peft" for cls in type(part).__mro__)
     return of_peft or (hasattr(part, "lora_A") and (hasattr(part, "lora_B") or hasattr(part, "base_layer")))
 
