@@ -100,15 +100,16 @@ def _minutes(result: dict[str, Any], case: Case | None) -> float | None:
     """Scores, loss curves and repair of the case at this budget (mean over seeds), and this run's measurement."""
     tables = case.tables if case else ()
     timed = next(filter(None, (_defaults(table, result["budget"]) for table in tables)), [])
-    seconds = [sum(row.get(f"{part}_seconds", 0) for part in ("scoring", "curves", "surgery")) for row in timed]
+    seconds = [sum(row[f"{part}_seconds"] for part in ("scoring", "curves", "surgery")) for row in timed]
     measuring = [stage["seconds"] for stage in result.get("stages", []) if stage["name"] == "measure"]
     return (statistics.fmean(seconds) + sum(measuring)) / 60 if seconds and measuring else None
 
 
 def _defaults(table: Table, budget: float) -> list[dict[str, Any]]:
-    """The rows of a budget by the default score and repair."""
+    """The timed rows of a budget by the default score and repair."""
     wanted = table.scorer, table.repair, budget
-    return [row for row in table.rows if (row["scorer"], row["repair"], row["budget"]) == wanted]
+    rows = [row for row in table.rows if (row["scorer"], row["repair"], row["budget"]) == wanted]
+    return [row for row in rows if "surgery_seconds" in row]
 
 
 def sections(engines: dict[str, dict[str, Any]], measured: list[Case]) -> list[str]:

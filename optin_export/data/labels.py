@@ -147,7 +147,7 @@ def match_classes(own: Sequence[str], used: set[str], classes: Classes) -> tuple
     listed = ", ".join(f"'{name}' is {index}" for index, name in enumerate(order[:10]))
     more = f" and {len(order) - 10} more" if len(order) > 10 else ""
     called = (
-        f"none of them is a name of the model's ({classes.names.shown(4)})"
+        f"none of them is a class name of the model ({classes.names.shown(4)})"
         if classes.names.real
         else "the model has no names for them"
     )
@@ -285,7 +285,7 @@ def _refuse_unknown(
         if set(values) == {-1, 1} and classes.count == 2:
             raise InputError(what, span, f"write 0 for -1{named}")
         raise InputError(what, span, f"give indices from 0 to {classes.count - 1}{named}; check columns.label")
-    why = f"labels that are no class: {_some(wrong)}; {classes}"
+    why = f"labels without a class: {_some(wrong)}; {classes}"
     raise InputError(
         what,
         why,

@@ -23,7 +23,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"GGUF", "a GGUF file: weights for llama.cpp, usually quantised", "use the PyTorch checkpoint it was made from"),
     (
         b"version https://git-lfs",
-        "a Git LFS pointer: the text that stands for a file",
+        "a Git LFS pointer instead of the file",
         f"run git lfs pull, or {_DOWNLOAD}",
     ),
     (b"\x93NUMPY", "a single NumPy array", _CONVERT),

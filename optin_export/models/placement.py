@@ -83,7 +83,7 @@ class Placement:
                 raise
             except Exception as error:  # a model that reads a module's weights without calling it, for one
                 why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                fix = "put the parts that belong together in one place, or remove model.device_map"
+                fix = "keep parts that belong together on one device, or remove model.device_map"
                 raise _wrong(why[:300], fix) from error
         difference, scale = (float(one.abs().max()) for one in (found - expected, expected))
         if not difference <= ROUNDING * max(scale, 1e-12):

@@ -45,7 +45,7 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A state dict in a checkpoint. where: its entry in the file. prefix: the prefix of names. beside: names without it.
+    """A state dict in a checkpoint. where: its entry. prefix: the prefix of its names. beside: names without it.
 
     missing: names of the model that it lacks.
     """

@@ -123,11 +123,9 @@ def _refuse(path: Path, names: list[str], foreign: list[str]) -> InputError:
     if any(name.startswith(_MODULES) for name in names):
         owners = [name for name in foreign if not name.startswith("torch.nn.modules.")] or foreign
         why = f"it holds a whole pickled module ({', '.join(owners[:3])}), which only its own code can open"
-        return refusal(path, why, f"where that code is, load it and save the weights alone: {_SAVE}")
+        return refusal(path, why, f"where that code is, load it and save only the weights: {_SAVE}")
     why = f"it names {shown}, which would have to be run or imported to open it"
-    return refusal(
-        path, why, f"if you trust the file, open it where it was written and save the weights alone: {_SAVE}"
-    )
+    return refusal(path, why, f"if you trust the file, open it where it was written and save only the weights: {_SAVE}")
 
 
 def _names_in(path: Path) -> Iterator[str]:

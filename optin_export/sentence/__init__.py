@@ -136,8 +136,8 @@ def _told(folder: SentenceFolder) -> list[str]:
     if folder.prompts:
         names = ", ".join(repr(name) for name in folder.prompts)
         found.append(
-            f"{folder.source} knows prompts ({names}) that encode() does not put before a text by itself: "
-            "where your queries or documents need one, it has to be in the data and in what clients send"
+            f"{folder.source} has prompts ({names}) that encode() does not add by default: if your queries or "
+            "documents need one, add it to the data and to the requests of clients"
         )
     return found
 

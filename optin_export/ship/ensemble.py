@@ -60,7 +60,7 @@ def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer
 
     def write_ensemble(folder: Path) -> None:
         (folder / "1").mkdir()
-        (folder / "1" / "README.txt").write_text("An ensemble has no file of its own.\n", encoding="utf-8")
+        (folder / "1" / "README.txt").write_text("An ensemble has no model file.\n", encoding="utf-8")
         same = {tensor.name: tensor.name for tensor in signature.inputs}
         steps = (
             Step(prepare, {tensor.name: tensor.name for tensor in inputs}, same),

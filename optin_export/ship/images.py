@@ -49,7 +49,7 @@ def server_image(backend: str, library: str, version: str | None) -> str:
     newest, holds = next(iter(ONNXRUNTIME.items()))
     return (
         f"unknown: no release up to {newest} holds onnxruntime {version}; the newest known, {IMAGE}:{newest}-py3, "
-        f"holds {holds}: measure there again before you rely on these numbers"
+        f"holds {holds}: measure again there before you rely on these numbers"
     )
 
 

@@ -64,7 +64,7 @@ def notices(structure: Structure) -> list[str]:
         found.append(f"every pass runs the whole model, which is right but slower: {walk.whole}")
     if walk.idle:
         count, which = len(walk.idle), walk.idle[0] if len(walk.idle) == 1 else f"{walk.idle[0]} and others"
-        found.append(f"{count} groups of units stay as they are ({which}): no forward pass uses them")
+        found.append(f"{count} groups of units are not pruned ({which}): no forward pass uses them")
     return found
 
 

@@ -111,7 +111,7 @@ def _refusals(model: Any) -> list[Refusal]:
     for path, module in model.named_modules():
         for name, why in (
             ("rel_pos_bias", "its position bias has entries per head, and all blocks share it"),
-            ("rope_mixed", "its rotary embedding turns every head by angles of its own"),
+            ("rope_mixed", "its rotary embedding has different angles per head"),
         ):
             if getattr(module, name, None):
                 what = f"'{path}' ({type(module).__name__}) ties the heads of all blocks together"
