@@ -35,7 +35,7 @@ class HubImages:
     """An image processor of transformers as the recipe wants it.
 
     config: see `pixels`; where no steps were found it says `refused`. timm: timm's data configuration, for a checkpoint
-    of timm. notes: what the user has to know.
+    of timm. notes: warnings for the user.
     """
 
     processor: Any
@@ -72,7 +72,7 @@ def load_hub_images(origin: str, section: ModelSection, channels: int, segments:
     """The processor of a folder or a hub model; None where it has no file for one.
 
     channels: of the model. segments: the images may have label maps. Raises InputError for a file that cannot be used
-    and for fields of `model.preprocess` that it does not know.
+    and for fields of `model.preprocess` that it does not support.
     """
     made = _load(origin, section, None)
     if made is None:

@@ -66,7 +66,7 @@ class ImageProcessor:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user has to know; nothing where all images are float arrays, which are not prepared."""
+        """Warnings for the user; empty if all images are float arrays, which are not preprocessed."""
         return self._notes if self._prepares else ()
 
     def order(self, examples: Examples) -> np.ndarray:

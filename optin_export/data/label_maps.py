@@ -48,7 +48,7 @@ class LabelMaps(Sequence[np.ndarray]):
         return values
 
     def check(self, classes: int) -> None:
-        """Raises InputError if a map cannot be read, holds a class the model does not know, or all hold none at all."""
+        """Raises InputError if a map cannot be read, has an unknown class, or if no map has any class."""
         labelled = False
         for row in range(len(self)):
             values = self[row]

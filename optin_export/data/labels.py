@@ -54,7 +54,7 @@ def class_indices(examples: Examples, classes: Classes) -> tuple[np.ndarray, lis
 def word_indices(examples: Examples, classes: Classes) -> tuple[list[np.ndarray], list[str]]:
     """One class index per word, int64 [words] for every row; a row's labels: a list, or text separated by blanks.
 
-    IGNORED stays. Raises InputError for a row without one label per word, and for labels the model does not know.
+    IGNORED stays. Raises InputError for a row without one label per word, and for unknown labels.
     """
     rows: list[list[str]] = []
     for row, (words, labels) in enumerate(zip(examples.columns["tokens"], examples.columns["label"], strict=True)):

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-#: By content: some of the other formats that Pillow knows start programs, and a suffix says nothing.
+#: By content: some of the other formats that Pillow supports start programs, and a suffix is no evidence.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 #: A resized image of more pixels is refused before it is made: an image of 60000 x 1 would become gigabytes.
 MOST_RESIZED = 32_000_000

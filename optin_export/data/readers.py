@@ -249,7 +249,7 @@ def _read_npz(path: str, section: DataSource, needs: tuple[str, ...]) -> Example
 
 
 def _array_of(need: str, held: Sequence[str]) -> str:
-    """The name that an array goes by: `images` and `labels`, or else the need's own."""
+    """The name of an array: `images` and `labels`, or else the need's own."""
     plural = {"image": "images", "label": "labels"}.get(need, need)
     return need if plural not in held and need in held else plural
 

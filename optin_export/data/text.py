@@ -98,7 +98,7 @@ class CausalProcessor(TextProcessor):
         return [np.append(row[mask == 1][1:], IGNORED) for row, mask in _rows(inputs)]
 
 
-#: Tasks whose rows are encoded in a way of their own.
+#: Tasks with their own encoding of rows.
 PROCESSORS: Mapping[str, type[TextProcessor]] = {
     "token-classification": WordProcessor,
     "question-answering": QuestionProcessor,

@@ -4,7 +4,7 @@ Networks are strongly typed: precision lives in the ONNX graph. One engine file 
 shipped batch size, or with `dynamic` a single one with ranges. TensorRT for RTX builds on a machine without a GPU, for
 the compute capabilities named in the target; running any engine takes a GPU and its driver.
 
-Beside each engine lies a record (`.plan.json`) with its sha256, library, version and device: deserialising runs native
+Next to each engine is a record (`.plan.json`) with its sha256, library, version and device: deserialising runs native
 code, so what the record does not name is never deserialised.
 """
 
@@ -74,7 +74,7 @@ class TensorRTEngine:
         return devices.timer(self._bind, self._fitted(inputs), mode, self._device)
 
     def memory(self, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Bytes on the GPU: the engine as it lies in its file, and its scratch memory for the profile of `inputs`."""
+        """Bytes on the GPU: the size of the engine file, and its scratch memory for the profile of `inputs`."""
         number, _ = network.fitted(self._profiles, {name: inputs[name] for name in self.inputs})
         scratch = self._engine.get_device_memory_size_for_profile_v2(number)
         return {"model": self._size, "activations": int(scratch)}

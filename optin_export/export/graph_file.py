@@ -11,7 +11,7 @@ from optin_export.errors import InputError
 from optin_export.workdir.onnx_files import MAX_BYTES
 from optin_export.workdir.opening import regular
 
-#: Elements of one tensor whose shape stands in the graph, though not its values (ConstantOfShape, Expand ...).
+#: Elements of one tensor whose shape is in the graph, but not its values (ConstantOfShape, Expand ...).
 MAX_ELEMENTS = 2**28
 MAX_DEPTH = 20
 #: A node of a provider's own context names a file, or holds a compiled engine that runs as code.

@@ -25,7 +25,7 @@ from optin_export.workdir.onnx_files import SMALL
 HALF = {"fp16": (TensorProto.FLOAT16, 65504.0), "bf16": (TensorProto.BFLOAT16, 3.3895313892515355e38)}
 #: The first opset in which convolutions take bf16.
 BF16_OPSET = 22
-#: Beyond this a constant stands for "masked": any large number does.
+#: Beyond this a constant means "masked": any large number works.
 FILL = 1e30
 #: Outputs of these are normalised: the range of a half holds them.
 _NORMALISED = {
@@ -62,7 +62,7 @@ _INTEGERS = {TensorProto.INT64, TensorProto.INT32}
 class _Graph:
     """The graph's look-ups: element types by value, producers, constants, consumers.
 
-    folder: where constants lie whose values are in another file. beyond: constants that no half can hold, once known.
+    folder: location of constants in another file. beyond: constants out of the range of half precision, once known.
     """
 
     graph: Any

@@ -45,7 +45,7 @@ def _is_adapter(part: nn.Module) -> bool:
 
 
 def _refuse_uninitialised(source: str, path: str, part: nn.Module) -> None:
-    """Raises InputError for a layer of torch.nn.Lazy..., whose weights come to be at its first call."""
+    """Raises InputError for a layer of torch.nn.Lazy..., whose weights are created at its first call."""
     for name, tensor in (*part._parameters.items(), *part._buffers.items()):
         if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
             raise InputError(

@@ -34,7 +34,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it and give the file inside"),
     (b"Rar!", "a RAR archive", "unpack it and give the file inside"),
 )
-#: Suffix -> the same, for formats whose first bytes say nothing.
+#: Suffix -> the same, for formats without typical first bytes.
 _SUFFIXES: dict[str, tuple[str, str]] = {
     ".onnx": ("an ONNX graph, not a checkpoint", "give the PyTorch checkpoint that it was exported from"),
     ".msgpack": ("a Flax (JAX) checkpoint", _CONVERT),

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from optin_export.errors import InputError
 from optin_export.workdir.files import regular
 
-#: Tensors that a model may be made of; the largest we know have a few thousand.
+#: Tensors that a model may be made of; the largest known ones have a few thousand.
 MOST_TENSORS = 200_000
 #: Operations with fewer input elements are not checked: their output is bounded by the square of that number.
 _SMALL = 1 << 12

@@ -172,7 +172,7 @@ class _Names:
         return any(other in given for other in self._tied.get(name, ()))
 
     def is_made(self, name: str) -> bool:
-        """Whether it is a buffer whose values the model makes itself."""
+        """Whether it is a buffer that the model computes itself."""
         return name not in self._parameters and name.rpartition(".")[2] in _EXTRAS
 
     def missing(self, given: Mapping[str, Any]) -> list[str]:
@@ -221,7 +221,7 @@ def _without(state: dict[str, torch.Tensor], segments: tuple[str, ...]) -> dict[
 
 
 def _prefixes(state: Mapping[str, torch.Tensor], names: _Names) -> list[str]:
-    """What may stand before the model's names, "" first."""
+    """Possible prefixes of the model's names, "" first."""
     required = names.missing({})
     anchors = {required[index] for index in (0, len(required) // 2, -1)} if required else set()
     found = {name.removesuffix(anchor) for anchor in anchors for name in state if name.endswith(f".{anchor}")}

@@ -11,7 +11,7 @@ from optin_export.sentence import SentenceFolder
 
 
 def load_tokenizer(section: ModelSection, origin: str | None, sentence: SentenceFolder | None = None) -> Any:
-    """`model.tokenizer`, or what lies with the model; raises InputError where it cannot be loaded or cannot pad.
+    """`model.tokenizer`, or the tokenizer of the model; raises InputError if it cannot be loaded or cannot pad.
 
     sentence: what a folder of sentence-transformers says about its tokenizer.
     """
@@ -42,7 +42,7 @@ def load_tokenizer(section: ModelSection, origin: str | None, sentence: Sentence
 
 
 def _refuse_empty(tokenizer: Any, name: str) -> None:
-    """Of a folder without a vocabulary transformers makes a tokenizer all the same: one that knows no word."""
+    """For a folder without a vocabulary transformers creates a tokenizer without words."""
     folder, files = Path(name), {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
     if not folder.is_dir() or not type(tokenizer).vocab_files_names:
         return

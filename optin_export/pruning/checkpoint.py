@@ -91,7 +91,7 @@ def save_model(
 
 
 def save_places(path: Path, dense: TaskModel, inputs: Inputs) -> None:
-    """For the report: images, and which token stands for each of theirs at the end. No file where none is merged."""
+    """For the report: images, and the final token of each original token. No file without merging."""
     remove(path)
     found = places(dense, inputs) if "pixel_values" in inputs else None
     if found is not None:

@@ -35,7 +35,7 @@ class Constant(nn.Module):
 
 
 class Passthrough(nn.Module):
-    """Stands where a module's output is no longer used: gives back its first argument."""
+    """Replaces a module whose output is no longer used: returns its first argument."""
 
     def __init__(self, returns_tuple: bool) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-#: More than any configuration needs, and little enough to be handled at once.
+#: More than any configuration needs, and small enough for one call.
 MAX_NODES, MAX_DEPTH = 20_000, 50
 #: Longer numbers are no value of anything: they overflow whatever is computed from them.
 MAX_DIGITS = 100

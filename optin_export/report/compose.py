@@ -50,7 +50,7 @@ def compose(
 ) -> Report:
     """A Report from typed results; `rest` are its remaining fields (name, model, pruning, environment).
 
-    doubts: of the measurements; they stand in the verdict's line, and in full among the warnings.
+    doubts: about the measurements; they are in the verdict's line, and in full among the warnings.
     """
     accuracy, latency = accuracy_result(measured), latency_results(measured)
     return Report(

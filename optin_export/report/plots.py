@@ -86,7 +86,7 @@ def latency(entries: Sequence[Mapping[str, Any]]) -> str:
 def importance(scores: Mapping[str, np.ndarray], groups: Sequence[GroupResult]) -> str:
     """Heat map of scores: one panel per kind, one row per block, units sorted from most to least important.
 
-    scores: {"blockNN.kind": [units]}. A mark in each row stands at the share of units that was kept.
+    scores: {"blockNN.kind": [units]}. A mark in each row shows the share of kept units.
     """
     named = {(int(match[1]), match[2]): score for key, score in scores.items() if (match := KEY.fullmatch(key))}
     tables = {kind: _table(named, kind) for kind in dict.fromkeys(kind for _, kind in sorted(named))}

@@ -12,7 +12,7 @@ from optin_export.workdir.files import read_json
 
 
 class GroupPlan(BaseModel):
-    """One unit group: how many units it had, and the sorted indices of those that stay (none: the sub-layer goes)."""
+    """One unit group: number of units, and sorted indices of the kept ones (empty: the sub-layer is removed)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

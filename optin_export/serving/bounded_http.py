@@ -68,7 +68,7 @@ class BoundedSocket:
 def bounded_client(address: str, secure: bool, timeout: float) -> Any:
     """An `InferenceServerClient` of tritonclient.http for one thread; its requests belong within `client.within(...)`.
 
-    Compressed answers are refused: nothing here asks for them, and a few bytes could stand for gigabytes.
+    Compressed answers are refused: nothing here asks for them, and a few bytes could expand to gigabytes.
     """
     import gevent
     from tritonclient.http import InferenceServerClient

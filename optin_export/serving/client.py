@@ -21,7 +21,7 @@ from optin_export.serving.bounded_http import DESCRIPTION, bounded_client
 Arrays = Mapping[str, np.ndarray]
 Request = list[Any]
 _SCHEMES = {"grpc": ("grpc", False), "grpcs": ("grpc", True), "http": ("http", False), "https": ("http", True)}
-#: No proxy, a connection of its own each, and nothing is unpacked: a few bytes could stand for gigabytes.
+#: No proxy, a connection of its own each, and nothing is unpacked: a few bytes could expand to gigabytes.
 _CHANNEL = [
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.enable_http_proxy", 0),

@@ -32,7 +32,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Program:
-    """A tritonserver. environment: the virtual environment whose parts it needs; None for one that stands alone."""
+    """A tritonserver. environment: the virtual environment whose parts it needs; None for a standalone one."""
 
     binary: Path
     environment: Path | None = None

@@ -1,4 +1,4 @@
-"""Shadow traffic: every row goes to both models; how far their answers differ, and how long each takes."""
+"""Shadow traffic: sends every row to both models, and compares answers and latency."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ SERVED = Path(__file__).parent / "served"
 
 
 def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer]:
-    """The models NAME-prepare and NAME-ensemble. Raises InputError for runs whose inputs the server cannot prepare."""
+    """The models NAME-prepare and NAME-ensemble. Raises InputError if the server cannot preprocess inputs."""
     recipe = origin.recipe
     preprocess = origin.folder / "preprocess"
     if recipe.is_text:

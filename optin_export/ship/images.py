@@ -34,7 +34,7 @@ ONNXRUNTIME = {
 
 
 def server_image(backend: str, library: str, version: str | None) -> str:
-    """One line: the image whose library is that version, or that it is not known, and where to look."""
+    """One line: the image whose library is that version, or that it is unknown, and where to look."""
     if version is None:
         return f"unknown: the run does not say which {library} it was measured with"
     if backend == "python":

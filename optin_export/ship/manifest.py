@@ -14,12 +14,12 @@ from optin_export.errors import InputError
 from optin_export.workdir.files import HALF_WRITTEN, read_json, sha256_file, write_json
 
 NAME = "manifest.json"
-#: A signature covers the manifest, so it cannot stand in it.
+#: A signature covers the manifest, so it cannot be part of it.
 SIGNATURE = "model.sig"
 #: What comes after a run's manifest, and is entered into it then; runs of earlier versions have it without an entry.
 _LATER = ("report.json", "report.html", "measure/deployed.json", "measure/perf_analyzer.json")
 #: Of a run folder: what changes without the run changing, or is there only while a process works in it. Their own
-#: content is not hashed; what may lie in them is known all the same (`strangers`).
+#: content is not hashed; their allowed content is still checked (`strangers`).
 _WORKING = {
     ".stages": re.compile(r"lock|[\w.@+-]+\.json"),
     "cluster": re.compile(r"[\w.@+-]+\.(log|json)|shards(/.*)?"),

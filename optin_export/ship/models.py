@@ -31,7 +31,7 @@ VERSIONS = {"base": 1, "pruned": 2}
 
 @dataclass(frozen=True)
 class Served:
-    """The file that is served as 'base' or 'pruned', and what the server has to know of it."""
+    """The file that is served as 'base' or 'pruned', and the server's parameters for it."""
 
     file: Path
     signature: Signature

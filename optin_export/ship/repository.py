@@ -38,7 +38,7 @@ def install(repository: Path, models: Mapping[str, Writer], run: str, replace: b
     """Write every model of a shipment and put all in place, or none; returns the names that changed.
 
     run: identity of what ships. A model of another run, or of unknown origin, is refused unless `replace`; what is
-    replaced is kept for `roll_back`. A model that would not change is left alone, unless its files are no longer those
+    replaced is kept for `roll_back`. A model that would not change is not written, unless its files are no longer those
     of its manifest: then it is replaced, and the damaged one is not kept.
     Raises InputError for that and for names Triton refuses, EnvironmentLacks where the disk does not take it.
     """
@@ -211,7 +211,7 @@ def _locked(repository: Path) -> Iterator[list[str]]:
 
 
 def _tidy(repository: Path) -> list[str]:
-    """After a kill: renames are undone unless all were made, and what was staged goes.
+    """After a kill: undo the renames unless all were made, and delete staged files.
 
     Returns the models of a shipment that was half renamed. What a rollback was moving without a journal, as earlier
     versions did, is moved to a free name.

@@ -122,13 +122,13 @@ def find_structure(
         coupled: also with the channels of its residual streams.
         units: only these kinds; None: all.
         inputs: any valid inputs of two rows or more. With them one forward pass shows in which order blocks run, which
-            modules run several times or not at all (their units stay), which outputs are read again later, and the
+            modules run several times or not at all (they are not pruned), which outputs are read again later, and the
             channels of plain convolutions outside all blocks. Without them the order of the modules is taken.
         families: names of the families to look for (as `Structure.family` joins them); None: all.
 
-    Raises InputError if no family knows the module, if it has no units at all (of residual streams, with `coupled`), or
-    if units of these kinds are there but cannot go. Where several families are at work, what one of them refuses stays
-    as it is, with the reason in `Structure.refused`, and the others go on.
+    Raises InputError if no family supports the module, if it has no units (or no residual streams, with `coupled`), or
+    if units of these kinds exist but cannot be removed. With several families, the part that one of them refuses is not
+    pruned, with the reason in `Structure.refused`, and the others continue.
     """
     names = None if families is None else set(families)
     known = [family for family in supported() if names is None or family.name in names]
@@ -163,7 +163,7 @@ def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
 
 
 def nearest(module: nn.Module, families: Sequence[Family]) -> tuple[Family, str, str, list[str]] | None:
-    """The family whose blocks are most like some module's parts: (family, class, path, parts it lacks).
+    """The family with the most similar blocks: (family, class, path, parts it lacks).
 
     Compared are names of submodules; None if no module has at least half of the parts that a family declares.
     """

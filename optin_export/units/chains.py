@@ -37,7 +37,7 @@ class _Walk:
 
 
 def conv_chains(model: nn.Module, seen: Pass, taken: Collection[str]) -> Iterator[UnitGroup]:
-    """Groups of channels, each with block 0: the caller says where its consumer lies. taken: layers and blocks whose
+    """Groups of channels, each with block 0: the caller knows the block of its consumer. taken: layers and blocks whose
     units are declared already; nothing inside them is looked at."""
     taken = set(taken)
     layers = _Layers(model, seen, taken)
@@ -129,7 +129,7 @@ class _Layers:
 
 
 def _is_plain(layer: nn.Conv2d, node: Node) -> bool:
-    """Whether the layer computes a convolution with its weight as it stands, and nothing after it."""
+    """Whether the layer computes only a convolution with its unmodified weight."""
     if node.name() != _CONVOLUTION:
         return False
     weight: Any = node.next_functions[_WEIGHT][0]

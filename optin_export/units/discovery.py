@@ -55,7 +55,7 @@ class Discovery:
         self.idle: list[Refusal] = []  # of blocks that never run, such as heads for training: nothing is lost by them
 
     def structure(self, coupled: bool, wanted: Collection[str] | None) -> Structure | None:
-        """None if no family knows a block of the model. Raises InputError as `find_structure` says."""
+        """None if no family supports a block of the model. Raises InputError as `find_structure` says."""
         self._collect()
         if not self.found:
             return None
@@ -220,7 +220,7 @@ class Discovery:
         kinds = {group.kind for group in groups}
         for refusal in self.refused:
             asked = wanted is None or refusal.kind in wanted
-            # Where several families are at work, the rest goes on unless this kind was asked for by name.
+            # With several families the others continue, unless the recipe names this kind.
             named = sole or (wanted is not None and len(wanted) < 3)
             if asked and refusal.kind not in kinds and (named or not kinds):
                 raise refusal.error

@@ -1,4 +1,4 @@
-"""Who reads the tensors that blocks hand on, and which of their dimensions counts samples."""
+"""Readers of the tensors that blocks return, and their sample dimension."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOOSE = 1e-2
 def find_readers(
     model: nn.Module, structure: Structure, walk: Walk, plain: Plain, inputs: Inputs
 ) -> dict[str, tuple[int, ...]]:
-    """Who reads each tensor that blocks hand on: it is changed, and what all other blocks are called with is compared.
+    """Find the readers of each tensor that blocks return: change it, and compare the arguments of all other blocks.
 
     No block computes anything here: each hands on what it did in the plain pass.
     """
@@ -55,7 +55,7 @@ def find_readers(
 
     try:
         base = run({})
-    except Exception:  # blocks do more than hand on their outputs: `_compare` will say so
+    except Exception:  # blocks do more than return their outputs: `_compare` will report it
         return dict(walk.readers)
     generator, found = torch.Generator().manual_seed(0), {}
     for path in order:

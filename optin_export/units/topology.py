@@ -55,7 +55,7 @@ def _placed(group: UnitGroup, walk: Walk) -> UnitGroup:
 
 
 def notices(structure: Structure) -> list[str]:
-    """What a user has to know of how this model is walked, one line each."""
+    """Warnings about how this model is run block by block, one line each."""
     walk = structure.walk
     if walk is None:
         return []

@@ -46,7 +46,7 @@ class Pass:
         return found
 
     def matters(self, module: nn.Module) -> bool:
-        """Whether the model's output depends on what the module returned, as far as autograd knows."""
+        """Whether the model's output depends on what the module returned, according to autograd."""
         nodes = self.every.get(id(module), [])
         return self.last is None or not nodes or any(node in self.read for node in nodes)
 
