@@ -18,7 +18,6 @@ from optin_export.recipe.fields import (
     ClassNames,
     Column,
     Count,
-    Fraction,
     Number,
     Pattern,
     Place,
@@ -29,6 +28,7 @@ from optin_export.recipe.fields import (
     TextKeys,
 )
 from optin_export.recipe.gates import Gates
+from optin_export.recipe.tokens import TokensSection
 
 Task = Literal[
     "text-classification",
@@ -245,33 +245,6 @@ class PruneSection(Section):
     autocast: Literal["bfloat16", "float16"] | None = Field(
         None, description="torch.autocast precision of the scoring passes; default: float32"
     )
-
-
-class TokensSection(Section):
-    """Token merging inside the model. Give `keep` or `schedule`, not both."""
-
-    keep: Fraction | Literal["auto"] = Field(
-        1.0,
-        description="share of tokens left after the attention, averaged over blocks; 1: no merging; "
-        "auto: the search decides how much merging saves (needs prune.budget.macs)",
-    )
-    schedule: tuple[Annotated[int, Field(ge=0), Number], ...] | None = Field(
-        None,
-        min_length=1,
-        description="number of tokens merged in each block; 0 for blocks that are not listed",
-        examples=[[8, 8]],
-    )
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> TokensSection:
-        if self.schedule is not None and "keep" in self.model_fields_set and self.keep != 1.0:
-            raise ValueError("give keep or schedule, not both")
-        return self
-
-    @property
-    def merges(self) -> bool:
-        """Whether any token is merged, or may be."""
-        return self.keep != 1.0 or any(self.schedule or ())
 
 
 class FinetuneSection(Section):
