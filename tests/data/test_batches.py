@@ -114,7 +114,7 @@ def test_evaluation_keeps_both_sides_in_step_with_the_labels(bert_recipe: Make) 
 
 @pytest.mark.parametrize(
     ("sequence", "says"),
-    [(65, "the model has 64 positions"), (100_000, "the model has 64 positions"), (1, "no room"), (2, "no room")],
+    [(65, "the model has 64 positions"), (100_000, "the model has 64 positions"), (1, "no space"), (2, "no space")],
 )
 def test_a_sequence_that_cannot_be(bert_recipe: Make, sequence: int, says: str) -> None:
     assert says in refused(bert_recipe(export={"batch": [1], "sequence": sequence})).why

@@ -159,7 +159,7 @@ def test_class_folders_by_name_then_number_then_order() -> None:
     ("labels", "classes", "names", "count", "says"),
     [
         (["red", "pink"], ("pink", "red"), ("red", "green", "blue"), 3, "none of the model's: 'pink'"),
-        (["a", "b"], ("a", "b"), ("red", "green", "blue"), 3, "there are not as many"),
+        (["a", "b"], ("a", "b"), ("red", "green", "blue"), 3, "the numbers differ"),
         (["a", "b"], ("a", "b"), (), 3, "there are not as many"),
         (["3", "4"], ("3", "4"), (), 3, "there are not as many"),
         (["train", "val"], ("train", "val"), (), 2, "parts of a data set"),

@@ -120,7 +120,7 @@ def test_only_one_tower_is_left(folder: Path) -> None:
 def test_class_names_come_from_a_file_too(clip_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("man\n\n dogs \n", encoding="utf-8")
     assert load(clip_folder, ZERO_SHOT, classes=str(tmp_path / "classes.txt")).labels == {"man": 0, "dogs": 1}
-    for content, says in (("", "holds none"), ("man\nman\n", "'man' is there twice")):
+    for content, says in (("", "has none"), ("man\nman\n", "'man' is there twice")):
         (tmp_path / "classes.txt").write_text(content, encoding="utf-8")
         with pytest.raises(InputError, match=says):
             load(clip_folder, ZERO_SHOT, classes=str(tmp_path / "classes.txt"))
