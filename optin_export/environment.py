@@ -1,4 +1,4 @@
-"""What this machine is and which versions run on it: recorded beside every number that was measured here."""
+"""The machine and the package versions, recorded with every measurement."""
 
 from __future__ import annotations
 

@@ -45,14 +45,14 @@ def pages() -> dict[str, str]:
         "commands.md": commands_page(),
         "exit-codes.md": _page(
             "Exit codes",
-            "Of every command; `optin-export explain exit-codes` prints them. A sweep ends with that of its worst run: "
-            "an error before parity before a missed gate.",
+            "The exit codes of all commands. `optin-export explain exit-codes` prints them. A sweep ends with the code "
+            "of its worst run: an error first, then parity, then a missed gate.",
             _table(("exit code", "meaning"), ((str(code), text) for code, text in EXIT_CODES.items())),
         ),
         "run-folder.md": _page(
             "Run folder",
-            "What a run leaves in its folder, by default `runs/NAME`; `*` stands for any name. Not every run has "
-            f"all of it. The stages that write it, in order: {', '.join(f'`{stage}`' for stage in STAGES)}.",
+            "The files that a run writes into its folder, by default `runs/NAME`; `*` is any name. Not every run has "
+            f"all of them. The stages in order: {', '.join(f'`{stage}`' for stage in STAGES)}.",
             _table(("path", "what it is"), ((f"`{path}`", text) for path, text in CONTENTS.items())),
         ),
         "report.md": _schema_page(
@@ -74,9 +74,9 @@ def recipe_page() -> str:
     """Every field of a recipe, a table per section; the texts are those of `optin-export explain`."""
     fields = describe_fields()
     parts = [
-        "All fields, as `optin-export explain` tells them; [JSON schema](../schemas/recipe.schema.json). What goes "
-        "beyond a field's own description is in [notes on the recipe](../reference.md#notes-on-the-recipe). Paths are "
-        "relative to the recipe file; where nothing is there, to the current directory.",
+        "All fields, as printed by `optin-export explain`; [JSON schema](../schemas/recipe.schema.json). The "
+        "[notes on the recipe](../reference.md#notes-on-the-recipe) have more details. Paths are relative to the "
+        "recipe file, or else to the current directory.",
     ]
     for section in [None, *(one for one in fields.values() if one.section)]:
         inside = [one for one in fields.values() if _holder(one.path) == (section.path if section else "")]

@@ -1,4 +1,4 @@
-"""A recipe's data becomes batches and labels, prepared as the model's own library does. Nothing here knows of pruning.
+"""Batches and labels from a recipe's data, preprocessed like in the model's own library. Independent of pruning.
 
 `readers` reads files, folders and datasets; `batches`, `images` and `text` make tensors; `labels` and `label_maps` map
 labels to the model's classes; `loading` puts model and data together.

@@ -93,7 +93,7 @@ def source_of(folder: Path, target: Target, which: str) -> Path:
 
 
 def artefact(folder: Path, target: Target, which: str) -> Path:
-    """Where the engine of the 'base' or 'pruned' model lies below a run folder."""
+    """Path of the engine of the 'base' or 'pruned' model in a run folder."""
     return folder / "engines" / target.name / f"{which}{_backend(target).SUFFIX}"
 
 

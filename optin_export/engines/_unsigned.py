@@ -18,7 +18,7 @@ SHIFT = 128
 def shift_activations(proto: Any) -> int:
     """Turn int8 Q/DQ pairs of activations into uint8 pairs of the same values, in place; returns how many nodes.
 
-    A pair is left as it is where its quantised value goes anywhere but into DequantizeLinear.
+    A pair is not changed if its quantised value is used by anything but DequantizeLinear.
     """
     model = ir.from_proto(proto)
     shifted: dict[ir.Value, ir.Value] = {}

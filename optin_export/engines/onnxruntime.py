@@ -173,7 +173,7 @@ def _on_gpu(runtime: Any, path: Path, target: Target) -> BoundEngine:
     gpu, provider = devices.Gpu(), _PROVIDERS[target.provider]
 
     def open_session(graph: bool) -> Any:
-        # Work is queued on the stream that the events clock; nothing may run beside it.
+        # Work is queued on the stream that the events time; nothing else may run.
         stream = {"device_id": "0", "user_compute_stream": str(gpu.stream.cuda_stream)}
         own = {"enable_cuda_graph" if target.provider == "cuda" else "trt_cuda_graph_enable": "1" if graph else "0"}
         chosen = [(provider, {**stream, **own})]
@@ -183,7 +183,7 @@ def _on_gpu(runtime: Any, path: Path, target: Target) -> BoundEngine:
         if provider not in session.get_providers():
             raise EnvironmentLacks(
                 f"onnxruntime runs {path.name} without its {target.provider} provider",
-                f"{provider} did not load: libraries of CUDA, cuDNN or TensorRT are missing, or of another version",
+                f"{provider} did not load: libraries of CUDA, cuDNN or TensorRT are missing, or have another version",
                 "install those that this onnxruntime-gpu was built with",
             )
         return session

@@ -47,8 +47,8 @@ class Exported:
 def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int, sequence: int | None) -> Exported:
     """Export `model` to `path` with batch 1..max_batch and, for text, sequence 2..sequence.
 
-    Weights of more than 2 GiB lie beside it (`onnx_files`). inputs: real example inputs with at least two rows (one row
-    would fix the batch size in the graph).
+    Weights of more than 2 GiB are in a file next to it (`onnx_files`). inputs: real example inputs with at least two
+    rows (one row would fix the batch size in the graph).
     Raises InputError when the exporter or the checker refuses the model.
     """
     batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
@@ -87,7 +87,7 @@ def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int,
 
 
 def _save(program: Any, path: Path) -> int:
-    """Write an exported graph, checked and cleaned; its weights beside it where protobuf could not hold them all.
+    """Write an exported graph, checked and cleaned; its weights next to it if protobuf cannot hold them all.
 
     Returns the number of nodes. Nothing above protobuf's limit is ever made into a message: the checker and the
     inference of shapes read the graph without its weights.

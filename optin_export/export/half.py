@@ -22,7 +22,7 @@ from optin_export.errors import InputError
 HALF = {"fp16": (ir.DataType.FLOAT16, 65504.0), "bf16": (ir.DataType.BFLOAT16, 3.3895313892515355e38)}
 #: The first opset in which convolutions take bf16.
 BF16_OPSET = 22
-#: Beyond this a constant stands for "masked": any large number does.
+#: Beyond this a constant means "masked": any large number works.
 FILL = 1e30
 #: Outputs of these are normalised: the range of a half holds them.
 _NORMALISED = {

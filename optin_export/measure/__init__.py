@@ -1,4 +1,4 @@
-"""measure: engines and data become parity, accuracy, latency and the gate's verdict. Knows not how engines work."""
+"""measure: parity, accuracy, latency and the gate's verdict of engines. Independent of engine internals."""
 
 from __future__ import annotations
 

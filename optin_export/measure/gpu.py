@@ -33,7 +33,7 @@ def measure_modes(
     """One measurement per mode that the engines have; on the CPU that is one. `rest`: as for `measure_latency`.
 
     judged: the mode that gates are about. One that fails is an error; another one is noted as unmeasured, with the
-    reason, beside the judged mode. plain: the fp32 pair, measured in the same blocks, where `precision` is another.
+    reason, besides the judged mode. plain: the fp32 pair, measured in the same blocks, where `precision` is another.
     """
     precision = rest.get("precision", "fp32")
     suffix = "" if precision == "fp32" else f".{precision}"

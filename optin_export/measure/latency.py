@@ -2,7 +2,7 @@
 
 In every round the engines are loaded again and warmed up; then come blocks in random order of base, a second loaded
 base (A/A: the noise floor) and pruned, in one process on the same inputs. The interval is over rounds (`rounds`). On
-CPU threads the process's CPU time is counted beside the wall clock, because a short call that fits between two time
+CPU threads the process's CPU time is measured as well as wall time, because a short call that fits between two time
 slices of a busy machine looks faster than it is. With a precision other than fp32 that pair is in this precision, like
 with like, and the fp32 pair is in the same blocks. See docs/method.md, section 6.
 """
@@ -69,12 +69,12 @@ class Latency:
     percentiles) and, for engines on CPU threads, `cpu` (CPU time of the process per call).
     noise_floor: how far base against a second loaded base strays from 1, at the far end of its interval.
     rounds: the round of each block; engines were loaded again for every round.
-    engines_ms: every engine by its name (`recipe.engine_names`). comparisons: the pairs beside the judged one; none if
-    the precision is fp32.
+    engines_ms: every engine by its name (`recipe.engine_names`). comparisons: the pairs besides the judged one; empty
+    in fp32.
     mode: what one call holds (`engines.MODES`). judged: whether gates are about it.
     memory, clocks, unmeasured: on a GPU, see `measure.gpu`: bytes by engine, readings by block, modes that failed.
     neighbours: what else kept the CPUs busy meanwhile; None where the system does not tell.
-    samples: milliseconds of every call by arm and block, for plots and for whoever wants to compute it otherwise.
+    samples: milliseconds of every call by arm and block, for plots and other statistics.
     """
 
     target: str
@@ -300,7 +300,7 @@ class _Arms:
 
 
 def pairs(precision: str) -> list[tuple[str, str]]:
-    """(engine, what it is compared with) beside the judged pair: in total, the precision's part, and fp32's pruning."""
+    """Pairs (engine, reference) besides the judged one: in total, the precision's part, and fp32's pruning."""
     if precision == "fp32":
         return []
     base, pruned = (engine_name(model, precision) for model in MODELS)

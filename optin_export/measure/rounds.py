@@ -1,6 +1,6 @@
 """How many times faster: a ratio of latencies with an interval that holds what one loaded engine differs from the next.
 
-Calls within a block share the machine's state, and blocks share the loaded engine: where its memory lies and how its
+Calls within a block share the machine's state, and blocks share the loaded engine: the place of its memory and how its
 threads were placed can make one loaded copy of a model several per cent slower than the next, in every block. So a
 measurement is a number of rounds. In each, every engine is loaded again and timed in interleaved blocks:
 

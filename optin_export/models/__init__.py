@@ -1,7 +1,7 @@
 """A model's source becomes a task module: the network with all that its own library puts around it.
 
 `loading` starts here: it reads the hub, a folder, timm or the user's own function. `tasks` holds the task modules.
-Nothing here knows of rows or pruning.
+This package is independent of rows and pruning.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
         hint = f": {', '.join(near)}" if near else ""
         raise InputError(
             f"cannot create the model 'hf:{BY_TYPE}{name}'",
-            f"transformers {transformers.__version__} knows no such model_type",
+            f"transformers {transformers.__version__} has no such model_type",
             f"use one of its types{hint}",
         )
     # A configuration takes whatever it is given: a field that a fresh one does not have is a slip.
@@ -32,7 +32,7 @@ def config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
         names = [field for field in fresh.to_dict() if not field.startswith("_")]
         near = difflib.get_close_matches(unknown, names, n=3) or names[:5]
         raise InputError(
-            f"model.args.{unknown} is no field of '{name}'",
+            f"model.args.{unknown} is not a field of '{name}'",
             f"{type(fresh).__name__} does not have it",
             f"use one of its fields, such as {', '.join(near)}",
         )

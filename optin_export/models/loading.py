@@ -115,7 +115,7 @@ def load_model(section: ModelSection, seed: int = 0, lookup: Lookup | None = Non
     ):
         raise InputError(
             f"a {type(module).__name__} cannot be used for {section.task}",
-            "only CLIP and SigLIP are known to give such an output",
+            "only CLIP and SigLIP have such an output",
             "use one of these; for embeddings also timm models with model.args: {num_classes: 0}",
         )
     if sentence is not None:
@@ -189,9 +189,9 @@ def _load_transformers(
     by_type = name.removeprefix(BY_TYPE) if name.startswith(BY_TYPE) else None
     if by_type is not None and section.weights == "pretrained":
         raise InputError(
-            f"'hf:{name}' has no weights of its own",
+            f"'hf:{name}' has no weights",
             "it names an architecture, not a checkpoint",
-            "set model.weights to random or to a checkpoint, or name a model of the hub",
+            "set model.weights to random or to a checkpoint, or give a model of the hub",
         )
     try:
         if by_type is not None:
@@ -224,7 +224,7 @@ def _load_transformers(
         raise InputError(
             f"cannot load the model 'hf:{name}' for {section.task}",
             _first_line(error),
-            "check the name or folder; a hub model needs network access once, a folder needs config.json and weights",
+            "check the name or folder; a hub model needs the network once, a folder needs config.json and weights",
         ) from error
     # The pooler is not part of a sentence embedding, nor the loss of a segmentation; they are dropped with it.
     missing = sorted(key for key in info.get("missing_keys", ()) if not key.startswith(("pooler.", "criterion.")))
@@ -232,7 +232,7 @@ def _load_transformers(
         raise InputError(
             f"'hf:{name}' has no weights for {section.task}",
             f"{len(missing)} are missing, such as {missing[0]}: they would stay random",
-            "name a model trained for this task, or correct model.task",
+            "give a model trained for this task, or correct model.task",
         )
     notes = unused_weights(info, module, name, section.task)
     final: Any = module.config  # as the library has completed it
@@ -265,7 +265,7 @@ def _create_timm(name: str, args: dict[str, Any], pretrained: bool) -> nn.Module
     if taken is not None:
         raise InputError(
             f"cannot create the model 'timm:{name}'",
-            f"timm would read files by model.args.{taken}",
+            f"timm would read files through model.args.{taken}",
             "set model.weights to a checkpoint, or model.source to a folder",
         )
     refuse_endless(args, f"timm:{name}")
@@ -301,7 +301,7 @@ def call_python(source: str, args: Mapping[str, Any], *first: Any) -> Any:
 
 
 def python_function(source: str) -> Callable[..., Any]:
-    """The function that `py:FILE.py:NAME` names; raises InputError where it cannot be loaded or is none."""
+    """The function that `py:FILE.py:NAME` names; raises InputError if it cannot be loaded or is not a function."""
     where, _, name = source.removeprefix("py:").rpartition(":")
     try:
         if where.endswith(".py"):

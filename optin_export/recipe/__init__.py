@@ -14,9 +14,9 @@ from optin_export.recipe.schema import (
     ModelSection,
     PruneSection,
     Recipe,
-    TokensSection,
 )
 from optin_export.recipe.sweep import Variant
+from optin_export.recipe.tokens import TokensSection
 
 __all__ = [
     "MODELS",

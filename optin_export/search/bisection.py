@@ -35,7 +35,7 @@ def smallest_budget(drop_of: Callable[[float], float], limit: float, lowest: flo
         low, high = (low, middle) if drop <= limit else (middle, high)
     if high == 1.0:
         raise InputError(
-            f"no smaller model keeps the accuracy drop within {limit:g} points",
+            f"no smaller model has an accuracy drop within {limit:g} points",
             f"at {tried[-1][0]:.0%} of the MACs it is still {tried[-1][1]:.2f}",
             "allow a larger drop in prune.budget.accuracy_drop, or give more calibration rows",
         )

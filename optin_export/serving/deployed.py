@@ -1,7 +1,7 @@
-"""Latency that clients see: base and pruned model behind a server, measured interleaved, every answer checked.
+"""Latency that clients see: base and pruned model on a server, measured in alternation, every answer checked.
 
-Blocks in random order of base, base again (A/A) and pruned, per setting: so many threads in a closed loop, or a fixed
-rate in an open loop. The speedup is a ratio of medians with a bootstrap interval over blocks, as for engines.
+Blocks in random order of base, base again (A/A) and pruned, per setting: a number of threads in a closed loop, or a
+fixed rate in an open loop. The speedup is a ratio of medians with a bootstrap interval over blocks, as for engines.
 """
 
 from __future__ import annotations
@@ -282,9 +282,9 @@ def check_answers(traffic: Traffic, reference: Reference, which: str, batch: int
         worst = max(worst, error if np.isfinite(error) else np.inf)
     if worst > reference.tolerance:
         raise ParityError(
-            f"{model} does not answer what the {which} model of this run answers",
+            f"{model} answers differently from the {which} model of this run",
             f"relative difference {worst:.3g}, allowed {reference.tolerance:g}",
-            "check that this very run is served, and which model is named first: base, then pruned",
+            "check that the server has this run, and that base comes first, then pruned",
         )
     return worst
 

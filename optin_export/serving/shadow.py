@@ -1,4 +1,4 @@
-"""Shadow traffic: every row goes to both models; how far their answers differ, and how long each takes."""
+"""Shadow traffic: sends every row to both models, and compares answers and latency."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def compare(
         pairs += [(answer[0][1], answer[1][1]) for answer in answers]
     first, second = (np.concatenate([pair[which].reshape(batch, -1) for pair in pairs]) for which in (0, 1))
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise ParityError("a model answers what is no number", "NaN or infinity", "check the server's log")
+        raise ParityError("a model returned invalid numbers", "NaN or infinity", "check the server's log")
     cosines = (first * second).sum(1) / np.maximum(
         np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1), 1e-12
     )

@@ -101,7 +101,7 @@ def test_a_batch_goes_to_the_smallest_profile_that_holds_it() -> None:
         number, padded = network.fitted(profiles, inputs)
         assert number == expected
         assert padded["mask"].shape == SHAPES[1 - expected]["mask"] and padded["mask"].sum() == batch * sequence
-    with pytest.raises(ParityError, match="no optimization profile holds"):
+    with pytest.raises(ParityError, match="no optimization profile covers"):
         network.fitted(profiles, {name: np.ones((9, 16), np.int64) for name in ("ids", "mask")})
 
 

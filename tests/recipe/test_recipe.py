@@ -142,7 +142,7 @@ def test_an_unknown_field_is_named_with_the_nearest_known_one(dotted: str, value
         ("tokens.schedule", [True], "tokens.schedule.0:"),
         ("tokens", {"keep": 0.5, "schedule": [1]}, "keep or schedule, not both"),
         ("export.batch", [], "export.batch:"),
-        ("export.batch", [1, 1], "a batch size is named twice"),
+        ("export.batch", [1, 1], "the same batch size occurs twice"),
         ("export.batch", [0], "export.batch.0:"),
         ("export.batch", 8, "export.batch:"),
         ("export.precision", "fp4", "export.precision:"),

@@ -29,7 +29,7 @@ def test_a_noisy_drop_still_gives_a_model_that_keeps_the_limit() -> None:
 
 
 def test_nothing_smaller_keeps_the_limit() -> None:
-    with pytest.raises(InputError, match=r"no smaller model keeps the accuracy drop within 0\.5") as error:
+    with pytest.raises(InputError, match=r"no smaller model has an accuracy drop within 0\.5") as error:
         smallest_budget(lambda budget: 3.0, limit=0.5, lowest=0.2)
     assert "3.00" in error.value.why
 

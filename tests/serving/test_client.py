@@ -42,7 +42,7 @@ def test_what_is_no_address(text: str) -> None:
 def test_model_names() -> None:
     assert Model.parse("m:2") == Model("m", "2") and str(Model.parse("m")) == "m"
     for text in ("", ":1", "m:x"):
-        with pytest.raises(InputError, match="names no served model"):
+        with pytest.raises(InputError, match="is not a served model"):
             Model.parse(text)
 
 
@@ -80,7 +80,7 @@ def test_every_answer_is_compared_with_its_own_row() -> None:
     right = Traffic((1.0,) * 5, tuple((i, REFERENCE.outputs["base"][REFERENCE.rows(i, 1)]) for i in range(5)), 1.0)
     assert check_answers(right, REFERENCE, "base", 1, Model("m")) == 0
     shifted = Traffic((1.0,), ((1, REFERENCE.outputs["base"][REFERENCE.rows(0, 1)]),), 1.0)
-    with pytest.raises(ParityError, match="does not answer what the base model"):
+    with pytest.raises(ParityError, match="answers differently from the base model"):
         check_answers(shifted, REFERENCE, "base", 1, Model("m"))
 
 

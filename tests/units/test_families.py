@@ -324,7 +324,7 @@ def test_a_residual_block_with_norms_before_its_convolutions_is_refused() -> Non
             self.bn1, self.conv1 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)
             self.bn2, self.conv2 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)
 
-    with pytest.raises(InputError, match="norms stand before"):
+    with pytest.raises(InputError, match="norms come before"):
         find_structure(nn.Sequential(BasicBlock()))
 
 

@@ -292,7 +292,7 @@ def test_a_sample_in_pieces_that_are_not_together_is_refused() -> None:
             return rows.reshape(x.shape[1], x.shape[0], -1).transpose(0, 1).mean(1)
 
     model = Mixed(model_of("chain").model)
-    with pytest.raises(InputError, match="cannot be told apart by sample"):
+    with pytest.raises(InputError, match="cannot be distinguished by sample"):
         measured(model, find_structure(model), {"x": torch.randn(2, 4, 16)})
 
 

@@ -1,4 +1,4 @@
-"""Sentences that stand above a table whose rows must not be compared as they look."""
+"""Warnings above a table whose rows must not be compared directly."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def unequal(rows: Iterable[tuple[str, float]]) -> list[str]:
 
 
 def halves(rows: list[dict[str, Any]]) -> tuple[str, Callable[[dict[str, Any]], str]]:
-    """Of a study: a sentence on which held-out rows its points are those of, and what stands behind a row's points."""
+    """For a study: a sentence on the held-out rows of its points, and the mark after a row's points."""
     old = [row for row in rows if row.get("half") != CHOOSE]
     if not old:
         return "Points: on the half of the held-out rows that defaults are chosen by.", lambda row: ""

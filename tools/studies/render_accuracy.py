@@ -21,20 +21,19 @@ ALL_ROWS = "all rows, which also chose the defaults"
 HEAD = """\
 ## Accuracy without retraining
 
-Points lost against the unpruned model on held-out rows (negative: gained), as torch models, at a share
-of MACs kept: the mean over seeds ± their standard deviation, without it where only one seed was
-measured; in brackets a 95 % interval by paired bootstrap over the rows, the mean of the seeds' intervals; `-` was not
-measured. Seeds draw the calibration rows and all that is random in scores and repair; their spread does
-not hold the uncertainty of the held-out rows. Rows are resampled one by one: where they hang together, as phrases of
-one sentence do, intervals are too narrow. The smallest mean of several in a column is bold.
+The tables show points lost against the unpruned torch model on held-out rows (negative: gained), by share of MACs
+kept. A cell has the mean over seeds ± their standard deviation (no deviation: one seed), and in brackets a 95 %
+interval by paired bootstrap over the rows (the mean of the seeds' intervals). `-`: not measured. Seeds choose the
+calibration rows and all random numbers of scores and repair. Their spread does not include the uncertainty of the
+held-out rows. Rows are resampled one by one: intervals are too narrow if rows depend on each other, like phrases of
+one sentence. The smallest mean of a column is bold.
 
-**Which rows.** The held-out rows of every case are split in two by what they hold (`tools/studies/held_out.py`: equal
-rows,
-pairs that share a sentence and phrases of one sentence stay together). *choose*: what defaults are chosen by; its
-figures stand in lines of their own. *report*: what the tables and targets are about. The defaults of this version
-(`score: auto`, `gauss_newton: auto`, the shares of the loss curves and their rows) were chosen before that split, on
-all rows, so the report half has been looked at once. Tables that were measured before the split have no halves: they
-say "all rows, which also chose the defaults", and are compared with no other."""
+**Which rows.** The held-out rows of every case are split in two by their content (`tools/studies/held_out.py`: equal
+rows, pairs that share a sentence and phrases of one sentence stay together). Defaults are chosen on the half *choose*; its
+results have separate lines. Tables and targets use the half *report*. The defaults of this version (`score: auto`,
+`gauss_newton: auto`, the shares of the loss curves and their rows) were chosen before that split, on all rows, so the
+report half has been used once. Tables that were measured before the split have no halves: they say "all rows, which
+also chose the defaults", and are not compared with others."""
 
 
 def sections(measured: list[Case]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The part of docs/results.md on engines, from docs/measurements/<recipe>.json, and the README's table."""
+"""The parts of docs/results.md on engines: the summary and the tables, from docs/measurements/<recipe>.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import marks
 import render_precision
-from accuracy_tables import CASES, SCORERS, Case
+from accuracy_tables import CASES, SCORERS, Case, Table
 from plots import markdown_table, svg
 from render_accuracy import training_texts
 
@@ -31,15 +31,85 @@ HEAD = """\
 ## Engines
 
 Drop: points lost against the unpruned engine (negative: gained), with a 95 % bootstrap interval over the
-evaluation rows, which are all held-out rows of the case: defaults were chosen on them, too
-([which rows](#accuracy-without-retraining)). Speedup: ratio of interleaved median latencies with its 95 % interval;
-times the share of MACs kept, it would be 1 if time went with MACs.""".splitlines()
+evaluation rows. These are all held-out rows of the case, on which defaults were chosen, too
+([which rows](#accuracy-without-retraining)). Speedup: ratio of interleaved median latencies with its 95 % interval.
+The last column would be 1 if time were proportional to MACs.""".splitlines()
+
+#: What the README and the summary show: all but the toy model of the quickstart.
+SHOWN = [name for name in CASE_OF_RECIPE if name != "quickstart"]
+SUMMARY = """\
+Points lost: metric of the unpruned engine minus that of the pruned one, with a 95 % bootstrap interval over all
+held-out rows (negative: gained). Speedup: unpruned over pruned median latency, timed in turns, fp32, onnxruntime, one
+CPU thread; at the batch size with the smallest one, with its 95 % interval. Minutes: scoring, loss curves and repair on
+one thread (mean over seeds; the machine was not always quiet), plus the measurement, without export. Further budgets of
+the same model reuse scores and loss curves.""".splitlines()
+CAVEATS = """\
+Read with care: most SST-2 rows are [parts of training texts](#minilm-l6-on-sst-2-minilm-sst2), the SegFormer checkpoint
+is undertrained, and defaults were chosen on these rows ([which rows](#accuracy-without-retraining)).""".splitlines()
 
 
 def recipes(measurements: Path) -> dict[str, dict[str, Any]]:
     """{name: measurements} of the recipes that were run; other files in the folder are not theirs."""
     contents = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(measurements.glob("*.json"))}
     return {name: content for name, content in contents.items() if isinstance(content, dict) and content.get("results")}
+
+
+def summary(engines: dict[str, dict[str, Any]], measured: list[Case]) -> list[str]:
+    """Lines of the results page: each model at the measured budget nearest to half of its MACs."""
+    chosen = [(name, min(_budgets(engines, name), key=lambda one: abs(one - 0.5))) for name in SHOWN if name in engines]
+    if not chosen:
+        return []
+    return ["", "## Summary", "", *SUMMARY, "", *overview(engines, measured, chosen), "", *CAVEATS]
+
+
+def expectations(engines: dict[str, dict[str, Any]], measured: list[Case]) -> list[str]:
+    """The README's table: models at 0.6 and 0.4 of their MACs, if measured; not SST-2, whose rows overlap training."""
+    wanted = [(name, budget) for name in SHOWN if name != "minilm_sst2" for budget in (0.6, 0.4)]
+    found = [(name, budget) for name, budget in wanted if budget in _budgets(engines, name)]
+    return overview(engines, measured, found, machine=False)
+
+
+def _budgets(engines: dict[str, dict[str, Any]], name: str) -> list[float]:
+    return [result["budget"] for result in engines.get(name, {"results": []})["results"]]
+
+
+def overview(
+    engines: dict[str, dict[str, Any]], measured: list[Case], rows: list[tuple[str, float]], machine: bool = True
+) -> list[str]:
+    """A table with one row for each (recipe, budget): points lost, smallest speedup over batches, minutes, machine."""
+    cases = {case.name: case for case in measured}
+    lines = []
+    for name, budget in rows:
+        result = next(one for one in engines[name]["results"] if one["budget"] == budget)
+        loss, place = result["accuracy"], result["environment"]
+        least = min((one["speedup"] for one in result["latency"]), key=lambda gain: gain["median"])
+        minutes = _minutes(result, cases.get(CASE_OF_RECIPE[name]))
+        cells = [
+            CASES[CASE_OF_RECIPE[name]].partition(",")[0],
+            f"{result['macs']['ratio']:.0%}",
+            f"{loss['drop']:z.2f} ({loss['drop_low']:z.2f} to {loss['drop_high']:z.2f})",
+            f"{least['median']:.2f}x ({least['ci_low']:.2f} to {least['ci_high']:.2f})",
+            "-" if minutes is None else f"{minutes:.0f}",
+        ]
+        lines.append([*cells, *([f"{place['cpu']}, {place['cpus']} core{'s' * (place['cpus'] != 1)}"] * machine)])
+    head = ["model", "MACs kept", "points lost", "speedup", "minutes", *(["machine"] * machine)]
+    return markdown_table(head, lines)
+
+
+def _minutes(result: dict[str, Any], case: Case | None) -> float | None:
+    """Scores, loss curves and repair of the case at this budget (mean over seeds), and this run's measurement."""
+    tables = case.tables if case else ()
+    timed = next(filter(None, (_defaults(table, result["budget"]) for table in tables)), [])
+    seconds = [sum(row[f"{part}_seconds"] for part in ("scoring", "curves", "surgery")) for row in timed]
+    measuring = [stage["seconds"] for stage in result.get("stages", []) if stage["name"] == "measure"]
+    return (statistics.fmean(seconds) + sum(measuring)) / 60 if seconds and measuring else None
+
+
+def _defaults(table: Table, budget: float) -> list[dict[str, Any]]:
+    """The timed rows of a budget by the default score and repair."""
+    wanted = table.scorer, table.repair, budget
+    rows = [row for row in table.rows if (row["scorer"], row["repair"], row["budget"]) == wanted]
+    return [row for row in rows if "surgery_seconds" in row]
 
 
 def sections(engines: dict[str, dict[str, Any]], measured: list[Case]) -> list[str]:
@@ -128,7 +198,11 @@ def _machine(results: list[dict[str, Any]]) -> str:
     packages, cpus = machine["packages"], machine["cpus"]
     seen = [one.get("neighbours") for result in results for one in result["latency"]]
     others = [one["others"] + one["stolen"] for one in seen if one]
-    told = f" Other work took at most {max(others):.1%} of all CPU time meanwhile." if len(others) == len(seen) else ""
+    told = (
+        f" Other work took at most {max(others):.1%} of all CPU time during the measurement."
+        if len(others) == len(seen)
+        else ""
+    )
     return (
         f"Machine: {machine['cpu']}, {cpus} core{'s' * (cpus != 1)}, {machine['memory_gib']} GiB; "
         f"onnxruntime {packages.get('onnxruntime')}, torch {packages['torch']}, Python {machine['python']}.{told}"

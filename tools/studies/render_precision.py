@@ -81,6 +81,6 @@ def _verdicts(recipe: str, result: dict[str, Any]) -> list[str]:
         floor = 100 * one["noise_floor"]
         lines.append(
             f"- At {result['budget']:g} of the MACs, batch {one['batch']}, pruned {precision}: {', '.join(parts)}; "
-            f"an engine against itself strays by up to {floor:.1f} %."
+            f"an engine against itself differs by up to {floor:.1f} %."
         )
     return lines

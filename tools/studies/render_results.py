@@ -33,9 +33,9 @@ def page(measurements: Path = MEASUREMENTS) -> str:
     lines = [
         "# Results",
         "",
-        "Written by `tools/studies/render_results.py` from the files in `docs/measurements/`; nothing is",
-        "typed by hand. No",
-        "retraining but in the section that says so.",
+        "`tools/studies/render_results.py` writes this page from `docs/measurements/`; no number is typed by hand.",
+        "No model was retrained, except in the section on fine-tuning.",
+        *render_engines.summary(recipes(measurements), measured),
         *render_accuracy.sections(measured),
         *render_engines.sections(recipes(measurements), measured),
         *render_studies.sections(measurements / "studies"),
@@ -45,13 +45,13 @@ def page(measurements: Path = MEASUREMENTS) -> str:
 
 
 def readme(text: str, measurements: Path = MEASUREMENTS) -> str:
-    """The README with what stands between `<!-- measured: NAME -->` and `<!-- end -->` made from the measurements."""
+    """The README with the text between `<!-- measured: NAME -->` and `<!-- end -->` rendered from the measurements."""
     stored = recipes(measurements)
     budget = load_recipe(ROOT / "recipes" / "quickstart.yaml").prune.budget.fraction
     verdict = next(one["verdict"]["summary"] for one in stored["quickstart"]["results"] if one["budget"] == budget)
     parts = {
         "quickstart": f"```text\n{verdict}\n```",
-        "minilm_sts": "\n".join(render_engines.table(stored["minilm_sts"])),
+        "expectations": "\n".join(render_engines.expectations(stored, cases(measurements))),
     }
     for name, content in parts.items():
         start, end = f"<!-- measured: {name} -->\n", "\n<!-- end -->"

@@ -50,9 +50,9 @@ def measured(found: dict[str, Any]) -> list[str]:
         f"{machine['cores']} cores.",
         f"{busy} are ratios of runs in turn (load average {min(load):.1f} to {max(load):.1f}, our own runs included).",
         f"`{model['name']}` with random weights, {model['image']} pixels, {model['batches']} batches of",
-        f"{model['samples']}, {model['probes']} probes, {found['shards']} shards; one thread a worker; workers are up",
-        "and have the model before the clock runs. The serial fraction is what a run with one worker takes beyond the",
-        "sum of its shards' own times: giving out, bringing back, adding up.",
+        f"{model['samples']}, {model['probes']} probes, {found['shards']} shards; one thread per worker; workers run",
+        "and have the model before the clock starts. The serial fraction is the time of a run with one worker beyond",
+        "the sum of its shards' times: sending, receiving, adding up.",
         "",
         *markdown_table(["", f"median of {len(found['rounds'])} rounds"], rows),
         "",
@@ -64,10 +64,10 @@ def simulated(found: dict[str, Any]) -> list[str]:
     return [
         "## Simulated, not measured: more workers",
         "",
-        "The measured shard times, given out again to so many workers with the same waits between the stages of the",
+        "The measured shard times, scheduled on more workers with the same waits between the stages of the",
         f"scoring (of {waves} shards), plus the measured serial time. It assumes that workers do not slow each",
-        "other down. Scaling ends where a stage has fewer shards than there are workers: more calibration batches",
-        "(`prune.score_samples`) make more shards.",
+        "other down. Scaling ends if a stage has fewer shards than there are workers: more calibration batches",
+        "(`prune.score_samples`) give more shards.",
         "",
         *markdown_table(
             ["workers (simulated)", "times faster than one"],
@@ -92,10 +92,10 @@ def traffic(found: dict[str, Any]) -> list[str]:
     ]
     columns = ["model", "parameters", "to a worker, once", "of it batches", "out, a shard"]
     return [
-        "## What travels",
+        "## Traffic",
         "",
         "Measured sizes of the objects themselves. The model and the batches go to a worker once; a shard's",
-        "description goes out, its float64 sums come back. Hidden states and noise never travel: a worker observes",
+        "description goes out, its float64 sums come back. Hidden states and noise are never sent: a worker observes",
         "its own batches, and draws noise from the seed and the probe's number. So: 4 bytes per parameter out, once;",
         "8 bytes per sketched unit back for a shard with one probe, twice that for any more (two halves).",
         "",
@@ -124,7 +124,7 @@ def clocks(found: dict[str, Any]) -> list[str]:
         [f"{MODELS:,} models of the largest size above to workers", f"{MODELS * moved / 1e9:.0f} GB"],
     ]
     return [
-        "## What a machine is taken for",
+        "## Measurement time",
         "",
         f"Computed, not measured, for {BATCH_SIZES} batch sizes in fp32 on a CPU: {latency.BLOCKS} to",
         f"{latency.MAX_BLOCKS} blocks of {arms} arms of {latency.BLOCK_SECONDS:g} s each, and the warm-up; parity,",

@@ -95,7 +95,7 @@ def fusion(content: dict[str, Any]) -> list[str]:
         for row in content["rows"]
     ]
     return [
-        "## LayerNormalization behind a sum, fused or not",
+        "## LayerNormalization after a sum, fused or not",
         "",
         "Engines of onnxruntime with SkipLayerNormFusion and without, as this package builds them, in the same blocks",
         f"of one process, one thread (`tools/studies/study_fusion.py`); `{content['run']}` with",
@@ -120,16 +120,16 @@ def neighbours(content: dict[str, Any]) -> list[str]:
         ]
         for row in content["rows"]
     ]
-    head = ["run", "batch", "neighbour", "CPU time of others", "base fp32", "pruned", "speedup", "noise floor"]
+    head = ["run", "batch", "other process", "CPU time of others", "base fp32", "pruned", "speedup", "noise floor"]
     return [
-        "## What a busy neighbour does to a speedup",
+        "## How other work distorts a speedup",
         "",
-        f"Two engines, one thread on the first of {content['cpus']} CPUs: alone, and beside a process on another",
+        f"Two engines, one thread on the first of {content['cpus']} CPUs: alone, then with a process on another",
         "CPU that multiplies matrices in its cache, or copies arrays larger than any cache, or on all CPUs; then alone",
         f"(`tools/studies/study_neighbours.py`). {content['cpu']}, onnxruntime {content['onnxruntime']}.",
         "",
         *marks.unequal(
-            (f"`{row['run']}` {row['precision']}, batch {row['batch']}, no neighbour", row["base_ms"])
+            (f"`{row['run']}` {row['precision']}, batch {row['batch']}, alone", row["base_ms"])
             for row in content["rows"]
             if not row["neighbour"]
         ),
@@ -162,7 +162,7 @@ def busy(content: dict[str, Any]) -> list[str]:
     return [
         "## The quickstart on a busy machine",
         "",
-        f"The whole run beside {content['processes']} processes that compute without pause",
+        f"The whole run next to {content['processes']} processes that compute without pause",
         "(`tools/studies/study_busy.py`).",
         "Two rules: never PASSED with a speedup that is more than 1.3 times what the MACs explain, and never PASSED",
         f"without the warnings in the same line. Broken in {broken} of {len(content['rows'])} runs. {machine['cpu']},",
@@ -188,11 +188,11 @@ def interval(content: dict[str, Any]) -> list[str]:
         rows.append([words, *cells])
     runs = content["rows"][0]["runs"]
     return [
-        "## How often the interval of a speedup holds the truth",
+        "## How often the interval of a speedup contains the true value",
         "",
-        f"Simulated: {runs} measurements of a true speedup of {content['truth']:g}x on each kind of machine, judged",
-        "by the function that judges a run (`tools/studies/study_interval.py`). Share of intervals that hold",
-        "the truth, and",
+        f"Simulated: {runs} measurements of a true speedup of {content['truth']:g}x on each kind of machine, with",
+        "the function that a run uses",
+        "(`tools/studies/study_interval.py`). Share of intervals that contain the true value, and",
         "half their median width. Loaded once: engines loaded once and a bootstrap over blocks, as before; in rounds:",
         "engines loaded again for every round.",
         "",
@@ -221,9 +221,9 @@ def shapes(content: dict[str, Any]) -> list[str]:
     return [
         "## How much of the removed MACs the clock sees",
         "",
-        "Shapes alone: random weights, one CPU thread of onnxruntime, fp32",
-        "(`tools/studies/study_shapes.py`). Other work:",
-        f"the share of the CPU time that others took meanwhile. {content['cpu']}, {versions}.",
+        "Only shapes matter here: random weights, one CPU thread of onnxruntime, fp32",
+        "(`tools/studies/study_shapes.py`).",
+        f"Other work: the share of the CPU time of other processes. {content['cpu']}, {versions}.",
         "",
         *marks.unequal((f"`{row['model']}`, batch {row['batch']}", row["base_ms"]) for row in content["rows"]),
         *markdown_table(head, rows),
