@@ -120,7 +120,8 @@ class Pruned:
         blocks: dict[str, dict[str, str]] = {}
         for group in groups:
             blocks.setdefault(group["block"], {})[group["kind"]] = f"{group['kept']}/{group['count']}"
-        ratios = (f"{self.report[name]['ratio']:.1%} of the {name}" for name in ("macs", "params"))
+        named = {"macs": "MACs", "params": "parameters"}
+        ratios = (f"{self.report[name]['ratio']:.1%} of the {words}" for name, words in named.items())
         rows = [[path, *(kept.get(kind, "") for kind in kinds)] for path, kept in blocks.items()]
         return f"{type(self.model).__name__} with {' and '.join(ratios)}", [["block", *kinds], *rows]
 
