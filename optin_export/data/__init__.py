@@ -1,6 +1,6 @@
 """A recipe's data becomes batches and labels, prepared as the model's own library does. Nothing here knows of pruning.
 
-`readers` reads files, folders and datasets, `given_rows` what is in memory; `batches`, `images` and `text` make
+`readers` reads files, folders and datasets, `in_memory` what a caller has; `batches`, `images` and `text` make
 tensors; `labels` and `label_maps` map labels to the model's classes; `loading` puts model and data together, `given`
 those that are in memory.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from optin_export.data.batches import Batch
 from optin_export.data.given import given_sources, usual_sequence
-from optin_export.data.given_rows import given_rows
+from optin_export.data.in_memory import given_rows
 from optin_export.data.label_maps import LabelMaps
 from optin_export.data.loading import Dataset, Sources, load_sources
 from optin_export.data.readers import Examples

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from optin_export.data.batches import Processor, TextProcessor, _positions, make_processor
-from optin_export.data.given_rows import PIXELS, TOKENS
+from optin_export.data.in_memory import PIXELS, TOKENS
 from optin_export.data.loading import Sources, checked_sources
 from optin_export.data.readers import Examples
 from optin_export.data.text import PROCESSORS
