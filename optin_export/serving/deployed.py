@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from optin_export.errors import InputError, ParityError
+from optin_export.progress import report
 from optin_export.serving.client import Connection, Counters, Model, Request, Url, check_inputs, prepare
 from optin_export.serving.traffic import Send, Traffic, closed_loop, open_loop
 from optin_export.workdir.files import regular
@@ -26,7 +27,6 @@ RESAMPLES = 2000
 OPEN_THREADS = 32
 #: Without --rate: this share of what the slower model does with one thread.
 SHARE_OF_RATE = 0.7
-Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,6 @@ def measure(
     seconds: float,
     timeout: float,
     seed: int,
-    tick: Tick = lambda done, total: None,
 ) -> Iterator[Result]:
     """One result per protocol and setting, as they are done. rate: of the open loop; 0: chosen; None: no open loop.
 
@@ -145,7 +144,7 @@ def measure(
                 for arm in generator.permutation(ARMS):
                     bench.block(arms[arm], arm)
                 done += 1
-                tick(done, total)
+                report(done, total)
             result = bench.result(generator)
             if slowest == 0.0:
                 slowest = min(result.base.throughput, result.pruned.throughput)
