@@ -124,14 +124,14 @@ def _pruned(sources: Sources) -> Pruned:
     recipe = sources.recipe
     with contextlib.closing(Scratch()) as scratch:
         around = Surroundings(sources=sources)
-        work = RunContext(recipe, scratch.path, False, lambda done, total: None, around=around)
+        work = RunContext(recipe, scratch.path, False, around=around)
         for check in (checks.sources_load, checks.units_are_there, checks.budget_is_reachable):
             check(work)
         info = scoring.score(work, {})
         scores = load_file(scratch.path / "scores" / "scores.safetensors")
         tried = search.find_plan(work, {})
         plan = work.plan
-        done = work.operation(plan, work.tick)
+        done = work.operation(plan)
     for note in work.cache.warnings:
         warnings.warn(note, stacklevel=3)
     return Pruned(
