@@ -32,11 +32,11 @@ held_out = [(prepared(digits["test_images"][:300]), digits["test_labels"][:300])
 
 points = {}
 for repair in (False, True):
-    small = oe.prune(network, calibration, macs=0.3, repair=repair, evaluation=held_out, **few)
+    small = oe.prune(network, calibration, macs=0.2, repair=repair, evaluation=held_out, **few)
     found = small.report["accuracy"]
     points[repair] = found["pruned"]
     print(f"{'repaired' if repair else 'as cut'}: {found['pruned']:.2f} % right, unpruned {found['base']:.2f} %")
-assert points[True] > points[False]  # 70 % of the MACs are gone
+assert points[True] > points[False]  # 80 % of the MACs are gone
 
 for key, found in small.report["repair"]["repairs"].items():
     print(f"  {key:16} squared error on the residual stream {found['before']:.3g} -> {found['after']:.3g}")

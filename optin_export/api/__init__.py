@@ -167,7 +167,7 @@ def _report(work: RunContext, done: PrunedModel, found: dict[str, Any]) -> dict[
     report["repair"] = done.to_json()
     data = sources.evaluation()
     if data is not None:
-        outputs = [measure.predict(as_function(one), data) for one in (sources.model, done.dense)]
-        report["accuracy"] = measure.evaluate(*outputs, data.metric, work.recipe.seed).to_json()
+        base, pruned = (measure.predict(as_function(one), data) for one in (sources.model, done.dense))
+        report["accuracy"] = measure.evaluate(base, pruned, data.metric, work.recipe.seed).to_json()
     report["notes"] = list(work.cache.warnings)
     return report

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from optin_export.data.readers import Examples, refuse_bad_values
+from optin_export.data.readers import Column, Examples, refuse_bad_values
 from optin_export.data.rows import COLUMNS
 from optin_export.errors import InputError
 
@@ -58,7 +58,9 @@ def given_rows(
     found = {column: values[:samples] for column, values in found.items()}
     if "input_ids" in found:
         found = _without_padding(found, name)
-    columns = {column: _stacked(values, name) if column == PIXELS else values for column, values in found.items()}
+    columns: dict[str, Column] = {
+        column: _stacked(values, name) if column == PIXELS else values for column, values in found.items()
+    }
     examples = Examples(columns, places=np.arange(min(count, samples or count)))
     refuse_bad_values(examples, name)
     return examples

@@ -59,7 +59,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
             "the model is no torch module", f"it is a {type(module).__name__}", "give a torch.nn.Module, loaded"
         )
     parallel = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
-    inner = module.module if parallel else getattr(module, "_orig_mod", None)
+    inner: Any = module.module if parallel else getattr(module, "_orig_mod", None)
     return module if inner is None else unwrapped(inner)
 
 
