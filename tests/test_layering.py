@@ -73,6 +73,13 @@ def test_only_entry_points_import_layers_from_outside() -> None:
         assert layers <= {None, "recipe"}, f"{file.name} imports {layers}"
 
 
+def test_nothing_but_the_package_itself_imports_its_public_api() -> None:
+    for file in FILES:
+        names = {name for _, name in imported(ast.parse(file.read_text(encoding="utf-8")))}
+        inside = file.is_relative_to(PACKAGE / "api") or file == PACKAGE / "__init__.py"
+        assert inside or not any(f"{name}.".startswith("optin_export.api.") for name in names), file.name
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
 def test_optional_packages_are_imported_lazily_in_one_file(file: Path) -> None:
     name = file.relative_to(PACKAGE).as_posix()

@@ -64,7 +64,11 @@ def task_of(source: str) -> str | None:
         if "architecture" in config:  # a configuration of timm
             return "image-feature-extraction" if config.get("num_classes") == 0 else "image-classification"
         kind = config.get("model_type")
-        return None if kind is None else _task_of_class(kind, named[0]) or _task_of_weights(source)
+        if kind is None:
+            return None
+        from optin_export.models import task_of_class
+
+        return task_of_class(kind, named[0]) or _task_of_weights(source)
     except (OSError, ValueError, AttributeError, TypeError, LookupError):
         return None  # not a folder, or a configuration without the class
 
@@ -75,29 +79,6 @@ def _has_configuration(source: str) -> bool:
         return bool(_configuration(source))
     except (OSError, InputError):
         return False
-
-
-def _task_of_class(kind: str, name: str) -> str | None:
-    """The task whose auto class in transformers maps to this class, for this model type."""
-    import transformers
-
-    from optin_export.models.loading import AUTO_CLASS
-
-    autos = [
-        (task, auto)
-        for task, auto in AUTO_CLASS.items()
-        if task not in ("feature-extraction", "image-feature-extraction")
-    ]
-    for task, auto in [
-        *autos,
-        ("image-segmentation", "AutoModelForUniversalSegmentation"),
-        ("feature-extraction", "AutoModel"),
-    ]:
-        stands_for = getattr(transformers, auto)._model_mapping._model_mapping.get(kind, ())
-        if name in ((stands_for,) if isinstance(stands_for, str) else stands_for):
-            reads_images = getattr(getattr(transformers, name, None), "main_input_name", "") == "pixel_values"
-            return "image-feature-extraction" if task == "feature-extraction" and reads_images else task
-    return None
 
 
 def _task_of_weights(source: str) -> str | None:

@@ -118,14 +118,19 @@ class TextProcessor:
 
 
 def make_processor(
-    loaded: LoadedModel, recipe: Recipe, pairs: bool, kind: type[TextProcessor] = TextProcessor
+    loaded: LoadedModel,
+    recipe: Recipe,
+    pairs: bool,
+    kind: type[TextProcessor] = TextProcessor,
+    tokenizer: Any = None,
 ) -> Processor:
     """The processor that fits the task, of class `kind` for text; raises InputError when the tokenizer cannot be loaded
-    or does not serve."""
+    or does not serve. tokenizer: already loaded; None: the recipe's, or the model's own."""
     if isinstance(loaded.model, ImageModel):
         return make_image_processor(loaded, recipe)
     sentence = loaded.sentence
-    tokenizer = load_tokenizer(recipe.model, loaded.origin, sentence)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(recipe.model, loaded.origin, sentence)
     config = getattr(loaded.model.model, "config", None)
     longest = None if sentence is None else adapt_tokenizer(tokenizer, sentence, config)
     positions = _positions(loaded.model.model)

@@ -268,7 +268,15 @@ def load_sources(recipe: Recipe, lookup: Lookup | None = None) -> Sources:
     if evaluation is not None:
         rows["evaluation"] = _sides(evaluation) if task == "feature-extraction" else [evaluation]
     notes = (*loaded.notes, *length_warnings(processor, rows))
-    sources = Sources(recipe, loaded, processor, data.calibration, evaluation, data.finetune, data.spare, notes)
+    return checked_sources(
+        Sources(recipe, loaded, processor, data.calibration, evaluation, data.finetune, data.spare, notes), lookup
+    )
+
+
+def checked_sources(sources: Sources, lookup: Lookup | None = None) -> Sources:
+    """The same sources, after one batch was run through the model; see `load_sources`."""
+    recipe, loaded, processor = sources.recipe, sources.loaded, sources.processor
+    task, evaluation = recipe.model.task, sources.evaluation_examples
     if recipe.tokens.merges:
         refuse_merging(loaded.model)
     _try_one_batch(sources, lookup)

@@ -129,7 +129,7 @@ def load_examples(section: DataSource, needs: Sequence[str], seed: int) -> Examp
     if section.samples is not None and section.samples < len(examples):
         chosen = np.random.default_rng(seed).permutation(len(examples))[: section.samples]
         examples = examples.take(np.sort(chosen))
-    _refuse_bad_values(examples, section.source)
+    refuse_bad_values(examples, section.source)
     return examples
 
 
@@ -158,7 +158,7 @@ def _as_column(values: Any, name: str, source: str) -> Column:
     return list(values)
 
 
-def _refuse_bad_values(examples: Examples, source: str) -> None:
+def refuse_bad_values(examples: Examples, source: str) -> None:
     for name, column in examples.columns.items():
         if isinstance(column, np.ndarray):
             bad = np.argwhere(~np.isfinite(column)) if column.dtype.kind == "f" else np.empty((0, 1))

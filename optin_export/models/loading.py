@@ -6,7 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.models.adapt import checked, readable, refuse_quantised_config
-from optin_export.models.by_type import BY_TYPE, config_of_type
+from optin_export.models.by_type import AUTO_CLASS, BY_TYPE, config_of_type
 from optin_export.models.checkpoints import load_checkpoint
 from optin_export.models.class_names import repaired_config
 from optin_export.models.contrastive import build_tower, is_contrastive, take_tower
@@ -34,20 +34,6 @@ from optin_export.models.tokenizer import load_tokenizer
 from optin_export.recipe import ModelSection
 from optin_export.sentence import SentenceFolder, find_sentence_folder, transformer_folder
 from optin_export.workdir.files import MAX_TEXT, read_json
-
-#: The class of transformers that finds the model class of a task.
-AUTO_CLASS = {
-    "feature-extraction": "AutoModel",
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "fill-mask": "AutoModelForMaskedLM",
-    "text-generation": "AutoModelForCausalLM",
-    "image-classification": "AutoModelForImageClassification",
-    "image-feature-extraction": "AutoModel",
-    "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
-    "image-segmentation": "AutoModelForSemanticSegmentation",
-}
 
 
 @runtime_checkable
@@ -97,21 +83,37 @@ def load_model(section: ModelSection, seed: int = 0, lookup: Lookup | None = Non
         module, architecture, origin, told = _load_transformers(section, rest, lookup, sentence)
     else:
         module, architecture, origin, told = {"timm": _load_timm, "py": _load_python}[prefix](section, rest, lookup)
-    notes = [*notes, *told]
+    return as_loaded(module, architecture, section, origin, [*notes, *told], sentence, looked_up=lookup is not None)
+
+
+def as_loaded(
+    module: nn.Module,
+    architecture: dict[str, Any],
+    section: ModelSection,
+    origin: str | None = None,
+    notes: Iterable[str] = (),
+    sentence: SentenceFolder | None = None,
+    looked_up: bool = False,
+) -> LoadedModel:
+    """A library's module, which is changed in place, as the task module of a recipe; see `LoadedModel`.
+
+    Raises InputError for weights that are not there, not plain numbers or not finite, and for a module of another task.
+    """
+    notes = list(notes)
     module = checked(module, section.source)
     if section.weights not in ("pretrained", "random"):
-        notes += load_checkpoint(module, section.weights, lookup is not None)
-    if lookup is None:
+        notes += load_checkpoint(module, section.weights, looked_up)
+    if not looked_up:
         _refuse_bad_weights(module, section.source)
     _prepare(module)
     architecture |= {"task": section.task, "pooling": section.pooling, "normalize": bool(section.normalize)}
     labels: dict[str, int] = {}
     if is_contrastive(module):
         module, architecture["tower"], labels = take_tower(
-            module, section, lambda: load_tokenizer(section, origin), classify=lookup is None
+            module, section, lambda: load_tokenizer(section, origin), classify=not looked_up
         )
     elif section.task == "zero-shot-image-classification" or (
-        section.task == "image-feature-extraction" and prefix == "hf"
+        section.task == "image-feature-extraction" and architecture["library"] == "transformers"
     ):
         raise InputError(
             f"a {type(module).__name__} cannot be used for {section.task}",
@@ -119,14 +121,14 @@ def load_model(section: ModelSection, seed: int = 0, lookup: Lookup | None = Non
             "use one of these; for embeddings also timm models with model.args: {num_classes: 0}",
         )
     if sentence is not None:
-        load = partial(_load_layer, notes=notes, looked_up=lookup is not None)
+        load = partial(_load_layer, notes=notes, looked_up=looked_up)
         wrapped, told = wrap_sentence(module, architecture, section, sentence, origin, load)
-        if lookup is None:
+        if not looked_up:
             _refuse_bad_weights(wrapped, section.source)
         notes += told
     else:
         wrapped = wrap(module, section.task, section.pooling, bool(section.normalize))
-    return LoadedModel(wrapped, architecture, origin, dict(labels), tuple(notes), lookup is not None, sentence)
+    return LoadedModel(wrapped, architecture, origin, dict(labels), tuple(notes), looked_up, sentence)
 
 
 def _load_layer(layer: nn.Module, path: Path, notes: list[str], looked_up: bool) -> None:
@@ -235,14 +237,14 @@ def _load_transformers(
             "give a model trained for this task, or correct model.task",
         )
     notes = unused_weights(info, module, name, section.task)
-    final: Any = module.config  # as the library has completed it
-    architecture = {
-        "library": "transformers",
-        "class": type(module).__name__,
-        "config": json.loads(final.to_json_string(use_diff=False)),
-    }
-    architecture["config"].pop("_name_or_path", None)
-    return module, architecture, None if by_type is not None else name, notes
+    return module, architecture_of(module), None if by_type is not None else name, notes
+
+
+def architecture_of(module: Any) -> dict[str, Any]:
+    """What `build` makes a model of transformers from again: its configuration as the library has completed it."""
+    config = json.loads(module.config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)
+    return {"library": "transformers", "class": type(module).__name__, "config": config}
 
 
 def _load_timm(

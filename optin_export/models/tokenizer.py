@@ -34,10 +34,15 @@ def load_tokenizer(section: ModelSection, origin: str | None, sentence: Sentence
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load the tokenizer of {name}", reason, "set model.tokenizer to a folder") from error
     _refuse_empty(tokenizer, str(Path(name, options.get("subfolder", ""))))
-    if tokenizer.pad_token is None and section.task == "text-generation":
+    return fitted_tokenizer(tokenizer, name, section.task)
+
+
+def fitted_tokenizer(tokenizer: Any, name: str, task: str) -> Any:
+    """A tokenizer, which is changed, as the task's processors need it. Raises InputError where it cannot serve."""
+    if tokenizer.pad_token is None and task == "text-generation":
         tokenizer.pad_token = tokenizer.eos_token  # hidden by the attention mask, so any token will do
     tokenizer.padding_side = "right"  # positions count from the first token
-    _refuse_unfit(tokenizer, name, section.task)
+    _refuse_unfit(tokenizer, name, task)
     return tokenizer
 
 
