@@ -31,9 +31,9 @@ one sentence. The smallest mean of a column is bold.
 **Which rows.** The held-out rows of every case are split in two by their content (`tools/studies/held_out.py`: equal
 rows, pairs that share a sentence and phrases of one sentence stay together). Defaults are chosen on the half
 *choose*; its results have separate lines. Tables and targets use the half *report*. The defaults of this version
-(`score: auto`, `gauss_newton: auto`, the shares of the loss curves and their rows) were chosen before that split, on all
-rows, so the report half has been used once. Tables that were measured before the split have no halves: they say "all rows, which
-also chose the defaults", and are not compared with others."""
+(`score: auto`, `gauss_newton: auto`, the shares of the loss curves and their rows) were chosen before that split, on
+all rows, so the report half has been used once. Tables that were measured before the split have no halves: they say
+"all rows, which also chose the defaults", and are not compared with others."""
 
 
 def sections(measured: list[Case]) -> list[str]:
