@@ -11,16 +11,17 @@ import numpy as np
 from optin_export.data import Dataset
 from optin_export.engines import CALL, Engine
 from optin_export.measure.accuracy import Accuracy, Function, evaluate, lost, predict
+from optin_export.measure.bootstrap import Interval
 from optin_export.measure.chance import chance, labels_of
 from optin_export.measure.doubts import Doubt, doubts
 from optin_export.measure.gate import Gate, judge
 from optin_export.measure.gpu import measure_modes
-from optin_export.measure.interleaved import Interleaved, interleave, median_call
+from optin_export.measure.interleaved import Interleaved, interleave
 from optin_export.measure.latency import Latency, Load, measure_latency
 from optin_export.measure.metrics import METRICS, Metric
 from optin_export.measure.neighbours import BUSY
 from optin_export.measure.parity import TOLERANCES, ParityCase, Tolerance, compare
-from optin_export.measure.rounds import Interval, Speedup, latency_of
+from optin_export.measure.rounds import Speedup, latency_of
 from optin_export.recipe import MODELS, engine_name, engine_names, model_of, precision_of
 
 __all__ = [
@@ -47,7 +48,6 @@ __all__ = [
     "lost",
     "measure_engines",
     "measure_latency",
-    "median_call",
     "predict",
 ]
 

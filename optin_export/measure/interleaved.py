@@ -12,8 +12,8 @@ import numpy as np
 
 from optin_export.engines import CALL, Engine
 from optin_export.measure import latency
-from optin_export.measure.latency import ratio_of_medians
-from optin_export.measure.rounds import Interval, Speedup
+from optin_export.measure.bootstrap import BLOCK_DRAWS, Interval, interval, median_of_calls, ratio_of_medians, resampled
+from optin_export.measure.rounds import Speedup
 
 
 @dataclass(frozen=True)
@@ -29,29 +29,20 @@ class Interleaved:
         Shares within a block, because a machine that slows down for a while slows all engines alike.
         """
         slow, fast, whole = (np.array([np.median(block) for block in self.samples[one]]) for one in (against, name, of))
-        return self._interval((slow - fast) / whole)
+        shares = (slow - fast) / whole
+        generator = np.random.default_rng(self.seed)
+        values = resampled(lambda drawn: float(np.median(shares[drawn])), len(shares), BLOCK_DRAWS, generator)
+        return Interval(float(np.median(shares)), *interval(values))
 
     def median(self, name: str) -> Interval:
         """Milliseconds of one call."""
-        return median_call(self.samples[name], self.seed)
+        return median_of_calls(self.samples[name], self.seed)
 
     def speedup(self, name: str, against: str) -> Speedup:
-        """As `measure_latency` gives it."""
+        """Median of `against` / median of `name`."""
         generator = np.random.default_rng(self.seed)
-        return ratio_of_medians(self.samples[against], self.samples[name], generator)
-
-    def _interval(self, values: np.ndarray) -> Interval:
-        draws = np.random.default_rng(self.seed).integers(0, len(values), (latency.RESAMPLES, len(values)))
-        low, high = np.percentile(np.median(values[draws], axis=1), [2.5, 97.5])
-        return Interval(float(np.median(values)), float(low), float(high))
-
-
-def median_call(blocks: list[list[float]], seed: int = 0) -> Interval:
-    """Median of all calls; the interval is that of blocks drawn again."""
-    values = np.asarray(blocks)  # [blocks, calls]
-    draws = np.random.default_rng(seed).integers(0, len(values), (latency.RESAMPLES, len(values)))
-    low, high = np.percentile([np.median(values[draw]) for draw in draws], [2.5, 97.5])
-    return Interval(float(np.median(values)), float(low), float(high))
+        found = ratio_of_medians(self.samples[against], self.samples[name], generator)
+        return Speedup(found.median, found.low, found.high)
 
 
 def interleave(
