@@ -1,14 +1,16 @@
-"""measure: engines and data become parity, accuracy, latency and the gate's verdict. Knows not how engines work."""
+"""measure: engines and data become parity, accuracy, latency and the gate's verdict; independent of how engines work.
+
+Nothing here imports torch before something is measured: commands that only read results use it too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optin_export.data import Dataset
 from optin_export.engines import CALL, Engine
 from optin_export.measure.accuracy import Accuracy, Function, evaluate, lost, predict
 from optin_export.measure.bootstrap import Interval
@@ -23,6 +25,9 @@ from optin_export.measure.neighbours import BUSY
 from optin_export.measure.parity import TOLERANCES, ParityCase, Tolerance, compare
 from optin_export.measure.rounds import Speedup, latency_of
 from optin_export.recipe import MODELS, engine_name, engine_names, model_of, precision_of
+
+if TYPE_CHECKING:
+    from optin_export.data import Dataset
 
 __all__ = [
     "METRICS",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optin_export.data import Dataset
 from optin_export.errors import InputError
 from optin_export.measure.bootstrap import ROW_DRAWS, interval, resampled
 from optin_export.measure.chance import Chance, warning
 from optin_export.measure.metrics import METRICS
+
+if TYPE_CHECKING:
+    from optin_export.data import Dataset
 
 
 @dataclass(frozen=True)

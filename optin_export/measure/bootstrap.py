@@ -65,7 +65,7 @@ def ratio_of_medians(above: Blocks, below: Blocks, generator: np.random.Generato
     return _over_blocks(lambda one, other: median_of(one) / median_of(other), [above, below], generator)
 
 
-def median_of(blocks: Sequence[np.ndarray]) -> float:
+def median_of(blocks: Blocks | Sequence[np.ndarray]) -> float:
     """Median of all calls."""
     return float(np.median(np.concatenate(blocks)))
 

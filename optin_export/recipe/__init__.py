@@ -9,6 +9,7 @@ from optin_export.recipe.gates import MOST_OTHER_WORK, Gates
 from optin_export.recipe.load import expand, load_recipe, validate
 from optin_export.recipe.precision import MODELS, Precision, engine_name, engine_names, model_of, precision_of
 from optin_export.recipe.schema import (
+    IGNORED,
     DataSource,
     FinetuneSection,
     ModelSection,
@@ -19,6 +20,7 @@ from optin_export.recipe.schema import (
 from optin_export.recipe.sweep import Variant
 
 __all__ = [
+    "IGNORED",
     "MODELS",
     "MOST_OTHER_WORK",
     "Budget",

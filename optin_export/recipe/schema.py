@@ -164,6 +164,10 @@ class DataSource(Section):
     samples: Count | None = Field(None, description="how many rows to draw (seeded); default: all")
 
 
+#: Label of what is not evaluated: padding, special tokens, unlabelled pixels.
+IGNORED = -100
+
+
 class Evaluation(DataSource):
     split: str = Field("test", description="split of an hf-dataset")
     metric: Metric = Field(description="what accuracy is; `points` are 100 times it (perplexity: as it is)")

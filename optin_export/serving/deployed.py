@@ -7,7 +7,7 @@ rate in an open loop. The speedup is a ratio of medians with a bootstrap interva
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +16,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from optin_export.errors import InputError, ParityError
+from optin_export.measure.bootstrap import ratio_of_medians
+from optin_export.measure.parity import differences
 from optin_export.serving.client import Connection, Counters, Model, Request, Url, check_inputs, prepare
 from optin_export.serving.traffic import Send, Traffic, closed_loop, open_loop
 from optin_export.workdir.files import regular
 
 ARMS = ("base", "again", "pruned")
-RESAMPLES = 2000
 #: Threads that wait for answers in the open loop.
 OPEN_THREADS = 32
 #: Without --rate: this share of what the slower model does with one thread.
@@ -212,13 +213,13 @@ class _Bench:
     def result(self, generator: np.random.Generator) -> Result:
         latencies = {arm: [list(block.latencies) for block in blocks] for arm, blocks in self.blocks.items()}
         both = [first + second for first, second in zip(latencies["base"], latencies["again"], strict=True)]
-        again = ratio(latencies["base"], latencies["again"], generator)
+        again = ratio_of_medians(latencies["base"], latencies["again"], generator)
         return Result(
             self.setting,
             self._arm("base", "again"),
             self._arm("pruned"),
-            ratio(both, latencies["pruned"], generator),
-            max(abs(again[1] - 1), abs(again[2] - 1)),
+            astuple(ratio_of_medians(both, latencies["pruned"], generator)),
+            max(abs(again.low - 1), abs(again.high - 1)),
             len(latencies["pruned"]),
             self.largest_error,
             {arm: [[round(ms, 4) for ms in block] for block in blocks] for arm, blocks in latencies.items()},
@@ -277,9 +278,7 @@ def check_answers(traffic: Traffic, reference: Reference, which: str, batch: int
                 f"expected {list(expected.shape)}",
                 "ship the run again",
             )
-        rows, wanted = answer.reshape(batch, -1).astype(np.float64), expected.reshape(batch, -1)
-        scale = np.maximum(np.abs(wanted).max(1), 1e-12)
-        error = float((np.abs(rows - wanted).max(1) / scale).max())
+        error = float(differences(answer, expected).error.max())
         worst = max(worst, error if np.isfinite(error) else np.inf)
     if worst > reference.tolerance:
         raise ParityError(
@@ -288,20 +287,3 @@ def check_answers(traffic: Traffic, reference: Reference, which: str, batch: int
             "check that this very run is served, and which model is named first: base, then pruned",
         )
     return worst
-
-
-def ratio(
-    above: Sequence[Sequence[float]], below: Sequence[Sequence[float]], generator: np.random.Generator
-) -> tuple[float, float, float]:
-    """median(above) / median(below) and its 95 % bootstrap interval over blocks, which may differ in length.
-
-    Block i of both was measured at the same time, so a draw takes both.
-    """
-    first, second = ([np.asarray(block) for block in blocks] for blocks in (above, below))
-    ratios = []
-    for draw in generator.integers(0, len(first), (RESAMPLES, len(first))):
-        ratios.append(
-            np.median(np.concatenate([first[i] for i in draw])) / np.median(np.concatenate([second[i] for i in draw]))
-        )
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return float(np.median(np.concatenate(first)) / np.median(np.concatenate(second))), float(low), float(high)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
 
 from optin_export.errors import ParityError
+from optin_export.measure.bootstrap import median_of, ratio_of_medians
+from optin_export.measure.parity import differences, share_agreeing
 from optin_export.serving.client import Connection, Model, Url
-from optin_export.serving.deployed import Reference, Tick, check_served, ratio, requests_of
+from optin_export.serving.deployed import Reference, Tick, check_served, requests_of
 from optin_export.serving.traffic import Send, closed_loop
 
 
@@ -67,21 +69,18 @@ def compare(
     first, second = (np.concatenate([pair[which].reshape(batch, -1) for pair in pairs]) for which in (0, 1))
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ParityError("a model answers what is no number", "NaN or infinity", "check the server's log")
-    cosines = (first * second).sum(1) / np.maximum(
-        np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1), 1e-12
-    )
-    scale = np.maximum(np.abs(first).max(1), 1e-12)
+    found = differences(second, first)
     return Shadow(
         protocol=url.protocol,
         concurrency=concurrency,
         requests=len(pairs),
         rows=len(first),
-        same_largest=float((first.argmax(1) == second.argmax(1)).mean()),
-        cosine=(float(cosines.mean()), float(cosines.min())),
-        largest_difference=float((np.abs(first - second).max(1) / scale).max()),
-        base_p50=float(np.median(np.concatenate(latencies[0]))),
-        pruned_p50=float(np.median(np.concatenate(latencies[1]))),
-        speedup=ratio(latencies[0], latencies[1], np.random.default_rng(seed)),
+        same_largest=share_agreeing(second, first, 1, np.zeros(len(first))),
+        cosine=(float(found.cosine.mean()), float(found.cosine.min())),
+        largest_difference=float(found.error.max()),
+        base_p50=median_of(latencies[0]),
+        pruned_p50=median_of(latencies[1]),
+        speedup=astuple(ratio_of_medians(latencies[0], latencies[1], np.random.default_rng(seed))),
     )
 
 

@@ -68,3 +68,12 @@ def test_ratios_of_a_seed_are_those_of_a_plain_loop() -> None:
     low, high = np.percentile(ratios, [2.5, 97.5])
     found = ratio_of_medians(above, below, np.random.default_rng(5))
     assert found == Interval(float(np.median(above) / np.median(below)), low, high)
+
+
+def test_blocks_may_differ_in_length() -> None:
+    generator = np.random.default_rng(0)
+    above = [list(2 + 0.1 * generator.standard_normal(10 + block)) for block in range(12)]
+    below = [list(1 + 0.05 * generator.standard_normal(15)) for _ in range(12)]
+    found = ratio_of_medians(above, below, np.random.default_rng(1))
+    assert found.low < 2 < found.high and found.low <= found.median <= found.high and found.high - found.low < 0.2
+    assert ratio_of_medians(above, above, generator) == Interval(1.0, 1.0, 1.0)
