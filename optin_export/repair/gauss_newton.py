@@ -24,7 +24,7 @@ from torch import nn
 from optin_export.data import Batch
 from optin_export.models import TaskModel
 from optin_export.repair.output_layer import is_tied
-from optin_export.repair.sensitivity import ROWS, graph, layer_calls
+from optin_export.repair.sensitivity import ROWS, graph
 from optin_export.repair.sequential import HOLD_OUT, AtWork, Repair
 from optin_export.scoring.losses import (
     OutputNoise,
@@ -35,7 +35,7 @@ from optin_export.scoring.losses import (
     output_losses,
     output_probe,
 )
-from optin_export.units import Structure, get_layer, measured, refitted
+from optin_export.units import Structure, capture, get_layer, layer_outputs, measured, refitted
 
 #: Key of this refit among the repairs.
 OUTPUT = "output"
@@ -132,7 +132,7 @@ class _System:
         with (
             contextlib.nullcontext() if self.walk is None else self.walk.gradients(),
             graph(self.model),
-            layer_calls(self.model, self.paths, () if self.walk is None else self.walk.rewritten) as outputs,
+            layer_outputs(self.model, self.paths, () if self.walk is None else self.walk.rewritten) as outputs,
         ):
             result = self.model(**reference.inputs)
             layers = [outputs[path][0] for path in self.paths]  # each runs once, see _layers
@@ -245,14 +245,12 @@ def _layers(model: TaskModel, reference: Reference) -> list[str]:
     """
     calls: dict[str, list[int]] = {}
     twice = {name: torch.cat([tensor, tensor]) for name, tensor in reference.inputs.items()}
-    with torch.no_grad(), contextlib.ExitStack() as stack:
-        for path, module in model.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
 
-                def hook(_: nn.Module, args: object, output: torch.Tensor, path: str = path) -> None:
-                    calls.setdefault(path, []).append(len(output))
+    def count(path: str, args: object, output: torch.Tensor) -> None:
+        calls.setdefault(path, []).append(len(output))
 
-                stack.callback(module.register_forward_hook(hook).remove)
+    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    with torch.no_grad(), capture(model, outputs=dict.fromkeys(layers, count)):
         model(**reference.inputs)
         model(**twice)
     samples = len(next(iter(reference.inputs.values())))

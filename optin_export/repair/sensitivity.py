@@ -9,7 +9,7 @@ weights: every output has its own solution, and any invertible weighting of dire
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from optin_export.scoring.losses import (
     output_probe,
     trajectory_probe,
 )
-from optin_export.units import Calls, Structure, block_outputs, get_module, measured, output_rows
+from optin_export.units import Calls, Structure, block_outputs, get_module, layer_outputs, measured, output_rows
 
 #: Probes per term and batch; a row's weight is a mean over all its features, so one or two are enough.
 PROBES = 2
@@ -65,7 +65,7 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
         with (
             structure.gradients(),
             graph(model),
-            layer_calls(model, sorted(paths), structure.rewritten) as layers,
+            layer_outputs(model, sorted(paths), structure.rewritten) as layers,
             block_outputs(model, structure.observed, structure.rewritten) as hidden,
         ):
             result = compared_output(model, reference, model(**batch.inputs))
@@ -150,28 +150,3 @@ def graph(model: TaskModel) -> Iterator[None]:
             yield
     finally:
         ask(False)
-
-
-@contextlib.contextmanager
-def layer_calls(
-    model: TaskModel, paths: Sequence[str], rewritten: Collection[str] = ()
-) -> Iterator[dict[str, list[torch.Tensor]]]:
-    """Collect what these layers compute, in the graph, call by call.
-
-    rewritten: layers whose output the model writes over in place, beside those before activations that say so.
-    """
-    outputs: dict[str, list[torch.Tensor]] = {}
-    # What works in place would write over what is recorded: it gets a copy.
-    in_place = any(getattr(module, "inplace", False) for module in model.modules())
-
-    def hook_of(path: str):  # type: ignore[no-untyped-def]
-        def hook(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
-            outputs.setdefault(path, []).append(output)
-            return output.clone() if in_place or path in rewritten else output
-
-        return hook
-
-    with contextlib.ExitStack() as stack:
-        for path in paths:
-            stack.callback(get_module(model, path).register_forward_hook(hook_of(path)).remove)
-        yield outputs

@@ -26,13 +26,14 @@ from optin_export.models import TaskModel
 from optin_export.repair.layers import constant_of, kept_rows, overwrite, start_of
 from optin_export.repair.least_squares import Fit, Moments, rescale, ridge
 from optin_export.repair.output_layer import output_layer
-from optin_export.repair.paired_forward import Point, Stream
+from optin_export.repair.paired_forward import Stream
 from optin_export.repair.relu import ROUNDS, ReluTarget, bend_of_units, shift_of_block_relu
 from optin_export.repair.residual_branch import affine_of
 from optin_export.repair.sensitivity import Weights, sensitivities
 from optin_export.search import GroupPlan
 from optin_export.units import (
     Calls,
+    Point,
     Structure,
     UnitGroup,
     columns_per_unit,

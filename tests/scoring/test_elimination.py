@@ -9,9 +9,8 @@ import torch
 from optin_export.errors import InputError
 from optin_export.recipe import Budget, PruneSection
 from optin_export.scoring import elimination, score
-from optin_export.scoring.activation import inputs_of
 from optin_export.scoring.elimination import elimination_scores
-from optin_export.units import as_matrix, columns_per_unit, find_structure, get_layer, input_rows
+from optin_export.units import as_matrix, columns_per_unit, find_structure, get_layer, input_rows, layer_inputs
 from tests.units.models import batches_for, small_model
 
 
@@ -23,7 +22,7 @@ def test_each_unit_is_the_one_that_the_others_replace_best(name: str, monkeypatc
     structure, batches = find_structure(model), batches_for(model, 4, size=4)
     group = structure.groups[-1]
     found = elimination_scores(model, [group], batches)[group.key]
-    with torch.no_grad(), inputs_of(model, [group.consumer]) as seen:
+    with torch.no_grad(), layer_inputs(model, [group.consumer]) as seen:
         rows = []
         for index, batch in enumerate(batches):
             model(**batch.inputs)

@@ -15,8 +15,7 @@ from optin_export.scoring import CHANNELS, methods, score
 from optin_export.scoring.activation import activation_scores, contributions
 from optin_export.scoring.baselines import magnitude_scores
 from optin_export.scoring.reference import reference_scores
-from optin_export.units import Structure, find_structure, get_layer, masked, tensor_of
-from optin_export.units.hooks import block_outputs
+from optin_export.units import Structure, block_outputs, find_structure, get_layer, masked, tensor_of
 from tests.units.models import batches_for, inputs_for, small_model
 
 METHODS = get_args(PruneSection.model_fields["score"].annotation)
