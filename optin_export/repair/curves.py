@@ -17,10 +17,10 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
+from optin_export.objective import Observation, observe, output_losses, trajectory_losses
 from optin_export.repair.least_squares import Moments
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.sensitivity import ROWS, Weights, sensitivities
-from optin_export.scoring.losses import Reference, observe, output_losses, trajectory_losses
 from optin_export.units import (
     Structure,
     UnitGroup,
@@ -162,7 +162,7 @@ def _curve(
     order: np.ndarray,
     grams: Mapping[str, torch.Tensor],
     solve: Callable[[torch.Tensor, torch.Tensor, np.ndarray, int], torch.Tensor],
-    references: Sequence[Reference],
+    references: Sequence[Observation],
     least: int,
     temperature: float,
 ) -> Curve:
@@ -245,7 +245,7 @@ def _columns(start: torch.Tensor, kept: np.ndarray, units: int) -> torch.Tensor:
 
 
 def _losses(
-    model: TaskModel, structure: Structure, group: UnitGroup, references: Sequence[Reference], temperature: float
+    model: TaskModel, structure: Structure, group: UnitGroup, references: Sequence[Observation], temperature: float
 ) -> tuple[float, float]:
     later = structure.after(group)
     trajectory = output = 0.0

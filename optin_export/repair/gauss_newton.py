@@ -3,7 +3,7 @@
 The repair before it lands each sub-layer on the original's path, one after another; none of its systems knows what the
 output reads of that path. Here the output itself is the target. With theta the gains and biases, L the divergence of
 the output from the original's, g its gradient and H = E[2 j j^T] its Gauss-Newton matrix (j = gradient of v . r for
-random v, as in `scoring.losses`):
+random v, as in `objective.probes`):
 
     delta = - (H + rho * s * C)^-1 g,    C = 1 for a gain, 1 / mean square of the output for its bias
 
@@ -23,18 +23,18 @@ from torch import nn
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
-from optin_export.repair.output_layer import is_tied
-from optin_export.repair.sensitivity import ROWS, graph
-from optin_export.repair.sequential import HOLD_OUT, AtWork, Repair
-from optin_export.scoring.losses import (
+from optin_export.objective import (
+    Observation,
     OutputNoise,
-    Reference,
     compared_output,
     mean_output_loss,
     observe,
     output_losses,
     output_probe,
 )
+from optin_export.repair.output_layer import is_tied
+from optin_export.repair.sensitivity import ROWS, graph
+from optin_export.repair.sequential import HOLD_OUT, AtWork, Repair
 from optin_export.units import Structure, capture, get_layer, layer_outputs, measured, refitted
 
 #: Key of this refit among the repairs.
@@ -127,7 +127,7 @@ class _System:
         self.factor: list[torch.Tensor] = []
         self.seen = 0  # samples in the matrix or its factor
 
-    def add(self, index: int, reference: Reference, noise: OutputNoise, temperature: float) -> None:
+    def add(self, index: int, reference: Observation, noise: OutputNoise, temperature: float) -> None:
         samples = len(reference)
         with (
             contextlib.nullcontext() if self.walk is None else self.walk.gradients(),
@@ -209,7 +209,7 @@ class _System:
 
 
 def _best_step(
-    model: TaskModel, paths: Sequence[str], system: _System, held: Sequence[Reference], temperature: float, rho: float
+    model: TaskModel, paths: Sequence[str], system: _System, held: Sequence[Observation], temperature: float, rho: float
 ) -> tuple[float, torch.Tensor, float] | None:
     """(divergence on `held`, delta, rho) of the damping that does best there, looked for from `rho` on uphill and down.
 
@@ -238,7 +238,7 @@ def _best_step(
     return min(tried.values(), key=lambda one: one[0])
 
 
-def _layers(model: TaskModel, reference: Reference) -> list[str]:
+def _layers(model: TaskModel, reference: Observation) -> list[str]:
     """Linear layers and convolutions that run once, have weights of their own, and output rows sample by sample.
 
     Whether the first dimension counts samples is seen from what twice the samples make of it, not from its size.
@@ -275,7 +275,7 @@ def _mean_square(model: TaskModel, path: str, output: torch.Tensor) -> torch.Ten
     return rows.reshape(-1, rows.shape[-1]).square().mean(0).cpu()
 
 
-def _output_only(reference: Reference) -> Reference:
+def _output_only(reference: Observation) -> Observation:
     """On the CPU, where `dense` is; without the hidden states, of which all batches at once might not fit."""
     picked = None if reference.picked is None else reference.picked.cpu()
     found = {"picked": picked, "output": reference.output.cpu(), "weights": reference.weights.cpu()}

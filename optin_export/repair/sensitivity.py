@@ -16,7 +16,7 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
-from optin_export.scoring.losses import (
+from optin_export.objective import (
     OutputNoise,
     compared_output,
     normalised_rows,

@@ -16,10 +16,10 @@ import torch
 from optin_export.data import Batch
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
+from optin_export.objective import Observation, mean_output_loss, observe, output_losses, trajectory_losses
 from optin_export.pruning.token_merging import count_tokens, flow_of, insert_merging
 from optin_export.recipe import TokensSection
 from optin_export.repair.sensitivity import ROWS
-from optin_export.scoring.losses import Reference, mean_output_loss, observe, output_losses, trajectory_losses
 from optin_export.search import Plan, allocate_merging, check_merging, kept_share, most, spread_merging
 from optin_export.units import Costs, Structure, Tokens, block_outputs, find_tokens, measure_costs, tensor_of
 
@@ -115,7 +115,7 @@ def merging_curves(
     structure: Structure,
     tokens: Tokens,
     count: int,
-    references: Sequence[Reference],
+    references: Sequence[Observation],
     temperature: float,
 ) -> list[np.ndarray]:
     """Per block, float64 [points, 3]: tokens merged there and nowhere else, trajectory loss, output loss.
@@ -135,7 +135,7 @@ def merging_curves(
 
 
 def _both_losses(
-    merged: TaskModel, structure: Structure, block: int, references: Sequence[Reference], temperature: float
+    merged: TaskModel, structure: Structure, block: int, references: Sequence[Observation], temperature: float
 ) -> tuple[float, float]:
     flow, later = flow_of(merged), structure.blocks[block:]
     assert flow is not None

@@ -19,8 +19,8 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
+from optin_export.objective import Observation, observe
 from optin_export.recipe import PruneSection
-from optin_export.scoring.losses import Reference, observe
 from optin_export.units import Structure, UnitGroup
 from optin_export.workdir.disk_offload import OffloadedTensors
 
@@ -69,7 +69,7 @@ def derived(generator: torch.Generator, *key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
-class References(Sequence[Reference]):
+class References(Sequence[Observation]):
     """The unpruned model on every scoring batch, run when it is first asked for: a worker observes its own batches.
 
     rows: token rows a batch of ROWS_SHARED_BY and block, the same number per sample.
@@ -81,7 +81,7 @@ class References(Sequence[Reference]):
         self.model, self.structure, self.batches = model, structure, batches
         self.rows, self.generator = max(1, rows // ROWS_SHARED_BY), generator
         self.known = OffloadedTensors("the scores", "lower prune.score_samples")
-        self.last: tuple[int, Reference] | None = None
+        self.last: tuple[int, Observation] | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -96,7 +96,7 @@ class References(Sequence[Reference]):
             if number not in self.known:
                 drawn = derived(self.generator, 0, number)
                 self.known[number] = vars(observe(self.model, self.structure, self.batches[number], self.rows, drawn))
-            self.last = number, Reference(**self.known[number])
+            self.last = number, Observation(**self.known[number])
         return self.last[1]
 
     @property
@@ -104,7 +104,7 @@ class References(Sequence[Reference]):
         return sum(len(next(iter(batch.inputs.values()))) for batch in self.batches)
 
 
-def samples_of(references: Sequence[Reference]) -> int:
+def samples_of(references: Sequence[Observation]) -> int:
     """Samples in all batches; of `References` without running the model."""
     return references.samples if isinstance(references, References) else sum(map(len, references))
 

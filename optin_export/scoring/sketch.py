@@ -19,9 +19,9 @@ import torch
 from scipy.stats import spearmanr
 
 from optin_export.models import TaskModel
-from optin_export.scoring.losses import (
+from optin_export.objective import (
     ORTHOGONAL_CLASSES,
-    Reference,
+    Observation,
     compared_output,
     normalised_rows,
     orthogonal,
@@ -54,7 +54,7 @@ class Sketch:
     model: TaskModel
     structure: Structure
     groups: Sequence[UnitGroup]
-    references: Sequence[Reference]
+    references: Sequence[Observation]
     temperature: float
     generator: torch.Generator
     autocast: str | None = None
@@ -171,7 +171,9 @@ class Sketch:
         }
 
     @contextlib.contextmanager
-    def _pass(self, reference: Reference) -> Iterator[tuple[dict[str, torch.Tensor], list[torch.Tensor], torch.Tensor]]:
+    def _pass(
+        self, reference: Observation
+    ) -> Iterator[tuple[dict[str, torch.Tensor], list[torch.Tensor], torch.Tensor]]:
         """One forward pass with a mask per sample and unit in the graph: (masks, normalised rows per block, output)."""
         masks = {
             group.key: torch.ones(len(reference), group.count, requires_grad=True, device=reference.output.device)

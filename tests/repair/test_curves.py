@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from optin_export.models import TaskModel
+from optin_export.objective import observe, output_losses, trajectory_losses
 from optin_export.recipe import Budget, PruneSection
 from optin_export.repair import combined, curves, loss_curves
 from optin_export.scoring import score
-from optin_export.scoring.losses import observe, output_losses, trajectory_losses
 from optin_export.units import Structure, block_outputs, find_structure, get_layer, masked
 from tests.units.models import batches_for, small_model
 

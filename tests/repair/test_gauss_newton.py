@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from optin_export.objective import OutputNoise, observe, output_losses
 from optin_export.repair import apply_plan, gauss_newton, refine
 from optin_export.repair.gauss_newton import OUTPUT
-from optin_export.scoring.losses import OutputNoise, observe, output_losses
 from optin_export.units import find_structure
 from tests.repair.plans import halved
 from tests.units.models import batches_for, inputs_for, small_model

@@ -13,10 +13,10 @@ from scipy.stats import spearmanr
 from optin_export.data import Batch, Sources, load_sources
 from optin_export.errors import InputError
 from optin_export.models import TaskModel
+from optin_export.objective import divergence, observe, relation
 from optin_export.recipe import Budget, PruneSection, validate
 from optin_export.scoring import optin, score, sketch
 from optin_export.scoring.exact import exact_losses
-from optin_export.scoring.losses import divergence, observe, relation
 from optin_export.scoring.optin import observe_all, optin_scores
 from optin_export.units import Structure, find_structure, get_layer
 from tests.conftest import Make
