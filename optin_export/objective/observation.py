@@ -1,4 +1,4 @@
-"""What the unpruned model does on one batch, and which rows of it are compared: tokens of blocks, rows of the output."""
+"""What the unpruned model does on one batch, and which rows of it are compared: tokens of blocks, output rows."""
 
 from __future__ import annotations
 
@@ -47,6 +47,19 @@ def observe(model: TaskModel, structure: Structure, batch: Batch, rows: int, gen
     """Run the unpruned model once and fix the token rows (at most `rows` a sample, never padding) of every block."""
     with torch.no_grad(), block_outputs(model, structure.observed, structure.rewritten) as outputs:
         output = model(**batch.inputs)
+    return observation(model, structure, batch.inputs, (outputs, output), rows, generator)
+
+
+def observation(
+    model: TaskModel,
+    structure: Structure,
+    inputs: Inputs,
+    passed: tuple[Mapping[str, Any], torch.Tensor],
+    rows: int,
+    generator: torch.Generator,
+) -> Observation:
+    """The same of a pass that was made already: its block outputs and its output, in the graph if they are in one."""
+    outputs, output = passed
     chosen: dict[tuple[int, ...], torch.Tensor] = {}
     compared, layouts = {}, {}
     for path in structure.observed:
@@ -56,22 +69,22 @@ def observe(model: TaskModel, structure: Structure, batch: Batch, rows: int, gen
                 "the model decides by its inputs which blocks run",
                 "use a model that runs the same blocks for all inputs",
             )
-        layout = layouts[path] = _layout(structure, path, outputs[path], len(next(iter(batch.inputs.values()))))
+        layout = layouts[path] = _layout(structure, path, outputs[path], len(next(iter(inputs.values()))))
         first = path in structure.channels_first
         tokens = _tokens(outputs[path], first, layout)
         shape = tuple(tokens.shape[:2])
         if shape not in chosen:
-            chosen[shape] = _sample_rows(batch.inputs, shape, rows, generator).to(tokens.device)
-        compared[path] = normalised_rows(outputs[path], batch.inputs, chosen, first, layout)
-    every = as_rows(model, output, batch.inputs)
-    counted = counted_rows(model, output, batch.inputs)
+            chosen[shape] = _sample_rows(inputs, shape, rows, generator).to(tokens.device)
+        compared[path] = normalised_rows(outputs[path], inputs, chosen, first, layout)
+    every = as_rows(model, output, inputs)
+    counted = counted_rows(model, output, inputs)
     picked = None
     if every.shape[1] > OUTPUT_ROWS:
         picked = _drawn(counted, tuple(every.shape[:2]), OUTPUT_ROWS, generator).to(every.device)
     counts = torch.ones(every.shape[:2], device=every.device) if counted is None else counted.float()
     weights = counts if picked is None else counts.gather(1, picked)
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1.0)
-    return Observation(batch.inputs, chosen, compared, picked, _picked(every, picked), weights, dict(outputs), layouts)
+    return Observation(inputs, chosen, compared, picked, _picked(every, picked), weights, dict(outputs), layouts)
 
 
 def compared_output(model: TaskModel, observed: Observation, output: torch.Tensor) -> torch.Tensor:

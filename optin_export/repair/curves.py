@@ -17,10 +17,10 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
-from optin_export.objective import Observation, observe, output_losses, trajectory_losses
+from optin_export.objective import Observation, Reference, output_losses, samples_of, trajectory_losses
 from optin_export.repair.least_squares import Moments
 from optin_export.repair.paired_forward import Stream
-from optin_export.repair.sensitivity import ROWS, Weights, sensitivities
+from optin_export.repair.sensitivity import Weights, sensitivities
 from optin_export.units import (
     Structure,
     UnitGroup,
@@ -69,7 +69,7 @@ def loss_curves(
     """
     generator = torch.Generator().manual_seed(seed)
     structure = measured(model, structure, (*calibration, *scoring)[0].inputs)
-    references = [observe(model, structure, batch, ROWS, generator) for batch in scoring]
+    references = Reference(model, structure, scoring, draw=generator)
     curves: dict[str, Curve] = {}
     moments: dict[str, Moments] = {}
     repaired = {group.key: _repaired(model, group, repair) for group in structure.groups}
@@ -260,5 +260,5 @@ def _losses(
             trajectory += float(trajectory_losses(reference, outputs, later, structure.channels_first).sum())
             changed = output_losses(model, reference, result, temperature)
             output += float(changed.sum())
-    samples = sum(len(reference) for reference in references)
+    samples = samples_of(references)
     return trajectory / samples, output / samples

@@ -15,7 +15,6 @@ because the systems see few samples.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,16 +25,16 @@ from optin_export.models import TaskModel
 from optin_export.objective import (
     Observation,
     OutputNoise,
+    Reference,
     compared_output,
     mean_output_loss,
-    observe,
     output_losses,
     output_probe,
 )
 from optin_export.repair.output_layer import is_tied
-from optin_export.repair.sensitivity import ROWS, graph
+from optin_export.repair.sensitivity import graph
 from optin_export.repair.sequential import HOLD_OUT, AtWork, Repair
-from optin_export.units import Structure, capture, get_layer, layer_outputs, measured, refitted
+from optin_export.units import Structure, capture, get_layer, layer_outputs, refitted
 
 #: Key of this refit among the repairs.
 OUTPUT = "output"
@@ -61,12 +60,14 @@ def refine(
     *,
     temperature: float = 1.0,
     seed: int = 0,
+    reference: Reference | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
     at_work: AtWork = contextlib.nullcontext,
 ) -> Repair:
     """Refit, in place, gains and biases of all linear layers and convolutions of `dense` to the output of `original`.
 
     structure: that of `original`. temperature: of the divergence of logits. at_work: held while `original` runs.
+    reference: `outputs_of` the same batches and seed, to share between several plans.
     Returns the divergence per sample on the batches held out, before and after, and the last damping; with the reason
     if nothing was changed.
     """
@@ -76,27 +77,27 @@ def refine(
         every = sum(len(batch.rows) for batch in batches)
         why = f"of {every} calibration rows {rows} can be held out, and fewer than {LEAST_HELD} judge by chance"
         return Repair(None, None, None, why)
-    generator = torch.Generator().manual_seed(seed)
+    if reference is None:
+        reference = outputs_of(original, structure, batches, seed)
     with at_work(original):
-        structure = measured(original, structure, batches[0].inputs)
-        references = [_output_only(observe(original, structure, batch, ROWS, generator)) for batch in batches]
-    held = [references[index] for index in held_out]
-    train = [one for index, one in enumerate(references) if index not in held_out]
-    paths = _layers(dense, references[0])
+        reference.observe()
+    held = [reference[index] for index in held_out]
+    train = [one for index, one in enumerate(reference) if index not in held_out]
+    paths = _layers(dense, reference[0])
     unknowns = 2 * sum(_widths(dense, paths))
     if 4 * unknowns * PROBES * max(map(len, train)) > FACTOR_BYTES:
         return Repair(
             None, None, None, f"derivatives by {unknowns:,} gains and biases do not fit into {FACTOR_BYTES:,} bytes"
         )
-    noise = OutputNoise(generator)
+    noise = OutputNoise(reference.generator())
     before = error = mean_output_loss(dense, held, temperature)
     if before <= NEGLIGIBLE:
         return Repair(before, before, None, "the output is that of the unpruned model already")
     damping, rho = None, DAMPING
     for turn in range(ROUNDS):
-        system = _System(dense, paths, structure)
-        for index, reference in enumerate(train):
-            system.add(index, reference, noise, temperature)
+        system = _System(dense, paths, reference.structure)
+        for index, observed in enumerate(train):
+            system.add(index, observed, noise, temperature)
             tick(turn * len(train) + index + 1, ROUNDS * len(train))
         found = _best_step(dense, paths, system, held, temperature, rho)
         if found is None or found[0] >= error:
@@ -110,6 +111,11 @@ def refine(
     if damping is None:
         return Repair(before, before, None, "no step lowered the divergence of the rows held out")
     return Repair(before, error, damping)
+
+
+def outputs_of(model: TaskModel, structure: Structure, batches: Sequence[Batch], seed: int) -> Reference:
+    """The unpruned model's outputs, to be observed once for all plans."""
+    return Reference(model, structure, batches, draw=torch.Generator().manual_seed(seed), keep="output")
 
 
 class _System:
@@ -273,13 +279,6 @@ def _mean_square(model: TaskModel, path: str, output: torch.Tensor) -> torch.Ten
     """[features]"""
     rows = output.detach().transpose(1, -1) if isinstance(get_layer(model, path), nn.Conv2d) else output.detach()
     return rows.reshape(-1, rows.shape[-1]).square().mean(0).cpu()
-
-
-def _output_only(reference: Observation) -> Observation:
-    """On the CPU, where `dense` is; without the hidden states, of which all batches at once might not fit."""
-    picked = None if reference.picked is None else reference.picked.cpu()
-    found = {"picked": picked, "output": reference.output.cpu(), "weights": reference.weights.cpu()}
-    return dataclasses.replace(reference, chosen={}, rows={}, hidden={}, **found)  # type: ignore[arg-type]
 
 
 def _after(model: TaskModel, paths: Sequence[str], delta: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

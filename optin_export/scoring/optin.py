@@ -16,24 +16,28 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import Placement, TaskModel
+from optin_export.objective import Reference, derived
 from optin_export.recipe import PruneSection
 from optin_export.scoring.activation import contributions
 from optin_export.scoring.exact import exact_sums
-from optin_export.scoring.shards import Map, Partial, References, Shard, Spread, in_process, sketched_groups
+from optin_export.scoring.shards import Map, Partial, Shard, Spread, in_process, sketched_groups
 from optin_export.scoring.sketch import CHUNK, ENOUGH, MAX_PROBES, Sketch, Values
 from optin_export.units import Structure, UnitGroup
 
 #: Sketched units per group whose contribution is largest; they are masked exactly as well.
 SUSPECTS = 8
+#: Token rows are shared evenly among the samples of a batch of this size.
+ROWS_SHARED_BY = 32
 Step = Callable[[int], None]
 Result = tuple[Values, dict[str, float]]
 
 
 def observe_all(
     model: TaskModel, structure: Structure, batches: Sequence[Batch], rows: int, generator: torch.Generator
-) -> References:
+) -> Reference:
     """The unpruned model on every scoring batch; `rows` token rows a batch and block, the same number per sample."""
-    return References(model, structure, batches, rows, generator)
+    each = max(1, rows // ROWS_SHARED_BY)
+    return Reference(model, structure, batches, each, lambda number: derived(generator, 0, number))
 
 
 class Scorer:
@@ -53,7 +57,7 @@ class Scorer:
         self.placed: contextlib.ExitStack | None = None
         generator = torch.Generator().manual_seed(seed)
         self.groups = {group.key: group for group in structure.groups}
-        self.references = References(model, structure, batches, config.rows, generator)
+        self.references = observe_all(model, structure, batches, config.rows, generator)
         self.sketch = Sketch(
             model,
             structure,

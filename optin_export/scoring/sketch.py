@@ -23,12 +23,14 @@ from optin_export.objective import (
     ORTHOGONAL_CLASSES,
     Observation,
     compared_output,
+    derived,
     normalised_rows,
     orthogonal,
     output_probe,
+    samples_of,
     trajectory_probe,
 )
-from optin_export.scoring.shards import Map, Partial, Shard, derived, samples_of
+from optin_export.scoring.shards import Map, Partial, Shard
 from optin_export.units import Structure, UnitGroup, block_outputs, masked
 
 Values = dict[str, np.ndarray]
