@@ -31,9 +31,10 @@ from optin_export.objective import (
     output_losses,
     output_probe,
 )
+from optin_export.repair.layer_problem import HOLD_OUT
 from optin_export.repair.output_layer import is_tied
 from optin_export.repair.sensitivity import graph
-from optin_export.repair.sequential import HOLD_OUT, AtWork, Repair
+from optin_export.repair.sequential import AtWork, Repair
 from optin_export.units import Structure, capture, get_layer, layer_outputs, refitted
 
 #: Key of this refit among the repairs.
