@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optin_export.serving.client import Model, Url
-    from optin_export.serving.deployed import Reference
+    from optin_export.serving.deployed import LoadSettings, Reference
 
 EPILOG = "connects to the URLs given and to nothing else; exit code 3 if an answer is wrong"
 #: Beyond these the measurement itself would be the load.
@@ -73,18 +73,7 @@ def _measure(
     from optin_export.serving import deployed
 
     found = []
-    for result in deployed.measure(
-        urls,
-        models,
-        reference,
-        batch=options.batch,
-        concurrency=concurrency,
-        rate=None if options.no_open_loop else options.rate,
-        blocks=options.blocks,
-        seconds=options.seconds,
-        timeout=options.timeout,
-        seed=options.seed,
-    ):
+    for result in deployed.measure(urls, models, reference, _load(options, concurrency)):
         found.append(result)
         if not options.json:
             _print(result)
@@ -130,17 +119,7 @@ def _shadow(
 ) -> int:
     from optin_export.serving.shadow import compare
 
-    found = compare(
-        url,
-        models,
-        reference,
-        batch=options.batch,
-        concurrency=concurrency,
-        blocks=options.blocks,
-        seconds=options.seconds,
-        timeout=options.timeout,
-        seed=options.seed,
-    )
+    found = compare(url, models, reference, _load(options, [concurrency]))
     if options.json:
         print(json.dumps(found.to_json()))
         return 0
@@ -153,6 +132,15 @@ def _shadow(
         f"  p50 {found.base_p50:.3g} and {found.pruned_p50:.3g} ms: {found.speedup[0]:.2f}x ({low:.2f} to {high:.2f})"
     )
     return 0
+
+
+def _load(options: argparse.Namespace, concurrency: list[int]) -> LoadSettings:
+    from optin_export.serving.deployed import LoadSettings
+
+    rate = None if options.no_open_loop else options.rate
+    return LoadSettings(
+        options.batch, concurrency, options.blocks, options.seconds, options.timeout, options.seed, rate
+    )
 
 
 def _perf_analyzer(

@@ -39,6 +39,7 @@ __all__ = [
     "Interval",
     "Latency",
     "Load",
+    "MeasureSettings",
     "Measured",
     "Metric",
     "ParityCase",
@@ -89,20 +90,31 @@ class Measured:
         )
 
 
+@dataclass(frozen=True)
+class MeasureSettings:
+    """What is measured of engines.
+
+    batches: batch sizes of parity and latency. sequence: tokens per row of text. seed: of intervals and of the order of
+    blocks. judged: target name -> the mode that gates are about, where it is not `CALL`. precision: of the engines that
+    are judged. classes: axis of the output that holds them, for `compare`. other_work: see `measure_latency`.
+    """
+
+    batches: Sequence[int]
+    sequence: int | None
+    seed: int
+    judged: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "fp32"
+    classes: int | None = None
+    other_work: float = BUSY
+
+
 def measure_engines(
     engines: Mapping[str, Mapping[str, Load]],
     references: Mapping[str, Callable[[Arrays], np.ndarray]],
     rows: Callable[[int, bool], Arrays],
     data: Dataset | None,
-    *,
-    batches: Sequence[int],
-    sequence: int | None,
-    seed: int,
+    settings: MeasureSettings,
     tick: Tick,
-    judged: Mapping[str, str] | None = None,
-    precision: str = "fp32",
-    classes: int | None = None,
-    other_work: float = BUSY,
 ) -> Measured:
     """Parity, then accuracy, then latency; what computes the wrong thing is neither evaluated nor timed.
 
@@ -111,11 +123,8 @@ def measure_engines(
             for parity and accuracy, and several times for latency.
         references: the torch models they were built from, as functions of named arrays.
         rows: (batch, distinct) -> that many real rows at the shipped shape, distinct or all the same.
-        judged: target name -> the mode that gates are about, where it is not `CALL`.
-        precision: of the engines that are judged.
-        classes: axis of the output that holds them, for `compare`.
-        other_work: see `measure_latency`.
     """
+    precision, batches = settings.precision, settings.batches
     loaded = {target: {name: load() for name, load in loads.items()} for target, loads in engines.items()}
     parity = []
     for model in MODELS:
@@ -132,7 +141,7 @@ def measure_engines(
                         model=model,
                         identical=not distinct,
                         precision=precision_of(name),
-                        classes=classes,
+                        classes=settings.classes,
                     )
                     for target, built in loaded.items()
                     for name, engine in built.items()
@@ -142,7 +151,7 @@ def measure_engines(
         return Measured(tuple(parity), None, ())
     accuracy = None
     if data is not None and engines:
-        accuracy = _accuracy(next(iter(loaded.values())), data, precision, seed, tick)
+        accuracy = _accuracy(next(iter(loaded.values())), data, precision, settings.seed, tick)
     loaded.clear()
     base, pruned = (engine_name(model, precision) for model in MODELS)
     latency = [
@@ -155,12 +164,12 @@ def measure_engines(
             rows(batch, True),
             target=target,
             batch=batch,
-            sequence=sequence,
-            seed=seed,
-            judged=(judged or {}).get(target, CALL),
+            sequence=settings.sequence,
+            seed=settings.seed,
+            judged=settings.judged.get(target, CALL),
             precision=precision,
             plain={name: built[name] for name in MODELS},
-            other_work=other_work,
+            other_work=settings.other_work,
             tick=tick,
         )
     ]

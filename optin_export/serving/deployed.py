@@ -72,6 +72,24 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class LoadSettings:
+    """What a measurement asks of the server.
+
+    batch: rows per request. concurrency: threads of the closed loop, a setting each. rate: requests a second of the
+    open loop; 0: chosen; None: no open loop. blocks: per setting and arm, of `seconds` each. timeout: seconds until a
+    request has failed. seed: of the order of the blocks and of the intervals.
+    """
+
+    batch: int
+    concurrency: Sequence[int]
+    blocks: int
+    seconds: float
+    timeout: float
+    seed: int
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
 class Arm:
     """One model in one setting. Milliseconds; throughput in rows a second. queue, compute: per request, by the server.
 
@@ -110,39 +128,32 @@ def measure(
     urls: Sequence[Url],
     models: tuple[Model, Model],
     reference: Reference,
-    *,
-    batch: int,
-    concurrency: Sequence[int],
-    rate: float | None,
-    blocks: int,
-    seconds: float,
-    timeout: float,
-    seed: int,
+    load: LoadSettings,
     tick: Tick = lambda done, total: None,
 ) -> Iterator[Result]:
-    """One result per protocol and setting, as they are done. rate: of the open loop; 0: chosen; None: no open loop.
+    """One result per protocol and setting, as they are done.
 
     Raises EnvironmentLacks where the server fails, InputError where it serves something else than the run, ParityError
     where an answer is wrong.
     """
-    generator = np.random.default_rng(seed)
+    generator, batch, rate = np.random.default_rng(load.seed), load.batch, load.rate
     arms = {"base": models[0], "again": models[0], "pruned": models[1]}
     for url in urls:
-        check_served(url, models, reference, batch, timeout)
-    total, done = len(urls) * (len(concurrency) + (rate is not None)) * blocks, 0
+        check_served(url, models, reference, batch, load.timeout)
+    total, done = len(urls) * (len(load.concurrency) + (rate is not None)) * load.blocks, 0
     for url in urls:
-        settings = [Setting(url.protocol, "closed", batch, threads) for threads in concurrency]
+        settings = [Setting(url.protocol, "closed", batch, threads) for threads in load.concurrency]
         if rate is not None:
             settings.append(Setting(url.protocol, "open", batch, OPEN_THREADS, rate))
         slowest = 0.0
         for setting in settings:
             if setting.mode == "open" and not setting.rate:
                 setting = Setting(url.protocol, "open", batch, OPEN_THREADS, _some_rate(slowest, batch))
-            bench = _Bench(url, setting, reference, timeout, seconds)
+            bench = _Bench(url, setting, reference, load.timeout, load.seconds)
             for arm in ("base", "pruned"):  # warm up: connections, the server's threads, its memory
                 bench.block(arms[arm], arm)
             bench.forget()
-            for _ in range(blocks):
+            for _ in range(load.blocks):
                 for arm in generator.permutation(ARMS):
                     bench.block(arms[arm], arm)
                 done += 1

@@ -13,7 +13,7 @@ from optin_export.errors import ParityError
 from optin_export.measure.bootstrap import median_of, ratio_of_medians
 from optin_export.measure.parity import differences, share_agreeing
 from optin_export.serving.client import Connection, Model, Url
-from optin_export.serving.deployed import Reference, Tick, check_served, requests_of
+from optin_export.serving.deployed import LoadSettings, Reference, Tick, check_served, requests_of
 from optin_export.serving.traffic import Send, closed_loop
 
 
@@ -44,28 +44,26 @@ def compare(
     url: Url,
     models: tuple[Model, Model],
     reference: Reference,
-    *,
-    batch: int,
-    concurrency: int,
-    blocks: int,
-    seconds: float,
-    timeout: float,
-    seed: int,
+    load: LoadSettings,
     tick: Tick = lambda done, total: None,
 ) -> Shadow:
-    """Send the rows of `reference` to both models, each request to both, the order taking turns."""
-    check_served(url, models, reference, batch, timeout)
+    """Send the rows of `reference` to both models, each request to both, the order taking turns.
+
+    load: in a closed loop of the first concurrency.
+    """
+    batch, concurrency = load.batch, load.concurrency[0]
+    check_served(url, models, reference, batch, load.timeout)
     requests = requests_of(url, reference, batch)
     latencies: tuple[list[list[float]], list[list[float]]] = ([], [])
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    connect = _connector(url, models, reference.output, requests, timeout, reference.shape(batch))
-    closed_loop(connect, concurrency, min(seconds, 0.2))  # warm up
-    for done in range(blocks):
-        answers = [answer for _, answer in closed_loop(connect, concurrency, seconds).answers]
+    connect = _connector(url, models, reference.output, requests, load.timeout, reference.shape(batch))
+    closed_loop(connect, concurrency, min(load.seconds, 0.2))  # warm up
+    for done in range(load.blocks):
+        answers = [answer for _, answer in closed_loop(connect, concurrency, load.seconds).answers]
         for which in (0, 1):
             latencies[which].append([answer[which][0] for answer in answers])
         pairs += [(answer[0][1], answer[1][1]) for answer in answers]
-        tick(done + 1, blocks)
+        tick(done + 1, load.blocks)
     first, second = (np.concatenate([pair[which].reshape(batch, -1) for pair in pairs]) for which in (0, 1))
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ParityError("a model answers what is no number", "NaN or infinity", "check the server's log")
@@ -80,7 +78,7 @@ def compare(
         largest_difference=float(found.error.max()),
         base_p50=median_of(latencies[0]),
         pruned_p50=median_of(latencies[1]),
-        speedup=astuple(ratio_of_medians(latencies[0], latencies[1], np.random.default_rng(seed))),
+        speedup=astuple(ratio_of_medians(latencies[0], latencies[1], np.random.default_rng(load.seed))),
     )
 
 

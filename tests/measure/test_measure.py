@@ -15,7 +15,16 @@ from optin_export.data import Batch, Dataset
 from optin_export.data.text import Answer
 from optin_export.engines import modes
 from optin_export.errors import InputError
-from optin_export.measure import Accuracy, Latency, Measured, ParityCase, judge, latency, measure_engines
+from optin_export.measure import (
+    Accuracy,
+    Latency,
+    Measured,
+    MeasureSettings,
+    ParityCase,
+    judge,
+    latency,
+    measure_engines,
+)
 from optin_export.measure.accuracy import evaluate
 from optin_export.measure.metrics import METRICS
 from optin_export.measure.neighbours import Neighbours
@@ -209,10 +218,8 @@ def test_accuracy_is_measured_on_the_engine_in_the_rows_order(clock: np.random.G
             {"base": lambda given: 2 * given["x"], "pruned": lambda given: pruned.function(given["x"])},  # noqa: B023
             lambda batch, distinct: {"x": X["x"][:batch] if distinct else np.repeat(X["x"][:1], batch, 0)},
             dataset(labels),
-            batches=[2],
-            sequence=None,
-            seed=0,
-            tick=lambda done, total: None,
+            MeasureSettings([2], None, seed=0),
+            lambda done, total: None,
         )
         assert result.accuracy is not None
         assert result.accuracy.base == 100.0
@@ -228,10 +235,8 @@ def test_nothing_is_timed_when_parity_fails(clock: np.random.Generator) -> None:
         {"base": lambda given: 2 * given["x"], "pruned": lambda given: 2 * given["x"]},
         lambda batch, distinct: {"x": np.ones((batch, 4), np.float32)},
         dataset(np.zeros(8)),
-        batches=[2],
-        sequence=None,
-        seed=0,
-        tick=lambda done, total: None,
+        MeasureSettings([2], None, seed=0),
+        lambda done, total: None,
     )
     assert result.accuracy is None
     assert result.latency == ()
