@@ -14,7 +14,7 @@ from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
 from optin_export.objective import Reference
 from optin_export.pruning import insert_merging, rebuild
-from optin_export.repair.gauss_newton import OUTPUT, refine
+from optin_export.repair.gauss_newton import OUTPUT, outputs_of, refine
 from optin_export.repair.sensitivity import Weights
 from optin_export.repair.sequential import AtWork, Repair, compensate
 from optin_export.search import Plan
@@ -85,8 +85,8 @@ def apply_plan(
             at_work=at_work,
         )
     if repair and gauss_newton:
-        given = {"temperature": temperature, "seed": seed, "reference": reference, "tick": tick, "at_work": at_work}
-        repairs[OUTPUT] = refine(model, dense, structure, batches, **given)  # type: ignore[arg-type]
+        reference = outputs_of(model, structure, batches, seed) if reference is None else reference
+        repairs[OUTPUT] = refine(dense, reference, temperature=temperature, tick=tick, at_work=at_work)
     if not all(torch.isfinite(tensor).all() for tensor in dense.state_dict().values() if tensor.is_floating_point()):
         raise InputError(
             "compensation did not give finite weights", "activations are NaN or constant", "set prune.compensate: false"

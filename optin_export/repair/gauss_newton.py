@@ -54,33 +54,27 @@ MOST_UNKNOWNS, FACTOR_BYTES = 6144, 1 << 30
 
 
 def refine(
-    original: TaskModel,
     dense: TaskModel,
-    structure: Structure,
-    batches: Sequence[Batch],
+    reference: Reference,
     *,
     temperature: float = 1.0,
-    seed: int = 0,
-    reference: Reference | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
     at_work: AtWork = contextlib.nullcontext,
 ) -> Repair:
-    """Refit, in place, gains and biases of all linear layers and convolutions of `dense` to the output of `original`.
+    """Refit, in place, gains and biases of all linear layers and convolutions of `dense` to the unpruned output.
 
-    structure: that of `original`. temperature: of the divergence of logits. at_work: held while `original` runs.
-    reference: `outputs_of` the same batches and seed, to share between several plans.
-    Returns the divergence per sample on the batches held out, before and after, and the last damping; with the reason
-    if nothing was changed.
+    reference: `outputs_of` the unpruned model; the same one serves several plans. temperature: of the divergence of
+    logits. at_work: held while the unpruned model runs. Returns the divergence per sample on the batches held out,
+    before and after, and the last damping; with the reason if nothing was changed.
     """
+    batches = reference.batches
     held_out = list(range(HOLD_OUT - 1, len(batches), HOLD_OUT))
     rows = sum(len(batches[index].rows) for index in held_out)
     if rows < LEAST_HELD:
         every = sum(len(batch.rows) for batch in batches)
         why = f"of {every} calibration rows {rows} can be held out, and fewer than {LEAST_HELD} judge by chance"
         return Repair(None, None, None, why)
-    if reference is None:
-        reference = outputs_of(original, structure, batches, seed)
-    with at_work(original):
+    with at_work(reference.model):
         reference.observe()
     held = [reference[index] for index in held_out]
     train = [one for index, one in enumerate(reference) if index not in held_out]
