@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from optin_export import cli
+from optin_export.displays import LiveBars
 from optin_export.errors import InputError, printable
-from optin_export.progress import LiveBars
 from optin_export.terminal import beneath, escaped_output, private_files
 
 HOSTILE = "a\x1b[31mred\x07\x9b2J\udcff\u202e[/red][bold]b\r\x08"

@@ -24,7 +24,7 @@ from typing import Any
 import render_results
 
 import optin_export
-from optin_export.progress import PlainLines
+from optin_export.displays import PlainLines
 from optin_export.recipe import load_recipe
 from optin_export.report.schema import read_report
 

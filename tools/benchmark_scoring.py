@@ -52,7 +52,7 @@ def sketched(model: TaskModel, batch: Batch, probes: int, seed: int, weight: flo
     start = time.perf_counter()
     references = observe_all(model, structure, [batch], ROWS, generator)
     sketch = Sketch(model, structure, structure.groups, references, 1.0, generator)
-    sketch.add_probes(weight, probes, lambda count: None)
+    sketch.add_probes(weight, probes)
     return np.concatenate(list(sketch.values().values())), time.perf_counter() - start
 
 
@@ -62,7 +62,7 @@ def compare(every: int, converged: int) -> dict[str, Any]:
     structure = find_structure(model).only(["neurons"])
     generator = torch.Generator().manual_seed(0)
     references = observe_all(model, structure, [batch], ROWS, generator)
-    pilot = Sketch(model, structure, structure.groups, references, 1.0, generator).pilot(lambda count: None)
+    pilot = Sketch(model, structure, structure.groups, references, 1.0, generator).pilot()
     weight = sum(v.sum() for v in pilot[0].values()) / sum(v.sum() for v in pilot[1].values())
     sketched(model, batch, 1, 0, weight)  # warm-up
     truth, _ = sketched(model, batch, converged, 1000, weight)

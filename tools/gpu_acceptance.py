@@ -325,7 +325,7 @@ def _cells(
                             sequence=case.sample[0] if case.is_text else None,
                             seed=0,
                             mode=mode,
-                            tick=lambda done, total: log.read(),
+                            after_block=log.read,
                         ).to_json()
                         entry["latency"] = {**result, "samples": _rounded(result["samples"])}
                         entry["clocks"], entry["clocks_note"] = log.entries, log.note

@@ -51,7 +51,7 @@ def main() -> None:
             for name, left_out in ((f"{graph.stem} fused", ()), (graph.stem, backend._SLOWER)):
                 path = Path(folder) / f"{name}.onnx"
                 with mock.patch.object(backend, "_SLOWER", left_out):
-                    backend.build(graph, target, path, [], lambda done, total: None)
+                    backend.build(graph, target, path, [])
                 engines[name] = backend.load(path, target)
         for batch in args.batches:
             some = {name: values[:batch] for name, values in inputs.items()}

@@ -38,7 +38,7 @@ def embeddings(bench: Bench, batches: list[Batch], seed: int, weight: float) -> 
     references = observe_all(bench.model, bench.structure, batches, 768, generator)
     groups = [group for group in bench.structure.groups if group.kind != "heads"]
     sketch = Sketch(bench.model, bench.structure, groups, references, 1.0, generator, keep=True)
-    sketch.add_probes(weight, PROBES, lambda count: None)
+    sketch.add_probes(weight, PROBES)
     samples = sum(len(reference) for reference in references)
     return {key: np.concatenate(parts) / (PROBES * samples) ** 0.5 for key, parts in sketch.embeddings.items()}
 

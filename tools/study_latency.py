@@ -157,7 +157,7 @@ def measure_table(folder: Path, case: str, seed: int, batch: int) -> None:
     bench = Bench(load_sources(recipe_of(case, seed)))
     align = {group.key: group.step(bench.sources.recipe.prune.align) for group in bench.structure.groups}
     trial = latency_trials.LatencyTrials(bench.sources, bench.structure, TARGET, batch, folder / "trials")
-    table = latency_trials.measure_table(trial, bench.costs, align, bench.least, seed, lambda done, total: None)
+    table = latency_trials.measure_table(trial, bench.costs, align, bench.least, seed)
     (folder / "table.json").write_text(table.model_dump_json(indent=1))
 
 

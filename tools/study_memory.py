@@ -80,7 +80,7 @@ def one(stage: str, rows: int) -> dict[str, Any]:
         }
         before = reset()
         if stage == "scoring":
-            scoring.score(sources.model, structure, batches, sources.recipe.prune, 0, lambda done, total: None)
+            scoring.score(sources.model, structure, batches, sources.recipe.prune, 0)
         else:
             dense, smaller = pruning.rebuild(sources.model, structure, plan, sources.fixed(2))
             compensate(sources.model, dense, structure, smaller, plan, batches, only_scale=False, seed=0)

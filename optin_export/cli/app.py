@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from optin_export import __version__
 from optin_export.cli import COMMANDS, parse, refuse_misspelt
 from optin_export.cli._parser import Parser
+from optin_export.displays import Quiet, choose
 from optin_export.distributed.options import add_cluster_arguments, cluster_options, print_sweep
 from optin_export.errors import EnvironmentLacks, GateError, InputError, OptinError, ParityError, printable
-from optin_export.progress import Quiet, choose
 from optin_export.recipe import engine_name, expand, load_recipe
 from optin_export.terminal import beneath, escaped_output, private_files
 from optin_export.workdir.run_directory import STAGES, run_folder

@@ -36,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from optin_export.displays import choose
     from optin_export.errors import GateError, ParityError
-    from optin_export.progress import choose
+    from optin_export.progress import reporting
     from optin_export.report import add_elsewhere
     from optin_export.stages.other_machines import continue_run
     from optin_export.workdir.lock import held
@@ -49,14 +50,14 @@ def run(options: argparse.Namespace) -> int:
         with choose(options.quiet, False, options.json) as display:
             display.start("measure")
             began = time.perf_counter()
-            written = continue_run(
-                options.run,
-                targets,
-                machine=options.machine,
-                replace=options.replace,
-                trust_python=options.trust_python,
-                tick=display.tick,
-            )
+            with reporting(display.tick):
+                written = continue_run(
+                    options.run,
+                    targets,
+                    machine=options.machine,
+                    replace=options.replace,
+                    trust_python=options.trust_python,
+                )
             display.finish("measure", round(time.perf_counter() - began, 3), False)
         report = add_elsewhere(options.run)
     names = {(path.parent.parent.name, path.stem) for path in written}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from optin_export.distributed import sweep, target_nodes
 from optin_export.distributed.costs import Book
 from optin_export.distributed.measurement_lock import Machine
+from optin_export.progress import reporting
 from optin_export.recipe import Recipe
 from optin_export.stages.context import Surroundings
 from optin_export.stages.pipeline import Display, run
@@ -72,6 +73,7 @@ def _run(order: Order, session: Session | None, display: Display) -> Report | No
     )
     if session is not None and found is not None and order.recipe.fleet:
         display.start("fleet")
-        target_nodes.measure_fleet(session, order.recipe, order.folder, Book(order.folder), display.tick, order.force)
+        with reporting(display.tick):
+            target_nodes.measure_fleet(session, order.recipe, order.folder, Book(order.folder), order.force)
         found = run(order.recipe, order.folder)  # nothing is done again but the conclusions
     return found

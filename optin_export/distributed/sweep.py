@@ -4,7 +4,7 @@ at once on a cluster's workers. Who measures has the machine for itself."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from optin_export.distributed.file_transfer import pack, unpack
 from optin_export.distributed.measurement_lock import Machine
 from optin_export.distributed.remote_tasks import Outcome, failed, outcome_of, run_away
 from optin_export.errors import InputError, OptinError
+from optin_export.progress import report, reporting
 from optin_export.recipe import Recipe, Variant, expand
 from optin_export.report.compare import compare
 from optin_export.stages.context import Surroundings
@@ -128,10 +129,12 @@ def run_sweep(
     if session is not None and not alone:
         waiting = [one for one in variants if one.label not in outcomes]
         display.start("runs")
-        outcomes |= _fan_out(session, waiting, folder, loaded, book, display.tick)
+        with reporting(display.tick):
+            outcomes |= _fan_out(session, waiting, folder, loaded, book)
         for one in waiting:
             if one.recipe.fleet and (folder / one.label / "report.json").exists():
-                target_nodes.measure_fleet(session, one.recipe, folder / one.label, book, display.tick, force)
+                with reporting(display.tick):
+                    target_nodes.measure_fleet(session, one.recipe, folder / one.label, book, force)
                 outcomes[one.label] = outcome_of(run(one.recipe, folder / one.label, around=around(one)))
     book.save()
     found = [
@@ -167,7 +170,6 @@ def _fan_out(
     folder: Path,
     loaded: Loaded,
     book: Book,
-    tick: Callable[[int, int], None],
 ) -> Outcomes:
     """Everything after the scoring, of all runs at once; one worker each, with the GPUs that its recipe names."""
     from optin_export.distributed.ray_session import no_gpus
@@ -203,7 +205,7 @@ def _fan_out(
     def turn() -> None:
         nonlocal stages
         stages += len(messages.get_nowait_batch(messages.qsize()))
-        tick(stages, len(STAGES) * len(variants))
+        report(stages, len(STAGES) * len(variants))
 
     for label, (outcome, parcel), facts in session.finished(tasks, turn):
         if parcel is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from optin_export.errors import EnvironmentLacks, OptinError, ParityError
+from optin_export.progress import reporter
 from optin_export.recipe import Target
 
 Shape = tuple[int, ...]
@@ -56,8 +57,9 @@ def logger(trt: Any) -> Any:
     return Log()
 
 
-def monitor(trt: Any, tick: Callable[[int, int], None]) -> Any:
+def monitor(trt: Any) -> Any:
     """Progress of the build's outermost phase."""
+    show = reporter()  # TensorRT calls from threads of its own
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -72,13 +74,13 @@ def monitor(trt: Any, tick: Callable[[int, int], None]) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             if phase_name == self.outer:
-                tick(step + 1, self.steps[phase_name])
+                show(step + 1, self.steps[phase_name])
             return True
 
         def phase_finish(self, phase_name: str) -> None:
             total = self.steps.pop(phase_name, 0)
             if phase_name == self.outer:
-                tick(total, total)
+                show(total, total)
 
     return Monitor()
 

@@ -113,13 +113,7 @@ class BoundEngine:
         return launch
 
 
-def build(
-    onnx: Path,
-    target: Target,
-    path: Path,
-    shapes: Sequence[Mapping[str, tuple[int, ...]]],
-    tick: Callable[[int, int], None],
-) -> dict[str, Any]:
+def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> dict[str, Any]:
     """Optimise `onnx` at the highest level and save the result; raises ParityError if onnxruntime refuses it."""
     runtime = _import()
     options = _options(runtime, target)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ SOURCE, SUFFIX = ".onnx", ".plan"
 _MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 #: Bytes; one holds the timings of every kernel that was ever tried on this GPU.
 MAX_TIMING_CACHE = 256 << 20
-Tick = Callable[[int, int], None]
 
 
 class TensorRTEngine:
@@ -115,7 +114,7 @@ class TensorRTEngine:
         return self._device.captured(launch) if graph else launch
 
 
-def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Shapes], tick: Tick) -> dict[str, Any]:
+def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Shapes]) -> dict[str, Any]:
     """Parse `onnx`, build an engine for `shapes` (one entry per shipped batch size) and write it with its record.
 
     Raises ParityError with every parser error by node, EnvironmentLacks without the library or memory, and for options
@@ -132,7 +131,7 @@ def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Shapes], tick
         for name, (least, best, most) in profile.items():
             added.set_shape(name, least, best, most)
         config.add_optimization_profile(added)
-    config.progress_monitor = network.monitor(trt, tick)
+    config.progress_monitor = network.monitor(trt)
     cache = _timing_cache(trt, config, target)
     layers = definition.num_layers
     plan = builder.build_serialized_network(definition, config)

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +74,7 @@ class TorchEngine:
         return self._device.captured(launch) if graph else launch
 
 
-def build(
-    source: Path,
-    target: Target,
-    path: Path,
-    shapes: Sequence[Mapping[str, tuple[int, ...]]],
-    tick: Callable[[int, int], None],
-) -> dict[str, Any]:
+def build(source: Path, target: Target, path: Path, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> dict[str, Any]:
     """Check that `source` is a program, and take it as the engine; what a device makes of it is made when it loads.
 
     Raises ParityError where torch cannot read it.

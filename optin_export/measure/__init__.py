@@ -24,6 +24,7 @@ from optin_export.measure.metrics import METRICS, Metric
 from optin_export.measure.neighbours import BUSY
 from optin_export.measure.parity import TOLERANCES, ParityCase, Tolerance, compare
 from optin_export.measure.rounds import Speedup, latency_of
+from optin_export.progress import advance, task
 from optin_export.recipe import MODELS, engine_name, engine_names, model_of, precision_of
 
 if TYPE_CHECKING:
@@ -58,7 +59,6 @@ __all__ = [
 ]
 
 Arrays = Mapping[str, np.ndarray]
-Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,6 @@ def measure_engines(
     rows: Callable[[int, bool], Arrays],
     data: Dataset | None,
     settings: MeasureSettings,
-    tick: Tick,
 ) -> Measured:
     """Parity, then accuracy, then latency; what computes the wrong thing is neither evaluated nor timed.
 
@@ -151,7 +150,7 @@ def measure_engines(
         return Measured(tuple(parity), None, ())
     accuracy = None
     if data is not None and engines:
-        accuracy = _accuracy(next(iter(loaded.values())), data, precision, settings.seed, tick)
+        accuracy = _accuracy(next(iter(loaded.values())), data, precision, settings.seed)
     loaded.clear()
     base, pruned = (engine_name(model, precision) for model in MODELS)
     latency = [
@@ -170,23 +169,16 @@ def measure_engines(
             precision=precision,
             plain={name: built[name] for name in MODELS},
             other_work=settings.other_work,
-            tick=tick,
         )
     ]
     return Measured(tuple(parity), accuracy, tuple(latency))
 
 
-def _accuracy(built: Mapping[str, Engine], data: Dataset, precision: str, seed: int, tick: Tick) -> Accuracy:
+def _accuracy(built: Mapping[str, Engine], data: Dataset, precision: str, seed: int) -> Accuracy:
     """Of every engine; what is judged is the shipped one's loss against the unpruned fp32 engine."""
-    names, rows = engine_names(precision), sum(len(side) for side in data.sides)
-    found = {
-        name: predict(
-            _function(built[name]),
-            data,
-            lambda done, _, at=at: tick(at * rows + done, len(names) * rows),  # type: ignore[misc]
-        )
-        for at, name in enumerate(names)
-    }
+    names = engine_names(precision)
+    with task(len(names) * sum(len(side) for side in data.sides)):
+        found = {name: predict(_counted(built[name]), data) for name in names}
     guess = chance(data.metric, found["base"], labels_of(data), data.classes)
     accuracy = evaluate(found["base"], found[engine_name("pruned", precision)], data.metric, seed, guess)
     return replace(accuracy, engines={name: METRICS[data.metric].value(one) for name, one in found.items()})
@@ -197,5 +189,12 @@ def accuracy_of(function: Function, data: Dataset) -> float:
     return METRICS[data.metric].value(predict(function, data))
 
 
-def _function(engine: Engine) -> Function:
-    return lambda inputs: engine.run(inputs)[engine.outputs[0]]
+def _counted(engine: Engine) -> Function:
+    """The engine's first output; every call is a step."""
+
+    def answer(inputs: Arrays) -> np.ndarray:
+        outputs = engine.run(inputs)
+        advance()
+        return outputs[engine.outputs[0]]
+
+    return answer

@@ -16,8 +16,6 @@ from optin_export.engines import CALL, Engine, modes
 from optin_export.errors import EnvironmentLacks, OptinError
 from optin_export.measure.latency import Latency, Load, measure_latency
 
-Tick = Callable[[int, int], None]
-
 
 @runtime_checkable
 class _KnowsMemory(Protocol):
@@ -31,7 +29,6 @@ def measure_modes(
     *,
     judged: str = CALL,
     plain: Mapping[str, Load] | None = None,
-    tick: Tick = lambda done, total: None,
     **rest: Any,
 ) -> list[Latency]:
     """One measurement per mode that the engines have; on the CPU that is one. `rest`: as for `measure_latency`.
@@ -57,7 +54,7 @@ def measure_modes(
     measured = partial(measure_latency, base, pruned, inputs, **rest, **({} if plain is None else {"plain": plain}))
     for mode in shared:
         try:
-            found.append(_measured(measured, mode, log, tick))
+            found.append(_measured(measured, mode, log))
         except (OptinError, RuntimeError) as error:  # libraries report a graph that cannot be captured as the latter
             if mode == judged:
                 raise
@@ -73,17 +70,12 @@ def memory_of(engine: Engine, inputs: Mapping[str, np.ndarray]) -> dict[str, int
     return engine.memory(inputs) if isinstance(engine, _KnowsMemory) else {}
 
 
-def _measured(measured: Callable[..., Latency], mode: str, log: GpuLog | None, tick: Tick) -> Latency:
+def _measured(measured: Callable[..., Latency], mode: str, log: GpuLog | None) -> Latency:
     """measured: `measure_latency` of these engines."""
     if log is None:
-        return measured(mode=mode, tick=tick)
-
-    def between_blocks(done: int, total: int) -> None:
-        log.read()
-        tick(done, total)
-
+        return measured(mode=mode)
     log.entries = []
-    result = measured(mode=mode, tick=between_blocks)
+    result = measured(mode=mode, after_block=log.read)
     return replace(result, clocks=tuple(log.entries), clocks_note=log.note)
 
 

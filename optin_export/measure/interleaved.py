@@ -5,7 +5,7 @@ The same machinery as `latency`: warm up, then blocks in which every engine runs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from optin_export.engines import CALL, Engine
 from optin_export.measure import latency
 from optin_export.measure.bootstrap import BLOCK_DRAWS, Interval, interval, median_of_calls, ratio_of_medians, resampled
 from optin_export.measure.rounds import Speedup
+from optin_export.progress import track
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,7 @@ class Interleaved:
 
 
 def interleave(
-    engines: Mapping[str, Engine],
-    inputs: Mapping[str, np.ndarray],
-    *,
-    blocks: int,
-    seed: int,
-    mode: str = CALL,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    engines: Mapping[str, Engine], inputs: Mapping[str, np.ndarray], *, blocks: int, seed: int, mode: str = CALL
 ) -> Interleaved:
     """Time all engines on `inputs`. blocks: at most `latency.BLOCKS`, where that is less (see there)."""
     generator = np.random.default_rng(seed)
@@ -63,8 +58,7 @@ def interleave(
         runs[name] = int(np.clip(calls, latency.MIN_RUNS, latency.MAX_RUNS))
     samples: dict[str, list[list[float]]] = {name: [] for name in arms}
     planned = min(blocks, latency.BLOCKS)
-    for block in range(planned):
+    for _ in track(range(planned)):
         for name in generator.permutation(list(arms)):
             samples[name].append([arms[name]() for _ in range(runs[name])])
-        tick(block + 1, planned)
     return Interleaved(samples, seed)

@@ -19,6 +19,7 @@ import numpy as np
 from optin_export.engines import CALL, Engine, Timed, Timer, modes
 from optin_export.measure.neighbours import BUSY, Neighbours, Watch
 from optin_export.measure.rounds import Speedup, median, p90, speedup_of
+from optin_export.progress import report
 from optin_export.recipe import MODELS, engine_name
 
 #: Blocks measured at least; on a restless machine more, in steps, until the interval is narrow or MAX_BLOCKS are done.
@@ -153,7 +154,7 @@ def measure_latency(
     precision: str = "fp32",
     plain: Mapping[str, Load] | None = None,
     other_work: float = BUSY,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    after_block: Callable[[], None] = lambda: None,
 ) -> Latency:
     """Measure engines on `inputs` in rounds of interleaved blocks.
 
@@ -163,7 +164,7 @@ def measure_latency(
         mode: what one call holds, one of the engines' modes.
         other_work: share of the machine's CPU time that other work may take; above it the measurement is repeated after
             a pause, ATTEMPTS times at most, and the one with least other work is returned.
-        tick: called with (blocks done, blocks planned).
+        after_block: called after each block, outside of what is timed.
     """
     names = [engine_name(model, precision) for model in MODELS]
     judged, faster = names
@@ -172,7 +173,7 @@ def measure_latency(
     for attempt in range(1, ATTEMPTS + 1):
         arms = _Arms(loads, judged, faster, inputs, mode, np.random.default_rng(seed))
         watch = Watch()
-        arms.measure(tick)
+        arms.measure(after_block)
         seen = watch.seen()
         if best is None or best[1] is None or (seen is not None and seen.share < best[1].share):
             best = arms, seen
@@ -234,7 +235,7 @@ class _Arms:
         self.rounds: list[int] = []
         self.runs: dict[str, int] = {}
 
-    def measure(self, tick: Callable[[int, int], None]) -> None:
+    def measure(self, after_block: Callable[[], None]) -> None:
         """Rounds until the interval is narrow, or MAX_BLOCKS are done."""
         planned, number, per_round = BLOCKS, 0, PER_ROUND
         while True:
@@ -250,7 +251,8 @@ class _Arms:
                 for _ in range(min(per_round, planned - len(self.rounds))):
                     self._block(timers, counts_cpu)
                     self.rounds.append(number)
-                    tick(len(self.rounds), planned)
+                    after_block()
+                    report(len(self.rounds), planned)
                 number += 1
                 timers.clear()
             if narrow(self.speedup(self.judged, self.faster)) or planned >= MAX_BLOCKS:

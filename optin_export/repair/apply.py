@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -51,7 +51,6 @@ def apply_plan(
     weights: Weights | None = None,
     reference: Reference | None = None,
     seed: int = 0,
-    tick: Callable[[int, int], None] = lambda done, total: None,
     at_work: AtWork = contextlib.nullcontext,
 ) -> PrunedModel:
     """Rebuild `model` densely by `plan`, check it against the masked original, and repair it on `batches`.
@@ -81,12 +80,11 @@ def apply_plan(
             only_scale=repair == "rescale",
             weights=weights,
             seed=seed,
-            tick=tick,
             at_work=at_work,
         )
     if repair and gauss_newton:
         reference = outputs_of(model, structure, batches, seed) if reference is None else reference
-        repairs[OUTPUT] = refine(dense, reference, temperature=temperature, tick=tick, at_work=at_work)
+        repairs[OUTPUT] = refine(dense, reference, temperature=temperature, at_work=at_work)
     if not all(torch.isfinite(tensor).all() for tensor in dense.state_dict().values() if tensor.is_floating_point()):
         raise InputError(
             "compensation did not give finite weights", "activations are NaN or constant", "set prune.compensate: false"

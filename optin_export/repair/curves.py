@@ -20,6 +20,7 @@ import torch
 from optin_export.data import Batch
 from optin_export.models import TaskModel
 from optin_export.objective import Observation, Reference, output_losses, samples_of, trajectory_losses
+from optin_export.progress import report
 from optin_export.repair.least_squares import Moments
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.sensitivity import Weights, sensitivities
@@ -60,7 +61,6 @@ def loss_curves(
     repair: bool | Literal["rescale"] = True,
     weights: Weights | None = None,
     seed: int,
-    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Curve]:
     """One curve per group: float64 [points, 3] with units kept (ascending, the last is all), trajectory, output loss.
 
@@ -82,7 +82,7 @@ def loss_curves(
         solve = _rescaled if repair == "rescale" else _refitted
         losses = partial(_losses, model, structure, group, references, temperature)
         curves[group.key] = _curve(_Candidates(model, group, order, grams, solve), least[group.key], losses)
-        tick(len(curves), len(structure.groups))
+        report(len(curves), len(structure.groups))
 
     if not any(repaired.values()):
         for group in structure.groups:

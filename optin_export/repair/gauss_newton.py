@@ -31,6 +31,7 @@ from optin_export.objective import (
     output_losses,
     output_probe,
 )
+from optin_export.progress import report
 from optin_export.repair.layer_problem import HOLD_OUT
 from optin_export.repair.output_layer import is_tied
 from optin_export.repair.sensitivity import graph
@@ -58,7 +59,6 @@ def refine(
     reference: Reference,
     *,
     temperature: float = 1.0,
-    tick: Callable[[int, int], None] = lambda done, total: None,
     at_work: AtWork = contextlib.nullcontext,
 ) -> Repair:
     """Refit, in place, gains and biases of all linear layers and convolutions of `dense` to the unpruned output.
@@ -93,7 +93,7 @@ def refine(
         system = _System(dense, paths, reference.structure)
         for index, observed in enumerate(train):
             system.add(index, observed, noise, temperature)
-            tick(turn * len(train) + index + 1, ROUNDS * len(train))
+            report(turn * len(train) + index + 1, ROUNDS * len(train))
         found = _best_step(dense, paths, system, held, temperature, rho)
         if found is None or found[0] >= error:
             break
@@ -102,7 +102,7 @@ def refine(
         error, damping = now, rho
         if error > (1 - WORTH) * last:
             break
-    tick(1, 1)
+    report(1, 1)
     if damping is None:
         return Repair(before, before, None, "no step lowered the divergence of the rows held out")
     return Repair(before, error, damping)

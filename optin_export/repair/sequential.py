@@ -24,6 +24,7 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
+from optin_export.progress import report
 from optin_export.repair.layers import constant_of, kept_rows, overwrite, start_of
 from optin_export.repair.least_squares import Fit
 from optin_export.repair.model_pair import ConsumerRows, ModelPair, OutputRows, ProducerRows
@@ -67,7 +68,6 @@ def compensate(
     only_scale: bool = False,
     weights: Weights | None = None,
     seed: int = 0,
-    tick: Tick = lambda done, total: None,
     at_work: AtWork = contextlib.nullcontext,
 ) -> dict[str, Repair]:
     """Refit, in place, the layers around every group of `dense`, and its output layer; returns the errors by group key.
@@ -98,7 +98,7 @@ def compensate(
                     if not only_scale and small.count:
                         refit_producers(pair, group, consumers)
                     repairs[group.key] = _repair(refit_consumer(pair, group, small, only_scale))
-                    tick(len(repairs), len(todo))
+                    report(len(repairs), len(todo))
                 if any(group.block in structure.order[position + 1 :] for group, _ in todo):
                     pair.advance(block)
             if head is not None and head not in consumers:

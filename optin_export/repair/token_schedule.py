@@ -24,6 +24,7 @@ from optin_export.objective import (
     samples_of,
     trajectory_losses,
 )
+from optin_export.progress import track
 from optin_export.pruning.token_merging import count_tokens, flow_of, insert_merging
 from optin_export.recipe import TokensSection
 from optin_export.search import Plan, allocate_merging, check_merging, kept_share, most, spread_merging
@@ -33,7 +34,6 @@ from optin_export.units import Costs, Structure, Tokens, block_outputs, find_tok
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 #: Numbers of merged tokens at which a block's loss is measured, as shares of the most it can merge.
 STEPS = (0.15, 0.3, 0.6)
-Tick = Callable[[int, int], None]
 
 
 def scheduled(
@@ -74,7 +74,6 @@ def share_budget(
     *,
     temperature: float,
     seed: int,
-    tick: Tick = lambda done, total: None,
 ) -> tuple[Plan, list[tuple[float, float]]]:
     """The plan whose built model has the least output loss on `scoring`, of plans that merge more and more tokens.
 
@@ -87,7 +86,7 @@ def share_budget(
     curves = merging_curves(model, structure, tokens, count, references, temperature)
     best: tuple[float, Plan] | None = None
     tried: list[tuple[float, float]] = []
-    for done, share in enumerate(SHARES):
+    for share in track(SHARES):
         merged: tuple[int, ...] = ()
         if share < 1:
             choices = [spread_merging(share, count, tokens.prefix, blocks)]
@@ -110,7 +109,6 @@ def share_budget(
         tried.append((kept_share(merged, count, blocks), loss))
         if best is None or loss < best[0]:
             best = loss, plan
-        tick(done + 1, len(SHARES))
     assert best is not None
     return best[1], tried
 

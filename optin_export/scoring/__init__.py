@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from optin_export.data import Batch
 from optin_export.errors import InputError
 from optin_export.models import Placement, TaskModel
+from optin_export.progress import task
 from optin_export.recipe import PruneSection
 from optin_export.scoring.activation import activation_scores
 from optin_export.scoring.baselines import magnitude_scores, random_scores
@@ -41,7 +42,6 @@ def score(
     batches: Sequence[Batch],
     config: PruneSection,
     seed: int,
-    tick: Callable[[int, int], None] = lambda done, total: None,
     spread: Spread = in_process,
     placement: Placement | None = None,
 ) -> Scores:
@@ -57,19 +57,13 @@ def score(
         with placement(model):
             structure = measured(model, structure, batches[0].inputs)
     _check_gradients(structure, config)
-    total, done = _steps(structure, config), 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        done += count
-        tick(min(done, total), total)
-
     info: dict[str, float] = {}
     values: dict[str, np.ndarray] = {}
-    for method, part in _parts(structure, config):
-        found, facts = _scored(method, model, part, batches, config, seed, step, spread, placement)
-        values |= found
-        info |= facts
+    with task(_steps(structure, config)):
+        for method, part in _parts(structure, config):
+            found, facts = _scored(method, model, part, batches, config, seed, spread, placement)
+            values |= found
+            info |= facts
     values = {group.key: values[group.key] for group in structure.groups}
     bad = [key for key, scores in values.items() if not np.isfinite(scores).all()]
     if bad:
@@ -126,17 +120,16 @@ def _scored(
     batches: Sequence[Batch],
     config: PruneSection,
     seed: int,
-    step: Callable[[int], None],
     spread: Spread,
     placement: Placement,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     if method in _IN_SHARDS:
-        return _IN_SHARDS[method](model, structure, batches, config, seed, step, spread, placement)
+        return _IN_SHARDS[method](model, structure, batches, config, seed, spread, placement)
     if method == "optin-reference":
         with placement(model):
-            return reference_scores(model, structure, batches[0], config.rows, seed, step), {}
+            return reference_scores(model, structure, batches[0], config.rows, seed), {}
     if method == "obs":
-        return elimination_scores(model, structure.groups, batches, step, placement), {}
+        return elimination_scores(model, structure.groups, batches, placement), {}
     if method == "activation":
         with placement(model):
             return activation_scores(model, structure.groups, batches), {}

@@ -11,7 +11,7 @@ repair refits the bias too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import Placement, TaskModel
+from optin_export.progress import advance
 from optin_export.scoring.activation import activation_scores
 from optin_export.units import (
     UnitGroup,
@@ -41,7 +42,6 @@ def elimination_scores(
     model: TaskModel,
     groups: Sequence[UnitGroup],
     batches: Sequence[Batch],
-    tick: Callable[[int], None] = lambda count: None,
     placement: Placement | None = None,
 ) -> dict[str, np.ndarray]:
     """{group key: float64 [units]}: the error that a unit's removal added when it was its turn, never falling.
@@ -65,7 +65,7 @@ def elimination_scores(
                 continue
             readers = [_Reader.of(model, group, path, covariances[path]) for path in reads]
             found[group.key] = _eliminate(readers, group.count)
-            tick(group.count)
+            advance(group.count)
     return {group.key: found[group.key] for group in groups}
 
 

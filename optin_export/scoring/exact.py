@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,11 +22,10 @@ def exact_losses(
     references: Sequence[Observation],
     temperature: float,
     units: Sequence[int] | None = None,
-    step: Callable[[int], None] = lambda count: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(trajectory, output) loss of masking each of `units` (default: all), float64 [units], averaged over samples."""
     wanted = list(range(group.count)) if units is None else list(units)
-    parts = [exact_sums(model, structure, group, reference, temperature, wanted, step) for reference in references]
+    parts = [exact_sums(model, structure, group, reference, temperature, wanted) for reference in references]
     samples = sum(len(reference) for reference in references)
     trajectory, output = (np.sum([part[term] for part in parts], axis=0) / samples for term in (0, 1))
     return trajectory, output
@@ -39,7 +38,6 @@ def exact_sums(
     reference: Observation,
     temperature: float,
     wanted: Sequence[int],
-    step: Callable[[int], None] = lambda count: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same on one batch, as sums over its samples.
 
@@ -68,7 +66,6 @@ def exact_sums(
         part = slice(start, start + copies)
         trajectory[part] += _per_copy(moved, copies)
         output[part] += _per_copy(changed, copies)
-        step(copies)
     return trajectory, output
 
 

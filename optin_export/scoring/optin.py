@@ -8,7 +8,7 @@ show by the size of their contribution; in every group the largest few are maske
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from optin_export.data import Batch
 from optin_export.models import Placement, TaskModel
 from optin_export.objective import Reference, derived
+from optin_export.progress import advance
 from optin_export.recipe import PruneSection
 from optin_export.scoring.activation import contributions
 from optin_export.scoring.exact import exact_sums
@@ -28,7 +29,6 @@ from optin_export.units import Structure, UnitGroup
 SUSPECTS = 8
 #: Token rows are shared evenly among the samples of a batch of this size.
 ROWS_SHARED_BY = 32
-Step = Callable[[int], None]
 Result = tuple[Values, dict[str, float]]
 
 
@@ -111,7 +111,6 @@ def optin_scores(
     batches: Sequence[Batch],
     config: PruneSection,
     seed: int,
-    step: Step,
     spread: Spread = in_process,
     placement: Placement | None = None,
 ) -> Result:
@@ -130,7 +129,7 @@ def optin_scores(
         pilots = sketch.pilot_shards() if sketched else []
         sizes = [Shard("sizes", number) for number in range(len(batches))] if sketched else []
         masks = [shard for group in exact for shard in scorer.exact_shards(group)]
-        parts = _counted(run, [*masks, *pilots, *sizes], step)
+        parts = _counted(run, [*masks, *pilots, *sizes])
         trajectory, output = _terms(scorer, exact, parts[: len(masks)])
         if sketched:
             pilot = sketch.pilot_losses(parts[len(masks) : len(masks) + len(pilots)])
@@ -139,18 +138,14 @@ def optin_scores(
         scores = {group.key: trajectory[group.key] + weight * output[group.key] for group in exact}
         facts = {"lambda": weight}
         if sketched:
-            facts |= add_until_stable(sketch, weight, config.probes, step)
+            facts |= add_until_stable(sketch, weight, config.probes)
             scores |= sketch.values()
-            facts["masked_exactly"] = _mask_suspects(
-                scorer, parts[len(masks) + len(pilots) :], run, weight, scores, step
-            )
+            facts["masked_exactly"] = _mask_suspects(scorer, parts[len(masks) + len(pilots) :], run, weight, scores)
     sketch.run = None
     return {group.key: scores[group.key] for group in structure.groups}, facts
 
 
-def _mask_suspects(
-    scorer: Scorer, sizes: Sequence[Partial], run: Map, weight: float, scores: Values, step: Step
-) -> float:
+def _mask_suspects(scorer: Scorer, sizes: Sequence[Partial], run: Map, weight: float, scores: Values) -> float:
     """Mask the units of largest contribution exactly, and raise their scores to that; how many it more than doubled."""
     suspects = {}
     for group in scorer.sketch.groups:
@@ -162,7 +157,7 @@ def _mask_suspects(
         if len(suspects[group.key])
         for shard in scorer.exact_shards(group, suspects[group.key].tolist())
     ]
-    found = _terms(scorer, [g for g in scorer.sketch.groups if len(suspects[g.key])], _counted(run, shards, step))
+    found = _terms(scorer, [g for g in scorer.sketch.groups if len(suspects[g.key])], _counted(run, shards))
     raised = 0.0
     for key in found[0]:
         measured, at = found[0][key] + weight * found[1][key], suspects[key]
@@ -180,14 +175,14 @@ def _terms(scorer: Scorer, groups: Sequence[UnitGroup], parts: Sequence[Partial]
     return trajectory, output
 
 
-def _counted(run: Map, shards: Sequence[Shard], step: Step) -> list[Partial]:
+def _counted(run: Map, shards: Sequence[Shard]) -> list[Partial]:
     """Have shards done; counts a unit when its last batch has been masked, and the probes of a pilot likewise."""
     parts = []
     last = max((shard.batch for shard in shards), default=0)
     for shard, part in zip(shards, run(shards), strict=True):
         parts.append(part)
         if shard.batch == last:
-            step(len(shard.units) + shard.count)
+            advance(len(shard.units) + shard.count)
     return parts
 
 
@@ -197,7 +192,6 @@ def exact_scores(
     batches: Sequence[Batch],
     config: PruneSection,
     seed: int,
-    step: Step,
     spread: Spread = in_process,
     placement: Placement | None = None,
 ) -> Result:
@@ -205,7 +199,7 @@ def exact_scores(
     scorer = Scorer(model, structure, batches, config, seed, placement)
     with contextlib.closing(scorer), spread(scorer) as run:
         shards = [shard for group in structure.groups for shard in scorer.exact_shards(group)]
-        trajectory, output = _terms(scorer, structure.groups, _counted(run, shards, step))
+        trajectory, output = _terms(scorer, structure.groups, _counted(run, shards))
     weight = balance(trajectory, output)
     return {key: trajectory[key] + weight * output[key] for key in trajectory}, {"lambda": weight}
 
@@ -216,7 +210,6 @@ def fisher_scores(
     batches: Sequence[Batch],
     config: PruneSection,
     seed: int,
-    step: Step,
     spread: Spread = in_process,
     placement: Placement | None = None,
 ) -> Result:
@@ -230,7 +223,7 @@ def fisher_scores(
     starts = range(0, probes, CHUNK)
     with contextlib.closing(scorer), spread(scorer) as run:
         shards = [shard for start in starts for shard in sketch.pilot_shards(trajectory=False, start=start)]
-        parts = _counted(run, shards, step)
+        parts = _counted(run, shards)
     size = len(batches)
     chunks = [sketch.pilot_losses(parts[at * size : (at + 1) * size])[1] for at in range(len(starts))]
     values = {group.key: np.mean([chunk[group.key] for chunk in chunks], axis=0) for group in structure.groups}
@@ -243,13 +236,13 @@ def balance(trajectory: Values, output: Values) -> float:
     return sum(float(values.sum()) for values in trajectory.values()) / total if total > 0 else 0.0
 
 
-def add_until_stable(sketch: Sketch, weight: float, probes: int | str, step: Step) -> dict[str, float]:
+def add_until_stable(sketch: Sketch, weight: float, probes: int | str) -> dict[str, float]:
     """Add a fixed number of probes, or with "auto" as many as the ranking needs; returns what the report says of it."""
     if probes != "auto":
-        sketch.add_probes(weight, int(probes), step)
+        sketch.add_probes(weight, int(probes))
     else:
-        sketch.add_probes(weight, 2 * CHUNK, step)
+        sketch.add_probes(weight, 2 * CHUNK)
         while sketch.probes < MAX_PROBES and sketch.stability()["rank_correlation"] < ENOUGH:
-            sketch.add_probes(weight, 2 * CHUNK, step)
+            sketch.add_probes(weight, 2 * CHUNK)
     stability = sketch.stability() if sketch.probes > 1 else {}
     return {"probes": float(sketch.probes), **stability}

@@ -10,7 +10,6 @@ count half.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,13 +17,14 @@ from torch.nn import functional as F
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel, as_rows
+from optin_export.progress import advance
 from optin_export.units import Structure, UnitGroup, block_outputs, masked, replayed, tensor_of
 
 _TEMPERATURE = 4.0
 
 
 def reference_scores(
-    model: TaskModel, structure: Structure, batch: Batch, rows: int, seed: int, step: Callable[[int], None]
+    model: TaskModel, structure: Structure, batch: Batch, rows: int, seed: int
 ) -> dict[str, np.ndarray]:
     """Scores from one batch, one masked forward pass per unit: {group key: float64 [units]}."""
     generator = torch.Generator().manual_seed(seed)
@@ -57,7 +57,7 @@ def reference_scores(
             values[unit] = _combined(
                 distance, _divergence(*(as_rows(model, one, batch.inputs) for one in (output, result)))
             )
-            step(1)
+            advance()
         values *= np.geomspace(10.0 if group.kind == "heads" else 100.0, 1.0, group.count)
         values *= 0.5 if group.kind == "heads" else 1.0
         values *= 0.5 if group.block == len(structure.blocks) - 1 else 1.0

@@ -10,7 +10,7 @@ every block and every sample: squaring per sample leaves none of the noise of pr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,6 +30,7 @@ from optin_export.objective import (
     samples_of,
     trajectory_probe,
 )
+from optin_export.progress import advance
 from optin_export.scoring.shards import Map, Partial, Shard
 from optin_export.units import Structure, UnitGroup, block_outputs, masked
 
@@ -72,11 +73,11 @@ class Sketch:
         # In half precision small gradients would underflow: scaled up on the way, less where the large ones overflow.
         self.scale = 2.0**12 if self.autocast == "float16" else 1.0
 
-    def pilot(self, step: Callable[[int], None], trajectory: bool = True, start: int = 0) -> tuple[Values, Values]:
+    def pilot(self, trajectory: bool = True, start: int = 0) -> tuple[Values, Values]:
         """One chunk of probes, numbered from `start`, with both terms apart: (trajectory, output) losses per unit."""
         shards = self.pilot_shards(trajectory, start)
         found = self.pilot_losses(list(self._run(shards)))
-        step(CHUNK)
+        advance(CHUNK)
         return found
 
     def pilot_shards(self, trajectory: bool = True, start: int = 0) -> list[Shard]:
@@ -96,7 +97,7 @@ class Sketch:
             terms.append(total)
         return terms[0], terms[1]
 
-    def add_probes(self, weight: float, probes: int, step: Callable[[int], None]) -> None:
+    def add_probes(self, weight: float, probes: int) -> None:
         """`probes` more of the combined loss (trajectory + weight * output): one backward pass each.
 
         The cross term of the two has mean zero, because their noise is independent.
@@ -117,7 +118,7 @@ class Sketch:
             if shard.batch == len(self.references) - 1:
                 for probe in range(shard.start, shard.start + shard.count):
                     self.counts[probe % 2] += 1
-                step(shard.count)
+                advance(shard.count)
 
     def work(self, shard: Shard) -> Partial:
         """What the probes of a shard give: squared gradients, summed over the samples of its batch and its probes.

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from optin_export.errors import InputError, ParityError
 from optin_export.measure.bootstrap import ratio_of_medians
 from optin_export.measure.parity import differences
+from optin_export.progress import report
 from optin_export.serving.client import Connection, Counters, Model, Request, Url, check_inputs, prepare
 from optin_export.serving.traffic import Send, Traffic, closed_loop, open_loop
 from optin_export.workdir.files import regular
@@ -27,7 +28,6 @@ ARMS = ("base", "again", "pruned")
 OPEN_THREADS = 32
 #: Without --rate: this share of what the slower model does with one thread.
 SHARE_OF_RATE = 0.7
-Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,6 @@ def measure(
     models: tuple[Model, Model],
     reference: Reference,
     load: LoadSettings,
-    tick: Tick = lambda done, total: None,
 ) -> Iterator[Result]:
     """One result per protocol and setting, as they are done.
 
@@ -157,7 +156,7 @@ def measure(
                 for arm in generator.permutation(ARMS):
                     bench.block(arms[arm], arm)
                 done += 1
-                tick(done, total)
+                report(done, total)
             result = bench.result(generator)
             if slowest == 0.0:
                 slowest = min(result.base.throughput, result.pruned.throughput)

@@ -12,8 +12,9 @@ import numpy as np
 from optin_export.errors import ParityError
 from optin_export.measure.bootstrap import median_of, ratio_of_medians
 from optin_export.measure.parity import differences, share_agreeing
+from optin_export.progress import track
 from optin_export.serving.client import Connection, Model, Url
-from optin_export.serving.deployed import LoadSettings, Reference, Tick, check_served, requests_of
+from optin_export.serving.deployed import LoadSettings, Reference, check_served, requests_of
 from optin_export.serving.traffic import Send, closed_loop
 
 
@@ -45,7 +46,6 @@ def compare(
     models: tuple[Model, Model],
     reference: Reference,
     load: LoadSettings,
-    tick: Tick = lambda done, total: None,
 ) -> Shadow:
     """Send the rows of `reference` to both models, each request to both, the order taking turns.
 
@@ -58,12 +58,11 @@ def compare(
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     connect = _connector(url, models, reference.output, requests, load.timeout, reference.shape(batch))
     closed_loop(connect, concurrency, min(load.seconds, 0.2))  # warm up
-    for done in range(load.blocks):
+    for _ in track(range(load.blocks)):
         answers = [answer for _, answer in closed_loop(connect, concurrency, load.seconds).answers]
         for which in (0, 1):
             latencies[which].append([answer[which][0] for answer in answers])
         pairs += [(answer[0][1], answer[1][1]) for answer in answers]
-        tick(done + 1, load.blocks)
     first, second = (np.concatenate([pair[which].reshape(batch, -1) for pair in pairs]) for which in (0, 1))
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ParityError("a model answers what is no number", "NaN or infinity", "check the server's log")

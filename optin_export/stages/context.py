@@ -23,7 +23,6 @@ from optin_export.workdir.files import remove
 #: What makes a saved model.
 FILES = ("architecture.json", "model.safetensors")
 Facts = dict[str, Any]
-Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,10 @@ class RunContext:
         recipe: Recipe,
         folder: Path,
         force: bool,
-        tick: Tick,
         warn: Callable[[str], None] = lambda text: None,
         around: Surroundings | None = None,
     ) -> None:
-        self.recipe, self.folder, self.tick = recipe, folder, tick
+        self.recipe, self.folder = recipe, folder
         self.around = around = around or Surroundings()
         self.cache = StepCache(folder, force, self._forget_conclusions, warn, around.shared)
 
@@ -124,7 +122,7 @@ class RunContext:
             remove(self.folder / name)
         remove(self.folder / "triton")
 
-    def operation(self, plan: search.Plan, tick: Tick) -> repair.PrunedModel:
+    def operation(self, plan: search.Plan) -> repair.PrunedModel:
         """The plan carried out on the model, and repaired as the recipe says."""
         sources, prune = self.sources, self.recipe.prune
         return repair.apply_plan(
@@ -139,7 +137,6 @@ class RunContext:
             weights=self.sensitivities if prune.compensate else None,
             reference=self.outputs if self.refines else None,
             seed=self.recipe.seed,
-            tick=tick,
             at_work=self.placement,
         )
 

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from optin_export import engines, measure
 from optin_export.export import convert, converters, export_onnx, export_program
 from optin_export.models import as_function
+from optin_export.progress import report, reporter, reporting
 from optin_export.recipe import MODELS, Target, engine_name, model_of, precision_of
 from optin_export.stages.context import FILES, Facts, RunContext
 from optin_export.workdir.files import atomic_path, read_json, sha256_file, write_json
@@ -55,11 +56,11 @@ def export_models(work: RunContext, facts: Facts) -> dict[str, Any]:
         exported[which] = work.cache.step("export", f"export.{which}", inputs, partial(graph_files, path), run)
         if any(target.engine == "torch" for target in work.recipe.targets):
             exported[f"program.{which}"] = _export_program(work, which, inputs)
-        work.tick(done + 1, len(work.engine_names))
+        report(done + 1, len(work.engine_names))
     if section.precision != "fp32":
         for done, which in enumerate(MODELS):
             exported[engine_name(which, section.precision)] = _convert(work, which)
-            work.tick(len(MODELS) + done + 1, len(work.engine_names))
+            report(len(MODELS) + done + 1, len(work.engine_names))
     return exported
 
 
@@ -99,11 +100,11 @@ def _convert(work: RunContext, which: str) -> dict[str, Any]:
 def build_engines(work: RunContext, facts: Facts) -> list[dict[str, Any]]:
     """Build both models, in every precision, for every target; says why an engine cannot run here, if so."""
     built: list[dict[str, Any]] = []
-    total = len(work.recipe.here) * len(work.engine_names)
+    total, show = len(work.recipe.here) * len(work.engine_names), reporter()
 
-    def tick(step: int, steps: int) -> None:
+    def share(step: int, steps: int) -> None:
         """A builder's own steps are a part of the engine's share of the stage."""
-        work.tick(len(built) * PARTS + PARTS * step // max(steps, 1), total * PARTS)
+        show(len(built) * PARTS + PARTS * step // max(steps, 1), total * PARTS)
 
     for target in work.recipe.here:
         for which in work.engine_names:
@@ -112,7 +113,8 @@ def build_engines(work: RunContext, facts: Facts) -> list[dict[str, Any]]:
 
             def run(target: Target = target, source: Path = source, path: Path = path) -> dict[str, Any]:
                 start = time.perf_counter()
-                properties = engines.build(source, target, path, work.sources.shapes(), tick)
+                with reporting(share):
+                    properties = engines.build(source, target, path, work.sources.shapes())
                 return {"build_seconds": round(time.perf_counter() - start, 3), "facts": properties}
 
             inputs = {
@@ -127,7 +129,7 @@ def build_engines(work: RunContext, facts: Facts) -> list[dict[str, Any]]:
             reason = engines.unavailable(target)
             named = {"target": target.name, "model": model_of(which), "precision": precision_of(which)}
             built.append({**named, **result, "unmeasured": reason})
-            tick(0, 1)
+            share(0, 1)
     return built
 
 
@@ -165,7 +167,6 @@ def measure_engines(work: RunContext, facts: Facts) -> dict[str, Any]:
                 classes=CLASSES.get(work.recipe.model.task, -1),
                 other_work=work.recipe.gates.most_other_work,
             ),
-            work.tick,
         ).to_json()
         for name, path in paths.items():
             write_json(path, measured[name])

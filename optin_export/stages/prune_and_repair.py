@@ -21,7 +21,7 @@ def apply_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
 
     def run() -> dict[str, Any]:
         sources = work.sources
-        inputs, operation = sources.fixed(2), work.operation(work.plan, work.tick)
+        inputs, operation = sources.fixed(2), work.operation(work.plan)
         pruning.save_model(
             folder, operation.dense, sources.loaded.architecture, work.structure.family, work.plan, inputs
         )
@@ -62,7 +62,6 @@ def _fine_tune(work: RunContext) -> dict[str, Any]:
             section,
             temperature=prune.temperature,
             seed=work.recipe.seed,
-            tick=work.tick,
         )
         architecture, family = sources.loaded.architecture, work.structure.family
         pruning.save_model(folder, tuned, architecture, family, work.plan, sources.fixed(2))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from optin_export import pruning, repair, scoring, search, units
 from optin_export.data import Sources
 from optin_export.models import TaskModel
+from optin_export.progress import track
 from optin_export.recipe import Budget
 from optin_export.search import Cost, GroupPlan, Plan
 from optin_export.units import Costs, Structure
-
-Tick = Callable[[int, int], None]
 
 
 def choose_in_rounds(
@@ -25,7 +24,6 @@ def choose_in_rounds(
     scores: Mapping[str, np.ndarray],
     curves: Mapping[str, np.ndarray] | None,
     weights: repair.Weights | None,
-    tick: Tick = lambda done, total: None,
 ) -> Plan:
     """The plan on the unpruned model after `prune.rounds` rounds; round i of r goes to the budget f^(i/r).
 
@@ -38,7 +36,7 @@ def choose_in_rounds(
     model, now, spent = sources.model, structure, costs
     kept = {group.key: np.arange(group.count) for group in structure.groups}
     first = scores
-    for turn in range(1, rounds + 1):
+    for turn in track(range(1, rounds + 1)):
         if turn > 1:
             groups = _groups(structure, kept)
             model, smaller = pruning.rebuild(sources.model, structure, groups, sources.fixed(2))
@@ -69,7 +67,6 @@ def choose_in_rounds(
         )
         for key in keys:
             kept[key] = kept[key][list(plan.groups[key].kept)]
-        tick(turn, rounds)
     return _plan(structure, costs, prune.budget, kept, first, rounds)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.numpy import load_file, save_file
 
 from optin_export import repair, scoring
+from optin_export.progress import advance, task
 from optin_export.stages.checks import CHECKS
 from optin_export.stages.context import Facts, RunContext
 from optin_export.workdir.cache import computed_by
@@ -16,11 +17,12 @@ from optin_export.workdir.files import atomic_path, regular, sha256_file, sha256
 
 def load(work: RunContext, facts: Facts) -> None:
     """Load and check everything that can be checked before hours of work and before anything is written."""
-    for index, (_, check) in enumerate(CHECKS):
-        check(work)
-        work.tick(index + 1, len(CHECKS) + 1)
-    write_text(work.folder / "recipe.yaml", work.recipe.to_yaml())
-    work.tick(len(CHECKS) + 1, len(CHECKS) + 1)
+    with task(len(CHECKS) + 1):
+        for _, check in CHECKS:
+            check(work)
+            advance()
+        write_text(work.folder / "recipe.yaml", work.recipe.to_yaml())
+        advance()
 
 
 def score(work: RunContext, facts: Facts) -> dict[str, Any]:
@@ -38,7 +40,6 @@ def score(work: RunContext, facts: Facts) -> dict[str, Any]:
             sources.scoring,
             prune,
             work.recipe.seed,
-            work.tick,
             work.around.spread(key),
             work.placement,
         )
@@ -76,7 +77,6 @@ def _measure_curves(work: RunContext, scores: Path) -> None:
                 repair=prune.compensate,
                 weights=weights,
                 seed=work.recipe.seed,
-                tick=work.tick,
             )
         with atomic_path(path) as temporary:
             save_file(dict(sorted(curves.items())), temporary)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from optin_export import engines, repair, search
 from optin_export.models import TaskModel
+from optin_export.progress import report
 from optin_export.recipe import Budget, Target
 from optin_export.search import LatencyTable
 from optin_export.stages import latency_trials
@@ -43,19 +44,17 @@ def find_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
             return found.model_copy(update={"merged": work.scheduled[0]})
 
         def built(plan: search.Plan) -> TaskModel:
-            return work.operation(plan, lambda done, total: None).dense
+            return work.operation(plan).dense
 
         if table is not None:
             by_table = partial(_by_table, plan_of, work.costs)
             with work.around.quiet():
-                return latency_trials.choose(
-                    _trials(work), table, work.recipe.budget, by_table, work.recipe.seed, work.tick
-                ), {}
+                return latency_trials.choose(_trials(work), table, work.recipe.budget, by_table, work.recipe.seed), {}
         if prune.rounds > 1:
             weights = work.sensitivities if prune.compensate else None
             given = (work.sources, work.structure, work.costs, work.least, scores, measured, weights)
-            return choose_in_rounds(*given, work.tick), {}
-        return choose(work.sources, work.structure, work.costs, work.least, plan_of, built, work.tick)
+            return choose_in_rounds(*given), {}
+        return choose(work.sources, work.structure, work.costs, work.least, plan_of, built)
 
     def run() -> dict[str, Any]:
         plan, tried = search_it()
@@ -83,7 +82,7 @@ def find_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
         inputs |= {**work.calibration_digest, "prune": again, "seed": work.recipe.seed}
         return work.cache.step("repair", "search.rounds", inputs, [path], run)
     found = work.cache.step("search", "search", inputs, [path], run)
-    work.tick(1, 1)
+    report(1, 1)
     return found
 
 
@@ -110,7 +109,7 @@ def _latency_table(work: RunContext, steps: dict[str, int]) -> LatencyTable:
     def run() -> dict[str, Any]:
         with work.around.quiet():
             trials = _trials(work)
-            table = latency_trials.measure_table(trials, work.costs, steps, work.least, work.recipe.seed, work.tick)
+            table = latency_trials.measure_table(trials, work.costs, steps, work.least, work.recipe.seed)
         write_text(path, table.model_dump_json(indent=2) + "\n")
         return {}
 

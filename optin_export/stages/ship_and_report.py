@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from optin_export import measure, scoring, ship
+from optin_export.progress import advance, task
 from optin_export.report import (
     Report,
     Size,
@@ -93,21 +94,23 @@ def write_report(work: RunContext, facts: Facts, stages: Sequence[StageResult]) 
         doubts=measure.doubts(measured.latency, macs.ratio, work.recipe.gates.most_other_work),
         environment=work.environment,
     )
-    write_text(work.folder / "report.json", report.model_dump_json(indent=2) + "\n")
-    work.tick(1, 2)
-    write_text(work.folder / "report.html", render_html(report, work.folder))
-    ship.add_reports(work.folder)
-    work.tick(2, 2)
+    with task(2):
+        write_text(work.folder / "report.json", report.model_dump_json(indent=2) + "\n")
+        advance()
+        write_text(work.folder / "report.html", render_html(report, work.folder))
+        ship.add_reports(work.folder)
+        advance()
     return report
 
 
+@task(3)
 def ship_run(work: RunContext, facts: Facts) -> None:
     """A model repository only for a run that passed, and a manifest for every run."""
     judged = gates(work, facts)
     passed = all(gate.passed for gate in judged)
     recipe, repository = work.recipe, work.folder / "triton"
     ship.write_preprocess(work.folder / "preprocess", work.sources.processor, work.sources.names, recipe)
-    work.tick(1, 3)
+    advance()
     if passed and recipe.ship.triton:
         origin = ship.Origin(work.folder, recipe, passed, ship.summary_of(judged), work.environment, work.digest)
         written: list[Path] = []
@@ -122,7 +125,7 @@ def ship_run(work: RunContext, facts: Facts) -> None:
         work.cache.step("ship", "ship.triton", inputs, written, run)
     else:
         ship.remove(repository)
-    work.tick(2, 3)
+    advance()
     ship.write_manifest(
         work.folder,
         {
@@ -134,7 +137,7 @@ def ship_run(work: RunContext, facts: Facts) -> None:
             "environment": work.environment,
         },
     )
-    work.tick(3, 3)
+    advance()
 
 
 def _method(work: RunContext) -> str:

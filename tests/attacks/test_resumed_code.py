@@ -106,7 +106,7 @@ def test_a_forged_model_before_the_fine_tune(
     run = begun(half_done, vit_recipe(), tmp_path)
     forge(run, {"library": "python", "source": f"py:{evil}:make", "args": {}})
     (run / "model").rename(run / "repaired")
-    work = RunContext(validate(vit_recipe(), tmp_path), run, False, lambda done, total: None)
+    work = RunContext(validate(vit_recipe(), tmp_path), run, False)
     with pytest.raises(InputError, match="not that of the recipe"):
         prune_and_repair.pruning.load_model(run / "repaired", work.python)
     assert not mark.exists()

@@ -234,7 +234,7 @@ def test_the_note_is_shown_and_kept_for_the_report(tmp_path: Path, vit_folder: P
 
     sources = loaded(tmp_path, vit_folder, None)
     shown: list[str] = []
-    work = RunContext(sources.recipe, tmp_path / "run", False, lambda done, total: None, shown.append)
+    work = RunContext(sources.recipe, tmp_path / "run", False, shown.append)
     sources_load(work)
     assert work.sources.recipe == sources.recipe
     assert len(shown) == 1 and shown == work.cache.warnings and "no preprocessor_config.json" in shown[0]

@@ -219,7 +219,6 @@ def test_accuracy_is_measured_on_the_engine_in_the_rows_order(clock: np.random.G
             lambda batch, distinct: {"x": X["x"][:batch] if distinct else np.repeat(X["x"][:1], batch, 0)},
             dataset(labels),
             MeasureSettings([2], None, seed=0),
-            lambda done, total: None,
         )
         assert result.accuracy is not None
         assert result.accuracy.base == 100.0
@@ -236,7 +235,6 @@ def test_nothing_is_timed_when_parity_fails(clock: np.random.Generator) -> None:
         lambda batch, distinct: {"x": np.ones((batch, 4), np.float32)},
         dataset(np.zeros(8)),
         MeasureSettings([2], None, seed=0),
-        lambda done, total: None,
     )
     assert result.accuracy is None
     assert result.latency == ()

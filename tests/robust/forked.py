@@ -61,7 +61,7 @@ def warm_up(recipe: Path) -> None:
 
     torch.set_num_threads(1)
     # Those that a run imports late.
-    for name in ("pipeline", "report", "ship.models", "export.program"):
+    for name in ("stages.pipeline", "report", "ship.models", "export.program"):
         importlib.import_module(f"optin_export.{name}")
     for name in ("timm.data", "onnx", "onnxscript", "onnxruntime", "torch_pruning", "torch.onnx", "torch._dynamo"):
         importlib.import_module(name)

@@ -14,6 +14,7 @@ from optin_export.data import Batch, Sources, load_sources
 from optin_export.errors import InputError
 from optin_export.models import TaskModel
 from optin_export.objective import divergence, observe, relation
+from optin_export.progress import reporting
 from optin_export.recipe import Budget, PruneSection, validate
 from optin_export.scoring import optin, score, sketch
 from optin_export.scoring.exact import exact_losses
@@ -45,7 +46,7 @@ def run(sources: Sources, probes: int | str = 12, seed: int = 0, batches: tuple[
 
 
 def scores_of(model: TaskModel, structure: Structure, batches: Any, settings: PruneSection, seed: int = 0) -> Result:
-    return optin_scores(model, structure, batches, settings, seed, lambda count: None)
+    return optin_scores(model, structure, batches, settings, seed)
 
 
 def sketched(structure: Structure, values: dict[str, np.ndarray]) -> np.ndarray:
@@ -244,14 +245,8 @@ def test_every_step_is_reported() -> None:
     structure, batches = find_structure(model), batches_for(model, 1, size=2)
     for method in ("optin", "optin-exact", "optin-reference"):
         seen: list[tuple[int, int]] = []
-        score(
-            model,
-            structure,
-            batches,
-            config(24, score=method),
-            0,
-            lambda done, total, seen=seen: seen.append((done, total)),
-        )
+        with reporting(lambda *step, seen=seen: seen.append(step)):
+            score(model, structure, batches, config(24, score=method), 0)
         assert len({total for _, total in seen}) == 1
         assert [done for done, _ in seen] == sorted(done for done, _ in seen)
         assert seen[-1][0] == seen[-1][1]

@@ -92,7 +92,7 @@ def test_activation_is_the_energy_of_what_a_unit_adds(name: str) -> None:
 
 def all_rows(model: TaskModel, batch: Batch, structure: Structure, seed: int = 0) -> dict[str, np.ndarray]:
     """The reference with every token row compared, so that the rows it draws again each time are the same ones."""
-    return reference_scores(model, structure, batch, 10**6, seed, lambda count: None)
+    return reference_scores(model, structure, batch, 10**6, seed)
 
 
 def test_the_reference_favours_units_by_their_index() -> None:
@@ -146,9 +146,7 @@ def test_the_reference_leaves_heads_of_earlier_blocks_masked() -> None:
 def test_the_reference_draws_rows_anew_and_takes_padding_for_text() -> None:
     model, _ = small_model("bert")
     structure, batch = find_structure(model).only(["heads"]), batches_for(model, 1, size=3)[0]
-    first, second = (
-        reference_scores(model, structure, batch, 8, seed, lambda count: None)["block00.heads"] for seed in (0, 1)
-    )
+    first, second = (reference_scores(model, structure, batch, 8, seed)["block00.heads"] for seed in (0, 1))
     assert not np.allclose(first, second, rtol=0.05)
     longer = Batch({key: torch.nn.functional.pad(value, (0, 6)) for key, value in batch.inputs.items()}, batch.rows)
     assert not np.allclose(

@@ -95,7 +95,7 @@ def test_as_many_probes_as_classes_are_the_exact_fisher_matrix(
     model, _ = small_model(name)
     monkeypatch.setattr(sketch, "CHUNK", 5)
     references = [reference_of(model)]
-    _, output = sketch_of(model, references, temperature).pilot(lambda count: None)
+    _, output = sketch_of(model, references, temperature).pilot()
     for key, expected in fisher_of(model, references[0], temperature).items():
         np.testing.assert_allclose(output[key], expected, rtol=1e-3, atol=1e-5 * expected.max())
 
@@ -117,8 +117,8 @@ def test_halves_sum_to_the_whole_and_gradients_can_be_kept() -> None:
     model, _ = small_model("vit")
     references = [reference_of(model), reference_of(model)]
     kept = dataclasses.replace(sketch_of(model, references), keep=True)
-    kept.add_probes(2.0, 3, lambda count: None)
-    kept.add_probes(2.0, 6, lambda count: None)
+    kept.add_probes(2.0, 3)
+    kept.add_probes(2.0, 6)
     assert kept.probes == 9 and kept.counts == [5, 4]
     for key, values in kept.values().items():
         assert len(kept.embeddings[key]) == 9 * 2  # per probe and batch, [samples, units]

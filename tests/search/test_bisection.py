@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from optin_export.errors import InputError
+from optin_export.progress import reporting
 from optin_export.search import smallest_budget
 from optin_export.search.bisection import RESOLUTION
 
@@ -35,5 +36,6 @@ def test_nothing_smaller_keeps_the_limit() -> None:
 
 def test_progress_counts_every_model() -> None:
     seen: list[tuple[int, int]] = []
-    smallest_budget(lambda budget: 0.0, 1.0, 0.2, lambda done, total: seen.append((done, total)))
+    with reporting(lambda *step: seen.append(step)):
+        smallest_budget(lambda budget: 0.0, 1.0, 0.2)
     assert seen[-1][0] == seen[-1][1] == len(seen)

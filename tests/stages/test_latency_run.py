@@ -139,7 +139,7 @@ class Machine:
         def plan_of(budget: Budget, one: LatencyTable) -> Plan:
             return find_plan(SCORES, COSTS, budget, ALIGN, None, CURVES, one)
 
-        return latency_trials.choose(self.trials, self.truth, budget, plan_of, 0, lambda done, total: None)
+        return latency_trials.choose(self.trials, self.truth, budget, plan_of, 0)
 
 
 @pytest.mark.parametrize("budget", [Budget(speedup=1.5), Budget(latency_ms=0.66)], ids=["speedup", "latency_ms"])

@@ -49,7 +49,7 @@ def test_one_round_is_the_plan_without_rounds(vit_recipe: Make, tmp_path: Path) 
     recipe = vit_recipe(prune=prune)
     expected = plan_of(recipe, tmp_path / "plain")
     work = optin_export.stages.context.RunContext(  # type: ignore[attr-defined]
-        validate(recipe, tmp_path), tmp_path / "plain", False, lambda done, total: None
+        validate(recipe, tmp_path), tmp_path / "plain", False
     )
     from safetensors.numpy import load_file
 
