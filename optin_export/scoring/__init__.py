@@ -15,7 +15,7 @@ from optin_export.recipe import PruneSection
 from optin_export.scoring.activation import activation_scores
 from optin_export.scoring.baselines import magnitude_scores, random_scores
 from optin_export.scoring.elimination import elimination_scores
-from optin_export.scoring.optin import exact_scores, fisher_scores, optin_scores
+from optin_export.scoring.optin import Scorer, exact_scores, fisher_scores, optin_scores
 from optin_export.scoring.reference import reference_scores
 from optin_export.scoring.shards import Map, Partial, Shard, Spread, in_process
 from optin_export.units import Structure, measured
@@ -61,7 +61,7 @@ def score(
     values: dict[str, np.ndarray] = {}
     with task(_steps(structure, config)):
         for method, part in _parts(structure, config):
-            found, facts = _scored(method, model, part, batches, config, seed, spread, placement)
+            found, facts = _scored(method, Scorer(model, part, batches, config, seed, placement), spread)
             values |= found
             info |= facts
     values = {group.key: values[group.key] for group in structure.groups}
@@ -113,18 +113,11 @@ def _parts(structure: Structure, config: PruneSection) -> list[tuple[str, Struct
     ]
 
 
-def _scored(
-    method: str,
-    model: TaskModel,
-    structure: Structure,
-    batches: Sequence[Batch],
-    config: PruneSection,
-    seed: int,
-    spread: Spread,
-    placement: Placement,
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def _scored(method: str, scorer: Scorer, spread: Spread) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     if method in _IN_SHARDS:
-        return _IN_SHARDS[method](model, structure, batches, config, seed, spread, placement)
+        return _IN_SHARDS[method](scorer, spread)
+    model, structure, batches, placement = scorer.model, scorer.structure, scorer.batches, scorer.placement
+    config, seed = scorer.config, scorer.seed
     if method == "optin-reference":
         with placement(model):
             return reference_scores(model, structure, batches[0], config.rows, seed), {}

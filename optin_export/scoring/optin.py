@@ -105,21 +105,13 @@ class Scorer:
         return trajectory, output
 
 
-def optin_scores(
-    model: TaskModel,
-    structure: Structure,
-    batches: Sequence[Batch],
-    config: PruneSection,
-    seed: int,
-    spread: Spread = in_process,
-    placement: Placement | None = None,
-) -> Result:
+def optin_scores(scorer: Scorer, spread: Spread = in_process) -> Result:
     """`score: optin`. Returns ({group key: float64 [units]}, facts about the score).
 
     lambda = sum of trajectory losses / sum of output losses, so that both terms weigh the same in total.
     spread: has the shards done.
     """
-    scorer = Scorer(model, structure, batches, config, seed, placement)
+    structure, config = scorer.structure, scorer.config
     sketched = sketched_groups(structure, config)
     exact = [group for group in structure.groups if group.kind == "heads"]
     sketch = scorer.sketch
@@ -127,7 +119,7 @@ def optin_scores(
         sketch.run = run
         # All at once, so that no worker waits for another between them; those that take longest first.
         pilots = sketch.pilot_shards() if sketched else []
-        sizes = [Shard("sizes", number) for number in range(len(batches))] if sketched else []
+        sizes = [Shard("sizes", number) for number in range(len(scorer.batches))] if sketched else []
         masks = [shard for group in exact for shard in scorer.exact_shards(group)]
         parts = _counted(run, [*masks, *pilots, *sizes])
         trajectory, output = _terms(scorer, exact, parts[: len(masks)])
@@ -186,47 +178,30 @@ def _counted(run: Map, shards: Sequence[Shard]) -> list[Partial]:
     return parts
 
 
-def exact_scores(
-    model: TaskModel,
-    structure: Structure,
-    batches: Sequence[Batch],
-    config: PruneSection,
-    seed: int,
-    spread: Spread = in_process,
-    placement: Placement | None = None,
-) -> Result:
+def exact_scores(scorer: Scorer, spread: Spread = in_process) -> Result:
     """`score: optin-exact`: a masked forward pass for every unit. For comparison; hours on large models."""
-    scorer = Scorer(model, structure, batches, config, seed, placement)
     with contextlib.closing(scorer), spread(scorer) as run:
-        shards = [shard for group in structure.groups for shard in scorer.exact_shards(group)]
-        trajectory, output = _terms(scorer, structure.groups, _counted(run, shards))
+        groups = scorer.structure.groups
+        shards = [shard for group in groups for shard in scorer.exact_shards(group)]
+        trajectory, output = _terms(scorer, groups, _counted(run, shards))
     weight = balance(trajectory, output)
     return {key: trajectory[key] + weight * output[key] for key in trajectory}, {"lambda": weight}
 
 
-def fisher_scores(
-    model: TaskModel,
-    structure: Structure,
-    batches: Sequence[Batch],
-    config: PruneSection,
-    seed: int,
-    spread: Spread = in_process,
-    placement: Placement | None = None,
-) -> Result:
+def fisher_scores(scorer: Scorer, spread: Spread = in_process) -> Result:
     """`score: fisher`: diagonal Fisher information of the masks (Kwon et al. 2022), of the model's own output.
 
     No labels: the expectation is over the model's own distribution, not over the data's labels.
     """
-    scorer = Scorer(model, structure, batches, config, seed, placement)
-    sketch = scorer.sketch
+    sketch, config = scorer.sketch, scorer.config
     probes = MAX_PROBES // 2 if config.probes == "auto" else config.probes
     starts = range(0, probes, CHUNK)
     with contextlib.closing(scorer), spread(scorer) as run:
         shards = [shard for start in starts for shard in sketch.pilot_shards(trajectory=False, start=start)]
         parts = _counted(run, shards)
-    size = len(batches)
+    size = len(scorer.batches)
     chunks = [sketch.pilot_losses(parts[at * size : (at + 1) * size])[1] for at in range(len(starts))]
-    values = {group.key: np.mean([chunk[group.key] for chunk in chunks], axis=0) for group in structure.groups}
+    values = {group.key: np.mean([chunk[group.key] for chunk in chunks], axis=0) for group in scorer.structure.groups}
     return values, {"probes": float(len(chunks) * CHUNK)}
 
 

@@ -18,7 +18,7 @@ from optin_export.progress import reporting
 from optin_export.recipe import Budget, PruneSection, validate
 from optin_export.scoring import optin, score, sketch
 from optin_export.scoring.exact import exact_losses
-from optin_export.scoring.optin import observe_all, optin_scores
+from optin_export.scoring.optin import Scorer, observe_all, optin_scores
 from optin_export.units import Structure, find_structure, get_layer
 from tests.conftest import Make
 from tests.units.models import batches_for, inputs_for, small_model
@@ -46,7 +46,7 @@ def run(sources: Sources, probes: int | str = 12, seed: int = 0, batches: tuple[
 
 
 def scores_of(model: TaskModel, structure: Structure, batches: Any, settings: PruneSection, seed: int = 0) -> Result:
-    return optin_scores(model, structure, batches, settings, seed)
+    return optin_scores(Scorer(model, structure, batches, settings, seed))
 
 
 def sketched(structure: Structure, values: dict[str, np.ndarray]) -> np.ndarray:
