@@ -24,6 +24,8 @@ Keep = Literal["hidden", "rows", "output"]
 class Reference(Sequence[Observation]):
     """The unpruned model on batches of calibration rows: each is run once, when it is first asked for.
 
+    It has to be as it is then: call `observe` before anything changes what the model computes.
+
     What is kept of the passes takes a limited amount of memory, and disk beyond it.
 
     Args:

@@ -72,6 +72,7 @@ def loss_curves(
     generator = torch.Generator().manual_seed(seed)
     structure = measured(model, structure, (*calibration, *scoring)[0].inputs)
     references = Reference(model, structure, scoring, draw=generator)
+    references.observe()  # now: from here on the model's layers compute with other weights
     curves: dict[str, Curve] = {}
     moments: dict[str, Moments] = {}
     repaired = {group.key: _repaired(model, group, repair) for group in structure.groups}

@@ -83,6 +83,7 @@ def share_budget(
     tokens, blocks = _tokens_of(model), len(structure.blocks)
     count = count_tokens(model, structure, one)
     references = Reference(model, structure, scoring, draw=torch.Generator().manual_seed(seed), keep="rows")
+    references.observe()
     curves = merging_curves(model, structure, tokens, count, references, temperature)
     best: tuple[float, Plan] | None = None
     tried: list[tuple[float, float]] = []
