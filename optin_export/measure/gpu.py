@@ -51,7 +51,7 @@ def measure_modes(
     del engines  # every measurement loads its own
     found: list[Latency] = []
     failed: dict[str, str] = {}
-    measured = partial(measure_latency, base, pruned, inputs, **rest, **({} if plain is None else {"plain": plain}))
+    measured = partial(measure_latency, base, pruned, inputs, plain=plain, **rest)
     for mode in shared:
         try:
             found.append(_measured(measured, mode, log))
