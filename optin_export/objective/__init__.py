@@ -13,7 +13,7 @@ from optin_export.objective.losses import (
     relation,
     trajectory_losses,
 )
-from optin_export.objective.observation import Observation, compared_output, normalised_rows, observation, observe
+from optin_export.objective.observation import Observation, compared_output, normalised_rows, observation_of, observe
 from optin_export.objective.probes import (
     ORTHOGONAL_CLASSES,
     OutputNoise,
@@ -34,7 +34,7 @@ __all__ = [
     "divergence",
     "mean_output_loss",
     "normalised_rows",
-    "observation",
+    "observation_of",
     "observe",
     "orthogonal",
     "output_losses",

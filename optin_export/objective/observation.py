@@ -47,10 +47,10 @@ def observe(model: TaskModel, structure: Structure, batch: Batch, rows: int, gen
     """Run the unpruned model once and fix the token rows (at most `rows` a sample, never padding) of every block."""
     with torch.no_grad(), block_outputs(model, structure.observed, structure.rewritten) as outputs:
         output = model(**batch.inputs)
-    return observation(model, structure, batch.inputs, (outputs, output), rows, generator)
+    return observation_of(model, structure, batch.inputs, (outputs, output), rows, generator)
 
 
-def observation(
+def observation_of(
     model: TaskModel,
     structure: Structure,
     inputs: Inputs,

@@ -16,7 +16,7 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
-from optin_export.objective import ROWS, OutputNoise, observation, output_probe, trajectory_probe
+from optin_export.objective import ROWS, OutputNoise, observation_of, output_probe, trajectory_probe
 from optin_export.units import Calls, Structure, block_outputs, get_module, layer_outputs, measured, output_rows
 
 #: Probes per term and batch; a row's weight is a mean over all its features, so one or two are enough.
@@ -59,7 +59,7 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
             block_outputs(model, structure.observed, structure.rewritten) as hidden,
         ):
             output = model(**batch.inputs)
-            seen = observation(model, structure, batch.inputs, (hidden, output), ROWS, generator)
+            seen = observation_of(model, structure, batch.inputs, (hidden, output), ROWS, generator)
             rows = list(seen.rows.values())
             squares: list[dict[str, torch.Tensor]] = [{}, {}]
             # A copy: what runs again on the way back (checkpoints) must not be added to what has run.
