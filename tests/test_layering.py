@@ -100,6 +100,18 @@ def _is_function_only(tree: ast.Module, module: str) -> bool:
     return all(module != name.split(".")[0] for node in plain for _, name in imported(node))
 
 
+def test_hooks_are_attached_in_one_place() -> None:
+    """`units/capture.py` removes them again; `models/adapt.py` completes a module of a library when it is loaded."""
+    allowed = {"units/capture.py", "models/adapt.py"}
+    names = ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook")
+    found = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in FILES
+        if any(f".{name}(" in file.read_text(encoding="utf-8") for name in names)
+    }
+    assert found == allowed
+
+
 def test_modules_stay_small() -> None:
     long = {file.name: lines for file in FILES if (lines := file.read_text(encoding="utf-8").count("\n")) > 400}
     assert long == {}

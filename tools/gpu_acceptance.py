@@ -171,7 +171,7 @@ def _score(case: Case, autocast: str | None, device: str, quick: bool) -> dict[s
     from optin_export.recipe import PruneSection
     from optin_export.scoring import score
     from optin_export.scoring.exact import exact_sums
-    from optin_export.scoring.shards import References
+    from optin_export.scoring.optin import observe_all
     from optin_export.units import find_structure
 
     torch.manual_seed(0)
@@ -191,7 +191,7 @@ def _score(case: Case, autocast: str | None, device: str, quick: bool) -> dict[s
     model(**rows)  # libraries are loaded, and memory is taken, by the first pass
     seconds, scores = timed(lambda: score(model, structure, batches, section, 0))
     # Now: it is observed when it is asked for, and the clock below is that of the masked passes alone.
-    [reference] = References(model, structure, batches, ROWS, torch.Generator().manual_seed(0))
+    [reference] = observe_all(model, structure, batches, ROWS, torch.Generator().manual_seed(0))
     exact, subset = 0.0, 0
     for group in structure.groups:
         units = np.linspace(0, group.count - 1, min(EXACT_UNITS, group.count)).astype(int).tolist()

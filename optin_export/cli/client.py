@@ -14,7 +14,7 @@ from optin_export.errors import InputError
 
 if TYPE_CHECKING:
     from optin_export.serving.client import Model, Url
-    from optin_export.serving.deployed import Reference, Result
+    from optin_export.serving.deployed import LoadSettings, Reference, Result
 
 #: With more threads, the clients themselves would be the load that is measured.
 MOST_THREADS = 256
@@ -118,9 +118,8 @@ def client(
     from optin_export.serving import deployed
 
     found = []
-    for result in deployed.measure(
-        parsed, models, reference, concurrency=concurrency, rate=None if no_open_loop else rate, **load
-    ):
+    settings = _load(load, concurrency, None if no_open_loop else rate)
+    for result in deployed.measure(parsed, models, reference, settings):
         found.append(result)
         if not as_json:
             _print(result)
@@ -184,7 +183,7 @@ def _shadow(
 ) -> int:
     from optin_export.serving.shadow import compare
 
-    found = compare(url, models, reference, concurrency=concurrency, **load)
+    found = compare(url, models, reference, _load(load, [concurrency], None))
     if as_json:
         print(json.dumps(found.to_json()))
         return 0
@@ -197,6 +196,13 @@ def _shadow(
         f"  p50 {found.base_p50:.3g} and {found.pruned_p50:.3g} ms: {found.speedup[0]:.2f}x ({low:.2f} to {high:.2f})"
     )
     return 0
+
+
+def _load(load: dict[str, Any], concurrency: Sequence[int], rate: float | None) -> LoadSettings:
+    """The options of the measurement. load: batch, blocks, seconds, timeout and seed."""
+    from optin_export.serving.deployed import LoadSettings
+
+    return LoadSettings(concurrency=concurrency, rate=rate, **load)
 
 
 def _perf_analyzer(

@@ -1,28 +1,34 @@
-"""measure: parity, accuracy, latency and the gate's verdict of engines. Independent of engine internals."""
+"""measure: parity, accuracy, latency and the gate's verdict of engines. Independent of engine internals.
+
+Nothing here imports torch before something is measured: commands that only read results use it too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optin_export.data import Dataset
 from optin_export.engines import CALL, Engine
 from optin_export.measure.accuracy import Accuracy, Function, evaluate, lost, predict
+from optin_export.measure.bootstrap import Interval
 from optin_export.measure.chance import chance, labels_of
 from optin_export.measure.doubts import Doubt, doubts
 from optin_export.measure.gate import Gate, judge
 from optin_export.measure.gpu import measure_modes
-from optin_export.measure.interleaved import Interleaved, interleave, median_call
+from optin_export.measure.interleaved import Interleaved, interleave
 from optin_export.measure.latency import Latency, Load, measure_latency
 from optin_export.measure.metrics import METRICS, Metric
 from optin_export.measure.neighbours import BUSY
 from optin_export.measure.parity import TOLERANCES, ParityCase, Tolerance, compare
-from optin_export.measure.rounds import Interval, Speedup, latency_of
+from optin_export.measure.rounds import Speedup, latency_of
 from optin_export.progress import advance, task
 from optin_export.recipe import MODELS, engine_name, engine_names, model_of, precision_of
+
+if TYPE_CHECKING:
+    from optin_export.data import Dataset
 
 __all__ = [
     "METRICS",
@@ -34,6 +40,7 @@ __all__ = [
     "Interval",
     "Latency",
     "Load",
+    "MeasureSettings",
     "Measured",
     "Metric",
     "ParityCase",
@@ -48,7 +55,6 @@ __all__ = [
     "lost",
     "measure_engines",
     "measure_latency",
-    "median_call",
     "predict",
 ]
 
@@ -84,19 +90,30 @@ class Measured:
         )
 
 
+@dataclass(frozen=True)
+class MeasureSettings:
+    """What is measured of engines.
+
+    batches: batch sizes of parity and latency. sequence: tokens per row of text. seed: of intervals and of the order of
+    blocks. judged: target name -> the mode that gates are about, where it is not `CALL`. precision: of the engines that
+    are judged. classes: axis of the output that holds them, for `compare`. other_work: see `measure_latency`.
+    """
+
+    batches: Sequence[int]
+    sequence: int | None
+    seed: int
+    judged: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "fp32"
+    classes: int | None = None
+    other_work: float = BUSY
+
+
 def measure_engines(
     engines: Mapping[str, Mapping[str, Load]],
     references: Mapping[str, Callable[[Arrays], np.ndarray]],
     rows: Callable[[int, bool], Arrays],
     data: Dataset | None,
-    *,
-    batches: Sequence[int],
-    sequence: int | None,
-    seed: int,
-    judged: Mapping[str, str] | None = None,
-    precision: str = "fp32",
-    classes: int | None = None,
-    other_work: float = BUSY,
+    settings: MeasureSettings,
 ) -> Measured:
     """Parity, then accuracy, then latency; what computes the wrong thing is neither evaluated nor timed.
 
@@ -105,11 +122,8 @@ def measure_engines(
             for parity and accuracy, and several times for latency.
         references: the torch models they were built from, as functions of named arrays.
         rows: (batch, distinct) -> that many real rows at the shipped shape, distinct or all the same.
-        judged: target name -> the mode that gates are about, where it is not `CALL`.
-        precision: of the engines that are judged.
-        classes: axis of the output that holds them, for `compare`.
-        other_work: see `measure_latency`.
     """
+    precision, batches = settings.precision, settings.batches
     loaded = {target: {name: load() for name, load in loads.items()} for target, loads in engines.items()}
     parity = []
     for model in MODELS:
@@ -126,7 +140,7 @@ def measure_engines(
                         model=model,
                         identical=not distinct,
                         precision=precision_of(name),
-                        classes=classes,
+                        classes=settings.classes,
                     )
                     for target, built in loaded.items()
                     for name, engine in built.items()
@@ -136,7 +150,7 @@ def measure_engines(
         return Measured(tuple(parity), None, ())
     accuracy = None
     if data is not None and engines:
-        accuracy = _accuracy(next(iter(loaded.values())), data, precision, seed)
+        accuracy = _accuracy(next(iter(loaded.values())), data, precision, settings.seed)
     loaded.clear()
     base, pruned = (engine_name(model, precision) for model in MODELS)
     latency = [
@@ -149,12 +163,12 @@ def measure_engines(
             rows(batch, True),
             target=target,
             batch=batch,
-            sequence=sequence,
-            seed=seed,
-            judged=(judged or {}).get(target, CALL),
+            sequence=settings.sequence,
+            seed=settings.seed,
+            judged=settings.judged.get(target, CALL),
             precision=precision,
             plain={name: built[name] for name in MODELS},
-            other_work=other_work,
+            other_work=settings.other_work,
         )
     ]
     return Measured(tuple(parity), accuracy, tuple(latency))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optin_export.data import Dataset
 from optin_export.errors import InputError
+from optin_export.measure.bootstrap import ROW_DRAWS, interval, resampled
 from optin_export.measure.chance import Chance, warning
 from optin_export.measure.metrics import METRICS
 
-RESAMPLES = 1000
+if TYPE_CHECKING:
+    from optin_export.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -88,27 +89,25 @@ def evaluate(base: np.ndarray, pruned: np.ndarray, metric: str, seed: int, guess
     """Compare two engines by their statistics [rows, ...] on the same rows. guess: what the unpruned one must beat."""
     compute = METRICS[metric].value
     values = compute(base), compute(pruned)
-    generator = np.random.default_rng(seed)
-    drops, bases = [], []
-    for _ in range(RESAMPLES):
-        rows = generator.integers(0, len(base), len(base))
+
+    def of_rows(rows: np.ndarray) -> tuple[float, float] | None:
         try:
             before = compute(base[rows])
-            drops.append(lost(metric, before, compute(pruned[rows])))
-            bases.append(before)
-        except InputError:  # a resample of a tiny data set may hold one label only
-            continue
+            return before, lost(metric, before, compute(pruned[rows]))
+        except InputError:  # a draw of a tiny data set may hold one label only
+            return None
+
+    found = resampled(of_rows, len(base), ROW_DRAWS, np.random.default_rng(seed))
     drop = lost(metric, *values)
-    low, high = np.percentile(drops, [2.5, 97.5]) if drops else (drop, drop)
-    own = np.percentile(bases, [2.5, 97.5]) if bases else (values[0], values[0])
-    below, above = float(own[0]), float(own[1])
+    below, above = interval([before for before, _ in found] or [values[0]])
+    low, high = interval([one for _, one in found] or [drop])
     return Accuracy(
         metric,
         len(base),
         *values,
         drop,
-        float(low),
-        float(high),
+        low,
+        high,
         base_low=below,
         base_high=above,
         chance=None if guess is None else guess.points,

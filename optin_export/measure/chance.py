@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optin_export.data import Dataset
 from optin_export.measure.metrics import METRICS
-from optin_export.models import IGNORED
+from optin_export.recipe import IGNORED
+
+if TYPE_CHECKING:
+    from optin_export.data import Dataset
 
 #: Answers that SQuAD's score of the whole context is averaged over.
 _ANSWERS = 500

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -50,9 +51,10 @@ def measure_modes(
     del engines  # every measurement loads its own
     found: list[Latency] = []
     failed: dict[str, str] = {}
+    measured = partial(measure_latency, base, pruned, inputs, plain=plain, **rest)
     for mode in shared:
         try:
-            found.append(_measured(base, pruned, inputs, mode, log, plain, rest))
+            found.append(_measured(measured, mode, log))
         except (OptinError, RuntimeError) as error:  # libraries report a graph that cannot be captured as the latter
             if mode == judged:
                 raise
@@ -68,21 +70,12 @@ def memory_of(engine: Engine, inputs: Mapping[str, np.ndarray]) -> dict[str, int
     return engine.memory(inputs) if isinstance(engine, _KnowsMemory) else {}
 
 
-def _measured(
-    base: Load,
-    pruned: Load,
-    inputs: Mapping[str, np.ndarray],
-    mode: str,
-    log: GpuLog | None,
-    plain: Mapping[str, Load] | None,
-    rest: Mapping[str, Any],
-) -> Latency:
-    more: dict[str, Any] = dict(rest) if plain is None else {**rest, "plain": plain}
+def _measured(measured: Callable[..., Latency], mode: str, log: GpuLog | None) -> Latency:
+    """measured: `measure_latency` of these engines."""
     if log is None:
-        return measure_latency(base, pruned, inputs, mode=mode, **more)
-
+        return measured(mode=mode)
     log.entries = []
-    result = measure_latency(base, pruned, inputs, mode=mode, after_block=log.read, **more)
+    result = measured(mode=mode, after_block=log.read)
     return replace(result, clocks=tuple(log.entries), clocks_note=log.note)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from optin_export.engines import CALL, Engine
 from optin_export.measure import latency
-from optin_export.measure.rounds import Interval
+from optin_export.measure.bootstrap import BLOCK_DRAWS, Interval, interval, median_of_calls, resampled
 from optin_export.progress import track
 
 
@@ -29,24 +29,14 @@ class Interleaved:
         Shares within a block, because a machine that slows down for a while slows all engines alike.
         """
         slow, fast, whole = (np.array([np.median(block) for block in self.samples[one]]) for one in (against, name, of))
-        return self._interval((slow - fast) / whole)
+        shares = (slow - fast) / whole
+        generator = np.random.default_rng(self.seed)
+        values = resampled(lambda drawn: float(np.median(shares[drawn])), len(shares), BLOCK_DRAWS, generator)
+        return Interval(float(np.median(shares)), *interval(values))
 
     def median(self, name: str) -> Interval:
         """Milliseconds of one call."""
-        return median_call(self.samples[name], self.seed)
-
-    def _interval(self, values: np.ndarray) -> Interval:
-        draws = np.random.default_rng(self.seed).integers(0, len(values), (latency.RESAMPLES, len(values)))
-        low, high = np.percentile(np.median(values[draws], axis=1), [2.5, 97.5])
-        return Interval(float(np.median(values)), float(low), float(high))
-
-
-def median_call(blocks: list[list[float]], seed: int = 0) -> Interval:
-    """Median of all calls; the interval is that of blocks drawn again."""
-    values = np.asarray(blocks)  # [blocks, calls]
-    draws = np.random.default_rng(seed).integers(0, len(values), (latency.RESAMPLES, len(values)))
-    low, high = np.percentile([np.median(values[draw]) for draw in draws], [2.5, 97.5])
-    return Interval(float(np.median(values)), float(low), float(high))
+        return median_of_calls(self.samples[name], self.seed)
 
 
 def interleave(

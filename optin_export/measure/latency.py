@@ -38,7 +38,6 @@ WARM_UP_SECONDS, WARM_UP_AGAIN, WARM_UP_LIMIT = 0.5, 0.15, 10.0
 ATTEMPTS, PAUSE_SECONDS = 3, 15.0
 #: Two clocks disagree if their intervals do not meet and their ratios differ by more than this share.
 DISAGREE = 0.03
-RESAMPLES = 2000
 #: Loads an engine; every call gives another instance.
 Load = Callable[[], Engine]
 
@@ -305,21 +304,6 @@ def pairs(precision: str) -> list[tuple[str, str]]:
         return []
     base, pruned = (engine_name(model, precision) for model in MODELS)
     return [(pruned, "base"), (base, "base"), (pruned, "pruned"), ("pruned", "base")]
-
-
-def ratio_of_medians(
-    numerator: list[list[float]], denominator: list[list[float]], generator: np.random.Generator
-) -> Speedup:
-    """median(numerator) / median(denominator) with a 95 % interval by bootstrap over blocks.
-
-    Blocks, not single calls, are drawn: calls within a block share the machine's state and are not independent. Block
-    i of both arms was measured at the same time, so a draw takes both.
-    """
-    above, below = np.asarray(numerator), np.asarray(denominator)  # [blocks, runs]
-    draws = generator.integers(0, len(above), (RESAMPLES, len(above)))
-    ratios = [np.median(above[draw]) / np.median(below[draw]) for draw in draws]
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return Speedup(float(np.median(above) / np.median(below)), float(low), float(high))
 
 
 def timer_of(engine: Engine, inputs: Mapping[str, np.ndarray], mode: str = CALL) -> Timer:

@@ -10,13 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from scipy import stats
-from scipy.special import logsumexp
-from torch.nn import functional as F
 
 from optin_export.errors import InputError
-from optin_export.models import IGNORED
+from optin_export.recipe import IGNORED
 
 #: Longest answer to a question, in tokens, as in the evaluation of SQuAD models.
 LONGEST_ANSWER = 30
@@ -78,6 +74,8 @@ def _macro_f1(statistics: np.ndarray) -> float:
 
 def _surprise(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np.ndarray:
     """[rows, 2]: negative log-likelihood of the targets in nats, and how many there are."""
+    from scipy.special import logsumexp
+
     wanted = _padded(labels, outputs.shape[1])
     result = np.zeros((len(outputs), 2))
     for row, right in enumerate(wanted):
@@ -143,14 +141,18 @@ def _pairs(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np.nda
     return np.stack([predictions.astype(np.float64), np.asarray(labels, dtype=np.float64)], 1)
 
 
-def _correlation(name: str, correlate: Callable[[np.ndarray, np.ndarray], Any]) -> Callable[[np.ndarray], float]:
+def _correlation(name: str, function: str) -> Callable[[np.ndarray], float]:
+    """function: of scipy.stats."""
+
     def value(statistics: np.ndarray) -> float:
+        from scipy import stats
+
         predictions, labels = statistics.T
         if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
             raise InputError(
                 f"the metric {name} is not defined here", "labels or predictions are constant", "check columns.label"
             )
-        return 100.0 * float(correlate(predictions, labels).statistic)
+        return 100.0 * float(getattr(stats, function)(predictions, labels).statistic)
 
     return value
 
@@ -161,6 +163,9 @@ def _overlap(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np.n
     What the mean IoU needs of a confusion matrix. outputs: [rows, classes, h, w], labels: [H, W] each. As the libraries
     do it, logits are scaled bilinearly to the size of the label map, then the largest is taken.
     """
+    import torch
+    from torch.nn import functional as F
+
     classes, rows = outputs.shape[1], []
     for output, label in zip(outputs, labels, strict=True):
         counted = label != IGNORED
@@ -193,7 +198,7 @@ METRICS: dict[str, Metric] = {
     "squad_f1": Metric(_squad("f1"), _ratio),
     "exact_match": Metric(_squad("exact_match"), _ratio),
     "perplexity": Metric(_surprise, _perplexity, lower_is_better=True),
-    "spearman": Metric(_pairs, _correlation("spearman", stats.spearmanr)),
-    "pearson": Metric(_pairs, _correlation("pearson", stats.pearsonr)),
+    "spearman": Metric(_pairs, _correlation("spearman", "spearmanr")),
+    "pearson": Metric(_pairs, _correlation("pearson", "pearsonr")),
     "mean_iou": Metric(_overlap, _mean_iou),
 }

@@ -90,31 +90,48 @@ def compare(
         # JSON has no infinity; the largest number of a report fails in the same way.
         limit = 1e100
         return ParityCase(target, model, len(expected), kind, limit, limit, False, precision, 0.0)
-    rows, wanted = (array.reshape(len(expected), -1).astype(np.float64) for array in (got, expected))
-    scale = np.maximum(np.abs(wanted).max(1), 1e-12)
-    error = float((np.abs(rows - wanted).max(1) / scale).max())
-    spread = float((np.abs(rows - rows[:1]).max(1) / scale).max()) if identical else 0.0
-    cosine = _cosine(rows, wanted)
+    found = differences(got, expected)
+    error, cosine = float(found.error.max()), float(found.cosine.min())
+    spread = float((np.abs(found.rows - found.rows[:1]).max(1) / found.scale).max()) if identical else 0.0
     agreement = None
     if classes is not None and expected.ndim > 1 and expected.shape[classes] > 1:
-        agreement = _agreement(got, expected, classes, scale * tolerance.tie)
+        agreement = share_agreeing(got, expected, classes, found.scale * tolerance.tie)
     passed = (
         max(error, spread) <= tolerance.error
         and cosine >= tolerance.cosine
         and (agreement is None or agreement >= tolerance.agreement)
     )
-    return ParityCase(target, model, len(rows), kind, error, spread, passed, precision, cosine, agreement)
+    return ParityCase(target, model, len(expected), kind, error, spread, passed, precision, cosine, agreement)
 
 
-def _cosine(rows: np.ndarray, wanted: np.ndarray) -> float:
-    """The worst row's cosine; 1 where both are zero."""
+@dataclass(frozen=True)
+class Differences:
+    """How far each row of an output is from its reference.
+
+    rows: the output, [rows, values]. scale: the largest value of each reference, [rows]. error: the largest difference
+    relative to it, [rows]. cosine: [rows]; 1 where both are equal, all zeros included.
+    """
+
+    rows: np.ndarray
+    scale: np.ndarray
+    error: np.ndarray
+    cosine: np.ndarray
+
+
+def differences(got: np.ndarray, expected: np.ndarray) -> Differences:
+    """Compare two outputs of one shape, [rows, ...], in float64."""
+    rows, wanted = (array.reshape(len(expected), -1).astype(np.float64) for array in (got, expected))
+    scale = np.maximum(np.abs(wanted).max(1), 1e-12)
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(wanted, axis=1)
-    same = (rows == wanted).all(1)
-    return float(np.where(same, 1.0, (rows * wanted).sum(1) / np.maximum(lengths, 1e-24)).min())
+    cosine = np.where((rows == wanted).all(1), 1.0, (rows * wanted).sum(1) / np.maximum(lengths, 1e-24))
+    return Differences(rows, scale, np.abs(rows - wanted).max(1) / scale, cosine)
 
 
-def _agreement(got: np.ndarray, expected: np.ndarray, axis: int, slack: np.ndarray) -> float:
-    """Share of choices that are the reference's; a choice whose reference value is within `slack` [rows] is a tie."""
+def share_agreeing(got: np.ndarray, expected: np.ndarray, axis: int, slack: np.ndarray) -> float:
+    """Share of choices (the largest along `axis`) that are the reference's.
+
+    A choice whose reference value is below the best by at most `slack`, [rows], is a tie and counts.
+    """
     chosen = np.take_along_axis(expected, np.expand_dims(got.argmax(axis), axis), axis)
     missed = expected.max(axis, keepdims=True) - chosen
     return float((missed <= slack.reshape(-1, *[1] * (expected.ndim - 1))).mean())

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Milliseconds of single calls, by block; as many in every block of an arm.
-Blocks = Sequence[Sequence[float]]
+from optin_export.measure.bootstrap import Blocks, Interval, draws
+
 #: [draws, calls] -> [draws]
 Statistic = Callable[[np.ndarray], np.ndarray]
-#: Draws of the bootstrap over blocks.
-RESAMPLES = 500
+#: Draws of the blocks within a round.
+DRAWS = 500
 LEVEL = 0.95
 
 
@@ -38,15 +38,6 @@ class Speedup:
     median: float
     ci_low: float
     ci_high: float
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A median with its 95 % interval."""
-
-    median: float
-    low: float
-    high: float
 
 
 def median(calls: np.ndarray) -> np.ndarray:
@@ -68,7 +59,7 @@ def speedup_of(
 
     Args:
         slower: one or more arms that run the same model, each loaded apart; their logarithms are averaged.
-        faster: the other arm. Block i of every arm was measured at the same time.
+        faster: the other arm. Block i of every arm was measured at the same time; blocks of an arm are equally long.
         rounds: the round of each block; engines are loaded again for every round.
         statistic: of all calls of an arm in a round.
     """
@@ -99,8 +90,8 @@ def _over_rounds(
     for one in np.unique(number):
         blocks = np.flatnonzero(number == one)
         values.append(float(logs(blocks[None])[0]))
-        draws = generator.integers(0, len(blocks), (RESAMPLES, len(blocks)))
-        within.append(float(np.var(logs(blocks[draws]), ddof=1)))
+        drawn = blocks[np.stack(list(draws(len(blocks), DRAWS, generator)))]
+        within.append(float(np.var(logs(drawn), ddof=1)))
     middle, count = float(np.mean(values)), len(values)
     least = 1.96 * float(np.sqrt(np.mean(within) / count))
     between = 0.0 if count < 2 else _student(count - 1) * float(np.std(values, ddof=1)) / count**0.5

@@ -12,6 +12,7 @@ from torch import nn
 from optin_export.errors import InputError
 from optin_export.models.contrastive import TextTower
 from optin_export.models.sentence import SentenceHead, make_activation, plain_steps
+from optin_export.recipe import IGNORED as IGNORED
 
 #: Task inputs by argument name, each a tensor whose first dimension is the batch.
 Inputs = dict[str, torch.Tensor]
@@ -19,8 +20,6 @@ OutputKind = Literal["logits", "regression", "embedding"]
 #: How a task's output is laid out: [batch, features]; per token [batch, tokens, features]; per question [batch, 2,
 #: tokens] (start and end); per pixel [batch, features, height, width].
 OutputLayout = Literal["vector", "tokens", "spans", "map"]
-#: Label of what is not evaluated: padding, special tokens, unlabelled pixels.
-IGNORED = -100
 #: Logit at padding positions.
 NEVER = -1e4
 #: A class's share of a pixel below which it makes no difference.

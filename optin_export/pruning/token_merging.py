@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from optin_export.models import Inputs, TaskModel
-from optin_export.units import Structure, Tokens, block_outputs, get_module, tensor_of
+from optin_export.units import Structure, Tokens, attach, block_outputs, get_module, tensor_of
 
 #: Beyond every difference of cosines: how far padding is from real tokens.
 FAR = 4.0
@@ -207,7 +207,7 @@ def insert_merging(model: TaskModel, structure: Structure, tokens: Tokens, merge
             block.merging = Merging(tokens, flow, counts[index], index == begin)
     if tokens.pooled is not None:
         path, start = tokens.pooled
-        get_module(model, path).register_forward_hook(_Pooled(flow, start).weigh)
+        attach(get_module(model, path), _Pooled(flow, start).weigh)
     if tokens.padded:
         model.token_weights = flow.weights
     return model

@@ -10,6 +10,7 @@ from optin_export.recipe.load import expand, load_recipe, validate
 from optin_export.recipe.paths import absolute_source
 from optin_export.recipe.precision import MODELS, Precision, engine_name, engine_names, model_of, precision_of
 from optin_export.recipe.schema import (
+    IGNORED,
     METRICS,
     DataSource,
     FinetuneSection,
@@ -21,6 +22,7 @@ from optin_export.recipe.sweep import Variant
 from optin_export.recipe.tokens import TokensSection
 
 __all__ = [
+    "IGNORED",
     "METRICS",
     "MODELS",
     "MOST_OTHER_WORK",

@@ -171,6 +171,10 @@ class DataSource(Section):
     samples: Count | None = Field(None, description="number of rows, drawn at random with the seed; default: all")
 
 
+#: Label of what is not evaluated: padding, special tokens, unlabelled pixels.
+IGNORED = -100
+
+
 class Evaluation(DataSource):
     split: str = Field("test", description="split of an hf-dataset")
     metric: Metric = Field(

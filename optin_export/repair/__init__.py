@@ -12,7 +12,7 @@ from __future__ import annotations
 from optin_export.repair.apply import MASKED_TOLERANCE, PrunedModel, apply_plan, masked_difference
 from optin_export.repair.curves import combined, loss_curves
 from optin_export.repair.finetune import FineTune, fine_tune
-from optin_export.repair.gauss_newton import refine
+from optin_export.repair.gauss_newton import outputs_of, refine
 from optin_export.repair.sensitivity import Weights, sensitivities
 from optin_export.repair.sequential import compensate
 from optin_export.repair.token_schedule import scheduled, share_budget
@@ -28,6 +28,7 @@ __all__ = [
     "fine_tune",
     "loss_curves",
     "masked_difference",
+    "outputs_of",
     "refine",
     "scheduled",
     "sensitivities",

@@ -12,8 +12,9 @@ import torch
 from optin_export.data import Batch
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
+from optin_export.objective import Reference
 from optin_export.pruning import insert_merging, rebuild
-from optin_export.repair.gauss_newton import OUTPUT, refine
+from optin_export.repair.gauss_newton import OUTPUT, outputs_of, refine
 from optin_export.repair.sensitivity import Weights
 from optin_export.repair.sequential import AtWork, Repair, compensate
 from optin_export.search import Plan
@@ -48,15 +49,16 @@ def apply_plan(
     gauss_newton: bool = False,
     temperature: float = 1.0,
     weights: Weights | None = None,
+    reference: Reference | None = None,
     seed: int = 0,
     at_work: AtWork = contextlib.nullcontext,
 ) -> PrunedModel:
     """Rebuild `model` densely by `plan`, check it against the masked original, and repair it on `batches`.
 
     inputs: a few real rows, for tracing and for the check. gauss_newton: refit gains and biases to the output after
-    the repair, by the divergence at this temperature. weights: the `sensitivities` of `model` on `batches`, to share
-    between several plans. at_work: held while `model` runs for the repair. Raises InputError if the repair does not
-    stay finite, RuntimeError (a bug) if the dense model is not the masked one.
+    the repair, by the divergence at this temperature. weights, reference: the `sensitivities` and the `outputs_of` of
+    `model` on `batches`, to share between several plans. at_work: held while `model` runs for the repair. Raises
+    InputError if the repair does not stay finite, RuntimeError (a bug) if the dense model is not the masked one.
     """
     dense, smaller = rebuild(model, structure, plan.groups, inputs)
     difference = masked_difference(model, dense, structure, plan, inputs)
@@ -81,7 +83,8 @@ def apply_plan(
             at_work=at_work,
         )
     if repair and gauss_newton:
-        repairs[OUTPUT] = refine(model, dense, structure, batches, temperature=temperature, seed=seed, at_work=at_work)
+        reference = outputs_of(model, structure, batches, seed) if reference is None else reference
+        repairs[OUTPUT] = refine(dense, reference, temperature=temperature, at_work=at_work)
     if not all(torch.isfinite(tensor).all() for tensor in dense.state_dict().values() if tensor.is_floating_point()):
         raise InputError(
             "compensation did not give finite weights", "activations are NaN or constant", "set prune.compensate: false"

@@ -10,6 +10,8 @@ The search spends its budget by these curves; they flow back to it as data.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -17,11 +19,11 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
+from optin_export.objective import Observation, Reference, output_losses, samples_of, trajectory_losses
 from optin_export.progress import report
 from optin_export.repair.least_squares import Moments
 from optin_export.repair.paired_forward import Stream
-from optin_export.repair.sensitivity import ROWS, Weights, sensitivities
-from optin_export.scoring.losses import Reference, observe, output_losses, trajectory_losses
+from optin_export.repair.sensitivity import Weights, sensitivities
 from optin_export.units import (
     Structure,
     UnitGroup,
@@ -69,7 +71,8 @@ def loss_curves(
     """
     generator = torch.Generator().manual_seed(seed)
     structure = measured(model, structure, (*calibration, *scoring)[0].inputs)
-    references = [observe(model, structure, batch, ROWS, generator) for batch in scoring]
+    references = Reference(model, structure, scoring, draw=generator)
+    references.observe()  # now: from here on the model's layers compute with other weights
     curves: dict[str, Curve] = {}
     moments: dict[str, Moments] = {}
     repaired = {group.key: _repaired(model, group, repair) for group in structure.groups}
@@ -78,9 +81,8 @@ def loss_curves(
         order = np.argsort(-scores[group.key], kind="stable")
         grams = {path: moments.pop(path).gram for path in repaired[group.key] if path in moments}
         solve = _rescaled if repair == "rescale" else _refitted
-        curves[group.key] = _curve(
-            model, structure, group, order, grams, solve, references, least[group.key], temperature
-        )
+        losses = partial(_losses, model, structure, group, references, temperature)
+        curves[group.key] = _curve(_Candidates(model, group, order, grams, solve), least[group.key], losses)
         report(len(curves), len(structure.groups))
 
     if not any(repaired.values()):
@@ -155,36 +157,51 @@ def _moments(
     return found
 
 
-def _curve(
-    model: TaskModel,
-    structure: Structure,
-    group: UnitGroup,
-    order: np.ndarray,
-    grams: Mapping[str, torch.Tensor],
-    solve: Callable[[torch.Tensor, torch.Tensor, np.ndarray, int], torch.Tensor],
-    references: Sequence[Reference],
-    least: int,
-    temperature: float,
-) -> Curve:
-    layers = {path: get_layer(model, path) for path in group.reads}
-    starts = {}
-    for path, layer in layers.items():
-        weight = tensor_in(layer, "weight")
-        bias = torch.zeros(len(weight)) if layer.bias is None else tensor_in(layer, "bias")
-        starts[path] = torch.cat([weight.flatten(1), bias[:, None]], 1).double().T
-    points = []
-    for count in _counts(group.count, least):
-        if count == group.count:
+@dataclass(frozen=True)
+class _Candidates:
+    """The layers that read a group's units, refitted for the best k of them.
+
+    order: units, the best first. grams: Gram matrices of what the layers read, of those that the repair adapts. solve:
+    (weights and bias as they stand, Gram matrix, units kept, units) -> refitted ones.
+    """
+
+    model: TaskModel
+    group: UnitGroup
+    order: np.ndarray
+    grams: Mapping[str, torch.Tensor]
+    solve: Callable[[torch.Tensor, torch.Tensor, np.ndarray, int], torch.Tensor]
+
+    def keeping(self, count: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Weight and bias of each layer."""
+        found, units = {}, self.group.count
+        for path, start in self._starts.items():
+            kept, weight = self.order[:count], get_layer(self.model, path).weight
+            gram = self.grams.get(path)
+            solution = _cut(start, kept, units) if gram is None else self.solve(start, gram, kept, units)
+            solution = solution.to(weight.dtype)
+            found[path] = solution[:-1].T.contiguous().view(weight.shape), solution[-1]
+        return found
+
+    @cached_property
+    def _starts(self) -> dict[str, torch.Tensor]:
+        starts = {}
+        for path in self.group.reads:
+            layer = get_layer(self.model, path)
+            weight = tensor_in(layer, "weight")
+            bias = torch.zeros(len(weight)) if layer.bias is None else tensor_in(layer, "bias")
+            starts[path] = torch.cat([weight.flatten(1), bias[:, None]], 1).double().T
+        return starts
+
+
+def _curve(candidates: _Candidates, least: int, losses: Callable[[], tuple[float, float]]) -> Curve:
+    """losses: of the model as it is."""
+    points, units = [], candidates.group.count
+    for count in _counts(units, least):
+        if count == units:
             points.append((count, 0.0, 0.0))
             continue
-        parameters = {}
-        for path, layer in layers.items():
-            start, kept = starts[path], order[:count]
-            solution = solve(start, grams[path], kept, group.count) if path in grams else _cut(start, kept, group.count)
-            solution = solution.to(layer.weight.dtype)
-            parameters[path] = solution[:-1].T.contiguous().view(layer.weight.shape), solution[-1]
-        with refitted(model, parameters):
-            points.append((count, *_losses(model, structure, group, references, temperature)))
+        with refitted(candidates.model, candidates.keeping(count)):
+            points.append((count, *losses()))
     return np.array(points, dtype=np.float64)
 
 
@@ -245,7 +262,7 @@ def _columns(start: torch.Tensor, kept: np.ndarray, units: int) -> torch.Tensor:
 
 
 def _losses(
-    model: TaskModel, structure: Structure, group: UnitGroup, references: Sequence[Reference], temperature: float
+    model: TaskModel, structure: Structure, group: UnitGroup, references: Sequence[Observation], temperature: float
 ) -> tuple[float, float]:
     later = structure.after(group)
     trajectory = output = 0.0
@@ -260,5 +277,5 @@ def _losses(
             trajectory += float(trajectory_losses(reference, outputs, later, structure.channels_first).sum())
             changed = output_losses(model, reference, result, temperature)
             output += float(changed.sum())
-    samples = sum(len(reference) for reference in references)
+    samples = samples_of(references)
     return trajectory / samples, output / samples

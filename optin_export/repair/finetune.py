@@ -22,9 +22,9 @@ from optin_export.data import Batch, Training
 from optin_export.errors import InputError
 from optin_export.models import TaskModel, as_rows, counted_rows
 from optin_export.models.loading import call_python
+from optin_export.objective import divergence
 from optin_export.progress import track
 from optin_export.recipe import FinetuneSection
-from optin_export.scoring.losses import divergence
 
 #: Share of the steps in which the learning rate rises, and the norm that gradients are clipped to.
 WARM_UP, CLIP = 0.1, 1.0

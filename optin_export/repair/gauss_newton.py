@@ -3,7 +3,7 @@
 The repair before it lands each sub-layer on the original's path, one after another; none of its systems knows what the
 output reads of that path. Here the output itself is the target. With theta the gains and biases, L the divergence of
 the output from the original's, g its gradient and H = E[2 j j^T] its Gauss-Newton matrix (j = gradient of v . r for
-random v, as in `scoring.losses`):
+random v, as in `objective.probes`):
 
     delta = - (H + rho * s * C)^-1 g,    C = 1 for a gain, 1 / mean square of the output for its bias
 
@@ -15,7 +15,6 @@ because the systems see few samples.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
@@ -23,20 +22,21 @@ from torch import nn
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
-from optin_export.progress import report
-from optin_export.repair.output_layer import is_tied
-from optin_export.repair.sensitivity import ROWS, graph, layer_calls
-from optin_export.repair.sequential import HOLD_OUT, AtWork, Repair
-from optin_export.scoring.losses import (
+from optin_export.objective import (
+    Observation,
     OutputNoise,
     Reference,
     compared_output,
     mean_output_loss,
-    observe,
     output_losses,
     output_probe,
 )
-from optin_export.units import Structure, get_layer, measured, refitted
+from optin_export.progress import report
+from optin_export.repair.layer_problem import HOLD_OUT
+from optin_export.repair.output_layer import is_tied
+from optin_export.repair.sensitivity import graph
+from optin_export.repair.sequential import AtWork, Repair
+from optin_export.units import Structure, capture, get_layer, layer_outputs, refitted
 
 #: Key of this refit among the repairs.
 OUTPUT = "output"
@@ -55,48 +55,44 @@ MOST_UNKNOWNS, FACTOR_BYTES = 6144, 1 << 30
 
 
 def refine(
-    original: TaskModel,
     dense: TaskModel,
-    structure: Structure,
-    batches: Sequence[Batch],
+    reference: Reference,
     *,
     temperature: float = 1.0,
-    seed: int = 0,
     at_work: AtWork = contextlib.nullcontext,
 ) -> Repair:
-    """Refit, in place, gains and biases of all linear layers and convolutions of `dense` to the output of `original`.
+    """Refit, in place, gains and biases of all linear layers and convolutions of `dense` to the unpruned output.
 
-    structure: that of `original`. temperature: of the divergence of logits. at_work: held while `original` runs.
-    Returns the divergence per sample on the batches held out, before and after, and the last damping; with the reason
-    if nothing was changed.
+    reference: `outputs_of` the unpruned model; the same one serves several plans. temperature: of the divergence of
+    logits. at_work: held while the unpruned model runs. Returns the divergence per sample on the batches held out,
+    before and after, and the last damping; with the reason if nothing was changed.
     """
+    batches = reference.batches
     held_out = list(range(HOLD_OUT - 1, len(batches), HOLD_OUT))
     rows = sum(len(batches[index].rows) for index in held_out)
     if rows < LEAST_HELD:
         every = sum(len(batch.rows) for batch in batches)
         why = f"of {every} calibration rows {rows} can be held out, and fewer than {LEAST_HELD} judge by chance"
         return Repair(None, None, None, why)
-    generator = torch.Generator().manual_seed(seed)
-    with at_work(original):
-        structure = measured(original, structure, batches[0].inputs)
-        references = [_output_only(observe(original, structure, batch, ROWS, generator)) for batch in batches]
-    held = [references[index] for index in held_out]
-    train = [one for index, one in enumerate(references) if index not in held_out]
-    paths = _layers(dense, references[0])
+    with at_work(reference.model):
+        reference.observe()
+    held = [reference[index] for index in held_out]
+    train = [one for index, one in enumerate(reference) if index not in held_out]
+    paths = _layers(dense, reference[0])
     unknowns = 2 * sum(_widths(dense, paths))
     if 4 * unknowns * PROBES * max(map(len, train)) > FACTOR_BYTES:
         return Repair(
             None, None, None, f"derivatives by {unknowns:,} gains and biases do not fit into {FACTOR_BYTES:,} bytes"
         )
-    noise = OutputNoise(generator)
+    noise = OutputNoise(reference.generator())
     before = error = mean_output_loss(dense, held, temperature)
     if before <= NEGLIGIBLE:
         return Repair(before, before, None, "the output is that of the unpruned model already")
     damping, rho = None, DAMPING
     for turn in range(ROUNDS):
-        system = _System(dense, paths, structure)
-        for index, reference in enumerate(train):
-            system.add(index, reference, noise, temperature)
+        system = _System(dense, paths, reference.structure)
+        for index, observed in enumerate(train):
+            system.add(index, observed, noise, temperature)
             report(turn * len(train) + index + 1, ROUNDS * len(train))
         found = _best_step(dense, paths, system, held, temperature, rho)
         if found is None or found[0] >= error:
@@ -110,6 +106,11 @@ def refine(
     if damping is None:
         return Repair(before, before, None, "no step lowered the divergence of the rows held out")
     return Repair(before, error, damping)
+
+
+def outputs_of(model: TaskModel, structure: Structure, batches: Sequence[Batch], seed: int) -> Reference:
+    """The unpruned model's outputs, to be observed once for all plans."""
+    return Reference(model, structure, batches, draw=torch.Generator().manual_seed(seed), keep="output")
 
 
 class _System:
@@ -127,12 +128,12 @@ class _System:
         self.factor: list[torch.Tensor] = []
         self.seen = 0  # samples in the matrix or its factor
 
-    def add(self, index: int, reference: Reference, noise: OutputNoise, temperature: float) -> None:
+    def add(self, index: int, reference: Observation, noise: OutputNoise, temperature: float) -> None:
         samples = len(reference)
         with (
             contextlib.nullcontext() if self.walk is None else self.walk.gradients(),
             graph(self.model),
-            layer_calls(self.model, self.paths, () if self.walk is None else self.walk.rewritten) as outputs,
+            layer_outputs(self.model, self.paths, () if self.walk is None else self.walk.rewritten) as outputs,
         ):
             result = self.model(**reference.inputs)
             layers = [outputs[path][0] for path in self.paths]  # each runs once, see _layers
@@ -209,7 +210,7 @@ class _System:
 
 
 def _best_step(
-    model: TaskModel, paths: Sequence[str], system: _System, held: Sequence[Reference], temperature: float, rho: float
+    model: TaskModel, paths: Sequence[str], system: _System, held: Sequence[Observation], temperature: float, rho: float
 ) -> tuple[float, torch.Tensor, float] | None:
     """(divergence on `held`, delta, rho) of the damping that does best there, looked for from `rho` on uphill and down.
 
@@ -238,21 +239,19 @@ def _best_step(
     return min(tried.values(), key=lambda one: one[0])
 
 
-def _layers(model: TaskModel, reference: Reference) -> list[str]:
+def _layers(model: TaskModel, reference: Observation) -> list[str]:
     """Linear layers and convolutions that run once, have weights of their own, and output rows sample by sample.
 
     Whether the first dimension counts samples is seen from what twice the samples make of it, not from its size.
     """
     calls: dict[str, list[int]] = {}
     twice = {name: torch.cat([tensor, tensor]) for name, tensor in reference.inputs.items()}
-    with torch.no_grad(), contextlib.ExitStack() as stack:
-        for path, module in model.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
 
-                def hook(_: nn.Module, args: object, output: torch.Tensor, path: str = path) -> None:
-                    calls.setdefault(path, []).append(len(output))
+    def count(path: str, args: object, output: torch.Tensor) -> None:
+        calls.setdefault(path, []).append(len(output))
 
-                stack.callback(module.register_forward_hook(hook).remove)
+    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    with torch.no_grad(), capture(model, outputs=dict.fromkeys(layers, count)):
         model(**reference.inputs)
         model(**twice)
     samples = len(next(iter(reference.inputs.values())))
@@ -275,13 +274,6 @@ def _mean_square(model: TaskModel, path: str, output: torch.Tensor) -> torch.Ten
     """[features]"""
     rows = output.detach().transpose(1, -1) if isinstance(get_layer(model, path), nn.Conv2d) else output.detach()
     return rows.reshape(-1, rows.shape[-1]).square().mean(0).cpu()
-
-
-def _output_only(reference: Reference) -> Reference:
-    """On the CPU, where `dense` is; without the hidden states, of which all batches at once might not fit."""
-    picked = None if reference.picked is None else reference.picked.cpu()
-    found = {"picked": picked, "output": reference.output.cpu(), "weights": reference.weights.cpu()}
-    return dataclasses.replace(reference, chosen={}, rows={}, hidden={}, **found)  # type: ignore[arg-type]
 
 
 def _after(model: TaskModel, paths: Sequence[str], delta: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

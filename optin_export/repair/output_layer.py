@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import nn
 
 from optin_export.models import Inputs, TaskModel
-from optin_export.units import get_layer
+from optin_export.units import capture, get_layer
 
 #: Wider layers are left alone: the rows of a vocabulary would take gigabytes.
 MOST_OUTPUTS = 8192
@@ -17,11 +15,12 @@ MOST_OUTPUTS = 8192
 def output_layer(model: TaskModel, inputs: Inputs) -> str | None:
     """The linear layer that computes the model's output (logits), if there is one and it can be refitted."""
     outputs: dict[str, torch.Tensor] = {}
-    with torch.no_grad(), contextlib.ExitStack() as stack:
-        for path, module in model.named_modules():
-            if isinstance(module, nn.Linear):
-                hook = module.register_forward_hook(lambda _, args, output, path=path: outputs.update({path: output}))
-                stack.callback(hook.remove)
+
+    def keep(path: str, args: object, output: torch.Tensor) -> None:
+        outputs[path] = output
+
+    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    with torch.no_grad(), capture(model, outputs=dict.fromkeys(layers, keep)):
         result = model(**inputs)
     if model.output_layout == "spans":
         result = result.mT  # the layer gives start and end per token

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
-from torch import nn
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
 from optin_export.pruning.token_merging import MergedTokens, flow_of
 from optin_export.units import (
     Calls,
+    Point,
     Structure,
-    get_module,
+    capture,
+    captured,
     map_tensors,
     measured,
     placeholder,
     replayed,
-    stopped_after,
     tensor_of,
     tensors_in,
 )
 from optin_export.workdir.disk_offload import OffloadedTensors
-
-#: Where something is seen: a module's path, and the index of its positional argument, its output, or its whole call.
-Point = tuple[str, int | Literal["output", "call"]]
 
 
 class Stream:
@@ -77,40 +74,31 @@ class Stream:
 
     def _pass(self, index: int, points: Sequence[Point], until: str) -> tuple[dict[Point, list[Any]], bool]:
         """What was seen, call by call, and whether the model has written over any of it since."""
-        inputs, calls = self.batches[index].inputs, {} if self.walk is None else self.walk.calls
-        with _seen(self.model, points, self.copies) as (values, versions):
-            if self.walk is not None and self.walk.whole is not None:
-                with self._flow_at(index, until):
-                    self.model(**inputs)
-            else:
-                # Modules that run several times are seen each time: not before the end of the block is that done.
-                if any(calls.get(path, 1) > 1 for path in (until, *(path for path, _ in points))):
-                    until = self._end_of(until)
-                with self._flow_at(index, until), stopped_after(self.model, until, calls.get(until, 1)) as forward:
-                    forward(inputs)
-        return values, any(tensor._version != version for tensor, version in versions)
+        calls, keep = {} if self.walk is None else self.walk.calls, _Copies() if self.copies else _Versions()
+        stop: str | None = None
+        if self.walk is None or self.walk.whole is None:
+            # Modules that run several times are seen each time: not before the end of the block is that done.
+            if any(calls.get(path, 1) > 1 for path in (until, *(path for path, _ in points))):
+                until = self._end_of(until)
+            stop = until
+        with self._flow_at(index, until), captured(self.model, points, keep, stop, calls.get(until, 1)) as values:
+            self.model(**self.batches[index].inputs)
+        return values, keep.changed
 
     def _end_of(self, until: str) -> str:
         """The block in which a module runs; itself where it runs in none of those that are left."""
         blocks = [self.structure.blocks[index] for index in self.structure.order]
         return next((path for path in blocks if until == path or until.startswith(f"{path}.")), until)
 
-    @contextlib.contextmanager
-    def _flow_at(self, index: int, until: str) -> Iterator[None]:
+    def _flow_at(self, index: int, until: str) -> AbstractContextManager[None]:
         """Remember which tokens are merged when the module `until` has run."""
-        if self.flow is None:
-            yield
-            return
         flow = self.flow
 
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def remember(path: str, args: Any, output: Any) -> None:
+            assert flow is not None
             self.merged[index] = flow.state()
 
-        handle = get_module(self.model, until).register_forward_hook(hook)
-        try:
-            yield
-        finally:
-            handle.remove()
+        return capture(self.model, outputs={} if flow is None else {until: remember})
 
     def advance(self, block: int) -> None:
         """Walk past `block`, the next one in the order of the structure: remember its output for every batch."""
@@ -162,50 +150,34 @@ def _store() -> OffloadedTensors:
     return OffloadedTensors("the repair", "use fewer data.calibration.samples")
 
 
-@contextlib.contextmanager
-def _seen(
-    model: nn.Module, points: Sequence[Point], copies: bool
-) -> Iterator[tuple[dict[Point, list[Any]], list[tuple[torch.Tensor, int]]]]:
-    """What is seen at these points, call by call, and its tensors with their versions when they were seen.
+class _Versions:
+    """Keeps what is seen, and tells whether the model has written over any of it since."""
 
-    copies: copy them, one tensor once, so that layers that read the same one are still known by it.
-    """
-    values: dict[Point, list[Any]] = {}
-    versions: list[tuple[torch.Tensor, int]] = []
-    known: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+    def __init__(self) -> None:
+        self.seen: list[tuple[torch.Tensor, int]] = []
 
-    def own(_: int, tensor: torch.Tensor) -> torch.Tensor:
+    def __call__(self, value: Any) -> Any:
+        self.seen.extend((tensor, tensor._version) for tensor in tensors_in(value))
+        return value
+
+    @property
+    def changed(self) -> bool:
+        return any(tensor._version != version for tensor, version in self.seen)
+
+
+class _Copies:
+    """Copies what is seen, one tensor once, so that layers that read the same one are still known by it."""
+
+    changed = False
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __call__(self, value: Any) -> Any:
+        return map_tensors(value, self._own)
+
+    def _own(self, _: int, tensor: torch.Tensor) -> torch.Tensor:
         key = id(tensor), tensor._version
-        if key not in known:
-            known[key] = tensor, tensor.clone()  # the first is held, or its id might come again
-        return known[key][1]
-
-    def keep(point: Point, value: Any) -> None:
-        if copies:
-            value = map_tensors(value, own)
-        else:
-            versions.extend((tensor, tensor._version) for tensor in tensors_in(value))
-        values.setdefault(point, []).append(value)
-
-    def before(point: Point) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            keep(point, (args, kwargs) if point[1] == "call" else args[point[1]])  # type: ignore[index]
-
-        return hook
-
-    def after(point: Point) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            keep(point, output)
-
-        return hook
-
-    with contextlib.ExitStack() as stack:
-        for point in dict.fromkeys(points):
-            module = get_module(model, point[0])
-            handle = (
-                module.register_forward_hook(after(point))
-                if point[1] == "output"
-                else module.register_forward_pre_hook(before(point), with_kwargs=True)
-            )
-            stack.callback(handle.remove)
-        yield values, versions
+        if key not in self.known:
+            self.known[key] = tensor, tensor.clone()  # the first is held, or its id might come again
+        return self.known[key][1]

@@ -55,7 +55,7 @@ def _is_rectified(before: torch.Tensor, after: torch.Tensor) -> bool:
     return bool((before < 0).any()) and bool((wanted - after).abs().max() <= TOLERANCE * wanted.abs().max())
 
 
-def bend_of_units(original: Stream, group: UnitGroup, kept: torch.Tensor) -> ReluTarget | None:
+def relu_of_units(original: Stream, group: UnitGroup, kept: torch.Tensor) -> ReluTarget | None:
     """The ReLU between a group's only producer and its consumer, if that (and a batch norm) is all there is."""
     if len(group.producers) != 1 or not original.batches:
         return None

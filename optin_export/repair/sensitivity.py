@@ -9,27 +9,18 @@ weights: every output has its own solution, and any invertible weighting of dire
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
-from optin_export.scoring.losses import (
-    OutputNoise,
-    compared_output,
-    normalised_rows,
-    observe,
-    output_probe,
-    trajectory_probe,
-)
-from optin_export.units import Calls, Structure, block_outputs, get_module, measured, output_rows
+from optin_export.objective import ROWS, OutputNoise, observation_of, output_probe, trajectory_probe
+from optin_export.units import Calls, Structure, block_outputs, get_module, layer_outputs, measured, output_rows
 
 #: Probes per term and batch; a row's weight is a mean over all its features, so one or two are enough.
 PROBES = 2
-#: Token rows per sample compared by the trajectory term.
-ROWS = 24
 
 
 @dataclass(frozen=True)
@@ -61,31 +52,22 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
     }
     terms: list[list[dict[str, torch.Tensor]]] = [[], []]
     for index, batch in enumerate(batches):
-        reference = observe(model, structure, batch, ROWS, generator)
         with (
             structure.gradients(),
             graph(model),
-            layer_calls(model, sorted(paths), structure.rewritten) as layers,
+            layer_outputs(model, sorted(paths), structure.rewritten) as layers,
             block_outputs(model, structure.observed, structure.rewritten) as hidden,
         ):
-            result = compared_output(model, reference, model(**batch.inputs))
-            rows = [
-                normalised_rows(
-                    hidden[path],
-                    batch.inputs,
-                    reference.chosen,
-                    path in structure.channels_first,
-                    reference.layouts[path],
-                )
-                for path in structure.observed
-            ]
+            output = model(**batch.inputs)
+            seen = observation_of(model, structure, batch.inputs, (hidden, output), ROWS, generator)
+            rows = list(seen.rows.values())
             squares: list[dict[str, torch.Tensor]] = [{}, {}]
             # A copy: what runs again on the way back (checkpoints) must not be added to what has run.
             wanted = {path: [one for one in calls if one.requires_grad] for path, calls in layers.items()}
             for _ in range(PROBES):
                 probes = (
                     trajectory_probe(rows, generator),
-                    output_probe(model.output_kind, result, 1.0, noise.draw(index, result), reference.weights),
+                    output_probe(model.output_kind, seen.output, 1.0, noise.draw(index, seen.output), seen.weights),
                 )
                 for term, probe in zip(squares, probes, strict=True):
                     every = [one for calls in wanted.values() for one in calls]
@@ -150,28 +132,3 @@ def graph(model: TaskModel) -> Iterator[None]:
             yield
     finally:
         ask(False)
-
-
-@contextlib.contextmanager
-def layer_calls(
-    model: TaskModel, paths: Sequence[str], rewritten: Collection[str] = ()
-) -> Iterator[dict[str, list[torch.Tensor]]]:
-    """Collect what these layers compute, in the graph, call by call.
-
-    rewritten: layers whose output the model writes over in place, beside those before activations that say so.
-    """
-    outputs: dict[str, list[torch.Tensor]] = {}
-    # What works in place would write over what is recorded: it gets a copy.
-    in_place = any(getattr(module, "inplace", False) for module in model.modules())
-
-    def hook_of(path: str):  # type: ignore[no-untyped-def]
-        def hook(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
-            outputs.setdefault(path, []).append(output)
-            return output.clone() if in_place or path in rewritten else output
-
-        return hook
-
-    with contextlib.ExitStack() as stack:
-        for path in paths:
-            stack.callback(get_module(model, path).register_forward_hook(hook_of(path)).remove)
-        yield outputs

@@ -16,11 +16,17 @@ import torch
 from optin_export.data import Batch
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
+from optin_export.objective import (
+    Observation,
+    Reference,
+    mean_output_loss,
+    output_losses,
+    samples_of,
+    trajectory_losses,
+)
 from optin_export.progress import track
 from optin_export.pruning.token_merging import count_tokens, flow_of, insert_merging
 from optin_export.recipe import TokensSection
-from optin_export.repair.sensitivity import ROWS
-from optin_export.scoring.losses import Reference, mean_output_loss, observe, output_losses, trajectory_losses
 from optin_export.search import Plan, allocate_merging, check_merging, kept_share, most, spread_merging
 from optin_export.units import Costs, Structure, Tokens, block_outputs, find_tokens, measure_costs, tensor_of
 
@@ -76,8 +82,8 @@ def share_budget(
     """
     tokens, blocks = _tokens_of(model), len(structure.blocks)
     count = count_tokens(model, structure, one)
-    generator = torch.Generator().manual_seed(seed)
-    references = [observe(model, structure, batch, ROWS, generator) for batch in scoring]
+    references = Reference(model, structure, scoring, draw=torch.Generator().manual_seed(seed), keep="rows")
+    references.observe()
     curves = merging_curves(model, structure, tokens, count, references, temperature)
     best: tuple[float, Plan] | None = None
     tried: list[tuple[float, float]] = []
@@ -113,7 +119,7 @@ def merging_curves(
     structure: Structure,
     tokens: Tokens,
     count: int,
-    references: Sequence[Reference],
+    references: Sequence[Observation],
     temperature: float,
 ) -> list[np.ndarray]:
     """Per block, float64 [points, 3]: tokens merged there and nowhere else, trajectory loss, output loss.
@@ -133,7 +139,7 @@ def merging_curves(
 
 
 def _both_losses(
-    merged: TaskModel, structure: Structure, block: int, references: Sequence[Reference], temperature: float
+    merged: TaskModel, structure: Structure, block: int, references: Sequence[Observation], temperature: float
 ) -> tuple[float, float]:
     flow, later = flow_of(merged), structure.blocks[block:]
     assert flow is not None
@@ -146,7 +152,7 @@ def _both_losses(
         spread = {path: gone.spread(tensor_of(value)) for path, value in outputs.items()}
         trajectory += float(trajectory_losses(reference, spread, later, structure.channels_first).sum())
         output += float(output_losses(merged, reference, result, temperature).sum())
-    samples = sum(len(reference) for reference in references)
+    samples = samples_of(references)
     return trajectory / samples, output / samples
 
 

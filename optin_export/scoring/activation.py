@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +11,7 @@ import torch
 from optin_export.data import Batch
 from optin_export.models import TaskModel
 from optin_export.scoring.registry import Request, Result, register
-from optin_export.units import Calls, UnitGroup, calls_of, get_layer, get_module, tensor_in, valid_rows
+from optin_export.units import UnitGroup, calls_of, get_layer, layer_inputs, tensor_in, valid_rows
 
 
 @dataclass
@@ -35,7 +33,7 @@ def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequen
     positions = dict.fromkeys(squared, 0)
     sums = {path: np.zeros(group.count) for group in groups for path in group.reads}
     for batch in batches:
-        with inputs_of(model, list(squared)) as seen, torch.no_grad():
+        with layer_inputs(model, list(squared)) as seen, torch.no_grad():
             model(**batch.inputs)
         every = [(one, path) for one in groups for path in one.reads if path in seen]
         for group, path, value in [(*one, value) for one in every for value in calls_of(seen[one[1]])]:
@@ -72,26 +70,3 @@ def _gram_of_weights(model: TaskModel, group: UnitGroup, path: str) -> torch.Ten
     weight = tensor_in(get_layer(model, path), "weight").float()
     columns = weight.transpose(0, 1).reshape(group.count, group.width, -1)
     return columns @ columns.mT
-
-
-@contextlib.contextmanager
-def inputs_of(model: TaskModel, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """What these layers read in the last forward pass of the body.
-
-    A tensor, or `Calls` of a layer that runs several times; layers that do not run are left out.
-    """
-    seen: dict[str, Any] = {}
-
-    def hook_of(path: str) -> Any:
-        def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            # A copy: the model may write over it in place, a residual stream for one.
-            inputs = args[0].clone()
-            seen[path] = Calls([*calls_of(seen[path]), inputs]) if path in seen else inputs
-
-        return hook
-
-    with contextlib.ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(lambda *_: seen.clear()).remove)  # another pass, another batch
-        for path in paths:
-            stack.callback(get_module(model, path).register_forward_pre_hook(hook_of(path)).remove)
-        yield seen

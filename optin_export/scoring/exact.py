@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from optin_export.models import TaskModel
-from optin_export.scoring.losses import Reference, output_losses, trajectory_losses
+from optin_export.objective import Observation, output_losses, trajectory_losses
 from optin_export.units import Structure, UnitGroup, Walk, block_outputs, masked, replayed
 
 #: Rows in one forward pass: copies of the samples, each copy with another unit masked.
@@ -19,7 +19,7 @@ def exact_sums(
     model: TaskModel,
     structure: Structure,
     group: UnitGroup,
-    reference: Reference,
+    reference: Observation,
     temperature: float,
     wanted: Sequence[int],
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -16,12 +16,13 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import Placement, TaskModel
+from optin_export.objective import Reference, derived
 from optin_export.progress import advance
 from optin_export.recipe import PruneSection
 from optin_export.scoring.activation import contributions
 from optin_export.scoring.exact import exact_sums
 from optin_export.scoring.registry import Request, Result, every_unit, register
-from optin_export.scoring.shards import Map, Partial, References, Shard
+from optin_export.scoring.shards import Map, Partial, Shard
 from optin_export.scoring.sketch import CHUNK, ENOUGH, MAX_PROBES, Sketch, Values
 from optin_export.units import Structure, UnitGroup
 
@@ -29,6 +30,16 @@ from optin_export.units import Structure, UnitGroup
 SUSPECTS = 8
 #: Probes that progress counts on: how many `probes: auto` takes shows only on the way.
 PROBES = 24
+#: Token rows are shared evenly among the samples of a batch of this size.
+ROWS_SHARED_BY = 32
+
+
+def observe_all(
+    model: TaskModel, structure: Structure, batches: Sequence[Batch], rows: int, generator: torch.Generator
+) -> Reference:
+    """The unpruned model on every scoring batch; `rows` token rows a batch and block, the same number per sample."""
+    each = max(1, rows // ROWS_SHARED_BY)
+    return Reference(model, structure, batches, each, lambda number: derived(generator, 0, number))
 
 
 def is_sketched(group: UnitGroup) -> bool:
@@ -54,7 +65,7 @@ class Scorer:
         self.placed: contextlib.ExitStack | None = None
         generator = torch.Generator().manual_seed(seed)
         self.groups = {group.key: group for group in structure.groups}
-        self.references = References(model, structure, batches, config.rows, generator)
+        self.references = observe_all(model, structure, batches, config.rows, generator)
         self.sketch = Sketch(
             model,
             structure,

@@ -15,16 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from optin_export.data import Batch
-from optin_export.models import TaskModel
-from optin_export.scoring.losses import Reference, observe
-from optin_export.units import Structure
-from optin_export.workdir.disk_offload import OffloadedTensors
-
-#: Token rows are shared evenly among the samples of a batch of this size.
-ROWS_SHARED_BY = 32
 #: What a shard gives: float64 arrays by name, sums over the samples of its batch.
 Partial = dict[str, np.ndarray]
 
@@ -60,49 +51,3 @@ Spread = Callable[[Work], AbstractContextManager[Map]]
 def in_process(work: Work) -> Iterator[Map]:
     """Every shard here, one after another."""
     yield lambda shards: map(work, shards)
-
-
-def derived(generator: torch.Generator, *key: int) -> torch.Generator:
-    """A generator for one purpose, from the seed of `generator` and numbers that name the purpose."""
-    words = np.random.SeedSequence([generator.initial_seed(), *key]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
-
-
-class References(Sequence[Reference]):
-    """The unpruned model on every scoring batch, run when it is first asked for: a worker observes its own batches.
-
-    rows: token rows a batch of ROWS_SHARED_BY and block, the same number per sample.
-    """
-
-    def __init__(
-        self, model: TaskModel, structure: Structure, batches: Sequence[Batch], rows: int, generator: torch.Generator
-    ) -> None:
-        self.model, self.structure, self.batches = model, structure, batches
-        self.rows, self.generator = max(1, rows // ROWS_SHARED_BY), generator
-        self.known = OffloadedTensors("the scores", "lower prune.score_samples")
-        self.last: tuple[int, Reference] | None = None
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: Any) -> Any:
-        if isinstance(number, slice):
-            return [self[index] for index in range(*number.indices(len(self)))]
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        if self.last is None or self.last[0] != number:
-            self.last = None  # before the next one is loaded: two are never held
-            if number not in self.known:
-                drawn = derived(self.generator, 0, number)
-                self.known[number] = vars(observe(self.model, self.structure, self.batches[number], self.rows, drawn))
-            self.last = number, Reference(**self.known[number])
-        return self.last[1]
-
-    @property
-    def samples(self) -> int:
-        return sum(len(next(iter(batch.inputs.values()))) for batch in self.batches)
-
-
-def samples_of(references: Sequence[Reference]) -> int:
-    """Samples in all batches; of `References` without running the model."""
-    return references.samples if isinstance(references, References) else sum(map(len, references))

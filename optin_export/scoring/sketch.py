@@ -19,17 +19,19 @@ import torch
 from scipy.stats import spearmanr
 
 from optin_export.models import TaskModel
-from optin_export.progress import advance
-from optin_export.scoring.losses import (
+from optin_export.objective import (
     ORTHOGONAL_CLASSES,
-    Reference,
+    Observation,
     compared_output,
+    derived,
     normalised_rows,
     orthogonal,
     output_probe,
+    samples_of,
     trajectory_probe,
 )
-from optin_export.scoring.shards import Map, Partial, Shard, derived, samples_of
+from optin_export.progress import advance
+from optin_export.scoring.shards import Map, Partial, Shard
 from optin_export.units import Structure, UnitGroup, block_outputs, masked
 
 Values = dict[str, np.ndarray]
@@ -54,7 +56,7 @@ class Sketch:
     model: TaskModel
     structure: Structure
     groups: Sequence[UnitGroup]
-    references: Sequence[Reference]
+    references: Sequence[Observation]
     temperature: float
     generator: torch.Generator
     autocast: str | None = None
@@ -163,7 +165,9 @@ class Sketch:
         }
 
     @contextlib.contextmanager
-    def _pass(self, reference: Reference) -> Iterator[tuple[dict[str, torch.Tensor], list[torch.Tensor], torch.Tensor]]:
+    def _pass(
+        self, reference: Observation
+    ) -> Iterator[tuple[dict[str, torch.Tensor], list[torch.Tensor], torch.Tensor]]:
         """One forward pass with a mask per sample and unit in the graph: (masks, normalised rows per block, output)."""
         masks = {
             group.key: torch.ones(len(reference), group.count, requires_grad=True, device=reference.output.device)

@@ -7,7 +7,7 @@ fixed rate in an open loop. The speedup is a ratio of medians with a bootstrap i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +16,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from optin_export.errors import InputError, ParityError
+from optin_export.measure.bootstrap import ratio_of_medians
+from optin_export.measure.parity import differences
 from optin_export.progress import report
 from optin_export.serving.client import Connection, Counters, Model, Request, Url, check_inputs, prepare
 from optin_export.serving.traffic import Send, Traffic, closed_loop, open_loop
 from optin_export.workdir.files import regular
 
 ARMS = ("base", "again", "pruned")
-RESAMPLES = 2000
 #: Threads that wait for answers in the open loop.
 OPEN_THREADS = 32
 #: Without --rate: this share of what the slower model does with one thread.
@@ -71,6 +72,24 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class LoadSettings:
+    """What a measurement asks of the server.
+
+    batch: rows per request. concurrency: threads of the closed loop, a setting each. rate: requests a second of the
+    open loop; 0: chosen; None: no open loop. blocks: per setting and arm, of `seconds` each. timeout: seconds until a
+    request has failed. seed: of the order of the blocks and of the intervals.
+    """
+
+    batch: int
+    concurrency: Sequence[int]
+    blocks: int
+    seconds: float
+    timeout: float
+    seed: int
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
 class Arm:
     """One model in one setting. Milliseconds; throughput in rows a second. queue, compute: per request, by the server.
 
@@ -109,38 +128,31 @@ def measure(
     urls: Sequence[Url],
     models: tuple[Model, Model],
     reference: Reference,
-    *,
-    batch: int,
-    concurrency: Sequence[int],
-    rate: float | None,
-    blocks: int,
-    seconds: float,
-    timeout: float,
-    seed: int,
+    load: LoadSettings,
 ) -> Iterator[Result]:
-    """One result per protocol and setting, as they are done. rate: of the open loop; 0: chosen; None: no open loop.
+    """One result per protocol and setting, as they are done.
 
     Raises EnvironmentLacks where the server fails, InputError where it serves something else than the run, ParityError
     where an answer is wrong.
     """
-    generator = np.random.default_rng(seed)
+    generator, batch, rate = np.random.default_rng(load.seed), load.batch, load.rate
     arms = {"base": models[0], "again": models[0], "pruned": models[1]}
     for url in urls:
-        check_served(url, models, reference, batch, timeout)
-    total, done = len(urls) * (len(concurrency) + (rate is not None)) * blocks, 0
+        check_served(url, models, reference, batch, load.timeout)
+    total, done = len(urls) * (len(load.concurrency) + (rate is not None)) * load.blocks, 0
     for url in urls:
-        settings = [Setting(url.protocol, "closed", batch, threads) for threads in concurrency]
+        settings = [Setting(url.protocol, "closed", batch, threads) for threads in load.concurrency]
         if rate is not None:
             settings.append(Setting(url.protocol, "open", batch, OPEN_THREADS, rate))
         slowest = 0.0
         for setting in settings:
             if setting.mode == "open" and not setting.rate:
                 setting = Setting(url.protocol, "open", batch, OPEN_THREADS, _some_rate(slowest, batch))
-            bench = _Bench(url, setting, reference, timeout, seconds)
+            bench = _Bench(url, setting, reference, load.timeout, load.seconds)
             for arm in ("base", "pruned"):  # warm up: connections, the server's threads, its memory
                 bench.block(arms[arm], arm)
             bench.forget()
-            for _ in range(blocks):
+            for _ in range(load.blocks):
                 for arm in generator.permutation(ARMS):
                     bench.block(arms[arm], arm)
                 done += 1
@@ -211,13 +223,13 @@ class _Bench:
     def result(self, generator: np.random.Generator) -> Result:
         latencies = {arm: [list(block.latencies) for block in blocks] for arm, blocks in self.blocks.items()}
         both = [first + second for first, second in zip(latencies["base"], latencies["again"], strict=True)]
-        again = ratio(latencies["base"], latencies["again"], generator)
+        again = ratio_of_medians(latencies["base"], latencies["again"], generator)
         return Result(
             self.setting,
             self._arm("base", "again"),
             self._arm("pruned"),
-            ratio(both, latencies["pruned"], generator),
-            max(abs(again[1] - 1), abs(again[2] - 1)),
+            astuple(ratio_of_medians(both, latencies["pruned"], generator)),
+            max(abs(again.low - 1), abs(again.high - 1)),
             len(latencies["pruned"]),
             self.largest_error,
             {arm: [[round(ms, 4) for ms in block] for block in blocks] for arm, blocks in latencies.items()},
@@ -276,9 +288,7 @@ def check_answers(traffic: Traffic, reference: Reference, which: str, batch: int
                 f"expected {list(expected.shape)}",
                 "ship the run again",
             )
-        rows, wanted = answer.reshape(batch, -1).astype(np.float64), expected.reshape(batch, -1)
-        scale = np.maximum(np.abs(wanted).max(1), 1e-12)
-        error = float((np.abs(rows - wanted).max(1) / scale).max())
+        error = float(differences(answer, expected).error.max())
         worst = max(worst, error if np.isfinite(error) else np.inf)
     if worst > reference.tolerance:
         raise ParityError(
@@ -287,20 +297,3 @@ def check_answers(traffic: Traffic, reference: Reference, which: str, batch: int
             "check that the server has this run, and that base comes first, then pruned",
         )
     return worst
-
-
-def ratio(
-    above: Sequence[Sequence[float]], below: Sequence[Sequence[float]], generator: np.random.Generator
-) -> tuple[float, float, float]:
-    """median(above) / median(below) and its 95 % bootstrap interval over blocks, which may differ in length.
-
-    Block i of both was measured at the same time, so a draw takes both.
-    """
-    first, second = ([np.asarray(block) for block in blocks] for blocks in (above, below))
-    ratios = []
-    for draw in generator.integers(0, len(first), (RESAMPLES, len(first))):
-        ratios.append(
-            np.median(np.concatenate([first[i] for i in draw])) / np.median(np.concatenate([second[i] for i in draw]))
-        )
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return float(np.median(np.concatenate(first)) / np.median(np.concatenate(second))), float(low), float(high)

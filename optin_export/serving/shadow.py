@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
 
 from optin_export.errors import ParityError
+from optin_export.measure.bootstrap import median_of, ratio_of_medians
+from optin_export.measure.parity import differences, share_agreeing
 from optin_export.progress import track
 from optin_export.serving.client import Connection, Model, Url
-from optin_export.serving.deployed import Reference, check_served, ratio, requests_of
+from optin_export.serving.deployed import LoadSettings, Reference, check_served, requests_of
 from optin_export.serving.traffic import Send, closed_loop
 
 
@@ -43,44 +45,39 @@ def compare(
     url: Url,
     models: tuple[Model, Model],
     reference: Reference,
-    *,
-    batch: int,
-    concurrency: int,
-    blocks: int,
-    seconds: float,
-    timeout: float,
-    seed: int,
+    load: LoadSettings,
 ) -> Shadow:
-    """Send the rows of `reference` to both models, each request to both, the order taking turns."""
-    check_served(url, models, reference, batch, timeout)
+    """Send the rows of `reference` to both models, each request to both, the order taking turns.
+
+    load: in a closed loop of the first concurrency.
+    """
+    batch, concurrency = load.batch, load.concurrency[0]
+    check_served(url, models, reference, batch, load.timeout)
     requests = requests_of(url, reference, batch)
     latencies: tuple[list[list[float]], list[list[float]]] = ([], [])
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    connect = _connector(url, models, reference.output, requests, timeout, reference.shape(batch))
-    closed_loop(connect, concurrency, min(seconds, 0.2))  # warm up
-    for _ in track(range(blocks)):
-        answers = [answer for _, answer in closed_loop(connect, concurrency, seconds).answers]
+    connect = _connector(url, models, reference.output, requests, load.timeout, reference.shape(batch))
+    closed_loop(connect, concurrency, min(load.seconds, 0.2))  # warm up
+    for _ in track(range(load.blocks)):
+        answers = [answer for _, answer in closed_loop(connect, concurrency, load.seconds).answers]
         for which in (0, 1):
             latencies[which].append([answer[which][0] for answer in answers])
         pairs += [(answer[0][1], answer[1][1]) for answer in answers]
     first, second = (np.concatenate([pair[which].reshape(batch, -1) for pair in pairs]) for which in (0, 1))
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ParityError("a model returned invalid numbers", "NaN or infinity", "check the server's log")
-    cosines = (first * second).sum(1) / np.maximum(
-        np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1), 1e-12
-    )
-    scale = np.maximum(np.abs(first).max(1), 1e-12)
+    found = differences(second, first)
     return Shadow(
         protocol=url.protocol,
         concurrency=concurrency,
         requests=len(pairs),
         rows=len(first),
-        same_largest=float((first.argmax(1) == second.argmax(1)).mean()),
-        cosine=(float(cosines.mean()), float(cosines.min())),
-        largest_difference=float((np.abs(first - second).max(1) / scale).max()),
-        base_p50=float(np.median(np.concatenate(latencies[0]))),
-        pruned_p50=float(np.median(np.concatenate(latencies[1]))),
-        speedup=ratio(latencies[0], latencies[1], np.random.default_rng(seed)),
+        same_largest=share_agreeing(second, first, 1, np.zeros(len(first))),
+        cosine=(float(found.cosine.mean()), float(found.cosine.min())),
+        largest_difference=float(found.error.max()),
+        base_p50=median_of(latencies[0]),
+        pruned_p50=median_of(latencies[1]),
+        speedup=astuple(ratio_of_medians(latencies[0], latencies[1], np.random.default_rng(load.seed))),
     )
 
 

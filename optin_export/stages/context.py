@@ -14,6 +14,7 @@ from optin_export import pruning, repair, scoring, search
 from optin_export.data import Sources, load_sources
 from optin_export.environment import describe
 from optin_export.models import Placement, TaskModel
+from optin_export.objective import Reference
 from optin_export.recipe import Recipe, engine_name, engine_names
 from optin_export.units import Costs, Structure, find_structure, measured, notices
 from optin_export.workdir.cache import StepCache
@@ -134,6 +135,7 @@ class RunContext:
             gauss_newton=self.refines,
             temperature=prune.temperature,
             weights=self.sensitivities if prune.compensate else None,
+            reference=self.outputs if self.refines else None,
             seed=self.recipe.seed,
             at_work=self.placement,
         )
@@ -150,6 +152,11 @@ class RunContext:
     def sensitivities(self) -> repair.Weights:
         with self.placement(self.sources.model):
             return repair.sensitivities(self.sources.model, self.structure, self.sources.calibration, self.recipe.seed)
+
+    @cached_property
+    def outputs(self) -> Reference:
+        """Of the unpruned model on the calibration rows: the same for all plans that are tried."""
+        return repair.outputs_of(self.sources.model, self.structure, self.sources.calibration, self.recipe.seed)
 
     @property
     def placement(self) -> Placement:

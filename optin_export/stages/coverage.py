@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
-from optin_export.units import Costs, Refusal, Structure
+from optin_export.units import Costs, Refusal, Structure, capture
 
 #: A smaller share of the MACs in units than this is told.
 ENOUGH = 0.5
@@ -58,18 +57,14 @@ def _largest(model: TaskModel, structure: Structure, inputs: Inputs) -> list[tup
     within |= {producer.path for group in structure.groups for producer in group.producers}
     macs: dict[str, int] = {}
 
-    def hook_of(path: str) -> Any:
-        def hook(layer: Any, args: Any, output: torch.Tensor) -> None:
-            weight = layer.weight
-            features = output.shape[1] if weight.dim() > 2 else output.shape[-1]
-            macs[path] = macs.get(path, 0) + output.numel() // features * weight.numel()
+    layers = {path: one for path, one in model.named_modules() if isinstance(one, nn.Linear | nn.Conv2d)}
 
-        return hook
+    def count(path: str, args: Any, output: torch.Tensor) -> None:
+        weight = layers[path].weight
+        features = output.shape[1] if weight.dim() > 2 else output.shape[-1]
+        macs[path] = macs.get(path, 0) + output.numel() // features * weight.numel()
 
-    with contextlib.ExitStack() as stack, torch.no_grad():
-        for path, module in model.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                stack.callback(module.register_forward_hook(hook_of(path)).remove)
+    with capture(model, outputs=dict.fromkeys(layers, count)), torch.no_grad():
         model(**inputs)
     whole = max(sum(macs.values()), 1)
     outside = sorted(((count / whole, path) for path, count in macs.items() if path not in within), reverse=True)

@@ -158,13 +158,15 @@ def measure_engines(work: RunContext, facts: Facts) -> dict[str, Any]:
             {"base": as_function(work.sources.model), "pruned": as_function(work.dense)},
             lambda batch, distinct: {n: t.numpy() for n, t in work.sources.fixed(batch, distinct).items()},
             work.sources.evaluation(),
-            batches=export.batch,
-            sequence=export.sequence if work.recipe.is_text else None,
-            seed=work.recipe.seed,
-            judged={target.name: target.mode for target in work.recipe.here},
-            precision=export.precision,
-            classes=CLASSES.get(work.recipe.model.task, -1),
-            other_work=work.recipe.gates.most_other_work,
+            measure.MeasureSettings(
+                batches=export.batch,
+                sequence=export.sequence if work.recipe.is_text else None,
+                seed=work.recipe.seed,
+                judged={target.name: target.mode for target in work.recipe.here},
+                precision=export.precision,
+                classes=CLASSES.get(work.recipe.model.task, -1),
+                other_work=work.recipe.gates.most_other_work,
+            ),
         ).to_json()
         for name, path in paths.items():
             write_json(path, measured[name])

@@ -124,13 +124,15 @@ class Continued:
             {which: self._answers(which) for which in MODELS},
             self._rows,
             data,
-            batches=self.recipe.export.batch,
-            sequence=self.recipe.export.sequence if self.recipe.is_text else None,
-            seed=self.recipe.seed,
-            judged={target.name: target.mode},
-            precision=self.recipe.export.precision,
-            classes=CLASSES.get(self.recipe.model.task, -1),
-            other_work=self.recipe.gates.most_other_work,
+            measure.MeasureSettings(
+                batches=self.recipe.export.batch,
+                sequence=self.recipe.export.sequence if self.recipe.is_text else None,
+                seed=self.recipe.seed,
+                judged={target.name: target.mode},
+                precision=self.recipe.export.precision,
+                classes=CLASSES.get(self.recipe.model.task, -1),
+                other_work=self.recipe.gates.most_other_work,
+            ),
         )
 
     def _reference(self) -> dict[str, np.ndarray]:

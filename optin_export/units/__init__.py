@@ -1,8 +1,8 @@
 """A module becomes a Structure: its blocks, and the groups of units that can be removed from them.
 
 `families/` has one file per architecture, in the terms of `declare`; `discovery` finds their blocks in a model;
-`topology` and `isolation` check by measurement what the families say; `costs` counts what units cost; `hooks`, `trace`
-and `rows` read forward passes.
+`topology` and `isolation` check by measurement what the families say; `costs` counts what units cost; `capture` is the
+one place where hooks are attached to a model; `hooks`, `trace` and `rows` read and steer forward passes with it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import nn
 
 import optin_export.units.families as family_files
 from optin_export.errors import InputError
+from optin_export.units.capture import Point, attach, block_outputs, capture, captured, layer_inputs, layer_outputs
 from optin_export.units.chains import NAME as CHAINS
 from optin_export.units.costs import CostKind, Costs, Term, count_macs, count_params, measure_costs
 from optin_export.units.declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup
 from optin_export.units.discovery import Discovery
 from optin_export.units.execution_order import Walk
 from optin_export.units.hooks import (
-    block_outputs,
     get_layer,
     get_module,
     get_scale,
@@ -31,7 +31,6 @@ from optin_export.units.hooks import (
     replayed,
     rows_of,
     set_module,
-    stopped_after,
     tensor_in,
     valid_rows,
 )
@@ -46,6 +45,7 @@ __all__ = [
     "CostKind",
     "Costs",
     "Family",
+    "Point",
     "Producer",
     "Refusal",
     "Structure",
@@ -55,8 +55,11 @@ __all__ = [
     "UnitGroup",
     "Walk",
     "as_matrix",
+    "attach",
     "block_outputs",
     "calls_of",
+    "capture",
+    "captured",
     "columns_per_unit",
     "count_macs",
     "count_params",
@@ -66,6 +69,8 @@ __all__ = [
     "get_module",
     "get_scale",
     "input_rows",
+    "layer_inputs",
+    "layer_outputs",
     "map_tensors",
     "masked",
     "measure_costs",
@@ -80,7 +85,6 @@ __all__ = [
     "replayed",
     "rows_of",
     "set_module",
-    "stopped_after",
     "supported",
     "tensor_in",
     "tensor_of",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from optin_export.units.capture import capture
 from optin_export.units.declare import Structure
 from optin_export.units.hooks import get_layer, get_module
 
@@ -145,16 +145,11 @@ def _shapes(
     positions: dict[str, int] = {}
     tokens: dict[str, int] = {}
 
-    def record(path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            features = output.shape[1] if isinstance(module, nn.Conv2d) else output.shape[-1]
-            positions[path] = output.numel() // features
-            tokens[path] = args[0].shape[-2]
+    def record(path: str, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        features = output.shape[1] if isinstance(get_module(model, path), nn.Conv2d) else output.shape[-1]
+        positions[path] = output.numel() // features
+        tokens[path] = args[0].shape[-2]
 
-        return hook
-
-    with contextlib.ExitStack() as stack, torch.no_grad():
-        for path in paths:
-            stack.callback(get_module(model, path).register_forward_hook(record(path)).remove)
+    with capture(model, outputs=dict.fromkeys(paths, record)), torch.no_grad():
         model(**inputs)
     return positions, tokens

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from optin_export.units.capture import capture
 from optin_export.units.declare import Structure
 from optin_export.units.execution_order import Walk
-from optin_export.units.hooks import get_module, masked
+from optin_export.units.hooks import masked
 from optin_export.units.passes import Inputs, Plain
 
 
@@ -20,16 +21,12 @@ def without_gradients(model: nn.Module, structure: Structure) -> Iterator[list[s
     """Layers that run without gradients although they are asked for: under `no_grad`, or in a reentrant checkpoint."""
     found: list[str] = []
 
-    def hook_of(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            if not torch.is_grad_enabled():
-                found.append(path)
+    def before(path: str, args: Any, kwargs: Any) -> None:
+        if not torch.is_grad_enabled():
+            found.append(path)
 
-        return hook
-
-    with contextlib.ExitStack() as stack, torch.enable_grad():
-        for path in (path for group in structure.groups for path in group.reads):
-            stack.callback(get_module(model, path).register_forward_pre_hook(hook_of(path)).remove)
+    paths = (path for group in structure.groups for path in group.reads)
+    with torch.enable_grad(), capture(model, dict.fromkeys(paths, before)):
         yield found
 
 

@@ -1,4 +1,4 @@
-"""Reading and steering a forward pass through the structure: masks on units, block outputs, prefix replay."""
+"""Modules by their paths, and steering a forward pass through them: masks on units, prefix replay, other weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from optin_export.units.capture import SeeInputs, capture
 from optin_export.units.declare import UnitGroup
 from optin_export.units.outputs import copied, map_tensors
 
@@ -55,18 +56,17 @@ def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, to
     masks: group key -> float [count], or [batch, count] for a mask per sample; a group without an entry is not changed.
     """
 
-    def hook_of(group: UnitGroup) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def hook_of(group: UnitGroup) -> SeeInputs:
+        def hook(path: str, args: tuple[torch.Tensor, ...], kwargs: Any) -> tuple[torch.Tensor, ...]:
             mask = masks[group.key].repeat_interleave(group.width, dim=-1)
-            return (args[0] * _fitted(mask, module, args[0], group.batch_dim).to(args[0]), *args[1:])
+            return (args[0] * _fitted(mask, get_module(model, path), args[0], group.batch_dim).to(args[0]), *args[1:])
 
         return hook
 
     with contextlib.ExitStack() as stack:
         for group in groups:
             if group.key in masks:
-                for path in group.reads:
-                    stack.callback(get_module(model, path).register_forward_pre_hook(hook_of(group)).remove)
+                stack.enter_context(capture(model, dict.fromkeys(group.reads, hook_of(group))))
         yield
 
 
@@ -80,30 +80,6 @@ def _fitted(mask: torch.Tensor, module: nn.Module, inputs: torch.Tensor, batch_d
     if isinstance(module, nn.Conv2d):
         return mask[..., None, None]
     return mask if mask.dim() == 1 else mask.reshape(len(mask), *[1] * (inputs.dim() - 2), -1)
-
-
-@contextlib.contextmanager
-def block_outputs(model: nn.Module, blocks: Sequence[str], rewritten: Collection[str] = ()) -> Iterator[dict[str, Any]]:
-    """Collect each block's output (as returned, tensor or containers of them) during the forward passes of the body.
-
-    rewritten: blocks whose output the model overwrites in place; they are copied. Of a block that runs several times
-    in a pass the last output is kept.
-    """
-    outputs: dict[str, Any] = {}
-
-    def hook_of(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            # Lists and dictionaries are the model's own to change; tensors are not, unless they are written over. What
-            # follows a layer that is a block by itself may always work in place.
-            copies = path in rewritten or isinstance(module, nn.Conv2d)
-            outputs[path] = copied(output) if copies else map_tensors(output, lambda _, tensor: tensor)
-
-        return hook
-
-    with contextlib.ExitStack() as stack:
-        for path in blocks:
-            stack.callback(get_module(model, path).register_forward_hook(hook_of(path)).remove)
-        yield outputs
 
 
 @contextlib.contextmanager
@@ -162,11 +138,12 @@ def reaching(block: str, norm: str, sublayer: str) -> Callable[[nn.Module, Any],
     def arrange(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
         module, (args, kwargs), seen = get_module(model, block), call, []
 
-        def stop(first: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        def keep(first: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             seen.append(first)
-            raise _Stop
+            return first
 
-        with contextlib.suppress(_Stop), in_place_of(model, {norm: lambda first: first, sublayer: stop}):
+        replaced = in_place_of(model, {norm: lambda first: first, sublayer: keep})
+        with replaced, capture(model, stop=sublayer):
             module(*args, **kwargs)
         return seen[0]
 
@@ -186,33 +163,6 @@ def in_place_of(model: nn.Module, forwards: Mapping[str, Callable[..., Any]]) ->
                 stack.callback(delattr, module, "forward")
             module.forward = forward
         yield
-
-
-class _Stop(Exception):
-    """Ends a forward pass once the block of interest has run."""
-
-
-@contextlib.contextmanager
-def stopped_after(model: nn.Module, path: str, calls: int = 1) -> Iterator[Callable[..., None]]:
-    """Yield a function that runs the model on named inputs up to and including this module's last of `calls` calls."""
-    left = calls
-
-    def stop(module: nn.Module, args: Any, output: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise _Stop
-
-    def run(inputs: Mapping[str, torch.Tensor]) -> None:
-        with contextlib.suppress(_Stop):
-            model(**inputs)
-
-    # Registered last, so that hooks which record this block's output run before it.
-    handle = get_module(model, path).register_forward_hook(stop)
-    try:
-        yield run
-    finally:
-        handle.remove()
 
 
 def valid_rows(inputs: Mapping[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from optin_export.units.capture import SeeOutput, capture
 from optin_export.units.declare import UnitGroup
-from optin_export.units.hooks import get_module, masked
+from optin_export.units.hooks import masked
 from optin_export.units.outputs import tensor_of
 
 #: Difference of outputs, relative to the largest value, below which they are the same.
@@ -49,8 +50,8 @@ def _half(count: int, generator: torch.Generator) -> torch.Tensor:
 def _noise(
     model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, torch.Tensor], generator: torch.Generator
 ) -> Iterator[None]:
-    def hook_of(mask: torch.Tensor) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+    def hook_of(mask: torch.Tensor) -> SeeOutput:
+        def hook(path: str, args: Any, output: torch.Tensor) -> torch.Tensor:
             noise = torch.randn(output.shape, generator=generator).to(output)
             return output + noise * (1 - mask)[:, None, None].to(output)
 
@@ -59,6 +60,5 @@ def _noise(
     with contextlib.ExitStack() as stack:
         for group in groups:
             hook = hook_of(masks[group.key + group.consumer])
-            for producer in group.producers:
-                stack.callback(get_module(model, producer.path).register_forward_hook(hook).remove)
+            stack.enter_context(capture(model, outputs=dict.fromkeys((one.path for one in group.producers), hook)))
         yield

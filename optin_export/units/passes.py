@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from optin_export.units.capture import Point, capture, captured
 from optin_export.units.declare import Structure, UnitGroup
-from optin_export.units.hooks import get_module
 from optin_export.units.outputs import copied, tensors_in
 
 #: Largest difference, relative to the largest value, at which two passes see the same.
 TOLERANCE = 1e-5
 Inputs = Mapping[str, torch.Tensor]
-#: What is seen: a module, and its first argument, another one, its output or its whole call.
-Point = tuple[str, Any]
 
 
 @dataclass
@@ -53,40 +50,30 @@ def plain_pass(model: nn.Module, structure: Structure, inputs: Inputs) -> Plain:
     found = Plain()
     layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
 
-    def begins(path: str) -> Callable[..., None]:
-        return lambda module, args: found.events.append((path, True))
+    def begins(path: str, args: Any, kwargs: Any) -> None:
+        found.events.append((path, True))
 
-    def ends(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            found.events.append((path, False))
-            found.outputs.setdefault(path, []).append(copied(output))
+    def ends(path: str, args: Any, output: Any) -> None:
+        found.events.append((path, False))
+        found.outputs.setdefault(path, []).append(copied(output))
 
-        return hook
+    def ran(path: str, args: Any, output: Any) -> None:
+        found.calls[path] = found.calls.get(path, 0) + 1
+        found.first.setdefault(path, len(found.events))
+        found.live.extend((path, tensor, tensor._version) for tensor in tensors_in(output))
 
-    def ran(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            found.calls[path] = found.calls.get(path, 0) + 1
-            found.first.setdefault(path, len(found.events))
-            found.live.extend((path, tensor, tensor._version) for tensor in tensors_in(output))
-
-        return hook
-
-    def reads(module: nn.Module, args: Any) -> None:
+    def reads(path: str, args: Any, kwargs: Any) -> None:
         found.read.extend((tensor, tensor._version) for tensor in tensors_in(args))
 
     points = [point for group in structure.groups for point in points_of(group)]
-    with contextlib.ExitStack() as stack, watched(model, points) as seen:
-        producers = (one.path for group in structure.groups for one in group.producers)
-        counted = {*layers, *structure.blocks, *producers, *(path for path, _ in points)}
-        for path in sorted(counted):
-            stack.callback(get_module(model, path).register_forward_hook(ran(path)).remove)
-        for module in model.modules():
-            if not any(True for _ in module.children()):
-                stack.callback(module.register_forward_pre_hook(reads).remove)
-        for path in structure.blocks:
-            module = get_module(model, path)
-            stack.callback(module.register_forward_pre_hook(begins(path)).remove)
-            stack.callback(module.register_forward_hook(ends(path)).remove)
+    producers = (one.path for group in structure.groups for one in group.producers)
+    counted = {*layers, *structure.blocks, *producers, *(path for path, _ in points)}
+    leaves = [path for path, module in model.named_modules() if not any(True for _ in module.children())]
+    with (
+        captured(model, points) as seen,
+        capture(model, dict.fromkeys(leaves, reads), dict.fromkeys(sorted(counted), ran)),
+        capture(model, dict.fromkeys(structure.blocks, begins), dict.fromkeys(structure.blocks, ends)),
+    ):
         found.result = model(**inputs)
     found.seen = seen
     return found
@@ -101,36 +88,6 @@ def points_of(group: UnitGroup) -> list[Point]:
 def take_rows(inputs: Inputs, wanted: Sequence[int]) -> dict[str, torch.Tensor]:
     """These rows of the inputs, from the first again where there are fewer."""
     return {name: tensor[[row % len(tensor) for row in wanted]] for name, tensor in inputs.items()}
-
-
-@contextlib.contextmanager
-def watched(model: nn.Module, points: Sequence[Point]) -> Iterator[dict[Point, list[Any]]]:
-    """Copies of what is seen at these points, call by call."""
-    values: dict[Point, list[Any]] = {}
-
-    def before(point: Point) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen = (args, kwargs) if point[1] == "call" else args[point[1]]
-            values.setdefault(point, []).append(copied(seen))
-
-        return hook
-
-    def after(point: Point) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            values.setdefault(point, []).append(copied(output))
-
-        return hook
-
-    with contextlib.ExitStack() as stack:
-        for point in dict.fromkeys(points):
-            module = get_module(model, point[0])
-            handle = (
-                module.register_forward_hook(after(point))
-                if point[1] == "output"
-                else module.register_forward_pre_hook(before(point), with_kwargs=True)
-            )
-            stack.callback(handle.remove)
-        yield values
 
 
 def same(one: Any, other: Any, tolerance: float = TOLERANCE) -> bool:

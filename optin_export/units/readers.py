@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from optin_export.errors import InputError
+from optin_export.units.capture import Point, capture, captured
 from optin_export.units.declare import Structure
 from optin_export.units.execution_order import Walk
-from optin_export.units.hooks import get_module, in_place_of
+from optin_export.units.hooks import in_place_of
 from optin_export.units.outputs import copied, map_tensors, tensors_in
-from optin_export.units.passes import Inputs, Plain, Point, points_of, same, take_rows, watched
+from optin_export.units.passes import Inputs, Plain, points_of, same, take_rows
 
 #: Rows of the walk, and of the pass in between that leaves other values in the model.
 ROWS, OTHER_ROWS = 2, 3
@@ -48,7 +48,7 @@ def find_readers(
 
             return forward
 
-        with in_place_of(model, {path: forward_of(path) for path in order}), watched(model, outside) as points:
+        with in_place_of(model, {path: forward_of(path) for path in order}), captured(model, outside) as points:
             result = model(**inputs)
         seen[""] = (result, list(points.values()))
         return seen
@@ -99,27 +99,12 @@ def pass_of_others(
     readers = [group.consumer for group in structure.groups if group.consumer not in structure.blocks]
     candidates = [shorter, reordered] if len(lengths) == 1 and min(lengths) > 2 else [reordered]
     for number, candidate in enumerate(candidates):
-        with contextlib.ExitStack() as stack:
-            shapes: dict[str, list[torch.Size]] = {}
-            for path in structure.blocks:
-
-                def hook(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
-                    shapes[path] = [tensor.shape for tensor in tensors_in(output)]  # noqa: B023
-
-                stack.callback(get_module(model, path).register_forward_hook(hook).remove)
-            for path in readers:
-
-                def before(module: nn.Module, args: Any, path: str = path) -> None:
-                    shapes[path] = [args[0].shape]  # noqa: B023
-
-                stack.callback(get_module(model, path).register_forward_pre_hook(before).remove)
-            try:
-                model(**candidate)
-            except Exception:
-                if number == len(candidates) - 1:
-                    raise
-                continue  # a model for one length only
-        break
+        try:
+            shapes = _shapes(model, structure.blocks, readers, candidate)
+            break
+        except Exception:
+            if number == len(candidates) - 1:
+                raise  # else a model for one length only
     mine = {path: list(tensors_in(outputs[-1])) for path, outputs in plain.outputs.items()}
     mine |= {path: list(tensors_in(plain.seen[(path, 0)][-1])) for path in readers if (path, 0) in plain.seen}
     dims = {
@@ -130,6 +115,23 @@ def pass_of_others(
         for path, tensors in mine.items()
     }
     return candidate, dims
+
+
+def _shapes(
+    model: nn.Module, blocks: Sequence[str], readers: Sequence[str], inputs: Inputs
+) -> dict[str, list[torch.Size]]:
+    """Of what the blocks hand on, and of what the readers read."""
+    shapes: dict[str, list[torch.Size]] = {}
+
+    def after(path: str, args: Any, output: Any) -> None:
+        shapes[path] = [tensor.shape for tensor in tensors_in(output)]
+
+    def before(path: str, args: Any, kwargs: Any) -> None:
+        shapes[path] = [args[0].shape]
+
+    with capture(model, dict.fromkeys(readers, before), dict.fromkeys(blocks, after)):
+        model(**inputs)
+    return shapes
 
 
 def check_samples(model: nn.Module, structure: Structure, walk: Walk, plain: Plain, inputs: Inputs) -> None:
@@ -147,7 +149,7 @@ def check_samples(model: nn.Module, structure: Structure, walk: Walk, plain: Pla
             expected[point] = tensor[: len(tensor) // ROWS]
     if not expected:
         return
-    with watched(model, list(expected)) as seen:
+    with captured(model, list(expected)) as seen:
         model(**take_rows(inputs, [0]))
     for point, tensor in expected.items():
         alone = next(tensors_in(seen[point][-1])) if point in seen else None

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
+from optin_export.units.capture import Point, captured
 from optin_export.units.declare import Structure, UnitGroup
 from optin_export.units.execution_order import Walk
 from optin_export.units.gradients import mutates, without_gradients
-from optin_export.units.hooks import replayed, stopped_after
+from optin_export.units.hooks import replayed
 from optin_export.units.outputs import tensors_in
-from optin_export.units.passes import Inputs, Plain, Point, plain_pass, points_of, same, take_rows, watched
+from optin_export.units.passes import Inputs, Plain, plain_pass, points_of, same, take_rows
 from optin_export.units.readers import ROWS, check_samples, find_readers, pass_of_others
 
 
@@ -171,12 +172,9 @@ def _compare_at(
             points += [(one, 0) for one in (*inside, *(behind if last else ()))]
     points = [point for point in dict.fromkeys(points) if point in plain.seen]
     before = {one: walk.kept(one, plain.outputs[one][0], position) for one in order[:position]}
-    with replayed(model, before, walk.rewritten), watched(model, [*points, (path, "output")]) as seen:
-        if last:
-            result = model(**inputs)
-        else:
-            with stopped_after(model, path) as forward:
-                forward(inputs)
+    seen_at, stop = [*points, (path, "output")], None if last else path
+    with replayed(model, before, walk.rewritten), captured(model, seen_at, stop=stop) as seen:
+        result = model(**inputs)
     expected = {**{point: plain.seen[point] for point in points}, (path, "output"): plain.outputs[path]}
     for point, values in expected.items():
         if not same(seen.get(point), values):

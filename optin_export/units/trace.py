@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from optin_export.units.capture import capture
 from optin_export.units.outputs import tensor_of
 
 #: A node of autograd's graph; compared by identity.
@@ -55,23 +56,21 @@ def observe_pass(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Pass:
     """Run the model once on `inputs`; its weights, gradients and hooks are afterwards as they were."""
     seen, ends = Pass(), []
 
-    def before(module: nn.Module, args: Any) -> None:
-        seen.order.setdefault(id(module), len(seen.order))
-        seen.calls[id(module)] = seen.calls.get(id(module), 0) + 1
+    number = {path: id(module) for path, module in model.named_modules()}
 
-    def after(module: nn.Module, args: Any, output: Any) -> None:
+    def before(path: str, args: Any, kwargs: Any) -> None:
+        seen.order.setdefault(number[path], len(seen.order))
+        seen.calls[number[path]] = seen.calls.get(number[path], 0) + 1
+
+    def after(path: str, args: Any, output: Any) -> None:
         for index, tensor in enumerate(_tensors(output)):
             if tensor.grad_fn is not None:
                 ends.append(tensor.grad_fn)
-                seen.every.setdefault(id(module), []).append(tensor.grad_fn)
+                seen.every.setdefault(number[path], []).append(tensor.grad_fn)
                 if index == 0:
-                    seen.outputs.setdefault(id(module), tensor.grad_fn)
+                    seen.outputs.setdefault(number[path], tensor.grad_fn)
 
-    with contextlib.ExitStack() as stack:
-        for module in model.modules():
-            stack.callback(module.register_forward_pre_hook(before).remove)
-            stack.callback(module.register_forward_hook(after).remove)
-        stack.enter_context(_recorded(model))
+    with capture(model, dict.fromkeys(number, before), dict.fromkeys(number, after)), _recorded(model):
         result = model(**inputs)
     with torch.no_grad():
         model(**inputs)  # what modules keep of a pass must not hold its graph: they could not be copied

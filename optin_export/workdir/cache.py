@@ -25,6 +25,7 @@ LAYERS = (
     "models",
     "data",
     "units",
+    "objective",
     "scoring",
     "search",
     "pruning",

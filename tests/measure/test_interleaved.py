@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from optin_export.measure import Interleaved, Measured, ParityCase, interleave, judge, latency, median_call
+from optin_export.measure import Interleaved, Measured, ParityCase, interleave, judge, latency
 from optin_export.progress import reporting
 from optin_export.recipe import Budget, Gates
 from tests.measure.test_measure import FakeEngine, clock, measured  # noqa: F401
@@ -36,13 +36,6 @@ def test_a_share_can_be_of_another_engine() -> None:
     """Where tokens are merged, units save from the merged model, in shares of the unmerged one."""
     saved = slowed(0, base=10.0, full=8.0, small=7.0).saved("small", "full", "base")
     assert saved.median == pytest.approx(0.1, abs=0.01)
-
-
-def test_the_median_call_has_the_interval_of_its_blocks() -> None:
-    one = median_call([[1.0, 1.0, 1.0]] * 10)
-    assert one.low == one.median == one.high == 1.0
-    two = median_call([[1.0] * 3] * 5 + [[2.0] * 3] * 5)
-    assert two.low == 1.0 and two.high == 2.0
 
 
 def test_all_engines_run_in_every_block(clock: np.random.Generator) -> None:  # noqa: F811

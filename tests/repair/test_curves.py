@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from optin_export.models import TaskModel
+from optin_export.objective import ROWS, observe, output_losses, trajectory_losses
 from optin_export.progress import reporting
 from optin_export.recipe import Budget, PruneSection
 from optin_export.repair import combined, curves, loss_curves
 from optin_export.scoring import score
-from optin_export.scoring.losses import observe, output_losses, trajectory_losses
 from optin_export.units import Structure, block_outputs, find_structure, get_layer, masked
 from tests.units.models import batches_for, small_model
 
@@ -120,7 +120,7 @@ def test_without_a_refit_a_point_is_the_loss_of_masking(name: str, monkeypatch: 
     scores = magnitude(model, structure)
     found = curves_of(model, structure, scores=scores)
     batch = batches_for(model, 1, size=8, first_seed=50)[0]
-    reference = observe(model, structure, batch, curves.ROWS, torch.Generator().manual_seed(0))
+    reference = observe(model, structure, batch, ROWS, torch.Generator().manual_seed(0))
     for group in structure.groups:
         count, trajectory, output = found[group.key][len(found[group.key]) // 2]
         mask = torch.zeros(group.count)
@@ -142,7 +142,7 @@ def test_without_repair_a_curve_is_the_loss_of_masking(name: str) -> None:
     batches = batches_for(model, 2, size=4, first_seed=50)
     found = curves_of(model, structure, scores=scores, repair=False, scoring=batches, calibration=())
     generator = torch.Generator().manual_seed(0)
-    references = [observe(model, structure, batch, curves.ROWS, generator) for batch in batches]
+    references = [observe(model, structure, batch, ROWS, generator) for batch in batches]
     for group in structure.groups[:2]:
         order = np.argsort(-scores[group.key], kind="stable")
         for count, trajectory, output in found[group.key]:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from optin_export.objective import OutputNoise, observe, output_losses
 from optin_export.repair import apply_plan, gauss_newton, refine
-from optin_export.repair.gauss_newton import OUTPUT
-from optin_export.scoring.losses import OutputNoise, observe, output_losses
+from optin_export.repair.gauss_newton import OUTPUT, outputs_of
 from optin_export.units import find_structure
 from tests.repair.plans import halved
 from tests.units.models import batches_for, inputs_for, small_model
@@ -51,7 +51,7 @@ def operated(name: str) -> tuple:  # type: ignore[type-arg]
 def test_the_output_of_rows_held_out_comes_closer(name: str) -> None:
     model, structure, batches, dense = operated(name)
     before = copy.deepcopy(dense.state_dict())
-    repair = refine(model, dense, structure, batches)
+    repair = refine(dense, outputs_of(model, structure, batches, 0))
     assert repair.fallback is None
     assert repair.before is not None and repair.after is not None and repair.after < 0.95 * repair.before
     generator = torch.Generator().manual_seed(0)
@@ -68,7 +68,7 @@ def test_it_is_the_same_from_the_same_seed() -> None:
     results = []
     for _ in range(2):
         model, structure, batches, dense = operated("resnet-cifar")
-        refine(model, dense, structure, batches, seed=3)
+        refine(dense, outputs_of(model, structure, batches, 3))
         results.append(torch.cat([one.flatten() for one in dense.parameters()]))
     assert torch.equal(*results)
 
@@ -169,7 +169,7 @@ def test_a_step_that_is_no_better_is_not_taken(monkeypatch: pytest.MonkeyPatch) 
     before = copy.deepcopy(dense.state_dict())
     real = gauss_newton._best_step
     monkeypatch.setattr(gauss_newton, "_best_step", lambda *args: (1e9, *real(*args)[1:]))  # type: ignore[index]
-    assert "no step lowered" in (refine(model, dense, structure, batches).fallback or "")
+    assert "no step lowered" in (refine(dense, outputs_of(model, structure, batches, 0)).fallback or "")
     assert all(torch.equal(value, before[key]) for key, value in dense.state_dict().items())
 
 
@@ -184,7 +184,7 @@ def test_biases_are_held_back_by_the_mean_square_of_what_they_add_to() -> None:
 def test_a_layer_that_is_shared_or_runs_twice_stays() -> None:
     model, structure, batches, dense = operated("gpt2")
     words = dense.get_submodule("model.lm_head").weight.clone()  # type: ignore[operator]
-    refine(model, dense, structure, batches)
+    refine(dense, outputs_of(model, structure, batches, 0))
     assert torch.equal(dense.get_submodule("model.lm_head").weight, words)  # type: ignore[arg-type]
 
     class Twice(nn.Module):
@@ -203,15 +203,17 @@ def test_nothing_changes_without_rows_to_judge_by_or_anything_to_gain(monkeypatc
     model, structure, batches, dense = operated("resnet-cifar")
     before = copy.deepcopy(dense.state_dict())
     for few, told in ((1, "of 6 calibration rows 0"), (4, "of 24 calibration rows 0")):
-        assert told in (refine(model, dense, structure, batches[:few]).fallback or "")
+        assert told in (refine(dense, outputs_of(model, structure, batches[:few], 0)).fallback or "")
     monkeypatch.setattr(gauss_newton, "LEAST_HELD", 7)
-    assert "of 36 calibration rows 6 can be held out" in (refine(model, dense, structure, batches).fallback or "")
+    assert "of 36 calibration rows 6 can be held out" in (
+        refine(dense, outputs_of(model, structure, batches, 0)).fallback or ""
+    )
     monkeypatch.setattr(gauss_newton, "LEAST_HELD", 6)
     with monkeypatch.context() as patch:
         patch.setattr(gauss_newton, "FACTOR_BYTES", 1000)
-        assert "do not fit into 1,000 bytes" in (refine(model, dense, structure, batches).fallback or "")
+        assert "do not fit into 1,000 bytes" in (refine(dense, outputs_of(model, structure, batches, 0)).fallback or "")
     same = copy.deepcopy(model)
-    repair = refine(model, same, structure, batches)
+    repair = refine(same, outputs_of(model, structure, batches, 0))
     assert repair.fallback is not None and repair.damping is None
     for one, other in ((dense, before), (same, model.state_dict())):
         assert all(torch.equal(value, other[key]) for key, value in one.state_dict().items())
@@ -221,7 +223,7 @@ def test_values_that_are_not_finite_leave_the_model_alone() -> None:
     model, structure, batches, dense = operated("vit")
     batches[0].inputs["pixel_values"][0, 0, 0, 0] = float("nan")
     before = copy.deepcopy(dense.state_dict())
-    assert refine(model, dense, structure, batches).fallback is not None
+    assert refine(dense, outputs_of(model, structure, batches, 0)).fallback is not None
     assert all(torch.equal(value, before[key]) for key, value in dense.state_dict().items())
 
 

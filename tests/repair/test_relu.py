@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
-from optin_export.repair import apply_plan
+from optin_export.repair import apply_plan, layer_problem
 from optin_export.repair.paired_forward import Stream
-from optin_export.repair.relu import ReluTarget, bend_of_units, shift_of_block_relu
-from optin_export.repair.sequential import HEAD, Repair, output_layer
+from optin_export.repair.relu import ReluTarget, relu_of_units, shift_of_block_relu
+from optin_export.repair.sequential import HEAD, output_layer
 from optin_export.units import Structure, find_structure, tensor_of
 from tests.repair.plans import halved
 from tests.units.models import batches_for, small_model
-
-repair_module = sys.modules[Repair.__module__]
 
 
 @pytest.mark.parametrize("shift_per_row", [False, True])
@@ -26,15 +22,15 @@ def test_the_target_majorises_the_error_behind_the_relu(shift_per_row: bool) -> 
     generator = torch.Generator().manual_seed(0)
     wanted, present, other, shift = (torch.randn(500, 6, generator=generator).double() for _ in range(4))
     scale = torch.tensor([1.0, -1.0, 0.3, -2.0, 5.0, 0.01]).double()
-    bend = ReluTarget(scale, shift if shift_per_row else shift[0])
+    following = ReluTarget(scale, shift if shift_per_row else shift[0])
 
     def behind(x: torch.Tensor) -> torch.Tensor:
-        return (scale * x + bend.shift).relu() / scale.abs()
+        return (scale * x + following.shift).relu() / scale.abs()
 
-    target = bend.target(wanted, present)
+    target = following.target(wanted, present)
     assert ((target - other).square() >= (behind(wanted) - behind(other)).square() - 1e-9).all()
     # Where the original passes and the prediction is cut off, the bound is not tight; elsewhere it is.
-    tight = ~((scale * wanted + bend.shift > 0) & (scale * present + bend.shift <= 0))
+    tight = ~((scale * wanted + following.shift > 0) & (scale * present + following.shift <= 0))
     difference = (target - present).square() - (behind(wanted) - behind(present)).square()
     assert difference[tight].abs().max() < 1e-9
 
@@ -64,8 +60,8 @@ def walked(name: str) -> tuple[Structure, Stream]:
 )
 def test_a_relu_is_found_by_what_it_does(name: str, units: bool, blocks: bool) -> None:
     structure, stream = walked(name)
-    found = [bend_of_units(stream, group, torch.arange(group.count * group.rows)) for group in structure.groups[:3]]
-    assert any(bend is not None for bend in found) == units
+    found = [relu_of_units(stream, group, torch.arange(group.count * group.rows)) for group in structure.groups[:3]]
+    assert any(relu is not None for relu in found) == units
     last = [group for group in structure.groups if group.residual is not None]
     assert any(shift_of_block_relu(stream, structure, group) is not None for group in last[:2]) == blocks
     stream.close()
@@ -94,7 +90,7 @@ def test_looking_through_the_relu_helps_behind_it(name: str, monkeypatch: pytest
     plan, unseen = halved(structure, share=0.5), batches_for(model, 4, size=16, first_seed=100)
     errors = {}
     for rounds in (0, 2):
-        monkeypatch.setattr(repair_module, "ROUNDS", rounds)
+        monkeypatch.setattr(layer_problem, "ROUNDS", rounds)
         dense = apply_plan(model, structure, plan, batches, batches[0].inputs, repair=True).dense
         errors[rounds] = error_of_blocks(model, dense, structure, unseen)
     assert errors[2] < errors[0]
@@ -122,7 +118,7 @@ def test_rows_that_do_not_fit_into_memory_are_computed_again(monkeypatch: pytest
     structure, batches = find_structure(model), batches_for(model, 5, size=8)
     plan, states = halved(structure, share=0.5), []
     for room in (1 << 29, 0):
-        monkeypatch.setattr(repair_module, "ROWS_IN_MEMORY", room)
+        monkeypatch.setattr(layer_problem, "ROWS_IN_MEMORY", room)
         states.append(apply_plan(model, structure, plan, batches, batches[0].inputs, repair=True).dense.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 

@@ -16,7 +16,7 @@ from optin_export.errors import InputError
 from optin_export.models import TaskModel
 from optin_export.pruning.rebuild import rebuild
 from optin_export.recipe import validate
-from optin_export.repair import PrunedModel, apply_plan
+from optin_export.repair import PrunedModel, apply_plan, layer_problem
 from optin_export.repair.least_squares import DAMPINGS, Fit, Moments
 from optin_export.repair.sensitivity import Weights
 from optin_export.repair.sequential import HEAD, Repair
@@ -178,13 +178,13 @@ def test_the_damping_is_judged_on_rows_or_batches_held_out(batches: int, monkeyp
     model, _ = small_model("vit")
     structure, data = find_structure(model), batches_for(model, batches, size=4)
     seen: list[tuple[int, int]] = []
-    solve = repair_module.ridge
+    solve = layer_problem.ridge
 
     def spy(train: Moments, held: Moments, start: torch.Tensor) -> Fit:
         seen.append((train.rows, held.rows))
         return solve(train, held, start)
 
-    monkeypatch.setattr(repair_module, "ridge", spy)
+    monkeypatch.setattr(layer_problem, "ridge", spy)
     apply_plan(model, structure, halved(structure), data, data[0].inputs, repair=True)
     rows = 4 * 17
     assert seen.pop() == ((4, 0) if batches == 1 else (20, 4))  # the output layer, one row per sample

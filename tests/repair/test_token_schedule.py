@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from optin_export.errors import InputError
+from optin_export.objective import observe
 from optin_export.pruning import count_tokens, insert_merging
 from optin_export.pruning.token_merging import DroppedTokens, flow_of, places
 from optin_export.recipe import TokensSection
 from optin_export.repair import scheduled
 from optin_export.repair.token_schedule import merging_curves
-from optin_export.scoring.losses import observe
 from optin_export.units import count_macs, find_structure, find_tokens, measure_costs
 from tests.units.models import batches_for, inputs_for, small_model
 

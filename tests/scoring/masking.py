@@ -8,7 +8,7 @@ import numpy as np
 
 from optin_export.models import TaskModel
 from optin_export.scoring.exact import exact_sums
-from optin_export.scoring.losses import Reference
+from optin_export.objective import Observation
 from optin_export.units import Structure, UnitGroup
 
 
@@ -16,7 +16,7 @@ def exact_losses(
     model: TaskModel,
     structure: Structure,
     group: UnitGroup,
-    references: Sequence[Reference],
+    references: Sequence[Observation],
     temperature: float,
     units: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:

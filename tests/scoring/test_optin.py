@@ -13,12 +13,11 @@ from scipy.stats import spearmanr
 from optin_export.data import Batch, Sources, load_sources
 from optin_export.errors import InputError
 from optin_export.models import Placement, TaskModel
+from optin_export.objective import divergence, observe, relation
 from optin_export.progress import reporting
 from optin_export.recipe import Budget, PruneSection, validate
 from optin_export.scoring import Request, in_process, optin, score, sketch
-from optin_export.scoring.losses import divergence, observe, relation
-from optin_export.scoring.optin import optin_scores
-from optin_export.scoring.shards import References
+from optin_export.scoring.optin import observe_all, optin_scores
 from optin_export.units import Structure, find_structure, get_layer
 from tests.conftest import Make
 from tests.scoring.masking import exact_losses
@@ -64,7 +63,7 @@ def test_the_sketch_ranks_neurons_as_exact_masking_does(
     loaded: Sources = request.getfixturevalue(kind)
     model, structure = loaded.model.double(), find_structure(loaded.model)
     scores, info = run(loaded, probes=128)
-    references = References(model, structure, loaded.scoring, 256, torch.Generator().manual_seed(0))
+    references = observe_all(model, structure, loaded.scoring, 256, torch.Generator().manual_seed(0))
     for group in structure.groups:
         if group.kind == "neurons":
             trajectory, output = exact_losses(model, structure, group, references, 1.0)
@@ -179,7 +178,7 @@ def test_lambda_gives_both_terms_the_same_weight(classifier: Sources) -> None:
     structure = find_structure(classifier.model)
     heads_only = structure.only(["heads"])
     scores, info = scores_of(classifier.model, heads_only, classifier.scoring, config(4))
-    references = References(classifier.model, structure, classifier.scoring, 256, torch.Generator().manual_seed(0))
+    references = observe_all(classifier.model, structure, classifier.scoring, 256, torch.Generator().manual_seed(0))
     parts = [exact_losses(classifier.model, structure, group, references, 1.0) for group in heads_only.groups]
     trajectory, output = (sum(part[i].sum() for part in parts) for i in (0, 1))
     assert info["lambda"] == pytest.approx(trajectory / output, rel=1e-3)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from optin_export.objective import derived
 from optin_export.recipe import Budget, PruneSection
 from optin_export.scoring import Map, Partial, Scores, Shard, Spread, score
 from optin_export.scoring.optin import Scorer
-from optin_export.scoring.shards import Work, derived
+from optin_export.scoring.shards import Work
 from optin_export.units import find_structure
 from tests.units.models import batches_for, small_model
 

@@ -11,20 +11,20 @@ from scipy.stats import spearmanr
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
+from optin_export.objective import Observation, observe, output_probe, relation
 from optin_export.recipe import Budget, PruneSection
 from optin_export.scoring import score, sketch
-from optin_export.scoring.losses import Reference, observe, output_probe, relation
 from optin_export.scoring.sketch import Sketch
 from optin_export.units import find_structure
 from tests.units.models import batches_for, small_model
 
 
-def sketch_of(model: TaskModel, references: list[Reference], temperature: float = 1.0) -> Sketch:
+def sketch_of(model: TaskModel, references: list[Observation], temperature: float = 1.0) -> Sketch:
     structure = find_structure(model)
     return Sketch(model, structure, structure.groups, references, temperature, torch.Generator().manual_seed(0))
 
 
-def reference_of(model: TaskModel, rows: int = 4) -> Reference:
+def reference_of(model: TaskModel, rows: int = 4) -> Observation:
     batch = batches_for(model, 1, size=4)[0]
     kind = next(model.parameters()).dtype
     inputs = {key: value.to(kind) if value.is_floating_point() else value for key, value in batch.inputs.items()}
@@ -32,7 +32,7 @@ def reference_of(model: TaskModel, rows: int = 4) -> Reference:
     return observe(model, find_structure(model), batch, rows, torch.Generator().manual_seed(0))
 
 
-def only(reference: Reference, sample: int, model: TaskModel) -> Reference:
+def only(reference: Observation, sample: int, model: TaskModel) -> Observation:
     """One sample of a reference by itself, without padding, compared at the same token rows."""
     mask = reference.inputs.get("attention_mask")
     length = None if mask is None else int(mask[sample].sum())
@@ -46,7 +46,7 @@ def only(reference: Reference, sample: int, model: TaskModel) -> Reference:
     )
 
 
-def gradients(model: TaskModel, reference: Reference, noises: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def gradients(model: TaskModel, reference: Observation, noises: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """v . dr/dm of a residual made of relations and output, with given directions v for every sample."""
     sketch_ = sketch_of(model, [reference])
     with sketch_._pass(reference) as (masks, rows, result):
@@ -72,7 +72,7 @@ def test_a_samples_gradient_is_that_of_the_sample_alone(name: str) -> None:
             torch.testing.assert_close(together[group.key][sample], alone[group.key][0], rtol=1e-6, atol=1e-12)
 
 
-def fisher_of(model: TaskModel, reference: Reference, temperature: float) -> dict[str, np.ndarray]:
+def fisher_of(model: TaskModel, reference: Observation, temperature: float) -> dict[str, np.ndarray]:
     """Half the quadratic form of the softmax' Fisher matrix per unit, from one backward pass per class and sample."""
     total: dict[str, np.ndarray] = {}
     sketch_ = sketch_of(model, [reference])

@@ -6,11 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
 from optin_export.serving import traffic
-from optin_export.serving.deployed import ratio
 from optin_export.serving.traffic import closed_loop, open_loop
 
 
@@ -92,12 +90,3 @@ def test_the_first_failure_ends_the_block(loop, when: str) -> None:  # type: ign
     with pytest.raises(ConnectionError, match="gone"):
         loop(connect)
     assert time.monotonic() - begun < 4
-
-
-def test_the_ratio_is_that_of_medians_with_an_interval_over_blocks() -> None:
-    generator = np.random.default_rng(0)
-    above = [list(2 + 0.1 * generator.standard_normal(10 + block)) for block in range(12)]
-    below = [list(1 + 0.05 * generator.standard_normal(15)) for _ in range(12)]
-    median, low, high = ratio(above, below, np.random.default_rng(1))
-    assert low < 2 < high and low <= median <= high and high - low < 0.2
-    assert ratio(above, above, generator) == (1.0, 1.0, 1.0)

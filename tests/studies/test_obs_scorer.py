@@ -11,8 +11,7 @@ import torch
 from optin_export.errors import InputError
 from optin_export.recipe import Budget, PruneSection
 from optin_export.scoring import score
-from optin_export.scoring.activation import inputs_of
-from optin_export.units import as_matrix, columns_per_unit, find_structure, get_layer, input_rows
+from optin_export.units import as_matrix, columns_per_unit, find_structure, get_layer, input_rows, layer_inputs
 from tests.test_docs import load_tool
 from tests.units.models import batches_for, small_model
 
@@ -29,7 +28,7 @@ def test_each_unit_is_the_one_that_the_others_replace_best(name: str, monkeypatc
     structure, batches = find_structure(model), batches_for(model, 4, size=4)
     group = structure.groups[-1]
     found = elimination_scores(model, [group], batches)[group.key]
-    with torch.no_grad(), inputs_of(model, [group.consumer]) as seen:
+    with torch.no_grad(), layer_inputs(model, [group.consumer]) as seen:
         rows = []
         for index, batch in enumerate(batches):
             model(**batch.inputs)

@@ -25,7 +25,7 @@ from optin_export.data.readers import Examples
 from optin_export.errors import EnvironmentLacks, InputError, ParityError
 from optin_export.report import Report
 from optin_export.serving.client import Connection, Model, Url
-from optin_export.serving.deployed import Reference, Result, measure
+from optin_export.serving.deployed import LoadSettings, Reference, Result, measure
 from optin_export.serving.server import Program, Server, fetch, free_ports, running
 from optin_export.ship.guide import METRICS
 from tests.conftest import ROOT
@@ -59,7 +59,7 @@ MODELS = (Model("quickstart-base"), Model("quickstart"))
 def asked(url: str, reference: Reference, models: tuple[Model, Model] = MODELS, **options: Any) -> Iterator[Result]:
     """A measurement of two short blocks per setting, in the closed loop with one thread unless said otherwise."""
     usual = {"batch": 1, "concurrency": [1], "rate": None, "blocks": 2, "seconds": 0.1, "timeout": 10.0, "seed": 0}
-    return measure([Url.parse(url)], models, reference, **{**usual, **options})
+    return measure([Url.parse(url)], models, reference, LoadSettings(**{**usual, **options}))
 
 
 def test_the_client_measures_both_protocols_and_the_report_has_it(

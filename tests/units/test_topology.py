@@ -18,12 +18,12 @@ from optin_export import scoring, units
 from optin_export.data import Batch
 from optin_export.errors import InputError
 from optin_export.models import TaskModel, build
+from optin_export.objective import divergence, observe
 from optin_export.recipe import PruneSection
 from optin_export.repair import apply_plan, loss_curves, sensitivities
 from optin_export.repair import curves as curves_module
 from optin_export.repair.paired_forward import Point, Stream
 from optin_export.scoring.activation import contributions
-from optin_export.scoring.losses import divergence, observe
 from optin_export.units import Calls, Structure, find_structure, get_module, masked, measured, notices, tensors_in
 from tests.conftest import enlarge
 from tests.repair.plans import halved

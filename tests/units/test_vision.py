@@ -12,18 +12,17 @@ from torch import nn
 
 from optin_export.data import Batch
 from optin_export.errors import InputError
-from optin_export.models import build
+from optin_export.models import TaskModel, build
 from optin_export.pruning import load_model, save_model
 from optin_export.pruning.rebuild import rebuild
-from optin_export.repair import apply_plan
+from optin_export.repair import apply_plan, sequential
 from optin_export.repair.least_squares import Fit
+from optin_export.repair.model_pair import arranged
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.residual_branch import affine_of
-from optin_export.repair.sequential import _arranged, _Pair
 from optin_export.search import GroupPlan
 from optin_export.units import (
     Structure,
-    UnitGroup,
     find_structure,
     find_tokens,
     get_layer,
@@ -147,23 +146,13 @@ def test_layers_around_a_gate_are_refitted_in_the_order_in_which_they_run(monkey
     """Each corrects what the layers before it got wrong; the depthwise convolution between them has to stay."""
     model = small_model("mobilenet-timm")[0]
     structure, refitted = find_structure(model), []
-    alike, layer, consumer = _Pair._refit_alike, _Pair.refit_layer, _Pair.refit_consumer
+    overwrite = sequential.overwrite
 
-    def seen_alike(self: _Pair, paths: list[str]) -> None:
-        refitted.extend(paths)
-        alike(self, paths)
-
-    def seen_layer(self: _Pair, path: str) -> Fit:
+    def seen(model: TaskModel, path: str, fit: Fit) -> None:
         refitted.append(path)
-        return layer(self, path)
+        overwrite(model, path, fit)
 
-    def seen_consumer(self: _Pair, group: UnitGroup, small: UnitGroup, only_scale: bool) -> Fit:
-        refitted.append(group.consumer)
-        return consumer(self, group, small, only_scale)
-
-    monkeypatch.setattr(_Pair, "_refit_alike", seen_alike)
-    monkeypatch.setattr(_Pair, "refit_layer", seen_layer)
-    monkeypatch.setattr(_Pair, "refit_consumer", seen_consumer)
+    monkeypatch.setattr(sequential, "overwrite", seen)
     plan = halved(structure, share=0.5)
     apply_plan(model, structure, plan, batches_for(model, 2), inputs_for(model, 2, 0), repair=True)
     where = structure.groups[1].consumer.removesuffix("conv_pwl")
@@ -205,7 +194,7 @@ def test_a_block_adds_its_last_sub_layer_to_the_residual_stream_as_declared(name
         path, layer = structure.blocks[block], get_layer(model, group.consumer)
         seen = stream.see(0, [group.residual, (group.consumer, "output"), (path, "output")], path)
         rows = [
-            output_rows(_arranged(group, model, tensor_of(seen[point])), layer, inputs, 0)
+            output_rows(arranged(group, model, tensor_of(seen[point])), layer, inputs, 0)
             for point in (group.residual, (path, "output"))
         ]
         own = output_rows(seen[(group.consumer, "output")], layer, inputs, 0)

@@ -123,19 +123,14 @@ class Bench:
         align = {group.key: 1 if group.kind == "heads" else prune.align for group in self.structure.groups}
         return search.find_plan(scores.values, self.costs, Budget(macs=budget), align, self.least, curves)
 
-    def apply_plan(self, plan: search.Plan, repair: str) -> tuple[TaskModel, float]:
+    def apply_plan(self, plan: search.Plan, how: str) -> tuple[TaskModel, float]:
         """The repaired model and the seconds that it took; Gauss-Newton goes on from the least squares of before."""
         start = time.perf_counter()
-        if repair == "gauss-newton" and self.last is not None and self.last[0] == plan:
+        if how == "gauss-newton" and self.last is not None and self.last[0] == plan:
             dense, seconds = copy.deepcopy(self.last[1]), self.last[2]
-            repair.refine(
-                self.model,
-                dense,
-                self.structure,
-                self.sources.calibration,
-                temperature=self.sources.recipe.prune.temperature,
-                seed=self.sources.recipe.seed,
-            )
+            recipe = self.sources.recipe
+            reference = repair.outputs_of(self.model, self.structure, self.sources.calibration, recipe.seed)
+            repair.refine(dense, reference, temperature=recipe.prune.temperature)
             return dense, seconds + time.perf_counter() - start
         operation = repair.apply_plan(
             self.model,
@@ -143,14 +138,14 @@ class Bench:
             plan,
             self.sources.calibration,
             self.sources.fixed(2),
-            repair=REPAIRS[repair],  # type: ignore[arg-type]
-            gauss_newton=repair == "gauss-newton",
+            repair=REPAIRS[how],  # type: ignore[arg-type]
+            gauss_newton=how == "gauss-newton",
             temperature=self.sources.recipe.prune.temperature,
-            weights=None if repair == "none" else self.weights,
+            weights=None if how == "none" else self.weights,
             seed=self.sources.recipe.seed,
         )
         seconds = time.perf_counter() - start
-        if repair == "least-squares":
+        if how == "least-squares":
             self.last = plan, operation.dense, seconds
         return operation.dense, seconds
 

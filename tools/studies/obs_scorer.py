@@ -21,9 +21,18 @@ from optin_export.data import Batch
 from optin_export.models import Placement, TaskModel
 from optin_export.progress import advance
 from optin_export.scoring import Request, Result, register
-from optin_export.scoring.activation import activation_scores, inputs_of
+from optin_export.scoring.activation import activation_scores
 from optin_export.scoring.registry import every_unit
-from optin_export.units import UnitGroup, as_matrix, columns_per_unit, get_layer, get_module, input_rows, reads_rows
+from optin_export.units import (
+    UnitGroup,
+    as_matrix,
+    columns_per_unit,
+    get_layer,
+    get_module,
+    input_rows,
+    layer_inputs,
+    reads_rows,
+)
 
 #: Added to H's diagonal, as a share of its mean: the smallest damping of the repair.
 DAMPING = 1e-4
@@ -142,7 +151,7 @@ def _covariances(model: TaskModel, paths: Sequence[str], batches: Sequence[Batch
     """{layer: covariance of its inputs, float64 [columns, columns]}, padding left out."""
     sums: dict[str, torch.Tensor] = {}
     for index, batch in enumerate(batches):
-        with inputs_of(model, paths) as seen:
+        with layer_inputs(model, paths) as seen:
             model(**batch.inputs)
         for path in (path for path in paths if path in seen):
             rows = input_rows(seen[path], get_layer(model, path), batch.inputs, index)

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from optin_export.data import Batch
-from optin_export.scoring import exact
-from optin_export.scoring.losses import (
+from optin_export.objective import (
+    Observation,
     OutputNoise,
-    Reference,
     divergence,
     normalised_rows,
     observe,
@@ -19,12 +18,13 @@ from optin_export.scoring.losses import (
     trajectory_losses,
     trajectory_probe,
 )
+from optin_export.scoring import exact
 from optin_export.units import find_structure
 from tests.scoring.masking import exact_losses
 from tests.units.models import batches_for, small_model
 
 
-def reference_of(name: str, rows: int = 6, size: int = 6) -> tuple[torch.nn.Module, Reference]:
+def reference_of(name: str, rows: int = 6, size: int = 6) -> tuple[torch.nn.Module, Observation]:
     model, _ = small_model(name)
     batch = batches_for(model, 1, size=size)[0]
     return model, observe(model, find_structure(model), batch, rows, torch.Generator().manual_seed(0))

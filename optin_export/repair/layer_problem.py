@@ -1,0 +1,118 @@
+"""One layer's least squares over the calibration batches:
+
+    min over X of  sum over rows of  w || [a 1] X - y ||^2  +  rho || X - X0 ||^2
+
+a: what the layer reads in the smaller model; y: what it should output; w: the row's sensitivity; X = [W b]^T, X0 what
+stands now. rho is chosen on rows held out (`least_squares.ridge`). Where a ReLU follows the layer, only what passes it
+has to be right: some rounds with targets that look through it (`relu`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from optin_export.repair.least_squares import Fit, Moments, rescale, ridge
+from optin_export.repair.relu import ROUNDS, ReluTarget
+
+#: One batch in HOLD_OUT is held out to choose the damping; with fewer batches, one row in HOLD_OUT.
+HOLD_OUT = 5
+#: Bytes of rows kept from one round to the next; what does not fit is computed again.
+ROWS_IN_MEMORY = 1 << 31
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One batch. inputs: [rows, inputs]; target: [rows, outputs]; weight: [rows], None for equal weights; relu: the one
+    that follows the layer, if one does."""
+
+    inputs: torch.Tensor
+    target: torch.Tensor
+    relu: ReluTarget | None
+    weight: torch.Tensor | None
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        shift = 0 if self.relu is None else self.relu.shift.numel()
+        return 4 * (self.inputs.numel() + self.target.numel() + shift)
+
+
+@dataclass
+class LayerProblem:
+    """start: X0, [inputs + 1, outputs] in float64; rows: batch number -> its rows; batches: how many there are.
+
+    has_relu: whether the rows say so.
+    """
+
+    start: torch.Tensor
+    rows: Callable[[int], Rows]
+    batches: int
+    has_relu: bool = False
+    kept: dict[int, Rows] = field(default_factory=dict)
+
+    def solve(self) -> Fit:
+        """By ridge regression; where a ReLU follows, by rounds of it, and errors are those behind the ReLU."""
+        sums, before = self._pass(self.start)
+        fit = ridge(*sums, self.start)
+        if not self.has_relu:
+            return fit
+        error = before
+        for turn in range(ROUNDS + 1) if fit.damping is not None else ():
+            sums, error = self._pass(fit.solution, sums, last=turn == ROUNDS)
+            found = ridge(*sums, fit.solution) if turn < ROUNDS else None
+            if found is None or found.damping is None:
+                break
+            fit = found
+        if error > before:
+            return Fit(self.start, None, before, before, "no refit was better behind the ReLU")
+        return dataclasses.replace(fit, before=before, after=error)
+
+    def rescale(self, width: int) -> Fit:
+        """One factor per unit, `width` consecutive inputs, on the weights that stand now."""
+        sums, _ = self._pass(self.start)
+        return rescale(*sums, self.start, width)
+
+    def _pass(
+        self, solution: torch.Tensor, before: tuple[Moments, Moments] | None = None, last: bool = False
+    ) -> tuple[tuple[Moments, Moments], float]:
+        """((sums of the rows to fit, of those held out), mean squared error per output of `solution` behind the ReLU).
+
+        before: sums of the same rows for other targets; then the targets look through the ReLU at what `solution`
+        predicts. last: only the error is wanted.
+        """
+        if before is None:
+            train, held = (Moments(len(self.start) - 1, self.start.shape[1]) for _ in range(2))
+        else:
+            train, held = (sums.again() for sums in before)
+        error = weight = 0.0
+        for index in range(self.batches):
+            rows, target = self._rows_of(index), None
+            if rows.relu is not None:
+                predicted = rows.inputs @ solution[:-1].to(rows.inputs) + solution[-1].to(rows.inputs)
+                errors = rows.relu.error(rows.target, predicted)
+                error += float((errors if rows.weight is None else errors * rows.weight).double().sum())
+                weight += float(len(errors) if rows.weight is None else rows.weight.double().sum())
+                target = None if before is None else rows.relu.target(rows.target, predicted)
+            if not last:
+                self._add(index, rows if target is None else dataclasses.replace(rows, target=target), train, held)
+        return (train, held), error / max(weight * self.start.shape[1], 1e-30)
+
+    def _rows_of(self, index: int) -> Rows:
+        if index in self.kept:
+            return self.kept[index]
+        rows = self.rows(index)
+        if rows.relu is not None and rows.size <= ROWS_IN_MEMORY - sum(one.size for one in self.kept.values()):
+            self.kept[index] = rows
+        return rows
+
+    def _add(self, index: int, rows: Rows, train: Moments, held: Moments) -> None:
+        if self.batches >= HOLD_OUT:
+            (held if index % HOLD_OUT == HOLD_OUT - 1 else train).add(rows.inputs, rows.target, rows.weight)
+            return
+        chosen = torch.arange(len(rows.inputs)) % HOLD_OUT == HOLD_OUT - 1
+        for sums, part in ((train, ~chosen), (held, chosen)):
+            sums.add(rows.inputs[part], rows.target[part], None if rows.weight is None else rows.weight[part])

@@ -1,0 +1,161 @@
+"""The unpruned and the smaller model, walked together, and what a layer of the smaller one should output.
+
+Each class here gives the rows of one kind of refit, batch by batch: what the layer reads in the smaller model (a'), and
+its target. h is what the unpruned model has at a place, h' what the smaller one has there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from optin_export.data import Batch
+from optin_export.models import TaskModel
+from optin_export.repair.layer_problem import LayerProblem, Rows
+from optin_export.repair.paired_forward import Stream
+from optin_export.repair.relu import ReluTarget
+from optin_export.repair.sensitivity import Weights
+from optin_export.units import Calls, Point, Structure, UnitGroup, get_layer, input_rows, output_rows, tensor_of
+
+
+@dataclass
+class ModelPair:
+    """source, target: the unpruned and the smaller model; structure: of `source`; kept: producer -> its output rows
+    that stay; weights: of the rows."""
+
+    source: Stream
+    target: Stream
+    structure: Structure
+    batches: Sequence[Batch]
+    weights: Weights
+    kept: dict[str, torch.Tensor]
+
+    def advance(self, block: int) -> None:
+        self.source.advance(block)
+        self.target.advance(block)
+
+    def close(self) -> None:
+        self.source.close()
+        self.target.close()
+
+    def calls(self, path: str) -> int:
+        """How often a module runs in one pass."""
+        walk = self.structure.walk
+        return 1 if walk is None else walk.calls.get(path, 1)
+
+    def kept_of(self, path: str) -> torch.Tensor:
+        """Outputs of a layer of the unpruned model that stay."""
+        found = self.kept.get(path)
+        return torch.arange(len(get_layer(self.source.model, path).weight)) if found is None else found
+
+    def weight(self, index: int, paths: Sequence[str]) -> torch.Tensor | None:
+        """[rows]: what each row of these layers' outputs counts in the smaller model."""
+        return self.target.weights_like(index, self.weights.of(index, paths))
+
+    def problem(self, start: torch.Tensor, rows: ProducerRows | ConsumerRows | OutputRows) -> LayerProblem:
+        return LayerProblem(start, rows, len(self.batches), rows.has_relu)
+
+
+@dataclass(frozen=True)
+class ProducerRows:
+    """Layers that read the same and make units: y = the unpruned model's outputs of the units that stay."""
+
+    pair: ModelPair
+    paths: Sequence[str]
+    relu: ReluTarget | None
+
+    @property
+    def has_relu(self) -> bool:
+        return self.relu is not None
+
+    def __call__(self, index: int) -> Rows:
+        pair, paths, inputs = self.pair, self.paths, self.pair.batches[index].inputs
+        layers = [get_layer(pair.target.model, path) for path in paths]
+        wanted = pair.source.see(index, [(path, "output") for path in paths], paths[-1])
+        given = pair.target.see(index, [(paths[0], 0)], paths[0])[(paths[0], 0)]
+        targets = [
+            output_rows(pair.target.like(index, wanted[(path, "output")]), layer, inputs, index)[:, pair.kept[path]]
+            for path, layer in zip(paths, layers, strict=True)
+        ]
+        read = input_rows(given, layers[0], inputs, index)
+        return Rows(read, torch.cat(targets, 1), self.relu, pair.weight(index, paths))
+
+
+@dataclass(frozen=True)
+class OutputRows:
+    """A layer by itself (the one that outputs the logits, a shortcut's projection): y = the unpruned model's output."""
+
+    pair: ModelPair
+    path: str
+    has_relu: bool = False
+
+    def __call__(self, index: int) -> Rows:
+        pair, path, inputs = self.pair, self.path, self.pair.batches[index].inputs
+        layer = get_layer(pair.target.model, path)
+        wanted = pair.source.see(index, [(path, "output")], path)[(path, "output")]
+        given = pair.target.see(index, [(path, 0)], path)[(path, 0)]
+        target = output_rows(wanted, layer, inputs, index)[:, pair.kept_of(path)]
+        return Rows(input_rows(given, layer, inputs, index), target, None, pair.weight(index, [path]))
+
+
+@dataclass(frozen=True)
+class ConsumerRows:
+    """The layer that reads a group's units, and adds to a residual stream (or stands alone, without one):
+
+        y = W a + b + (h - h') / scale,   the stream afterwards is then the unpruned model's
+
+    Layer scale or batch norm behind the layer is undone by its factor, `scale` [outputs]; where that is zero nothing
+    can be added. removed: the sub-layer at this path is a constant by now, and reads nothing. relu: the ReLU behind a
+    layer without a residual stream; shift: [features] of the batch norm, where relu(stream + norm(layer)) follows.
+    """
+
+    pair: ModelPair
+    group: UnitGroup
+    scale: torch.Tensor
+    removed: str | None
+    relu: ReluTarget | None
+    shift: torch.Tensor | None
+
+    @property
+    def has_relu(self) -> bool:
+        return self.relu is not None or self.shift is not None
+
+    def __call__(self, index: int) -> Rows:
+        pair, path, inputs = self.pair, self.group.consumer, self.pair.batches[index].inputs
+        layer, kept = get_layer(pair.source.model, path), pair.kept_of(path)
+        stream: list[Point] = [] if self.group.residual is None else [self.group.residual]
+        reads: list[Point] = [] if self.removed is not None else [(path, 0)]
+        there = pair.source.see(index, [*stream, (path, "output")], self._last(path))
+        here = pair.target.see(index, [*stream, *reads], self._last(self.removed or path)) if stream or reads else {}
+        target = output_rows(pair.target.like(index, there[(path, "output")]), layer, inputs, index)[:, kept]
+        relu = self.relu
+        if self.group.residual is not None:
+            wanted, got = (output_rows(one, layer, inputs, index) for one in self._streams(index, there, here))
+            target = target + torch.where(self.scale == 0, 0.0, (wanted[:, kept] - got) / self.scale)
+            relu = relu if self.shift is None else ReluTarget(self.scale, self.shift[kept] + got)
+        read = input_rows(here[(path, 0)], layer, inputs, index) if reads else target.new_zeros(len(target), 0)
+        return Rows(read, target, relu, pair.weight(index, [path]))
+
+    def _streams(self, index: int, there: dict[Point, Any], here: dict[Point, Any]) -> tuple[Any, Any]:
+        """(h, h'), with their rows as the layer's output has them."""
+        point, (source, target) = self.group.residual, (self.pair.source, self.pair.target)
+        assert point is not None
+        wanted = there[point] if point[1] == "call" else target.like(index, there[point])
+        return arranged(self.group, source.model, wanted), arranged(self.group, target.model, here[point])
+
+    def _last(self, path: str) -> str:
+        """Where a pass may stop: behind the layer, unless the residual stream's other side is computed after it."""
+        residual = self.group.residual
+        return self.pair.structure.blocks[self.group.block] if residual and residual[1] == "output" else path
+
+
+def arranged(group: UnitGroup, model: TaskModel, seen: Any) -> Any:
+    """The residual stream with its rows as the consumer's output has them."""
+    if isinstance(seen, Calls):
+        return Calls(arranged(group, model, one) for one in seen)
+    stream = seen if group.residual is not None and group.residual[1] == "call" else tensor_of(seen)
+    with torch.no_grad():
+        return stream if group.arrange is None else group.arrange(model, stream)
