@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from optin_export.models import TaskModel
-from optin_export.scoring.exact import exact_sums
 from optin_export.objective import Observation
+from optin_export.scoring.exact import exact_sums
 from optin_export.units import Structure, UnitGroup
 
 

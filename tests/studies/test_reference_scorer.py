@@ -12,8 +12,7 @@ from optin_export.data import Batch
 from optin_export.models import TaskModel
 from optin_export.recipe import Budget, PruneSection
 from optin_export.scoring import score
-from optin_export.units import Structure, find_structure, get_layer, masked, tensor_of
-from optin_export.units.hooks import block_outputs
+from optin_export.units import Structure, block_outputs, find_structure, get_layer, masked, tensor_of
 from tests.test_docs import load_tool
 from tests.units.models import batches_for, inputs_for, small_model
 

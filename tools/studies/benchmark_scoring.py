@@ -31,7 +31,7 @@ from optin_export.environment import describe
 from optin_export.models import TaskModel
 from optin_export.models.tasks import wrap
 from optin_export.scoring.exact import exact_sums
-from optin_export.scoring.shards import References
+from optin_export.scoring.optin import observe_all
 from optin_export.scoring.sketch import Sketch
 from optin_export.units import find_structure
 
@@ -50,7 +50,7 @@ def sketched(model: TaskModel, batch: Batch, probes: int, seed: int, weight: flo
     structure = find_structure(model).only(["neurons"])
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
-    references = References(model, structure, [batch], ROWS, generator)
+    references = observe_all(model, structure, [batch], ROWS, generator)
     sketch = Sketch(model, structure, structure.groups, references, 1.0, generator)
     sketch.add_probes(weight, probes)
     return np.concatenate(list(sketch.values().values())), time.perf_counter() - start
@@ -61,7 +61,7 @@ def compare(every: int, converged: int) -> dict[str, Any]:
     model, batch = load()
     structure = find_structure(model).only(["neurons"])
     generator = torch.Generator().manual_seed(0)
-    references = References(model, structure, [batch], ROWS, generator)
+    references = observe_all(model, structure, [batch], ROWS, generator)
     sketch = Sketch(model, structure, structure.groups, references, 1.0, generator)
     pilot = sketch.pilot_losses([sketch.work(shard) for shard in sketch.pilot_shards()])
     weight = sum(v.sum() for v in pilot[0].values()) / sum(v.sum() for v in pilot[1].values())

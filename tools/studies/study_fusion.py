@@ -23,8 +23,7 @@ from safetensors.numpy import load_file
 from optin_export.engines import onnxruntime as backend
 from optin_export.environment import describe
 from optin_export.measure import Interleaved, interleaved
-from optin_export.measure.latency import ratio_of_medians
-from optin_export.measure.rounds import Speedup
+from optin_export.measure.bootstrap import Interval, ratio_of_medians
 from optin_export.recipe import Target
 from optin_export.report.schema import read_report
 
@@ -32,7 +31,7 @@ RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studie
 BLOCKS = 40
 
 
-def speedup_of(found: Interleaved, name: str, against: str) -> Speedup:
+def speedup_of(found: Interleaved, name: str, against: str) -> Interval:
     """How many times faster `name` is, with the interval over blocks."""
     return ratio_of_medians(found.samples[against], found.samples[name], np.random.default_rng(found.seed))
 

@@ -26,7 +26,8 @@ from optin_export import search
 from optin_export.data import load_sources
 from optin_export.data.batches import Batch
 from optin_export.environment import describe
-from optin_export.scoring.shards import Partial, References
+from optin_export.scoring.optin import observe_all
+from optin_export.scoring.shards import Partial
 from optin_export.scoring.sketch import Sketch
 
 RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studies" / "joint_selection.json"
@@ -50,7 +51,7 @@ class Gradients(Sketch):
 def embeddings(bench: Bench, batches: list[Batch], seed: int, weight: float) -> dict[str, np.ndarray]:
     """Residual gradients of every sketched unit, {group key: [probes x samples, units]}."""
     generator = torch.Generator().manual_seed(seed)
-    references = References(bench.model, bench.structure, batches, 768, generator)
+    references = observe_all(bench.model, bench.structure, batches, 768, generator)
     groups = [group for group in bench.structure.groups if group.kind != "heads"]
     sketch = Gradients(bench.model, bench.structure, groups, references, 1.0, generator)
     sketch.add_probes(weight, PROBES)
