@@ -21,7 +21,10 @@ from short_measuring import command
 
 #: What a run or a shipment imports late.
 LATE = (
-    *(f"optin_export.{name}" for name in ("stages.pipeline", "distributed.runs", "report", "ship.models", "export.program")),
+    *(
+        f"optin_export.{name}"
+        for name in ("stages.pipeline", "distributed.runs", "report", "ship.models", "export.program")
+    ),
     *("timm.data", "onnx", "onnxscript", "onnxruntime", "torch_pruning", "torch.onnx", "torch._dynamo", "transformers"),
     *("tritonclient.grpc.model_config_pb2", "matplotlib.pyplot", "torchmetrics", "scipy.optimize"),
     *("torch.onnx._internal.exporter._core", "torch.onnx.ops", "onnxscript.optimizer"),

@@ -1,4 +1,4 @@
-"""Stages `export`, `engines` and `measure`: ONNX files, engines, and what was measured on them."""
+"""Stages `export`, `engines` and `measure`: ONNX files, engines, what was measured on them, and the verdict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from optin_export import engines, measure
 from optin_export.export import convert, converters, export_onnx, export_program
 from optin_export.models import as_function
 from optin_export.recipe import MODELS, Target, engine_name, model_of, precision_of
+from optin_export.report import fleet_gates
 from optin_export.stages.context import FILES, Facts, RunContext
+from optin_export.stages.results import MeasureResult
 from optin_export.workdir.files import atomic_path, read_json, sha256_file, write_json
 from optin_export.workdir.onnx_files import graph_files, sha256_graph
 
@@ -131,8 +133,8 @@ def build_engines(work: RunContext, facts: Facts) -> list[dict[str, Any]]:
     return built
 
 
-def measure_engines(work: RunContext, facts: Facts) -> dict[str, Any]:
-    """Measure the engines that run here; the results lie in `measure/`, beside what the torch models answer."""
+def measure_engines(work: RunContext, facts: Facts) -> MeasureResult:
+    """Measure the engines that run here into `measure/`, with what the torch models answer, and judge the run."""
     _write_reference(work)
     paths = {name: work.folder / "measure" / f"{name}.json" for name in ("parity", "accuracy", "latency")}
     export, evaluation = work.recipe.export, work.recipe.data.evaluation
@@ -182,7 +184,31 @@ def measure_engines(work: RunContext, facts: Facts) -> dict[str, Any]:
         "other_work": work.recipe.gates.most_other_work,
     }
     work.cache.step("measure", "measure", inputs, list(paths.values()), run)
-    return {**{name: read_json(path) for name, path in paths.items()}, "unmeasured": unmeasured}
+    found = {name: read_json(path) for name, path in paths.items()}
+    measured = measure.Measured.from_json({**found, "unmeasured": unmeasured})
+    return MeasureResult(measured, tuple(_judge(work, facts, measured)))
+
+
+def _judge(work: RunContext, facts: Facts, measured: measure.Measured) -> list[measure.Gate]:
+    """Every gate of the run, from what the stages found."""
+    budget = work.recipe.budget
+    fleet = fleet_gates(work.recipe, work.folder)
+    if budget.kind == "latency":
+        found = work.plan.latency
+        assert found is not None
+        promised = found.base_ms / found.predicted_ms if budget.speedup is not None else found.predicted_ms
+        return measure.judge(work.recipe.gates, budget, None, measured, promised, _macs_left(work, facts)) + fleet
+    spent = facts["surgery"][budget.kind] / work.costs.whole(budget.kind)
+    judged = measure.judge(work.recipe.gates, budget, spent, measured, macs=_macs_left(work, facts))
+    if not work.recipe.here:
+        # Nothing is measured here: what the nodes found is all there is, beside what can be counted.
+        judged = [gate for gate in judged if gate.name.startswith("budget.")]
+    return judged + fleet
+
+
+def _macs_left(work: RunContext, facts: Facts) -> float:
+    """Share of the unpruned model's MACs that the pruned model has."""
+    return float(facts["surgery"]["macs"] / work.costs.whole("macs"))
 
 
 def _write_reference(work: RunContext) -> None:

@@ -1,4 +1,4 @@
-"""Stages `ship` and `report`: the verdict, what is shipped, and the report."""
+"""Stages `ship` and `report`: what is shipped, and the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from optin_export.report import (
     StageResult,
     chance_warnings,
     compose,
-    fleet_gates,
     head_repair,
     output_refit,
     prunings,
@@ -26,29 +25,8 @@ from optin_export.report import (
 )
 from optin_export.report.schema import Pruning, Tried
 from optin_export.stages.context import Facts, RunContext
+from optin_export.stages.results import MeasureResult
 from optin_export.workdir.files import regular, sha256_file, sha256_json, write_text
-
-
-def gates(work: RunContext, facts: dict[str, Any]) -> list[measure.Gate]:
-    """Every gate of the run, from what the stages found."""
-    budget, measured = work.recipe.budget, measure.Measured.from_json(facts["measure"])
-    fleet = fleet_gates(work.recipe, work.folder)
-    if budget.kind == "latency":
-        found = work.plan.latency
-        assert found is not None
-        promised = found.base_ms / found.predicted_ms if budget.speedup is not None else found.predicted_ms
-        return measure.judge(work.recipe.gates, budget, None, measured, promised, macs_left(work, facts)) + fleet
-    spent = facts["surgery"][budget.kind] / work.costs.whole(budget.kind)
-    judged = measure.judge(work.recipe.gates, budget, spent, measured, macs=macs_left(work, facts))
-    if not work.recipe.here:
-        # Nothing is measured here: what the nodes found is all there is, beside what can be counted.
-        judged = [gate for gate in judged if gate.name.startswith("budget.")]
-    return judged + fleet
-
-
-def macs_left(work: RunContext, facts: Facts) -> float:
-    """Share of the unpruned model's MACs that the pruned model has."""
-    return float(facts["surgery"]["macs"] / work.costs.whole("macs"))
 
 
 def write_report(work: RunContext, facts: Facts, stages: Sequence[StageResult]) -> Report:
@@ -59,15 +37,15 @@ def write_report(work: RunContext, facts: Facts, stages: Sequence[StageResult]) 
         for kind, base in ((kind, work.costs.whole(kind)) for kind in ("macs", "params"))
     )
     scores = load_file(regular(work.folder / "scores" / "scores.safetensors"))
-    measured = measure.Measured.from_json(facts["measure"])
+    judged: MeasureResult = facts["measure"]
     report = compose(
         name=work.recipe.name,
         model={"source": work.recipe.model.source, "task": work.recipe.model.task},
         precision=work.recipe.export.precision,
-        gates=gates(work, facts),
+        gates=judged.gates,
         macs=macs,
         params=params,
-        measured=measured,
+        measured=judged.measured,
         pruning=Pruning(
             family=work.structure.family,
             method=_method(work),
@@ -89,8 +67,8 @@ def write_report(work: RunContext, facts: Facts, stages: Sequence[StageResult]) 
         elsewhere=still_elsewhere(work.folder),
         costs=still_spent(work.folder),
         stages=stages,
-        warnings=(*chance_warnings(measured), *work.cache.warnings),
-        doubts=measure.doubts(measured.latency, macs.ratio, work.recipe.gates.most_other_work),
+        warnings=(*chance_warnings(judged.measured), *work.cache.warnings),
+        doubts=measure.doubts(judged.measured.latency, macs.ratio, work.recipe.gates.most_other_work),
         environment=work.environment,
     )
     write_text(work.folder / "report.json", report.model_dump_json(indent=2) + "\n")
@@ -103,13 +81,13 @@ def write_report(work: RunContext, facts: Facts, stages: Sequence[StageResult]) 
 
 def ship_run(work: RunContext, facts: Facts) -> None:
     """A model repository only for a run that passed, and a manifest for every run."""
-    judged = gates(work, facts)
-    passed = all(gate.passed for gate in judged)
+    judged: MeasureResult = facts["measure"]
+    passed = judged.passed
     recipe, repository = work.recipe, work.folder / "triton"
     ship.write_preprocess(work.folder / "preprocess", work.sources.processor, work.sources.names, recipe)
     work.tick(1, 3)
     if passed and recipe.ship.triton:
-        origin = ship.Origin(work.folder, recipe, passed, ship.summary_of(judged), work.environment, work.digest)
+        origin = ship.Origin(work.folder, recipe, passed, ship.summary_of(judged.gates), work.environment, work.digest)
         written: list[Path] = []
 
         def run() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 import optin_export
+from optin_export import measure
 from optin_export.cli.app import exit_code
 from optin_export.errors import InputError
 from optin_export.measure import parity
@@ -78,6 +79,20 @@ def test_a_run_from_recipe_to_report(kind: str, tmp_path: Path, request: pytest.
     on_disk = json.loads((tmp_path / "run" / "report.json").read_text())
     assert optin_export.Report.model_validate(on_disk) == report
     assert report.verdict.summary[8:40] in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_gates_are_judged_once(tmp_path: Path, vit_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ships and what is reported is the same verdict."""
+    real, calls = measure.judge, []
+
+    def judge(*given: Any, **named: Any) -> list[measure.Gate]:
+        calls.append(given)
+        return real(*given, **named)
+
+    monkeypatch.setattr(measure, "judge", judge)
+    report = optin_export.run(vit_recipe(gates={"speedup": 1000.0}), out=tmp_path / "run")
+    assert len(calls) == 1
+    assert report is not None and not report.verdict.passed and not (tmp_path / "run" / "triton").exists()
 
 
 def test_reported_accuracy_is_that_of_the_onnx_file(tmp_path: Path, vit_recipe: Make, image_data: Path) -> None:
