@@ -1,10 +1,69 @@
-"""What the stages hand on."""
+"""What each stage hands on to later ones, beside the files that it writes into the run directory.
+
+`load`, `export` and `ship` hand on nothing but files.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from optin_export.measure import Gate, Measured
+from optin_export.repair import FineTune, Repair
+from optin_export.report.schema import EngineResult
+from optin_export.search import Plan
+
+
+@dataclass(frozen=True)
+class ScoringResult:
+    """path: one float64 tensor of scores per group. info: facts about how they were obtained, for the report."""
+
+    path: Path
+    info: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a search found on its way. tried: (share of the MACs, points lost) of each model that was built; shares:
+    (share of the budget that merging tokens saves, loss) of each division of the budget."""
+
+    tried: tuple[tuple[float, float], ...] = ()
+    shares: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    plan: Plan
+    found: Tried
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """The dense model in `model/`, counted on the model that was built.
+
+    masked_difference: to the masked original before the repair, relative to the outputs. repairs: by group, and those
+    of the output layer and of Gauss-Newton. finetuned: None where the recipe does not ask for it.
+    """
+
+    macs: int
+    params: int
+    masked_difference: float
+    repairs: dict[str, Repair]
+    finetuned: FineTune | None = None
+
+
+@dataclass(frozen=True)
+class EngineBuild:
+    """How one engine was built; facts: what its library says of it."""
+
+    build_seconds: float
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    engines: tuple[EngineResult, ...]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from optin_export.recipe import Budget, Target
 from optin_export.search import LatencyTable
 from optin_export.stages import latency_trials
 from optin_export.stages.accuracy_search import choose
-from optin_export.stages.context import Facts, RunContext
+from optin_export.stages.context import RunContext
+from optin_export.stages.results import SearchResult, Tried
 from optin_export.stages.rounds import choose_in_rounds
 from optin_export.units import Costs
 from optin_export.workdir.files import read_json, regular, sha256_file, write_text
@@ -24,8 +25,8 @@ from optin_export.workdir.files import read_json, regular, sha256_file, write_te
 TABLE = "plan/latency_table.json"
 
 
-def find_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
-    """Find the plan, write plan/plan.json; returns what was tried to find it."""
+def find_plan(work: RunContext) -> SearchResult:
+    """Find the plan, and write plan/plan.json."""
     path = work.folder / "plan" / "plan.json"
     scores_path, curves_path = (work.folder / "scores" / f"{name}.safetensors" for name in ("scores", "curves"))
     prune = work.recipe.prune
@@ -34,7 +35,7 @@ def find_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
 
     table = _latency_table(work, align) if prune.budget.kind == "latency" else None
 
-    def search_it() -> tuple[search.Plan, dict[str, Any]]:
+    def search_it() -> tuple[search.Plan, Tried]:
         scores, measured = load_file(regular(scores_path)), load_file(regular(curves_path)) if joint else None
         curves = None if measured is None else repair.combined(measured, work.sources.model.output_kind)
 
@@ -50,19 +51,19 @@ def find_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
             with work.around.quiet():
                 return latency_trials.choose(
                     _trials(work), table, work.recipe.budget, by_table, work.recipe.seed, work.tick
-                ), {}
+                ), Tried()
         if prune.rounds > 1:
             weights = work.sensitivities if prune.compensate else None
             given = (work.sources, work.structure, work.costs, work.least, scores, measured, weights)
-            return choose_in_rounds(*given, work.tick), {}
+            return choose_in_rounds(*given, work.tick), Tried()
         return choose(work.sources, work.structure, work.costs, work.least, plan_of, built, work.tick)
 
-    def run() -> dict[str, Any]:
+    def run() -> Tried:
         plan, tried = search_it()
         write_text(path, plan.model_dump_json(indent=2) + "\n")
         return tried
 
-    inputs: dict[str, Any] = {
+    inputs = {
         "scores": sha256_file(scores_path),
         "curves": sha256_file(curves_path) if joint else None,
         "costs": work.costs.to_json(),
@@ -71,20 +72,26 @@ def find_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
         "least": work.least,
         "merged": work.scheduled[0],
     }
+    layer, name, more = _step(work, table)
+    tried = work.cache.step(layer, name, inputs | more, [path], run, Tried)
+    if name == "search":
+        work.tick(1, 1)
+    return SearchResult(search.read_plan(path), tried)
+
+
+def _step(work: RunContext, table: LatencyTable | None) -> tuple[str, str, dict[str, Any]]:
+    """The search that the recipe asks for: (layer whose code it depends on, name of the step, its further inputs)."""
+    prune, seed = work.recipe.prune, work.recipe.seed
     if table is not None:
-        inputs |= {"table": sha256_file(work.folder / TABLE), "engine": _fingerprint(work)}
-        return work.cache.step("measure", "search.latency", inputs, [path], run)
+        return "measure", "search.latency", {"table": sha256_file(work.folder / TABLE), "engine": _fingerprint(work)}
     if prune.budget.accuracy_drop is not None or work.recipe.tokens.keep == "auto":
-        inputs |= {"digest": work.digest, "compensate": prune.compensate, "seed": work.recipe.seed}
-        inputs |= {"gauss_newton": {"temperature": prune.temperature} if work.refines else None}
-        return work.cache.step("measure", "search.accuracy", inputs, [path], run)
+        gauss_newton = {"temperature": prune.temperature} if work.refines else None
+        more = {"digest": work.digest, "compensate": prune.compensate, "seed": seed, "gauss_newton": gauss_newton}
+        return "measure", "search.accuracy", more
     if prune.rounds > 1:
         again = prune.model_dump(mode="json", exclude={"budget"})
-        inputs |= {**work.calibration_digest, "prune": again, "seed": work.recipe.seed}
-        return work.cache.step("repair", "search.rounds", inputs, [path], run)
-    found = work.cache.step("search", "search", inputs, [path], run)
-    work.tick(1, 1)
-    return found
+        return "repair", "search.rounds", {**work.calibration_digest, "prune": again, "seed": seed}
+    return "search", "search", {}
 
 
 def _by_table(

@@ -18,7 +18,7 @@ from optin_export.errors import InputError
 from optin_export.measure import parity
 from optin_export.recipe import load_recipe
 from optin_export.ship import check_manifest
-from optin_export.stages.export_and_measure import REFERENCE_ROWS
+from optin_export.stages.measure import REFERENCE_ROWS
 from optin_export.stages.pipeline import NEVER_REUSED
 from optin_export.workdir.files import sha256_file
 from optin_export.workdir.run_directory import STAGES

@@ -1,4 +1,4 @@
-"""Stages `sources` and `scoring`: what can be checked at once, the scores, and the loss curves."""
+"""Stage `scoring`: the scores, and the loss curves."""
 
 from __future__ import annotations
 
@@ -8,28 +8,19 @@ from typing import Any
 from safetensors.numpy import load_file, save_file
 
 from optin_export import repair, scoring
-from optin_export.stages.checks import CHECKS
-from optin_export.stages.context import Facts, RunContext
+from optin_export.stages.context import RunContext
+from optin_export.stages.results import ScoringResult
 from optin_export.workdir.cache import computed_by
-from optin_export.workdir.files import atomic_path, regular, sha256_file, sha256_json, write_text
+from optin_export.workdir.files import atomic_path, regular, sha256_file, sha256_json
 
 
-def load(work: RunContext, facts: Facts) -> None:
-    """Load and check everything that can be checked before hours of work and before anything is written."""
-    for index, (_, check) in enumerate(CHECKS):
-        check(work)
-        work.tick(index + 1, len(CHECKS) + 1)
-    write_text(work.folder / "recipe.yaml", work.recipe.to_yaml())
-    work.tick(len(CHECKS) + 1, len(CHECKS) + 1)
-
-
-def score(work: RunContext, facts: Facts) -> dict[str, Any]:
-    """Score all units into scores/, and measure the loss curves; returns facts about the scores."""
+def score(work: RunContext) -> ScoringResult:
+    """Score all units into scores/, and measure the loss curves."""
     prune, path = work.recipe.prune, work.folder / "scores" / "scores.safetensors"
     later = {"budget", "allocation", "compensate", "gauss_newton", "align", "curve_samples", "rounds"}
     wanted = prune.model_dump(mode="json", exclude=later)
 
-    def run() -> dict[str, Any]:
+    def run() -> dict[str, float]:
         sources = work.sources
         key = sha256_json({"inputs": inputs, **computed_by("scoring")})
         scores = scoring.score(
@@ -52,10 +43,10 @@ def score(work: RunContext, facts: Facts) -> dict[str, Any]:
         "methods": scoring.methods(work.structure, prune),
         "seed": work.recipe.seed,
     }
-    info = work.cache.step("scoring", "scoring", inputs, [path], run)
+    info = work.cache.step("scoring", "scoring", inputs, [path], run, dict[str, float])
     if prune.allocation == "joint":
         _measure_curves(work, path)
-    return info
+    return ScoringResult(path, info)
 
 
 def _measure_curves(work: RunContext, scores: Path) -> None:
