@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 INDEX = "sweep.json"
 #: Where runs leave what they share, below the sweep's folder.
 SHARED = ".shared"
+#: The last stage that is done here, once for all runs that have it in common.
+COMMON = "curves"
 Outcomes = dict[str, Outcome]
 
 
@@ -109,9 +111,9 @@ def run_sweep(
             spread = lambda key: spread_over(session, folder, key, book, gpus=one.recipe.model.gpus)  # noqa: E731
         return Surroundings(spread, machine.quiet, folder / SHARED, loaded.of(one.recipe))
 
-    alone = session is None or stop_after in STAGES[: STAGES.index("scoring") + 1]
+    alone = session is None or stop_after in STAGES[: STAGES.index(COMMON) + 1]
     for one in variants:
-        stage = stop_after if alone else "scoring"
+        stage = stop_after if alone else COMMON
         try:
             shown = Labelled(display, one.label)
             done = run(

@@ -1,6 +1,6 @@
-"""The order of the stages: recipe -> sources -> scoring -> search -> surgery -> export -> engines -> measure -> ship ->
-report. The only module that knows it. A stage takes the run context and what earlier stages handed on, and reads the
-files that they wrote into the run directory."""
+"""The order of the stages: recipe -> sources -> scoring -> curves -> search -> surgery -> export -> engines -> measure
+-> ship -> report. The only module that knows it. A stage takes the run context and what earlier stages handed on, and
+reads the files that they wrote into the run directory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from optin_export.recipe import Recipe, load_recipe, validate
 from optin_export.report.schema import Report, StageResult
 from optin_export.stages.build import build_engines
 from optin_export.stages.context import RunContext, Surroundings
+from optin_export.stages.curves import measure_curves
 from optin_export.stages.export import export_models
 from optin_export.stages.load import load
 from optin_export.stages.measure import measure_engines
@@ -99,7 +100,8 @@ def _stages(work: RunContext, display: Display, stop_after: str | None) -> Repor
     try:
         stage.run("sources", load)
         scores = stage.run("scoring", score)
-        found = stage.run("search", find_plan)
+        curves = stage.run("curves", measure_curves, scores)
+        found = stage.run("search", find_plan, scores, curves)
         pruned = stage.run("surgery", apply_plan, found.plan)
         stage.run("export", export_models)
         built = stage.run("engines", build_engines)

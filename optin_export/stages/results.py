@@ -24,6 +24,13 @@ class ScoringResult:
 
 
 @dataclass(frozen=True)
+class CurvesResult:
+    """path: of the loss curves; None with `allocation: additive`, which needs none."""
+
+    path: Path | None
+
+
+@dataclass(frozen=True)
 class Tried:
     """What a search found on its way. tried: (share of the MACs, points lost) of each model that was built; shares:
     (share of the budget that merging tokens saves, loss) of each division of the budget."""

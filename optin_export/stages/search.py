@@ -16,7 +16,7 @@ from optin_export.search import LatencyTable
 from optin_export.stages import latency_trials
 from optin_export.stages.accuracy_search import choose
 from optin_export.stages.context import RunContext
-from optin_export.stages.results import SearchResult, Tried
+from optin_export.stages.results import CurvesResult, ScoringResult, SearchResult, Tried
 from optin_export.stages.rounds import choose_in_rounds
 from optin_export.units import Costs
 from optin_export.workdir.files import read_json, regular, sha256_file, write_text
@@ -25,18 +25,16 @@ from optin_export.workdir.files import read_json, regular, sha256_file, write_te
 TABLE = "plan/latency_table.json"
 
 
-def find_plan(work: RunContext) -> SearchResult:
+def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> SearchResult:
     """Find the plan, and write plan/plan.json."""
-    path = work.folder / "plan" / "plan.json"
-    scores_path, curves_path = (work.folder / "scores" / f"{name}.safetensors" for name in ("scores", "curves"))
-    prune = work.recipe.prune
-    joint = prune.allocation == "joint"
+    path, prune = work.folder / "plan" / "plan.json", work.recipe.prune
     align = {group.key: group.step(prune.align) for group in work.structure.groups}
 
     table = _latency_table(work, align) if prune.budget.kind == "latency" else None
 
     def search_it() -> tuple[search.Plan, Tried]:
-        scores, measured = load_file(regular(scores_path)), load_file(regular(curves_path)) if joint else None
+        scores = load_file(regular(scored.path))
+        measured = None if curved.path is None else load_file(regular(curved.path))
         curves = None if measured is None else repair.combined(measured, work.sources.model.output_kind)
 
         def plan_of(budget: Budget, costs: Costs, table: LatencyTable | None = None) -> search.Plan:
@@ -64,8 +62,8 @@ def find_plan(work: RunContext) -> SearchResult:
         return tried
 
     inputs = {
-        "scores": sha256_file(scores_path),
-        "curves": sha256_file(curves_path) if joint else None,
+        "scores": sha256_file(scored.path),
+        "curves": None if curved.path is None else sha256_file(curved.path),
         "costs": work.costs.to_json(),
         "budget": work.recipe.budget.model_dump(),
         "align": align,

@@ -43,7 +43,7 @@ FOLDER = ".stages"
 #: Outside the layers, and part of every step all the same: they decide what a step reads and writes.
 _COMMON = ("stages", "sentence", "tables.py", "textfiles.py", "workdir/onnx_files.py")
 #: Steps whose results sibling runs of a sweep take over: they are the same for many, and the longest.
-SHARED = ("scoring", "scoring.curves", "export.base", "export.program.base")
+SHARED = ("scoring", "curves", "export.base", "export.program.base")
 RECORD = "step.json"
 Result = TypeVar("Result")
 

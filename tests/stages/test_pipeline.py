@@ -16,6 +16,7 @@ from optin_export import measure
 from optin_export.cli.app import exit_code
 from optin_export.errors import InputError
 from optin_export.measure import parity
+from optin_export.progress import Quiet
 from optin_export.recipe import load_recipe
 from optin_export.ship import check_manifest
 from optin_export.stages.measure import REFERENCE_ROWS
@@ -53,6 +54,16 @@ pytestmark = pytest.mark.usefixtures("short_measurement")
 def files(folder: Path) -> set[str]:
     found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return {name for name in found if not name.startswith(".stages/")}
+
+
+class Finished(Quiet):
+    """Keeps which of the stages were reused."""
+
+    def __init__(self) -> None:
+        self.reused: list[bool] = []
+
+    def finish(self, stage: str, seconds: float, reused: bool) -> None:
+        self.reused.append(reused)
 
 
 def reused(report: optin_export.Report) -> dict[str, bool]:
@@ -183,7 +194,8 @@ def test_a_changed_plan_is_not_reported_with_the_old_verdict(tmp_path: Path, vit
     ("stage", "last", "missing"),
     [
         ("sources", "recipe.yaml", "scores/scores.safetensors"),
-        ("scoring", "scores/scores.safetensors", "plan/plan.json"),
+        ("scoring", "scores/scores.safetensors", "scores/curves.safetensors"),
+        ("curves", "scores/curves.safetensors", "plan/plan.json"),
         ("search", "plan/plan.json", "model/architecture.json"),
         ("surgery", "model/model.safetensors", "onnx/base.onnx"),
     ],
@@ -198,6 +210,18 @@ def test_unknown_stage_is_refused(tmp_path: Path, vit_recipe: Make) -> None:
     with pytest.raises(InputError, match="scoring"):
         optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="scores")
     assert not (tmp_path / "run").exists()
+
+
+def test_other_repairs_measure_new_curves_of_the_same_scores(tmp_path: Path, vit_recipe: Make) -> None:
+    prune = vit_recipe()["prune"]
+    curves = tmp_path / "run" / "scores" / "curves.safetensors"
+    optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="curves")
+    before = sha256_file(curves)
+    display = Finished()
+    for section in ({**prune, "compensate": False}, {**prune, "allocation": "additive"}):
+        optin_export.run(vit_recipe(prune=section), out=tmp_path / "run", stop_after="curves", display=display)
+    assert sha256_file(curves) != before
+    assert display.reused == [False, True, False, False, True, True]  # sources are loaded; the last one needs no curves
 
 
 def test_a_missed_gate_is_a_failed_verdict_and_ships_nothing(tmp_path: Path, vit_recipe: Make) -> None:

@@ -148,7 +148,7 @@ def _weights(recipe: Recipe, base: int, kept: float) -> dict[str, int]:
     """Bytes of float32 weights that are in memory at once: the unpruned model, the pruned one, and the engines."""
     both = round(base * (1 + kept))
     engines = len(recipe.targets) * len(engine_names(recipe.export.precision)) // 2
-    held = {"sources": base, "scoring": base, "search": base, "surgery": both, "export": both + base}
+    held = {"sources": base, "scoring": base, "curves": base, "search": base, "surgery": both, "export": both + base}
     quarter = {"fp32": 1.0, "fp16": 0.5, "bf16": 0.5, "int8": 0.25, "fp8": 0.25}[recipe.export.precision]
     return {**held, "engines": both, "measure": round(both + both * quarter * engines)}
 

@@ -18,6 +18,10 @@ def outline(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
     return [
         ("sources", f"load {model.source} ({model.task}), {rows} calibration rows of {data.calibration.source}"),
         ("scoring", f"score {' and '.join(prune.units)} by {prune.score}" + _effort(recipe)),
+        (
+            "curves",
+            "measure what each group loses by fewer units" if prune.allocation == "joint" else "none: scores decide",
+        ),
         ("search", _search(recipe)),
         (
             "surgery",
