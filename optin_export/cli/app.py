@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from optin_export import __version__
 from optin_export.cli import COMMANDS, parse, refuse_misspelt
+from optin_export.cli._cluster import add_cluster_arguments, cluster_options
 from optin_export.cli._parser import Parser
-from optin_export.distributed.options import add_cluster_arguments, cluster_options, print_sweep
 from optin_export.errors import EnvironmentLacks, GateError, InputError, OptinError, ParityError, printable
 from optin_export.progress import Quiet, choose
 from optin_export.recipe import engine_name, expand, load_recipe
@@ -30,8 +30,10 @@ from optin_export.workdir.run_directory import STAGES, run_folder
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from optin_export.distributed.ray_session import Options
     from optin_export.recipe import Recipe
     from optin_export.report.schema import Report
+    from optin_export.stages.sweep import SubRun
 
 
 #: Errors of the system that a path itself causes, whatever reads it.
@@ -203,13 +205,9 @@ def _run(options: argparse.Namespace) -> int:
     options.display = choose(options.quiet, options.verbose, options.json)
     with options.display as display:
         display.begin(recipe.name, folder, STAGES)
-        # Only now: importing the pipeline imports torch.
-        from optin_export.distributed.runs import Order, carry_out
-
-        order = Order(recipe, folder, options.stop_after, options.force, options.wait)
-        report = carry_out(order, cluster, display)
+        report = _carried_out(recipe, folder, display, cluster, options)
     if isinstance(report, list):
-        return print_sweep(report, folder, options.json)
+        return _print_sweep(report, folder, options.json)
     if report is None:
         if options.json:
             print(json.dumps({"name": recipe.name, "stopped_after": options.stop_after, "folder": str(folder)}))
@@ -221,6 +219,25 @@ def _run(options: argparse.Namespace) -> int:
     else:
         _print_verdict(report, str(folder))
     return exit_code(report)
+
+
+def _carried_out(
+    recipe: Recipe, folder: Path, display: Quiet, cluster: Options | None, options: argparse.Namespace
+) -> Report | list[SubRun] | None:
+    """The report of a run (None if it was to stop before), or the runs of a sweep."""
+    # Only now: importing the pipeline imports torch.
+    how = {"stop_after": options.stop_after, "force": options.force, "wait": options.wait}
+    if cluster is not None:
+        from optin_export.distributed.runs import run_on_cluster
+
+        return run_on_cluster(cluster, recipe, folder, display, **how)
+    if recipe.sweep:
+        from optin_export.stages.sweep import run_sweep
+
+        return run_sweep(recipe, folder, display, **how)
+    from optin_export.stages.pipeline import run
+
+    return run(recipe, folder, display=display, **how)
 
 
 def _dry_run(recipe: Recipe, folder: Path, as_json: bool) -> int:
@@ -268,6 +285,20 @@ def exit_code(report: Report) -> int:
         return 0
     parity_failed = any(gate.kind == "parity" and not gate.passed for gate in report.verdict.gates)
     return (ParityError if parity_failed else GateError).exit_code
+
+
+def _print_sweep(runs: Sequence[SubRun], folder: Path, as_json: bool) -> int:
+    """One line per run; the exit code: an error of any run before parity before a missed gate."""
+    codes = {one.exit_code for one in runs}
+    if as_json:
+        print(json.dumps({"folder": str(folder), "runs": [one.to_json() for one in runs]}))
+    else:
+        for one in runs:
+            print(f"{one.label}: {one.summary}")
+        page = folder / "compare.html"
+        print(f"{'compared: ' + str(page) if page.exists() else 'runs'}: {len(runs)} runs in {folder}")
+    errors = codes - {0, 3, 4}
+    return min(errors) if errors else 3 if 3 in codes else max(codes, default=0)
 
 
 def _print_verdict(report: Report, folder: str) -> None:

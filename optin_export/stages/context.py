@@ -26,7 +26,7 @@ Tick = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a run shares with others, where it is not alone (see `cluster`).
+    """What a run shares with others, where it is not alone (see `sweep` and `distributed`).
 
     spread: hash of all that the scores depend on -> who does the shards of the scoring. quiet: held while latency is
     measured. shared: folder of steps that sibling runs have done. sources: already loaded.

@@ -72,8 +72,8 @@ def run(
     """Run a recipe (a file, a dictionary, or a validated `Recipe`) in the folder `out` (default `runs/<name>`).
 
     wait: for another process that works in the folder, instead of an error. around: what the run shares with others
-    (see `cluster`). Returns the report, whose verdict may have failed; None if `stop_after` ended the run before it.
-    Raises a subclass of OptinError for anything the user can mend.
+    (see `sweep` and `distributed`). Returns the report, whose verdict may have failed; None if `stop_after` ended the
+    run before it. Raises a subclass of OptinError for anything the user can mend.
     """
     if isinstance(recipe, str | Path):
         recipe = load_recipe(recipe, overrides)

@@ -1,17 +1,14 @@
-"""The options of the command line about clusters, and what it prints of a sweep."""
+"""The options of the command line about clusters."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optin_export.errors import InputError
 
 if TYPE_CHECKING:
-    from optin_export.distributed.sweep import SubRun
+    from optin_export.distributed.ray_session import Options
 
 
 def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +31,8 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def cluster_options(options: argparse.Namespace) -> Any:
-    """`ray_session.Options`, or None without --cluster. Raises InputError for values that are none."""
+def cluster_options(options: argparse.Namespace) -> Options | None:
+    """What they say, or None without --cluster. Raises InputError for values that are none."""
     if options.cluster is None:
         if options.workers is not None or options.shared_files:
             raise InputError("--workers and --shared-files have no cluster", "they are for --cluster", "add --cluster")
@@ -48,17 +45,3 @@ def cluster_options(options: argparse.Namespace) -> Any:
     if (options.workers is not None and options.workers < 1) or not options.cluster_timeout > 0:
         raise InputError("--workers and --cluster-timeout are counts", "they have to be above 0", "leave them out")
     return Options(where, options.workers, options.cluster_timeout, options.shared_files)
-
-
-def print_sweep(runs: Sequence[SubRun], folder: Path, as_json: bool) -> int:
-    """One line per run; the exit code: an error of any run before parity before a missed gate."""
-    codes = {one.exit_code for one in runs}
-    if as_json:
-        print(json.dumps({"folder": str(folder), "runs": [one.to_json() for one in runs]}))
-    else:
-        for one in runs:
-            print(f"{one.label}: {one.summary}")
-        page = folder / "compare.html"
-        print(f"{'compared: ' + str(page) if page.exists() else 'runs'}: {len(runs)} runs in {folder}")
-    errors = codes - {0, 3, 4}
-    return min(errors) if errors else 3 if 3 in codes else max(codes, default=0)
