@@ -361,7 +361,7 @@ class Recipe(Section):
 
     @property
     def budget(self) -> Budget:
-        """prune.budget with the target and the batch size that it means."""
+        """prune.budget with the target and the batch size that it means: what all code outside this file reads."""
         budget = self.prune.budget
         if budget.kind != "latency":
             return budget

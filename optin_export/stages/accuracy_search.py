@@ -29,7 +29,7 @@ def choose(
 ) -> tuple[Plan, Tried]:
     """The plan a recipe asks for, and what was tried to find it."""
     recipe = sources.recipe
-    budget = recipe.prune.budget
+    budget = recipe.budget
     if recipe.tokens.keep == "auto":
         plan, shares = repair.share_budget(
             sources.model,

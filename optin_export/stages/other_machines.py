@@ -74,7 +74,7 @@ class Continued:
         measured = measure.Measured(
             measured.parity, measured.accuracy, measured.latency, {} if reason is None else {target.name: reason}
         )
-        gates = measure.judge(self.recipe.gates, self.recipe.prune.budget, 0.0, measured)
+        gates = measure.judge(self.recipe.gates, self.recipe.budget, 0.0, measured)
         written = place / "measure" / f"{target.name}.json"
         write_json(
             written,

@@ -33,7 +33,8 @@ def choose_in_rounds(
     weights: its sensitivities, where there is a repair. Between rounds the model is rebuilt from the unpruned one and
     repaired towards it, so rounds decide only which units stay.
     """
-    prune, kind, rounds = sources.recipe.prune, sources.recipe.prune.budget.kind, sources.recipe.prune.rounds
+    prune, budget = sources.recipe.prune, sources.recipe.budget
+    kind, rounds = budget.kind, prune.rounds
     assert kind != "latency"
     model, now, spent = sources.model, structure, costs
     kept = {group.key: np.arange(group.count) for group in structure.groups}
@@ -57,7 +58,7 @@ def choose_in_rounds(
             now = dataclasses.replace(smaller, groups=tuple(group for group in smaller.groups if group.count))
             spent = units.measure_costs(model, now, sources.fixed(1))
             scores, curves = _judge(sources, model, now, least, curves is not None)
-        share = prune.budget.fraction ** (turn / rounds) * costs.whole(kind) / spent.whole(kind)
+        share = budget.fraction ** (turn / rounds) * costs.whole(kind) / spent.whole(kind)
         keys = [group.key for group in now.groups]
         plan = search.find_plan(
             {key: scores[key] for key in keys},
@@ -70,7 +71,7 @@ def choose_in_rounds(
         for key in keys:
             kept[key] = kept[key][list(plan.groups[key].kept)]
         tick(turn, rounds)
-    return _plan(structure, costs, prune.budget, kept, first, rounds)
+    return _plan(structure, costs, budget, kept, first, rounds)
 
 
 def _judge(

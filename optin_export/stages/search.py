@@ -30,7 +30,7 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
     path, prune = work.folder / "plan" / "plan.json", work.recipe.prune
     align = {group.key: group.step(prune.align) for group in work.structure.groups}
 
-    table = _latency_table(work, align) if prune.budget.kind == "latency" else None
+    table = _latency_table(work, align) if work.recipe.budget.kind == "latency" else None
 
     def search_it() -> tuple[search.Plan, Tried]:
         scores = load_file(regular(scored.path))
@@ -82,7 +82,7 @@ def _step(work: RunContext, table: LatencyTable | None) -> tuple[str, str, dict[
     prune, seed = work.recipe.prune, work.recipe.seed
     if table is not None:
         return "measure", "search.latency", {"table": sha256_file(work.folder / TABLE), "engine": _fingerprint(work)}
-    if prune.budget.accuracy_drop is not None or work.recipe.tokens.keep == "auto":
+    if work.recipe.budget.accuracy_drop is not None or work.recipe.tokens.keep == "auto":
         gauss_newton = {"temperature": prune.temperature} if work.refines else None
         more = {"digest": work.digest, "compensate": prune.compensate, "seed": seed, "gauss_newton": gauss_newton}
         return "measure", "search.accuracy", more

@@ -141,7 +141,7 @@ def _recipe_in(folder: Path) -> Recipe | None:
 
 def _kept(recipe: Recipe) -> float:
     """The least share of the parameters that stays, where the budget says it; else 0."""
-    return recipe.prune.budget.params or 0.0
+    return recipe.budget.params or 0.0
 
 
 def _weights(recipe: Recipe, base: int, kept: float) -> dict[str, int]:
