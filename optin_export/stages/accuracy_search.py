@@ -9,7 +9,7 @@ from optin_export.data import Sources
 from optin_export.models import TaskModel, as_function
 from optin_export.recipe import Budget
 from optin_export.search import Plan
-from optin_export.stages.results import Tried
+from optin_export.stages.results import SearchLog
 from optin_export.units import Costs, Structure
 
 Tick = Callable[[int, int], None]
@@ -26,7 +26,7 @@ def choose(
     plan_of: PlanOf,
     built: Built,
     tick: Tick,
-) -> tuple[Plan, Tried]:
+) -> tuple[Plan, SearchLog]:
     """The plan a recipe asks for, and what was tried to find it."""
     recipe = sources.recipe
     budget = recipe.budget
@@ -43,11 +43,11 @@ def choose(
             seed=recipe.seed,
             tick=tick,
         )
-        return plan, Tried(shares=tuple(shares))
+        return plan, SearchLog(shares=tuple(shares))
     if budget.accuracy_drop is None:
-        return plan_of(budget, costs), Tried()
+        return plan_of(budget, costs), SearchLog()
     found = _smallest(sources, costs, least, lambda budget: built(plan_of(budget, costs)), budget.accuracy_drop, tick)
-    return plan_of(Budget(macs=found.fraction), costs), Tried(tuple(found.tried))
+    return plan_of(Budget(macs=found.fraction), costs), SearchLog(tuple(found.tried))
 
 
 def _smallest(

@@ -55,7 +55,7 @@ def write_report(
             method=_method(work),
             info=scores.info,
             budget=dict(plan.budget.items()),
-            tried=tuple(Tried(macs=macs, drop=drop) for macs, drop in found.found.tried),
+            tried=tuple(Tried(macs=macs, drop=drop) for macs, drop in found.log.tried),
             compensated=bool(work.recipe.prune.compensate),
             masked_difference=pruned.masked_difference,
             optimality_gap=plan.optimality_gap,

@@ -31,9 +31,9 @@ class CurvesResult:
 
 
 @dataclass(frozen=True)
-class Tried:
-    """What a search found on its way. tried: (share of the MACs, points lost) of each model that was built; shares:
-    (share of the budget that merging tokens saves, loss) of each division of the budget."""
+class SearchLog:
+    """What a search built on its way. tried: (share of the MACs, points lost) of models with other budgets; shares:
+    (share of the tokens kept, output loss) of models that merge other numbers of tokens."""
 
     tried: tuple[tuple[float, float], ...] = ()
     shares: tuple[tuple[float, float], ...] = ()
@@ -42,7 +42,7 @@ class Tried:
 @dataclass(frozen=True)
 class SearchResult:
     plan: Plan
-    found: Tried
+    log: SearchLog
 
 
 @dataclass(frozen=True)

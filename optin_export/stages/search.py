@@ -16,7 +16,7 @@ from optin_export.search import LatencyTable
 from optin_export.stages import latency_trials
 from optin_export.stages.accuracy_search import choose
 from optin_export.stages.context import RunContext
-from optin_export.stages.results import CurvesResult, ScoringResult, SearchResult, Tried
+from optin_export.stages.results import CurvesResult, ScoringResult, SearchLog, SearchResult
 from optin_export.stages.rounds import choose_in_rounds
 from optin_export.units import Costs
 from optin_export.workdir.files import read_json, regular, sha256_file, write_text
@@ -32,7 +32,7 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
 
     table = _latency_table(work, align) if work.recipe.budget.kind == "latency" else None
 
-    def search_it() -> tuple[search.Plan, Tried]:
+    def search_it() -> tuple[search.Plan, SearchLog]:
         scores = load_file(regular(scored.path))
         measured = None if curved.path is None else load_file(regular(curved.path))
         curves = None if measured is None else repair.combined(measured, work.sources.model.output_kind)
@@ -49,14 +49,14 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
             with work.around.quiet():
                 return latency_trials.choose(
                     _trials(work), table, work.recipe.budget, by_table, work.recipe.seed, work.tick
-                ), Tried()
+                ), SearchLog()
         if prune.rounds > 1:
             weights = work.sensitivities if prune.compensate else None
             given = (work.sources, work.structure, work.costs, work.least, scores, measured, weights)
-            return choose_in_rounds(*given, work.tick), Tried()
+            return choose_in_rounds(*given, work.tick), SearchLog()
         return choose(work.sources, work.structure, work.costs, work.least, plan_of, built, work.tick)
 
-    def run() -> Tried:
+    def run() -> SearchLog:
         plan, tried = search_it()
         write_text(path, plan.model_dump_json(indent=2) + "\n")
         return tried
@@ -71,7 +71,7 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
         "merged": work.scheduled[0],
     }
     layer, name, more = _step(work, table)
-    tried = work.cache.step(layer, name, inputs | more, [path], run, Tried)
+    tried = work.cache.step(layer, name, inputs | more, [path], run, SearchLog)
     if name == "search":
         work.tick(1, 1)
     return SearchResult(search.read_plan(path), tried)
