@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from functools import cache, lru_cache
 from pathlib import Path
 from types import CodeType
@@ -161,7 +161,7 @@ class StepCache:
         written = _files(outputs)
         files = {path.relative_to(self.run).as_posix(): sha256_file(path) for path in written}
         sizes = {name: (self.run / name).stat().st_size for name in files}
-        plain = json.loads(json.dumps(asdict(result) if is_dataclass(result) else result))  # no tuples, all keys text
+        plain = json.loads(json.dumps(result, default=asdict))  # tuples are lists then, and all keys text
         write_json(record, {"key": key, "files": files, "bytes": sizes, "result": plain, "sha256": sha256_json(plain)})
         if shared is not None:
             for path in written:
