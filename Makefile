@@ -12,13 +12,13 @@ test:  ## the core suite
 	$(PYTHON) -m pytest
 
 test-slow:  ## the longer suites, and those on real data (OPTIN_EXPORT_SHARED)
-	$(PYTHON) -m pytest -m "(slow or shared_data) and not triton"
+	$(PYTHON) -m pytest -m "(slow or shared_data) and not (triton or ray or nightly)"
 
 test-rtx:  ## every family's graph built with TensorRT for RTX (extra rtx, no GPU needed)
-	$(PYTHON) -m pytest -m rtx
+	$(PYTHON) -m pytest -m "rtx and not nightly"
 
 test-ray:  ## clusters of Ray on this machine (extra ray)
-	$(PYTHON) -m pytest -m "ray and not slow" -n 0
+	$(PYTHON) -m pytest -m "ray and not (slow or nightly)" -n 0
 
 test-browser:  ## the report in a headless Chromium (extra browser)
 	$(PYTHON) -m pytest -m browser -n 0 -rs
@@ -36,14 +36,17 @@ format:  ## what ruff can correct by itself
 	ruff format .
 
 pages:  ## generated pages: results, reference, schemas
-	$(PYTHON) tools/render_results.py
+	$(PYTHON) tools/studies/render_results.py
 	$(PYTHON) tools/make_reference.py
 	$(PYTHON) tools/make_schemas.py
 
 docs:  ## the documentation as a site, in site/ (extra docs)
 	mkdocs build --strict
 
-ci:  ## everything, in a fresh environment
+ci:  ## everything but the nightly tests, in a fresh environment
 	.ci/run
 
-.PHONY: help install test test-slow test-rtx test-ray test-browser test-triton lint format pages docs ci
+nightly:  ## everything, in a fresh environment
+	.ci/run --nightly
+
+.PHONY: help install test test-slow test-rtx test-ray test-browser test-triton lint format pages docs ci nightly

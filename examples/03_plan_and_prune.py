@@ -1,33 +1,32 @@
-"""From the model and data of a recipe to a smaller dense model, one step at a time, without a run folder."""
+"""A BERT of transformers under two budgets: what is kept of each block, and a smaller model of the same class.
 
+Random weights of a small BERT, so that nothing is downloaded; `AutoModel.from_pretrained(...)` in their place.
+"""
+
+import os
 from pathlib import Path
 
 import torch
+import transformers
 
-from optin_export.data import load_sources
-from optin_export.recipe import Budget, load_recipe
-from optin_export.repair import apply_plan
-from optin_export.scoring import score
-from optin_export.search import find_plan
-from optin_export.units import count_macs, count_params, find_structure, measure_costs
+import optin_export as oe
 
-ROOT = Path(__file__).parent.parent
-few = ["data.calibration.samples=64", "prune.probes=16", "prune.score_samples=32"]
-recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml", few)
-sources = load_sources(recipe)
-model, one = sources.model, sources.fixed(1)  # one real row at the shipped shape
-
-structure = find_structure(model)
-scores = score(model, structure, sources.scoring, recipe.prune, seed=0)
-costs = measure_costs(model, structure, one)  # what each unit costs, and what no unit can save
-steps = {group.key: group.step(recipe.prune.align) for group in structure.groups}
+out = Path(os.environ.get("OUT", "runs/examples"))
+torch.manual_seed(0)
+config = transformers.BertConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512)
+model = transformers.BertModel(config)
+# What a tokenizer returns for a batch: `dict(tokenizer(texts, padding=True, return_tensors="pt"))`.
+batches = [
+    {"input_ids": torch.randint(1000, 30000, (16, 32)), "attention_mask": torch.ones(16, 32, dtype=torch.long)}
+    for _ in range(2)
+]
 
 for share in (0.8, 0.5):
-    plan = find_plan(scores.values, costs, Budget(macs=share), steps)
-    smaller = apply_plan(model, structure, plan, (), sources.fixed(2), repair=False).dense
-    assert count_macs(smaller, one) == plan.predicted.macs <= share * plan.base.macs
-    print(f"at most {share:.0%} of the MACs: {count_macs(smaller, one):,} left of {count_macs(model, one):,}")
-    print(f"  parameters: {count_params(smaller):,} left of {count_params(model):,}")
-    print("  kept:", {key: f"{len(group.kept)}/{group.count}" for key, group in plan.groups.items()})
+    small = oe.prune(model, batches, macs=share)
+    print(small)
+    assert small.report["macs"]["ratio"] <= share
     with torch.no_grad():
-        print("  output:", tuple(smaller(**sources.fixed(4)).shape))
+        print("token states:", tuple(small.model(**batches[0]).last_hidden_state.shape))
+
+small.save(out / "bert")
+print("saved and loaded:", type(oe.load_model(out / "bert").model).__name__)

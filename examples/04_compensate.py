@@ -1,39 +1,42 @@
-"""What the repair is worth: the same plan carried out with and without it, on held-out images of digits.
+"""What the repair is worth: the same budget with and without it, on held-out images of digits.
 
 The repair is least squares on unlabelled calibration rows, layer by layer; no gradient step is taken.
 """
 
 from pathlib import Path
 
-from optin_export.data import load_sources
-from optin_export.measure import accuracy_of
-from optin_export.models import as_function
-from optin_export.recipe import Budget, load_recipe
-from optin_export.repair import apply_plan
-from optin_export.scoring import score
-from optin_export.search import find_plan
-from optin_export.units import find_structure, measure_costs
+import numpy as np
+import timm
+import torch
+from safetensors.torch import load_file
 
-ROOT = Path(__file__).parent.parent
-few = ["data.calibration.samples=128", "data.evaluation.samples=300", "prune.probes=16", "prune.score_samples=32"]
-recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml", few)
-sources = load_sources(recipe)
-model, held_out = sources.model, sources.evaluation()
-assert held_out is not None
+import optin_export as oe
 
-structure = find_structure(model)
-scores = score(model, structure, sources.scoring, recipe.prune, seed=0)
-costs = measure_costs(model, structure, sources.fixed(1))
-steps = {group.key: group.step(recipe.prune.align) for group in structure.groups}
-plan = find_plan(scores.values, costs, Budget(macs=0.2), steps)
+FOLDER = Path(__file__).parent.parent / "recipes" / "quickstart"
+network = timm.create_model(
+    "vit_tiny_patch16_224", img_size=32, patch_size=4, in_chans=1, num_classes=10, embed_dim=128, depth=4, num_heads=8
+)
+network.load_state_dict(load_file(FOLDER / "digits_vit.safetensors"))
+digits = np.load(FOLDER / "digits.npz")
 
-print(f"unpruned:  {accuracy_of(as_function(model), held_out):.2f} % right")
+
+def prepared(images: np.ndarray) -> torch.Tensor:
+    """What the network was trained on: [rows, 1, 32, 32], -1 to 1."""
+    large = torch.nn.functional.interpolate(torch.from_numpy(images)[:, None].float(), (32, 32), mode="bilinear")
+    return large / 127.5 - 1
+
+
+calibration = prepared(digits["train_images"][:128])
+few = {"probes": 16, "score_samples": 32, "curve_samples": 32}  # of everything, to be done in seconds
+held_out = [(prepared(digits["test_images"][:300]), digits["test_labels"][:300])]
+
 points = {}
 for repair in (False, True):
-    done = apply_plan(model, structure, plan, sources.calibration if repair else (), sources.fixed(2), repair=repair)
-    points[repair] = accuracy_of(as_function(done.dense), held_out)
-    print(f"{'repaired' if repair else 'as cut'}: {points[repair]:.2f} % right")
+    small = oe.prune(network, calibration, macs=0.2, repair=repair, evaluation=held_out, **few)
+    found = small.report["accuracy"]
+    points[repair] = found["pruned"]
+    print(f"{'repaired' if repair else 'as cut'}: {found['pruned']:.2f} % right, unpruned {found['base']:.2f} %")
 assert points[True] > points[False]  # 80 % of the MACs are gone
 
-for key, found in done.repairs.items():
-    print(f"  {key:16} squared error on the residual stream {found.before:.3g} -> {found.after:.3g}")
+for key, found in small.report["repair"]["repairs"].items():
+    print(f"  {key:16} squared error on the residual stream {found['before']:.3g} -> {found['after']:.3g}")

@@ -1,4 +1,4 @@
-"""What this machine is and which versions run on it: recorded beside every number that was measured here."""
+"""The machine and the package versions, recorded with every measurement."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 PACKAGES = (
     "torch",
@@ -36,6 +38,7 @@ _COMPUTES = (
     "scipy",
     "numpy",
     "onnx",
+    "onnx-ir",
     "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
@@ -56,8 +59,8 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu_name(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(_memory_bytes() / 2**30, 1),
+        "cpus": cores(),
+        "memory_gib": round(memory()[0] / 2**30, 1),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
     }
 
@@ -77,11 +80,18 @@ def _cpu_name() -> str:
         return platform.processor() or "unknown"
 
 
-def _memory_bytes() -> int:
+def cores() -> int | None:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def memory() -> tuple[int, int]:
+    """Bytes of the machine's memory: all, and what can still be taken; zeros where the system does not say."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
+        found = psutil.virtual_memory()
+    except OSError:
+        return 0, 0
+    return found.total, found.available
 
 
 @contextlib.contextmanager

@@ -38,6 +38,10 @@ class OptinError(Exception):
         """Errors come back from other processes."""
         return type(self), (self.what, self.why, self.fix)
 
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {"what": self.what, "why": self.why, "fix": self.fix, "exit_code": self.exit_code}
+
     def __str__(self) -> str:
         return f"error: {self.what}\n  why: {self.why}\n  fix: {self.fix}"
 

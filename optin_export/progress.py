@@ -1,179 +1,90 @@
-"""What the command line shows while it works: bars on a terminal, plain lines in a log, JSON lines for machines."""
+"""Progress from context: a loop says how far it is, its caller says where that is shown; by default nowhere.
+
+    for batch in track(batches): ...         # one step each
+    with task(total): ... advance(count)     # steps counted by functions further down
+    report(done, total)                      # where the total changes on the way
+
+Whatever reports within a task is a part of one of its steps, and is not shown. A new thread or process has no reporter:
+its coordinator reports, or hands it `reporter()`.
+"""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-import uuid
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from optin_export.errors import printable
-from optin_export.terminal import beneath
+#: Called with (steps done, steps in all).
+Reporter = Callable[[int, int], None]
+Item = TypeVar("Item")
 
 
-class Quiet:
-    """Shows nothing. A run is `begin`, then its stages, and always `end`, after `failed` if it did not come through."""
-
-    #: The stage that is under way.
-    stage = ""
-
-    def __enter__(self) -> Quiet:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def begin(self, name: str, folder: Path, stages: Sequence[str]) -> None: ...
-
-    def start(self, stage: str) -> None:
-        self.stage = stage
-
-    def tick(self, done: int, total: int) -> None: ...
-
-    def finish(self, stage: str, seconds: float, reused: bool) -> None: ...
-
-    def failed(self, event: str, **facts: Any) -> None: ...
-
-    def end(self, exit_code: int) -> None: ...
-
-    def warn(self, text: str) -> None: ...
+def _nowhere(done: int, total: int) -> None: ...
 
 
-class PlainLines(Quiet):
-    """One line when a stage starts and one when it ends; with `verbose`, also its progress every five seconds."""
-
-    def __init__(self, stream: TextIO, verbose: bool = False) -> None:
-        self.stream, self.verbose = stream, verbose
-        self.stage, self.shown = "", 0.0
-
-    def start(self, stage: str) -> None:
-        self.stage, self.shown = stage, time.monotonic()
-        print(f"{stage} ...", file=self.stream, flush=True)
-
-    def tick(self, done: int, total: int) -> None:
-        if self.verbose and time.monotonic() - self.shown > 5:
-            self.shown = time.monotonic()
-            print(f"{self.stage}: {done} of {total}", file=self.stream, flush=True)
-
-    def finish(self, stage: str, seconds: float, reused: bool) -> None:
-        print(f"{stage}: {'reused' if reused else 'done'} in {seconds:.1f} s", file=self.stream, flush=True)
-
-    def warn(self, text: str) -> None:
-        print(f"warning: {text}", file=self.stream, flush=True)
+def _of_no_task(count: int) -> None: ...
 
 
-class JsonLines(Quiet):
-    """One JSON object a line, told apart by "event": begin, then start, progress (once a second) and finish of every
-    stage, then perhaps error or interrupted, and end with the exit code, which is the last line of every run."""
+class _Around(NamedTuple):
+    """What surrounds a piece of code: where `report` goes, and what `advance` counts."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream, self.stage, self.shown, self.began = stream, "", 0.0, time.monotonic()
-
-    def _write(self, **event: object) -> None:
-        print(json.dumps(event), file=self.stream, flush=True)
-
-    def begin(self, name: str, folder: Path, stages: Sequence[str]) -> None:
-        """id: of this attempt; folder: of the run, whole, which is what a later attempt continues."""
-        whole = str(Path(folder).absolute())
-        self._write(event="begin", id=uuid.uuid4().hex, name=name, folder=whole, stages=list(stages))
-
-    def failed(self, event: str, **facts: Any) -> None:
-        self._write(event=event, stage=self.stage, **facts)
-
-    def end(self, exit_code: int) -> None:
-        self._write(event="end", exit_code=exit_code, seconds=round(time.monotonic() - self.began, 3))
-
-    def start(self, stage: str) -> None:
-        self.stage, self.shown = stage, 0.0
-        self._write(event="start", stage=stage)
-
-    def tick(self, done: int, total: int) -> None:
-        if time.monotonic() - self.shown > 1 or done == total:
-            self.shown = time.monotonic()
-            self._write(event="progress", stage=self.stage, done=done, total=total)
-
-    def finish(self, stage: str, seconds: float, reused: bool) -> None:
-        self._write(event="finish", stage=stage, seconds=seconds, reused=reused)
-
-    def warn(self, text: str) -> None:
-        self._write(event="warning", stage=self.stage, text=text)
+    report: Reporter = _nowhere
+    advance: Callable[[int], None] = _of_no_task
 
 
-class LiveBars(Quiet):
-    """A live bar per stage with elapsed and remaining time."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.console = Console(file=beneath(stream))
-        self.bars = self._new_bars(refreshing=True)
-        self.task: TaskID | None = None
-        self.drawn, self.done = 0.0, 0
-
-    def _new_bars(self, refreshing: bool) -> Progress:
-        return Progress(
-            SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description:<10}", markup=False),
-            BarColumn(bar_width=30),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            auto_refresh=refreshing,
-        )
-
-    def __enter__(self) -> LiveBars:
-        self.bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if error and error[0] is not None and self.task is not None:
-            kind = error[0] if isinstance(error[0], type) else Exception
-            note = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
-            self.bars.update(self.task, note=f"[red]{note}", refresh=True)
-            self.bars.stop_task(self.task)
-        self.bars.stop()
-
-    def start(self, stage: str) -> None:
-        # While latency is measured nothing may run beside it, not even the thread that redraws the bars.
-        refreshing = stage.split()[-1] not in ("measure", "runs")
-        if refreshing != self.bars.live.auto_refresh:
-            self.bars.stop()
-            self.bars = self._new_bars(refreshing)
-            self.bars.start()
-        self.stage, self.done = stage, 0
-        self.task = self.bars.add_task(printable(stage), total=None, note="")
-
-    def tick(self, done: int, total: int) -> None:
-        if self.task is not None:
-            if done < self.done:
-                # A stage's next phase: its time left has nothing to do with the last one's speed; the stage's clock
-                # goes on.
-                began = self.bars.tasks[-1].start_time
-                self.bars.reset(self.task, total=total, completed=done)
-                self.bars.tasks[-1].start_time = began
-            self.done = done
-            self.bars.update(self.task, completed=done, total=total)
-            if not self.bars.live.auto_refresh and time.monotonic() - self.drawn > 0.25:
-                self.drawn = time.monotonic()
-                self.bars.refresh()
-
-    def finish(self, stage: str, seconds: float, reused: bool) -> None:
-        if self.task is not None:
-            self.bars.update(self.task, completed=1, total=1, note="reused" if reused else "", refresh=True)
-            self.task = None
-
-    def warn(self, text: str) -> None:
-        self.console.print(printable(f"warning: {text}"), markup=False, highlight=False)
+_SILENT = _Around()
+_around: ContextVar[_Around] = ContextVar("progress", default=_SILENT)
 
 
-def choose(quiet: bool, verbose: bool, as_json: bool) -> Quiet:
-    """The display that fits the options and where standard error goes (standard output is kept for results)."""
-    if as_json:
-        return JsonLines(sys.stderr)
-    if quiet:
-        return Quiet()
-    return LiveBars(sys.stderr) if sys.stderr.isatty() and not verbose else PlainLines(sys.stderr, verbose)
+@contextmanager
+def _set(around: _Around) -> Iterator[None]:
+    before = _around.get()
+    _around.set(around)
+    try:
+        yield
+    finally:  # without a token: a generator may be closed in another context
+        _around.set(before)
+
+
+def reporting(reporter: Reporter) -> AbstractContextManager[None]:
+    """In this block, progress goes to `reporter`."""
+    return _set(_Around(reporter))
+
+
+def reporter() -> Reporter:
+    """Where progress goes now; may be called from another thread."""
+    return _around.get().report
+
+
+def report(done: int, total: int) -> None:
+    """Report `done` steps of `total`."""
+    _around.get().report(done, total)
+
+
+@contextmanager
+def task(total: int) -> Iterator[None]:
+    """A task of `total` steps, which `advance` counts up to `total`."""
+    show, done = reporter(), 0
+
+    def count_steps(count: int) -> None:
+        nonlocal done
+        done = min(done + count, total)
+        show(done, total)
+
+    with _set(_Around(advance=count_steps)):
+        yield
+
+
+def advance(count: int = 1) -> None:
+    """Report `count` more steps of the task around; nothing in a loop of `track`, and without a task."""
+    _around.get().advance(count)
+
+
+def track(items: Sequence[Item]) -> Iterator[Item]:
+    """The items as a task: each is a step, done when the next one is asked for."""
+    show = reporter()
+    for done, item in enumerate(items, 1):
+        with _set(_SILENT):
+            yield item
+        show(done, len(items))

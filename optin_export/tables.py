@@ -212,7 +212,7 @@ def _check(table: Table, columns: Mapping[str, str | int], needs: Sequence[str])
         if wanted is None:
             first = table.names or (table.rows[0] if table.rows else ())
             raise InputError(
-                f"{table.path} gives no '{need}'", f"its first line reads {_shown(first)}", f"set columns.{need}"
+                f"{table.path} has no '{need}'", f"its first line reads {_shown(first)}", f"set columns.{need}"
             )
         if table.rows or isinstance(wanted, str):
             places.append(place_of(table, wanted))

@@ -21,6 +21,8 @@ class EscapedStream:
         self.beneath = beneath
 
     def write(self, text: str) -> int:
+        if not isinstance(text, str):  # as every text stream does: callers find out by it what a stream takes
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         return self.beneath.write(printable(text, keep="\n\t"))
 
     def writelines(self, lines: Any) -> None:

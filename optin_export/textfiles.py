@@ -15,7 +15,7 @@ from typing import Protocol
 from optin_export.errors import InputError
 from optin_export.workdir.opening import open_regular
 
-#: A compressed file that grows beyond so many bytes, and so many times its size, is a bomb rather than data.
+#: A file that unpacks to more than this many bytes, and this many times its size, is a decompression bomb.
 BOMB_BYTES, BOMB_RATIO = 256 << 20, 200
 _AT_ONCE = 1 << 20
 #: Text is held in memory as a whole: what is larger is no table that could be.

@@ -17,6 +17,7 @@ import torch
 
 from tests.exported_once import exported_once
 from tests.shortly import measure_shortly
+from tests.tiers import mark_tiers
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -46,8 +47,9 @@ def shared_folder() -> Path | None:
     return folder if (folder / "data").is_dir() else None
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marks, and xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    mark_tiers(items, whole=config.args == config.getini("testpaths"))
     for item in items:
         # One worker takes all tests of a file, or of one model of the family tests: what they share is made once.
         case = getattr(item, "callspec", None) and item.callspec.params.get("case")  # type: ignore[attr-defined]

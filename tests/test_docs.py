@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from optin_export import units
-from optin_export.cli.forecast.outline import outline
+from optin_export.cli.dry_run.work import planned_work
 from optin_export.recipe import load_recipe
 from optin_export.units import supported
 from optin_export.workdir.cache import LAYERS
@@ -23,9 +23,10 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 
 def load_tool(name: str):  # type: ignore[no-untyped-def]
-    if str(ROOT / "tools") not in sys.path:
-        sys.path.append(str(ROOT / "tools"))  # as when it is run: tools import one another
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    [path] = (ROOT / "tools").rglob(f"{name}.py")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # as when it is run: scripts import those in the same folder
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -83,7 +84,7 @@ def test_every_recipe_validates(path: Path) -> None:
 
 def test_the_quickstart_has_a_plan_of_work() -> None:
     recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml")
-    assert [stage for stage, _ in outline(recipe, Path("runs/quickstart"))] == list(STAGES)
+    assert [stage for stage, _ in planned_work(recipe, Path("runs/quickstart"))] == list(STAGES)
 
 
 def test_ci_calls_exactly_the_commands_of_the_readme() -> None:
@@ -117,14 +118,14 @@ def test_families_page_names_every_family() -> None:
 def test_measured_numbers_are_those_of_the_measurement_files() -> None:
     tool = load_tool("render_results")
     page = tool.PAGE.read_text(encoding="utf-8")
-    assert page == tool.page(), "run: python tools/render_results.py"
+    assert page == tool.page(), "run: python tools/studies/render_results.py"
     text = tool.README.read_text(encoding="utf-8")
-    assert text == tool.readme(text), "run: python tools/render_results.py"
+    assert text == tool.readme(text), "run: python tools/studies/render_results.py"
     for figure in re.findall(r"\]\((figures/[^)]+)\)", page):
-        assert (tool.PAGE.parent / figure).is_file(), "run: python tools/render_results.py"
+        assert (tool.PAGE.parent / figure).is_file(), "run: python tools/studies/render_results.py"
 
 
 def test_layers_are_the_folders_of_the_package() -> None:
     package = ROOT / "optin_export"
     folders = {path.name for path in package.iterdir() if path.is_dir() and not path.name.startswith("_")}
-    assert folders - {"cli", "stages", "distributed", "workdir", "sentence"} == set(LAYERS)
+    assert folders - {"api", "cli", "stages", "distributed", "workdir", "sentence"} == set(LAYERS)

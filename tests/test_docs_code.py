@@ -19,8 +19,9 @@ import yaml
 
 import optin_export
 from optin_export import cli
-from optin_export.cli import COMMANDS, app, parser_of
 from optin_export.cli._gates import GatesFile
+from optin_export.cli._group import COMMANDS, command_of
+from optin_export.cli.run import optin_export as command_line
 from optin_export.recipe import load_recipe
 from optin_export.workdir.run_directory import CONTENTS
 from tests.conftest import ROOT, sentences
@@ -60,15 +61,15 @@ def call(words: list[str]) -> None:
     arguments, streams = arguments_of(words)
     is_run = arguments[0] not in COMMANDS
     if is_run:
-        options = app.recipe_parser().parse_args(arguments)
-        for one in small(options.recipe, options.set):
+        given = command_line.make_context("optin-export", list(arguments)).params
+        for one in small(given["recipe"], given["overrides"]):
             arguments += ["--set", one]
     with contextlib.ExitStack() as stack:
         for stream, redirect in (("1", contextlib.redirect_stdout), ("2", contextlib.redirect_stderr)):
             if stream in streams:
                 stack.enter_context(redirect(stack.enter_context(streams[stream].open("w", encoding="utf-8"))))
         code = cli.main(arguments)
-    budget = load_recipe(options.recipe, options.set).prune.budget if is_run else None
+    budget = load_recipe(given["recipe"], given["overrides"]).prune.budget if is_run else None
     undecided = arguments[0] in JUDGES or (budget is not None and budget.kind == "latency")
     assert code == 0 or (undecided and code == 4), f"{' '.join(words)}: exit code {code}"
 
@@ -199,10 +200,7 @@ def _extras() -> set[str]:
 
 
 def _parse(arguments: list[str]) -> None:
-    if arguments[0] in COMMANDS:
-        parser_of(arguments[0]).parse_args(arguments[1:])
-    else:
-        app.recipe_parser().parse_args(arguments)
+    command_line.make_context("optin-export", list(arguments))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -213,12 +211,13 @@ def test_commands_in_running_text_are_ours(page: str) -> None:
         ((_, *words),) = commands_of("optin-export " + " ".join(line.split()))
         name = words[0]
         if name in COMMANDS and len(words) > 1 and "..." not in words:
-            known = {option for action in parser_of(name)._actions for option in action.option_strings}
+            command = command_of(name)
         elif name in COMMANDS:
             continue
         else:
             assert name.endswith(".yaml") or name.isupper() or name.startswith("-"), f"{page}: {line}"
-            known = {option for action in app.recipe_parser()._actions for option in action.option_strings}
+            command = command_line
+        known = {"--help", *(option for parameter in command.params for option in parameter.opts)}
         assert {word for word in words if word.startswith("--")} <= known, f"{page}: {line}"
 
 
@@ -259,12 +258,9 @@ def test_every_file_of_a_run_is_described(given: Path) -> None:
     """docs/reference/run-folder.md is written from CONTENTS; a run holds nothing that it does not name."""
     import fnmatch
 
-    from optin_export.workdir import cleanup
-
     run = given / "runs" / "quickstart"
     files = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
     unknown = [name for name in files if not any(fnmatch.fnmatchcase(name, pattern) for pattern in CONTENTS)]
     assert not unknown
     met = {pattern for pattern in CONTENTS if fnmatch.filter(files, pattern)}
     assert {"scores/scores.safetensors", "onnx/pruned.onnx", "measure/latency.json", "triton/*", ".stages/*"} <= met
-    assert {pattern.partition("/")[0] for pattern in CONTENTS} == set(cleanup._OURS)

@@ -1,4 +1,4 @@
-"""tools/held_out.py: which held-out rows choose, which report, and which were seen in training."""
+"""tools/studies/held_out.py: which held-out rows choose, which report, and which were seen in training."""
 
 from __future__ import annotations
 

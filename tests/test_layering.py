@@ -23,7 +23,6 @@ LAZY = {
     "tokenizers": {"ship/preprocess.py", "ship/served/text_model.py", "models/sentence_tokens.py"},
     "datasets": {"data/readers.py"},
     "pynvml": {"measure/gpu.py"},
-    "shtab": {"cli/completion.py"},
     "tensorrt": set(),
     "tensorrt_rtx": set(),
     "accelerate": {"models/placement.py"},
@@ -72,6 +71,13 @@ def test_only_entry_points_import_layers_from_outside() -> None:
     for file in [*PACKAGE.glob("[!_]*.py"), *(PACKAGE / "workdir").glob("*.py")]:
         layers = {layer_of(module) for _, module in imported(ast.parse(file.read_text(encoding="utf-8")))}
         assert layers <= {None, "recipe"}, f"{file.name} imports {layers}"
+
+
+def test_nothing_but_the_package_itself_imports_its_public_api() -> None:
+    for file in FILES:
+        names = {name for _, name in imported(ast.parse(file.read_text(encoding="utf-8")))}
+        inside = file.is_relative_to(PACKAGE / "api") or file == PACKAGE / "__init__.py"
+        assert inside or not any(f"{name}.".startswith("optin_export.api.") for name in names), file.name
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())

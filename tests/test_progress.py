@@ -1,119 +1,95 @@
-"""What is shown while it works: every display takes the same events, and nothing is drawn while latency is measured."""
+"""Progress from context: who reports, who is shown, and that a loop left early leaves nothing behind in the context."""
 
 from __future__ import annotations
 
-import io
-import json
 import threading
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-import yaml
 
-from optin_export import cli
-from optin_export.progress import JsonLines, LiveBars, PlainLines, Quiet, choose
-from optin_export.workdir.run_directory import STAGES
-from tests.conftest import Make
+from optin_export.progress import advance, report, reporter, reporting, task, track
+
+Steps = list[tuple[int, int]]
 
 
-def play(display: Quiet) -> None:
-    with display:
-        for stage in ("scoring", "measure", "ship"):
-            display.start(stage)
-            display.tick(1, 2)
-            display.finish(stage, 1.25, stage == "scoring")
+@pytest.fixture
+def seen() -> Iterator[Steps]:
+    """What is reported during the test."""
+    steps: Steps = []
+    with reporting(lambda *step: steps.append(step)):
+        yield steps
 
 
-def test_plain_lines() -> None:
-    stream = io.StringIO()
-    play(PlainLines(stream))
-    assert stream.getvalue().splitlines()[:3] == ["scoring ...", "scoring: reused in 1.2 s", "measure ..."]
+def test_an_item_is_done_when_the_next_one_is_asked_for(seen: Steps) -> None:
+    found = []
+    for item in track("ab"):
+        found.append((item, list(seen)))
+    assert found == [("a", []), ("b", [(1, 2)])] and seen == [(1, 2), (2, 2)]
 
 
-def test_json_lines_are_events() -> None:
-    stream = io.StringIO()
-    play(JsonLines(stream))
-    events = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert events[0] == {"event": "start", "stage": "scoring"}
-    assert {"event": "finish", "stage": "ship", "seconds": 1.25, "reused": False} in events
-    assert next(event for event in events if event["event"] == "progress")["total"] == 2
+def test_functions_further_down_count_the_steps_of_a_task_and_never_too_many(seen: Steps) -> None:
+    with task(5):
+        for count in (1, 3, 3):
+            advance(count)
+    advance()
+    assert seen == [(1, 5), (4, 5), (5, 5)]
 
 
-def test_live_bars_name_every_stage() -> None:
-    stream = io.StringIO()
-    play(LiveBars(stream))
-    assert all(stage in stream.getvalue() for stage in ("scoring", "measure", "ship", "reused"))
+def test_what_reports_within_a_step_is_not_shown(seen: Steps) -> None:
+    def inner() -> None:
+        report(7, 9)
+        for _ in track(range(3)):
+            advance()  # of no task: the loop counts by itself
+        with task(2):
+            advance()
+
+    with task(2):
+        inner()
+        advance()
+    for _ in track(range(2)):
+        inner()
+        advance()
+    assert seen == [(1, 2), (1, 2), (2, 2)]
 
 
-def test_no_thread_redraws_while_latency_is_measured() -> None:
-    others = set(threading.enumerate())
-
-    def redrawing() -> bool:
-        for thread in set(threading.enumerate()) - others:
-            thread.join(0.5)  # a stopped one ends at its next turn; a running one outlasts this
-        return bool(set(threading.enumerate()) - others)
-
-    with LiveBars(io.StringIO()) as display:
-        display.start("scoring")
-        assert redrawing()
-        display.start("measure")
-        assert not redrawing()
-        display.start("ship")
-        assert redrawing()
-    assert not redrawing()
+def test_a_part_of_a_task_is_shown_where_it_has_a_reporter(seen: Steps) -> None:
+    show = reporter()
+    for part in range(2):
+        with reporting(lambda done, total, part=part: show(part * total + done, 2 * total)):  # type: ignore[misc]
+            for _ in track("ab"):
+                pass
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-@pytest.mark.parametrize(
-    ("options", "kind"),
-    [((True, False, False), Quiet), ((False, True, False), PlainLines), ((True, False, True), JsonLines)],
-)
-def test_choice_follows_the_options(options: tuple[bool, bool, bool], kind: type[Quiet]) -> None:
-    assert type(choose(*options)) is kind
+@pytest.mark.parametrize("how", ["break", "error", "error in a task", "closed"])
+def test_a_loop_left_early_gives_the_reporter_back(how: str, seen: Steps) -> None:
+    if how == "break":
+        for _ in track(range(3)):
+            break
+    elif how == "closed":
+        loop = track(range(3))
+        next(loop)
+        loop.close()  # type: ignore[attr-defined]
+    else:
+        with pytest.raises(ValueError), task(3):
+            for _ in track(range(3)) if how == "error" else range(3):
+                raise ValueError
+    report(2, 2)
+    advance()
+    assert seen == [(2, 2)]
 
 
-@pytest.mark.usefixtures("short_measurement")
-def test_a_whole_run_as_events(vit_recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every stage starts, ticks and finishes; the first line says which run, the last how it ended."""
-    raw = vit_recipe(prune={"budget": {"macs": 0.6}, "probes": 8, "score_samples": 8, "curve_samples": 8})
-    raw["export"] = {"batch": [1]}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-    line = [str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--json"]
-    code = cli.main(line)
-    events = [json.loads(text) for text in capsys.readouterr().err.splitlines()]
-    assert events[0]["event"] == "begin" and events[0]["folder"] == str(tmp_path / "run")
-    assert events[0]["stages"] == list(STAGES) and len(events[0]["id"]) == 32
-    assert events[-1]["event"] == "end" and events[-1]["exit_code"] == code
-    for stage in STAGES:
-        kinds = [event["event"] for event in events if event.get("stage") == stage]
-        assert kinds[0] == "start" and kinds[-1] == "finish" and "progress" in kinds, stage
-    assert all(0 <= event["done"] <= event["total"] for event in events if event["event"] == "progress")
-    # What was done before is reused, and told as such.
-    assert cli.main([*line, "--set", "model.weights=none.safetensors"]) == 2
-    captured = capsys.readouterr()
-    events = [json.loads(text) for text in captured.err.splitlines()]
-    assert [event["event"] for event in events][-2:] == ["error", "end"]
-    told = events[-2]
-    assert told["stage"] == "sources" and told["exit_code"] == events[-1]["exit_code"] == 2
-    assert {key: told[key] for key in ("what", "why", "fix", "exit_code")} == json.loads(captured.out)["error"]
+def test_nothing_is_shown_without_a_reporter() -> None:
+    with task(2):
+        advance()
+    assert list(track("ab")) == ["a", "b"]
+    report(1, 1)
 
 
-def test_a_bar_that_begins_anew_forgets_its_speed() -> None:
-    display = LiveBars(io.StringIO())
-    with display:
-        display.start("scoring")
-        for done in (1, 50, 100):
-            display.tick(done, 100)
-        began = display.bars.tasks[0].start_time
-        display.tick(1, 100)
-        task = display.bars.tasks[0]
-        assert task.completed == 1 and task.total == 100 and task.speed is None
-        assert not task.finished and task.start_time == began  # the stage's clock goes on
-
-
-@pytest.mark.parametrize(("error", "word"), [(KeyboardInterrupt, "interrupted"), (ValueError, "failed")])
-def test_bars_say_which_stage_did_not_come_through(error: type[BaseException], word: str) -> None:
-    stream = io.StringIO()
-    with pytest.raises(error), LiveBars(stream) as display:
-        display.start("scoring")
-        raise error
-    assert word in stream.getvalue()
+def test_a_thread_reports_where_it_is_handed_the_reporter(seen: Steps) -> None:
+    show = reporter()
+    for work in (lambda: report(1, 3), lambda: show(2, 3)):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert seen == [(2, 3)]

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 import optin_export
-from optin_export.cli.forecast.outline import outline
+from optin_export.cli.dry_run.work import planned_work
 from optin_export.data import load_sources
 from optin_export.recipe import Recipe, load_recipe
 from optin_export.report.schema import Report
@@ -31,7 +31,7 @@ SMALL = {"num_attention_heads": 4, "intermediate_size": 64, "hidden_size": 32, "
 def test_every_recipe_validates_and_is_described(path: Path) -> None:
     """Files that users bring themselves may be missing; those of the repository have to be there."""
     recipe = load_recipe(path)
-    assert [stage for stage, _ in outline(recipe, Path("runs/x"))] == list(STAGES)
+    assert [stage for stage, _ in planned_work(recipe, Path("runs/x"))] == list(STAGES)
     sections = (recipe.data.calibration, recipe.data.evaluation, recipe.finetune and recipe.finetune.data)
     for source in (recipe.model.source, *(one.source for one in sections if one is not None)):
         file = source.removeprefix("py:").rpartition(":")[0]

@@ -236,10 +236,36 @@ def test_studies_say_which_rows_their_points_are_of() -> None:
     assert "`*`: on all of them" in sentence and star(old) == " *" and star(new) == ""
 
 
+def test_the_summary_has_the_worst_batch_and_minutes_of_the_default(measurements: Path) -> None:
+    timed = row("optin", "least-squares", 0.5, 7, 1.0) | {
+        "scoring_seconds": 60.0,
+        "curves_seconds": 120.0,
+        "surgery_seconds": 30.0,
+    }
+    stored = tool.recipes(measurements)
+    [result] = stored["minilm_sts"]["results"]
+    result["stages"] = [{"name": "measure", "seconds": 90.0}, {"name": "ship", "seconds": 999.0}]
+    result["latency"][1]["speedup"] = {"median": 1.2, "ci_low": 1.1, "ci_high": 1.3}
+    other = {**result, "budget": 0.3, "macs": {"ratio": 0.3}}
+    stored["minilm_sts"]["results"].append(other)
+    lines = engines.summary(stored, [tool.cases(measurements)[0]])
+    assert "| MiniLM-L6 on STS-B | 50% | 1.00 (0.50 to 1.50) | 1.20x (1.10 to 1.30) | - | A CPU, 2 cores |" in lines
+    path = measurements / "accuracy" / "minilm-stsb.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**document, "rows": [timed]}), encoding="utf-8")
+    lines = engines.summary(stored, [tool.cases(measurements)[0]])
+    assert "| MiniLM-L6 on STS-B | 50% | 1.00 (0.50 to 1.50) | 1.20x (1.10 to 1.30) | 5 | A CPU, 2 cores |" in lines
+    assert engines.expectations(stored, [])[2:] == []  # neither 0.6 nor 0.4 was measured
+    other["budget"] = 0.4
+    assert engines.expectations(stored, [])[2:] == [
+        "| MiniLM-L6 on STS-B | 30% | 1.00 (0.50 to 1.50) | 1.20x (1.10 to 1.30) | - |"
+    ]
+
+
 def test_only_files_with_results_are_recipes(measurements: Path) -> None:
     page = tool.page(measurements)
     assert list(tool.recipes(measurements)) == ["minilm_sts", "unknown"]
-    assert "recipes/minilm_sts.yaml" in page and "scoring" not in page
+    assert "recipes/minilm_sts.yaml" in page and "`recipes/scoring" not in page and "`recipes/listed" not in page
     assert "unpruned 90.00 at 3 ms; 89.00 at 2 ms with 50% of the MACs](figures/minilm-stsb-latency.svg)" in page
 
 

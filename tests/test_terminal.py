@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from optin_export import cli
+from optin_export.displays import LiveBars
 from optin_export.errors import InputError, printable
-from optin_export.progress import LiveBars
 from optin_export.terminal import beneath, escaped_output, private_files
 
 HOSTILE = "a\x1b[31mred\x07\x9b2J\udcff\u202e[/red][bold]b\r\x08"
@@ -40,6 +40,12 @@ def test_output_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.removesuffix("\n").isprintable()
     assert json.loads(error) == {"x": HOSTILE}
     assert beneath(sys.stdout) is sys.stdout
+
+
+def test_a_text_stream_refuses_bytes() -> None:
+    """Libraries try this out: click writes bytes to a stream that takes them."""
+    with escaped_output(), pytest.raises(TypeError, match="bytes"):
+        sys.stdout.write(b"")  # type: ignore[arg-type]
 
 
 def test_a_file_name_in_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Everything that a machine with an NVIDIA GPU can tell, offline, in under eight minutes: one JSON with all raw blocks.
 
-    python tools/gpu_acceptance.py --out docs/measurements/gpu/<gpu>.json && python tools/render_results.py
+    python tools/gpu_acceptance.py --out docs/measurements/gpu/<gpu>.json && python tools/studies/render_results.py
     python tools/gpu_acceptance.py --quick --out /tmp/quick.json      # tiny sizes, also on a machine without a GPU
 
 Parts: scoring (the sketch against exact masking), torch, onnxruntime, tensorrt, tensorrt_rtx. Each is a process of its
@@ -170,8 +170,8 @@ def _score(case: Case, autocast: str | None, device: str, quick: bool) -> dict[s
     from optin_export.models import build
     from optin_export.recipe import PruneSection
     from optin_export.scoring import score
-    from optin_export.scoring.exact import exact_losses
-    from optin_export.scoring.optin import observe_all
+    from optin_export.scoring.exact import exact_sums
+    from optin_export.scoring.shards import References
     from optin_export.units import find_structure
 
     torch.manual_seed(0)
@@ -190,12 +190,12 @@ def _score(case: Case, autocast: str | None, device: str, quick: bool) -> dict[s
 
     model(**rows)  # libraries are loaded, and memory is taken, by the first pass
     seconds, scores = timed(lambda: score(model, structure, batches, section, 0))
-    # Now: they are observed when they are asked for, and the clock below is that of the masked passes alone.
-    references = list(observe_all(model, structure, batches, ROWS, torch.Generator().manual_seed(0)))
+    # Now: it is observed when it is asked for, and the clock below is that of the masked passes alone.
+    [reference] = References(model, structure, batches, ROWS, torch.Generator().manual_seed(0))
     exact, subset = 0.0, 0
     for group in structure.groups:
         units = np.linspace(0, group.count - 1, min(EXACT_UNITS, group.count)).astype(int).tolist()
-        took, _ = timed(lambda group=group, units=units: exact_losses(model, structure, group, references, 1.0, units))
+        took, _ = timed(lambda group=group, units=units: exact_sums(model, structure, group, reference, 1.0, units))
         exact += took * group.count / len(units)
         subset += len(units)
     return {
@@ -325,7 +325,7 @@ def _cells(
                             sequence=case.sample[0] if case.is_text else None,
                             seed=0,
                             mode=mode,
-                            tick=lambda done, total: log.read(),
+                            after_block=log.read,
                         ).to_json()
                         entry["latency"] = {**result, "samples": _rounded(result["samples"])}
                         entry["clocks"], entry["clocks_note"] = log.entries, log.note

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
+import inspect
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 from pydantic import BaseModel
 
-from optin_export.cli import COMMANDS, parser_of
 from optin_export.cli._gates import GatesFile
-from optin_export.cli.app import recipe_parser
+from optin_export.cli._group import COMMANDS, PROGRAM, command_of
+from optin_export.cli.run import optin_export
 from optin_export.errors import EXIT_CODES
 from optin_export.pruning import Architecture
 from optin_export.recipe.manual import Described, describe_fields
@@ -44,14 +45,14 @@ def pages() -> dict[str, str]:
         "commands.md": commands_page(),
         "exit-codes.md": _page(
             "Exit codes",
-            "Of every command; `optin-export explain exit-codes` prints them. A sweep ends with that of its worst run: "
-            "an error before parity before a missed gate.",
+            "The exit codes of all commands. `optin-export explain exit-codes` prints them. A sweep ends with the code "
+            "of its worst run: an error first, then parity, then a missed gate.",
             _table(("exit code", "meaning"), ((str(code), text) for code, text in EXIT_CODES.items())),
         ),
         "run-folder.md": _page(
             "Run folder",
-            "What a run leaves in its folder, by default `runs/NAME`; `*` stands for any name. Not every run has "
-            f"all of it. The stages that write it, in order: {', '.join(f'`{stage}`' for stage in STAGES)}.",
+            "The files that a run writes into its folder, by default `runs/NAME`; `*` is any name. Not every run has "
+            f"all of them. The stages in order: {', '.join(f'`{stage}`' for stage in STAGES)}.",
             _table(("path", "what it is"), ((f"`{path}`", text) for path, text in CONTENTS.items())),
         ),
         "report.md": _schema_page(
@@ -73,9 +74,9 @@ def recipe_page() -> str:
     """Every field of a recipe, a table per section; the texts are those of `optin-export explain`."""
     fields = describe_fields()
     parts = [
-        "All fields, as `optin-export explain` tells them; [JSON schema](../schemas/recipe.schema.json). What goes "
-        "beyond a field's own description is in [notes on the recipe](../reference.md#notes-on-the-recipe). Paths are "
-        "relative to the recipe file; where nothing is there, to the current directory.",
+        "All fields, as printed by `optin-export explain`; [JSON schema](../schemas/recipe.schema.json). The "
+        "[notes on the recipe](../reference.md#notes-on-the-recipe) have more details. Paths are relative to the "
+        "recipe file, or else to the current directory.",
     ]
     for section in [None, *(one for one in fields.values() if one.section)]:
         inside = [one for one in fields.values() if _holder(one.path) == (section.path if section else "")]
@@ -90,43 +91,45 @@ def recipe_page() -> str:
 
 
 def commands_page() -> str:
+    commands = {name: command for name in COMMANDS if (command := command_of(name)) is not None}
+    summaries = ((f"[`{name}`](#{name})", command.get_short_help_str(200)) for name, command in commands.items())
     parts = [
-        "`optin-export RECIPE` runs a recipe; a word from the table below in its place does something else. The "
-        "verdict goes to standard output, progress and errors to standard error.",
-        _table(("command", "what it does"), ((f"[`{name}`](#{name})", text) for name, text in COMMANDS.items())),
-        "## RECIPE",
-        *_options(recipe_parser()),
+        "`optin-export RECIPE` runs a recipe; the name of a command as the first word does something else. The "
+        "verdict goes to standard output, progress and errors to standard error. `optin-export COMMAND --help` prints "
+        "what is on this page.",
+        _table(("command", "what it does"), summaries),
+        *_command("RECIPE", PROGRAM, optin_export),
     ]
-    for name in COMMANDS:
-        parser = parser_of(name)
-        parts += [f"## {name}", str(parser.description), *_options(parser)]
-        if parser.epilog:
-            parts.append(f"{_cell(_sentence(parser.epilog))}")
+    for name, command in commands.items():
+        parts += _command(name, f"{PROGRAM} {name}", command)
     return _page("Commands", *parts)
 
 
-def _options(parser: argparse.ArgumentParser) -> list[str]:
-    actions = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
-    usage = " ".join([parser.prog, *(_usage(action) for action in actions)])
-    rows = ((f"`{_signature(action)}`", _cell((action.help or "").replace("%%", "%"))) for action in actions)
-    return [f"```text\n{_wrapped(usage)}\n```", _table(("argument", "meaning"), rows)]
+def _command(title: str, path: str, command: click.Command) -> list[str]:
+    """A section with the help of one command."""
+    usage = " ".join([path, *(_usage(one) for one in command.params)])
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    rows = ((f"`{_signature(one, *one.opts)}`", _cell(one.help or "")) for one in options)
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    return [
+        f"## {title}",
+        # click does not wrap a paragraph that begins with a backspace: it is a table or code.
+        *(f"```text{one[1:]}\n```" if one.startswith("\b") else _docs(one) for one in paragraphs),
+        f"```text\n{_wrapped(usage)}\n```",
+        _table(("option", "meaning"), rows),
+    ]
 
 
-def _usage(action: argparse.Action) -> str:
-    word = _signature(action, short=True)
-    repeated = "..." if isinstance(action, argparse._AppendAction) else ""
-    needed = action.required if action.option_strings else action.nargs not in ("?", "*")
-    return f"{word}{repeated}" if needed else f"[{word}]{repeated}"
+def _usage(parameter: click.Parameter) -> str:
+    if not isinstance(parameter, click.Option):
+        return parameter.make_metavar(click.Context(optin_export))
+    word = _signature(parameter, parameter.opts[0])
+    return (word if parameter.required else f"[{word}]") + ("..." if parameter.multiple else "")
 
 
-def _signature(action: argparse.Action, short: bool = False) -> str:
-    """How an argument is written: `--set A.B=C`, `RUN ...`."""
-    shown = action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper())
-    values = " ".join(shown) if isinstance(shown, tuple) else str(shown)
-    if not action.option_strings:
-        return f"{values} ..." if action.nargs in ("+", "*") else values
-    names = action.option_strings[:1] if short else action.option_strings
-    return ", ".join(names) if action.nargs == 0 else f"{', '.join(names)} {values}"
+def _signature(option: click.Option, *names: str) -> str:
+    """How an option is written: `--set A.B=C`."""
+    return ", ".join(names) + ("" if option.is_flag else f" {option.metavar}")
 
 
 def _schema_page(title: str, intro: str, *models: type[BaseModel]) -> str:

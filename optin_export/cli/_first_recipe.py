@@ -1,4 +1,4 @@
-"""A first recipe as commented YAML: the comments are the schema's own descriptions."""
+"""A first recipe as YAML with comments, which are the descriptions of its schema."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from optin_export.recipe.manual import describe_fields
 from optin_export.recipe.schema import METRICS
 
 EDITOR_LINE = "# yaml-language-server: $schema={}\n"
-#: Sections written on one line.
+#: Sections that are written on one line.
 _FLAT = ("prune.budget", "gates", "ship")
 _WIDTH = 120
 
 
 def parse_goal(text: str) -> tuple[str, float]:
-    """'macs=0.5' as a budget. Raises InputError for another word, or no number."""
+    """'macs=0.5' as a kind of budget and its value. Raises InputError."""
     known = [path.rpartition(".")[2] for path in describe_fields() if path.startswith("prune.budget.")][:5]
     name, equals, value = text.partition("=")
     try:
@@ -38,7 +38,7 @@ def compose(
     goal: tuple[str, float],
     target: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The recipe as a dictionary: what was said, and gates that ask for no more than that."""
+    """The recipe as a dictionary, with gates that ask for no more than the goal."""
     kind, value = goal
     measured = evaluation is not None and METRICS[model["task"]]
     gates: dict[str, float] = {"speedup": value if kind == "speedup" else 1.0}
@@ -61,19 +61,22 @@ def compose(
 
 
 def render(raw: Mapping[str, Any], schema: str | None = None, notes: Mapping[str, str] | None = None) -> str:
-    """The recipe as YAML, each field behind its description. schema: where an editor finds the JSON schema.
+    """The recipe as YAML, with a description above each field.
 
-    notes: dotted field -> what else is said above it.
+    Args:
+        raw: the recipe.
+        schema: where an editor finds the JSON schema; None: the file does not name it.
+        notes: dotted field -> a comment of its own.
     """
     head = EDITOR_LINE.format(schema) if schema else ""
     lines = [
-        f"{head}# A recipe of optin-export. Paths are relative to this file. What a field means, and all others:",
-        "# optin-export explain FIELD.  The plan of work: optin-export THIS_FILE --dry-run",
+        f"{head}# A recipe of optin-export. Paths are relative to this file. All fields and their meaning:",
+        "# optin-export explain. What a run would do: optin-export THIS_FILE --dry-run",
     ]
     _section(raw, "", 0, lines, notes or {})
     if "evaluation" not in raw["data"]:
         at = next(i for i, line in enumerate(lines) if line.startswith("prune:")) - 1
-        lines.insert(at, "  # evaluation: held-out, labelled rows; without them no accuracy is measured or gated")
+        lines.insert(at, "  # evaluation: held-out, labelled rows; without them accuracy is not measured")
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,6 @@
-"""Gates of a release pipeline: a YAML file of limits, and what a finished run's report says to them.
+"""Gates of a release pipeline: a YAML file of limits, compared with the report of a finished run.
 
-The run is not measured again. A gate that the report cannot answer has not passed.
+Nothing is measured again. A gate whose number is not in the report does not pass.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEASURED = "report.json"
 
 
 class Where(Section):
-    """Which measurements a gate is about; what is left out means all of them."""
+    """The measurements that a gate judges: those of this target, batch size and machine; by default of all."""
 
     target: str | None = Field(
         None, description="a target's name, e.g. onnxruntime-cpu-1t; default: every target", examples=["torch-cpu-1t"]
@@ -38,28 +38,30 @@ class Where(Section):
 
 
 class SpeedupGate(Where):
-    min: Positive = Field(description="least lower end of the 95 % interval of the speedup", examples=[1.3])
+    min: Positive = Field(description="least value of the lower end of the speedup's 95 % interval", examples=[1.3])
 
 
 class LatencyGate(Where):
     max: Positive = Field(description="milliseconds that a call of the shipped engine may take", examples=[5.0])
-    quantile: Literal["p50", "p90", "p99"] = Field("p50", description="of the measured calls")
+    quantile: Literal["p50", "p90", "p99"] = Field("p50", description="quantile of the measured calls")
 
 
 class GatesFile(Section):
-    """Limits that a finished run has to keep; at least one."""
+    """Limits for a finished run; at least one."""
 
-    gates: Annotated[Literal[1], Number] = Field(description="version of the format")
-    verdict: bool = Field(True, description="the run's own gates have to have passed, too")
-    parity: bool = Field(True, description="every engine that was measured has to compute what its model computes")
+    gates: Annotated[Literal[1], Number] = Field(description="version of this file format")
+    verdict: bool = Field(True, description="the gates of the run's own recipe must have passed")
+    parity: bool = Field(True, description="every measured engine must compute the same as its model")
     accuracy_drop: Annotated[float, Number] | None = Field(
-        None, description="most points that may be lost, engine against engine", examples=[0.5]
+        None,
+        description="most points that the shipped engine may lose against the unpruned one",
+        examples=[0.5],
     )
     accuracy_drop_high: Annotated[float, Number] | None = Field(
-        None, description="the same for the upper end of the loss's 95 % interval", examples=[1.0]
+        None, description="the same limit for the upper end of the 95 % interval of the loss", examples=[1.0]
     )
     accuracy: Annotated[float, Number] | None = Field(
-        None, description="least points of the shipped engine", examples=[90.0]
+        None, description="least accuracy of the shipped engine, in points", examples=[90.0]
     )
     macs: Fraction | None = Field(None, description="largest share of the unpruned model's MACs", examples=[0.5])
     params: Fraction | None = Field(None, description="largest share of the unpruned model's parameters")
@@ -67,21 +69,21 @@ class GatesFile(Section):
     other_work: Fraction | None = Field(
         None,
         description="largest share of the machine's CPU time that other work took while latency was measured; above it "
-        "the gates speedup and latency_ms are not evaluated; default, for those alone: 0.1",
+        "the gates speedup and latency_ms are not evaluated; default, for these two gates only: 0.1",
         examples=[0.1],
     )
-    speedup: tuple[SpeedupGate, ...] = Field((), description="per target and batch size", examples=[[{"min": 1.3}]])
-    latency_ms: tuple[LatencyGate, ...] = Field((), description="per target and batch size", examples=[[{"max": 5}]])
+    speedup: tuple[SpeedupGate, ...] = Field((), description="limits of the speedup", examples=[[{"min": 1.3}]])
+    latency_ms: tuple[LatencyGate, ...] = Field((), description="limits of the latency", examples=[[{"max": 5}]])
 
     @model_validator(mode="after")
     def _any(self) -> GatesFile:
         if not (self.model_fields_set - {"gates"}):
-            raise ValueError("it names no gate")
+            raise ValueError("the file has no gate")
         return self
 
 
 def load_gates(path: Path) -> GatesFile:
-    """Raises InputError for what is no file of gates."""
+    """Read a file of gates. Raises InputError if it is not valid."""
     raw = read_mapping(path, "gates file", "gates")
     try:
         return GatesFile.model_validate(raw)
@@ -90,7 +92,16 @@ def load_gates(path: Path) -> GatesFile:
 
 
 def judge(gates: GatesFile, report: Report, size: int | None) -> list[GateResult]:
-    """Every gate against the report. size: bytes of the shipped ONNX file; None where it is not in the run folder."""
+    """Compare every gate with the report.
+
+    Args:
+        gates: the limits.
+        report: the report of a finished run.
+        size: bytes of the shipped ONNX file; None if it is not in the run folder.
+
+    Returns:
+        One result for each limit and each measurement that it judges.
+    """
     from optin_export.report.schema import GateResult
 
     found: list[GateResult] = []
@@ -126,14 +137,14 @@ def judge(gates: GatesFile, report: Report, size: int | None) -> list[GateResult
         if (required := getattr(gates, name)) is not None:
             add(name, "<=", required, getattr(report, name).ratio, "share of the unpruned model's")
     if gates.model_mib is not None:
-        note = "MiB of the shipped ONNX file" + (": it is not there" if size is None else "")
+        note = "MiB of the shipped ONNX file" + (": the file does not exist" if size is None else "")
         add("model_mib", "<=", gates.model_mib, None if size is None else size / 2**20, note)
     if gates.other_work is not None:
         seen = [one.neighbours for one in report.latency]
         shares = [one.share for one in seen if one is not None]
-        told = max(shares) if shares and len(shares) == len(seen) else None
-        note = "share of the CPU time while latency was measured" + (": it was not counted" if told is None else "")
-        add("other_work", "<=", gates.other_work, told, note)
+        worst = max(shares) if shares and len(shares) == len(seen) else None
+        note = "share of the CPU time while latency was measured" + (": it was not counted" if worst is None else "")
+        add("other_work", "<=", gates.other_work, worst, note)
     for speedup in gates.speedup:
         for place, one in _matching(speedup, report):
             why = _disturbed(gates, one)
@@ -148,7 +159,7 @@ def judge(gates: GatesFile, report: Report, size: int | None) -> list[GateResult
 
 
 def _disturbed(gates: GatesFile, one: LatencyResult | None) -> str:
-    """Why this measurement cannot be judged; nothing if it can."""
+    """Why this measurement cannot be judged; empty if it can."""
     limit = MOST_OTHER_WORK if gates.other_work is None else gates.other_work
     if one is None or one.neighbours is None or one.neighbours.share <= limit:
         return ""
@@ -156,7 +167,7 @@ def _disturbed(gates: GatesFile, one: LatencyResult | None) -> str:
 
 
 def _matching(where: Where, report: Report) -> Iterator[tuple[str, LatencyResult | None]]:
-    """The measurements that a gate is about, with their places in words; (why, None) where there is none."""
+    """(where it was measured, the measurement) for each one that a gate judges; (why, None) if there is none."""
     machines: dict[str | None, list[LatencyResult]] = {None: list(report.latency)}
     for result in report.elsewhere:
         machines.setdefault(result.machine, []).extend(result.latency)

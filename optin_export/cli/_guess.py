@@ -1,4 +1,4 @@
-"""What a first recipe knows without being told: the task by a model's configuration, columns by a file's head."""
+"""What `init` finds out by itself: the task from the model's configuration, columns from the first line of a table."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from optin_export.sentence import (
 from optin_export.tables import ALIASES, read_head
 from optin_export.workdir.files import read_json, regular
 
-#: What a folder with modules.json is for, by what it says it is.
+#: Tasks of folders with modules.json, by their model type.
 _BY_SENTENCE = {"SentenceTransformer": "feature-extraction", "CrossEncoder": "text-classification"}
-#: Tasks in the order in which a folder is tried whose configuration does not name the model's class: the first whose
-#: weights are all there is taken, so those with a head of their own come before plain encoders.
+#: The order in which tasks are tried for a folder whose configuration does not name the model's class. The first one
+#: that finds all its weights is taken, so tasks with a head come before plain encoders.
 _TRIED = (
     "text-classification",
     "token-classification",
@@ -35,7 +35,7 @@ _TRIED = (
     "zero-shot-image-classification",
     "feature-extraction",
 )
-#: Columns that a task reads; the last is its labels, where it has any.
+#: Columns that a task reads; labels come last.
 COLUMNS = {
     "text-classification": ("text", "label"),
     "feature-extraction": ("text", "text_pair", "label"),
@@ -51,22 +51,26 @@ COLUMNS = {
 
 
 def task_of(source: str) -> str | None:
-    """The task of a local model folder, a hub model in the local cache, or a timm name; None if it cannot be told."""
+    """The task of a local model folder, a hub model in the local cache, or a timm name; None if unknown."""
     prefix, _, _ = source.partition(":")
     if prefix == "timm":
         return "image-classification"
     try:
-        told = _BY_SENTENCE.get(model_type_of(source) or "")
-        config = {} if told is not None and not _has_configuration(source) else _configuration(source)
+        sentence = _BY_SENTENCE.get(model_type_of(source) or "")
+        config = {} if sentence is not None and not _has_configuration(source) else _configuration(source)
         named = [str(name) for name in config.get("architectures") or [""]]
-        if told is not None:  # a CrossEncoder of before does not say that it is one
-            return "text-classification" if named[0].endswith("ForSequenceClassification") else told
-        if "architecture" in config:  # timm's own
+        if sentence is not None:  # an old CrossEncoder does not say that it is one
+            return "text-classification" if named[0].endswith("ForSequenceClassification") else sentence
+        if "architecture" in config:  # a configuration of timm
             return "image-feature-extraction" if config.get("num_classes") == 0 else "image-classification"
         kind = config.get("model_type")
-        return None if kind is None else _task_of_class(kind, named[0]) or _task_of_weights(source)
+        if kind is None:
+            return None
+        from optin_export.models import task_of_class
+
+        return task_of_class(kind, named[0]) or _task_of_weights(source)
     except (OSError, ValueError, AttributeError, TypeError, LookupError):
-        return None  # no folder, or a configuration that says nothing
+        return None  # not a folder, or a configuration without the class
 
 
 def _has_configuration(source: str) -> bool:
@@ -77,31 +81,8 @@ def _has_configuration(source: str) -> bool:
         return False
 
 
-def _task_of_class(kind: str, name: str) -> str | None:
-    """The task whose auto class of transformers stands for this class of this kind of model."""
-    import transformers
-
-    from optin_export.models.loading import AUTO_CLASS
-
-    autos = [
-        (task, auto)
-        for task, auto in AUTO_CLASS.items()
-        if task not in ("feature-extraction", "image-feature-extraction")
-    ]
-    for task, auto in [
-        *autos,
-        ("image-segmentation", "AutoModelForUniversalSegmentation"),
-        ("feature-extraction", "AutoModel"),
-    ]:
-        stands_for = getattr(transformers, auto)._model_mapping._model_mapping.get(kind, ())
-        if name in ((stands_for,) if isinstance(stands_for, str) else stands_for):
-            reads_images = getattr(getattr(transformers, name, None), "main_input_name", "") == "pixel_values"
-            return "image-feature-extraction" if task == "feature-extraction" and reads_images else task
-    return None
-
-
 def _task_of_weights(source: str) -> str | None:
-    """The first task for which none of the weights are missing; None where they are not here."""
+    """The first task for which no weights are missing; None if the weights are not on this machine."""
     from pydantic import ValidationError
 
     from optin_export.errors import InputError
@@ -124,14 +105,14 @@ def _task_of_weights(source: str) -> str | None:
 
 
 def _absolute(source: str) -> str:
-    """A folder as a recipe names it once it is read."""
+    """A folder as an absolute path; other sources as they are."""
     prefix, _, name = source.partition(":")
     path = Path(name if prefix == "hf" and name else source)
     return str(path.absolute()) if path.is_dir() else source
 
 
 def sentence_of(source: str, task: str) -> tuple[SentenceFolder | None, int | None]:
-    """What a folder of sentence-transformers says about its output, and the tokens at which it cuts texts, if any.
+    """The modules of a sentence-transformers folder, and the number of tokens at which it cuts texts, if any.
 
     Nothing is downloaded. Raises InputError for a module that cannot be built into the graph.
     """
@@ -146,7 +127,7 @@ def sentence_of(source: str, task: str) -> tuple[SentenceFolder | None, int | No
 
 
 def _configuration(source: str) -> Any:
-    """config.json in a folder or in the hub's local cache; that of the transformer, where modules.json names one."""
+    """config.json of a folder or of the hub's local cache; with modules.json, that of its transformer."""
     files = Files(name_of(source) or source, False)
     folder = transformer_subfolder(files)
     path = files.find(f"{folder}/config.json" if folder else "config.json")
@@ -156,9 +137,10 @@ def _configuration(source: str) -> Any:
 
 
 def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:
-    """Where the task's columns are, by the names in the file's head; empty if the file cannot be looked into.
+    """Where the task's columns are, by the names in the first line of the file; empty if it cannot be read.
 
-    Raises InputError for a table or an archive that can be, and has no column of a known name.
+    Raises:
+        InputError: a column that the task needs has none of the known names.
     """
     prefix, _, path = source.partition(":")
     if prefix not in ("csv", "tsv", "npz"):
@@ -166,7 +148,7 @@ def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:
     try:
         known = _names(prefix, Path(path))
     except (OSError, ValueError, zipfile.BadZipFile):
-        return {}  # the run says why
+        return {}  # loading the data says why
     wanted = [name for name in COLUMNS[task] if labelled or name != "label"]
     found: dict[str, str | int] = {}
     for name in wanted:
@@ -174,14 +156,14 @@ def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:
         own = [one for one in matches if one.strip().casefold() == name]
         if matches:
             found[name] = (own or matches)[0].strip()
-    # Sentences to calibrate on may be single; those that a score compares come in pairs.
+    # Calibration needs single sentences only; a score compares pairs.
     missing = [name for name in wanted if name not in found and (labelled or name != "text_pair")]
     if missing:
         what = "arrays are" if prefix == "npz" else "first line reads"
         raise InputError(
-            f"cannot tell which column of {source} is '{missing[0]}'",
+            f"cannot find the column '{missing[0]}' in {source}",
             f"its {what} {', '.join(map(repr, known))[:300] or 'nothing'}",
-            f"say so: --columns {','.join(f'{name}=NAME' for name in wanted)} (names, or positions from 0)",
+            f"name it: --columns {','.join(f'{name}=NAME' for name in wanted)} (names, or positions from 0)",
         )
     return found
 

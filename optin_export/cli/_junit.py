@@ -1,4 +1,4 @@
-"""Gates as JUnit XML, which every CI service reads."""
+"""Results of gates as JUnit XML, which CI services read."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 if TYPE_CHECKING:
     from optin_export.report.schema import GateResult
 
-#: Characters that XML 1.0 does not have; a reason may quote a library that has them.
+#: Characters that XML 1.0 does not allow; a message of a library may hold them.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def junit(name: str, created: str, gates: Sequence[GateResult]) -> str:
-    """One test suite named after the run, one case per gate, a failure for each that was missed or not evaluated."""
+def junit_xml(name: str, created: str, gates: Sequence[GateResult]) -> str:
+    """One test suite for the run, one case for each gate; a missed or unevaluated gate is a failure."""
     missed = sum(not gate.passed for gate in gates)
     counts = {"tests": str(len(gates)), "failures": str(missed), "errors": "0", "skipped": "0", "time": "0"}
     root = ElementTree.Element("testsuites", counts)
@@ -23,17 +23,17 @@ def junit(name: str, created: str, gates: Sequence[GateResult]) -> str:
     suite.set("timestamp", _clean(created))
     for gate in gates:
         known = "not evaluated" if gate.measured is None else f"{gate.measured:.4g}"
-        told = _clean(f"{gate.name} {gate.condition}: {known} ({gate.note})")
+        text = _clean(f"{gate.name} {gate.condition}: {known} ({gate.note})")
         case = ElementTree.SubElement(
             suite,
             "testcase",
             {"classname": _clean(f"optin-export.{name}"), "name": _clean(f"{gate.name} ({gate.note})"), "time": "0"},
         )
         if gate.passed:
-            ElementTree.SubElement(case, "system-out").text = told
+            ElementTree.SubElement(case, "system-out").text = text
         else:
             kind = "NotEvaluated" if gate.measured is None else "GateMissed"
-            ElementTree.SubElement(case, "failure", {"type": kind, "message": told}).text = told
+            ElementTree.SubElement(case, "failure", {"type": kind, "message": text}).text = text
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 

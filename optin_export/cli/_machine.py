@@ -1,4 +1,4 @@
-"""What this machine can build and run, found out by the same functions that a run calls."""
+"""What this machine can build and run, checked with the functions that a run calls."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from optin_export.environment import cores, memory
 from optin_export.errors import EnvironmentLacks
 
 State = Literal["ok", "warning", "missing", "unusable", "refused", "not checked"]
-#: What torch, its exporter and a small model need; less is told.
+#: What torch, its exporter and a small model need.
 LEAST_MEMORY, LEAST_DISK = 2 * 2**30, 2 * 2**30
-#: Checks that the default job needs: a small model on the CPU, by onnxruntime.
+#: Checks of the default job: a small model on the CPU, with onnxruntime.
 DEFAULT = ("python", "torch", "onnx", "engine onnxruntime, cpu", "memory", "disk")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a run may need. missing: not there; unusable: there, but it does not work.
+    """One thing that a run may need.
 
-    Of a recipe also refused: a run would; not checked: it cannot be found out without a download. fix: what mends it.
+    state: missing: not installed; unusable: installed, but it does not work; refused: a run would refuse the recipe;
+    not checked: the check needs a download. fix: what to do.
     """
 
     name: str
@@ -36,13 +38,11 @@ class Check:
 
 
 def checks(folder: Path) -> Iterator[Check]:
-    """Everything, in the order in which a run needs it. folder: where runs would be written."""
+    """All checks, in the order in which a run needs them. folder: where runs would be written."""
     version = ".".join(map(str, sys.version_info[:3]))
     yield Check("python", "ok" if sys.version_info >= (3, 11) else "unusable", version, "Python 3.11 or newer")
     yield from (_package(name) for name in ("torch", "transformers", "timm", "onnx"))
-    yield Check(
-        "cores", "ok", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
-    )
+    yield Check("cores", "ok", f"{cores()}")
     yield _memory()
     yield _disk(folder)
     yield _gpu()
@@ -53,11 +53,11 @@ def checks(folder: Path) -> Iterator[Check]:
     yield from (_package(name, module) for name, module in (("nvidia-modelopt", "modelopt"), ("datasets", "datasets")))
     yield from (_package(name, module) for name, module in (("model-signing", "model_signing"), ("ray", "ray")))
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    yield Check("hub", "ok", "offline: HF_HUB_OFFLINE is set, only cached models load" if offline else "not asked")
+    yield Check("hub", "ok", "offline: HF_HUB_OFFLINE is set, only cached models load" if offline else "not contacted")
 
 
 def engine_checks() -> Iterator[Check]:
-    """Every kind of target, as the recipe's defaults build it."""
+    """One check for each kind of target, with the defaults of a recipe."""
     from optin_export.recipe import Target
 
     for given in (
@@ -75,7 +75,7 @@ def engine_checks() -> Iterator[Check]:
 
 
 def engine_check(target: object, name: str) -> Check:
-    """Whether engines of a target can be built here (else missing) and run (else unusable)."""
+    """Whether engines of a target can be built here (if not: missing) and run (if not: unusable)."""
     from optin_export import engines
     from optin_export.recipe import Target
 
@@ -85,15 +85,20 @@ def engine_check(target: object, name: str) -> Check:
         reason = engines.unavailable(target)
     except EnvironmentLacks as error:
         return Check(name, "missing", error.why, error.fix)
-    except Exception as error:  # a library that is broken, or of another machine: whatever it raises, it is unusable
+    except Exception as error:  # a broken library can raise anything
         return Check(name, "unusable", _first_line(error), "reinstall it")
     if reason is not None:
-        return Check(name, "unusable", f"built, not measured here ({versions}): {reason}", "measure on another machine")
+        return Check(
+            name,
+            "unusable",
+            f"can be built, but not measured here ({versions}): {reason}",
+            "measure on another machine",
+        )
     return Check(name, "ok", versions)
 
 
 def install_line(package: str) -> str:
-    """The pip line that adds a package: by the extra of this one that holds it, where one does."""
+    """The pip command that installs a package: the extra of optin-export that has it, if there is one."""
     try:
         wanted = metadata.requires("optin-export") or []
     except metadata.PackageNotFoundError:
@@ -123,7 +128,7 @@ def _tool(name: str, package: str | None, look: Callable[[], str]) -> Check:
         return Check(name, "missing", f"the package {error.name} is not installed", fix)
     except metadata.PackageNotFoundError:
         return Check(name, "missing", "the package is not installed", fix)
-    except Exception as error:  # an installed package that does not load raises whatever it likes
+    except Exception as error:  # a broken package can raise anything
         return Check(name, "unusable", _first_line(error), fix)
 
 
@@ -149,26 +154,26 @@ def _gpu() -> Check:
 
 
 def _two_onnxruntimes() -> Check:
-    there = []
+    installed = []
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:
-            there.append(f"{name} {metadata.version(name)}")
+            installed.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             continue
-    if len(there) == 2:
+    if len(installed) == 2:
         fix = "pip uninstall -y onnxruntime && pip install --force-reinstall onnxruntime-gpu"
-        return Check("one onnxruntime", "unusable", f"{' and '.join(there)} overwrite each other's files", fix)
-    return Check("one onnxruntime", "ok" if there else "missing", "".join(there) or "none", install_line("onnxruntime"))
+        return Check("one onnxruntime", "unusable", f"{' and '.join(installed)} overwrite each other's files", fix)
+    if not installed:
+        return Check("one onnxruntime", "missing", "none", install_line("onnxruntime"))
+    return Check("one onnxruntime", "ok", installed[0])
 
 
 def _memory() -> Check:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, ValueError, StopIteration):
+    free = memory()[1]
+    if not free:
         return Check("memory", "ok", "not known on this system")
     state: State = "ok" if free >= LEAST_MEMORY else "unusable"
-    return Check("memory", state, f"{free / 2**30:.1f} GiB available", f"at least {LEAST_MEMORY >> 30} GiB")
+    return Check("memory", state, f"{free / 2**30:.1f} GiB available", f"free at least {LEAST_MEMORY >> 30} GiB")
 
 
 def _disk(folder: Path) -> Check:
@@ -179,7 +184,7 @@ def _disk(folder: Path) -> Check:
     if not os.access(place, os.W_OK):
         return Check("disk", "unusable", f"{place} cannot be written", "choose another folder with --out")
     state: State = "ok" if free >= LEAST_DISK else "unusable"
-    return Check("disk", state, f"{free / 2**30:.1f} GiB free in {place}", f"at least {LEAST_DISK >> 30} GiB")
+    return Check("disk", state, f"{free / 2**30:.1f} GiB free in {place}", f"free at least {LEAST_DISK >> 30} GiB")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,45 +1,48 @@
-"""`optin-export check`: a finished run against gates of a release pipeline. Nothing is measured, nothing changed."""
+"""`optin-export check`: compare the report of a finished run with limits of a release pipeline."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from optin_export.cli._group import PATH, command, run_argument
+from optin_export.errors import GateError, InputError, ParityError
+
 if TYPE_CHECKING:
     from optin_export.report.schema import GateResult, Report
 
-EPILOG = (
-    "exit code 0: every gate passed; 2: no finished run, a file of it has changed, or the gates cannot be read; "
-    "3: parity failed; 4: a gate was missed, or the report cannot answer it"
-)
 
+@command
+@run_argument
+@click.option("--gates", type=PATH, metavar="FILE", help="YAML file of limits (default: the gates of the recipe).")
+@click.option("--junit", type=PATH, metavar="FILE", help="Also write the result as JUnit XML.")
+def check(run: Path, gates: Path | None, junit: Path | None, as_json: bool) -> int:
+    """Check the report of a finished run against limits of your own.
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a finished run")
-    parser.add_argument("--gates", metavar="FILE", type=Path, help="YAML (default: the gates of the run's recipe)")
-    parser.add_argument("--junit", metavar="FILE", type=Path, help="also write the result as JUnit XML")
+    RUN is the folder of a finished run. For release pipelines: nothing is measured again, and nothing is changed.
 
-
-def run(options: argparse.Namespace) -> int:
+    Exit code 0: every gate passed; 2: the run is not finished, one of its files has changed, or the gates cannot be
+    read; 3: parity failed; 4: a gate was missed, or the report does not have its number.
+    """
     from optin_export.cli._gates import judge, load_gates
-    from optin_export.cli._junit import junit
-    from optin_export.errors import GateError, ParityError
+    from optin_export.cli._junit import junit_xml
     from optin_export.recipe import engine_name
     from optin_export.workdir.files import write_text
     from optin_export.workdir.onnx_files import graph_bytes
 
-    # The gates first: a slip in them is told before anything heavy is loaded.
-    gates = None if options.gates is None else load_gates(options.gates)
-    report = read_report(options.run)
-    shipped = options.run / "onnx" / f"{engine_name('pruned', report.precision)}.onnx"
+    # The gates first: they are quick to check.
+    limits = None if gates is None else load_gates(gates)
+    report = read_report(run)
+    shipped = run / "onnx" / f"{engine_name('pruned', report.precision)}.onnx"
     size = graph_bytes(shipped) if shipped.is_file() else None
-    judged = list(report.verdict.gates) if gates is None else judge(gates, report, size)
+    judged = list(report.verdict.gates) if limits is None else judge(limits, report, size)
     passed = all(gate.passed for gate in judged)
-    if options.junit is not None:
-        write_text(options.junit, junit(report.name, report.created, judged))
-    if options.json:
+    if junit is not None:
+        write_text(junit, junit_xml(report.name, report.created, judged))
+    if as_json:
         described = {"gates": [gate.model_dump(mode="json") for gate in judged], "warnings": list(report.warnings)}
         print(json.dumps({"passed": passed, **described}))
     else:
@@ -50,14 +53,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def read_report(folder: Path) -> Report:
-    """The report of a finished run whose files are those of its manifest, and whose numbers are those measured.
+    """The report of a finished run, after its files are compared with the manifest and its numbers with measure/.
 
-    Whoever changes report.json can change the manifest as well: what it says of the run itself is held against the
-    files in measure/. Raises InputError where anything differs.
+    Both comparisons are needed, because a program that edits report.json can edit the manifest as well.
+
+    Raises:
+        InputError: the run is not finished, or something differs.
     """
     from pydantic import ValidationError
 
-    from optin_export.errors import InputError
     from optin_export.report.schema import Report
     from optin_export.ship.manifest import check_manifest, read_manifest
     from optin_export.workdir.files import read_json, read_text
@@ -67,7 +71,7 @@ def read_report(folder: Path) -> Report:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(
-            f"the files of {folder} are not those of its manifest", "; ".join(problems[:3]) + more, "run it again"
+            f"the files of {folder} differ from its manifest", "; ".join(problems[:3]) + more, "run it again"
         )
     try:
         report = Report.model_validate_json(read_text(path))
@@ -82,15 +86,15 @@ def read_report(folder: Path) -> Report:
         raise InputError(f"{path} is not a report of this version", why, "run the recipe again") from None
     if differing:
         raise InputError(
-            f"{path} does not say what was measured",
-            f"it differs from the run's manifest and measure/ in {', '.join(differing)}",
-            "run the recipe again: the report is written again",
+            f"{path} does not hold what was measured",
+            f"it differs from the manifest and measure/ in {', '.join(differing)}",
+            "run the recipe again, which writes the report again",
         )
     return report
 
 
 def _differences(report: Report, measured: dict[str, Any], passed: bool) -> list[str]:
-    """Names of the parts of a report that are not what its run measured and concluded."""
+    """Names of the parts of a report that differ from what its run measured."""
     from optin_export.report.schema import NeighboursResult
 
     found = [] if report.verdict.passed == passed else ["verdict"]

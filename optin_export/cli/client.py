@@ -1,114 +1,163 @@
-"""`optin-export client`: two served models, measured from where their clients are."""
+"""`optin-export client`: measure two served models from the place where their clients are."""
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from optin_export.cli._group import PATH, Real, command
+from optin_export.errors import InputError
+
 if TYPE_CHECKING:
     from optin_export.serving.client import Model, Url
-    from optin_export.serving.deployed import Reference
+    from optin_export.serving.deployed import Reference, Result
 
-EPILOG = "connects to the URLs given and to nothing else; exit code 3 if an answer is wrong"
-#: Beyond these the measurement itself would be the load.
-MOST_THREADS, MOST_BLOCKS, MOST_SECONDS = 256, 200, 60.0
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("urls", metavar="URL", nargs="+", help="grpc://HOST:PORT or http://HOST:PORT; one or both")
-    parser.add_argument("--model", action="append", default=[], help="NAME or NAME:VERSION; first base, then pruned")
-    parser.add_argument("--run", metavar="RUN", type=Path, help="its rows are sent, and its report takes the results")
-    parser.add_argument("--reference", metavar="FILE", type=Path, help="instead: a run's measure/reference.safetensors")
-    parser.add_argument("--tolerance", type=float, help="of answers (default: the run's parity tolerance)")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="rows per request (1)")
-    parser.add_argument("--concurrency", default="1,2,4,8", metavar="N,...", help="of the closed loop (1,2,4,8)")
-    parser.add_argument("--rate", type=float, default=0.0, metavar="R", help="requests/s of the open loop (chosen)")
-    parser.add_argument("--no-open-loop", action="store_true", help="closed loop only")
-    parser.add_argument("--blocks", type=int, default=12, metavar="N", help="per setting (12)")
-    parser.add_argument("--seconds", type=float, default=0.5, metavar="S", help="per block and model (0.5)")
-    parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="for any answer (10)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shadow", action="store_true", help="the same rows to both models: compare their answers")
-    parser.add_argument(
-        "--import-perf-analyzer",
-        nargs=2,
-        type=Path,
-        metavar=("BASE.CSV", "PRUNED.CSV"),
-        help="put perf_analyzer's results into the run's report; measures nothing",
-    )
+#: With more threads, the clients themselves would be the load that is measured.
+MOST_THREADS = 256
 
 
-def run(options: argparse.Namespace) -> int:
+def _levels(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+    """'1,2,4' as numbers of threads."""
+    level = click.IntRange(1, MOST_THREADS)
+    return [int(level(word, parameter, context)) for word in value.split(",")]
+
+
+@command
+@click.argument("urls", metavar="URL...", nargs=-1, required=True)
+@click.option("--model", "names", multiple=True, metavar="MODEL", help="NAME or NAME:VERSION; first base, then pruned.")
+@click.option("--run", type=PATH, metavar="RUN", help="Send the rows of this run, and add the results to its report.")
+@click.option(
+    "--reference", "rows", type=PATH, metavar="FILE", help="Instead of --run: a run's measure/reference.safetensors."
+)
+@click.option(
+    "--tolerance",
+    type=Real(0, 1e3, min_open=True, max_open=True),
+    metavar="TOLERANCE",
+    help="Allowed error of an answer (default: the parity tolerance of the run).",
+)
+@click.option("--batch", type=click.IntRange(1), default=1, metavar="N", help="Rows in each request (1).")
+@click.option(
+    "--concurrency",
+    default="1,2,4,8",
+    callback=_levels,
+    metavar="N,...",
+    help="Closed loop: numbers of clients that each wait for an answer before the next request (1,2,4,8).",
+)
+@click.option(
+    "--rate",
+    type=Real(0, 1e5),
+    default=0.0,
+    metavar="R",
+    help="Open loop: requests per second, sent without waiting (default: 70 % of what one client of the closed loop "
+    "reaches with the slower model).",
+)
+@click.option("--no-open-loop", is_flag=True, help="Measure the closed loop only.")
+@click.option("--blocks", type=click.IntRange(2, 200), default=12, metavar="N", help="Blocks of each setting (12).")
+@click.option(
+    "--seconds",
+    type=Real(0, 60, min_open=True),
+    default=0.5,
+    metavar="S",
+    help="Seconds for each model in a block (0.5).",
+)
+@click.option(
+    "--timeout", type=Real(0, 600, min_open=True), default=10.0, metavar="S", help="Limit for one answer (10)."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, metavar="SEED", help="Seed of the order of blocks (0).")
+@click.option("--shadow", is_flag=True, help="Send the same rows to both models and compare the answers.")
+@click.option(
+    "--import-perf-analyzer",
+    "tables",
+    nargs=2,
+    type=PATH,
+    metavar="BASE.CSV PRUNED.CSV",
+    help="Add the results of perf_analyzer to the report of the run; measure nothing.",
+)
+def client(
+    urls: tuple[str, ...],
+    names: tuple[str, ...],
+    run: Path | None,
+    rows: Path | None,
+    tolerance: float | None,
+    concurrency: list[int],
+    rate: float,
+    no_open_loop: bool,
+    shadow: bool,
+    tables: tuple[Path, Path] | None,
+    as_json: bool,
+    **load: Any,
+) -> int:
+    """Measure two served models as their clients see them.
+
+    URL is grpc://HOST:PORT or http://HOST:PORT; give one or both. The command connects to these addresses only. It
+    measures latency and throughput of the unpruned and the pruned model, in turns, and compares every answer with the
+    answer of torch.
+
+    Exit code 0: every answer was right; 3: an answer was wrong.
+    """
     from optin_export.serving.client import Connection, Model, Url
 
-    urls = [Url.parse(text) for text in options.urls]
-    models = _models([Model.parse(text) for text in options.model])
-    concurrency = _checked(options)
-    if options.import_perf_analyzer:
-        return _import_csv(options, urls[0])
-    connection = Connection(urls[0], options.timeout)
+    parsed = [Url.parse(text) for text in urls]
+    models = _two_models([Model.parse(text) for text in names])
+    if tables:
+        return _import_tables(run, names, tables, parsed[0], load["batch"], as_json)
+    connection = Connection(parsed[0], load["timeout"])
     try:
         for model in models:
             connection.ready(model)
         output, server = _output(connection.metadata(models[1])["outputs"], models[1]), connection.server()
     finally:
         connection.close()
-    reference = _reference(options, output)
-    if options.shadow:
-        return _shadow(options, urls[0], models, reference, concurrency[0])
-    return _measure(options, urls, models, reference, concurrency, server)
-
-
-def _measure(
-    options: argparse.Namespace,
-    urls: list[Url],
-    models: tuple[Model, Model],
-    reference: Reference,
-    concurrency: list[int],
-    server: str,
-) -> int:
-    from optin_export.report import add_deployed, result_of
+    reference = _reference(run, rows, tolerance, output)
+    if shadow:
+        return _shadow(parsed[0], models, reference, concurrency[0], load, as_json)
     from optin_export.serving import deployed
 
     found = []
     for result in deployed.measure(
-        urls,
-        models,
-        reference,
-        batch=options.batch,
-        concurrency=concurrency,
-        rate=None if options.no_open_loop else options.rate,
-        blocks=options.blocks,
-        seconds=options.seconds,
-        timeout=options.timeout,
-        seed=options.seed,
+        parsed, models, reference, concurrency=concurrency, rate=None if no_open_loop else rate, **load
     ):
         found.append(result)
-        if not options.json:
+        if not as_json:
             _print(result)
-    measured = [result.to_json() for result in found]
-    results = [result_of(one, server) for one in measured]
-    report = None
-    if options.run is not None:
-        about = {"server": server, "models": [str(model) for model in models]}
-        report = add_deployed(options.run, results, measured, about)
-    lines = _perf_analyzer(options, urls, models, reference, concurrency)
-    if options.json:
-        entries = [one.model_dump(mode="json") for one in results]
-        print(json.dumps({"server": server, "results": entries, "perf_analyzer": lines}))
-        return 0
-    print(f"every answer of {server} was right: largest relative difference {max(r.largest_error for r in found):.2g}")
-    if report is not None:
-        for text in report.warnings:
-            print(f"warning of the run itself: {text}")
-        print(f"report: {options.run / 'report.html'}")
-    print("\n".join(["the same with NVIDIA's perf_analyzer:", *lines]))
+    lines = _perf_analyzer(run, parsed[0], models, reference, load["batch"], concurrency)
+    _report(run, models, server, found, lines, as_json)
     return 0
 
 
-def _print(result: Any) -> None:
+def _report(
+    run: Path | None,
+    models: tuple[Model, Model],
+    server: str,
+    found: Sequence[Result],
+    lines: list[str],
+    as_json: bool,
+) -> None:
+    """Add what was measured to the run's report, and print the rest. lines: commands of perf_analyzer."""
+    from optin_export.report import add_deployed, result_of
+
+    measured = [result.to_json() for result in found]
+    results = [result_of(one, server) for one in measured]
+    report = None
+    if run is not None:
+        report = add_deployed(run, results, measured, {"server": server, "models": [str(model) for model in models]})
+    if as_json:
+        entries = [one.model_dump(mode="json") for one in results]
+        print(json.dumps({"server": server, "results": entries, "perf_analyzer": lines}))
+        return
+    print(f"every answer of {server} was right: largest relative difference {max(r.largest_error for r in found):.2g}")
+    if report is not None:
+        for text in report.warnings:
+            print(f"warning of the run: {text}")
+        print(f"report: {run}/report.html")
+    print("\n".join(["the same with NVIDIA's perf_analyzer:", *lines]))
+
+
+def _print(result: Result) -> None:
     setting, speedup = result.setting, result.speedup
     how = f"{setting.concurrency} at a time" if setting.mode == "closed" else f"open loop, {setting.rate:g}/s"
     print(
@@ -126,27 +175,22 @@ def _print(result: Any) -> None:
 
 
 def _shadow(
-    options: argparse.Namespace, url: Url, models: tuple[Model, Model], reference: Reference, concurrency: int
+    url: Url,
+    models: tuple[Model, Model],
+    reference: Reference,
+    concurrency: int,
+    load: dict[str, Any],
+    as_json: bool,
 ) -> int:
     from optin_export.serving.shadow import compare
 
-    found = compare(
-        url,
-        models,
-        reference,
-        batch=options.batch,
-        concurrency=concurrency,
-        blocks=options.blocks,
-        seconds=options.seconds,
-        timeout=options.timeout,
-        seed=options.seed,
-    )
-    if options.json:
+    found = compare(url, models, reference, concurrency=concurrency, **load)
+    if as_json:
         print(json.dumps(found.to_json()))
         return 0
     print(f"{found.rows} rows to {models[0]} and {models[1]}:")
     print(f"  same largest value (class): {found.same_largest:.2%} of the rows")
-    print(f"  cosine of the answers: {found.cosine[0]:.4f} on average, {found.cosine[1]:.4f} at least")
+    print(f"  cosine similarity of the answers: mean {found.cosine[0]:.4f}, least {found.cosine[1]:.4f}")
     print(f"  largest difference, relative to a row's largest value: {found.largest_difference:.3g}")
     low, high = found.speedup[1:]
     print(
@@ -156,51 +200,51 @@ def _shadow(
 
 
 def _perf_analyzer(
-    options: argparse.Namespace,
-    urls: list[Url],
+    run: Path | None,
+    url: Url,
     models: tuple[Model, Model],
     reference: Reference,
+    batch: int,
     concurrency: list[int],
 ) -> list[str]:
-    """Its command lines; the rows are written beside the run's measurements, so that the lines work as they are."""
+    """Its command lines. Their input data is written into the run, so that they work as they are."""
     from optin_export.serving.perf_analyzer import command_line, write_input_data
     from optin_export.ship.manifest import add_files
     from optin_export.workdir.lock import held
 
     data = Path("ROWS.json")
-    if options.run is not None:
-        data = options.run / "measure" / "perf_analyzer.json"
-        with held(options.run, "optin-export client", wait=True):
+    if run is not None:
+        data = run / "measure" / "perf_analyzer.json"
+        with held(run, "optin-export client", wait=True):
             write_input_data(data, reference)
-            add_files(options.run, [data])
+            add_files(run, [data])
     outputs = (Path("base.csv"), Path("pruned.csv"))
     return [
-        command_line(urls[0], model, options.batch, concurrency, data, output)
+        command_line(url, model, batch, concurrency, data, output)
         for model, output in zip(models, outputs, strict=True)
     ]
 
 
-def _import_csv(options: argparse.Namespace, url: Url) -> int:
-    from optin_export.errors import InputError
+def _import_tables(
+    run: Path | None, names: Sequence[str], tables: tuple[Path, Path], url: Url, batch: int, as_json: bool
+) -> int:
     from optin_export.report import add_deployed, result_of
     from optin_export.serving.perf_analyzer import results_of
 
-    if options.run is None:
-        raise InputError("--import-perf-analyzer has nowhere to put the results", "no run is given", "add --run RUN")
-    base, pruned = options.import_perf_analyzer
-    measured = results_of(base, pruned, url.protocol, options.batch)
-    results = [result_of(one, "measured by perf_analyzer", "perf_analyzer") for one in measured]
-    add_deployed(options.run, results, [], {"server": str(url), "models": options.model})
-    if options.json:
+    if run is None:
+        raise InputError("--import-perf-analyzer needs a run", "its report takes the results", "add --run RUN")
+    results = [
+        result_of(one, "measured by perf_analyzer", "perf_analyzer") for one in results_of(*tables, url.protocol, batch)
+    ]
+    add_deployed(run, results, [], {"server": str(url), "models": list(names)})
+    if as_json:
         print(json.dumps({"results": [one.model_dump(mode="json") for one in results]}))
     else:
-        print(f"{len(results)} settings imported; report: {options.run / 'report.html'}")
+        print(f"{len(results)} settings imported; report: {run / 'report.html'}")
     return 0
 
 
-def _models(given: list[Model]) -> tuple[Model, Model]:
-    from optin_export.errors import InputError
-
+def _two_models(given: list[Model]) -> tuple[Model, Model]:
     if len(given) != 2:
         raise InputError(
             f"{len(given)} models are named", "two are compared", "write --model BASE --model PRUNED, in this order"
@@ -208,60 +252,32 @@ def _models(given: list[Model]) -> tuple[Model, Model]:
     if given[0] == given[1]:
         raise InputError(
             f"{given[0]} would be compared with itself",
-            "both --model name it; of `ship: {layout: pruned}` no unpruned model is served",
+            "both --model name it; with `ship: {layout: pruned}` the unpruned model is not served",
             "name the unpruned model first (ship it with ship.layout: models or versions)",
         )
     return given[0], given[1]
 
 
-def _checked(options: argparse.Namespace) -> list[int]:
-    """The levels of concurrency. Raises InputError for numbers that make no measurement."""
-    from optin_export.errors import InputError
-
-    try:
-        levels = [int(word) for word in options.concurrency.split(",")]
-    except ValueError:
-        levels = []
-    limits = [
-        ("--concurrency", bool(levels) and all(1 <= level <= MOST_THREADS for level in levels), f"1 to {MOST_THREADS}"),
-        ("--blocks", 2 <= options.blocks <= MOST_BLOCKS, f"2 to {MOST_BLOCKS}"),
-        ("--seconds", 0 < options.seconds <= MOST_SECONDS, f"more than 0, at most {MOST_SECONDS:g}"),
-        ("--timeout", 0 < options.timeout <= 600, "more than 0, at most 600"),
-        ("--batch", options.batch >= 1, "1 or more"),
-        ("--rate", 0 <= options.rate <= 1e5, "0 (chosen) to 100000"),
-        ("--tolerance", options.tolerance is None or 0 < options.tolerance < 1e3, "more than 0, less than 1000"),
-        ("--seed", options.seed >= 0, "0 or more"),
-    ]
-    for name, fits, wanted in limits:
-        if not fits:
-            value = getattr(options, name.strip("-"))
-            raise InputError(f"{name} is {value}", "no measurement can be made of it", f"give {wanted}")
-    return levels
-
-
-def _reference(options: argparse.Namespace, output: str) -> Reference:
-    from optin_export.errors import InputError
+def _reference(run: Path | None, rows: Path | None, tolerance: float | None, output: str) -> Reference:
+    """The rows to send, and the answers of torch."""
     from optin_export.measure import TOLERANCES
     from optin_export.serving.deployed import Reference
     from optin_export.workdir.files import read_json
 
-    if (options.run is None) == (options.reference is None):
-        raise InputError("it is open which rows to send", "they come from a run", "give --run RUN or --reference FILE")
-    tolerance = TOLERANCES["fp32"].error
-    if options.run is not None:
-        try:
-            parity = read_json(options.run / "report.json")["parity"]
-            # What is served is in the recipe's precision, whose tolerance is the widest of the run.
-            tolerance = max(parity["tolerance"], *(one["error"] for one in parity["tolerances"].values()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"cannot read {options.run}/report.json", str(error), "give a finished run") from None
-    path = options.reference or options.run / "measure" / "reference.safetensors"
-    return Reference.load(path, output, options.tolerance or tolerance)
+    if rows is not None and run is None:
+        return Reference.load(rows, output, tolerance or TOLERANCES["fp32"].error)
+    if run is None or rows is not None:
+        raise InputError("which rows to send?", "they come from one run", "give either --run RUN or --reference FILE")
+    try:
+        parity = read_json(run / "report.json")["parity"]
+        # The served model has the recipe's precision, whose tolerance is the widest of the run.
+        known = max(parity["tolerance"], *(one["error"] for one in parity["tolerances"].values()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot read {run}/report.json", str(error), "give a finished run") from None
+    return Reference.load(run / "measure" / "reference.safetensors", output, tolerance or known)
 
 
 def _output(outputs: dict[str, Any], model: Model) -> str:
-    from optin_export.errors import InputError
-
     if len(outputs) != 1:
         raise InputError(
             f"{model} has {len(outputs)} outputs", ", ".join(outputs) or "none", "serve a model of this package"

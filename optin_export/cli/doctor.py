@@ -1,55 +1,58 @@
-"""`optin-export doctor`: what this machine can build and run, and what a recipe of yours could not do here."""
+"""`optin-export doctor`: what this machine can build and run, with or without a recipe."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import click
+
+from optin_export.cli._group import PATH, command
+from optin_export.errors import EnvironmentLacks, InputError
 
 if TYPE_CHECKING:
     from optin_export.cli._machine import Check
     from optin_export.errors import OptinError
     from optin_export.recipe import Recipe
 
-EPILOG = (
-    "exit code 0: the recipe (without one: a small model on the CPU, by onnxruntime) can be built and measured here; "
-    "2: a run would refuse it, for the reason that is named; 5: something is missing; nothing is installed or changed"
+
+@command
+@click.argument("recipe", type=PATH, required=False)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field, e.g. targets.0.engine=torch."
 )
+def doctor(recipe: Path | None, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Check this machine, and print how to install what is missing.
 
+    With RECIPE, also check whether this recipe can be built and measured here. Nothing is installed or changed.
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="also: can this recipe be built and measured here?")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="A.B=C", help="override a field, e.g. targets.0.engine=torch"
-    )
-
-
-def run(options: argparse.Namespace) -> int:
+    Exit code 0: the recipe (without one: a small model on the CPU, with onnxruntime) can be built and measured here; 2:
+    a run would refuse the recipe, for the reason that is printed; 5: something is missing.
+    """
     from optin_export.cli import _machine
-    from optin_export.errors import EnvironmentLacks, InputError
     from optin_export.recipe import load_recipe
 
-    if options.set and options.recipe is None:
-        raise InputError("--set overrides nothing", "no recipe was given", "name the recipe first")
-    recipe = None if options.recipe is None else load_recipe(options.recipe, options.set)
+    if overrides and recipe is None:
+        raise InputError("--set needs a recipe", "it overrides a field of one", "name the recipe first")
+    wanted = None if recipe is None else load_recipe(recipe, overrides)
     found = list(_machine.checks(Path("runs")))
-    needed = [one for one in found if one.name in _needed(recipe)]
+    needed = [one for one in found if one.name in _needed(wanted)]
     refusal = None
-    if recipe is not None:
-        more, refusal = _of_recipe(recipe)
+    if wanted is not None:
+        more, refusal = _of_recipe(wanted)
         needed += more
     lacking = [one for one in needed if one.state not in ("ok", "warning", "not checked")]
     unknown = [one for one in needed if one.state == "not checked"]
-    job = "the default job (a small model on the CPU)" if recipe is None else f"the recipe {recipe.name}"
-    if options.json:
+    job = "the default job (a small model on the CPU)" if wanted is None else f"the recipe {wanted.name}"
+    if as_json:
         described = {"checks": [asdict(one) for one in found], "job": job, "able": not lacking}
         print(json.dumps({**described, "needed": [asdict(one) for one in needed]}))
     else:
         _print(found)
-        if recipe is not None:
-            print(f"\n{recipe.name} needs")
+        if wanted is not None:
+            print(f"\n{wanted.name} needs")
             _print(needed)
         print(f"\n{job}: {_verdict(bool(lacking), bool(unknown))}")
         print(
@@ -64,8 +67,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _verdict(lacking: bool, unknown: bool) -> str:
     if lacking:
-        return "NOT here, see above:"
-    return "nothing speaks against it, but not all could be checked:" if unknown else "can be built and measured here"
+        return "CANNOT be built and measured here:"
+    return "no problem found, but some checks were not possible:" if unknown else "can be built and measured here"
 
 
 def _needed(recipe: Recipe | None) -> tuple[str, ...]:
@@ -87,20 +90,19 @@ def _needed(recipe: Recipe | None) -> tuple[str, ...]:
 
 
 def _of_recipe(recipe: Recipe) -> tuple[list[Check], OptinError | None]:
-    """Its targets, and what a run checks at its start; the error that the run would end with there."""
+    """The checks of its targets and of a run's start, and the error with which a run would stop there."""
     from optin_export.cli._machine import Check, engine_check
-    from optin_export.errors import EnvironmentLacks
     from optin_export.recipe import expand
     from optin_export.stages.preflight import Known, preflight
 
     found = [engine_check(target, f"target {target.name}") for target in recipe.targets]
     known = Known()
     checked = [preflight(one, known) for one in ([one.recipe for one in expand(recipe)] or [recipe])]
-    # Of a sweep that run which is refused, or else the first.
+    # A sweep: the first run that is refused, or else the first.
     shown = next((one for one in checked if one.refusal is not None), checked[0])
     for one in shown.findings:
         if one.name == "engines":
-            continue  # the targets' own lines say it
+            continue  # the lines of the targets say it
         lacks = isinstance(one.error, EnvironmentLacks)
         found.append(
             Check(one.name, "missing" if lacks else one.state, one.detail, None if one.error is None else one.error.fix)

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import click
+
+from optin_export.cli._group import command
+from optin_export.errors import EXIT_CODES, InputError
+
 if TYPE_CHECKING:
     from optin_export.recipe.manual import Described
 
-EPILOG = "e.g. explain prune.budget, explain fisher, explain exit-codes; without FIELD: all sections and fields"
-EXIT_CODES = "exit-codes"
+#: The word that explains the exit codes instead of a field.
+_CODES = "exit-codes"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("field", metavar="FIELD", nargs="?", help="a dotted field, a value, or exit-codes")
+def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from optin_export.recipe.manual import describe_fields
+
+    return [word for word in (*describe_fields(), _CODES) if word.startswith(incomplete)]
 
 
-def run(options: argparse.Namespace) -> int:
+@command
+@click.argument("field", required=False, shell_complete=_complete)
+def explain(field: str | None, as_json: bool) -> int:
+    """Explain a field of a recipe: type, default, values, example.
+
+    FIELD is a field with dots, a value that only one field has, or exit-codes: e.g. explain prune.budget, explain
+    magnitude, explain exit-codes. Without FIELD, all fields are listed.
+    """
     from optin_export.recipe.manual import describe_fields
 
     fields = describe_fields()
-    if options.field is None:
-        return _list(fields, options.json)
-    if options.field == EXIT_CODES:
-        from optin_export.errors import EXIT_CODES as codes
-
-        print(json.dumps(codes) if options.json else "\n".join(f"{code:>3}  {text}" for code, text in codes.items()))
+    if field is None:
+        return _list(fields, as_json)
+    if field == _CODES:
+        lines = (f"{code:>3}  {text}" for code, text in EXIT_CODES.items())
+        print(json.dumps(EXIT_CODES) if as_json else "\n".join(lines))
         return 0
-    one = _find(options.field, fields)
+    one = _find(field, fields)
     inside = [path for path in fields if path.startswith((f"{one.path}.", f"{one.path}[]."))]
-    if options.json:
+    if as_json:
         print(json.dumps({**asdict(one), "override": one.override, "fields": inside}))
     else:
         print("\n".join(_lines(one)))
@@ -52,9 +64,9 @@ def _list(fields: dict[str, Described], as_json: bool) -> int:
 
 
 def _lines(one: Described) -> list[str]:
-    default = "none, required" if one.required else json.dumps(one.default, ensure_ascii=False)
+    default = "none: the field is required" if one.required else json.dumps(one.default, ensure_ascii=False)
     if one.section and not one.required:
-        default = "left out" if one.default is None else "as its fields say"
+        default = "left out" if one.default is None else "the defaults of its fields"
     lines = [f"{one.path}: {one.description}", f"  type     {one.type}", f"  default  {default}"]
     if one.choices:
         lines.append(f"  values   {', '.join(map(str, one.choices))}")
@@ -67,8 +79,7 @@ def _lines(one: Described) -> list[str]:
 
 
 def _find(word: str, fields: dict[str, Described]) -> Described:
-    """The field that is meant: by its path, by its last names where only one has them, or by a value of its own."""
-    from optin_export.errors import InputError
+    """The field with this path, the only one whose path ends so, or the only one that has this value."""
     from optin_export.recipe.manual import nearest
 
     near = nearest(word, fields)
@@ -80,5 +91,5 @@ def _find(word: str, fields: dict[str, Described]) -> Described:
         return holders[0]
     near += [one.path for one in holders]
     hint = f"did you mean {' or '.join(near)}?" if near else "`optin-export explain` lists all fields"
-    why = "several fields are called so" if len(near) > 1 and near[0].endswith(word) else "no field has this name"
+    why = "several fields end with this name" if len(near) > 1 and near[0].endswith(word) else "no field has this name"
     raise InputError(f"cannot explain '{word:.60}'", why, hint)

@@ -1,17 +1,15 @@
-"""`optin-export families`: what can be pruned."""
+"""`optin-export families`: the architectures that can be pruned."""
 
 from __future__ import annotations
 
-import argparse
 import json
 
-EPILOG = "a recipe whose name is 'families': write ./families"
+from optin_export.cli._group import command
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None: ...
-
-
-def run(options: argparse.Namespace) -> int:
+@command
+def families(as_json: bool) -> int:
+    """List the architectures that can be pruned, with their units."""
     from optin_export.units import supported
 
     rows = [
@@ -24,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
         }
         for family in supported()
     ]
-    if options.json:
+    if as_json:
         print(json.dumps({"families": rows}))
         return 0
     for row in rows:

@@ -1,84 +1,195 @@
-"""`optin-export init`: a first recipe, validated before it is written."""
+"""`optin-export init`: write a first recipe that a run accepts."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
+from optin_export.cli._group import PATH, command
 from optin_export.errors import InputError
 
-EPILOG = "on a terminal what is missing is asked for; with --yes, or without a terminal, nothing is"
+#: Sources whose name is a path.
 _PATHS = ("csv", "tsv", "npz", "images")
+#: What has to be known, in the order in which it is asked: the help of the option, and the question.
 _QUESTIONS = {
     "model": "Model: a folder, hf:ID, timm:NAME or py:FILE.py:FUNCTION",
-    "task": "Task",
-    "data": "Data to calibrate on, unlabelled: csv:FILE, tsv:FILE, npz:FILE, images:FOLDER, hf-dataset:NAME",
-    "evaluation": "Held-out, labelled data to judge by (empty: no accuracy is measured)",
+    "task": "Task of the model",
+    "data": "Calibration data, labels not needed: csv:FILE, tsv:FILE, npz:FILE, images:FOLDER or hf-dataset:NAME",
+    "evaluation": "Held-out, labelled data for the accuracy (empty: accuracy is not measured)",
     "goal": "Goal: macs=0.5, params=0.5, speedup=1.5, latency_ms=2 or accuracy_drop=0.5",
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="SOURCE", help=_QUESTIONS["model"])
-    parser.add_argument("--task", help="what the model is for (default: by the model's configuration)")
-    parser.add_argument("--data", metavar="SOURCE", help=_QUESTIONS["data"])
-    parser.add_argument("--evaluation", metavar="SOURCE", help=_QUESTIONS["evaluation"])
-    parser.add_argument("--columns", metavar="A=B,...", help="where the columns are, e.g. text=sentence,label=1")
-    parser.add_argument("--evaluation-columns", metavar="A=B,...", help="the same, where --evaluation has others")
-    parser.add_argument("--goal", metavar="KIND=VALUE", help=_QUESTIONS["goal"])
-    parser.add_argument(
-        "--target", metavar="ENGINE", default="onnxruntime", help="an engine, or engine=torch,device=cpu"
-    )
-    parser.add_argument("--weights", help="pretrained (default), random, or a checkpoint")
-    parser.add_argument("--name", help="of the run (default: by the model)")
-    parser.add_argument("--out", metavar="FILE", type=Path, default=Path("recipe.yaml"), help="default: recipe.yaml")
-    parser.add_argument("--schema", action="store_true", help="also write recipe.schema.json, and name it for editors")
-    parser.add_argument("--yes", "-y", action="store_true", help="ask nothing")
-    parser.add_argument("--force", action="store_true", help="overwrite what is there")
+@dataclass(frozen=True)
+class _Wanted:
+    """What the recipe is to say: the options of the command, with what was asked or guessed."""
+
+    model: str
+    task: str
+    data: str
+    evaluation: str | None
+    goal: str
+    columns: str | None
+    evaluation_columns: str | None
+    target: str
+    weights: str | None
+    name: str | None
 
 
-def run(options: argparse.Namespace) -> int:
+@command
+@click.option("--model", metavar="SOURCE", help=f"{_QUESTIONS['model']}.")
+@click.option("--task", metavar="TASK", help=f"{_QUESTIONS['task']} (default: as its configuration says).")
+@click.option("--data", metavar="SOURCE", help=f"{_QUESTIONS['data']}.")
+@click.option("--evaluation", metavar="SOURCE", help=f"{_QUESTIONS['evaluation']}.")
+@click.option("--columns", metavar="A=B,...", help="Columns of the data, e.g. text=sentence,label=1.")
+@click.option("--evaluation-columns", metavar="A=B,...", help="Columns of --evaluation, if they differ.")
+@click.option("--goal", metavar="KIND=VALUE", help=f"{_QUESTIONS['goal']}.")
+@click.option(
+    "--target",
+    metavar="ENGINE",
+    default="onnxruntime",
+    help="An engine, or fields of a target: engine=torch,device=cpu (default: onnxruntime).",
+)
+@click.option("--weights", metavar="WEIGHTS", help="pretrained (default), random, or a checkpoint.")
+@click.option("--name", metavar="NAME", help="Name of the run (default: that of the model).")
+@click.option("--out", type=PATH, metavar="FILE", default="recipe.yaml", help="The recipe (default: recipe.yaml).")
+@click.option("--schema", is_flag=True, help="Also write recipe.schema.json, which editors read.")
+@click.option("--yes", "-y", is_flag=True, help="Ask no questions.")
+@click.option("--force", is_flag=True, help="Overwrite files.")
+def init(out: Path, schema: bool, yes: bool, force: bool, as_json: bool, **given: str | None) -> int:
+    """Write a first recipe with comments; ask for what is missing.
+
+    Questions are asked on a terminal only, and not with --yes or --json. The recipe is checked as a run checks it
+    before it is written.
+    """
     from optin_export.cli import _first_recipe
     from optin_export.recipe import Recipe
     from optin_export.recipe.manual import schema_text
     from optin_export.recipe.strict_yaml import parse_yaml
     from optin_export.workdir.files import write_text
 
-    out, schema = options.out, options.out.parent / "recipe.schema.json"
-    if os.path.lexists(out) and not options.force:
-        raise InputError(f"{out} is already there", "it would be overwritten", "choose another --out, or add --force")
-    _fill(options)
-    raw, notes = _composed(options)
-    told = _fitted(raw, out.parent)
-    text = _first_recipe.render(raw, schema.name if options.schema else None, notes)
+    schema_file = out.parent / "recipe.schema.json"
+    if os.path.lexists(out) and not force:
+        raise InputError(f"{out} exists", "it would be overwritten", "choose another --out, or add --force")
+    wanted = _completed(given, asking=not yes and not as_json and sys.stdin is not None and sys.stdin.isatty())
+    raw, comments = _composed(wanted, out.parent)
+    notes = _fitted(raw, out.parent)
+    text = _first_recipe.render(raw, schema_file.name if schema else None, comments)
     if parse_yaml(text) != raw:
-        raise AssertionError("the YAML that was composed does not read back")
-    if options.schema:
-        write_text(schema, schema_text(Recipe))
+        raise AssertionError("the YAML text does not read back as the recipe")
+    if schema:
+        write_text(schema_file, schema_text(Recipe))
     write_text(out, text)
-    if options.json:
-        print(json.dumps({"recipe": str(out), "content": raw, "notes": told}))
+    if as_json:
+        print(json.dumps({"recipe": str(out), "content": raw, "notes": notes}))
     else:
-        print("\n".join([*told, f"{out} is written; next: optin-export {out} --dry-run, optin-export {out}"]))
+        print("\n".join([*notes, f"wrote {out}; next: optin-export {out} --dry-run, then optin-export {out}"]))
     return 0
 
 
-def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
-    """Fit the recipe to its model and data, in place; returns what there is to say about it.
+def _completed(given: dict[str, str | None], asking: bool) -> _Wanted:
+    """The options, with questions asked or the task guessed where one is missing.
 
-    Raises InputError where a run would refuse the recipe all the same.
+    Raises:
+        InputError: something is missing and no question can be asked.
+    """
+    from optin_export.cli._guess import task_of
+
+    known = dict(given)
+    for name in _QUESTIONS:
+        if known[name] is None:
+            guess = task_of(known["model"]) if name == "task" and known["model"] else None
+            known[name] = _ask(name, guess) if asking else guess
+    missing = [f"--{name}" for name in _QUESTIONS if name != "evaluation" and not known[name]]
+    if missing:
+        why = " (the model does not say what its task is)" if "--task" in missing and known["model"] else ""
+        raise InputError(
+            "cannot write a recipe yet",
+            f"missing: {', '.join(missing)}{why}",
+            "give these options, or answer the questions on a terminal",
+        )
+    return _Wanted(**known)  # type: ignore[arg-type]  # those that may not be None are not missing
+
+
+def _ask(name: str, guess: str | None) -> str:
+    """An answer from the terminal. Raises InputError if the input ends."""
+    from optin_export.recipe.manual import describe_fields
+
+    choices = click.Choice(describe_fields()["model.task"].choices) if name == "task" else None
+    default = "" if name == "evaluation" else guess
+    try:
+        answer: str = click.prompt(_QUESTIONS[name], default, type=choices, show_default=bool(default), err=True)
+    except click.Abort as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise InputError(
+            "cannot write a recipe yet", "the input ended before the last answer", "give options instead"
+        ) from None
+    return answer
+
+
+def _composed(wanted: _Wanted, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The recipe, whose paths are relative to `folder`, and comments for some of its fields."""
+    from optin_export.cli import _first_recipe
+    from optin_export.cli._guess import COLUMNS, columns_of, sentence_of
+    from optin_export.cli.measure import parse_target
+
+    if wanted.task not in COLUMNS:
+        raise InputError(f"unknown task '{wanted.task:.60}'", f"the tasks are {', '.join(COLUMNS)}", "name one of them")
+    fields = wanted.target if "=" in wanted.target else f"engine={wanted.target}"
+    target = parse_target(fields).model_dump(mode="json", exclude_defaults=True)
+
+    def source(value: str, labelled: bool) -> dict[str, Any]:
+        written = (wanted.evaluation_columns if labelled else None) or wanted.columns
+        found = columns_of(value, wanted.task, labelled) if written is None else _columns(written)
+        found = {name: place for name, place in found.items() if labelled or name != "label"}
+        return {"source": _moved(value, folder), **({"columns": found} if found else {})}
+
+    weights = {} if wanted.weights is None else {"weights": _moved_path(wanted.weights, folder)}
+    sentence, longest = sentence_of(wanted.model, wanted.task)
+    model: dict[str, Any] = {}
+    comments: dict[str, str] = {}
+    if sentence is not None:
+        cut = "" if longest is None else f"; it cuts texts at {longest} tokens"
+        if sentence.steps:
+            model = {"pooling": sentence.poolings[0]} if len(sentence.poolings) == 1 else {}
+            model["normalize"] = sentence.normalizes
+            comments["model.source"] = f"modules.json of sentence-transformers says: {sentence.describe()}{cut}"
+        else:
+            comments["model.source"] = (
+                f"a CrossEncoder of sentence-transformers: {sentence.activation} of its logits{cut}"
+            )
+    last = re.split(r"[/:]", wanted.model.rstrip("/"))[-1]
+    composed = _first_recipe.compose(
+        wanted.name or re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._") or "model",
+        {"source": _moved(wanted.model, folder), "task": wanted.task, **weights, **model},
+        {**source(wanted.data, labelled=False), "samples": 512},
+        source(wanted.evaluation, labelled=True) if wanted.evaluation else None,
+        _first_recipe.parse_goal(wanted.goal),
+        {"engine": "onnxruntime", "device": "cpu", **target},
+    )
+    return composed, comments
+
+
+def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
+    """Fit units, metric and length of the recipe to its model and data, in place; returns notes for the user.
+
+    Raises:
+        InputError: a run would refuse the recipe.
     """
     from optin_export.data.lengths import fitting_length, positions
     from optin_export.recipe import validate
     from optin_export.recipe.schema import METRICS
     from optin_export.stages.preflight import Known, preflight, usable_units
 
-    told: list[str] = []
+    notes: list[str] = []
     known = Known()
     recipe = validate(raw, folder)
     found = preflight(recipe, known)
@@ -95,7 +206,7 @@ def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
         units = usable_units(found.model, recipe)
         if units and found.wrong is not None:
             raw["prune"]["units"] = list(units)
-            told.append(f"prune.units is {', '.join(units)}: {found.wrong.what} ({found.wrong.why})")
+            notes.append(f"prune.units is {', '.join(units)}: {found.wrong.what} ({found.wrong.why})")
             found = preflight(recipe := validate(raw, folder), known)
     if found.wrong is None and found.sources is not None:
         length = fitting_length(found.sources)
@@ -103,106 +214,15 @@ def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
             raw["export"]["sequence"] = length.sequence
             found = preflight(recipe := validate(raw, folder), known)
         if length is not None:
-            why = "all that the model takes" if length.limited else "by the texts' lengths"
-            told.append(
+            why = "the most that the model takes" if length.limited else "chosen by the lengths of the texts"
+            notes.append(
                 f"export.sequence is {length.sequence}, {why}: {length.cut:.1%} of the calibration rows are cut"
             )
     if found.wrong is not None:
         raise found.wrong
     if found.refusal is not None:
-        told.append(f"not on this machine: {found.refusal.what}: {found.refusal.why}")
-    return told + [str(one) for one in found.findings if one.state != "refused"]
-
-
-def _fill(options: argparse.Namespace) -> None:
-    """Complete the options by asking. Raises InputError where something is missing and nobody can be asked."""
-    from optin_export.cli._guess import task_of
-    from optin_export.recipe.manual import describe_fields
-
-    asking = not options.yes and not options.json and sys.stdin is not None and sys.stdin.isatty()
-    asked = False
-    for name in ("model", "task", "data", "evaluation", "goal"):
-        if getattr(options, name) is not None:
-            continue
-        guess = task_of(options.model) if name == "task" and options.model else None
-        if asking:
-            known = describe_fields()["model.task"].choices if name == "task" else ()
-            setattr(options, name, _ask(_QUESTIONS[name], guess, known, optional=name == "evaluation"))
-            asked = True
-        else:
-            setattr(options, name, guess)
-    missing = [f"--{name}" for name in ("model", "task", "data", "goal") if not getattr(options, name)]
-    if missing:
-        tried = " (the task cannot be told from the model)" if "--task" in missing and options.model else ""
-        raise InputError(
-            "cannot write a recipe yet", f"missing: {', '.join(missing)}{tried}", "give these flags, or use a terminal"
-        )
-    if asked and not options.evaluation:
-        options.evaluation = None
-
-
-def _ask(question: str, guess: str | None, known: tuple[Any, ...], optional: bool) -> str | None:
-    """An answer from the terminal; asked again until it is usable. Raises InputError where the input ends."""
-    while True:
-        if known:
-            print(f"  {', '.join(known)}", file=sys.stderr)
-        print(f"{question}{f' [{guess}]' if guess else ''}: ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            raise InputError(
-                "cannot write a recipe yet", "the input ended before the last answer", "give flags instead"
-            )
-        answer = line.strip() or guess
-        if answer is None and optional:
-            return None
-        if answer and (not known or answer in known):
-            return answer
-        print("  please answer" + (" with one of them" if known else ""), file=sys.stderr)
-
-
-def _composed(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
-    """The recipe, and what is said above its fields besides their description."""
-    from optin_export.cli import _first_recipe
-    from optin_export.cli._guess import COLUMNS, columns_of, sentence_of
-    from optin_export.cli.measure import parse_target
-
-    if options.task not in COLUMNS:
-        raise InputError(
-            f"unknown task '{options.task:.60}'", f"the tasks are {', '.join(COLUMNS)}", "name one of them"
-        )
-    given = options.target if "=" in options.target else f"engine={options.target}"
-    target = parse_target(given).model_dump(mode="json", exclude_defaults=True)
-
-    def source(value: str, labelled: bool) -> dict[str, Any]:
-        told = (options.evaluation_columns if labelled else None) or options.columns
-        found = columns_of(value, options.task, labelled) if told is None else _columns(told)
-        found = {name: place for name, place in found.items() if labelled or name != "label"}
-        return {"source": _moved(value, options.out.parent), **({"columns": found} if found else {})}
-
-    weights = {} if options.weights is None else {"weights": _moved_path(options.weights, options.out.parent)}
-    sentence, longest = sentence_of(options.model, options.task)
-    model: dict[str, Any] = {}
-    notes: dict[str, str] = {}
-    if sentence is not None:
-        at = "" if longest is None else f"; it cuts texts at {longest} tokens"
-        if sentence.steps:
-            model = {"pooling": sentence.poolings[0]} if len(sentence.poolings) == 1 else {}
-            model["normalize"] = sentence.normalizes
-            notes["model.source"] = f"modules.json of sentence-transformers says: {sentence.describe()}{at}"
-        else:
-            notes["model.source"] = f"a CrossEncoder of sentence-transformers: {sentence.activation} of its logits{at}"
-    name = options.name or re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:]", options.model.rstrip("/"))[-1]).strip(
-        "-._"
-    )
-    composed = _first_recipe.compose(
-        name or "model",
-        {"source": _moved(options.model, options.out.parent), "task": options.task, **weights, **model},
-        {**source(options.data, labelled=False), "samples": 512},
-        None if not options.evaluation else source(options.evaluation, labelled=True),
-        _first_recipe.parse_goal(options.goal),
-        {"engine": "onnxruntime", "device": "cpu", **target},
-    )
-    return composed, notes
+        notes.append(f"this machine cannot run it: {found.refusal.what}: {found.refusal.why}")
+    return notes + [str(one) for one in found.findings if one.state != "refused"]
 
 
 def _columns(text: str) -> dict[str, str | int]:
@@ -218,7 +238,7 @@ def _columns(text: str) -> dict[str, str | int]:
 
 
 def _moved(source: str, folder: Path) -> str:
-    """A source whose path is as seen from the recipe's folder, where it is there as seen from here."""
+    """A source whose path, if it exists, is made relative to the folder of the recipe."""
     prefix, colon, rest = source.partition(":")
     if not colon:
         return _moved_path(source, folder)

@@ -1,26 +1,30 @@
-"""`optin-export rollback`: what the last shipment replaced comes back."""
+"""`optin-export rollback`: restore the models that the last shipment replaced."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
-EPILOG = "the models that were shipped together go back together; a second rollback undoes the first"
+import click
+
+from optin_export.cli._group import PATH, command
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repository", metavar="DIR", type=Path, help="the model repository")
-    parser.add_argument("name", metavar="NAME", help="the model")
+@command
+@click.argument("repository", type=PATH, metavar="DIR")
+@click.argument("name")
+def rollback(repository: Path, name: str, as_json: bool) -> int:
+    """Restore the version that the last shipment replaced.
 
-
-def run(options: argparse.Namespace) -> int:
+    DIR is the model repository, NAME a model in it. Models that were shipped together are restored together. A second
+    rollback undoes the first.
+    """
     from optin_export.ship.repository import roll_back
 
-    names = roll_back(options.repository, options.name)
-    if options.json:
-        print(json.dumps({"repository": str(options.repository), "models": names}))
+    names = roll_back(repository, name)
+    if as_json:
+        print(json.dumps({"repository": str(repository), "models": names}))
     else:
-        print("\n".join(f"{options.repository / name}: put back" for name in names))
-        print("a server in poll mode takes it up by itself; otherwise reload the model or restart the server")
+        print("\n".join(f"{repository / name}: restored" for name in names))
+        print("a server in poll mode loads it by itself; otherwise reload the model or restart the server")
     return 0

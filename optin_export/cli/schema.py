@@ -1,23 +1,23 @@
-"""`optin-export schema`: the JSON schema of a file people write, for their editors."""
+"""`optin-export schema`: JSON schemas of the files that people write."""
 
 from __future__ import annotations
 
-import argparse
+import click
 
-EPILOG = (
-    "an editor with a YAML language server completes and checks a recipe that begins with the line "
-    "'# yaml-language-server: $schema=recipe.schema.json'"
-)
+from optin_export.cli._group import command
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", choices=["recipe", "gates"], nargs="?", default="recipe", help="default: recipe")
+@command
+@click.argument("name", type=click.Choice(["recipe", "gates"]), default="recipe")
+def schema(name: str, as_json: bool) -> int:
+    """Print the JSON schema of recipes or gates, for editors.
 
-
-def run(options: argparse.Namespace) -> int:
+    An editor with a YAML language server completes and checks a recipe that begins with the line
+    '# yaml-language-server: $schema=recipe.schema.json'.
+    """
     from optin_export.cli._gates import GatesFile
     from optin_export.recipe import Recipe
     from optin_export.recipe.manual import schema_text
 
-    print(schema_text(Recipe if options.name == "recipe" else GatesFile), end="")
+    print(schema_text(Recipe if name == "recipe" else GatesFile), end="")
     return 0

@@ -49,7 +49,7 @@ class Processor(Protocol):
 class TextProcessor:
     """Tokenises `text` (and `text_pair`, as a pair) to at most `sequence` tokens; always to as many if `full`.
 
-    longest: tokens at which a text is cut although `sequence` has room for more. prompt: put before every text.
+    longest: limit in tokens, if it is below `sequence`. prompt: put before every text.
     Further tasks: see `text`.
     """
 
@@ -86,7 +86,7 @@ class TextProcessor:
         if self.vocabulary is not None and highest >= self.vocabulary:
             raise InputError(
                 "the tokenizer does not fit the model",
-                f"it gives token {highest}, the model has {self.vocabulary}",
+                f"it returns token {highest}, the model has {self.vocabulary}",
                 "set model.tokenizer to the one the model was trained with",
             )
         names = ["input_ids"] + ["attention_mask"] * self.mask + ["token_type_ids"] * self.segments
@@ -113,19 +113,24 @@ class TextProcessor:
             raise InputError(
                 f"the tokenizer cannot encode {' and '.join(self.columns[: len(texts)])}",
                 (str(error) or type(error).__name__).splitlines()[0],
-                "check the data, model.tokenizer, and that export.sequence leaves room",
+                "check the data, model.tokenizer, and that export.sequence is long enough",
             ) from error
 
 
 def make_processor(
-    loaded: LoadedModel, recipe: Recipe, pairs: bool, kind: type[TextProcessor] = TextProcessor
+    loaded: LoadedModel,
+    recipe: Recipe,
+    pairs: bool,
+    kind: type[TextProcessor] = TextProcessor,
+    tokenizer: Any = None,
 ) -> Processor:
     """The processor that fits the task, of class `kind` for text; raises InputError when the tokenizer cannot be loaded
-    or does not serve."""
+    or does not serve. tokenizer: already loaded; None: the recipe's, or the model's own."""
     if isinstance(loaded.model, ImageModel):
         return make_image_processor(loaded, recipe)
     sentence = loaded.sentence
-    tokenizer = load_tokenizer(recipe.model, loaded.origin, sentence)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(recipe.model, loaded.origin, sentence)
     config = getattr(loaded.model.model, "config", None)
     longest = None if sentence is None else adapt_tokenizer(tokenizer, sentence, config)
     positions = _positions(loaded.model.model)
@@ -137,7 +142,7 @@ def make_processor(
     if recipe.export.sequence < least:
         raise InputError(
             f"export.sequence is {recipe.export.sequence}",
-            "the tokenizer's own marks leave no room for text",
+            "the tokenizer's special tokens leave no space for text",
             f"make it at least {least}",
         )
     mask = getattr(loaded.model, "reads_mask", True)
@@ -147,8 +152,8 @@ def make_processor(
     room = min(recipe.export.sequence, longest or recipe.export.sequence)
     if prompt and prompt_tokens(tokenizer, prompt, None) >= room - 1:
         raise InputError(
-            f"the prompt of {recipe.model.source} leaves no room for text",
-            f"a text is cut at {room} tokens, the prompt has nearly as many",
+            f"the prompt of {recipe.model.source} leaves no space for text",
+            f"a text is cut at {room} tokens, the prompt has almost as many",
             "make export.sequence larger",
         )
     return kind(tokenizer, recipe.export.sequence, pairs, vocabulary, recipe.seed, full, mask, longest, prompt)
@@ -159,7 +164,7 @@ def _positions(model: torch.nn.Module) -> int | None:
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            # RoBERTa and its like count from behind the padding token's number.
+            # RoBERTa-like models count positions from the padding token's number plus one.
             return len(module.weight) - module.padding_idx - 1
     return positions
 

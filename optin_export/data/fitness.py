@@ -30,14 +30,14 @@ def check_metric(metric: str, task: str, outputs: int, regression: bool, problem
     if metric in _ONE_CLASS and problem == "multi_label_classification":
         raise InputError(
             f"the metric {metric} is not defined for this model",
-            f"its problem_type is {problem}: it answers yes or no for each of {outputs} classes, and {metric} needs "
+            f"its problem_type is {problem}: it gives yes or no for each of {outputs} classes, and {metric} needs "
             "one class per row",
-            "leave data.evaluation out, or give the model of one class per row that you mean",
+            "leave data.evaluation out, or give a model with one class per row",
         )
     if metric in _ONE_CLASS and problem == "regression":
         raise InputError(
             f"the metric {metric} is not defined for this model",
-            f"its problem_type is regression: its {outputs} outputs are amounts, not classes",
+            f"its problem_type is regression: its {outputs} outputs are numbers, not classes",
             "leave data.evaluation out, or correct problem_type in the model's config.json",
         )
     if metric in _AMOUNT and outputs > 1:
@@ -54,13 +54,13 @@ def check_training(outputs: int, regression: bool, problem: str | None) -> None:
         raise InputError(
             "the fine-tune cannot train this model on labels",
             f"its problem_type is {problem} with {outputs} outputs; it trains on one class, or one number, per row",
-            "set finetune.loss: distill, or name a function of your own in finetune.source",
+            "set finetune.loss: distill, or give your own function in finetune.source",
         )
     if outputs == 1 and not regression:
         raise InputError(
             "the fine-tune cannot train this model on labels",
             "it has one output, so there are no classes",
-            "set finetune.loss: distill, or name a function of your own in finetune.source",
+            "set finetune.loss: distill, or give your own function in finetune.source",
         )
 
 

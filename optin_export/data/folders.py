@@ -9,7 +9,7 @@ from pathlib import Path
 
 from optin_export.errors import InputError
 
-#: What operating systems and notebooks leave behind, besides names that begin with a dot.
+#: Files of operating systems and notebooks, besides names that begin with a dot.
 _LEFTOVERS = ("__MACOSX", "@eaDir", "__pycache__", "$RECYCLE.BIN", "lost+found")
 
 
@@ -42,7 +42,7 @@ def class_folders(files: Sequence[Path], root: Path) -> tuple[list[str], tuple[s
     stray = next((file for file in files if file.parent == root), None)
     if stray is not None:
         raise InputError(
-            f"no label for '{stray.name}'", "it is in no class folder", "set label_pattern, or use sub-folders"
+            f"no label for '{stray.name}'", "it is not in a class folder", "set label_pattern, or use sub-folders"
         )
     names = [entry.name for entry in root.iterdir() if entry.is_dir() and not _is_hidden(entry)]
     return [file.relative_to(root).parts[0] for file in files], natural_order(names)

@@ -35,7 +35,7 @@ class HubImages:
     """An image processor of transformers as the recipe wants it.
 
     config: see `pixels`; where no steps were found it says `refused`. timm: timm's data configuration, for a checkpoint
-    of timm. notes: what the user has to know.
+    of timm. notes: warnings for the user.
     """
 
     processor: Any
@@ -63,7 +63,7 @@ class HubImages:
             raise InputError(
                 f"the images of {self.name} cannot be used",
                 f"it gives {given}, and the model is exported with one image [channels, height, width] per row",
-                "use a model whose image processor gives that",
+                "use a model with such an image processor",
             )
         return torch.as_tensor(made)[0].float()
 
@@ -72,7 +72,7 @@ def load_hub_images(origin: str, section: ModelSection, channels: int, segments:
     """The processor of a folder or a hub model; None where it has no file for one.
 
     channels: of the model. segments: the images may have label maps. Raises InputError for a file that cannot be used
-    and for fields of `model.preprocess` that it does not know.
+    and for fields of `model.preprocess` that it does not support.
     """
     made = _load(origin, section, None)
     if made is None:
@@ -110,7 +110,7 @@ def _unusable(hub: HubImages) -> InputError:
         why = "it takes no image of another size than 96 x 64"
     except Exception as error:  # whatever the processor raises is the reason
         why = f"{type(error).__name__}: {error}"
-    return InputError(f"{hub.name} cannot prepare an image", why[:300], "correct preprocessor_config.json")
+    return InputError(f"{hub.name} cannot preprocess an image", why[:300], "correct preprocessor_config.json")
 
 
 def _load(origin: str, section: ModelSection, backend: str | None) -> Any:
@@ -129,7 +129,7 @@ def _load(origin: str, section: ModelSection, backend: str | None) -> Any:
         raise InputError(
             f"cannot load the image processor of {origin}",
             f"{type(error).__name__}: {lines[0]}",
-            "correct its preprocessor_config.json; without that file model.preprocess says everything",
+            "correct its preprocessor_config.json; without that file, model.preprocess defines the preprocessing",
         ) from error
 
 
@@ -167,7 +167,7 @@ def _override(hub: HubImages, wanted: Preprocess, segments: bool) -> None:
         if not getattr(processor, "do_rescale", False) or abs(factor * 255 - 1) > 1e-6 or offset:
             raise InputError(
                 "model.preprocess.mean and std do not fit the image processor",
-                f"they are of pixels in 0..1, and {hub.name} does not scale to that",
+                f"they are for pixels in 0..1, and {hub.name} does not scale to that range",
                 "leave them out, or correct preprocessor_config.json",
             )
         processor.do_normalize = True
@@ -290,7 +290,7 @@ def _translate(hub: HubImages, wanted: Preprocess, probes: Sequence[tuple[np.nda
     if unchecked:
         raise InputError(
             f"model.preprocess.{unchecked[0]} cannot be applied",
-            f"{hub.name} does not use it, or not in a way that can be checked",
+            f"{hub.name} does not use it in a way that can be checked",
             "leave it out, or correct preprocessor_config.json",
         )
 

@@ -66,7 +66,7 @@ class ImageProcessor:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user has to know; nothing where all images are float arrays, which are not prepared."""
+        """Warnings for the user; empty if all images are float arrays, which are not preprocessed."""
         return self._notes if self._prepares else ()
 
     def order(self, examples: Examples) -> np.ndarray:
@@ -108,7 +108,7 @@ class ImageProcessor:
             self.config["input_size"] = (self.channels, *size)
         elif self.size != tuple(size):
             raise InputError(
-                "the images do not become one size",
+                "the images have different sizes after preprocessing",
                 f"{_name(image)} becomes {size[0]} x {size[1]}, others {self.size[0]} x {self.size[1]}, and an engine "
                 "takes one size",
                 "set model.preprocess.size: [height, width]",
@@ -243,13 +243,13 @@ def make_image_processor(loaded: LoadedModel, recipe: Recipe) -> ImageProcessor:
     refused = made.config.get("refused")
     if maps and (refused or not pixels.keeps_the_whole(made.config)):
         raise InputError(
-            "the label maps do not fit what the model sees",
-            refused or "the image processor cuts or pads the images, and a label map is of the whole image",
+            "the label maps do not fit the model's input",
+            refused or "the image processor crops or pads the images, and a label map is of the whole image",
             "set model.preprocess.size: [height, width], which stretches the whole image to that size",
         )
     if recipe.ship.ensemble and refused:
         raise InputError(
-            "ship.ensemble cannot prepare these images", refused, "set ship.ensemble: false, and send pixels"
+            "ship.ensemble cannot preprocess these images", refused, "set ship.ensemble: false, and send pixels"
         )
     return made
 

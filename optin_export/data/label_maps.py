@@ -48,7 +48,7 @@ class LabelMaps(Sequence[np.ndarray]):
         return values
 
     def check(self, classes: int) -> None:
-        """Raises InputError if a map cannot be read, holds a class the model does not know, or all hold none at all."""
+        """Raises InputError if a map cannot be read, has an unknown class, or if no map has any class."""
         labelled = False
         for row in range(len(self)):
             values = self[row]
@@ -57,13 +57,13 @@ class LabelMaps(Sequence[np.ndarray]):
             if highest >= classes:
                 raise InputError(
                     f"the label map of {self.where(row)} holds class {highest}",
-                    f"the model knows {classes} classes, 0 to {classes - 1}",
+                    f"the model has {classes} classes, 0 to {classes - 1}",
                     "set data.evaluation.ignore to the value of pixels that are not evaluated",
                 )
         if not labelled:
             raise InputError(
                 "no pixel has a label",
-                f"all label maps hold nothing but {self.ignore}, which is not evaluated",
+                f"all label maps contain only {self.ignore}, which is not evaluated",
                 "correct data.evaluation.ignore, or the label maps",
             )
 

@@ -52,9 +52,9 @@ def class_indices(examples: Examples, classes: Classes) -> tuple[np.ndarray, lis
 
 
 def word_indices(examples: Examples, classes: Classes) -> tuple[list[np.ndarray], list[str]]:
-    """One class index per word, int64 [words] for every row; a row's labels: a list, or text with blanks between them.
+    """One class index per word, int64 [words] for every row; a row's labels: a list, or text separated by blanks.
 
-    IGNORED stays. Raises InputError for a row without one label per word, and for labels the model does not know.
+    IGNORED stays. Raises InputError for a row without one label per word, and for unknown labels.
     """
     rows: list[list[str]] = []
     for row, (words, labels) in enumerate(zip(examples.columns["tokens"], examples.columns["label"], strict=True)):
@@ -64,7 +64,7 @@ def word_indices(examples: Examples, classes: Classes) -> tuple[list[np.ndarray]
             raise InputError(
                 f"the labels of {examples.where(row)} do not fit its words",
                 f"{len(words)} words, {count} labels",
-                "give one label per word, as a list or with blanks between them",
+                "give one label per word, as a list or separated by blanks",
             )
         rows.append([_key(label) for label in given])
     flat = [key for keys in rows for key in keys]
@@ -97,7 +97,7 @@ def numbers(examples: Examples) -> np.ndarray:
         except (TypeError, ValueError):
             raise InputError(
                 f"label {label!r} of {examples.where(row)} is not a number",
-                "the model outputs one number for each row, and is compared by it",
+                "the model outputs one number per row",
                 "check columns.label and header",
             ) from None
     return np.asarray(values, dtype=np.float64)
@@ -132,22 +132,22 @@ def match_classes(own: Sequence[str], used: set[str], classes: Classes) -> tuple
         return whole, _order_note(own, "by the number that it is") if tuple(own) != tuple(sorted(own)) else []
     if any(name in found for name in used):
         raise InputError(
-            f"{len(missing)} classes of the data are none of the model's: {_some(missing)}",
+            f"{len(missing)} classes of the data are not classes of the model: {_some(missing)}",
             f"others are, such as {_some([name for name in own if name in found][:1])}; {classes}",
-            "rename them as the model calls them, or leave them out",
+            "rename them to the model's names, or leave them out",
         )
     there = [name for name in own if name in used]
     order = own if len(own) == classes.count else there
     if len(order) != classes.count:
         raise InputError(
-            f"the {len(own)} classes of the data cannot be told to be the model's: {_some(own)}",
-            f"{classes}; there are not as many, so their order says nothing",
-            "call the folders (or labels) as the model calls its classes, or by their indices from 0",
+            f"the {len(own)} classes of the data cannot be matched with the model's: {_some(own)}",
+            f"{classes}; the numbers differ, so the order cannot be used",
+            "name the folders (or labels) like the model's classes, or by their indices from 0",
         )
     listed = ", ".join(f"'{name}' is {index}" for index, name in enumerate(order[:10]))
     more = f" and {len(order) - 10} more" if len(order) > 10 else ""
     called = (
-        f"none of them is a name of the model's ({classes.names.shown(4)})"
+        f"none of them is a class name of the model ({classes.names.shown(4)})"
         if classes.names.real
         else "the model has no names for them"
     )
@@ -210,8 +210,8 @@ def _refuse_counted_from_one(distinct: Mapping[str, None], classes: Classes) -> 
         return
     if all(0 <= float(key) < classes.count for key in distinct):
         raise InputError(
-            f"the labels {_some(natural_order(distinct))} may be indices or part of the names",
-            f"the model's classes 0 to {classes.count - 1} are called {classes.names.shown()}",
+            f"the labels {_some(natural_order(distinct))} could be indices or parts of names",
+            f"the model's classes 0 to {classes.count - 1} are named {classes.names.shown()}",
             "give the names as labels",
         )
 
@@ -223,9 +223,9 @@ def _find(name: str, classes: Classes, given: Mapping[str, Any] | set[str]) -> i
         if name not in given:
             return None
         raise InputError(
-            f"the label '{name}' means several classes of the model",
+            f"the label '{name}' matches several classes of the model",
             f"{error}: {', '.join(classes.names.names[at] for at in error.classes[:4])}",
-            "give class indices, or for ImageNet WordNet's numbers such as n01440764",
+            "give class indices, or for ImageNet WordNet numbers such as n01440764",
         ) from None
     return index if index is not None and index < classes.count else None
 
@@ -236,7 +236,7 @@ def _refuse_lists(column: Any, examples: Examples) -> None:
             raise InputError(
                 f"the label of {examples.where(row)} is a {type(value).__name__}, not one value",
                 f"it reads {value!s:.80}",
-                "give one class (or number) per row; of one-hot labels take the argmax",
+                "give one class (or number) per row; for one-hot labels give the argmax",
             )
 
 
@@ -271,27 +271,25 @@ def _refuse_unknown(
     more = (
         f", nor are {len(bad) - 1} more ({_some([where(at) for at in bad[1:4]], quote=False)})" if len(bad) > 1 else ""
     )
-    what = f"label {shown} of {where(bad[0])} is none of the model's classes{more}"
+    what = f"label {shown} of {where(bad[0])} is not a class of the model{more}"
     if all(value is not None for value in values):
         low, high = min(values), max(values)  # type: ignore[type-var]
         span = f"labels run from {low:g} to {high:g}; {classes}"
         if classes.names.numeric:
-            raise InputError(
-                what, f"its classes are called by numbers: {classes.names.shown()}", "give these as labels"
-            )
+            raise InputError(what, f"its class names are numbers: {classes.names.shown()}", "give these as labels")
         if any(value != int(value) for value in values):  # type: ignore[arg-type]
-            raise InputError(what, f"it is no whole number; {span}", "give one class index or name per row")
+            raise InputError(what, f"it is not a whole number; {span}", "give one class index or name per row")
         named = ", or give the class names" if classes.names.real else ""
         if low == 1 and high == classes.count:
             raise InputError(what, span, f"subtract one from every label{named}")
         if set(values) == {-1, 1} and classes.count == 2:
             raise InputError(what, span, f"write 0 for -1{named}")
         raise InputError(what, span, f"give indices from 0 to {classes.count - 1}{named}; check columns.label")
-    why = f"labels that are no class: {_some(wrong)}; {classes}"
+    why = f"labels without a class: {_some(wrong)}; {classes}"
     raise InputError(
         what,
         why,
-        "give class indices, or names as the model has them; check columns.label, and header for a first line",
+        "give class indices, or the model's class names; check columns.label, and header for a first line",
     )
 
 

@@ -56,7 +56,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Sources:
-    """The model and data of a recipe, loaded and checked. notes: what was found that the user should know."""
+    """The model and data of a recipe, loaded and checked. notes: warnings for the user."""
 
     recipe: Recipe
     loaded: LoadedModel
@@ -179,7 +179,7 @@ class Sources:
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know of the model and the data, and what was decided by evidence, one sentence each."""
+        """Warnings about the model and the data, including guesses about formats, one sentence each."""
         calibration, evaluation, finetune = self.calibration_examples, self.evaluation_examples, self.finetune_examples
         said = [*self.notes, *getattr(self.processor, "notes", ())]
         said += [note for one in (calibration, evaluation, finetune) if one is not None for note in one.notes]
@@ -250,7 +250,7 @@ class Sources:
 def load_sources(recipe: Recipe, lookup: Lookup | None = None) -> Sources:
     """Load the model and data of a recipe, and run one batch through it.
 
-    lookup: only look the model up: everything but the values of its weights is checked all the same, as far as this
+    lookup: only look the model up: everything but the values of its weights is still checked, as far as this
     machine's files allow; what is not checked is added to it. Raises InputError for anything that cannot be read, and
     for calibration data that makes the model's output NaN.
     """
@@ -268,7 +268,15 @@ def load_sources(recipe: Recipe, lookup: Lookup | None = None) -> Sources:
     if evaluation is not None:
         rows["evaluation"] = _sides(evaluation) if task == "feature-extraction" else [evaluation]
     notes = (*loaded.notes, *length_warnings(processor, rows))
-    sources = Sources(recipe, loaded, processor, data.calibration, evaluation, data.finetune, data.spare, notes)
+    return checked_sources(
+        Sources(recipe, loaded, processor, data.calibration, evaluation, data.finetune, data.spare, notes), lookup
+    )
+
+
+def checked_sources(sources: Sources, lookup: Lookup | None = None) -> Sources:
+    """The same sources, after one batch was run through the model; see `load_sources`."""
+    recipe, loaded, processor = sources.recipe, sources.loaded, sources.processor
+    task, evaluation = recipe.model.task, sources.evaluation_examples
     if recipe.tokens.merges:
         refuse_merging(loaded.model)
     _try_one_batch(sources, lookup)
@@ -292,7 +300,7 @@ def load_sources(recipe: Recipe, lookup: Lookup | None = None) -> Sources:
         if recipe.budget.accuracy_drop is not None and len(evaluation) < 2:
             raise InputError(
                 "prune.budget.accuracy_drop needs at least two evaluation rows",
-                "one half is searched on, the other one measured on",
+                "one half is for the search, the other for the measurement",
                 "give more evaluation data",
             )
         first = labelled.take([0])
@@ -339,6 +347,6 @@ def _try_one_batch(sources: Sources, lookup: Lookup | None) -> None:
     if not finite:
         raise InputError(
             "the model's output is not finite",
-            "weights and data are, so its own arithmetic overflows on them",
+            "weights and data are finite, so its arithmetic overflows",
             "check the scale of the data and model.preprocess",
         )

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-#: By content: some of the other formats that Pillow knows start programs, and a suffix says nothing.
+#: By content: some of the other formats that Pillow supports start programs, and a suffix is no evidence.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 #: A resized image of more pixels is refused before it is made: an image of 60000 x 1 would become gigabytes.
 MOST_RESIZED = 32_000_000
@@ -54,7 +54,7 @@ def open_image(source: Any, config: dict[str, Any], most_pixels: int | None = No
     """The image in the mode that the model's channels ask for: L, RGB or RGBA.
 
     source: encoded bytes, a Path, a Pillow image, or a uint8 array [H, W] or [H, W, C]. whole: refuse an image that has
-    to be turned, because a label map beside it would not be.
+    to be turned, because a label map next to it would not be.
     """
     image = header(source)
     if most_pixels is not None and image.width * image.height > most_pixels:
@@ -62,9 +62,11 @@ def open_image(source: Any, config: dict[str, Any], most_pixels: int | None = No
     check_header(image, config)
     if config.get("upright"):
         if whole and image.getexif().get(ORIENTATION, 1) not in (0, 1):
-            raise ValueError("it is stored turned (EXIF orientation), and its label map may not be: store both upright")
+            raise ValueError(
+                "it is stored rotated (EXIF orientation), and its label map may not be: store both upright"
+            )
         image = ImageOps.exif_transpose(image)
-        check_sizes(config, image.width, image.height)  # a PNG may say only behind its pixels that it is turned
+        check_sizes(config, image.width, image.height)  # a PNG may have its orientation after the pixels
     return to_mode(image, config["input_size"][0])
 
 

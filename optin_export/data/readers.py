@@ -24,7 +24,7 @@ __all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "Column", "Examples", "load_exampl
 
 #: Words that pandas takes for a missing value.
 _PERHAPS_MISSING = ("NA", "N/A", "null", "NULL", "None", "<NA>")
-#: An archive that grows beyond so many bytes, and so many times its size, is a bomb rather than data.
+#: An archive that unpacks to more than this many bytes, and this many times its size, is a decompression bomb.
 BOMB_BYTES, BOMB_RATIO = 256 << 20, 200
 #: How sources name a data set of the hub.
 HUB = "hf-dataset:"
@@ -89,7 +89,7 @@ def _content(value: Any) -> bytes:
             with open_regular(value) as file:
                 return file.read()
         except OSError as error:
-            raise InputError(f"cannot read {value}", error.strerror or str(error), "put the file back") from None
+            raise InputError(f"cannot read {value}", error.strerror or str(error), "restore the file") from None
     if hasattr(value, "tobytes") and hasattr(value, "size"):  # a PIL image, whose repr is its address
         return f"{value.size}".encode() + value.tobytes()
     return repr(value).encode()
@@ -116,7 +116,7 @@ def load_examples(section: DataSource, needs: Sequence[str], seed: int) -> Examp
     for name in needs:
         if name not in columns:
             raise InputError(
-                f"{section.source} gives no '{name}'",
+                f"{section.source} has no '{name}'",
                 f"found: {', '.join(columns) or 'nothing'}",
                 f"set columns.{name}",
             )
@@ -129,7 +129,7 @@ def load_examples(section: DataSource, needs: Sequence[str], seed: int) -> Examp
     if section.samples is not None and section.samples < len(examples):
         chosen = np.random.default_rng(seed).permutation(len(examples))[: section.samples]
         examples = examples.take(np.sort(chosen))
-    _refuse_bad_values(examples, section.source)
+    refuse_bad_values(examples, section.source)
     return examples
 
 
@@ -147,7 +147,7 @@ def _as_column(values: Any, name: str, source: str) -> Column:
         return values if values.dtype.kind in "uif" else values.tolist()
     if not isinstance(values, list | tuple):
         raise InputError(
-            f"{source} gives no usable '{name}'",
+            f"{source} has no usable '{name}'",
             f"it is a {type(values).__name__}, not one value per row",
             "return lists or numpy arrays",
         )
@@ -158,7 +158,7 @@ def _as_column(values: Any, name: str, source: str) -> Column:
     return list(values)
 
 
-def _refuse_bad_values(examples: Examples, source: str) -> None:
+def refuse_bad_values(examples: Examples, source: str) -> None:
     for name, column in examples.columns.items():
         if isinstance(column, np.ndarray):
             bad = np.argwhere(~np.isfinite(column)) if column.dtype.kind == "f" else np.empty((0, 1))
@@ -249,7 +249,7 @@ def _read_npz(path: str, section: DataSource, needs: tuple[str, ...]) -> Example
 
 
 def _array_of(need: str, held: Sequence[str]) -> str:
-    """The name that an array goes by: `images` and `labels`, or else the need's own."""
+    """The name of an array: `images` and `labels`, or else the need's own."""
     plural = {"image": "images", "label": "labels"}.get(need, need)
     return need if plural not in held and need in held else plural
 
@@ -258,12 +258,14 @@ def _check_member(archive: zipfile.ZipFile, name: str) -> None:
     """That an array is as large as its archive says, before memory is given to it. Raises ValueError or KeyError."""
     entry = archive.getinfo(name)
     if entry.file_size > max(BOMB_BYTES, BOMB_RATIO * entry.compress_size):
-        raise ValueError(f"{name} is {entry.file_size} bytes packed into {entry.compress_size}: it looks like a bomb")
+        raise ValueError(
+            f"{name} is {entry.file_size} bytes packed into {entry.compress_size}: it looks like a decompression bomb"
+        )
     with archive.open(entry) as file:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
         if read is None:
-            raise ValueError(f"{name} is an array of format {version}, which plain arrays are not")
+            raise ValueError(f"{name} is an array of format {version}, which is not a plain array")
         shape, _, dtype = read(file)
     if not dtype.hasobject and math.prod(shape) * dtype.itemsize > entry.file_size:
         raise ValueError(f"{name} claims the shape {list(shape)} in {entry.file_size} bytes")

@@ -12,7 +12,7 @@ from optin_export.models.lookup import Lookup
 from optin_export.recipe import Recipe
 
 #: What a row of each task on text is made of, else an image; the columns of pairs and labels come on top.
-_COLUMNS: dict[str, tuple[str, ...]] = {
+COLUMNS: dict[str, tuple[str, ...]] = {
     "text-classification": ("text",),
     "feature-extraction": ("text",),
     "token-classification": ("tokens",),
@@ -43,7 +43,7 @@ def read_data(recipe: Recipe, lookup: Lookup | None = None) -> Data:
     data, task = recipe.data, recipe.model.task
     pairs = task in ("text-classification", "feature-extraction") and "text_pair" in data.calibration.columns
     classify_pairs = task == "text-classification" and pairs
-    needs = ("text", "text_pair") if pairs else _COLUMNS.get(task, ("image",))
+    needs = ("text", "text_pair") if pairs else COLUMNS.get(task, ("image",))
     apart = pairs and not classify_pairs  # embedded apart: each sentence is a row of its own
     elsewhere = {
         one.source for one in (data.calibration, data.evaluation) if lookup and one and one.source.startswith(HUB)

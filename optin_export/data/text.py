@@ -98,7 +98,7 @@ class CausalProcessor(TextProcessor):
         return [np.append(row[mask == 1][1:], IGNORED) for row, mask in _rows(inputs)]
 
 
-#: Tasks whose rows are encoded in a way of their own.
+#: Tasks with their own encoding of rows.
 PROCESSORS: Mapping[str, type[TextProcessor]] = {
     "token-classification": WordProcessor,
     "question-answering": QuestionProcessor,
@@ -125,7 +125,7 @@ def answers(examples: Examples) -> list[tuple[str, ...]]:
             raise InputError(
                 f"{examples.where(row)} has no usable answer",
                 f"its label is {label!r:.80}",
-                "give a text, a list of texts or SQuAD's {text: [...]}; leave out questions without an answer",
+                "give a text, a list of texts or SQuAD's {text: [...]}; remove questions without an answer",
             )
         found.append(tuple(texts))
     return found

@@ -11,7 +11,7 @@ from optin_export.data.batches import Batch, Processor
 from optin_export.data.readers import Examples
 from optin_export.errors import InputError
 
-#: One row in so many is held out, up to a number that is quick to evaluate.
+#: One in this many rows is held out, up to a number that is quick to evaluate.
 HOLD_OUT, MOST_HELD_OUT = 5, 256
 
 
@@ -58,7 +58,7 @@ def split(
         kept_out = Training(processor, spare, None, size, seed)
         return Training(processor, examples, labels, size, seed), kept_out.in_order()
     if len(examples) < 2:
-        raise InputError("cannot fine-tune on one row", "one is trained on, another held out", "give more data")
+        raise InputError("cannot fine-tune on one row", "one row is for training, one is held out", "give more data")
     order = np.random.default_rng(seed).permutation(len(examples))
     held = min(max(1, len(order) // HOLD_OUT), MOST_HELD_OUT)
     parts = [np.sort(order[held:]), np.sort(order[:held])]

@@ -11,6 +11,7 @@ from optin_export.distributed.costs import Book
 from optin_export.distributed.ray_session import Options, Session
 from optin_export.distributed.scoring import spread_over
 from optin_export.distributed.sweep import check_paths, run_on_workers
+from optin_export.progress import reporting
 from optin_export.recipe import Recipe
 from optin_export.report import Report
 from optin_export.stages.context import Surroundings
@@ -47,6 +48,7 @@ def run_on_cluster(
         found = run(recipe, folder, stop_after=stop_after, force=force, wait=wait, display=display, around=around)
         if found is not None and recipe.fleet:
             display.start("fleet")
-            target_nodes.measure_fleet(session, recipe, folder, Book(folder), display.tick, force)
+            with reporting(display.tick):
+                target_nodes.measure_fleet(session, recipe, folder, Book(folder), force)
             found = run(recipe, folder)  # nothing is done again but the conclusions
         return found

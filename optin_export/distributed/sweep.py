@@ -14,6 +14,7 @@ from optin_export.distributed.file_transfer import pack, unpack
 from optin_export.distributed.remote_tasks import run_away
 from optin_export.distributed.scoring import spread_over
 from optin_export.errors import InputError
+from optin_export.progress import report, reporting
 from optin_export.recipe import Recipe, Variant, expand
 from optin_export.stages.pipeline import run
 from optin_export.stages.sweep import SHARED, Outcomes, Sweep, failed, outcome_of
@@ -37,11 +38,13 @@ def run_on_workers(session: Session, sweep: Sweep) -> Outcomes:
     if not here:
         waiting = [one for one in sweep.variants if outcomes[one.label].exit_code == 0]
         sweep.display.start("runs")
-        outcomes |= _fan_out(session, sweep, waiting, book)
+        with reporting(sweep.display.tick):
+            outcomes |= _fan_out(session, sweep, waiting, book)
         for one in waiting:
             place = folder / one.label
             if one.recipe.fleet and (place / "report.json").exists():
-                target_nodes.measure_fleet(session, one.recipe, place, book, sweep.display.tick, sweep.force)
+                with reporting(sweep.display.tick):
+                    target_nodes.measure_fleet(session, one.recipe, place, book, sweep.force)
                 outcomes[one.label] = outcome_of(run(one.recipe, place, around=sweep.around(one)))
     book.save()
     return outcomes
@@ -78,7 +81,7 @@ def _fan_out(
     """Everything after the scoring, of all runs at once; one worker each, with the GPUs that its recipe names."""
     from optin_export.distributed.ray_session import no_gpus
 
-    folder, loaded, tick = sweep.folder, sweep.loaded, sweep.display.tick
+    folder, loaded = sweep.folder, sweep.loaded
     messages, stages = session.messages(), 0
     tasks, references = {}, {}
     outcomes: Outcomes = {}
@@ -110,7 +113,7 @@ def _fan_out(
     def turn() -> None:
         nonlocal stages
         stages += len(messages.get_nowait_batch(messages.qsize()))
-        tick(stages, len(STAGES) * len(variants))
+        report(stages, len(STAGES) * len(variants))
 
     for label, (outcome, parcel), facts in session.finished(tasks, turn):
         if parcel is not None:

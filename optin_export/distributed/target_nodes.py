@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from optin_export.distributed.costs import Book
 from optin_export.distributed.file_transfer import Parcel, pack, unpack
 from optin_export.distributed.remote_tasks import measure_away
 from optin_export.errors import OptinError
+from optin_export.progress import report
 from optin_export.recipe import Recipe, Target, engine_names
 from optin_export.report import FLEET, still_elsewhere
 from optin_export.ship.manifest import add_files
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from optin_export.distributed.ray_session import Session
 
 
-def measure_fleet(
-    session: Session, recipe: Recipe, folder: Path, book: Book, tick: Callable[[int, int], None], force: bool = False
-) -> None:
+def measure_fleet(session: Session, recipe: Recipe, folder: Path, book: Book, force: bool = False) -> None:
     """Measure the recipe's targets with resources on nodes that have them; results of these very graphs are kept.
 
     folder: of the finished run. Written are machines/<machine>/ and, for what was not measured, cluster/fleet.json.
@@ -55,7 +54,7 @@ def measure_fleet(
             add_files(folder, unpack(parcel, folder))
             book.stage("fleet").bytes_back += parcel.size
         book.done("fleet", name, facts)
-        tick(number + 1, len(tasks))
+        report(number + 1, len(tasks))
     write_json(folder / FLEET, {"unmeasured": reasons})
     book.save()
 

@@ -1,7 +1,7 @@
 """engines: an exported model and a target become an engine with `run`. Knows nothing of pruning. One file per kind.
 
 An engine file offers `SOURCE` and `SUFFIX` (of what it is built from, and of what it builds), `build(source, target,
-path, shapes, tick)`, `load(path, target)`, `files(path)`, `versions(target)` and `unavailable(target)`; it is found by
+path, shapes)`, `load(path, target)`, `files(path)`, `versions(target)` and `unavailable(target)`; it is found by
 the target's name.
 """
 
@@ -72,18 +72,14 @@ def modes(engine: Engine) -> tuple[str, ...]:
 
 
 def build(
-    source: Path,
-    target: Target,
-    path: Path,
-    shapes: Sequence[Mapping[str, tuple[int, ...]]] = (),
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    source: Path, target: Target, path: Path, shapes: Sequence[Mapping[str, tuple[int, ...]]] = ()
 ) -> dict[str, Any]:
     """Build the engine file `path` from `source`, an ONNX file or a torch program (`source_of`); facts about it.
 
     shapes: of the inputs by name, one entry per shipped batch size, for engines that are built for fixed shapes.
     Raises EnvironmentLacks when the library of the target is missing, ParityError when it refuses the graph.
     """
-    return _backend(target).build(source, target, path, shapes, tick)
+    return _backend(target).build(source, target, path, shapes)
 
 
 def load(path: Path, target: Target) -> Engine:
@@ -97,7 +93,7 @@ def source_of(folder: Path, target: Target, which: str) -> Path:
 
 
 def artefact(folder: Path, target: Target, which: str) -> Path:
-    """Where the engine of the 'base' or 'pruned' model lies below a run folder."""
+    """Path of the engine of the 'base' or 'pruned' model in a run folder."""
     return folder / "engines" / target.name / f"{which}{_backend(target).SUFFIX}"
 
 

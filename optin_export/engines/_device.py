@@ -66,7 +66,7 @@ class Host:
         return (time.perf_counter_ns() - self._started) / 1e6
 
     def captured(self, launch: Launch) -> Launch:
-        raise ValueError("a CUDA graph takes a GPU")
+        raise ValueError("a CUDA graph needs a GPU")
 
 
 class Gpu:

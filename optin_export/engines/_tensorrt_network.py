@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from optin_export.errors import EnvironmentLacks, OptinError, ParityError
+from optin_export.progress import reporter
 from optin_export.recipe import Target
 
 Shape = tuple[int, ...]
@@ -56,8 +57,9 @@ def logger(trt: Any) -> Any:
     return Log()
 
 
-def monitor(trt: Any, tick: Callable[[int, int], None]) -> Any:
+def monitor(trt: Any) -> Any:
     """Progress of the build's outermost phase."""
+    show = reporter()  # TensorRT calls from threads of its own
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -72,13 +74,13 @@ def monitor(trt: Any, tick: Callable[[int, int], None]) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             if phase_name == self.outer:
-                tick(step + 1, self.steps[phase_name])
+                show(step + 1, self.steps[phase_name])
             return True
 
         def phase_finish(self, phase_name: str) -> None:
             total = self.steps.pop(phase_name, 0)
             if phase_name == self.outer:
-                tick(total, total)
+                show(total, total)
 
     return Monitor()
 
@@ -90,7 +92,7 @@ def parse(trt: Any, builder: Any, log: Any, onnx: Path) -> tuple[Any, Any]:
     """
     definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(definition, log)
-    # By the path the parser finds weights that lie beside the graph.
+    # The parser needs the path to find weights next to the graph.
     if not parser.parse(onnx.read_bytes(), str(onnx)):
         every = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"{refusal.node_operator()} '{refusal.node_name()}': {refusal.desc()}" for refusal in every)
@@ -150,7 +152,7 @@ def configure(trt: Any, builder: Any, target: Target, log: Any) -> Any:
                 raise EnvironmentLacks(
                     f"{trt.__name__} cannot build for compute capability '{capability}'",
                     log.reason(),
-                    "name those of the GPUs that will serve, e.g. tensorrt: {compute_capabilities: ['8.9']}",
+                    "give those of the GPUs that will serve, e.g. tensorrt: {compute_capabilities: ['8.9']}",
                 )
     return config
 
@@ -220,7 +222,7 @@ def fitted(
             return number, {name: _padded(array, profile[name][0]) for name, array in inputs.items()}
     given = {name: array.shape for name, array in inputs.items()}
     held = [{name: tuple(ranges[2]) for name, ranges in profile.items()} for profile in profiles]
-    raise ParityError(f"no optimization profile holds {given}", f"the largest are {held}", "build for this shape")
+    raise ParityError(f"no optimization profile covers {given}", f"the largest are {held}", "build for this shape")
 
 
 def _padded(array: np.ndarray, least: Shape) -> np.ndarray:
@@ -273,9 +275,9 @@ def layers_of(information: str) -> dict[str, Any]:
     """What the inspector tells of an engine: {"Layers": one entry each, a name or (detailed) a dictionary, ...}"""
     try:
         told = json.loads(information)
-        return told if isinstance(told.get("Layers"), list) else {"unavailable": "the inspector told no layers"}
+        return told if isinstance(told.get("Layers"), list) else {"unavailable": "the inspector returned no layers"}
     except (ValueError, AttributeError):
-        return {"unavailable": f"the inspector told no JSON: {information[:100]}"}
+        return {"unavailable": f"the inspector returned no JSON: {information[:100]}"}
 
 
 def count_layers(told: Mapping[str, Any]) -> dict[str, int]:

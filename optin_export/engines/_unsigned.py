@@ -6,66 +6,48 @@ products share; the others run in fp32 with their weights dequantised at every c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 #: What is added to a quantised value and to its zero point. Rounding and limits stay the same, so every value does.
 SHIFT = 128
 
 
-def shift_activations(model: Any) -> int:
+def shift_activations(proto: Any) -> int:
     """Turn int8 Q/DQ pairs of activations into uint8 pairs of the same values, in place; returns how many nodes.
 
-    A pair is left as it is where its quantised value goes anywhere but into DequantizeLinear.
+    A pair is not changed if its quantised value is used by anything but DequantizeLinear.
     """
-    from onnx import TensorProto, numpy_helper
-
-    graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    readers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    outputs = {value.name for value in graph.output}
-    shifted: dict[str, str] = {}
-    changed, retyped = 0, set()
-
-    def unsigned(name: str) -> str:
-        """The zero point of this name as uint8; others may still read the int8 one."""
-        if name not in shifted:
-            values = numpy_helper.to_array(constants[name]).astype(np.int32) + SHIFT
-            shifted[name] = f"{name}.unsigned"
-            graph.initializer.append(numpy_helper.from_array(values.astype(np.uint8), shifted[name]))
-        return shifted[name]
-
-    for node in graph.node:
-        if node.op_type != "QuantizeLinear" or len(node.input) < 3 or node.input[2] not in constants:
+    model = ir.from_proto(proto)
+    shifted: dict[ir.Value, ir.Value] = {}
+    changed = 0
+    for node in model.graph:
+        if node.op_type != "QuantizeLinear" or not _has_int8_zero(node) or node.outputs[0].is_graph_output():
             continue
-        after = readers.get(node.output[0], [])
-        pairs = [one for one in after if _dequantizes(one, node.output[0], constants.__contains__)]
-        if (
-            constants[node.input[2]].data_type != TensorProto.INT8
-            or node.output[0] in outputs
-            or len(pairs) != len(after)
-        ):
+        value = node.outputs[0]
+        after = value.consumers()
+        if not all(one.op_type == "DequantizeLinear" and _has_int8_zero(one) for one in after):
             continue
-        for one in (node, *pairs):
-            one.input[2] = unsigned(one.input[2])
+        for one in (node, *after):
+            zero = one.inputs[2]
+            if zero not in shifted:  # others may still read the int8 one
+                shifted[zero] = _unsigned(zero)
+                model.graph.register_initializer(shifted[zero])
+            one.replace_input_with(2, shifted[zero])
             changed += 1
-        retyped.add(node.output[0])
-    # The others' shapes are needed: without them onnxruntime fuses less.
-    for value in graph.value_info:
-        if value.name in retyped:
-            value.type.tensor_type.elem_type = TensorProto.UINT8
+        value.dtype = ir.DataType.UINT8
+    proto.Clear()
+    ir.serde.serialize_model_into(proto, model)
     return changed
 
 
-def _dequantizes(node: Any, name: str, is_constant: Callable[[str], bool]) -> bool:
-    return (
-        node.op_type == "DequantizeLinear"
-        and node.input[0] == name
-        and len(node.input) == 3
-        and is_constant(node.input[2])
-    )
+def _has_int8_zero(node: ir.Node) -> bool:
+    zero = node.inputs[2] if len(node.inputs) == 3 else None
+    return zero is not None and zero.const_value is not None and zero.dtype == ir.DataType.INT8
+
+
+def _unsigned(zero: ir.Value) -> ir.Value:
+    values = zero.const_value.numpy().astype(np.int32) + SHIFT
+    return ir.Value(name=f"{zero.name}.unsigned", const_value=ir.tensor(np.asarray(values, np.uint8)))

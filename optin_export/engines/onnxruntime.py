@@ -37,7 +37,7 @@ SOURCE = SUFFIX = ".onnx"
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _X86 = ("x86_64", "amd64")
 #: Left out for the CPU: the fused kernel takes longer than Add and LayerNormalization, whose kernels are vectorised
-#: (docs/results.md; tools/study_fusion.py).
+#: (docs/results.md; tools/studies/study_fusion.py).
 _SLOWER = ("SkipLayerNormFusion",)
 #: Runs of a session in graph mode until it has captured a graph and replays it.
 _UNTIL_CAPTURED = 3
@@ -113,13 +113,7 @@ class BoundEngine:
         return launch
 
 
-def build(
-    onnx: Path,
-    target: Target,
-    path: Path,
-    shapes: Sequence[Mapping[str, tuple[int, ...]]],
-    tick: Callable[[int, int], None],
-) -> dict[str, Any]:
+def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> dict[str, Any]:
     """Optimise `onnx` at the highest level and save the result; raises ParityError if onnxruntime refuses it."""
     runtime = _import()
     options = _options(runtime, target)
@@ -179,7 +173,7 @@ def _on_gpu(runtime: Any, path: Path, target: Target) -> BoundEngine:
     gpu, provider = devices.Gpu(), _PROVIDERS[target.provider]
 
     def open_session(graph: bool) -> Any:
-        # Work is queued on the stream that the events clock; nothing may run beside it.
+        # Work is queued on the stream that the events time; nothing else may run.
         stream = {"device_id": "0", "user_compute_stream": str(gpu.stream.cuda_stream)}
         own = {"enable_cuda_graph" if target.provider == "cuda" else "trt_cuda_graph_enable": "1" if graph else "0"}
         chosen = [(provider, {**stream, **own})]
@@ -189,7 +183,7 @@ def _on_gpu(runtime: Any, path: Path, target: Target) -> BoundEngine:
         if provider not in session.get_providers():
             raise EnvironmentLacks(
                 f"onnxruntime runs {path.name} without its {target.provider} provider",
-                f"{provider} did not load: libraries of CUDA, cuDNN or TensorRT are missing, or of another version",
+                f"{provider} did not load: libraries of CUDA, cuDNN or TensorRT are missing, or have another version",
                 "install those that this onnxruntime-gpu was built with",
             )
         return session

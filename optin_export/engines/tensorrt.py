@@ -4,7 +4,7 @@ Networks are strongly typed: precision lives in the ONNX graph. One engine file 
 shipped batch size, or with `dynamic` a single one with ranges. TensorRT for RTX builds on a machine without a GPU, for
 the compute capabilities named in the target; running any engine takes a GPU and its driver.
 
-Beside each engine lies a record (`.plan.json`) with its sha256, library, version and device: deserialising runs native
+Next to each engine is a record (`.plan.json`) with its sha256, library, version and device: deserialising runs native
 code, so what the record does not name is never deserialised.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ SOURCE, SUFFIX = ".onnx", ".plan"
 _MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 #: Bytes; one holds the timings of every kernel that was ever tried on this GPU.
 MAX_TIMING_CACHE = 256 << 20
-Tick = Callable[[int, int], None]
 
 
 class TensorRTEngine:
@@ -47,7 +46,11 @@ class TensorRTEngine:
     def __init__(self, trt: Any, engine: Any, size: int, axes: network.Axes) -> None:
         self._engine, self._context = engine, engine.create_execution_context()
         if self._context is None:
-            raise EnvironmentLacks("the engine gets no execution context", "not enough GPU memory", "free some")
+            raise EnvironmentLacks(
+                "failed to create the execution context",
+                "not enough GPU memory",
+                "free GPU memory, or lower export.batch",
+            )
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
         self.inputs = tuple(name for name in names if is_input[name])
@@ -70,7 +73,7 @@ class TensorRTEngine:
         return devices.timer(self._bind, self._fitted(inputs), mode, self._device)
 
     def memory(self, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Bytes on the GPU: the engine as it lies in its file, and its scratch memory for the profile of `inputs`."""
+        """Bytes on the GPU: the size of the engine file, and its scratch memory for the profile of `inputs`."""
         number, _ = network.fitted(self._profiles, {name: inputs[name] for name in self.inputs})
         scratch = self._engine.get_device_memory_size_for_profile_v2(number)
         return {"model": self._size, "activations": int(scratch)}
@@ -115,7 +118,7 @@ class TensorRTEngine:
         return self._device.captured(launch) if graph else launch
 
 
-def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Shapes], tick: Tick) -> dict[str, Any]:
+def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Shapes]) -> dict[str, Any]:
     """Parse `onnx`, build an engine for `shapes` (one entry per shipped batch size) and write it with its record.
 
     Raises ParityError with every parser error by node, EnvironmentLacks without the library or memory, and for options
@@ -132,7 +135,7 @@ def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Shapes], tick
         for name, (least, best, most) in profile.items():
             added.set_shape(name, least, best, most)
         config.add_optimization_profile(added)
-    config.progress_monitor = network.monitor(trt, tick)
+    config.progress_monitor = network.monitor(trt)
     cache = _timing_cache(trt, config, target)
     layers = definition.num_layers
     plan = builder.build_serialized_network(definition, config)
@@ -173,7 +176,7 @@ def load(path: Path, target: Target) -> TensorRTEngine:
 
 
 def _write_layers(trt: Any, log: Any, path: Path, target: Target) -> dict[str, Any]:
-    """Write what the engine is made of beside it, as TensorRT's inspector tells it; returns counts.
+    """Write the engine's layers, from TensorRT's inspector, next to it; returns counts.
 
     An engine has to be deserialised for that: where it cannot be, the file says why.
     """
@@ -189,7 +192,7 @@ def _write_layers(trt: Any, log: Any, path: Path, target: Target) -> dict[str, A
 
 
 def check_record(path: Path, library: str, version: str, device: str | None) -> dict[str, Any]:
-    """The record beside `path`. Only what it names is deserialised: this very file, library, version and device.
+    """The record next to `path`. Only the file, library, version and device in it are deserialised.
 
     Raises ParityError for a file that is not the one that was built, EnvironmentLacks for one that was built elsewhere.
     """
@@ -199,7 +202,7 @@ def check_record(path: Path, library: str, version: str, device: str | None) -> 
     except (OSError, ValueError, TypeError):
         raise ParityError(f"{path.name} has no readable record", "deserialising an engine runs its code", fix) from None
     if record.get("sha256") != sha256_file(path):
-        raise ParityError(f"{path.name} is not the file that was built", "its sha256 is another", fix)
+        raise ParityError(f"{path.name} is not the file that was built", "its sha256 differs", fix)
     if (record.get("library"), record.get("version")) != (library, version):
         why = f"by {record.get('library')} {record.get('version')}, this is {library} {version}"
         raise EnvironmentLacks(f"{path.name} was built by another library", why, fix)
@@ -271,5 +274,5 @@ def _import(target: Target) -> Any:
         if error.name is not None and error.name.partition(".")[0] == module:
             raise missing_package(module, f"the target engine: {target.engine}", extra) from None
         raise EnvironmentLacks(
-            f"{module} does not load", str(error), "reinstall it, with the driver it needs"
+            f"{module} cannot be loaded", str(error), "reinstall it, with the driver it needs"
         ) from None

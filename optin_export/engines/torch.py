@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class TorchEngine:
         return timed
 
     def memory(self, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Bytes on the GPU: of the weights, and at most beside them during a call."""
+        """Bytes on the GPU: weights, and the peak of all other memory during a call."""
         torch.cuda.synchronize()
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -74,13 +74,7 @@ class TorchEngine:
         return self._device.captured(launch) if graph else launch
 
 
-def build(
-    source: Path,
-    target: Target,
-    path: Path,
-    shapes: Sequence[Mapping[str, tuple[int, ...]]],
-    tick: Callable[[int, int], None],
-) -> dict[str, Any]:
+def build(source: Path, target: Target, path: Path, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> dict[str, Any]:
     """Check that `source` is a program, and take it as the engine; what a device makes of it is made when it loads.
 
     Raises ParityError where torch cannot read it.
@@ -151,7 +145,7 @@ def check_program(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if sum(entry.file_size for entry in entries) > path.stat().st_size + (1 << 20):
-            raise ValueError("the archive is packed, which torch's own are not")
+            raise ValueError("the archive is compressed, which torch's archives are not")
         for entry in entries:
             if not entry.filename.lower().endswith(".json"):
                 continue
@@ -161,10 +155,12 @@ def check_program(path: Path) -> None:
                 if isinstance(value, dict):
                     target = value.get("target")
                     if isinstance(target, str) and not re.fullmatch(_OPERATOR, target):
-                        raise ValueError(f"it calls '{target[:60]}', which is no operator")
+                        raise ValueError(f"it calls '{target[:60]}', which is not an operator")
                     held = value.get("path_name")
                     if held is not None and not re.fullmatch(_TENSOR, str(held)):
-                        raise ValueError(f"it holds '{str(held)[:60]}', which is no tensor: loading it could run code")
+                        raise ValueError(
+                            f"it holds '{str(held)[:60]}', which is not a tensor: loading it could run code"
+                        )
                     value = list(value.values())
                 if isinstance(value, list):
                     waiting += value

@@ -47,8 +47,8 @@ class Exported:
 def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int, sequence: int | None) -> Exported:
     """Export `model` to `path` with batch 1..max_batch and, for text, sequence 2..sequence.
 
-    Weights of more than 2 GiB lie beside it (`onnx_files`). inputs: real example inputs with at least two rows (one row
-    would fix the batch size in the graph).
+    Weights of more than 2 GiB are in a file next to it (`onnx_files`). inputs: real example inputs with at least two
+    rows (one row would fix the batch size in the graph).
     Raises InputError when the exporter or the checker refuses the model.
     """
     batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
@@ -87,42 +87,31 @@ def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int,
 
 
 def _save(program: Any, path: Path) -> int:
-    """Write an exported graph, checked and cleaned; its weights beside it where protobuf could not hold them all.
+    """Write an exported graph, checked and cleaned; its weights next to it if protobuf cannot hold them all.
 
     Returns the number of nodes. Nothing above protobuf's limit is ever made into a message: the checker and the
     inference of shapes read the graph without its weights.
     """
     import onnx
 
-    weights = sum(tensor.nbytes for value in program.model.graph.initializers.values() if (tensor := value.const_value))
-    if weights > MAX_BYTES - MAX_BYTES // 16:  # the rest is for the graph itself
-        program.save(path, external_data=True)
-        proto = onnx.load(path, load_external_data=False)
-        _clean(proto)
-        onnx.save_model(proto, path)
-        onnx.checker.check_model(str(path), full_check=True)
-    else:
-        proto = program.model_proto
-        _clean(proto)
-        onnx.checker.check_model(proto, full_check=True)
-        onnx.save_model(proto, path)
-    return len(proto.graph.node)
+    model = program.model
+    _clean(model)
+    weights = sum(tensor.nbytes for value in model.graph.initializers.values() if (tensor := value.const_value))
+    # The rest of a message is for the graph itself.
+    program.save(path, external_data=weights > MAX_BYTES - MAX_BYTES // 16)
+    onnx.checker.check_model(str(path), full_check=True)
+    return int(model.graph.num_nodes())
 
 
-def _clean(proto: Any) -> None:
+def _clean(model: Any) -> None:
     """Drop stack traces and file names: they differ between machines and tell where the user's files are."""
-    del proto.metadata_props[:]
-    proto.doc_string = ""
-    graphs = [proto.graph, *proto.functions]
-    for graph in graphs:
-        del graph.metadata_props[:]
-        graph.doc_string = ""
-        for node in graph.node:
-            del node.metadata_props[:]
-            node.doc_string = ""
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer):
-        del value.metadata_props[:]
-        value.doc_string = ""
+    from onnx_ir.convenience import create_value_mapping
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    ClearMetadataAndDocStringPass()(model)
+    for one in (model, *create_value_mapping(model.graph).values()):
+        one.metadata_props.clear()
+        one.doc_string = None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def alike(rows: Iterable[Arrays]) -> list[dict[str, np.ndarray]]:
-    """The batches, padded behind with zeros (masked tokens) so that all have the longest one's shape [rows, ...]."""
+    """The batches, padded with zeros (masked tokens) at the end to the shape of the longest one [rows, ...]."""
     batches = list(rows)
     result: list[dict[str, np.ndarray]] = [{} for _ in batches]
     for name in batches[0]:

@@ -11,7 +11,7 @@ from optin_export.errors import InputError
 from optin_export.workdir.onnx_files import MAX_BYTES
 from optin_export.workdir.opening import regular
 
-#: Elements of one tensor whose shape stands in the graph, though not its values (ConstantOfShape, Expand ...).
+#: Elements of one tensor whose shape is in the graph, but not its values (ConstantOfShape, Expand ...).
 MAX_ELEMENTS = 2**28
 MAX_DEPTH = 20
 #: A node of a provider's own context names a file, or holds a compiled engine that runs as code.
@@ -21,10 +21,10 @@ _BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12
 
 
 def read_graph(path: Path) -> Any:
-    """The ModelProto of an ONNX file; weights in a file beside it are checked, and not loaded.
+    """Read the ModelProto of an ONNX file; weights in a file next to it are checked, but not loaded.
 
-    Raises InputError for what is none, refers to files outside its folder, or claims more than it and they hold.
-    What the graph computes is not judged: whoever runs a graph gives it the memory it asks for.
+    Raises InputError for a file that is not valid, refers to files outside its folder, or claims more bytes than exist.
+    The graph's computation is not checked: running a graph can take any amount of memory.
     """
     import onnx
 
@@ -44,7 +44,7 @@ def read_graph(path: Path) -> Any:
     except Exception as error:  # protobuf's decoders raise types of their own
         why = str(error).strip() or f"it is no ONNX file ({type(error).__name__})"
         raise InputError(
-            f"cannot read the graph {path}", why[:300], "take the onnx/ folder of a finished run"
+            f"cannot read the graph {path}", why[:300], "give the onnx/ folder of a finished run"
         ) from None
     return model
 
@@ -52,7 +52,7 @@ def read_graph(path: Path) -> Any:
 def _tensors(graph: Any, depth: int) -> Iterator[Any]:
     """Every tensor in a graph or function, those of its subgraphs as well."""
     if depth > MAX_DEPTH:
-        raise ValueError(f"graphs lie more than {MAX_DEPTH} levels in one another")
+        raise ValueError(f"graphs are nested more than {MAX_DEPTH} levels")
     yield from getattr(graph, "initializer", ())
     for sparse in getattr(graph, "sparse_initializer", ()):
         yield from (sparse.values, sparse.indices)
@@ -61,7 +61,7 @@ def _tensors(graph: Any, depth: int) -> Iterator[Any]:
             raise ValueError(f"it holds a {node.op_type}, which is compiled code")
         shape = _written_shape(node, graph)
         if shape is not None and math.prod(shape) > MAX_ELEMENTS:
-            raise ValueError(f"{node.op_type} makes a tensor of shape {shape[:8]}")
+            raise ValueError(f"{node.op_type} creates a tensor of shape {shape[:8]}")
         for attribute in node.attribute:
             yield from ([attribute.t] if attribute.HasField("t") else [])
             yield from attribute.tensors
@@ -72,7 +72,7 @@ def _tensors(graph: Any, depth: int) -> Iterator[Any]:
 
 
 def _written_shape(node: Any, graph: Any) -> list[int] | None:
-    """The shape that a node is told by a constant of the graph, of the operators that make something out of nothing."""
+    """The shape that a constant of the graph gives to a node, for operators that create tensors."""
     position = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type)
     if position is None or len(node.input) <= position:
         return None
@@ -113,12 +113,12 @@ def _check_external(tensor: Any, folder: Path | None, bits: int | None) -> None:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     place = entries.get("location", "")
     if folder is None or bits is None or any(tensor.HasField(field) for field in ("raw_data",)):
-        raise ValueError(f"{name} lie in another file, which is not expected of this tensor")
+        raise ValueError(f"{name} are in another file, which is not allowed for this tensor")
     if not place or Path(place).name != place or place in (".", "..") or "\\" in place or "\0" in place:
-        raise ValueError(f"{name} lie outside the graph's folder: '{place[:80]}'")
+        raise ValueError(f"{name} are outside the graph's folder: '{place[:80]}'")
     file = folder / place
     if not file.is_file() or file.is_symlink():
-        raise ValueError(f"{name} lie in '{place[:80]}', which is not a file beside the graph")
+        raise ValueError(f"{name} lie in '{place[:80]}', which is not a file next to the graph")
     offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
     if offset < 0 or length * 8 != bits or offset + length > file.stat().st_size:
         shape = list(tensor.dims)[:8]
@@ -135,4 +135,4 @@ def _check_ends(graph: Any) -> None:
     for value in (*graph.input, *graph.output):
         kind = value.type.tensor_type
         if not value.name or not value.type.HasField("tensor_type") or not kind.HasField("shape") or not kind.shape.dim:
-            raise ValueError(f"its input or output '{value.name[:60]}' is no tensor with a batch")
+            raise ValueError(f"its input or output '{value.name[:60]}' is not a tensor with a batch dimension")

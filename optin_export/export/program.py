@@ -43,7 +43,7 @@ def export_program(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: i
             program = torch.export.export(model, (), dict(inputs), dynamic_shapes=dynamic)
     except Exception as error:  # torch.export raises many types; all mean this model cannot be exported
         why = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]
-        raise InputError("torch cannot export the model", why, "leave out the targets engine: torch") from error
+        raise InputError("torch cannot export the model", why, "remove the targets with engine: torch") from error
     _clean(program)
     with atomic_path(path) as temporary, sink(temporary) as file:
         torch.export.save(program, cast(Any, file), extra_files={"outputs": model.output_name})

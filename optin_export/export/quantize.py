@@ -160,7 +160,7 @@ def to_fp8(model: Any) -> None:
         zero = numpy_helper.to_array(constants[name])
         assert not zero.any(), "a symmetric graph has no zero points"
         constants[name].CopyFrom(numpy_helper.from_array(zero.astype(kind), name))
-    # Types of the quantised values are inferred again by whoever reads the graph.
+    # Types of the quantised values are inferred again by readers of the graph.
     del model.graph.value_info[:]
 
 

@@ -41,7 +41,7 @@ def sample(
 
 
 def _neighbours(place: torch.Tensor, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The two pixels beside each place along one axis, with their shares: nothing for one outside the image."""
+    """The two pixels next to each position along one axis, with their weights: 0 for pixels outside the image."""
     low = place.floor()
     found = []
     for pixel, share in ((low, low + 1 - place), (low + 1, place - low)):

@@ -1,4 +1,4 @@
-"""measure: engines and data become parity, accuracy, latency and the gate's verdict. Knows not how engines work."""
+"""measure: parity, accuracy, latency and the gate's verdict of engines. Independent of engine internals."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from optin_export.measure.metrics import METRICS, Metric
 from optin_export.measure.neighbours import BUSY
 from optin_export.measure.parity import TOLERANCES, ParityCase, Tolerance, compare
 from optin_export.measure.rounds import Interval, Speedup, latency_of
+from optin_export.progress import advance, task
 from optin_export.recipe import MODELS, engine_name, engine_names, model_of, precision_of
 
 __all__ = [
@@ -52,7 +53,6 @@ __all__ = [
 ]
 
 Arrays = Mapping[str, np.ndarray]
-Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,6 @@ def measure_engines(
     batches: Sequence[int],
     sequence: int | None,
     seed: int,
-    tick: Tick,
     judged: Mapping[str, str] | None = None,
     precision: str = "fp32",
     classes: int | None = None,
@@ -137,7 +136,7 @@ def measure_engines(
         return Measured(tuple(parity), None, ())
     accuracy = None
     if data is not None and engines:
-        accuracy = _accuracy(next(iter(loaded.values())), data, precision, seed, tick)
+        accuracy = _accuracy(next(iter(loaded.values())), data, precision, seed)
     loaded.clear()
     base, pruned = (engine_name(model, precision) for model in MODELS)
     latency = [
@@ -156,23 +155,16 @@ def measure_engines(
             precision=precision,
             plain={name: built[name] for name in MODELS},
             other_work=other_work,
-            tick=tick,
         )
     ]
     return Measured(tuple(parity), accuracy, tuple(latency))
 
 
-def _accuracy(built: Mapping[str, Engine], data: Dataset, precision: str, seed: int, tick: Tick) -> Accuracy:
+def _accuracy(built: Mapping[str, Engine], data: Dataset, precision: str, seed: int) -> Accuracy:
     """Of every engine; what is judged is the shipped one's loss against the unpruned fp32 engine."""
-    names, rows = engine_names(precision), sum(len(side) for side in data.sides)
-    found = {
-        name: predict(
-            _function(built[name]),
-            data,
-            lambda done, _, at=at: tick(at * rows + done, len(names) * rows),  # type: ignore[misc]
-        )
-        for at, name in enumerate(names)
-    }
+    names = engine_names(precision)
+    with task(len(names) * sum(len(side) for side in data.sides)):
+        found = {name: predict(_counted(built[name]), data) for name in names}
     guess = chance(data.metric, found["base"], labels_of(data), data.classes)
     accuracy = evaluate(found["base"], found[engine_name("pruned", precision)], data.metric, seed, guess)
     return replace(accuracy, engines={name: METRICS[data.metric].value(one) for name, one in found.items()})
@@ -183,5 +175,12 @@ def accuracy_of(function: Function, data: Dataset) -> float:
     return METRICS[data.metric].value(predict(function, data))
 
 
-def _function(engine: Engine) -> Function:
-    return lambda inputs: engine.run(inputs)[engine.outputs[0]]
+def _counted(engine: Engine) -> Function:
+    """The engine's first output; every call is a step."""
+
+    def answer(inputs: Arrays) -> np.ndarray:
+        outputs = engine.run(inputs)
+        advance()
+        return outputs[engine.outputs[0]]
+
+    return answer

@@ -45,12 +45,9 @@ class Accuracy:
 Function = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
-def predict(
-    function: Function, data: Dataset, tick: Callable[[int, int], None] = lambda done, total: None
-) -> np.ndarray:
+def predict(function: Function, data: Dataset) -> np.ndarray:
     """The metric's statistic of every row of the data, [rows, ...]; for pairs, of their similarity."""
     metric = METRICS[data.metric]
-    total, done = sum(len(side) for side in data.sides), 0
     embeddings: list[np.ndarray] = []
     statistics: np.ndarray | None = None
     for side in data.sides:
@@ -63,8 +60,6 @@ def predict(
             if statistics is None:
                 statistics = np.zeros((len(data.labels), *result.shape[1:]), result.dtype)
             statistics[batch.rows] = result
-            done += 1
-            tick(done, total)
         assert statistics is not None
         embeddings.append(statistics)
         statistics = None

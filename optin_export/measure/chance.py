@@ -66,8 +66,8 @@ def warning(metric: str, base: float, low: float, high: float, guess: Chance) ->
         return None
     return (
         f"the unpruned model's {metric} of {base:.4g} (95 % interval {low:.4g} to {high:.4g}) is not surely better "
-        f"than {guess.points:.4g}, {guess.how}: what is lost from there says nothing. Check that the labels are those "
-        "that the model was trained for, and that inputs are prepared as in its training"
+        f"than {guess.points:.4g}, {guess.how}, so its loss by pruning means nothing. Check that the labels are those "
+        "of the model's training, and that inputs are preprocessed as in its training"
     )
 
 

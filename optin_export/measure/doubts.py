@@ -41,8 +41,8 @@ def doubts(latency: Sequence[Latency], macs: float, other_work: float) -> list[D
                 Doubt(
                     f"other work took {share} of the CPU time",
                     f"while {where} was timed, other work took {share} of this machine's CPU time{often}: the speedup "
-                    "can be wrong although its interval is narrow. End what else runs, delete the run's folder measure "
-                    "and give the same command again",
+                    "can be wrong although its interval is narrow. Stop the other work, delete the run's folder "
+                    "measure and repeat the command",
                 )
             )
         if one.clock != "p50":
@@ -51,8 +51,8 @@ def doubts(latency: Sequence[Latency], macs: float, other_work: float) -> list[D
                 Doubt(
                     f"{CLOCKS[one.clock]} shows {low.median:.2f}x, {CLOCKS['p50']} {high.median:.2f}x",
                     f"the speedup of {where} is {low.median:.2f}x by {CLOCKS[one.clock]} and {high.median:.2f}x by "
-                    f"{CLOCKS['p50']}, and their intervals do not meet: gates take the lower one. Another process that "
-                    "shares the CPU does this; measure again on a machine that is left alone",
+                    f"{CLOCKS['p50']}, and their intervals do not meet: gates use the lower one. Another process that "
+                    "shares the CPU does this; measure again on an idle machine",
                 )
             )
         if is_implausible(one.judged_speedup, macs):
@@ -62,7 +62,7 @@ def doubts(latency: Sequence[Latency], macs: float, other_work: float) -> list[D
                     f"{ratio:.2f}x is more than {macs:.0%} of the MACs explain",
                     f"{where} became {ratio:.2f}x faster with {macs:.0%} of the MACs: {ratio * macs:.2f} times what "
                     f"the MACs explain (above {MOST_EFFICIENCY}). A disturbed clock does this, and sometimes a model "
-                    "that now fits into a cache: measure again on a machine that is left alone before you rely on it",
+                    "that now fits into a cache: measure again on an idle machine before you rely on it",
                 )
             )
     return found

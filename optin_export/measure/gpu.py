@@ -15,8 +15,6 @@ from optin_export.engines import CALL, Engine, modes
 from optin_export.errors import EnvironmentLacks, OptinError
 from optin_export.measure.latency import Latency, Load, measure_latency
 
-Tick = Callable[[int, int], None]
-
 
 @runtime_checkable
 class _KnowsMemory(Protocol):
@@ -30,13 +28,12 @@ def measure_modes(
     *,
     judged: str = CALL,
     plain: Mapping[str, Load] | None = None,
-    tick: Tick = lambda done, total: None,
     **rest: Any,
 ) -> list[Latency]:
     """One measurement per mode that the engines have; on the CPU that is one. `rest`: as for `measure_latency`.
 
     judged: the mode that gates are about. One that fails is an error; another one is noted as unmeasured, with the
-    reason, beside the judged mode. plain: the fp32 pair, measured in the same blocks, where `precision` is another.
+    reason, besides the judged mode. plain: the fp32 pair, measured in the same blocks, where `precision` is another.
     """
     precision = rest.get("precision", "fp32")
     suffix = "" if precision == "fp32" else f".{precision}"
@@ -55,7 +52,7 @@ def measure_modes(
     failed: dict[str, str] = {}
     for mode in shared:
         try:
-            found.append(_measured(base, pruned, inputs, mode, log, plain, tick, rest))
+            found.append(_measured(base, pruned, inputs, mode, log, plain, rest))
         except (OptinError, RuntimeError) as error:  # libraries report a graph that cannot be captured as the latter
             if mode == judged:
                 raise
@@ -78,19 +75,14 @@ def _measured(
     mode: str,
     log: GpuLog | None,
     plain: Mapping[str, Load] | None,
-    tick: Tick,
     rest: Mapping[str, Any],
 ) -> Latency:
     more: dict[str, Any] = dict(rest) if plain is None else {**rest, "plain": plain}
     if log is None:
-        return measure_latency(base, pruned, inputs, mode=mode, tick=tick, **more)
-
-    def between_blocks(done: int, total: int) -> None:
-        log.read()
-        tick(done, total)
+        return measure_latency(base, pruned, inputs, mode=mode, **more)
 
     log.entries = []
-    result = measure_latency(base, pruned, inputs, mode=mode, tick=between_blocks, **more)
+    result = measure_latency(base, pruned, inputs, mode=mode, after_block=log.read, **more)
     return replace(result, clocks=tuple(log.entries), clocks_note=log.note)
 
 

@@ -5,15 +5,15 @@ The same machinery as `latency`: warm up, then blocks in which every engine runs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from optin_export.engines import CALL, Engine
 from optin_export.measure import latency
-from optin_export.measure.latency import ratio_of_medians
-from optin_export.measure.rounds import Interval, Speedup
+from optin_export.measure.rounds import Interval
+from optin_export.progress import track
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,6 @@ class Interleaved:
         """Milliseconds of one call."""
         return median_call(self.samples[name], self.seed)
 
-    def speedup(self, name: str, against: str) -> Speedup:
-        """As `measure_latency` gives it."""
-        generator = np.random.default_rng(self.seed)
-        return ratio_of_medians(self.samples[against], self.samples[name], generator)
-
     def _interval(self, values: np.ndarray) -> Interval:
         draws = np.random.default_rng(self.seed).integers(0, len(values), (latency.RESAMPLES, len(values)))
         low, high = np.percentile(np.median(values[draws], axis=1), [2.5, 97.5])
@@ -55,13 +50,7 @@ def median_call(blocks: list[list[float]], seed: int = 0) -> Interval:
 
 
 def interleave(
-    engines: Mapping[str, Engine],
-    inputs: Mapping[str, np.ndarray],
-    *,
-    blocks: int,
-    seed: int,
-    mode: str = CALL,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    engines: Mapping[str, Engine], inputs: Mapping[str, np.ndarray], *, blocks: int, seed: int, mode: str = CALL
 ) -> Interleaved:
     """Time all engines on `inputs`. blocks: at most `latency.BLOCKS`, where that is less (see there)."""
     generator = np.random.default_rng(seed)
@@ -72,8 +61,7 @@ def interleave(
         runs[name] = int(np.clip(calls, latency.MIN_RUNS, latency.MAX_RUNS))
     samples: dict[str, list[list[float]]] = {name: [] for name in arms}
     planned = min(blocks, latency.BLOCKS)
-    for block in range(planned):
+    for _ in track(range(planned)):
         for name in generator.permutation(list(arms)):
             samples[name].append([arms[name]() for _ in range(runs[name])])
-        tick(block + 1, planned)
     return Interleaved(samples, seed)

@@ -2,7 +2,7 @@
 
 In every round the engines are loaded again and warmed up; then come blocks in random order of base, a second loaded
 base (A/A: the noise floor) and pruned, in one process on the same inputs. The interval is over rounds (`rounds`). On
-CPU threads the process's CPU time is counted beside the wall clock, because a short call that fits between two time
+CPU threads the process's CPU time is measured as well as wall time, because a short call that fits between two time
 slices of a busy machine looks faster than it is. With a precision other than fp32 that pair is in this precision, like
 with like, and the fp32 pair is in the same blocks. See docs/method.md, section 6.
 """
@@ -19,6 +19,7 @@ import numpy as np
 from optin_export.engines import CALL, Engine, Timed, Timer, modes
 from optin_export.measure.neighbours import BUSY, Neighbours, Watch
 from optin_export.measure.rounds import Speedup, median, p90, speedup_of
+from optin_export.progress import report
 from optin_export.recipe import MODELS, engine_name
 
 #: Blocks measured at least; on a restless machine more, in steps, until the interval is narrow or MAX_BLOCKS are done.
@@ -68,12 +69,12 @@ class Latency:
     percentiles) and, for engines on CPU threads, `cpu` (CPU time of the process per call).
     noise_floor: how far base against a second loaded base strays from 1, at the far end of its interval.
     rounds: the round of each block; engines were loaded again for every round.
-    engines_ms: every engine by its name (`recipe.engine_names`). comparisons: the pairs beside the judged one; none if
-    the precision is fp32.
+    engines_ms: every engine by its name (`recipe.engine_names`). comparisons: the pairs besides the judged one; empty
+    in fp32.
     mode: what one call holds (`engines.MODES`). judged: whether gates are about it.
     memory, clocks, unmeasured: on a GPU, see `measure.gpu`: bytes by engine, readings by block, modes that failed.
     neighbours: what else kept the CPUs busy meanwhile; None where the system does not tell.
-    samples: milliseconds of every call by arm and block, for plots and for whoever wants to compute it otherwise.
+    samples: milliseconds of every call by arm and block, for plots and other statistics.
     """
 
     target: str
@@ -154,7 +155,7 @@ def measure_latency(
     precision: str = "fp32",
     plain: Mapping[str, Load] | None = None,
     other_work: float = BUSY,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    after_block: Callable[[], None] = lambda: None,
 ) -> Latency:
     """Measure engines on `inputs` in rounds of interleaved blocks.
 
@@ -164,7 +165,7 @@ def measure_latency(
         mode: what one call holds, one of the engines' modes.
         other_work: share of the machine's CPU time that other work may take; above it the measurement is repeated after
             a pause, ATTEMPTS times at most, and the one with least other work is returned.
-        tick: called with (blocks done, blocks planned).
+        after_block: called after each block, outside of what is timed.
     """
     names = [engine_name(model, precision) for model in MODELS]
     judged, faster = names
@@ -173,7 +174,7 @@ def measure_latency(
     for attempt in range(1, ATTEMPTS + 1):
         arms = _Arms(loads, judged, faster, inputs, mode, np.random.default_rng(seed))
         watch = Watch()
-        arms.measure(tick)
+        arms.measure(after_block)
         seen = watch.seen()
         if best is None or best[1] is None or (seen is not None and seen.share < best[1].share):
             best = arms, seen
@@ -235,7 +236,7 @@ class _Arms:
         self.rounds: list[int] = []
         self.runs: dict[str, int] = {}
 
-    def measure(self, tick: Callable[[int, int], None]) -> None:
+    def measure(self, after_block: Callable[[], None]) -> None:
         """Rounds until the interval is narrow, or MAX_BLOCKS are done."""
         planned, number, per_round = BLOCKS, 0, PER_ROUND
         while True:
@@ -251,7 +252,8 @@ class _Arms:
                 for _ in range(min(per_round, planned - len(self.rounds))):
                     self._block(timers, counts_cpu)
                     self.rounds.append(number)
-                    tick(len(self.rounds), planned)
+                    after_block()
+                    report(len(self.rounds), planned)
                 number += 1
                 timers.clear()
             if narrow(self.speedup(self.judged, self.faster)) or planned >= MAX_BLOCKS:
@@ -298,7 +300,7 @@ class _Arms:
 
 
 def pairs(precision: str) -> list[tuple[str, str]]:
-    """(engine, what it is compared with) beside the judged pair: in total, the precision's part, and fp32's pruning."""
+    """Pairs (engine, reference) besides the judged one: in total, the precision's part, and fp32's pruning."""
     if precision == "fp32":
         return []
     base, pruned = (engine_name(model, precision) for model in MODELS)

@@ -55,7 +55,7 @@ def _confusion(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np
     if wanted.max(initial=0) >= classes:
         raise InputError(
             "the metric f1 is not defined here",
-            f"label {wanted.max()} is none of the model's {classes} classes",
+            f"label {wanted.max()} is not one of the model's {classes} classes",
             "check columns.label",
         )
     counts = np.zeros((len(outputs), 3, classes))
@@ -168,7 +168,7 @@ def _overlap(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np.n
         if wanted.size and wanted.max() >= classes:
             raise InputError(
                 f"a label map holds class {wanted.max()}",
-                f"the model knows {classes} classes, 0 to {classes - 1}",
+                f"the model has {classes} classes, 0 to {classes - 1}",
                 "set data.evaluation.ignore to the value of pixels that are not evaluated",
             )
         scaled = F.interpolate(torch.from_numpy(output)[None], label.shape, mode="bilinear", align_corners=False)

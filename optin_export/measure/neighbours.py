@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
 
 from optin_export.recipe import MOST_OTHER_WORK
 
 #: Share of the machine's CPU time taken by others above which a measurement is said to be of a busy machine.
 BUSY = MOST_OTHER_WORK
-_STAT = Path("/proc/stat")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Watch:
         self._start = _read()
 
     def seen(self) -> Neighbours | None:
-        """Since the creation; None where the system does not count it (only Linux does, in /proc/stat)."""
+        """Since the creation; None where the system does not count it (a container may hide it)."""
         start, now = self._start, _read()
         if start is None or now is None:
             return None
@@ -56,11 +56,9 @@ class Watch:
 def _read() -> tuple[float, float, float, float] | None:
     """Seconds now, and CPU seconds of all CPUs: used, stolen, and used by this process."""
     try:
-        words = _STAT.read_text(encoding="ascii").split("\n", 1)[0].split()
-        user, nice, system, _, _, irq, softirq, stolen = (float(word) for word in words[1:9])
-        ticks = os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, AttributeError):
+        counts = psutil.cpu_times()._asdict()
+    except (OSError, ValueError, TypeError):
         return None
+    used = sum(counts.get(kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq"))
     ours = os.times()
-    used = (user + nice + system + irq + softirq) / ticks
-    return time.monotonic(), used, stolen / ticks, ours.user + ours.system
+    return time.monotonic(), used, counts.get("steal", 0.0), ours.user + ours.system

@@ -87,7 +87,7 @@ def compare(
     tolerance = TOLERANCES[precision]
     kind = "identical" if identical else "distinct"
     if got.shape != expected.shape or not np.isfinite(got).all():
-        # JSON knows no infinity; the largest number that a report takes says the same and fails the same.
+        # JSON has no infinity; the largest number of a report fails in the same way.
         limit = 1e100
         return ParityCase(target, model, len(expected), kind, limit, limit, False, precision, 0.0)
     rows, wanted = (array.reshape(len(expected), -1).astype(np.float64) for array in (got, expected))

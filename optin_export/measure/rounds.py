@@ -1,6 +1,6 @@
 """How many times faster: a ratio of latencies with an interval that holds what one loaded engine differs from the next.
 
-Calls within a block share the machine's state, and blocks share the loaded engine: where its memory lies and how its
+Calls within a block share the machine's state, and blocks share the loaded engine: the place of its memory and how its
 threads were placed can make one loaded copy of a model several per cent slower than the next, in every block. So a
 measurement is a number of rounds. In each, every engine is loaded again and timed in interleaved blocks:
 
@@ -10,8 +10,8 @@ measurement is a number of rounds. In each, every engine is loaded again and tim
 with the 97.5 % quantile t of Student's distribution at R - 1 degrees of freedom. s holds both what differs from one
 loaded engine to the next and the noise of the blocks. A bootstrap that draws rounds with replacement would be too
 narrow for so few: it takes 1.96 for t and s^2 (R - 1) / R for s^2. Where rounds agree by chance, the bootstrap over
-blocks within rounds is the least that the interval can be (`tools/study_interval.py` measures how often the intervals
-hold the truth).
+blocks within rounds is the least that the interval can be (`tools/studies/study_interval.py` measures how often the
+intervals hold the truth).
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
 """A model's source becomes a task module: the network with all that its own library puts around it.
 
-`loading` starts here: it reads the hub, a folder, timm or the user's own function. `tasks` holds the task modules.
-Nothing here knows of rows or pruning.
+`loading` starts here: it reads the hub, a folder, timm or the user's own function. `given` takes a module that is
+in memory. `tasks` holds the task modules.
+This package is independent of rows and pruning.
 """
 
 from __future__ import annotations
 
+from optin_export.models.by_type import task_of_class
 from optin_export.models.class_names import ClassNames, names_of
+from optin_export.models.given import load_given, task_of_module, unwrapped
 from optin_export.models.loading import LoadedModel, build, load_model
 from optin_export.models.lookup import Lookup, needs_download, no_downloads, not_cached, traced, untraced
 from optin_export.models.placement import Placement
@@ -20,6 +23,7 @@ from optin_export.models.tasks import (
     refuse_merging,
     wrap,
 )
+from optin_export.models.tokenizer import fitted_tokenizer
 
 __all__ = [
     "IGNORED",
@@ -33,13 +37,18 @@ __all__ = [
     "as_rows",
     "build",
     "counted_rows",
+    "fitted_tokenizer",
+    "load_given",
     "load_model",
     "names_of",
     "needs_download",
     "no_downloads",
     "not_cached",
     "refuse_merging",
+    "task_of_class",
+    "task_of_module",
     "traced",
     "untraced",
+    "unwrapped",
     "wrap",
 ]

@@ -13,7 +13,7 @@ from optin_export.errors import InputError
 def checked(module: nn.Module, source: str) -> nn.Module:
     """The module without wrappers of `torch.compile`, on the CPU.
 
-    Raises InputError for weights that are not there (meta device) or not plain numbers: quantised, or beside adapters
+    Raises InputError for missing weights (meta device) and for weights that are quantised, or that have adapters
     that are not merged yet.
     """
     module = _uncompiled(module)
@@ -30,7 +30,7 @@ def checked(module: nn.Module, source: str) -> nn.Module:
     for name, tensor in module.named_parameters():
         if tensor.is_meta:
             raise InputError(
-                f"the weights of {source} are not there", f"{name} is on the meta device", "load the weights first"
+                f"the weights of {source} are missing", f"{name} is on the meta device", "load the weights first"
             )
         kind = type(tensor.data)
         if kind is not torch.Tensor or not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
@@ -39,17 +39,17 @@ def checked(module: nn.Module, source: str) -> nn.Module:
 
 
 def _is_adapter(part: nn.Module) -> bool:
-    """Whether a module is one of PEFT, or has low-rank factors beside its weight. Other models have a `base_layer`."""
+    """Whether a module is a PEFT layer, or has low-rank factors and a weight. Other models have a `base_layer`."""
     of_peft = any(cls.__module__.partition(".")[0] == "peft" for cls in type(part).__mro__)
     return of_peft or (hasattr(part, "lora_A") and (hasattr(part, "lora_B") or hasattr(part, "base_layer")))
 
 
 def _refuse_uninitialised(source: str, path: str, part: nn.Module) -> None:
-    """Raises InputError for a layer of torch.nn.Lazy..., whose weights come to be at its first call."""
+    """Raises InputError for a layer of torch.nn.Lazy..., whose weights are created at its first call."""
     for name, tensor in (*part._parameters.items(), *part._buffers.items()):
         if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
             raise InputError(
-                f"the weights of {source} are not there",
+                f"the weights of {source} are missing",
                 f"'{path}' is a {type(part).__name__}: its {name} has no shape before its first call",
                 "call the model once with real inputs before the weights are loaded, or name the sizes",
             )

@@ -1,4 +1,4 @@
-"""Architectures of transformers by their `model_type`, without a checkpoint."""
+"""Architectures of transformers by their `model_type`: built without a checkpoint, and what their classes are for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from optin_export.errors import InputError
 
 #: `hf:model_type=bert`: an architecture of transformers without a checkpoint.
 BY_TYPE = "model_type="
+#: The class of transformers that finds the model class of a task.
+AUTO_CLASS = {
+    "feature-extraction": "AutoModel",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text-generation": "AutoModelForCausalLM",
+    "image-classification": "AutoModelForImageClassification",
+    "image-feature-extraction": "AutoModel",
+    "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
+    "image-segmentation": "AutoModelForSemanticSegmentation",
+}
 
 
 def config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
@@ -22,7 +35,7 @@ def config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
         hint = f": {', '.join(near)}" if near else ""
         raise InputError(
             f"cannot create the model 'hf:{BY_TYPE}{name}'",
-            f"transformers {transformers.__version__} knows no such model_type",
+            f"transformers {transformers.__version__} has no such model_type",
             f"use one of its types{hint}",
         )
     # A configuration takes whatever it is given: a field that a fresh one does not have is a slip.
@@ -32,8 +45,29 @@ def config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
         names = [field for field in fresh.to_dict() if not field.startswith("_")]
         near = difflib.get_close_matches(unknown, names, n=3) or names[:5]
         raise InputError(
-            f"model.args.{unknown} is no field of '{name}'",
+            f"model.args.{unknown} is not a field of '{name}'",
             f"{type(fresh).__name__} does not have it",
             f"use one of its fields, such as {', '.join(near)}",
         )
     return transformers.AutoConfig.for_model(name, **fields)
+
+
+def task_of_class(kind: str, name: str) -> str | None:
+    """The task whose auto class of transformers stands for this class of this kind of model."""
+    import transformers
+
+    autos = [
+        (task, auto)
+        for task, auto in AUTO_CLASS.items()
+        if task not in ("feature-extraction", "image-feature-extraction")
+    ]
+    for task, auto in [
+        *autos,
+        ("image-segmentation", "AutoModelForUniversalSegmentation"),
+        ("feature-extraction", "AutoModel"),
+    ]:
+        stands_for = getattr(transformers, auto)._model_mapping._model_mapping.get(kind, ())
+        if name in ((stands_for,) if isinstance(stands_for, str) else stands_for):
+            reads_images = getattr(getattr(transformers, name, None), "main_input_name", "") == "pixel_values"
+            return "image-feature-extraction" if task == "feature-extraction" and reads_images else task
+    return None

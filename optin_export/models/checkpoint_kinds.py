@@ -1,4 +1,4 @@
-"""What a file given as a checkpoint really is, told by its first bytes: a refusal can then say what to do with it."""
+"""The real format of a checkpoint file, from its first bytes, so that an error can say what to do with it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"GGUF", "a GGUF file: weights for llama.cpp, usually quantised", "use the PyTorch checkpoint it was made from"),
     (
         b"version https://git-lfs",
-        "a Git LFS pointer: the text that stands for a file",
+        "a Git LFS pointer instead of the file",
         f"run git lfs pull, or {_DOWNLOAD}",
     ),
     (b"\x93NUMPY", "a single NumPy array", _CONVERT),
@@ -34,7 +34,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it and give the file inside"),
     (b"Rar!", "a RAR archive", "unpack it and give the file inside"),
 )
-#: Suffix -> the same, for formats whose first bytes say nothing.
+#: Suffix -> the same, for formats without typical first bytes.
 _SUFFIXES: dict[str, tuple[str, str]] = {
     ".onnx": ("an ONNX graph, not a checkpoint", "give the PyTorch checkpoint that it was exported from"),
     ".msgpack": ("a Flax (JAX) checkpoint", _CONVERT),
@@ -59,13 +59,13 @@ def kind_of(path: Path) -> str:
         head = file.read(_HEAD)
     size = path.stat().st_size
     if not head:
-        raise refusal(path, "the file is empty", "the download or the copy has failed: fetch it again")
+        raise refusal(path, "the file is empty", "the download or copy failed: download or copy it again")
     for magic, what, fix in _MAGIC:
         if head.startswith(magic):
             raise refusal(path, f"it is {what}", fix)
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise refusal(path, "it is a web page saved under this name: a login or error page", _DOWNLOAD)
+        raise refusal(path, "it is a web page saved with this name: a login or error page", _DOWNLOAD)
     if head[257:262] == b"ustar":
         raise refusal(path, "it is a tar archive", "unpack it and give the file inside")
     if head.startswith(b"PK\x03\x04"):
@@ -84,14 +84,14 @@ def kind_of(path: Path) -> str:
     if head[0] == 0x08 and head[2:3] in (b"\x12", b"\x1a", b"\x3a", b"\x42"):
         raise refusal(path, "it is an ONNX graph, not a checkpoint", _SUFFIXES[".onnx"][1])
     if head[0] != 0x80:
-        raise refusal(path, "its first bytes are of no known format", "give a .safetensors file or a state dict")
+        raise refusal(path, "its first bytes match no known format", "give a .safetensors file or a state dict")
     return PICKLE
 
 
 def _kind_of_archive(path: Path) -> str:
     """torch.save writes zip archives, and so do others."""
     if not zipfile.is_zipfile(path):
-        raise refusal(path, "the end of the file is missing: it is truncated", "fetch or copy it again")
+        raise refusal(path, "the file is truncated", "fetch or copy it again")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     inside = {name.partition("/")[2] or name for name in names}

@@ -52,7 +52,7 @@ def load_checkpoint(module: nn.Module, weights: str, looked_up: bool = False) ->
 
 
 def split(weights: str) -> tuple[Path, str | None]:
-    """The path, and the key behind it where one is given. A file whose own name has a # is that file."""
+    """The path, and the key after the # if there is one. An existing file with a # in its name has no key."""
     path, _, key = weights.rpartition("#")
     return (Path(path), key) if path and not Path(weights).exists() else (Path(weights), None)
 
@@ -107,16 +107,16 @@ def _together(path: Path, names: list[str], expected: set[str] | None, shapes: b
     folder = path if path.is_dir() else path.parent
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise refusal(path, f"it names the shard '{str(name)[:80]}', which lies outside its folder", "correct it")
+            raise refusal(path, f"it names the shard '{str(name)[:80]}', which is outside its folder", "correct it")
         if not (folder / name).is_file():
-            raise refusal(path, f"its shard {name} is missing", f"copy all {len(names)} shards beside it")
+            raise refusal(path, f"its shard {name} is missing", f"copy all {len(names)} shards next to it")
         part = _read(folder / name, shapes)
         if not isinstance(part, dict):
             raise refusal(folder / name, "it holds no state dict", "copy the shards again")
         whole |= part
     missing = sorted((expected or set()) - whole.keys())
     if missing:
-        raise refusal(path, f"none of its shards holds {missing[0]}", "copy the shards again: they are of another save")
+        raise refusal(path, f"no shard contains {missing[0]}", "copy the shards again: they come from different saves")
     return whole
 
 
@@ -130,7 +130,7 @@ def _read_folder(path: Path, shapes: bool) -> Any:
         raise refusal(path, "it holds a PEFT adapter, not a model", "save model.merge_and_unload() and use that")
     if ".metadata" in files or any(name.endswith(".distcp") for name in files):
         fix = "convert it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pth"
-        raise refusal(path, "it holds a checkpoint of torch.distributed, spread over processes", fix)
+        raise refusal(path, "it holds a torch.distributed checkpoint, split over processes", fix)
     indices = [name for name in files if name.endswith(".index.json")]
     shards = {name: match for name in files if (match := _SHARD.match(name)) is not None}
     candidates = indices or [name for name in files if name.endswith(_SUFFIXES) and name not in shards]

@@ -102,7 +102,7 @@ def as_number(text: str) -> float | None:
 
 
 def names_of(module: nn.Module, given: Mapping[str, int], classes: int) -> ClassNames:
-    """The class names of a loaded model with so many outputs.
+    """The class names of a loaded model with this many outputs.
 
     given: names by the recipe (zero-shot), which count alone. Else those of transformers' configuration, or timm's.
     """

@@ -88,7 +88,7 @@ def take_tower(
         raise InputError(f"a {name} has no output for {section.task}", "it has two towers", f"use {', '.join(SIDES)}")
     if section.pooling is not None:
         raise InputError(
-            f"model.pooling does not apply to a {name}", "its towers pool by themselves", "leave model.pooling out"
+            f"model.pooling does not apply to a {name}", "its towers have their own pooling", "leave model.pooling out"
         )
     if side == "text":
         pad = int(tokenizer().pad_token_id) if name != "CLIPModel" else None
@@ -96,7 +96,7 @@ def take_tower(
     if name == "Siglip2Model" or not getattr(model.vision_model, "use_head", True):
         raise InputError(
             f"the image tower of this {name} cannot be used",
-            "it takes patches of images of any shape" if name == "Siglip2Model" else "it has no pooling head",
+            "it takes image patches of any shape" if name == "Siglip2Model" else "it has no pooling head",
             "use a CLIP or SigLIP checkpoint of a fixed image size",
         )
     if section.task != "zero-shot-image-classification":
@@ -137,8 +137,8 @@ def _class_names(section: ModelSection) -> Sequence[str]:
     if not names or twice is not None:
         raise InputError(
             f"cannot use the class names {section.classes}",
-            "the file holds none" if twice is None else f"'{twice}' is there twice",
-            "give one name a line",
+            "the file has none" if twice is None else f"'{twice}' is there twice",
+            "give one name per line",
         )
     return names
 

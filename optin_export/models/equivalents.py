@@ -1,7 +1,7 @@
 """Modules that compute the same as those of a library, in a form whose units can be removed.
 
 BEiT and EVA of timm shape the attention's result by the width of its input, so no head can ever go, and they keep the
-biases of the fused projection beside it. Here both follow the weights. Other modules are left as they are.
+biases of the fused projection next to it. Here both follow the weights. Other modules are left as they are.
 """
 
 from __future__ import annotations

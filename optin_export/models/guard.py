@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 from optin_export.errors import InputError
 from optin_export.workdir.files import regular
 
-#: Tensors that a model may be made of; the largest we know have a few thousand.
+#: Tensors that a model may be made of; the largest known ones have a few thousand.
 MOST_TENSORS = 200_000
-#: Below so many elements going in, an operation is not looked at: what comes out is bounded by their square.
+#: Operations with fewer input elements are not checked: their output is bounded by the square of that number.
 _SMALL = 1 << 12
 
 #: Fields of a configuration by which code or files from elsewhere would be loaded; none takes part in a rebuild.
@@ -133,7 +133,7 @@ def refuse_endless(config: Mapping[str, Any], source: str) -> None:
         if many and _LAYERS.fullmatch(name):
             raise InputError(
                 f"cannot build the model of {source}",
-                f"in its configuration {name} is more than {MOST_LAYERS}, which no model has",
+                f"{name} in its configuration is more than {MOST_LAYERS}",
                 "correct its config.json, or model.args",
             )
 
@@ -148,7 +148,7 @@ def refuse_no_files(folder: Path) -> None:
             regular(path, MOST_DESCRIBED)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(f"cannot use {path}", reason, "put the model's own file there, or nothing") from None
+            raise InputError(f"cannot use {path}", reason, "put the model's own file there, or remove it") from None
 
 
 def refuse_packed(path: Path) -> None:

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.models.adapt import checked, readable, refuse_quantised_config
-from optin_export.models.by_type import BY_TYPE, config_of_type
+from optin_export.models.by_type import AUTO_CLASS, BY_TYPE, config_of_type
 from optin_export.models.checkpoints import load_checkpoint
 from optin_export.models.class_names import repaired_config
 from optin_export.models.contrastive import build_tower, is_contrastive, take_tower
@@ -34,20 +34,6 @@ from optin_export.models.tokenizer import load_tokenizer
 from optin_export.recipe import ModelSection
 from optin_export.sentence import SentenceFolder, find_sentence_folder, transformer_folder
 from optin_export.workdir.files import MAX_TEXT, read_json
-
-#: The class of transformers that finds the model class of a task.
-AUTO_CLASS = {
-    "feature-extraction": "AutoModel",
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "fill-mask": "AutoModelForMaskedLM",
-    "text-generation": "AutoModelForCausalLM",
-    "image-classification": "AutoModelForImageClassification",
-    "image-feature-extraction": "AutoModel",
-    "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
-    "image-segmentation": "AutoModelForSemanticSegmentation",
-}
 
 
 @runtime_checkable
@@ -97,36 +83,52 @@ def load_model(section: ModelSection, seed: int = 0, lookup: Lookup | None = Non
         module, architecture, origin, told = _load_transformers(section, rest, lookup, sentence)
     else:
         module, architecture, origin, told = {"timm": _load_timm, "py": _load_python}[prefix](section, rest, lookup)
-    notes = [*notes, *told]
+    return as_loaded(module, architecture, section, origin, [*notes, *told], sentence, looked_up=lookup is not None)
+
+
+def as_loaded(
+    module: nn.Module,
+    architecture: dict[str, Any],
+    section: ModelSection,
+    origin: str | None = None,
+    notes: Iterable[str] = (),
+    sentence: SentenceFolder | None = None,
+    looked_up: bool = False,
+) -> LoadedModel:
+    """A library's module, which is changed in place, as the task module of a recipe; see `LoadedModel`.
+
+    Raises InputError for weights that are not there, not plain numbers or not finite, and for a module of another task.
+    """
+    notes = list(notes)
     module = checked(module, section.source)
     if section.weights not in ("pretrained", "random"):
-        notes += load_checkpoint(module, section.weights, lookup is not None)
-    if lookup is None:
+        notes += load_checkpoint(module, section.weights, looked_up)
+    if not looked_up:
         _refuse_bad_weights(module, section.source)
     _prepare(module)
     architecture |= {"task": section.task, "pooling": section.pooling, "normalize": bool(section.normalize)}
     labels: dict[str, int] = {}
     if is_contrastive(module):
         module, architecture["tower"], labels = take_tower(
-            module, section, lambda: load_tokenizer(section, origin), classify=lookup is None
+            module, section, lambda: load_tokenizer(section, origin), classify=not looked_up
         )
     elif section.task == "zero-shot-image-classification" or (
-        section.task == "image-feature-extraction" and prefix == "hf"
+        section.task == "image-feature-extraction" and architecture["library"] == "transformers"
     ):
         raise InputError(
             f"a {type(module).__name__} cannot be used for {section.task}",
-            "only CLIP and SigLIP are known to give such an output",
+            "only CLIP and SigLIP have such an output",
             "use one of these; for embeddings also timm models with model.args: {num_classes: 0}",
         )
     if sentence is not None:
-        load = partial(_load_layer, notes=notes, looked_up=lookup is not None)
+        load = partial(_load_layer, notes=notes, looked_up=looked_up)
         wrapped, told = wrap_sentence(module, architecture, section, sentence, origin, load)
-        if lookup is None:
+        if not looked_up:
             _refuse_bad_weights(wrapped, section.source)
         notes += told
     else:
         wrapped = wrap(module, section.task, section.pooling, bool(section.normalize))
-    return LoadedModel(wrapped, architecture, origin, dict(labels), tuple(notes), lookup is not None, sentence)
+    return LoadedModel(wrapped, architecture, origin, dict(labels), tuple(notes), looked_up, sentence)
 
 
 def _load_layer(layer: nn.Module, path: Path, notes: list[str], looked_up: bool) -> None:
@@ -189,9 +191,9 @@ def _load_transformers(
     by_type = name.removeprefix(BY_TYPE) if name.startswith(BY_TYPE) else None
     if by_type is not None and section.weights == "pretrained":
         raise InputError(
-            f"'hf:{name}' has no weights of its own",
+            f"'hf:{name}' has no weights",
             "it names an architecture, not a checkpoint",
-            "set model.weights to random or to a checkpoint, or name a model of the hub",
+            "set model.weights to random or to a checkpoint, or give a model of the hub",
         )
     try:
         if by_type is not None:
@@ -224,7 +226,7 @@ def _load_transformers(
         raise InputError(
             f"cannot load the model 'hf:{name}' for {section.task}",
             _first_line(error),
-            "check the name or folder; a hub model needs network access once, a folder needs config.json and weights",
+            "check the name or folder; a hub model needs the network once, a folder needs config.json and weights",
         ) from error
     # The pooler is not part of a sentence embedding, nor the loss of a segmentation; they are dropped with it.
     missing = sorted(key for key in info.get("missing_keys", ()) if not key.startswith(("pooler.", "criterion.")))
@@ -232,17 +234,17 @@ def _load_transformers(
         raise InputError(
             f"'hf:{name}' has no weights for {section.task}",
             f"{len(missing)} are missing, such as {missing[0]}: they would stay random",
-            "name a model trained for this task, or correct model.task",
+            "give a model trained for this task, or correct model.task",
         )
     notes = unused_weights(info, module, name, section.task)
-    final: Any = module.config  # as the library has completed it
-    architecture = {
-        "library": "transformers",
-        "class": type(module).__name__,
-        "config": json.loads(final.to_json_string(use_diff=False)),
-    }
-    architecture["config"].pop("_name_or_path", None)
-    return module, architecture, None if by_type is not None else name, notes
+    return module, architecture_of(module), None if by_type is not None else name, notes
+
+
+def architecture_of(module: Any) -> dict[str, Any]:
+    """What `build` makes a model of transformers from again: its configuration as the library has completed it."""
+    config = json.loads(module.config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)
+    return {"library": "transformers", "class": type(module).__name__, "config": config}
 
 
 def _load_timm(
@@ -265,7 +267,7 @@ def _create_timm(name: str, args: dict[str, Any], pretrained: bool) -> nn.Module
     if taken is not None:
         raise InputError(
             f"cannot create the model 'timm:{name}'",
-            f"timm would read files by model.args.{taken}",
+            f"timm would read files through model.args.{taken}",
             "set model.weights to a checkpoint, or model.source to a folder",
         )
     refuse_endless(args, f"timm:{name}")
@@ -301,7 +303,7 @@ def call_python(source: str, args: Mapping[str, Any], *first: Any) -> Any:
 
 
 def python_function(source: str) -> Callable[..., Any]:
-    """The function that `py:FILE.py:NAME` names; raises InputError where it cannot be loaded or is none."""
+    """The function that `py:FILE.py:NAME` names; raises InputError if it cannot be loaded or is not a function."""
     where, _, name = source.removeprefix("py:").rpartition(":")
     try:
         if where.endswith(".py"):

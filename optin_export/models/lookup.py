@@ -88,7 +88,7 @@ def built_timm(name: str, make: Callable[[bool], nn.Module], pretrained: bool, l
     if lookup is None or not pretrained:
         return built(lambda: make(pretrained), lookup)
     config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    if config is None or config.hf_hub_id:  # others come from an address that knows no cache
+    if config is None or config.hf_hub_id:  # others come from an address without a cache
         try:
             return built(lambda: make(True), lookup)
         except InputError as error:

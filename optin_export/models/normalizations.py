@@ -84,7 +84,7 @@ def _is_frozen(part: nn.Module) -> bool:
 def _refuse_batch_statistics(path: str, part: nn.Module) -> None:
     if isinstance(part, _BatchNorm) and (part.running_mean is None or part.running_var is None):
         raise InputError(
-            f"the model's answer for one row depends on the other rows of its batch: '{path}'",
+            f"the output for one row depends on the other rows of its batch: '{path}'",
             f"this {type(part).__name__} has no running statistics (track_running_stats=False)",
             "train it with track_running_stats=True, or use GroupNorm",
         )

@@ -1,7 +1,7 @@
 """Weights that are computed before they are used, such as weight_norm: computed once, and kept as plain parameters.
 
 In eval mode such a weight is a constant. Units of a layer can only be removed from the weight itself: g and v of a
-weight norm would have to be cut together, and a spectral norm would change with every row that goes.
+weight norm would have to be cut together, and a spectral norm would change with every removed row.
 """
 
 from __future__ import annotations

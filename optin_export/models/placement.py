@@ -51,7 +51,7 @@ class Placement:
                 yield
         except torch.OutOfMemoryError as error:
             raise EnvironmentLacks(
-                "the model does not fit where model.device_map puts it",
+                "the model does not fit on the devices of model.device_map",
                 str(error).splitlines()[0][:200],
                 "keep more of it on 'cpu' or 'disk' (model.max_memory), or lower prune.score_samples",
             ) from error
@@ -83,7 +83,7 @@ class Placement:
                 raise
             except Exception as error:  # a model that reads a module's weights without calling it, for one
                 why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                fix = "put the parts that belong together in one place, or remove model.device_map"
+                fix = "keep parts that belong together on one device, or remove model.device_map"
                 raise _wrong(why[:300], fix) from error
         difference, scale = (float(one.abs().max()) for one in (found - expected, expected))
         if not difference <= ROUNDING * max(scale, 1e-12):
@@ -222,7 +222,7 @@ def _check_disk(module: torch.nn.Module, places: Places, scratch: Scratch) -> No
     free = shutil.disk_usage(scratch.path).free
     if needed > free:
         raise InputError(
-            "there is no room for the weights that model.device_map keeps on disk",
+            "there is no space for the weights that model.device_map keeps on disk",
             f"{needed >> 20} MiB are needed in {scratch.path.parent}, {free >> 20} MiB are free",
             "free disk space, set TMPDIR to another disk, or keep more on 'cpu'",
         )

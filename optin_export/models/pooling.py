@@ -40,7 +40,7 @@ def _first(hidden: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
 
 
 #: By the names of `model.pooling`: (hidden [batch, tokens, features], counts [batch, tokens]) -> [batch, features].
-#: counts: 0 for what is left out, else 1 (or how many tokens each one stands for, where tokens were merged).
+#: counts: 0 for what is left out, else 1 (or the number of original tokens per token, if tokens were merged).
 POOLINGS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "mean": _weighted_mean,
     "cls": _first,
@@ -49,7 +49,7 @@ POOLINGS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "weightedmean": _by_position,
     "mean_sqrt_len": _mean_sqrt_len,
 }
-#: Those that stay right where a token may stand for several.
+#: Poolings that stay correct with merged tokens.
 MERGEABLE = ("mean", "cls")
 
 
@@ -64,7 +64,7 @@ class Pooling(nn.Module):
         super().__init__()
         unknown = next((mode for mode in modes if mode not in POOLINGS), None)
         if unknown is not None or not modes:
-            raise InputError(f"unknown pooling '{unknown}'", f"there is {', '.join(POOLINGS)}", "use one of these")
+            raise InputError(f"unknown pooling '{unknown}'", f"known: {', '.join(POOLINGS)}", "use one of these")
         self.modes, self.skip = tuple(modes), skip
 
     def forward(self, hidden: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

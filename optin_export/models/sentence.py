@@ -115,11 +115,11 @@ def _layer(step: Step) -> nn.Module:
         return Normalize()
     if kind == "truncate":
         return Truncate(int(step["dimension"]))
-    raise InputError(f"unknown step '{kind}'", "this version does not know it", "install the version that wrote it")
+    raise InputError(f"unknown step '{kind}'", "this version does not support it", "install the version that wrote it")
 
 
 def make_activation(name: str) -> nn.Module:
-    """The activation of torch.nn of this name. Raises InputError for what is none, or needs arguments."""
+    """The activation of torch.nn of this name. Raises InputError for an unknown name, or one that needs arguments."""
     kind = getattr(nn, name, None)
     if isinstance(kind, type) and (kind is nn.Identity or kind.__module__ == "torch.nn.modules.activation"):
         try:
@@ -127,7 +127,9 @@ def make_activation(name: str) -> nn.Module:
         except TypeError:
             pass
     raise InputError(
-        f"the activation {name} is not supported", "it is no activation of torch.nn", "use one such as Tanh or Identity"
+        f"the activation {name} is not supported",
+        "it is not an activation of torch.nn",
+        "use one such as Tanh or Identity",
     )
 
 
@@ -154,7 +156,7 @@ def chosen_steps(folder: SentenceFolder, section: ModelSection) -> tuple[list[St
             found = " and ".join(folder.poolings) or "several"
             raise InputError(
                 f"model.pooling is {section.pooling}, but {folder.source} has {found}",
-                "its further modules were trained for these, and may not fit another width",
+                "its other modules were trained for that width",
                 "leave model.pooling out",
             )
         steps[places[0]][0]["modes"] = [section.pooling]

@@ -33,7 +33,7 @@ def wrap_sentence(
         tokenizer = load_tokenizer(section, origin, folder)
         skipped = prompt_tokens(tokenizer, folder.prompt, adapt_tokenizer(tokenizer, folder, module.config))
         steps = [{**step, "skip": skipped} if step.get("include_prompt") is False else step for step in steps]
-    # What is fed to the graph is not part of it, and decides its results all the same.
+    # The input preprocessing is not part of the graph, but decides its results.
     fed = {"prompt": folder.prompt, "max_length": folder.max_length, "lower": folder.lower}
     architecture["sentence"] = {"steps": steps, "activation": folder.activation, "fed": fed}
     model = wrap(module, section.task, section.pooling, bool(section.normalize), architecture["sentence"])

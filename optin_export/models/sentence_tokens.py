@@ -16,7 +16,7 @@ def adapt_tokenizer(tokenizer: Any, folder: SentenceFolder, config: Any) -> int 
     if not folder.listed and getattr(tokenizer, "chat_template", None):
         raise InputError(
             f"{folder.source} cannot be used as a CrossEncoder",
-            "its tokenizer has a chat template, through which sentence-transformers sends every pair",
+            "its tokenizer has a chat template, which sentence-transformers applies to every pair",
             "use another model",
         )
     if folder.lower:
@@ -35,8 +35,8 @@ def _lowercase(tokenizer: Any, source: str) -> None:
 
     if not tokenizer.is_fast:
         raise InputError(
-            f"the tokenizer of {source} cannot be made to lowercase",
-            f"do_lower_case is set, and a {type(tokenizer).__name__} is not a fast one",
+            f"the tokenizer of {source} cannot be set to lowercase",
+            f"do_lower_case is set, and a {type(tokenizer).__name__} is not a fast tokenizer",
             "save it as tokenizer.json",
         )
     found: Any = tokenizer.backend_tokenizer.normalizer

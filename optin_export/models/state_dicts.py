@@ -45,7 +45,7 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A state dict in a checkpoint. where: its entry in the file. prefix: of its names; beside: names without it.
+    """A state dict in a checkpoint. where: its entry. prefix: the prefix of its names. beside: names without it.
 
     missing: names of the model that it lacks.
     """
@@ -78,8 +78,8 @@ def choose(content: Any, module: nn.Module, path: Path, key: str | None) -> tupl
             known = sorted({one.name for one in found if one.name})
             raise InputError(
                 f"the checkpoint {path} has no weights '{key}'",
-                f"those it holds are {', '.join(known[:8]) or 'at its top level, without a name'}",
-                "name one of them behind the #, or leave it out",
+                f"it has {', '.join(known[:8]) or 'at its top level, without a name'}",
+                "give one of them after the #, or leave it out",
             )
         found = [one for one in named if one.name == key] or named
     if not found:
@@ -172,7 +172,7 @@ class _Names:
         return any(other in given for other in self._tied.get(name, ()))
 
     def is_made(self, name: str) -> bool:
-        """Whether it is a buffer whose values the model makes itself."""
+        """Whether it is a buffer that the model computes itself."""
         return name not in self._parameters and name.rpartition(".")[2] in _EXTRAS
 
     def missing(self, given: Mapping[str, Any]) -> list[str]:
@@ -221,7 +221,7 @@ def _without(state: dict[str, torch.Tensor], segments: tuple[str, ...]) -> dict[
 
 
 def _prefixes(state: Mapping[str, torch.Tensor], names: _Names) -> list[str]:
-    """What may stand before the model's names, "" first."""
+    """Possible prefixes of the model's names, "" first."""
     required = names.missing({})
     anchors = {required[index] for index in (0, len(required) // 2, -1)} if required else set()
     found = {name.removesuffix(anchor) for anchor in anchors for name in state if name.endswith(f".{anchor}")}
@@ -300,7 +300,7 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def is_extra(name: str) -> bool:
-    """Whether an entry of this name is none that a model needs: a counter, or a constant that the model makes."""
+    """Whether no model needs an entry of this name: a counter, or a constant that the model computes itself."""
     return _extra(name, None) is not None
 
 

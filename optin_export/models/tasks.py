@@ -21,7 +21,7 @@ OutputKind = Literal["logits", "regression", "embedding"]
 OutputLayout = Literal["vector", "tokens", "spans", "map"]
 #: Label of what is not evaluated: padding, special tokens, unlabelled pixels.
 IGNORED = -100
-#: Logit of what padding stands for.
+#: Logit at padding positions.
 NEVER = -1e4
 #: A class's share of a pixel below which it makes no difference.
 LEAST_SHARE = 1e-6
@@ -43,7 +43,7 @@ class TextModel(nn.Module):
     `sentence_embedding` [batch, hidden], `scores` (of a CrossEncoder with an activation) or `logits`: [batch, classes];
     of every token, [batch, sequence, classes or vocabulary]; of question answering, [batch, 2, sequence] (start, end).
 
-    head: from token states to the embedding; None where there is none, or the model pools by itself.
+    head: from token states to the embedding; None if there is none, or the model pools by itself.
     reads_mask: false for an encoder to which padding is text like any other; it takes no attention_mask.
     """
 
@@ -166,7 +166,7 @@ def wrap(
 
 
 def refuse_merging(model: TaskModel) -> None:
-    """Raises InputError for a model whose output merged tokens would change in another way than they should."""
+    """Raises InputError for a model whose output cannot be computed from merged tokens."""
     reason = model.head.cannot_merge if isinstance(model, TextModel) and model.head is not None else None
     if reason is not None:
         raise InputError("the model's tokens cannot be merged", reason, "set tokens.keep: 1.0")

@@ -1,6 +1,6 @@
 """Checkpoints of torch.save, read without running anything that they name.
 
-torch.load with weights_only=True builds tensors and plain containers. Other objects that training scripts put beside
+torch.load with weights_only=True builds tensors and plain containers. Other objects that training scripts store next to
 the weights (argparse.Namespace, NumPy scalars, configurations) are not needed: names in `HARMLESS` are replaced by
 stand-ins of this module, which keep nothing and import nothing. A file that names anything else is refused.
 """
@@ -22,7 +22,7 @@ from optin_export.errors import InputError
 from optin_export.models.checkpoint_kinds import refusal
 from optin_export.models.guard import refuse_packed
 
-#: Modules whose objects stand beside the weights in checkpoints of training scripts.
+#: Modules whose objects training scripts store in checkpoints next to the weights.
 HARMLESS = (
     "accelerate", "addict", "argparse", "collections", "copyreg", "dataclasses", "datetime", "decimal", "easydict",
     "enum", "fractions", "fvcore.common.config", "lightning", "lightning_fabric", "lightning_utilities", "logging",
@@ -123,11 +123,9 @@ def _refuse(path: Path, names: list[str], foreign: list[str]) -> InputError:
     if any(name.startswith(_MODULES) for name in names):
         owners = [name for name in foreign if not name.startswith("torch.nn.modules.")] or foreign
         why = f"it holds a whole pickled module ({', '.join(owners[:3])}), which only its own code can open"
-        return refusal(path, why, f"where that code is, load it and save the weights alone: {_SAVE}")
+        return refusal(path, why, f"where that code is, load it and save only the weights: {_SAVE}")
     why = f"it names {shown}, which would have to be run or imported to open it"
-    return refusal(
-        path, why, f"if you trust the file, open it where it was written and save the weights alone: {_SAVE}"
-    )
+    return refusal(path, why, f"if you trust the file, open it where it was written and save only the weights: {_SAVE}")
 
 
 def _names_in(path: Path) -> Iterator[str]:

@@ -25,8 +25,8 @@ from optin_export.workdir.files import atomic_path, read_json, regular, remove, 
 
 #: Bytes of an architecture.json at most.
 MAX_BYTES = 16 << 20
-#: Building a model may take so many times the bytes of its pruned weights (the unpruned model is built first, and
-#: traced), and so many bytes in any case.
+#: Building a model may take this many times the bytes of its pruned weights (the unpruned model is built first, and
+#: traced), and this many bytes in any case.
 MOST_LARGER, LEAST_LIMIT = 64, 1 << 30
 #: Elements of the example inputs together: two rows at the shipped shape.
 MAX_ELEMENTS = 1 << 26
@@ -53,13 +53,15 @@ class Architecture(BaseModel):
     groups: dict[str, GroupSize]
     inputs: dict[str, tuple[Literal["int64", "float32"], tuple[Annotated[int, Field(ge=1, le=65536)], ...]]]
     output: str
-    merged: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="tokens merged in each block, if any are")
+    merged: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="number of tokens merged in each block; empty: no merging"
+    )
 
     @model_validator(mode="after")
     def _is_plausible(self) -> Architecture:
         wrong = next((key for key in self.groups if not re.fullmatch(r"[^.]+(\.[^.]+)+", key)), None)
         if wrong is not None:
-            raise ValueError(f"'{wrong:.60}' names no group of units")
+            raise ValueError(f"'{wrong:.60}' is not a group of units")
         if sum(math.prod(shape) for _, shape in self.inputs.values()) > MAX_ELEMENTS:
             raise ValueError(f"the example inputs have more than {MAX_ELEMENTS} elements")
         return self
@@ -89,7 +91,7 @@ def save_model(
 
 
 def save_places(path: Path, dense: TaskModel, inputs: Inputs) -> None:
-    """For the report: images, and which token stands for each of theirs at the end. No file where none is merged."""
+    """For the report: images, and the final token of each original token. No file without merging."""
     remove(path)
     found = places(dense, inputs) if "pixel_values" in inputs else None
     if found is not None:
@@ -144,10 +146,10 @@ def _assembled(
     if isinstance(trust_python, PythonSource):
         if architecture.base.get("library") == "python" and not trust_python.is_that_of(architecture.base):
             raise InputError(
-                f"the model in {folder} is not that of the recipe",
+                f"the model in {folder} is not the model of the recipe",
                 f"it would run {str(architecture.base.get('source'))[:200]!r}, and the recipe names "
                 f"{trust_python.source!r}",
-                "delete the folder, or run with --force: the model is made again",
+                "delete the folder, or run with --force: the model is built again",
             )
         trust_python = architecture.base.get("library") == "python"
     model = build(architecture.base, trust_python)
@@ -168,7 +170,7 @@ def _assembled(
         dense.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(
-            f"the weights in {folder} do not fit its architecture.json", str(error)[:300], "run surgery again"
+            f"the weights in {folder} do not fit its architecture.json", str(error)[:300], "run the recipe with --force"
         ) from error
     if any(architecture.merged):
         tokens = find_tokens(dense)
@@ -202,7 +204,7 @@ def _apart(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _adopt_new_biases(dense: TaskModel, state: dict[str, torch.Tensor]) -> None:
-    """Compensation gives a projection without bias one of its own: make room for it."""
+    """The repair adds a bias to a projection without one: create it."""
     known = dense.state_dict()
     for name in state.keys() - known.keys():
         path, _, leaf = name.rpartition(".")

@@ -35,7 +35,7 @@ class Constant(nn.Module):
 
 
 class Passthrough(nn.Module):
-    """Stands where a module's output is no longer used: gives back its first argument."""
+    """Replaces a module whose output is no longer used: returns its first argument."""
 
     def __init__(self, returns_tuple: bool) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def rebuild(
     """A dense copy of `model` with only the kept units, and its structure (group counts updated, empty groups kept).
 
     inputs: any valid inputs, to trace the dependency graph. The masked original and the result are equal up to float
-    rounding. Raises InputError if the plan is not one for this model.
+    rounding. Raises InputError if the plan is not for this model.
     """
     _check(structure, groups)
     dense = copy.deepcopy(model)
@@ -89,10 +89,10 @@ def _check(structure: Structure, groups: Mapping[str, GroupPlan]) -> None:
     given = {key: plan.count for key, plan in groups.items()}
     if expected != given:
         wrong = sorted(set(expected.items()) ^ set(given.items()))[0]
-        raise InputError("the plan is not one for this model", f"they differ at {wrong}", "search again on this model")
+        raise InputError("the plan is not for this model", f"they differ at {wrong}", "search again with this model")
     emptied = next((group.key for group in structure.groups if not groups[group.key].kept and not group.sublayer), None)
     if emptied is not None:
-        raise InputError(f"the plan keeps nothing of {emptied}", "the layers around it need at least one", "keep one")
+        raise InputError(f"the plan keeps nothing of {emptied}", "its layers need at least one", "keep one")
 
 
 def _graph(dense: TaskModel, inputs: Inputs) -> Any:

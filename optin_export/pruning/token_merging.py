@@ -88,7 +88,7 @@ def merge(
 
 @dataclass(frozen=True)
 class DroppedTokens:
-    """Where the tokens of a batch have gone. place: [batch, tokens of the unmerged model]; sizes: [batch, tokens]."""
+    """Map from original to merged tokens. place: [batch, tokens of the unmerged model]; sizes: [batch, tokens]."""
 
     place: torch.Tensor
     sizes: torch.Tensor
@@ -149,7 +149,7 @@ class Flow:
 
 @dataclass
 class Merging:
-    """What a merging block does: `merged` tokens fewer behind its attention. first: nothing was merged before."""
+    """What a merging block does: `merged` tokens fewer after its attention. first: nothing was merged before."""
 
     tokens: Tokens
     flow: Flow
@@ -200,7 +200,7 @@ def insert_merging(model: TaskModel, structure: Structure, tokens: Tokens, merge
         return model
     flow = Flow()
     for index, path in enumerate(structure.blocks):
-        # Every block behind the first merging one attends by size.
+        # Every block after the first merging one attends by size.
         if index >= begin:
             block: Any = get_module(model, path)
             block.__class__ = _merging_class(type(block))

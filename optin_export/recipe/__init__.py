@@ -7,18 +7,21 @@ from optin_export.recipe.delivery import Target
 from optin_export.recipe.export import ExportSection
 from optin_export.recipe.gates import MOST_OTHER_WORK, Gates
 from optin_export.recipe.load import expand, load_recipe, validate
+from optin_export.recipe.paths import absolute_source
 from optin_export.recipe.precision import MODELS, Precision, engine_name, engine_names, model_of, precision_of
 from optin_export.recipe.schema import (
+    METRICS,
     DataSource,
     FinetuneSection,
     ModelSection,
     PruneSection,
     Recipe,
-    TokensSection,
 )
 from optin_export.recipe.sweep import Variant
+from optin_export.recipe.tokens import TokensSection
 
 __all__ = [
+    "METRICS",
     "MODELS",
     "MOST_OTHER_WORK",
     "Budget",
@@ -33,6 +36,7 @@ __all__ = [
     "Target",
     "TokensSection",
     "Variant",
+    "absolute_source",
     "engine_name",
     "engine_names",
     "expand",

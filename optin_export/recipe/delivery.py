@@ -1,4 +1,4 @@
-"""The sections of a recipe about where the model goes: targets, and what is shipped."""
+"""The recipe sections about deployment: targets and the Triton repository."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ from optin_export.recipe.fields import Count, Number, Positive, Section
 
 
 class TensorRTOptions(Section):
-    """How a TensorRT engine is built, in trtexec's words."""
+    """How a TensorRT engine is built; names as in trtexec."""
 
-    dynamic: bool = Field(False, description="one profile over all batch sizes and shorter sequences, not one for each")
-    workspace: Count | None = Field(None, description="MiB of scratch memory; default: all there is")
+    dynamic: bool = Field(
+        False,
+        description="one profile for all batch sizes and shorter sequences, instead of one profile per batch size",
+    )
+    workspace: Count | None = Field(None, description="scratch memory in MiB; default: unlimited")
     builder_optimization_level: Annotated[int, Field(ge=0, le=5), Number] = Field(
-        3, description="how long TensorRT looks for fast kernels: 0 builds soonest, 5 searches most"
+        3, description="how long TensorRT searches for fast kernels: 0 builds fastest, 5 searches longest"
     )
-    version_compatible: bool = Field(False, description="the engine runs with later versions of the library, too")
+    version_compatible: bool = Field(False, description="the engine also runs with later versions of the library")
     hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = Field(
-        "none", description="GPUs other than this one that the engine runs on"
+        "none", description="other GPUs on which the engine runs"
     )
-    refit: bool = Field(False, description="weights can be replaced later")
-    strip_plan: bool = Field(False, description="the file holds no weights and is not measured; refit it on the target")
-    weight_streaming: bool = Field(False, description="weights may stay in the host's memory while the engine runs")
+    refit: bool = Field(False, description="the weights can be replaced later")
+    strip_plan: bool = Field(
+        False, description="the file contains no weights and is not measured; refit it on the target"
+    )
+    weight_streaming: bool = Field(False, description="weights may stay in host memory while the engine runs")
     profiling_verbosity: Literal["layer_names_only", "detailed", "none"] = Field(
-        "detailed", description="how much of its layers the engine can tell afterwards"
+        "detailed", description="how much detail about its layers the engine keeps"
     )
     compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = Field(
         (),
-        description="tensorrt-rtx only: what to build for, e.g. ['8.9']; default: the GPU of this machine",
+        description="tensorrt-rtx only: compute capabilities to build for, e.g. ['8.9']; default: this machine's GPU",
         examples=[["8.9"]],
     )
 
@@ -39,22 +44,22 @@ class Target(Section):
     engine: Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"] = Field(
         "onnxruntime", description="the library that runs the model"
     )
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs; default: cpu, for TensorRT cuda")
-    threads: Count = Field(1, description="threads that an engine on the CPU computes with")
-    provider: Literal["cuda", "tensorrt"] = Field("cuda", description="onnxruntime on cuda: whose kernels it runs")
-    compile: bool = Field(False, description="torch: compile the program with torch.compile")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="the device; default: cpu, for TensorRT cuda")
+    threads: Count = Field(1, description="number of CPU threads of the engine")
+    provider: Literal["cuda", "tensorrt"] = Field("cuda", description="onnxruntime on cuda: execution provider")
+    compile: bool = Field(False, description="torch: apply torch.compile")
     mode: Literal["call", "call+graph", "device", "device+graph"] = Field(
         "call",
-        description="what the gates judge on a GPU: call (inputs and outputs are copied, as a caller sees it), device "
-        "(they stay on the GPU); +graph: replayed as a CUDA graph. All four are measured",
+        description="GPU: the measurement that the gates use: call (with copies of inputs and outputs), device (data "
+        "stays on the GPU); +graph: as a CUDA graph. All four are measured",
     )
     tensorrt: TensorRTOptions = Field(
-        TensorRTOptions(), description="how TensorRT builds, for the engines tensorrt and tensorrt-rtx"
+        TensorRTOptions(), description="build options for the engines tensorrt and tensorrt-rtx"
     )
     resources: dict[Annotated[str, Field(min_length=1, max_length=100)], Positive] = Field(
         default_factory=dict,
-        description="labels of a cluster's nodes, e.g. {'accelerator_type:L4': 1}: built and measured on a node that "
-        "has them (--cluster); default: on this machine",
+        description="Ray resources, e.g. {'accelerator_type:L4': 1}: build and measure on a cluster node that has them "
+        "(--cluster); default: on this machine",
         examples=[{"accelerator_type:L4": 1}],
     )
 
@@ -79,7 +84,7 @@ class Target(Section):
         if self.compile and self.engine != "torch":
             raise ValueError("targets: compile is for the engine torch")
         if self.mode != "call" and self.device != "cuda":
-            raise ValueError("targets: mode is for device: cuda; on the CPU there are no copies to leave out")
+            raise ValueError("targets: mode is for device: cuda; on the CPU there are no copies")
         return self
 
     @property
@@ -96,9 +101,9 @@ class Target(Section):
 
 
 class ShipSection(Section):
-    """What is written for Triton Inference Server, once every gate has passed."""
+    """What is written for Triton Inference Server after every gate has passed."""
 
-    triton: bool = Field(False, description="write a Triton model repository if every gate passed")
+    triton: bool = Field(False, description="write a Triton model repository if every gate passes")
     backend: Literal["onnxruntime", "python", "tensorrt"] = Field(
         "onnxruntime",
         description="Triton's backend; python: a small model.py that runs the graph or a tensorrt-rtx engine",
@@ -107,23 +112,25 @@ class ShipSection(Section):
         "models",
         description="models: NAME-base and NAME; versions: 1 (base) and 2 (pruned) of NAME; pruned: NAME alone",
     )
-    serve: Literal["all", "base", "pruned"] = Field("all", description="versions: which of them the policy serves")
-    ensemble: bool = Field(False, description="also NAME-ensemble, which takes text or an encoded image")
-    instances: Count = Field(1, description="copies of each model that the server runs side by side")
+    serve: Literal["all", "base", "pruned"] = Field("all", description="layout versions: which versions Triton serves")
+    ensemble: bool = Field(False, description="also write NAME-ensemble, which takes text or an encoded image")
+    instances: Count = Field(1, description="number of parallel instances of each model on the server")
     queue_delay: Annotated[int, Field(ge=0), Number] = Field(
-        100, description="microseconds a request may wait for others to share its batch"
+        100, description="microseconds that a request may wait to be batched with others"
     )
-    warm_up: bool = Field(True, description="the server runs real rows before a model is ready")
-    cuda_graphs: bool = Field(True, description="backend tensorrt: the server replays CUDA graphs")
+    warm_up: bool = Field(True, description="the server runs real rows before it reports a model as ready")
+    cuda_graphs: bool = Field(True, description="backend tensorrt: the server uses CUDA graphs")
     labels: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="class names, one per output; default: those of the model where it has any",
+        description="class names, one per output; default: the model's own, if it has any",
         examples=[["negative", "positive"]],
     )
     model_license: str | None = Field(
-        None, description="for the manifest; default: what the model's README says", examples=["apache-2.0"]
+        None,
+        description="licence of the model, for the manifest; default: from the model's README",
+        examples=["apache-2.0"],
     )
     data_license: str | None = Field(
-        None, description="of the calibration data, for the manifest", examples=["cc-by-4.0"]
+        None, description="licence of the calibration data, for the manifest", examples=["cc-by-4.0"]
     )

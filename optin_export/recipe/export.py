@@ -1,4 +1,4 @@
-"""The recipe's section `export`: what graph is written, and how it is quantised."""
+"""The recipe section `export`: shapes, precision and quantisation of the graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from optin_export.recipe.precision import Precision
 
 class ExportSection(Section):
     precision: Precision = Field(
-        "fp32", description="of the shipped graph; other than fp32, both models are built and measured in fp32, too"
+        "fp32",
+        description="precision of the shipped graph; both models are also built and measured in fp32",
     )
     quantization: Literal["static", "static-u8", "dynamic"] = Field(
         "static",
@@ -20,14 +21,14 @@ class ExportSection(Section):
         "for onnxruntime on the CPU only: static-u8: with unsigned activations, dynamic: scales found at run time",
     )
     calibration: Literal["minmax", "entropy", "percentile"] = Field(
-        "minmax", description="static: how the calibration data set the range of an activation"
+        "minmax", description="static: how an activation's range is chosen from the calibration data"
     )
     quantizer: Literal["onnxruntime", "modelopt"] = Field(
-        "onnxruntime", description="int8 (static) and fp8: who places the Q/DQ pairs and finds the scales"
+        "onnxruntime", description="int8 (static) and fp8: the library that places Q/DQ pairs and chooses the scales"
     )
-    calibration_rows: Count = Field(128, description="int8 (static) and fp8: calibration rows that set the scales")
-    batch: tuple[BatchSize, ...] = Field((1, 8), min_length=1, description="batch sizes that are shipped and measured")
-    sequence: Count = Field(128, description="text: longest sequence in tokens; latency is measured at it")
+    calibration_rows: Count = Field(128, description="int8 (static) and fp8: number of calibration rows for the scales")
+    batch: tuple[BatchSize, ...] = Field((1, 8), min_length=1, description="batch sizes to ship and to measure")
+    sequence: Count = Field(128, description="text: longest sequence in tokens; latency is measured at this length")
 
     @model_validator(mode="after")
     def _quantized(self) -> ExportSection:
@@ -38,7 +39,7 @@ class ExportSection(Section):
         return self
 
     def cannot(self, engine: str, device: str) -> str | None:
-        """Why an engine of this target cannot be built in the precision asked for; None if it can."""
+        """Why an engine of this target cannot be built in the precision of the recipe, or None."""
         on_cpu = engine == "onnxruntime" and device == "cpu"
         if self.precision == "bf16" and on_cpu:
             return "onnxruntime has no bf16 kernels on the CPU, so nothing could be checked; use fp16 or a GPU"

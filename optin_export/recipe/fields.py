@@ -1,4 +1,4 @@
-"""What the fields of a recipe are made of: checked types, and the section that accepts nothing unknown."""
+"""Checked types of recipe fields, and the base class of sections, which rejects unknown fields."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 
 def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):  # Python takes True for 1; in a recipe it is a slip
+    if isinstance(value, bool):  # in Python True == 1; in a recipe it is a mistake
         raise ValueError(f"should be a number, not {value!r}")
     return value
 
@@ -42,7 +42,7 @@ def _class_names(value: Any) -> Any:
     if isinstance(value, str):
         return value
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name.strip() for name in value):
-        raise ValueError("should be a list of class names, each quoted text, or a text file with one a line")
+        raise ValueError("should be a list of class names, each quoted text, or a text file with one name per line")
     twice = next((name for name in value if list(value).count(name) > 1), None)
     if not value or twice is not None:
         raise ValueError("should name at least one class" if twice is None else f"names '{twice}' twice")
@@ -63,15 +63,15 @@ Number = BeforeValidator(_no_truth_value)
 Fraction = Annotated[float, Field(gt=0.0, le=1.0), Number]
 Positive = Annotated[float, Field(gt=0.0), Number]
 Count = Annotated[int, Field(ge=1, le=10**15), Number]
-#: No machine takes larger batches, and their memory would only be found missing at the end of a run.
+#: Larger batches fit no machine, and the missing memory would only show at the end of a run.
 BatchSize = Annotated[int, Field(ge=1, le=65_536), Number]
 Column = Annotated[int | str, BeforeValidator(_column)]
-#: Where a part of a model is kept: a GPU by its number, the host's memory, or a file.
+#: Where a part of a model is kept: a GPU number, host memory, or a file.
 Place = Annotated[
     Annotated[int, Field(ge=0), Number] | Annotated[str, Field(pattern=r"^(cpu|disk|cuda(:\d+)?)$")],
     Field(union_mode="left_to_right"),
 ]
-#: YAML takes a number for a number, also as a key.
+#: YAML reads number-like keys as numbers.
 TextKeys = BeforeValidator(_text_keys)
 #: How token states become one embedding, as sentence-transformers names it (last: lasttoken).
 Pooling = Literal["mean", "cls", "max", "last", "weightedmean", "mean_sqrt_len"]

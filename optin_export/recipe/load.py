@@ -70,7 +70,7 @@ def expand(recipe: Recipe) -> list[Variant]:
 
 
 def read_mapping(path: Path, noun: str, key: str = "recipe") -> dict[str, Any]:
-    """A YAML file of ours as it stands, not validated. noun: what it should be; key: the field of its version.
+    """Parse a YAML mapping, unvalidated. noun: what the file should be; key: the field of its version.
 
     Raises InputError for an unreadable file, or YAML that is not a mapping.
     """

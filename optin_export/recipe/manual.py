@@ -31,7 +31,7 @@ _LIMITS = {
 
 @dataclass(frozen=True)
 class Described:
-    """One field. path: dotted, `[]` behind a list of sections (`targets[].threads`). type: in words.
+    """One field. path: dotted, `[]` after a list of sections (`targets[].threads`). type: in words.
 
     choices: the values allowed, if only some are. limits: conditions in words. example: a value it accepts.
     section: it holds further fields.
@@ -149,7 +149,7 @@ def _type(option: Node) -> str:
 
 
 def _example(options: list[Node], choices: tuple[Any, ...], default: Any) -> Any:
-    """A value to show where the schema names none: another choice than the default, or the default."""
+    """A value to show if the schema has no example: a choice other than the default, or the default."""
     other = next((value for value in choices if value != default), None)
     if other is not None:
         return [other] if options[0].get("type") == "array" else other

@@ -83,8 +83,8 @@ def absolute_source(source: str, folder: Path, prefixes: Sequence[str]) -> str:
 def _find(name: str, folder: Path) -> Path:
     """Relative to the recipe; where nothing is there, relative to the working directory (for `--set` on the shell)."""
     try:
-        beside_recipe = (folder / Path(name).expanduser()).resolve()
+        near_recipe = (folder / Path(name).expanduser()).resolve()
         here = Path(name).expanduser().resolve()
-        return beside_recipe if beside_recipe.exists() or not here.exists() else here
+        return near_recipe if near_recipe.exists() or not here.exists() else here
     except (OSError, RuntimeError, ValueError) as error:  # an unknown ~user, a loop of links, a name too long
         raise InputError(f"cannot use the path '{name:.60}'", str(error)[:200], "correct the path") from None

@@ -1,15 +1,11 @@
-"""The fields of a recipe, version 1, as pydantic models: frozen, and nothing unknown is accepted."""
+"""The fields of a recipe, version 1, as frozen pydantic models that reject unknown fields."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    Field,
-    JsonValue,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from optin_export.recipe.budget import Budget
 from optin_export.recipe.delivery import ShipSection, Target
@@ -18,7 +14,6 @@ from optin_export.recipe.fields import (
     ClassNames,
     Column,
     Count,
-    Fraction,
     Number,
     Pattern,
     Place,
@@ -29,6 +24,8 @@ from optin_export.recipe.fields import (
     TextKeys,
 )
 from optin_export.recipe.gates import Gates
+from optin_export.recipe.removed import no_comparison, without_rounds
+from optin_export.recipe.tokens import TokensSection
 
 Task = Literal[
     "text-classification",
@@ -71,10 +68,12 @@ class Preprocess(Section):
     """Image preprocessing; a field left out is taken from the checkpoint's own configuration."""
 
     size: tuple[Count, Count] | None = Field(None, description="height and width in pixels")
-    mean: tuple[float, ...] | None = Field(None, min_length=1, description="per channel, of pixels in 0..1")
-    std: tuple[Positive, ...] | None = Field(None, min_length=1, description="per channel, of pixels in 0..1")
+    mean: tuple[float, ...] | None = Field(None, min_length=1, description="mean per channel, for pixels in 0..1")
+    std: tuple[Positive, ...] | None = Field(
+        None, min_length=1, description="standard deviation per channel, for pixels in 0..1"
+    )
     interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"] | None = Field(
-        None, description="how an image is resized to `size`"
+        None, description="filter that resizes an image to `size`"
     )
 
 
@@ -83,56 +82,59 @@ class ModelSection(Section):
         description="the model: 'hf:ID', 'timm:NAME', 'py:FILE.py:FUNCTION' or a folder with a config.json",
         examples=["hf:sentence-transformers/all-MiniLM-L6-v2"],
     )
-    task: Task = Field(description="what the model is for: decides what a row is, the output and the metrics")
+    task: Task = Field(description="what the model is for; decides the columns of a row, the output and the metrics")
     weights: str = Field(
         "pretrained",
         description="'pretrained', 'random', or a checkpoint: a file of safetensors or torch.save, an index of shards, "
-        "or a folder with one; PATH#KEY names the entry with the weights where a file holds several",
+        "or a folder with one; PATH#KEY selects the entry if a file holds several sets of weights",
         examples=["weights.safetensors"],
     )
     args: dict[str, JsonValue] = Field(
-        default_factory=dict, description="keyword arguments of the constructor", examples=[{"num_classes": 10}]
+        default_factory=dict,
+        description="keyword arguments for the model's constructor",
+        examples=[{"num_classes": 10}],
     )
     pooling: Pooling | None = Field(
-        None, description="feature-extraction: how tokens become one embedding; default: as modules.json says, or mean"
+        None,
+        description="feature-extraction: how token states become one embedding; default: from modules.json, or mean",
     )
     normalize: bool | None = Field(
-        None, description="L2-normalise the embedding inside the graph; default: as modules.json says, or false"
+        None, description="L2-normalise the embedding inside the graph; default: from modules.json, or false"
     )
     classes: ClassNames | None = Field(
-        None, description="zero-shot: class names, or a text file with one a line", examples=[["cat", "dog"]]
+        None, description="zero-shot: class names, or a text file with one name per line", examples=[["cat", "dog"]]
     )
     prompt: Prompts | None = Field(
         None, description="zero-shot: template(s) with {} for the class name", examples=["a photo of a {}."]
     )
     tokenizer: str | None = Field(
-        None, description="where the tokenizer is, if not with the model", examples=["bert-base-uncased"]
+        None, description="location of the tokenizer, if it is not with the model", examples=["bert-base-uncased"]
     )
     preprocess: Preprocess = Field(
-        Preprocess(), description="how images become inputs; default: as the checkpoint's configuration says"
+        Preprocess(), description="how images become inputs; default: from the checkpoint's configuration"
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, Place] | None = Field(
         None,
-        description="of scoring and repair: where the model's parts are kept, by accelerate's names; {module: GPU "
-        "number, 'cpu' or 'disk'}; default: all in this process's memory, computed on the CPU",
+        description="device map for scoring and repair, in accelerate's format: a strategy, or {module: GPU number, "
+        "'cpu' or 'disk'}; default: the whole model in this process's memory, computed on the CPU",
         examples=["auto"],
     )
     max_memory: Annotated[dict[Annotated[str, Field(pattern=r"^(\d+|cpu|disk)$")], Count | str], TextKeys] = Field(
         default_factory=dict,
-        description="of a device_map that is named: most bytes per GPU number and 'cpu', such as '20GiB'",
+        description="memory limit per GPU number and 'cpu', such as '20GiB', if device_map is a strategy",
         examples=[{"0": "20GiB", "cpu": "60GiB"}],
     )
 
     @model_validator(mode="after")
     def _memory_of_a_map(self) -> ModelSection:
         if self.max_memory and not isinstance(self.device_map, str):
-            raise ValueError("model.max_memory is for a device_map that is named, such as auto")
+            raise ValueError("model.max_memory is for a device_map that is a strategy, such as auto")
         return self
 
     @property
     def gpus(self) -> int:
-        """GPUs that the device map takes; of a map that is named those of max_memory, or one."""
+        """Number of GPUs that the device map uses; for a strategy those in max_memory, or one."""
         if self.device_map is None:
             return 0
         if isinstance(self.device_map, str):
@@ -142,38 +144,45 @@ class ModelSection(Section):
 
 class DataSource(Section):
     source: str = Field(
-        description="the rows: 'csv:', 'tsv:', 'npz:', 'images:', 'hf-dataset:' or 'py:FILE.py:FUNCTION'",
+        description="where the rows are: 'csv:', 'tsv:', 'npz:', 'images:', 'hf-dataset:' or 'py:FILE.py:FUNCTION'",
         examples=["csv:train.csv"],
     )
     columns: dict[Literal["text", "text_pair", "tokens", "question", "context", "image", "label"], Column] = Field(
         default_factory=dict,
-        description="where each column is: its name, or its position from 0; default: by these names",
+        description="maps our names (text, label, ...) to your columns: by header name, or by index from 0; default: "
+        "columns with exactly these names",
         examples=[{"text": "sentence", "label": 1}],
     )
-    header: bool | None = Field(None, description="first line holds names; default: by columns, or by the usual names")
+    header: bool | None = Field(
+        None, description="whether the first line holds column names; default: guessed from `columns` and that line"
+    )
     split: str = Field("train", description="split of an hf-dataset")
     label_pattern: Pattern | None = Field(
         None,
-        description="of 'images:': regular expression, group 1 of a file name is its class; default: class "
-        "folders; either by the names that the model has for them",
+        description="for 'images:': regular expression; group 1 of a file name is its class; default: one folder per "
+        "class; both are matched with the model's class names",
         examples=["^([a-z]+)_"],
     )
     label_folder: str | None = Field(
-        None, description="of 'images:': folder of the label maps, named as the images", examples=["masks"]
+        None,
+        description="for 'images:': folder with the label maps, with the same file names as the images",
+        examples=["masks"],
     )
-    samples: Count | None = Field(None, description="how many rows to draw (seeded); default: all")
+    samples: Count | None = Field(None, description="number of rows, drawn at random with the seed; default: all")
 
 
 class Evaluation(DataSource):
     split: str = Field("test", description="split of an hf-dataset")
-    metric: Metric = Field(description="what accuracy is; `points` are 100 times it (perplexity: as it is)")
+    metric: Metric = Field(
+        description="metric of the accuracy; points are 100 times the metric (perplexity: unchanged)"
+    )
     ignore: Annotated[int, Field(ge=0), Number] = Field(
-        255, description="label maps: value of pixels that are not evaluated"
+        255, description="label maps: value of the pixels that are not evaluated"
     )
 
 
 class DataSection(Section):
-    calibration: DataSource = Field(description="unlabelled rows that units are scored and the model is repaired on")
+    calibration: DataSource = Field(description="unlabelled rows for scoring and repair")
     evaluation: Evaluation | None = Field(
         None, description="held-out, labelled rows; without them no accuracy is measured"
     )
@@ -186,64 +195,53 @@ class PruneSection(Section):
         description="what may be removed: attention heads, FFN neurons, channels of convolutions",
         examples=[["heads", "neurons"]],
     )
-    score: Literal[
-        "auto", "optin", "optin-exact", "optin-reference", "obs", "fisher", "magnitude", "activation", "random"
+    score: Annotated[
+        Literal["auto", "optin", "optin-exact", "magnitude", "activation"], BeforeValidator(no_comparison)
     ] = Field(
         "auto",
-        description="what a unit is worth: auto (what was measured to keep most: optin, but for channels of "
-        "convolutional networks under repair), optin, obs (optimal brain surgeon: what the others can replace), or to "
-        "compare with them optin-exact (a forward pass per unit), optin-reference (the published code), fisher, "
-        "magnitude, activation, random",
+        description="importance score of a unit: auto (optin, but magnitude for channels of convolutional networks "
+        "under repair), optin, optin-exact (the same with one forward pass per unit), magnitude (squared weights), "
+        "activation (contribution of the unit to the output of its layer)",
     )
-    budget: Budget = Field(description="what the smaller model may cost, or lose: exactly one limit")
+    budget: Budget = Field(
+        description="limit of the cost or the loss of the pruned model: exactly one of the fields below"
+    )
     allocation: Literal["joint", "additive"] = Field(
-        "joint", description="joint: by the measured loss of keeping k units per sub-layer; additive: by sums of scores"
+        "joint",
+        description="how the budget is shared among layers: joint: by measured losses of keeping k units per "
+        "sub-layer; additive: by sums of scores",
     )
     compensate: bool | Literal["rescale"] = Field(
-        True, description="least-squares repair on the calibration data; 'rescale': one factor per kept unit only"
+        True, description="repair by least squares on the calibration data; rescale: only one factor per kept unit"
     )
     gauss_newton: bool | Literal["auto"] = Field(
         "auto",
-        description="after the least squares, gains and biases of all layers are refitted together to the output, on "
-        "the same data; auto: for channels of convolutional networks (needs prune.compensate: true)",
+        description="refit gains and biases of all layers together to the output, after the least squares and on the "
+        "same data (needs prune.compensate: true); auto: for channels of convolutional networks",
     )
-    rounds: Annotated[int, Number, Field(ge=1, le=8)] = Field(
-        1,
-        description="times that units are scored, removed and the rest repaired on the way to the budget, part of "
-        "it each; the last plan is carried out on the unpruned model (needs prune.budget.macs or params)",
+    coupled: bool = Field(
+        False, description="also remove channels of residual streams, from all layers that share them"
     )
-    coupled: bool = Field(False, description="also channels of residual streams, out of all layers that share them")
-    align: Count = Field(8, description="neurons and channels are kept in multiples of this")
-    probes: Count | Literal["auto"] = Field("auto", description="random probes of the sketch; auto: until it is stable")
-    rows: Count = Field(768, description="token rows compared per batch of 32 and block, shared evenly by samples")
-    score_samples: Count = Field(64, description="calibration rows used for scoring")
-    curve_samples: Count = Field(256, description="calibration rows on which `allocation: joint` measures its losses")
-    temperature: Positive = Field(1.0, description="of the distillation term, for logits")
-    autocast: Literal["bfloat16", "float16"] | None = Field(None, description="precision of the sketch's passes")
-
-
-class TokensSection(Section):
-    """Tokens that are merged inside the model. Give `keep` or `schedule`, not both."""
-
-    keep: Fraction | Literal["auto"] = Field(
-        1.0,
-        description="average over blocks of the share of tokens left behind the attention; 1: none is merged; "
-        "auto: the search decides how much of the budget merging saves (needs prune.budget.macs)",
+    align: Count = Field(8, description="neurons and channels are kept in multiples of this number")
+    probes: Count | Literal["auto"] = Field(
+        "auto", description="number of random probes for the scores; auto: until they are stable"
     )
-    schedule: tuple[Annotated[int, Field(ge=0), Number], ...] | None = Field(
-        None, min_length=1, description="tokens merged in each block; none in blocks beyond its end", examples=[[8, 8]]
+    rows: Count = Field(
+        768, description="token rows compared per batch of 32 samples and block, the same number per sample"
+    )
+    score_samples: Count = Field(64, description="number of calibration rows for scoring")
+    curve_samples: Count = Field(
+        256, description="number of calibration rows for the loss curves of `allocation: joint`"
+    )
+    temperature: Positive = Field(1.0, description="softmax temperature of the distillation loss")
+    autocast: Literal["bfloat16", "float16"] | None = Field(
+        None, description="torch.autocast precision of the scoring passes; default: float32"
     )
 
-    @model_validator(mode="after")
-    def _one_of_both(self) -> TokensSection:
-        if self.schedule is not None and "keep" in self.model_fields_set and self.keep != 1.0:
-            raise ValueError("name keep or schedule, not both")
-        return self
-
-    @property
-    def merges(self) -> bool:
-        """Whether any token is merged, or may be."""
-        return self.keep != 1.0 or any(self.schedule or ())
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, section: Any) -> Any:
+        return without_rounds(section)
 
 
 class FinetuneSection(Section):
@@ -255,11 +253,13 @@ class FinetuneSection(Section):
         examples=["py:tune.py:tune"],
     )
     loss: Literal["distill", "labels"] | None = Field(
-        None, description="distill: from the unpruned model, needs no labels; default: labels if data is given"
+        None,
+        description="distill: match the unpruned model, without labels; labels: the task's loss; default: labels if "
+        "`data` is given, else distill",
     )
-    data: DataSource | None = Field(None, description="rows to train on; default: the calibration data")
-    steps: Count = Field(200, description="of AdamW, with warm-up and cosine decay")
-    learning_rate: Positive = Field(1e-4, description="of AdamW, at the end of the warm-up")
+    data: DataSource | None = Field(None, description="training rows; default: the calibration data")
+    steps: Count = Field(200, description="number of AdamW steps, with warm-up and cosine decay")
+    learning_rate: Positive = Field(1e-4, description="learning rate of AdamW at the end of the warm-up")
     batch: Count = Field(32, description="rows per step")
 
     @model_validator(mode="after")
@@ -276,32 +276,32 @@ class FinetuneSection(Section):
 class Recipe(Section):
     """A whole run. Field names are a contract: fields are added, never renamed."""
 
-    recipe: Annotated[Literal[1], Number] = Field(description="version of the recipe's format")
+    recipe: Annotated[Literal[1], Number] = Field(description="version of the recipe format")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
-        description="names the run folder and the model on the server", examples=["my-model"]
+        description="name of the run folder and of the model on the server", examples=["my-model"]
     )
-    seed: Annotated[int, Field(ge=0, lt=2**32), Number] = Field(0, description="of samples, probes and bootstrap")
-    model: ModelSection = Field(description="the trained model, and what it is for")
-    data: DataSection = Field(description="rows to calibrate on, and rows to judge by")
-    prune: PruneSection = Field(description="how much is removed, of what, and by which score")
-    tokens: TokensSection = Field(
-        TokensSection(), description="tokens that are merged inside the model; none by default"
+    seed: Annotated[int, Field(ge=0, lt=2**32), Number] = Field(
+        0, description="random seed for sampling, probes and bootstrap"
     )
-    finetune: FinetuneSection | None = Field(
-        None, description="a short fine-tune after the repair; off by default: nothing is trained"
-    )
-    export: ExportSection = Field(ExportSection(), description="the graphs that are written: precision and shapes")
+    model: ModelSection = Field(description="the trained model and its task")
+    data: DataSection = Field(description="calibration rows and evaluation rows")
+    prune: PruneSection = Field(description="what is removed, how much, and by which score")
+    tokens: TokensSection = Field(TokensSection(), description="token merging inside the model; off by default")
+    finetune: FinetuneSection | None = Field(None, description="a short fine-tune after the repair; off by default")
+    export: ExportSection = Field(ExportSection(), description="precision and shapes of the ONNX graphs")
     targets: tuple[Target, ...] = Field(
         (Target(),),
         min_length=1,
-        description="the engines that are built and measured; the first one's accuracy is judged",
+        description="the engines that are built and measured; the accuracy gate uses the first one",
         examples=[[{"engine": "onnxruntime", "device": "cpu", "threads": 1}]],
     )
-    gates: Gates = Field(Gates(), description="what the result has to reach, or nothing ships")
-    ship: ShipSection = Field(ShipSection(), description="what is written for Triton once every gate has passed")
+    gates: Gates = Field(Gates(), description="limits for the result; if one is missed, nothing ships")
+    ship: ShipSection = Field(
+        ShipSection(), description="the Triton model repository, written after every gate has passed"
+    )
     sweep: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=1)]] = Field(
         default_factory=dict,
-        description="dotted field -> its values: one run for each combination; scores are shared, runs are compared",
+        description="{dotted field: its values}: one run per combination; the runs share scores and are compared",
         examples=[{"prune.budget.macs": [0.7, 0.5]}],
     )
 
@@ -310,15 +310,12 @@ class Recipe(Section):
         if self.gates.accuracy_drop is not None and self.data.evaluation is None:
             raise ValueError("gates.accuracy_drop needs data.evaluation to measure it on")
         if self.prune.gauss_newton is True and self.prune.compensate is not True:
-            raise ValueError("prune.gauss_newton goes on from the least squares: it needs prune.compensate: true")
+            raise ValueError("prune.gauss_newton starts from the least-squares repair: it needs prune.compensate: true")
         if self.prune.budget.accuracy_drop is not None and self.data.evaluation is None:
             raise ValueError("prune.budget.accuracy_drop needs data.evaluation to measure it on")
         if self.tokens.keep == "auto" and self.prune.budget.macs is None:
             # Its search compares schedules of equal MACs; equal latency would need a table for every one of them.
-            raise ValueError("tokens.keep: auto shares out a budget of MACs: set prune.budget.macs")
-        shared = self.prune.budget.macs is not None or self.prune.budget.params is not None
-        if self.prune.rounds > 1 and (self.tokens.merges or not shared):
-            raise ValueError("prune.rounds needs prune.budget.macs or params, and merges no tokens")
+            raise ValueError("tokens.keep: auto needs a budget of MACs: set prune.budget.macs")
         self._check_latency_budget()
         if self.model.pooling is not None and self.model.task != "feature-extraction":
             raise ValueError("model.pooling is only for the task feature-extraction")
@@ -339,17 +336,17 @@ class Recipe(Section):
         if len({target.name for target in self.targets}) != len(self.targets):
             raise ValueError("targets: two entries are the same")
         if self.prune.budget.kind == "latency" and self.budget_target.resources:
-            raise ValueError("prune.budget.target: the search needs its clock here, but that target has resources")
+            raise ValueError("prune.budget.target: the search measures on this machine, but that target has resources")
         for target in self.targets:
             reason = self.export.cannot(target.engine, target.device)
             if reason is not None:
                 raise ValueError(f"export.precision: {self.export.precision} on the target {target.name}: {reason}")
         if len(set(self.export.batch)) != len(self.export.batch):
-            raise ValueError("export.batch: a batch size is named twice")
+            raise ValueError("export.batch: the same batch size occurs twice")
         return self
 
     def _check_latency_budget(self) -> None:
-        """A latency budget names a target of this recipe and a shipped batch size, or none."""
+        """Check that the target and the batch size of a latency budget are in this recipe."""
         budget, names = self.prune.budget, [target.name for target in self.targets]
         if budget.target is not None and budget.target not in names:
             raise ValueError(f"prune.budget.target: no target is named '{budget.target}'; there is {', '.join(names)}")
@@ -361,7 +358,7 @@ class Recipe(Section):
 
     @property
     def budget(self) -> Budget:
-        """prune.budget with the target and the batch size that it means: what all code outside this file reads."""
+        """prune.budget with its defaults for target and batch size filled in."""
         budget = self.prune.budget
         if budget.kind != "latency":
             return budget
@@ -370,17 +367,17 @@ class Recipe(Section):
 
     @property
     def budget_target(self) -> Target:
-        """The target by whose clock a latency budget is spent."""
+        """The target on which a latency budget is measured."""
         return next(target for target in self.targets if target.name == self.budget.target)
 
     @property
     def here(self) -> tuple[Target, ...]:
-        """Targets of this machine."""
+        """Targets that are measured on this machine."""
         return tuple(target for target in self.targets if not target.resources)
 
     @property
     def fleet(self) -> tuple[Target, ...]:
-        """Targets of those nodes of a cluster that have their resources."""
+        """Targets that are measured on cluster nodes with their resources."""
         return tuple(target for target in self.targets if target.resources)
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-#: More than any configuration needs, and little enough to be handled at once.
+#: More than any configuration needs, and small enough for one call.
 MAX_NODES, MAX_DEPTH = 20_000, 50
 #: Longer numbers are no value of anything: they overflow whatever is computed from them.
 MAX_DIGITS = 100
@@ -81,7 +81,7 @@ def parse_yaml(text: str) -> Any:
         return _unshared(yaml.load(text, Loader=_Loader))
     except yaml.YAMLError:
         raise
-    except Exception as error:  # PyYAML raises many types: endless nesting, dates and numbers that are none
+    except Exception as error:  # PyYAML raises many types: endless nesting, invalid dates and numbers
         raise yaml.YAMLError(f"a value cannot be read: {type(error).__name__}: {error}") from None
 
 

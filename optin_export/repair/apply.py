@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -49,7 +49,6 @@ def apply_plan(
     temperature: float = 1.0,
     weights: Weights | None = None,
     seed: int = 0,
-    tick: Callable[[int, int], None] = lambda done, total: None,
     at_work: AtWork = contextlib.nullcontext,
 ) -> PrunedModel:
     """Rebuild `model` densely by `plan`, check it against the masked original, and repair it on `batches`.
@@ -79,12 +78,10 @@ def apply_plan(
             only_scale=repair == "rescale",
             weights=weights,
             seed=seed,
-            tick=tick,
             at_work=at_work,
         )
     if repair and gauss_newton:
-        given = {"temperature": temperature, "seed": seed, "tick": tick, "at_work": at_work}
-        repairs[OUTPUT] = refine(model, dense, structure, batches, **given)  # type: ignore[arg-type]
+        repairs[OUTPUT] = refine(model, dense, structure, batches, temperature=temperature, seed=seed, at_work=at_work)
     if not all(torch.isfinite(tensor).all() for tensor in dense.state_dict().values() if tensor.is_floating_point()):
         raise InputError(
             "compensation did not give finite weights", "activations are NaN or constant", "set prune.compensate: false"

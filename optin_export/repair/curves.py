@@ -17,6 +17,7 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
+from optin_export.progress import report
 from optin_export.repair.least_squares import Moments
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.sensitivity import ROWS, Weights, sensitivities
@@ -58,7 +59,6 @@ def loss_curves(
     repair: bool | Literal["rescale"] = True,
     weights: Weights | None = None,
     seed: int,
-    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Curve]:
     """One curve per group: float64 [points, 3] with units kept (ascending, the last is all), trajectory, output loss.
 
@@ -81,7 +81,7 @@ def loss_curves(
         curves[group.key] = _curve(
             model, structure, group, order, grams, solve, references, least[group.key], temperature
         )
-        tick(len(curves), len(structure.groups))
+        report(len(curves), len(structure.groups))
 
     if not any(repaired.values()):
         for group in structure.groups:

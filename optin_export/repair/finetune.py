@@ -22,6 +22,7 @@ from optin_export.data import Batch, Training
 from optin_export.errors import InputError
 from optin_export.models import TaskModel, as_rows, counted_rows
 from optin_export.models.loading import call_python
+from optin_export.progress import track
 from optin_export.recipe import FinetuneSection
 from optin_export.scoring.losses import divergence
 
@@ -29,7 +30,6 @@ from optin_export.scoring.losses import divergence
 WARM_UP, CLIP = 0.1, 1.0
 #: Largest difference, relative to the output, between the returned model and one of its weights in our layers.
 SAME_OUTPUT = 1e-3
-Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,6 @@ def fine_tune(
     *,
     temperature: float = 1.0,
     seed: int = 0,
-    tick: Tick = lambda done, total: None,
 ) -> tuple[TaskModel, FineTune]:
     """A fine-tuned copy of `repaired` and what was done; `repaired` itself where the built-in loop did not help.
 
@@ -77,7 +76,7 @@ def fine_tune(
         if section.source is not None:
             tuned = _by_the_user(section.source, original, repaired, training, held_out[0])
             return tuned, FineTune(section.source, None, before, _mean_loss(loss_of, tuned, held_out))
-        tuned, note = _descend(repaired, loss_of, training, section, tick)
+        tuned, note = _descend(repaired, loss_of, training, section)
     after = None if note else _mean_loss(loss_of, tuned, held_out)
     if note is None and (before is None or after is None or after > before):
         note = f"the loss on held-out rows went from {_shown(before)} to {_shown(after)}"
@@ -90,14 +89,13 @@ def _descend(
     loss_of: Callable[[TaskModel, Batch], torch.Tensor],
     training: Training,
     section: FinetuneSection,
-    tick: Tick,
 ) -> tuple[TaskModel, str | None]:
     """The model after so many steps, and what went wrong, if something did."""
     # In eval mode: a few hundred steps need no dropout, and are too few to estimate a batch norm's statistics again.
     tuned = copy.deepcopy(repaired).requires_grad_(True)
     optimizer = torch.optim.AdamW(tuned.parameters(), lr=section.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, section.steps))
-    for step, batch in zip(range(section.steps), _forever(training), strict=False):
+    for step, batch in zip(track(range(section.steps)), _forever(training), strict=False):
         loss = loss_of(tuned, batch)
         if not torch.isfinite(loss):
             return repaired, f"the loss was not finite at step {step + 1}"
@@ -106,7 +104,6 @@ def _descend(
         nn.utils.clip_grad_norm_(tuned.parameters(), CLIP)
         optimizer.step()
         schedule.step()
-        tick(step + 1, section.steps)
     tuned.requires_grad_(False)
     return tuned, None if _is_finite(tuned) else "its weights were not finite"
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
+from optin_export.progress import report
 from optin_export.repair.output_layer import is_tied
 from optin_export.repair.sensitivity import ROWS, graph, layer_calls
 from optin_export.repair.sequential import HOLD_OUT, AtWork, Repair
@@ -61,7 +62,6 @@ def refine(
     *,
     temperature: float = 1.0,
     seed: int = 0,
-    tick: Callable[[int, int], None] = lambda done, total: None,
     at_work: AtWork = contextlib.nullcontext,
 ) -> Repair:
     """Refit, in place, gains and biases of all linear layers and convolutions of `dense` to the output of `original`.
@@ -97,7 +97,7 @@ def refine(
         system = _System(dense, paths, structure)
         for index, reference in enumerate(train):
             system.add(index, reference, noise, temperature)
-            tick(turn * len(train) + index + 1, ROUNDS * len(train))
+            report(turn * len(train) + index + 1, ROUNDS * len(train))
         found = _best_step(dense, paths, system, held, temperature, rho)
         if found is None or found[0] >= error:
             break
@@ -106,7 +106,7 @@ def refine(
         error, damping = now, rho
         if error > (1 - WORTH) * last:
             break
-    tick(1, 1)
+    report(1, 1)
     if damping is None:
         return Repair(before, before, None, "no step lowered the divergence of the rows held out")
     return Repair(before, error, damping)

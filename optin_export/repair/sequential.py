@@ -23,6 +23,7 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
+from optin_export.progress import report
 from optin_export.repair.layers import constant_of, kept_rows, overwrite, start_of
 from optin_export.repair.least_squares import Fit, Moments, rescale, ridge
 from optin_export.repair.output_layer import output_layer
@@ -50,7 +51,6 @@ HOLD_OUT = 5
 HEAD = "head"
 #: Bytes of rows kept from one round to the next; what does not fit is computed again.
 ROWS_IN_MEMORY = 1 << 31
-Tick = Callable[[int, int], None]
 #: A model -> what is held while it runs, where that is not its usual place (see `sources.Placement`).
 AtWork = Callable[[TaskModel], AbstractContextManager[Any]]
 #: Of one batch: what the layer reads, what it should output, and the ReLU that follows, if one does.
@@ -82,7 +82,6 @@ def compensate(
     only_scale: bool = False,
     weights: Weights | None = None,
     seed: int = 0,
-    tick: Tick = lambda done, total: None,
     at_work: AtWork = contextlib.nullcontext,
 ) -> dict[str, Repair]:
     """Refit, in place, the layers around every group of `dense`, and its output layer; returns the errors by group key.
@@ -114,7 +113,7 @@ def compensate(
                         pair.refit_before(group)
                     fit = pair.refit_consumer(group, small, only_scale)
                     repairs[group.key] = _repair(fit)
-                    tick(len(repairs), len(todo))
+                    report(len(repairs), len(todo))
                 left = structure.order[structure.order.index(block) + 1 :]
                 if any(group.block in left for group, _ in todo):
                     pair.source.advance(block)

@@ -16,6 +16,7 @@ import torch
 from optin_export.data import Batch
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
+from optin_export.progress import track
 from optin_export.pruning.token_merging import count_tokens, flow_of, insert_merging
 from optin_export.recipe import TokensSection
 from optin_export.repair.sensitivity import ROWS
@@ -27,7 +28,6 @@ from optin_export.units import Costs, Structure, Tokens, block_outputs, find_tok
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 #: Numbers of merged tokens at which a block's loss is measured, as shares of the most it can merge.
 STEPS = (0.15, 0.3, 0.6)
-Tick = Callable[[int, int], None]
 
 
 def scheduled(
@@ -68,7 +68,6 @@ def share_budget(
     *,
     temperature: float,
     seed: int,
-    tick: Tick = lambda done, total: None,
 ) -> tuple[Plan, list[tuple[float, float]]]:
     """The plan whose built model has the least output loss on `scoring`, of plans that merge more and more tokens.
 
@@ -82,7 +81,7 @@ def share_budget(
     curves = merging_curves(model, structure, tokens, count, references, temperature)
     best: tuple[float, Plan] | None = None
     tried: list[tuple[float, float]] = []
-    for done, share in enumerate(SHARES):
+    for share in track(SHARES):
         merged: tuple[int, ...] = ()
         if share < 1:
             choices = [spread_merging(share, count, tokens.prefix, blocks)]
@@ -105,7 +104,6 @@ def share_budget(
         tried.append((kept_share(merged, count, blocks), loss))
         if best is None or loss < best[0]:
             best = loss, plan
-        tick(done + 1, len(SHARES))
     assert best is not None
     return best[1], tried
 

@@ -20,7 +20,7 @@ class Part(BaseModel):
     def _not_absurd(cls, value: Any, info: ValidationInfo) -> Any:
         """Of what is read. Too large a number for it pydantic reads as endless, which a report never has either."""
         if info.mode == "json" and not all(abs(number) <= _LARGEST for number in _numbers(value)):
-            raise ValueError("no run counts or measures a number like that")
+            raise ValueError("value out of range")
         return value
 
 

@@ -150,7 +150,7 @@ def warnings_of(groups: Sequence[Group]) -> list[str]:
         if len({one.accuracy.base for one in reports if one.accuracy}) > 1:
             told.append(f"{name}: the unpruned models differ in accuracy: other weights or another engine.")
         if len({machine_of(report.environment) for report in reports}) > 1:
-            told.append(f"{name}: the runs are from different machines; each has a front of its own.")
+            told.append(f"{name}: the runs are from different machines; each has its own front.")
         told += [f"{run.label}: its recipe.yaml cannot be read." for run in group.runs if not run.recipe]
     return told
 

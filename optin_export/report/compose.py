@@ -51,7 +51,7 @@ def compose(
 ) -> Report:
     """A Report from typed results; `rest` are its remaining fields (name, model, pruning, environment).
 
-    doubts: of the measurements; they stand in the verdict's line, and in full among the warnings.
+    doubts: about the measurements; they are in the verdict's line, and in full among the warnings.
     """
     accuracy, latency = accuracy_result(measured), latency_results(measured)
     return Report(
@@ -162,7 +162,7 @@ def make_verdict(
 ) -> Verdict:
     """The verdict and its one sentence: what was gained, what it cost, whether it was trained, and what was missed.
 
-    doubts: named beside the first word. warnings: how many others there are.
+    doubts: named next to the first word. warnings: number of other warnings.
     """
     facts = []
     judged = [one for one in latency if one.judged]
@@ -206,12 +206,12 @@ def _faster(speedup: SpeedupResult) -> str:
 
 
 def _clock(one: LatencyResult) -> str:
-    """By what the speedup is told, where that is not the usual clock."""
+    """The clock of the speedup, if it is not the usual one."""
     return "" if one.clock == "p50" else f" by {CLOCKS[one.clock]}, {one.speedup.median:.2f}x by {CLOCKS['p50']}"
 
 
 def _change(accuracy: AccuracyResult) -> str:
-    """What happened to the metric; a difference whose interval holds 0 is none that was measured."""
+    """What happened to the metric; a difference whose interval contains 0 is no measurable difference."""
     lower = ", lower is better" if METRICS[accuracy.metric].lower_is_better else ""
     change = f"{accuracy.base:.2f} to {accuracy.pruned:.2f}"
     interval = f"95 % interval of the loss {accuracy.drop_low:+.2f} to {accuracy.drop_high:+.2f}, {accuracy.rows} rows"

@@ -45,7 +45,7 @@ def add_deployed(
 
     measured: the results with their samples. Raises InputError where the run has no report.
     """
-    with held(existing_run(run), "optin-export client", wait=True):  # what was measured is not thrown away
+    with held(existing_run(run), "optin-export client", wait=True):  # keep the measurement
         return _add(run, results, measured, about)
 
 

@@ -60,5 +60,5 @@ def _gate(target: Target, found: MachineResult | None, reason: str | None) -> Ga
     )
     wrong = any(gate.kind == "parity" and not gate.passed for gate in found.gates)
     kind: Literal["parity", "gate"] = "parity" if wrong else "gate"
-    note = f"gates that hold on {found.machine}: {told}"
+    note = f"gates on {found.machine}: {told}"
     return Gate(name, kind, ">=", float(len(found.gates)), float(passed), passed == len(found.gates) > 0, note)

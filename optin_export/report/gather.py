@@ -1,4 +1,4 @@
-"""Finished runs read for a comparison: their reports and recipes, and only what may stand beside each other."""
+"""Finished runs for a comparison: their reports and recipes, grouped by what can be compared."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from optin_export.recipe.strict_yaml import parse_yaml
 from optin_export.report.schema import AccuracyResult, LatencyResult, Report
 from optin_export.workdir.files import MAX_TEXT, read_json, read_text
 
-#: Larger than any report; a file beyond it is none.
+#: Larger than any report.
 LARGEST = 64 << 20
 
 
 @dataclass(frozen=True)
 class Run:
     """label: unique among the compared. recipe: "section.field" -> value as text; empty if there is no readable one.
-    evaluation: hash of the evaluation data by the manifest, "" where there is none."""
+    evaluation: hash of the evaluation data by the manifest, "" if there is none."""
 
     label: str
     folder: Path
@@ -48,11 +48,11 @@ class Run:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Raises InputError for fewer than two folders, one given twice, no run, an unfinished run, a damaged report."""
     if len(folders) < 2:
-        raise InputError("nothing to compare", f"{len(folders)} run folder was given", "name two or more run folders")
+        raise InputError("nothing to compare", f"{len(folders)} run folder was given", "give two or more run folders")
     resolved = [folder.resolve() for folder in folders]
     for path, times in Counter(resolved).items():
         if times > 1:
-            raise InputError(f"{path} was given {times} times", "a run is not compared with itself", "name it once")
+            raise InputError(f"{path} was given {times} times", "a run cannot be compared with itself", "give it once")
     reports = [_report(folder) for folder in folders]
     labels = _labels([report.name for report in reports], resolved)
     return [
@@ -74,11 +74,11 @@ def _report(folder: Path) -> Report:
     path = folder / "report.json"
     if not folder.is_dir():
         why = "it is a file" if folder.exists() else "there is no such folder"
-        raise InputError(f"cannot compare {folder}", why, "name the folder of a finished run")
+        raise InputError(f"cannot compare {folder}", why, "give the folder of a finished run")
     if not path.is_file():
         if (folder / "recipe.yaml").is_file():
             raise InputError(f"{folder} is not finished", "it has no report.json", "run its recipe to the end")
-        raise InputError(f"{folder} is not a run folder", "it has no report.json", "name the folder of a finished run")
+        raise InputError(f"{folder} is not a run folder", "it has no report.json", "give the folder of a finished run")
     try:
         return Report.model_validate_json(read_text(path, LARGEST))
     except (OSError, ValueError, RecursionError) as error:

@@ -152,7 +152,7 @@ def gate_unit(gate: GateResult) -> str:
 
 
 def gate_measured(gate: GateResult) -> str:
-    """The measured value with its unit, rounded, but never so far that it contradicts the verdict beside it."""
+    """The measured value with its unit, rounded, but not so far that it contradicts the verdict."""
     if gate.measured is None:
         return NOT_EVALUATED
     if gate.kind == "parity" or not math.isfinite(gate.measured):
@@ -207,7 +207,7 @@ def _kept(plan: Any) -> dict[tuple[int, str], list[int]]:
 
 
 def _origin(manifest: Any) -> dict[str, Any]:
-    """What else decides a run's result beside its recipe: the seed, and hashes of the recipe and of all it reads."""
+    """Inputs of a run besides its recipe: the seed, and hashes of the recipe and of all files it reads."""
     if not isinstance(manifest, Mapping):
         return {}
     inputs = {f"sha256 of {name}": value for name, value in manifest.get("inputs", {}).items() if value}
@@ -220,7 +220,9 @@ def _read(path: Path, reader: Any) -> Any:
     try:
         return reader(path)
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"cannot read {path}", str(error), "run again, or delete the file to do without it") from error
+        raise InputError(
+            f"cannot read {path}", str(error), "run again, or delete the file to continue without it"
+        ) from error
 
 
 def environment() -> Environment:

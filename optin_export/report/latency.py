@@ -1,4 +1,4 @@
-"""The parts of report.json that hold a measured latency."""
+"""The parts of report.json about measured latency."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class ComparisonResult(Part):
 
 
 class NeighboursResult(Part):
-    """What else kept the machine busy while it was timed, as shares of the CPU time of all its CPUs."""
+    """Other work on the machine during the measurement, as shares of the CPU time of all its CPUs."""
 
-    others: float = Field(description="other processes")
-    stolen: float = Field(description="the host of a virtual machine, for whatever else it runs")
+    others: float = Field(description="share of other processes")
+    stolen: float = Field(description="share taken by the host of a virtual machine (steal time)")
 
     @property
     def share(self) -> float:
@@ -44,7 +44,7 @@ class NeighboursResult(Part):
 class LatencyResult(Part):
     """Interleaved measurement of all engines; raw samples are in measure/latency.json.
 
-    base_ms, pruned_ms, speedup and noise_floor are of both models in `precision`: what the gate judges.
+    base_ms, pruned_ms, speedup and noise_floor compare both models in `precision`, as the gate does.
     """
 
     target: str
@@ -53,29 +53,31 @@ class LatencyResult(Part):
     base_ms: Milliseconds
     pruned_ms: Milliseconds
     speedup: SpeedupResult
-    noise_floor: float = Field(description="how far base against itself strays from 1")
+    noise_floor: float = Field(description="largest deviation from 1 of base against its second copy")
     blocks: int
-    mode: str = Field("call", description="what one call holds: call (copies in and out), call+graph, device, ...")
-    judged: bool = Field(True, description="whether the speedup gate is about this mode (targets.mode)")
+    mode: str = Field("call", description="what one call includes: call (copies in and out), call+graph, device, ...")
+    judged: bool = Field(True, description="whether the speedup gate uses this mode (targets.mode)")
     memory: dict[str, dict[str, int]] = Field({}, description="bytes on the GPU by engine: model, activations")
     clocks: dict[str, tuple[float, float]] = Field({}, description="lowest and highest reading of the GPU by NVML")
     clocks_note: str | None = Field(None, description="why clocks were not logged, if they were not")
     unmeasured: dict[str, str] = Field({}, description="modes that could not be measured, with the reason")
     precision: Precision = "fp32"
-    engines_ms: dict[str, Milliseconds] = Field(default_factory=dict, description="every engine by name")
-    comparisons: tuple[ComparisonResult, ...] = Field((), description="beside `speedup`; none in fp32")
-    neighbours: NeighboursResult | None = Field(None, description="null: the system does not tell, or an older run")
+    engines_ms: dict[str, Milliseconds] = Field(default_factory=dict, description="latency of every engine by name")
+    comparisons: tuple[ComparisonResult, ...] = Field(
+        (), description="further comparisons besides `speedup`; empty in fp32"
+    )
+    neighbours: NeighboursResult | None = Field(None, description="null: unknown on this system, or an older run")
     by: dict[str, SpeedupResult] = Field(
         {}, description="the speedup by other clocks: p90 (90th percentiles) and, on CPU threads, cpu (CPU time)"
     )
     clock: Literal["p50", "p90", "cpu"] = Field(
-        "p50", description="what gates are about: wall-clock medians, or the clock that is surely lower"
+        "p50", description="the clock that gates use: wall-clock medians, or the clock whose speedup is surely lower"
     )
-    attempts: int = Field(1, description="measurements made, because other work disturbed those before")
+    attempts: int = Field(1, description="number of measurements; more than 1 if other work disturbed the earlier ones")
 
     @property
     def judged_speedup(self) -> SpeedupResult:
-        """The speedup that gates are about."""
+        """The speedup that gates use."""
         return self.by.get(self.clock, self.speedup)
 
     @property

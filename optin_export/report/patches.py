@@ -46,7 +46,7 @@ def merged_patches(pixels: np.ndarray, places: np.ndarray) -> str:
 
 
 def _grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
-    """Rows and columns of the patches among the tokens: the largest grid that fits, behind a short prefix."""
+    """Rows and columns of the patches among the tokens: the largest grid that fits, after a short prefix."""
     for patches in range(tokens, max(tokens - 17, tokens // 2), -1):
         rows = round((patches * height / width) ** 0.5)
         if rows and patches % rows == 0 and height % rows == 0 and width % (patches // rows) == 0:

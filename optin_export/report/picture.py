@@ -13,7 +13,7 @@ from optin_export.report.schema import GroupResult
 
 #: Of the drawing's own units; the page scales it.
 WIDTH, LEFT, PITCH, HEIGHT, NUMBERS = 720, 74, 24, 15, 84
-#: Units drawn one by one at most; of more, each mark stands for several, as strong as the share of them that stays.
+#: Most units drawn one by one; beyond that, a mark represents several, with the share of kept ones as its opacity.
 MARKS = 64
 
 

@@ -1,7 +1,7 @@
 """Plots of the report as inline SVG: deterministic, transparent, and in the text colour of the page around them.
 
 Every function returns one `<svg>` element, or "" where there is nothing to draw. Colours are Okabe-Ito's with at least
-3:1 contrast on white and on near-black; what they tell is also told by shape, line style or label.
+3:1 contrast on white and on near-black; colour is never the only difference: shape, line style or label differ too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BASE, PRUNED = "#d55e00", "#0072b2"  # Okabe-Ito vermillion and blue
 #: Drawn in this colour, written as currentColor: the page decides, light or dark.
 INK = "#123456"
 WIDTH = 7.2  # inches
-#: Columns of the heat map at most: more cannot be told apart at the width of the page.
+#: Columns of the heat map at most: more cannot be distinguished at the width of the page.
 BINS = 96
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -86,7 +86,7 @@ def latency(entries: Sequence[Mapping[str, Any]]) -> str:
 def importance(scores: Mapping[str, np.ndarray], groups: Sequence[GroupResult]) -> str:
     """Heat map of scores: one panel per kind, one row per block, units sorted from most to least important.
 
-    scores: {"blockNN.kind": [units]}. A mark in each row stands at the share of units that was kept.
+    scores: {"blockNN.kind": [units]}. A mark in each row shows the share of kept units.
     """
     named = {(int(match[1]), match[2]): score for key, score in scores.items() if (match := KEY.fullmatch(key))}
     tables = {kind: _table(named, kind) for kind in dict.fromkeys(kind for _, kind in sorted(named))}
@@ -202,7 +202,7 @@ def _kinds(groups: Sequence[GroupResult]) -> list[str]:
 
 
 def short(name: str, most: int = 32) -> str:
-    """A name that leaves room for the plot; the tables beside it have it whole."""
+    """A name that leaves space for the plot; the tables have it in full."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
@@ -236,7 +236,7 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 
 def render(name: str, label: str, height: float, draw: Callable[[Figure], None]) -> str:
-    """Draw on a fresh figure [inches] and return its SVG, made fit to stand in a page beside others."""
+    """Draw on a fresh figure [inches] and return its SVG, adapted for a page with several figures."""
     # The salt makes the ids of clip paths and markers reproducible.
     with matplotlib.style.context(["default", {**STYLE, "svg.hashsalt": name}]):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")

@@ -20,11 +20,11 @@ from optin_export.workdir.files import read_text
 
 
 class GateResult(_Part):
-    """One requirement; `measured` is null, and `passed` false, where it could not be evaluated."""
+    """One gate. If it could not be evaluated, `measured` is null and `passed` is false."""
 
     name: str
     kind: Literal["parity", "gate"]
-    relation: Literal[">=", "<="] = Field(description="of the measured to the required value")
+    relation: Literal[">=", "<="] = Field(description="required relation of `measured` to `required`")
     required: float
     measured: float | None
     passed: bool
@@ -37,12 +37,12 @@ class GateResult(_Part):
 
 class Verdict(_Part):
     passed: bool = Field(description="true only if every gate passed")
-    summary: str = Field(description="one sentence for people")
+    summary: str = Field(description="one sentence for readers")
     gates: tuple[GateResult, ...]
 
     @property
     def outcome(self) -> Literal["PASSED", "FAILED", "NOT EVALUATED"]:
-        """FAILED if a gate was missed; NOT EVALUATED if none was, but some could not be evaluated."""
+        """FAILED if a gate was missed; NOT EVALUATED if none was missed, but some could not be evaluated."""
         if self.passed:
             return "PASSED"
         missed = any(not gate.passed and gate.measured is not None for gate in self.gates)
@@ -68,19 +68,22 @@ class AccuracyResult(_Part):
     drop_low: float
     drop_high: float
     engines: dict[str, float] = Field(
-        default_factory=dict, description="points of every engine by name; base is fp32's, pruned the shipped one's"
+        default_factory=dict,
+        description="points of every engine by name; base is the fp32 engine, pruned the shipped one",
     )
     base_low: float | None = Field(None, description="95 % interval of base, by bootstrap over rows")
     base_high: float | None = None
-    chance: float | None = Field(None, description="what a guess reaches that does not see the inputs")
-    warning: str | None = Field(None, description="why base says nothing, where it is not surely better than chance")
+    chance: float | None = Field(None, description="metric of a guess that does not see the inputs")
+    warning: str | None = Field(
+        None, description="set if base is not surely better than chance: why the loss means nothing"
+    )
 
     @field_validator("metric")
     @classmethod
     def _is_known(cls, value: str) -> str:
         known = sorted({name for names in METRICS.values() for name in names})
         if value not in known:
-            raise ValueError(f"this version knows no metric '{value[:60]}', only {', '.join(known)}")
+            raise ValueError(f"this version has no metric '{value[:60]}', only {', '.join(known)}")
         return value
 
 
@@ -93,12 +96,12 @@ class ParityResult(_Part):
     spread: float
     passed: bool
     precision: Precision = "fp32"
-    cosine: float = Field(1.0, description="of the worst row and its reference")
-    agreement: float | None = Field(None, description="share of choices that are the reference's; null: no classes")
+    cosine: float = Field(1.0, description="cosine between the worst row and its reference")
+    agreement: float | None = Field(None, description="share of rows with the reference's class; null: no classes")
 
 
 class ToleranceResult(_Part):
-    """What an engine of one precision may differ from the fp32 torch model."""
+    """Tolerances of one precision, against the fp32 torch model."""
 
     error: float
     cosine: float
@@ -108,9 +111,9 @@ class ToleranceResult(_Part):
 
 class Parity(_Part):
     passed: bool
-    tolerance: float = Field(description="of max_error, in fp32")
-    max_error: float = Field(description="of the fp32 engines")
-    tolerances: dict[str, ToleranceResult] = Field(default_factory=dict, description="by precision")
+    tolerance: float = Field(description="limit of max_error in fp32")
+    max_error: float = Field(description="largest error of the fp32 engines")
+    tolerances: dict[str, ToleranceResult] = Field(default_factory=dict, description="tolerances by precision")
     cases: tuple[ParityResult, ...]
 
 
@@ -125,14 +128,16 @@ class DeployedArm(_Part):
     p99: float
     throughput: float
     requests: int
-    unsent: int = Field(0, description="open loop: due but never sent, the server was too slow")
+    unsent: int = Field(
+        0, description="open loop: requests that were due but not sent, because the server was too slow"
+    )
     queue: float | None = None
     compute: float | None = None
     rows_per_batch: float | None = None
 
 
 class DeployedResult(_Part):
-    """Base and pruned model behind a server. closed: `concurrency` threads; open: `rate` requests a second, with
+    """Base and pruned model on a server. closed: `concurrency` threads; open: `rate` requests a second, with
     latency counted from when a request was due. Raw samples are in measure/deployed.json."""
 
     source: Literal["client", "perf_analyzer"]
@@ -144,10 +149,12 @@ class DeployedResult(_Part):
     rate: float | None
     base: DeployedArm
     pruned: DeployedArm
-    speedup: SpeedupResult | None = Field(None, description="null: the source gives no blocks to draw an interval from")
+    speedup: SpeedupResult | None = Field(None, description="null: the source has no blocks, so there is no interval")
     noise_floor: float | None = None
     blocks: int | None = None
-    largest_error: float | None = Field(None, description="of any answer, relative to what the torch model answers")
+    largest_error: float | None = Field(
+        None, description="largest error of any answer, relative to the torch model's answer"
+    )
 
 
 class StageResult(_Part):
@@ -155,7 +162,7 @@ class StageResult(_Part):
     seconds: float
     reused: bool
     peak_bytes: int | None = Field(
-        None, description="most resident memory of the process during the stage; null: unknown"
+        None, description="peak resident memory of the process during the stage; null: unknown"
     )
 
 
@@ -178,8 +185,10 @@ class GroupResult(_Part):
     score_kept: float
     error_before: float | None = None
     error_after: float | None = None
-    damping: float | None = Field(None, description="of the refit: share of the Gram's diagonal, by held-out rows")
-    fallback: str | None = Field(None, description="why the projection was left as it was, if it was")
+    damping: float | None = Field(
+        None, description="damping of the refit, as a share of the Gram matrix's mean diagonal; chosen on held-out rows"
+    )
+    fallback: str | None = Field(None, description="why the projection was not changed, if it was not")
 
 
 class HeadRepair(_Part):
@@ -192,26 +201,26 @@ class HeadRepair(_Part):
 
 
 class OutputRefit(_Part):
-    """Gauss-Newton on the output: its divergence per sample on calibration rows held out, before and after."""
+    """Gauss-Newton on the output: divergence per sample on held-out calibration rows, before and after."""
 
     before: float | None
     after: float | None
-    damping: float | None = Field(description="of the last round's system, as a share of its mean diagonal")
-    fallback: str | None = Field(description="why gains and biases were left as they were, if they were")
+    damping: float | None = Field(description="damping of the last round's system, as a share of its mean diagonal")
+    fallback: str | None = Field(description="why gains and biases were not changed, if they were not")
 
 
 class FineTuned(_Part):
-    """The short fine-tune that the recipe asked for; the losses are those on held-out rows."""
+    """The short fine-tune of the recipe; losses on held-out rows."""
 
     by: str = Field(description="distill, labels, or the user's function")
     steps: int | None
     before: float | None
     after: float | None
-    note: str | None = Field(description="why the repaired model was kept as it was, if it was")
+    note: str | None = Field(description="why the fine-tuned weights were discarded, if they were")
 
 
 class Tried(_Part):
-    """One model of the search by accuracy: its budget, and the drop on the rows set apart for the search."""
+    """One model of the search by accuracy: its MACs budget, and the drop on the rows reserved for the search."""
 
     macs: float
     drop: float
@@ -226,16 +235,16 @@ class Pruning(_Part):
     compensated: bool
     masked_difference: float
     optimality_gap: float | None
-    merged: tuple[int, ...] = Field((), description="tokens merged in each block, if any are")
+    merged: tuple[int, ...] = Field((), description="number of tokens merged in each block; empty: no merging")
     latency: PlanLatency | None = Field(None, description="how a budget of speedup or latency_ms was searched")
     groups: tuple[GroupResult, ...]
     head: HeadRepair | None = None
-    output: OutputRefit | None = Field(None, description="null: not asked for")
+    output: OutputRefit | None = Field(None, description="null: not in the recipe")
     finetuned: FineTuned | None = Field(None, description="null: no weight was trained")
 
 
 class MachineResult(_Part):
-    """One target of the run on another machine, by `optin-export measure`; its gates are no part of the verdict.
+    """One target of the run on another machine, by `optin-export measure`; its gates do not count for the verdict.
 
     Raw samples are in machines/<machine>/measure/<target>.json.
     """
@@ -245,7 +254,7 @@ class MachineResult(_Part):
     created: str = Field(description="ISO 8601, UTC")
     environment: dict[str, Any]
     gates: tuple[GateResult, ...]
-    parity: Parity | None = Field(description="null: built, not run")
+    parity: Parity | None = Field(description="null: the engine was built, but could not run")
     accuracy: AccuracyResult | None
     accuracy_note: str | None = Field(description="why the accuracy was not measured there, if it was not")
     latency: tuple[LatencyResult, ...]
@@ -253,49 +262,53 @@ class MachineResult(_Part):
 
 
 class StageCost(_Part):
-    """What one stage took on a cluster's workers. Seconds are summed over workers, inside their work."""
+    """Cost of one stage on a cluster's workers. Seconds are working time, summed over workers."""
 
     stage: str
     worker_seconds: float
-    gpu_seconds: float = Field(description="worker-seconds times the GPUs that each held")
+    gpu_seconds: float = Field(description="worker-seconds times the GPUs of each worker")
     tasks: int
     workers: int
-    retried: int = Field(description="tasks given out again because a worker was lost")
-    reused: int = Field(description="tasks that an earlier, interrupted run had done")
+    retried: int = Field(description="tasks repeated because a worker was lost")
+    reused: int = Field(description="tasks reused from an earlier, interrupted run")
     bytes_out: int
     bytes_back: int
 
 
 class Report(_Part):
-    """Everything a run found out, verdict first."""
+    """All results of a run."""
 
     version: Literal[1] = 1
     name: str
     created: str = Field(description="ISO 8601, UTC")
     verdict: Verdict
     model: dict[str, str]
-    precision: Precision = Field("fp32", description="of what is shipped")
+    precision: Precision = Field("fp32", description="precision of the shipped model")
     macs: Size
     params: Size
     accuracy: AccuracyResult | None
     parity: Parity
     latency: tuple[LatencyResult, ...]
-    deployed: tuple[DeployedResult, ...] = Field((), description="by `optin-export client --run`; empty: not measured")
-    elsewhere: tuple[MachineResult, ...] = Field((), description="on other machines, by `optin-export measure`")
+    deployed: tuple[DeployedResult, ...] = Field(
+        (), description="measurements by `optin-export client --run`; empty: none"
+    )
+    elsewhere: tuple[MachineResult, ...] = Field(
+        (), description="measurements on other machines by `optin-export measure`"
+    )
     pruning: Pruning
     engines: tuple[EngineResult, ...]
-    costs: tuple[StageCost, ...] = Field((), description="of work on a cluster (--cluster); empty: there was none")
+    costs: tuple[StageCost, ...] = Field((), description="cost of the work on a cluster (--cluster); empty: none")
     stages: tuple[StageResult, ...]
     warnings: tuple[str, ...] = Field(
         (),
-        description="reasons to doubt a result: other work while it was measured, an unpruned accuracy at chance "
-        "level, what was decided by evidence when data was read, files that were damaged",
+        description="reasons to doubt a result: other work during the measurement, an unpruned accuracy at chance "
+        "level, guesses about the format of the data, damaged files",
     )
     environment: dict[str, Any]
 
 
 def read_report(run: Path) -> Report:
-    """The report of a run. Raises InputError where there is none that can be read."""
+    """Read the report of a run. Raises InputError if there is no readable report."""
     try:
         return Report.model_validate_json(read_text(run / "report.json"))
     except (OSError, ValueError) as error:

@@ -131,7 +131,7 @@ def _panel(axes: Axes, panel: Panel) -> None:
 
 
 def _stacked(points: Sequence[Point]) -> list[int]:
-    """The row, counted upwards, in which each point's label lies on no other's."""
+    """The row, counted upwards, in which no labels overlap."""
     wide, high = (max(values) - min(values) for values in ([p.cost for p in points], [p.accuracy for p in points]))
     rows: dict[int, int] = {}
     for at in sorted(range(len(points)), key=lambda at: points[at].cost):

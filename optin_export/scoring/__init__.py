@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,21 +10,30 @@ import numpy as np
 from optin_export.data import Batch
 from optin_export.errors import InputError
 from optin_export.models import Placement, TaskModel
+from optin_export.progress import task
 from optin_export.recipe import PruneSection
-from optin_export.scoring.activation import activation_scores
-from optin_export.scoring.baselines import magnitude_scores, random_scores
-from optin_export.scoring.elimination import elimination_scores
-from optin_export.scoring.optin import exact_scores, fisher_scores, optin_scores
-from optin_export.scoring.reference import reference_scores
+from optin_export.scoring import activation, magnitude, optin  # noqa: F401 - they register themselves
+from optin_export.scoring.registry import SCORERS, Request, Result, register
 from optin_export.scoring.shards import Map, Partial, Shard, Spread, in_process
 from optin_export.units import Structure, measured
 
-__all__ = ["Map", "Partial", "Scores", "Shard", "Spread", "in_process", "methods", "score"]
+__all__ = [
+    "SCORERS",
+    "Map",
+    "Partial",
+    "Request",
+    "Result",
+    "Scores",
+    "Shard",
+    "Spread",
+    "in_process",
+    "methods",
+    "register",
+    "score",
+]
 
 #: What `score: auto` takes for channels of convolutional networks.
 CHANNELS = "magnitude"
-
-_IN_SHARDS = {"optin": optin_scores, "optin-exact": exact_scores, "fisher": fisher_scores}
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,12 @@ def score(
     batches: Sequence[Batch],
     config: PruneSection,
     seed: int,
-    tick: Callable[[int, int], None] = lambda done, total: None,
     spread: Spread = in_process,
     placement: Placement | None = None,
 ) -> Scores:
     """Score every unit of the structure by the recipe's method.
 
-    spread: has the shards of `optin`, `optin-exact` and `fisher` done, here or elsewhere, with the same scores.
+    spread: has the shards of `optin` and `optin-exact` done, here or elsewhere, with the same scores.
     placement: where the model is while it runs, here or on a worker.
 
     Raises InputError if a score is not finite (calibration data or weights that overflow).
@@ -57,19 +65,14 @@ def score(
         with placement(model):
             structure = measured(model, structure, batches[0].inputs)
     _check_gradients(structure, config)
-    total, done = _steps(structure, config), 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        done += count
-        tick(min(done, total), total)
-
     info: dict[str, float] = {}
     values: dict[str, np.ndarray] = {}
-    for method, part in _parts(structure, config):
-        found, facts = _scored(method, model, part, batches, config, seed, step, spread, placement)
-        values |= found
-        info |= facts
+    parts = _parts(structure, config)
+    with task(max(1, sum(SCORERS[method].steps(part) for method, part in parts))):
+        for method, part in parts:
+            found, facts = SCORERS[method].score(Request(model, part, batches, config, seed, spread, placement))
+            values |= found
+            info |= facts
     values = {group.key: values[group.key] for group in structure.groups}
     bad = [key for key, scores in values.items() if not np.isfinite(scores).all()]
     if bad:
@@ -100,13 +103,12 @@ def methods(structure: Structure, config: PruneSection) -> dict[str, str]:
 def _check_gradients(structure: Structure, config: PruneSection) -> None:
     """Raise InputError where scores come from gradients and the model lets none through."""
     blind = () if structure.walk is None else structure.walk.blind
-    asked = {key for key, method in methods(structure, config).items() if method in ("optin", "fisher")}
-    sketched = {one.key for one in structure.groups if one.kind != "heads" or config.score == "fisher"}
-    if blind and asked & sketched:
+    chosen = methods(structure, config)
+    if blind and any(SCORERS[chosen[group.key]].gradients(group) for group in structure.groups):
         raise InputError(
             f"no gradients flow through '{blind[0]}'",
             "the model runs it under torch.no_grad(), or in a checkpoint with use_reentrant=True",
-            "let it run with gradients (use_reentrant=False), or set prune.score: obs",
+            "let it run with gradients (use_reentrant=False), or set prune.score: activation",
         )
 
 
@@ -117,46 +119,3 @@ def _parts(structure: Structure, config: PruneSection) -> list[tuple[str, Struct
         (method, replace(structure, groups=tuple(one for one in structure.groups if chosen[one.key] == method)))
         for method in sorted(set(chosen.values()))
     ]
-
-
-def _scored(
-    method: str,
-    model: TaskModel,
-    structure: Structure,
-    batches: Sequence[Batch],
-    config: PruneSection,
-    seed: int,
-    step: Callable[[int], None],
-    spread: Spread,
-    placement: Placement,
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    if method in _IN_SHARDS:
-        return _IN_SHARDS[method](model, structure, batches, config, seed, step, spread, placement)
-    if method == "optin-reference":
-        with placement(model):
-            return reference_scores(model, structure, batches[0], config.rows, seed, step), {}
-    if method == "obs":
-        return elimination_scores(model, structure.groups, batches, step, placement), {}
-    if method == "activation":
-        with placement(model):
-            return activation_scores(model, structure.groups, batches), {}
-    if method == "magnitude":
-        values = magnitude_scores(model, structure)
-        if config.score == "auto":
-            # Weights do not tell that a channel is zero everywhere: a batch norm with nothing left of it, a dead ReLU.
-            with placement(model):
-                energy = activation_scores(model, structure.groups, batches)
-            values = {key: np.where(energy[key] == 0, 0.0, value) for key, value in values.items()}
-        return values, {}
-    return random_scores(structure, seed), {}
-
-
-def _steps(structure: Structure, config: PruneSection) -> int:
-    """Steps that the method will count: masked units, and probes (the largest number, with `probes: auto`)."""
-    chosen, steps = methods(structure, config), 0
-    for group in structure.groups:
-        if chosen[group.key] in ("optin-exact", "optin-reference", "obs"):
-            steps += group.count
-        elif chosen[group.key] == "optin":
-            steps += group.count if group.kind == "heads" else min(group.count, 8)
-    return max(steps + (24 if "optin" in chosen.values() else 0), 1)

@@ -12,6 +12,7 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
+from optin_export.scoring.registry import Request, Result, register
 from optin_export.units import Calls, UnitGroup, calls_of, get_layer, get_module, tensor_in, valid_rows
 
 
@@ -58,6 +59,12 @@ def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequen
 def activation_scores(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequence[Batch]) -> dict[str, np.ndarray]:
     """`score: activation`: mean energy of what a unit adds to its sub-layer's output."""
     return {key: found.energy for key, found in contributions(model, groups, batches).items()}
+
+
+@register("activation")
+def _scored(request: Request) -> Result:
+    with request.placement(request.model):
+        return activation_scores(request.model, request.structure.groups, request.batches), {}
 
 
 def _gram_of_weights(model: TaskModel, group: UnitGroup, path: str) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,23 +15,6 @@ from optin_export.units import Structure, UnitGroup, Walk, block_outputs, masked
 ROWS_PER_PASS = 128
 
 
-def exact_losses(
-    model: TaskModel,
-    structure: Structure,
-    group: UnitGroup,
-    references: Sequence[Reference],
-    temperature: float,
-    units: Sequence[int] | None = None,
-    step: Callable[[int], None] = lambda count: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(trajectory, output) loss of masking each of `units` (default: all), float64 [units], averaged over samples."""
-    wanted = list(range(group.count)) if units is None else list(units)
-    parts = [exact_sums(model, structure, group, reference, temperature, wanted, step) for reference in references]
-    samples = sum(len(reference) for reference in references)
-    trajectory, output = (np.sum([part[term] for part in parts], axis=0) / samples for term in (0, 1))
-    return trajectory, output
-
-
 def exact_sums(
     model: TaskModel,
     structure: Structure,
@@ -39,9 +22,8 @@ def exact_sums(
     reference: Reference,
     temperature: float,
     wanted: Sequence[int],
-    step: Callable[[int], None] = lambda count: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same on one batch, as sums over its samples.
+    """(trajectory, output) loss of masking each of the units `wanted`, float64 [units], sums over a batch's samples.
 
     Blocks before the group's own are replayed from the reference pass: masking cannot change them.
     """
@@ -68,7 +50,6 @@ def exact_sums(
         part = slice(start, start + copies)
         trajectory[part] += _per_copy(moved, copies)
         output[part] += _per_copy(changed, copies)
-        step(copies)
     return trajectory, output
 
 

@@ -16,24 +16,24 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import Placement, TaskModel
+from optin_export.progress import advance
 from optin_export.recipe import PruneSection
 from optin_export.scoring.activation import contributions
 from optin_export.scoring.exact import exact_sums
-from optin_export.scoring.shards import Map, Partial, References, Shard, Spread, in_process, sketched_groups
+from optin_export.scoring.registry import Request, Result, every_unit, register
+from optin_export.scoring.shards import Map, Partial, References, Shard
 from optin_export.scoring.sketch import CHUNK, ENOUGH, MAX_PROBES, Sketch, Values
 from optin_export.units import Structure, UnitGroup
 
 #: Sketched units per group whose contribution is largest; they are masked exactly as well.
 SUSPECTS = 8
-Step = Callable[[int], None]
-Result = tuple[Values, dict[str, float]]
+#: Probes that progress counts on: how many `probes: auto` takes shows only on the way.
+PROBES = 24
 
 
-def observe_all(
-    model: TaskModel, structure: Structure, batches: Sequence[Batch], rows: int, generator: torch.Generator
-) -> References:
-    """The unpruned model on every scoring batch; `rows` token rows a batch and block, the same number per sample."""
-    return References(model, structure, batches, rows, generator)
+def is_sketched(group: UnitGroup) -> bool:
+    """Whether `score: optin` sketches the group; else it masks every unit."""
+    return group.kind != "heads"
 
 
 class Scorer:
@@ -47,9 +47,10 @@ class Scorer:
         config: PruneSection,
         seed: int,
         placement: Placement | None = None,
+        sketches: Callable[[UnitGroup], bool] = is_sketched,
     ) -> None:
         self.model, self.structure, self.batches, self.config = model, structure, batches, config
-        self.seed, self.placement = seed, placement or Placement()
+        self.seed, self.placement, self.sketches = seed, placement or Placement(), sketches
         self.placed: contextlib.ExitStack | None = None
         generator = torch.Generator().manual_seed(seed)
         self.groups = {group.key: group for group in structure.groups}
@@ -57,16 +58,23 @@ class Scorer:
         self.sketch = Sketch(
             model,
             structure,
-            sketched_groups(structure, config),
+            [group for group in structure.groups if sketches(group)],
             self.references,
             config.temperature,
             generator,
             config.autocast,
         )
 
+    @classmethod
+    def of(cls, request: Request, sketches: Callable[[UnitGroup], bool] = is_sketched) -> Scorer:
+        """For what was asked for. sketches: which groups are sketched (a function of a module: workers get it, too)."""
+        given = (request.model, request.structure, request.batches, request.config, request.seed, request.placement)
+        return cls(*given, sketches)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """What is sent to a worker: the model and the batches, not what this one has observed."""
-        return Scorer, (self.model, self.structure, self.batches, self.config, self.seed, self.placement)
+        given = (self.model, self.structure, self.batches, self.config, self.seed, self.placement, self.sketches)
+        return Scorer, given
 
     def close(self) -> None:
         """The model is where it was before the first shard."""
@@ -101,32 +109,30 @@ class Scorer:
         return trajectory, output
 
 
-def optin_scores(
-    model: TaskModel,
-    structure: Structure,
-    batches: Sequence[Batch],
-    config: PruneSection,
-    seed: int,
-    step: Step,
-    spread: Spread = in_process,
-    placement: Placement | None = None,
-) -> Result:
-    """`score: optin`. Returns ({group key: float64 [units]}, facts about the score).
+def _steps(structure: Structure) -> int:
+    """Masked units, and probes (the largest number, with `probes: auto`)."""
+    masked = (one.count if one.kind == "heads" else min(one.count, SUSPECTS) for one in structure.groups)
+    return sum(masked) + PROBES
+
+
+@register("optin", steps=_steps, gradients=is_sketched)
+def optin_scores(request: Request) -> Result:
+    """`score: optin`.
 
     lambda = sum of trajectory losses / sum of output losses, so that both terms weigh the same in total.
-    spread: has the shards done.
     """
-    scorer = Scorer(model, structure, batches, config, seed, placement)
-    sketched = sketched_groups(structure, config)
-    exact = [group for group in structure.groups if group.kind == "heads"]
+    structure, config = request.structure, request.config
+    scorer = Scorer.of(request)
+    exact = [group for group in structure.groups if not is_sketched(group)]
     sketch = scorer.sketch
-    with contextlib.closing(scorer), spread(scorer) as run:
+    sketched = sketch.groups
+    with contextlib.closing(scorer), request.spread(scorer) as run:
         sketch.run = run
         # All at once, so that no worker waits for another between them; those that take longest first.
         pilots = sketch.pilot_shards() if sketched else []
-        sizes = [Shard("sizes", number) for number in range(len(batches))] if sketched else []
+        sizes = [Shard("sizes", number) for number in range(len(request.batches))] if sketched else []
         masks = [shard for group in exact for shard in scorer.exact_shards(group)]
-        parts = _counted(run, [*masks, *pilots, *sizes], step)
+        parts = counted(run, [*masks, *pilots, *sizes])
         trajectory, output = _terms(scorer, exact, parts[: len(masks)])
         if sketched:
             pilot = sketch.pilot_losses(parts[len(masks) : len(masks) + len(pilots)])
@@ -135,18 +141,14 @@ def optin_scores(
         scores = {group.key: trajectory[group.key] + weight * output[group.key] for group in exact}
         facts = {"lambda": weight}
         if sketched:
-            facts |= add_until_stable(sketch, weight, config.probes, step)
+            facts |= add_until_stable(sketch, weight, config.probes)
             scores |= sketch.values()
-            facts["masked_exactly"] = _mask_suspects(
-                scorer, parts[len(masks) + len(pilots) :], run, weight, scores, step
-            )
+            facts["masked_exactly"] = _mask_suspects(scorer, parts[len(masks) + len(pilots) :], run, weight, scores)
     sketch.run = None
     return {group.key: scores[group.key] for group in structure.groups}, facts
 
 
-def _mask_suspects(
-    scorer: Scorer, sizes: Sequence[Partial], run: Map, weight: float, scores: Values, step: Step
-) -> float:
+def _mask_suspects(scorer: Scorer, sizes: Sequence[Partial], run: Map, weight: float, scores: Values) -> float:
     """Mask the units of largest contribution exactly, and raise their scores to that; how many it more than doubled."""
     suspects = {}
     for group in scorer.sketch.groups:
@@ -158,7 +160,7 @@ def _mask_suspects(
         if len(suspects[group.key])
         for shard in scorer.exact_shards(group, suspects[group.key].tolist())
     ]
-    found = _terms(scorer, [g for g in scorer.sketch.groups if len(suspects[g.key])], _counted(run, shards, step))
+    found = _terms(scorer, [g for g in scorer.sketch.groups if len(suspects[g.key])], counted(run, shards))
     raised = 0.0
     for key in found[0]:
         measured, at = found[0][key] + weight * found[1][key], suspects[key]
@@ -176,61 +178,26 @@ def _terms(scorer: Scorer, groups: Sequence[UnitGroup], parts: Sequence[Partial]
     return trajectory, output
 
 
-def _counted(run: Map, shards: Sequence[Shard], step: Step) -> list[Partial]:
+def counted(run: Map, shards: Sequence[Shard]) -> list[Partial]:
     """Have shards done; counts a unit when its last batch has been masked, and the probes of a pilot likewise."""
     parts = []
     last = max((shard.batch for shard in shards), default=0)
     for shard, part in zip(shards, run(shards), strict=True):
         parts.append(part)
         if shard.batch == last:
-            step(len(shard.units) + shard.count)
+            advance(len(shard.units) + shard.count)
     return parts
 
 
-def exact_scores(
-    model: TaskModel,
-    structure: Structure,
-    batches: Sequence[Batch],
-    config: PruneSection,
-    seed: int,
-    step: Step,
-    spread: Spread = in_process,
-    placement: Placement | None = None,
-) -> Result:
+@register("optin-exact", steps=every_unit)
+def exact_scores(request: Request) -> Result:
     """`score: optin-exact`: a masked forward pass for every unit. For comparison; hours on large models."""
-    scorer = Scorer(model, structure, batches, config, seed, placement)
-    with contextlib.closing(scorer), spread(scorer) as run:
-        shards = [shard for group in structure.groups for shard in scorer.exact_shards(group)]
-        trajectory, output = _terms(scorer, structure.groups, _counted(run, shards, step))
+    groups, scorer = request.structure.groups, Scorer.of(request)
+    with contextlib.closing(scorer), request.spread(scorer) as run:
+        shards = [shard for group in groups for shard in scorer.exact_shards(group)]
+        trajectory, output = _terms(scorer, groups, counted(run, shards))
     weight = balance(trajectory, output)
     return {key: trajectory[key] + weight * output[key] for key in trajectory}, {"lambda": weight}
-
-
-def fisher_scores(
-    model: TaskModel,
-    structure: Structure,
-    batches: Sequence[Batch],
-    config: PruneSection,
-    seed: int,
-    step: Step,
-    spread: Spread = in_process,
-    placement: Placement | None = None,
-) -> Result:
-    """`score: fisher`: diagonal Fisher information of the masks (Kwon et al. 2022), of the model's own output.
-
-    No labels: the expectation is over the model's own distribution, not over the data's labels.
-    """
-    scorer = Scorer(model, structure, batches, config, seed, placement)
-    sketch = scorer.sketch
-    probes = MAX_PROBES // 2 if config.probes == "auto" else config.probes
-    starts = range(0, probes, CHUNK)
-    with contextlib.closing(scorer), spread(scorer) as run:
-        shards = [shard for start in starts for shard in sketch.pilot_shards(trajectory=False, start=start)]
-        parts = _counted(run, shards, step)
-    size = len(batches)
-    chunks = [sketch.pilot_losses(parts[at * size : (at + 1) * size])[1] for at in range(len(starts))]
-    values = {group.key: np.mean([chunk[group.key] for chunk in chunks], axis=0) for group in structure.groups}
-    return values, {"probes": float(len(chunks) * CHUNK)}
 
 
 def balance(trajectory: Values, output: Values) -> float:
@@ -239,13 +206,13 @@ def balance(trajectory: Values, output: Values) -> float:
     return sum(float(values.sum()) for values in trajectory.values()) / total if total > 0 else 0.0
 
 
-def add_until_stable(sketch: Sketch, weight: float, probes: int | str, step: Step) -> dict[str, float]:
+def add_until_stable(sketch: Sketch, weight: float, probes: int | str) -> dict[str, float]:
     """Add a fixed number of probes, or with "auto" as many as the ranking needs; returns what the report says of it."""
     if probes != "auto":
-        sketch.add_probes(weight, int(probes), step)
+        sketch.add_probes(weight, int(probes))
     else:
-        sketch.add_probes(weight, 2 * CHUNK, step)
+        sketch.add_probes(weight, 2 * CHUNK)
         while sketch.probes < MAX_PROBES and sketch.stability()["rank_correlation"] < ENOUGH:
-            sketch.add_probes(weight, 2 * CHUNK, step)
+            sketch.add_probes(weight, 2 * CHUNK)
     stability = sketch.stability() if sketch.probes > 1 else {}
     return {"probes": float(sketch.probes), **stability}

@@ -19,9 +19,8 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
-from optin_export.recipe import PruneSection
 from optin_export.scoring.losses import Reference, observe
-from optin_export.units import Structure, UnitGroup
+from optin_export.units import Structure
 from optin_export.workdir.disk_offload import OffloadedTensors
 
 #: Token rows are shared evenly among the samples of a batch of this size.
@@ -107,8 +106,3 @@ class References(Sequence[Reference]):
 def samples_of(references: Sequence[Reference]) -> int:
     """Samples in all batches; of `References` without running the model."""
     return references.samples if isinstance(references, References) else sum(map(len, references))
-
-
-def sketched_groups(structure: Structure, config: PruneSection) -> list[UnitGroup]:
-    """Groups whose scores come from the sketch."""
-    return [group for group in structure.groups if config.score == "fisher" or group.kind != "heads"]

@@ -10,7 +10,7 @@ every block and every sample: squaring per sample leaves none of the noise of pr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +19,7 @@ import torch
 from scipy.stats import spearmanr
 
 from optin_export.models import TaskModel
+from optin_export.progress import advance
 from optin_export.scoring.losses import (
     ORTHOGONAL_CLASSES,
     Reference,
@@ -47,7 +48,6 @@ class Sketch:
 
     autocast: dtype of the forward pass ("bfloat16", "float16"), or None for the model's own.
     generator: its seed is that of all probes; a probe's noise depends on its number and batch alone.
-    keep: also keep the gradients themselves, as embeddings of the units; not if shards are done elsewhere.
     run: has shards done; None: here.
     """
 
@@ -58,11 +58,9 @@ class Sketch:
     temperature: float
     generator: torch.Generator
     autocast: str | None = None
-    keep: bool = False
     run: Map | None = None
     halves: tuple[Values, Values] = field(default_factory=lambda: ({}, {}))
     counts: list[int] = field(default_factory=lambda: [0, 0])
-    embeddings: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.samples = samples_of(self.references)
@@ -70,14 +68,8 @@ class Sketch:
         # In half precision small gradients would underflow: scaled up on the way, less where the large ones overflow.
         self.scale = 2.0**12 if self.autocast == "float16" else 1.0
 
-    def pilot(self, step: Callable[[int], None], trajectory: bool = True, start: int = 0) -> tuple[Values, Values]:
-        """One chunk of probes, numbered from `start`, with both terms apart: (trajectory, output) losses per unit."""
-        shards = self.pilot_shards(trajectory, start)
-        found = self.pilot_losses(list(self._run(shards)))
-        step(CHUNK)
-        return found
-
     def pilot_shards(self, trajectory: bool = True, start: int = 0) -> list[Shard]:
+        """One chunk of probes, numbered from `start`, with both terms apart, or that of the output alone."""
         kind: Literal["pilot", "output"] = "pilot" if trajectory else "output"
         return [Shard(kind, number, start=start, count=CHUNK) for number in range(len(self.references))]
 
@@ -94,7 +86,7 @@ class Sketch:
             terms.append(total)
         return terms[0], terms[1]
 
-    def add_probes(self, weight: float, probes: int, step: Callable[[int], None]) -> None:
+    def add_probes(self, weight: float, probes: int) -> None:
         """`probes` more of the combined loss (trajectory + weight * output): one backward pass each.
 
         The cross term of the two has mean zero, because their noise is independent.
@@ -115,7 +107,7 @@ class Sketch:
             if shard.batch == len(self.references) - 1:
                 for probe in range(shard.start, shard.start + shard.count):
                     self.counts[probe % 2] += 1
-                step(shard.count)
+                advance(shard.count)
 
     def work(self, shard: Shard) -> Partial:
         """What the probes of a shard give: squared gradients, summed over the samples of its batch and its probes.
@@ -235,5 +227,3 @@ class Sketch:
         for key, values in gradients.items():
             name, added = f"{term}.{key}", values.square().sum(0).numpy()
             totals[name] = totals[name] + added if name in totals else added
-            if self.keep and term in "01":
-                self.embeddings.setdefault(key, []).append(values.numpy())

@@ -58,8 +58,8 @@ def check_budget(costs: Costs, budget: Budget, least: Mapping[str, int], table: 
     if smallest > int(budget.fraction * whole):
         raise InputError(
             f"no plan meets the budget {budget.kind}: {budget.fraction:g}",
-            f"with as few units as may stay the model still has {smallest / whole:.4f} of its {budget.kind}",
-            f"ask for more than {smallest / whole:.4f}, or free more kinds of units in prune.units",
+            f"with the minimum of units the model still has {smallest / whole:.4f} of its {budget.kind}",
+            f"ask for more than {smallest / whole:.4f}, or allow more kinds of units in prune.units",
         )
 
 
@@ -75,8 +75,8 @@ def _check_latency(table: LatencyTable, budget: Budget, least: Mapping[str, int]
         reached, limit = f"takes {fastest / 1e6:.3g} ms (unpruned {table.base_ns / 1e6:.3g} ms)", "more"
     raise InputError(
         f"no plan meets the budget {name}: {value:g}",
-        f"with as few units as may stay the engine {reached} {where}, by the measured table",
-        f"ask for {limit}, or free more kinds of units in prune.units",
+        f"with the minimum of units the engine {reached} {where}, by the measured table",
+        f"ask for {limit}, or allow more kinds of units in prune.units",
     )
 
 
@@ -93,7 +93,7 @@ def find_plan(
 
     scores: group key -> [units]. align: group key -> counts are multiples of it (or all units, or `least`). least: how
     many units of a group have to stay, where that is not 0. curves: per group [points, 2] with a number of units kept
-    (ascending) and the loss of keeping so many; the plan then has the least total loss instead of the most score.
+    (ascending) and the loss of keeping so many; the plan then minimises the total loss instead of maximising the score.
     table: what a latency budget is counted by.
 
     Exact when costs are linear in the counts; where the cost of a layer is a product of two counts (units on both its

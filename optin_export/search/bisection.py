@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from optin_export.errors import InputError
+from optin_export.progress import track
 
 #: Budgets are tried to this resolution, as shares of the unpruned model.
 RESOLUTION = 0.02
@@ -19,12 +20,7 @@ class Bisection:
     tried: tuple[tuple[float, float], ...]
 
 
-def smallest_budget(
-    drop_of: Callable[[float], float],
-    limit: float,
-    lowest: float,
-    tick: Callable[[int, int], None] = lambda done, total: None,
-) -> Bisection:
+def smallest_budget(drop_of: Callable[[float], float], limit: float, lowest: float) -> Bisection:
     """Bisect budgets in (lowest, 1) for the smallest whose `drop_of` is at most `limit`.
 
     Assumes that smaller models lose more; where they do not, the result still keeps the limit, but a smaller model
@@ -32,16 +28,14 @@ def smallest_budget(
     """
     tried: list[tuple[float, float]] = []
     low, high = lowest, 1.0
-    steps = _steps(high - low)
-    for step in range(steps):
+    for _ in track(range(_steps(high - low))):
         middle = round((low + high) / 2, 4)
         drop = drop_of(middle)
         tried.append((middle, drop))
         low, high = (low, middle) if drop <= limit else (middle, high)
-        tick(step + 1, steps)
     if high == 1.0:
         raise InputError(
-            f"no smaller model keeps the accuracy drop within {limit:g} points",
+            f"no smaller model has an accuracy drop within {limit:g} points",
             f"at {tried[-1][0]:.0%} of the MACs it is still {tried[-1][1]:.2f}",
             "allow a larger drop in prune.budget.accuracy_drop, or give more calibration rows",
         )

@@ -9,12 +9,12 @@ import numpy as np
 from optin_export.errors import InputError
 from optin_export.search.knapsack import Options, solve
 
-#: Tokens that have to be left behind every block.
+#: Minimum number of tokens after every block.
 LEAST = 2
 
 
 def tokens_left(merged: Sequence[int], tokens: int, blocks: int) -> list[int]:
-    """Tokens behind the attention of each block, where `tokens` enter the first one."""
+    """Tokens after the attention of each block, where `tokens` enter the first one."""
     left = []
     for block in range(blocks):
         tokens -= merged[block] if block < len(merged) else 0
@@ -23,7 +23,7 @@ def tokens_left(merged: Sequence[int], tokens: int, blocks: int) -> list[int]:
 
 
 def kept_share(merged: Sequence[int], tokens: int, blocks: int) -> float:
-    """Average over blocks of the share of the unmerged model's tokens that are left behind its attention."""
+    """Average over blocks of the share of the unmerged model's tokens that are left after its attention."""
     return sum(tokens_left(merged, tokens, blocks)) / (blocks * tokens)
 
 
@@ -60,7 +60,7 @@ def spread_merging(keep: float, tokens: int, prefix: int, blocks: int) -> tuple[
             return merged
     raise InputError(
         f"tokens.keep is {keep:g}",
-        f"merging the most that blocks can still leaves {kept_share(merged, tokens, blocks):.3f} on average",
+        f"the maximum merging still leaves {kept_share(merged, tokens, blocks):.3f} on average",
         f"ask for at least {kept_share(merged, tokens, blocks):.3f}",
     )
 
@@ -69,14 +69,14 @@ def allocate_merging(curves: Sequence[np.ndarray], keep: float, tokens: int, pre
     """The numbers per block with the least sum of losses such that `kept_share` is at most `keep`; [] if none is found.
 
     curves: per block [points, 3] with tokens merged (from 0 up), trajectory loss, output loss. A block merges at most
-    half of what it could merge alone, so that something is left for those behind it.
+    half of what it could merge alone, so that later blocks can merge, too.
     """
     blocks = len(curves)
     counts = np.arange(most(tokens, prefix) // 2 + 1)
     options = []
     for block, curve in enumerate(curves):
         losses = np.interp(counts, curve[:, 0], np.maximum.accumulate(curve[:, 2]))
-        # What is not merged costs: its tokens pass this block's FFN and every block behind it.
+        # What is not merged costs: its tokens pass this block's FFN and every block after it.
         options.append(Options((counts[-1] - counts) * (blocks - block), -losses))
     unmerged = sum(int(option.costs.max()) for option in options)
     choice = solve(options, unmerged - int(np.ceil((1 - keep) * blocks * tokens - 1e-9)))

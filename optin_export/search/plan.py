@@ -12,7 +12,7 @@ from optin_export.workdir.files import read_json
 
 
 class GroupPlan(BaseModel):
-    """One unit group: how many units it had, and the sorted indices of those that stay (none: the sub-layer goes)."""
+    """One unit group: number of units, and sorted indices of the kept ones (empty: the sub-layer is removed)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,11 +36,11 @@ class Cost(BaseModel):
 
 
 class LatencyRound(BaseModel):
-    """One plan of the search by latency: what the table promised, and what its engine then took, unrepaired.
+    """One plan of the search by latency: the table's prediction, and the measured time of its unrepaired engine.
 
-    scale: the correction of the table's savings that was known by then. aim_ms: what the plan had to stay below by the
-    table. base_ms, measured_ms: medians of interleaved calls, the latter with its 95 % interval; so has speedup, their
-    ratio. macs: share of the unpruned model's. met: the whole interval lies within the budget.
+    scale: the correction of the table's savings in this round. aim_ms: the limit of the predicted time in this round.
+    base_ms, measured_ms: medians of interleaved calls, the latter with its 95 % interval, as has speedup, their ratio.
+    macs: share of the unpruned model's MACs. met: the whole interval is within the budget.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,15 +67,15 @@ class PlanLatency(BaseModel):
     target: str
     batch: int
     sequence: int | None
-    base_ms: float = Field(description="of the unpruned engine, by the table")
-    predicted_ms: float = Field(description="of the chosen plan, by the table before any correction")
-    measured_ms: float = Field(description="of an engine of the chosen plan, in the search")
-    chosen: int = Field(description="the round whose plan this is, from 0")
+    base_ms: float = Field(description="time of the unpruned engine in the table")
+    predicted_ms: float = Field(description="predicted time of the chosen plan, before any correction")
+    measured_ms: float = Field(description="time of an engine of the chosen plan, measured in the search")
+    chosen: int = Field(description="index of the round whose plan was chosen, from 0")
     rounds: tuple[LatencyRound, ...]
 
 
 class Plan(BaseModel):
-    """The result of the search. score_kept: share of the total score of all units that stays."""
+    """The result of the search. score_kept: the kept units' share of the total score."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -85,17 +85,21 @@ class Plan(BaseModel):
     predicted: Cost
     score_kept: float
     optimality_gap: float | None = Field(
-        description="bound on the share of the score (loss) that rounding costs; 0: exact; null: linearised, or rounds"
+        description="bound on the share of score (loss) lost by rounding; 0: exact; null: linearised"
     )
-    predicted_loss: float | None = Field(None, description="sum of the loss curves at the chosen counts, if there are")
+    predicted_loss: float | None = Field(
+        None, description="sum of the loss curves at the chosen counts; null: no curves"
+    )
     groups: dict[str, GroupPlan]
-    merged: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="tokens merged in each block, if any are")
-    rounds: Annotated[int, Field(ge=1)] = Field(1, description="times that units were scored and removed to choose it")
-    latency: PlanLatency | None = Field(None, description="with a budget of speedup or latency_ms")
+    merged: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="number of tokens merged in each block; empty: no merging"
+    )
+    rounds: Annotated[int, Field(ge=1)] = Field(1, description="1; more in some plans of earlier versions")
+    latency: PlanLatency | None = Field(None, description="only with a budget of speedup or latency_ms")
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a file. Raises InputError for what is none."""
+    """Read a plan. Raises InputError if the file is not a valid plan."""
     try:
         return Plan.model_validate(read_json(path))
     except (OSError, ValueError) as error:

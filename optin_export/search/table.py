@@ -32,7 +32,7 @@ class _Part(BaseModel):
 
 
 class Anchor(_Part):
-    """Nanoseconds that one group saves where it keeps so many units, and the 95 % interval of that."""
+    """Nanoseconds that one group saves if it keeps this many units, with the 95 % interval."""
 
     kept: Annotated[int, Field(ge=0)]
     saved_ns: float
@@ -64,11 +64,11 @@ class LatencyTable(_Part):
     scale: float = 1.0
 
     def of(self, kept: Mapping[str, int]) -> int:
-        """Nanoseconds of the engine that keeps so many units per group."""
+        """Nanoseconds of the engine that keeps this many units per group."""
         return self.full_ns - sum(int(self.saved(key, [count])[0]) for key, count in kept.items())
 
     def saved(self, key: str, counts: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Whole nanoseconds, int64 [counts], that a group saves by keeping so many units: multiples of one cell."""
+        """Whole nanoseconds, int64 [counts], that a group saves by keeping this many units: multiples of one cell."""
         cell = max(int(self.base_ns * CELL), 1)
         curve = self._curves[self.signatures[key]]
         saved = np.array([curve(count) for count in np.asarray(counts)]) * self.scale
@@ -117,14 +117,14 @@ class _Savings:
 def signatures(structure: Structure, costs: Costs) -> dict[str, str]:
     """Group key -> what groups of the same shapes share: kind, units, and what a unit costs at its place in the model.
 
-    Raises InputError where a layer lies between two groups: its latency depends on both counts, and a table holds one.
+    Raises InputError where a layer is between two groups: its latency depends on both counts, and a table holds one.
     """
     for term in costs.terms["macs"]:
         if len(term.groups) > 1:
             raise InputError(
                 "a latency budget does not fit this model",
-                f"a layer lies between {' and '.join(term.groups)}: its latency depends on how many units stay in both",
-                "set prune.budget to macs, or leave one of these kinds out of prune.units",
+                f"a layer is between {' and '.join(term.groups)}: its latency depends on the kept units of both",
+                "set prune.budget to macs, or remove one of these kinds from prune.units",
             )
     macs, params = costs.per_unit("macs", {}), costs.per_unit("params", {})
     return {

@@ -123,7 +123,7 @@ def find_sentence_folder(source: str, task: str, fetch: bool = False) -> tuple[S
         tasks = {"CrossEncoder": "text-classification", "SparseEncoder": "fill-mask"}
         raise InputError(
             f"{name} is a {kind}, not a SentenceTransformer",
-            f"{SETTINGS} says so: its output is no sentence embedding",
+            f"{SETTINGS} says so: its output is not a sentence embedding",
             f"set model.task: {tasks[kind]}" if kind in tasks else "use another model",
         )
     folder = _sentence_transformer(files, listed_modules(files, modules), settings)
@@ -136,8 +136,8 @@ def _told(folder: SentenceFolder) -> list[str]:
     if folder.prompts:
         names = ", ".join(repr(name) for name in folder.prompts)
         found.append(
-            f"{folder.source} knows prompts ({names}) that encode() does not put before a text by itself: "
-            "where your queries or documents need one, it has to be in the data and in what clients send"
+            f"{folder.source} has prompts ({names}) that encode() does not add by default: if your queries or "
+            "documents need one, add it to the data and to the requests of clients"
         )
     return found
 
@@ -149,11 +149,11 @@ def _prompts(files: Files, settings: Mapping[str, Any]) -> dict[str, Any]:
     if default is not None and default not in {*(settings.get("prompts") or {}), "query", "document"}:
         raise InputError(
             f"cannot use {SETTINGS} of {files.name}",
-            f"its default_prompt_name '{default}' is none of its prompts",
+            f"its default_prompt_name '{default}' is not one of its prompts",
             "correct that file",
         )
     if not all(isinstance(text, str) for text in known.values()):
-        raise InputError(f"cannot use {SETTINGS} of {files.name}", "a prompt is no text", "correct that file")
+        raise InputError(f"cannot use {SETTINGS} of {files.name}", "a prompt is not text", "correct that file")
     return {"prompt": known.get(default, ""), "prompts": tuple(name for name in known if name != default)}
 
 
@@ -185,7 +185,7 @@ def _sentence_transformer(files: Files, listed: list[tuple[str, str]], settings:
 def _cross_encoder(files: Files, listed: list[tuple[str, str]], settings: Mapping[str, Any]) -> SentenceFolder:
     made = read_transformer(files, listed, "sequence-classification")
     if len(listed) > 1:
-        raise refusal(files.name, listed[1][0], "the scores of a CrossEncoder have to come from its Transformer alone")
+        raise refusal(files.name, listed[1][0], "the scores of a CrossEncoder must come from its Transformer alone")
     config = files.settings(f"{made['subfolder']}/config.json" if made["subfolder"] else "config.json")
     given = settings.get("activation_fn") or _activation_in(config)
     return SentenceFolder(
@@ -225,7 +225,7 @@ def _cross_activation(files: Files, given: Any, config: Mapping[str, Any]) -> st
     if name is None:
         raise InputError(
             f"the activation {given} of {files.name} is not supported",
-            "it is no activation of torch.nn",
+            "it is not an activation of torch.nn",
             "correct activation_fn in its configuration",
         )
     return name

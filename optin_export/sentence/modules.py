@@ -38,7 +38,9 @@ def listed_modules(files: Files, modules: Any) -> list[tuple[str, str]]:
         listed = [(str(module["type"]), inside(module["path"], files.name)) for module in modules]
     except (KeyError, TypeError):
         raise InputError(
-            f"cannot read {MODULES} of {files.name}", "it is no list of modules with type and path", "restore that file"
+            f"cannot read {MODULES} of {files.name}",
+            "it is not a list of modules with type and path",
+            "restore that file",
         ) from None
     for kind, _ in listed:
         if not kind.startswith(_PREFIX):
@@ -68,14 +70,14 @@ def read_steps(files: Files, listed: list[tuple[str, str]]) -> tuple[list[Step],
         if step is None or (kind == "Normalize" and step["input"] not in known):  # the library skips it likewise
             continue
         if step["input"] not in known:
-            raise refusal(files.name, kind, f"it reads '{step['input']}', which no module before it makes")
+            raise refusal(files.name, kind, f"it reads '{step['input']}', which no earlier module returns")
         known.add(step["output"])
         if kind in ("Dense", "LayerNorm"):
             weights[len(steps)] = _weights(files, kind, path)
         steps.append(step)
     if EMBEDDING not in known:
         raise InputError(
-            f"{files.name} makes no sentence embedding", f"{MODULES} lists no Pooling module", "use another model"
+            f"{files.name} has no sentence embedding", f"{MODULES} lists no Pooling module", "use another model"
         )
     return steps, weights
 
@@ -111,7 +113,7 @@ def _step(files: Files, kind: str, config: dict[str, Any]) -> Step | None:
             given = config.get("activation_function", "torch.nn.modules.activation.Tanh")
             activation = activation_name(given)
             if activation is None:
-                raise refusal(files.name, f"Dense with the activation {given}", "it is no activation of torch.nn")
+                raise refusal(files.name, f"Dense with the activation {given}", "it is not an activation of torch.nn")
             return {
                 "module": "dense",
                 "input": before,
@@ -126,7 +128,7 @@ def _step(files: Files, kind: str, config: dict[str, Any]) -> Step | None:
         raise InputError(
             f"cannot read the module {kind} of {files.name}", f"{type(error).__name__}: {error}", "restore its files"
         ) from None
-    raise refusal(files.name, kind, "what it computes is not built into the graph")
+    raise refusal(files.name, kind, "its computation cannot be added to the graph")
 
 
 def activation_name(path: Any) -> str | None:

@@ -22,7 +22,7 @@ def read_transformer(files: Files, listed: list[tuple[str, str]], task: str) -> 
     """The fields of a SentenceFolder that its first module decides."""
     if not listed or listed[0][0] != "Transformer":
         kind = listed[0][0] if listed else "none"
-        raise refusal(files.name, kind, "the first module has to be a Transformer")
+        raise refusal(files.name, kind, "the first module must be a Transformer")
     path = listed[0][1]
     candidates = (files.settings(f"{path}/{name}" if path else name) for name in _TRANSFORMER_FILES)
     settings = dict(next((one for one in candidates if one), {}))

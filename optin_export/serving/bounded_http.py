@@ -1,4 +1,4 @@
-"""tritonclient's HTTP client with limits on what a server may do to it: all of an answer in so many seconds and bytes.
+"""tritonclient's HTTP client with limits for the time and the size of a whole answer.
 
 tritonclient has a time-out for each read only, so a server that sends one byte a second is read for ever, and reads a
 body of any length into memory. Here the limits lie on the socket, below everything that reads from it.
@@ -68,7 +68,7 @@ class BoundedSocket:
 def bounded_client(address: str, secure: bool, timeout: float) -> Any:
     """An `InferenceServerClient` of tritonclient.http for one thread; its requests belong within `client.within(...)`.
 
-    Compressed answers are refused: nothing here asks for them, and a few bytes could stand for gigabytes.
+    Compressed answers are refused: nothing here asks for them, and a few bytes could expand to gigabytes.
     """
     import gevent
     from tritonclient.http import InferenceServerClient
@@ -83,7 +83,7 @@ def bounded_client(address: str, secure: bool, timeout: float) -> Any:
 
         @contextlib.contextmanager
         def within(self, seconds: float, limit: int) -> Iterator[None]:
-            """Requests in the body end within so many seconds (TimeoutError) and bytes (TooMuch)."""
+            """Limit the time (TimeoutError) and the size in bytes (TooMuch) of requests in the body."""
             self.budget.begin(seconds, limit)
             # Names are looked up and TLS is agreed on before there is a socket to set a time-out for.
             guard = gevent.Timeout(seconds)

@@ -21,7 +21,7 @@ from optin_export.serving.bounded_http import DESCRIPTION, bounded_client
 Arrays = Mapping[str, np.ndarray]
 Request = list[Any]
 _SCHEMES = {"grpc": ("grpc", False), "grpcs": ("grpc", True), "http": ("http", False), "https": ("http", True)}
-#: No proxy, a connection of its own each, and nothing is unpacked: a few bytes could stand for gigabytes.
+#: No proxy, a connection of its own each, and nothing is unpacked: a few bytes could expand to gigabytes.
 _CHANNEL = [
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.enable_http_proxy", 0),
@@ -29,7 +29,7 @@ _CHANNEL = [
     ("grpc.per_message_decompression", 0),
     ("grpc.enable_deadline_checking", 1),
 ]
-#: An answer may take so many bytes for each of its values: JSON writes a float32 in 25 characters or less.
+#: Maximum bytes per value of an answer: JSON writes a float32 in at most 25 characters.
 _BYTES_PER_VALUE = 32
 #: Inputs or outputs of a model, and characters of a name, at most.
 MOST_TENSORS, MOST_NAME = 1000, 500
@@ -75,7 +75,7 @@ class Model:
     def parse(cls, text: str) -> Model:
         name, _, version = text.partition(":")
         if not name or (version and not version.isdigit()):
-            raise InputError(f"'{text}' names no served model", "it is not NAME or NAME:VERSION", "correct --model")
+            raise InputError(f"'{text}' is not a served model", "it is not NAME or NAME:VERSION", "correct --model")
         return cls(name, version)
 
     def __str__(self) -> str:
@@ -145,7 +145,7 @@ class Connection:
             )
             told = answer.get_output(output)
             if told is None:
-                raise ParityError(f"{model} answers without '{output}'", "its answer has no such output", _SHIP_AGAIN)
+                raise ParityError(f"{model} does not return '{output}'", "its answer has no such output", _SHIP_AGAIN)
             kind, shape = _described(told if isinstance(told, dict) else _as_dict(told))
             if kind not in _NUMPY or shape != self.shape:
                 raise ParityError(
@@ -155,7 +155,7 @@ class Connection:
                 )
             array: np.ndarray = np.asarray(answer.as_numpy(output))
             if array.dtype.kind not in "fiub" or array.shape != self.shape:
-                raise ValueError("its numbers do not fit the shape that it names")
+                raise ValueError("its numbers do not fit its shape")
             return array
         raise AssertionError  # the body returns or raises
 
@@ -164,7 +164,7 @@ class Connection:
         with self._asking("asking for its state"):
             if not self._client.is_server_live(**self._limits):
                 raise EnvironmentLacks(
-                    f"the server at {self.url} is not live", "it says so itself", "wait, or see its log"
+                    f"the server at {self.url} is not live", "the server reports it", "wait, or see its log"
                 )
         with self._asking("asking for its state"):
             served = self._client.is_model_ready(model.name, model.version, **self._limits)
@@ -180,7 +180,7 @@ class Connection:
         with self._asking(f"asking what {model} takes"):
             found = self._client.get_model_metadata(model.name, model.version, **self._as_json())
             if any(len(found[kind]) > MOST_TENSORS for kind in ("inputs", "outputs")):
-                raise ValueError(f"it names more than {MOST_TENSORS} inputs or outputs")
+                raise ValueError(f"it lists more than {MOST_TENSORS} inputs or outputs")
             return {
                 kind: {_text(one["name"]): _described(one) for one in found[kind]} for kind in ("inputs", "outputs")
             }
@@ -224,7 +224,7 @@ class Connection:
             return EnvironmentLacks(
                 f"{self.url} did not answer within {self.timeout:g} s, {doing}",
                 text,
-                "wait longer with --timeout, or ask for less at a time",
+                "wait longer with --timeout, or send smaller requests",
             )
         # A refusal in the words of the protocol is about the request; one in others is from no such server.
         in_order = "an exception occurred in the client" not in text
@@ -233,7 +233,7 @@ class Connection:
         said = text if status or isinstance(error, OSError) else f"its answer cannot be used: {text}"
         why = f"{status}: {said}" if status and status not in said else said
         return EnvironmentLacks(
-            f"the server at {self.url} failed, {doing}", why, "see whether it still runs, and its log"
+            f"the server at {self.url} failed, {doing}", why, "check that it still runs, and read its log"
         )
 
 
@@ -275,7 +275,7 @@ def _described(one: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
     """(KServe type, dims) of a tensor as a server describes it. Raises ValueError, TypeError or KeyError."""
     dims = tuple(int(dim) for dim in one.get("shape", ()))
     if len(dims) > 32 or any(not -1 <= dim < 2**40 for dim in dims):
-        raise ValueError("it names a shape that no tensor has")
+        raise ValueError("its shape is not valid")
     return _text(one["datatype"]), dims
 
 
@@ -290,7 +290,7 @@ def _unimplemented(error: Exception) -> bool:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > MOST_NAME or not value.isprintable():
-        raise ValueError("a name in it is no text of one line")
+        raise ValueError("a name in it is not a single line of text")
     return value
 
 

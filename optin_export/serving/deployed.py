@@ -1,7 +1,7 @@
-"""Latency that clients see: base and pruned model behind a server, measured interleaved, every answer checked.
+"""Latency that clients see: base and pruned model on a server, measured in alternation, every answer checked.
 
-Blocks in random order of base, base again (A/A) and pruned, per setting: so many threads in a closed loop, or a fixed
-rate in an open loop. The speedup is a ratio of medians with a bootstrap interval over blocks, as for engines.
+Blocks in random order of base, base again (A/A) and pruned, per setting: a number of threads in a closed loop, or a
+fixed rate in an open loop. The speedup is a ratio of medians with a bootstrap interval over blocks, as for engines.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from optin_export.errors import InputError, ParityError
+from optin_export.progress import report
 from optin_export.serving.client import Connection, Counters, Model, Request, Url, check_inputs, prepare
 from optin_export.serving.traffic import Send, Traffic, closed_loop, open_loop
 from optin_export.workdir.files import regular
@@ -26,7 +27,6 @@ RESAMPLES = 2000
 OPEN_THREADS = 32
 #: Without --rate: this share of what the slower model does with one thread.
 SHARE_OF_RATE = 0.7
-Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,6 @@ def measure(
     seconds: float,
     timeout: float,
     seed: int,
-    tick: Tick = lambda done, total: None,
 ) -> Iterator[Result]:
     """One result per protocol and setting, as they are done. rate: of the open loop; 0: chosen; None: no open loop.
 
@@ -145,7 +144,7 @@ def measure(
                 for arm in generator.permutation(ARMS):
                     bench.block(arms[arm], arm)
                 done += 1
-                tick(done, total)
+                report(done, total)
             result = bench.result(generator)
             if slowest == 0.0:
                 slowest = min(result.base.throughput, result.pruned.throughput)
@@ -283,9 +282,9 @@ def check_answers(traffic: Traffic, reference: Reference, which: str, batch: int
         worst = max(worst, error if np.isfinite(error) else np.inf)
     if worst > reference.tolerance:
         raise ParityError(
-            f"{model} does not answer what the {which} model of this run answers",
+            f"{model} answers differently from the {which} model of this run",
             f"relative difference {worst:.3g}, allowed {reference.tolerance:g}",
-            "check that this very run is served, and which model is named first: base, then pruned",
+            "check that the server has this run, and that base comes first, then pruned",
         )
     return worst
 

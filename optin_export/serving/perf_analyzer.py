@@ -1,4 +1,4 @@
-"""NVIDIA's perf_analyzer beside our client: its command line for the same rows, and its CSV as results.
+"""NVIDIA's perf_analyzer in addition to our client: its command line for the same rows, and its CSV as results.
 
 CSV columns: docs of perf_analyzer, "Visualizing Latency vs. Throughput"; times there are microseconds.
 """

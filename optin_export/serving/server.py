@@ -1,6 +1,6 @@
 """A tritonserver on this machine, for a try-out: found, started on loopback, waited for, and stopped.
 
-A server of a container has its backends beside it. The one inside the package nvidia-pytriton has only the python
+A server in a container has its backends next to it. The one inside the package nvidia-pytriton has only the python
 backend, whose folder is put together here out of the package's parts.
 """
 
@@ -32,7 +32,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Program:
-    """A tritonserver. environment: the virtual environment whose parts it needs; None for one that stands alone."""
+    """A tritonserver. environment: the virtual environment whose parts it needs; None for a standalone one."""
 
     binary: Path
     environment: Path | None = None
@@ -156,9 +156,9 @@ def _wait_ready(server: Server, seconds: float) -> None:
     while True:
         if server.process.poll() is not None:
             raise EnvironmentLacks(
-                f"the server ended by itself (exit code {server.process.returncode})",
+                f"the server exited (exit code {server.process.returncode})",
                 server.reason(),
-                "see what it says of the model",
+                "read its message about the model",
             )
         with contextlib.suppress(OSError):
             fetch(f"{server.http}/v2/health/ready", 2.0)

@@ -1,4 +1,4 @@
-"""Shadow traffic: every row goes to both models; how far their answers differ, and how long each takes."""
+"""Shadow traffic: sends every row to both models, and compares answers and latency."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from optin_export.errors import ParityError
+from optin_export.progress import track
 from optin_export.serving.client import Connection, Model, Url
-from optin_export.serving.deployed import Reference, Tick, check_served, ratio, requests_of
+from optin_export.serving.deployed import Reference, check_served, ratio, requests_of
 from optin_export.serving.traffic import Send, closed_loop
 
 
@@ -49,7 +50,6 @@ def compare(
     seconds: float,
     timeout: float,
     seed: int,
-    tick: Tick = lambda done, total: None,
 ) -> Shadow:
     """Send the rows of `reference` to both models, each request to both, the order taking turns."""
     check_served(url, models, reference, batch, timeout)
@@ -58,15 +58,14 @@ def compare(
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     connect = _connector(url, models, reference.output, requests, timeout, reference.shape(batch))
     closed_loop(connect, concurrency, min(seconds, 0.2))  # warm up
-    for done in range(blocks):
+    for _ in track(range(blocks)):
         answers = [answer for _, answer in closed_loop(connect, concurrency, seconds).answers]
         for which in (0, 1):
             latencies[which].append([answer[which][0] for answer in answers])
         pairs += [(answer[0][1], answer[1][1]) for answer in answers]
-        tick(done + 1, blocks)
     first, second = (np.concatenate([pair[which].reshape(batch, -1) for pair in pairs]) for which in (0, 1))
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise ParityError("a model answers what is no number", "NaN or infinity", "check the server's log")
+        raise ParityError("a model returned invalid numbers", "NaN or infinity", "check the server's log")
     cosines = (first * second).sum(1) / np.maximum(
         np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1), 1e-12
     )

@@ -1,7 +1,7 @@
 """Requests by several threads: as fast as answers come (closed loop), or at fixed times (open loop).
 
 In the open loop a request's latency counts from when it was due, not from when a free thread sent it: a server that
-stalls makes the requests behind the stall late, and they say so (no coordinated omission).
+stalls delays the requests after the stall, and this is measured (no coordinated omission).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from optin_export.serving.bounded_http import end_of_thread
 Send = Callable[[int], Any]
 #: No block has more requests, whatever the server's speed.
 MOST_REQUESTS = 20_000
-#: A block of the open loop ends after so many times its planned length, however many requests are still due.
+#: A block of the open loop ends after this many times its planned length, even if requests are still due.
 PATIENCE = 3.0
 
 

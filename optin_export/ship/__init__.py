@@ -73,7 +73,7 @@ def ship_models(
     facts = origin.facts()
 
     written = shipment(origin, name)
-    # Each says which others belong to it, so that one that goes missing is missed.
+    # Each lists the others of its shipment, so that a missing one is noticed.
     facts["shipment"] = sorted(written)
 
     def finished(model: str, write: Writer) -> Writer:

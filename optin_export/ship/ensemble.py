@@ -19,7 +19,7 @@ SERVED = Path(__file__).parent / "served"
 
 
 def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer]:
-    """The models NAME-prepare and NAME-ensemble. Raises InputError for runs whose inputs the server cannot prepare."""
+    """The models NAME-prepare and NAME-ensemble. Raises InputError if the server cannot preprocess inputs."""
     recipe = origin.recipe
     preprocess = origin.folder / "preprocess"
     if recipe.is_text:
@@ -30,7 +30,7 @@ def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer
         given = [Tensor("IMAGE", "TYPE_STRING", (-1, 1))]
     if not source.is_file():
         raise InputError(
-            "ship.ensemble has nothing to prepare inputs with",
+            "ship.ensemble cannot preprocess inputs",
             f"{source} is missing: this task takes no plain text, its tokenizer is not a fast one, or the run is old",
             "run the recipe again, or set ship.ensemble: false",
         )
@@ -60,7 +60,7 @@ def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer
 
     def write_ensemble(folder: Path) -> None:
         (folder / "1").mkdir()
-        (folder / "1" / "README.txt").write_text("An ensemble has no file of its own.\n", encoding="utf-8")
+        (folder / "1" / "README.txt").write_text("An ensemble has no model file.\n", encoding="utf-8")
         same = {tensor.name: tensor.name for tensor in signature.inputs}
         steps = (
             Step(prepare, {tensor.name: tensor.name for tensor in inputs}, same),

@@ -10,7 +10,7 @@ from optin_export.ship.images import IMAGE, docker_line
 if TYPE_CHECKING:
     from optin_export.ship import Shipped
 
-#: Counters of Triton's metrics endpoint that tell whether a rollout goes well, and what each says.
+#: Counters of Triton's metrics endpoint to watch during a rollout, and their meaning.
 METRICS = {
     "nv_inference_request_failure": "must not rise",
     "nv_inference_request_success": "the rate of each model and version: who gets the traffic",

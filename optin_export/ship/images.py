@@ -34,7 +34,7 @@ ONNXRUNTIME = {
 
 
 def server_image(backend: str, library: str, version: str | None) -> str:
-    """One line: the image whose library is that version, or that it is not known, and where to look."""
+    """One line: the image whose library is that version, or that it is unknown, and where to look."""
     if version is None:
         return f"unknown: the run does not say which {library} it was measured with"
     if backend == "python":
@@ -49,7 +49,7 @@ def server_image(backend: str, library: str, version: str | None) -> str:
     newest, holds = next(iter(ONNXRUNTIME.items()))
     return (
         f"unknown: no release up to {newest} holds onnxruntime {version}; the newest known, {IMAGE}:{newest}-py3, "
-        f"holds {holds}: measure there again before you rely on these numbers"
+        f"holds {holds}: measure again there before you rely on these numbers"
     )
 
 

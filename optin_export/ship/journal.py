@@ -35,7 +35,7 @@ def carry_out(path: Path, repository: Path, renames: Sequence[tuple[Path, Path]]
     """Make every rename or none.
 
     Args:
-        path: the journal to write; it lies in a folder next to the repository.
+        path: the journal to write, in a folder next to the repository.
         repository: the model repository.
         renames: (from, to), in the order in which they are made.
 

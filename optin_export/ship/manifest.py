@@ -14,12 +14,12 @@ from optin_export.errors import InputError
 from optin_export.workdir.files import HALF_WRITTEN, read_json, sha256_file, write_json
 
 NAME = "manifest.json"
-#: A signature covers the manifest, so it cannot stand in it.
+#: A signature covers the manifest, so it cannot be part of it.
 SIGNATURE = "model.sig"
 #: What comes after a run's manifest, and is entered into it then; runs of earlier versions have it without an entry.
 _LATER = ("report.json", "report.html", "measure/deployed.json", "measure/perf_analyzer.json")
 #: Of a run folder: what changes without the run changing, or is there only while a process works in it. Their own
-#: content is not hashed; what may lie in them is known all the same (`strangers`).
+#: content is not hashed; their allowed content is still checked (`strangers`).
 _WORKING = {
     ".stages": re.compile(r"lock|[\w.@+-]+\.json"),
     "cluster": re.compile(r"[\w.@+-]+\.(log|json)|shards(/.*)?"),
@@ -62,7 +62,7 @@ def strangers(folder: Path, files: Collection[str]) -> list[str]:
         elif name not in files:
             problems.append(f"{name}: not in the manifest" if stat.S_ISREG(mode) else f"{name}: {_kind(mode)}")
         elif not stat.S_ISREG(mode) and _stays_in(path, folder):
-            problems.append(f"{name}: {_kind(mode)}")  # of links that lead out the file itself is told
+            problems.append(f"{name}: {_kind(mode)}")  # for links to the outside the file itself is reported
     if (folder / "recipe.yaml").is_file():
         problems += [problem for name in _WORKING for problem in _strange_work(folder, name)]
     return problems
@@ -107,7 +107,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run or a shipped model. Raises InputError if there is none that can be read."""
+    """The manifest of a run or a shipped model. Raises InputError if there is no readable one."""
     try:
         manifest = read_json(folder / NAME)
         entries = manifest["files"].items()
@@ -115,9 +115,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError("a file has no sha256 or size")
         for name in ("environment", "inputs"):
             if not isinstance(manifest.get(name, {}), dict):
-                raise ValueError(f"'{name}' is no mapping")
+                raise ValueError(f"'{name}' is not a mapping")
         if not isinstance(manifest.get("environment", {}).get("packages", {}), dict):
-            raise ValueError("'environment.packages' is no mapping")
+            raise ValueError("'environment.packages' is not a mapping")
         return dict(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

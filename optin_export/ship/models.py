@@ -31,7 +31,7 @@ VERSIONS = {"base": 1, "pruned": 2}
 
 @dataclass(frozen=True)
 class Served:
-    """The file that is served as 'base' or 'pruned', and what the server has to know of it."""
+    """The file that is served as 'base' or 'pruned', and the server's parameters for it."""
 
     file: Path
     signature: Signature
@@ -66,7 +66,7 @@ def _plan(origin: Origin, which: str, target: Target, code: str | None) -> Serve
     if not options.dynamic and len(batches) > 1 and code is None:
         raise InputError(
             "the engine holds one fixed batch size per profile",
-            f"built for {', '.join(map(str, batches))}; a batch in between that the server forms would fail",
+            f"built for {', '.join(map(str, batches))}; the server also forms batches in between",
             "set targets[].tensorrt.dynamic: true, or a single export.batch",
         )
     try:

@@ -42,8 +42,8 @@ class Origin:
         for override in overrides:
             if not override.startswith("ship."):
                 raise InputError(
-                    f"--set {override} is not about shipping",
-                    "the run is finished; only its section ship can change",
+                    f"--set {override} is not a field of ship",
+                    "the run is finished, so only its section ship can change",
                     "change the recipe and run it again",
                 )
         if not (folder / "recipe.yaml").is_file():
@@ -106,7 +106,7 @@ class Origin:
                 raise InputError(
                     f"{path} is not the file that was measured",
                     "it is missing, or differs from the run's manifest.json",
-                    "run the recipe again; it makes only what is missing",
+                    "run the recipe again; it builds only what is missing",
                 )
 
     def facts(self) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def without_folders(source: str) -> str:
 
 
 def license_of(source: str) -> str:
-    """The licence that the README beside a model names in its front matter; 'unknown' where there is none.
+    """The licence in the front matter of the model's README; 'unknown' if there is none.
 
     Nothing is downloaded: a hub model's README counts if it is in the local cache.
     """

@@ -80,5 +80,5 @@ def check_served_image(config: dict[str, Any]) -> None:
             refused = str(error)
     if refused is not None:
         raise InputError(
-            "ship.ensemble cannot prepare these images", str(refused), "set ship.ensemble: false, and send pixels"
+            "ship.ensemble cannot preprocess these images", str(refused), "set ship.ensemble: false, and send pixels"
         )

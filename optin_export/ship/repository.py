@@ -1,7 +1,7 @@
-"""Model folders of a Triton repository change whole: staged beside it, renamed into it, the old ones kept.
+"""Atomic changes of a Triton repository: new folders are staged next to it and renamed into it, old ones are kept.
 
 Every folder of a repository is a model to Triton, a hidden one as well, so nothing is staged or kept inside: this is
-done in `.NAME.optin-export/` beside the repository NAME, on the same file system.
+done in `.NAME.optin-export/` next to the repository NAME, on the same file system.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Writer = Callable[[Path], None]
 
 
 def private_folder(repository: Path) -> Path:
-    """Where staging and the models of before are: beside the repository, never inside."""
+    """Folder for staging and earlier models: next to the repository, never inside."""
     whole = repository.resolve()
     return whole.parent / f".{whole.name}.optin-export"
 
@@ -38,7 +38,7 @@ def install(repository: Path, models: Mapping[str, Writer], run: str, replace: b
     """Write every model of a shipment and put all in place, or none; returns the names that changed.
 
     run: identity of what ships. A model of another run, or of unknown origin, is refused unless `replace`; what is
-    replaced is kept for `roll_back`. A model that would not change is left alone, unless its files are no longer those
+    replaced is kept for `roll_back`. A model that would not change is not written, unless its files are no longer those
     of its manifest: then it is replaced, and the damaged one is not kept.
     Raises InputError for that and for names Triton refuses, EnvironmentLacks where the disk does not take it.
     """
@@ -78,7 +78,7 @@ def roll_back(repository: Path, name: str) -> list[str]:
     """
     check_name(name)
     if not repository.is_dir():
-        raise InputError(f"{repository} is no model repository", "there is no such folder", "give its path")
+        raise InputError(f"{repository} is not a model repository", "there is no such folder", "give its path")
     with _locked(repository) as undone:
         if name in undone:
             return undone
@@ -87,13 +87,13 @@ def roll_back(repository: Path, name: str) -> list[str]:
             known = sorted(path.name for path in kept.glob("*")) if kept.is_dir() else []
             raise InputError(
                 f"there is no earlier '{name}' of {repository}",
-                f"kept are: {', '.join(known) or 'none'}",
-                "name one of them, or ship an older run",
+                f"available: {', '.join(known) or 'none'}",
+                "choose one of them, or ship an older run",
             )
         run = run_of(kept / name)
         names = [path.name for path in sorted(kept.iterdir()) if run_of(path) == run] if run else [name]
         try:
-            # Another prefix than that of what can be thrown away: these are the only copies.
+            # Not the prefix of temporary folders: these are the only copies.
             exchange = Path(tempfile.mkdtemp(dir=private_folder(repository), prefix=_MOVING))
             try:
                 _exchange(repository, names, exchange)
@@ -145,7 +145,7 @@ def _exchange(repository: Path, names: Sequence[str], exchange: Path) -> None:
 
 
 def put_in_order(repository: Path) -> None:
-    """What a killed change of a repository has left half-renamed is as it was before; nothing where there is none."""
+    """Undo the renames of a change that was killed; does nothing if there is none."""
     if os.path.lexists(private_folder(repository) / journal.NAME):
         with _locked(repository):
             pass
@@ -157,8 +157,8 @@ def _refuse_foreign(folder: Path, run: str) -> None:
     owner = run_of(folder)
     if owner != run:
         raise InputError(
-            f"{folder.parent} holds another model '{folder.name}'",
-            f"it comes from {owner or 'elsewhere: it has no manifest of ours'}",
+            f"{folder.parent} already has another model '{folder.name}'",
+            f"it comes from {owner or 'elsewhere: it has no manifest of optin-export'}",
             "choose another name with --name, or overwrite it with --replace",
         )
 
@@ -176,7 +176,7 @@ def _publish(staging: Path) -> None:
 def _locked(repository: Path) -> Iterator[list[str]]:
     """One change of a repository at a time; what a killed one left is put in order first (yields as `_tidy` returns).
 
-    Neither the repository's own name, where it lies in a run, nor anything beside it may be a link: what is deleted
+    Neither a run's own repository nor anything next to it may be a link: files that are deleted
     and moved there is ours.
     """
     place = private_folder(repository)
@@ -189,8 +189,8 @@ def _locked(repository: Path) -> Iterator[list[str]]:
             folder = stack.enter_context(opened_folder(place))
             if place.stat().st_dev != repository.stat().st_dev:
                 raise InputError(
-                    f"{repository} is a file system of its own",
-                    "models are staged beside it and renamed into it",
+                    f"{repository} is a mount point",
+                    "models are staged next to it and renamed into it",
                     f"use a folder in it, such as {repository / 'models'}",
                 )
             lock = os.fdopen(open_in(folder, "lock", os.O_RDWR | os.O_CREAT))
@@ -211,10 +211,10 @@ def _locked(repository: Path) -> Iterator[list[str]]:
 
 
 def _tidy(repository: Path) -> list[str]:
-    """After a kill: renames are undone unless all were made, and what was staged goes.
+    """After a kill: undo the renames unless all were made, and delete staged files.
 
     Returns the models of a shipment that was half renamed. What a rollback was moving without a journal, as earlier
-    versions did, goes to where there is room for it.
+    versions did, is moved to a free name.
     """
     place = private_folder(repository)
     note = place / journal.NAME
@@ -240,14 +240,14 @@ def _tidy(repository: Path) -> list[str]:
 
 def _unwritable(repository: Path, error: OSError) -> EnvironmentLacks:
     return EnvironmentLacks(
-        f"cannot write {repository}; it is as it was before",
+        f"cannot write {repository}; no changes were made",
         error.strerror or str(error),
         "free disk space, or check permissions",
     )
 
 
 def remove(repository: Path) -> None:
-    """Delete a run's own repository, with what was kept beside it; a link in its place as a link."""
+    """Delete a run's own repository and the models kept next to it; if it is a link, only the link is deleted."""
     if not repository.is_symlink():
         discard(private_folder(repository))
     discard(repository)

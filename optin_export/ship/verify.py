@@ -13,7 +13,7 @@ from optin_export.ship.signing import check_signature
 def check_folder(folder: Path, key: Path | None = None) -> dict[str, list[str]]:
     """Problems per run or model; empty lists where all is as written. key: public key that signed the models.
 
-    In a repository, what no shipment wrote and models that have gone are problems as well. Raises InputError where
+    In a repository, unknown models and missing models are problems as well. Raises InputError where
     nothing in `folder` has a manifest.
     """
     if (folder / NAME).is_file():
@@ -40,7 +40,7 @@ def _missing(models: list[Path]) -> dict[str, str]:
         try:
             shipped = read_manifest(model).get("shipment", [])
         except InputError:
-            continue  # told by `_check`
+            continue  # reported by `_check`
         for name in shipped if isinstance(shipped, list) else ():
             if isinstance(name, str) and name not in there:
                 missing[name] = model.name

@@ -12,7 +12,6 @@ from optin_export.search import Plan
 from optin_export.stages.results import SearchLog
 from optin_export.units import Costs, Structure
 
-Tick = Callable[[int, int], None]
 #: (budget, what units cost) -> the plan; a plan -> its model, repaired.
 PlanOf = Callable[[Budget, Costs], Plan]
 Built = Callable[[Plan], TaskModel]
@@ -25,7 +24,6 @@ def choose(
     least: Mapping[str, int],
     plan_of: PlanOf,
     built: Built,
-    tick: Tick,
 ) -> tuple[Plan, SearchLog]:
     """The plan a recipe asks for, and what was tried to find it."""
     recipe = sources.recipe
@@ -41,12 +39,11 @@ def choose(
             built,
             temperature=recipe.prune.temperature,
             seed=recipe.seed,
-            tick=tick,
         )
         return plan, SearchLog(shares=tuple(shares))
     if budget.accuracy_drop is None:
         return plan_of(budget, costs), SearchLog()
-    found = _smallest(sources, costs, least, lambda budget: built(plan_of(budget, costs)), budget.accuracy_drop, tick)
+    found = _smallest(sources, costs, least, lambda budget: built(plan_of(budget, costs)), budget.accuracy_drop)
     return plan_of(Budget(macs=found.fraction), costs), SearchLog(tuple(found.tried))
 
 
@@ -56,7 +53,6 @@ def _smallest(
     least: Mapping[str, int],
     built: Callable[[Budget], TaskModel],
     limit: float,
-    tick: Tick,
 ) -> search.Bisection:
     """The smallest budget that keeps the accuracy on the evaluation rows set apart for that, model by model."""
     data = sources.selection()
@@ -66,4 +62,4 @@ def _smallest(
         found = measure.accuracy_of(as_function(built(Budget(macs=fraction))), data)
         return measure.lost(data.metric, base, found)
 
-    return search.smallest_budget(drop_of, limit, costs.of("macs", least) / costs.whole("macs"), tick)
+    return search.smallest_budget(drop_of, limit, costs.of("macs", least) / costs.whole("macs"))

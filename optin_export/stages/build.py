@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from optin_export import engines
+from optin_export.progress import reporter, reporting
 from optin_export.recipe import Target, model_of, precision_of
 from optin_export.report.schema import EngineResult
 from optin_export.stages.context import RunContext
@@ -20,11 +21,11 @@ PARTS = 100
 def build_engines(work: RunContext) -> BuildResult:
     """Build both models, in every precision, for every target; says why an engine cannot run here, if so."""
     built: list[EngineResult] = []
-    total = len(work.recipe.here) * len(work.engine_names)
+    total, show = len(work.recipe.here) * len(work.engine_names), reporter()
 
-    def tick(step: int, steps: int) -> None:
+    def share(step: int, steps: int) -> None:
         """A builder's own steps are a part of the engine's share of the stage."""
-        work.tick(len(built) * PARTS + PARTS * step // max(steps, 1), total * PARTS)
+        show(len(built) * PARTS + PARTS * step // max(steps, 1), total * PARTS)
 
     for target in work.recipe.here:
         for which in work.engine_names:
@@ -33,7 +34,8 @@ def build_engines(work: RunContext) -> BuildResult:
 
             def run(target: Target = target, source: Path = source, path: Path = path) -> EngineBuild:
                 start = time.perf_counter()
-                properties = engines.build(source, target, path, work.sources.shapes(), tick)
+                with reporting(share):
+                    properties = engines.build(source, target, path, work.sources.shapes())
                 return EngineBuild(round(time.perf_counter() - start, 3), properties)
 
             inputs = {
@@ -47,5 +49,5 @@ def build_engines(work: RunContext) -> BuildResult:
             result = work.cache.step("engines", f"engines.{target.name}.{which}", inputs, written, run, EngineBuild)
             named = {"target": target.name, "model": model_of(which), "precision": precision_of(which)}
             built.append(EngineResult(**named, **vars(result), unmeasured=engines.unavailable(target)))
-            tick(0, 1)
+            share(0, 1)
     return BuildResult(tuple(built))

@@ -21,7 +21,6 @@ from optin_export.workdir.files import remove
 
 #: What makes a saved model.
 FILES = ("architecture.json", "model.safetensors")
-Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,10 @@ class RunContext:
         recipe: Recipe,
         folder: Path,
         force: bool,
-        tick: Tick,
         warn: Callable[[str], None] = lambda text: None,
         around: Surroundings | None = None,
     ) -> None:
-        self.recipe, self.folder, self.tick = recipe, folder, tick
+        self.recipe, self.folder = recipe, folder
         self.around = around = around or Surroundings()
         self.cache = StepCache(folder, force, self._forget_conclusions, warn, around.shared)
 
@@ -118,7 +116,7 @@ class RunContext:
             remove(self.folder / name)
         remove(self.folder / "triton")
 
-    def operation(self, plan: search.Plan, tick: Tick) -> repair.PrunedModel:
+    def operation(self, plan: search.Plan) -> repair.PrunedModel:
         """The plan carried out on the model, and repaired as the recipe says."""
         sources, prune = self.sources, self.recipe.prune
         return repair.apply_plan(
@@ -132,7 +130,6 @@ class RunContext:
             temperature=prune.temperature,
             weights=self.sensitivities if prune.compensate else None,
             seed=self.recipe.seed,
-            tick=tick,
             at_work=self.placement,
         )
 

@@ -32,7 +32,6 @@ def measure_curves(work: RunContext, scores: ScoringResult) -> CurvesResult:
                 repair=prune.compensate,
                 weights=weights,
                 seed=work.recipe.seed,
-                tick=work.tick,
             )
         with atomic_path(path) as temporary:
             save_file(dict(sorted(curves.items())), temporary)

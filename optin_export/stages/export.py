@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from optin_export.export import convert, converters, export_onnx, export_program
+from optin_export.progress import report
 from optin_export.recipe import MODELS, engine_name
 from optin_export.stages.context import FILES, RunContext
 from optin_export.workdir.files import sha256_file
@@ -42,11 +43,11 @@ def export_models(work: RunContext) -> None:
         work.cache.step("export", f"export.{which}", inputs, partial(graph_files, path), run)
         if any(target.engine == "torch" for target in work.recipe.targets):
             _export_program(work, which, inputs)
-        work.tick(done + 1, len(work.engine_names))
+        report(done + 1, len(work.engine_names))
     if section.precision != "fp32":
         for done, which in enumerate(MODELS):
             _convert(work, which)
-            work.tick(len(MODELS) + done + 1, len(work.engine_names))
+            report(len(MODELS) + done + 1, len(work.engine_names))
 
 
 def _export_program(work: RunContext, which: str, inputs: dict[str, Any]) -> None:

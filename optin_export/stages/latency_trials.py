@@ -19,6 +19,7 @@ from optin_export.engines import Engine
 from optin_export.errors import InputError
 from optin_export.export import convert, export_onnx, export_program
 from optin_export.models import TaskModel
+from optin_export.progress import advance, task
 from optin_export.recipe import Budget, Target
 from optin_export.search import Anchor, LatencyRound, LatencyTable, Plan, PlanLatency
 from optin_export.units import Costs, Structure, find_tokens
@@ -29,7 +30,6 @@ TABLE_BLOCKS = 16
 ROUNDS = 3
 #: How far a plan may stay within its budget before another round spends the rest.
 SLACK = 0.02
-Tick = Callable[[int, int], None]
 #: (budget, table) -> the best plan within it.
 PlanOf = Callable[[Budget, LatencyTable], Plan]
 
@@ -102,7 +102,7 @@ class LatencyTrials:
 
 
 def measure_table(
-    trials: LatencyTrials, costs: Costs, steps: Mapping[str, int], least: Mapping[str, int], seed: int, tick: Tick
+    trials: LatencyTrials, costs: Costs, steps: Mapping[str, int], least: Mapping[str, int], seed: int
 ) -> LatencyTable:
     """Build and time the anchors of every signature, each beside the unpruned engine.
 
@@ -117,25 +117,24 @@ def measure_table(
         signature: search.anchor_counts(costs.units[keys[0]], steps[keys[0]], least[keys[0]], between)
         for signature, keys in members.items()
     }
-    total, done = sum(map(len, wanted.values())), 0
-    base = trials.engine(trials.sources.model)
-    full = trials.engine(trials.first_units({})) if any(trials.merged) else base
     floor = {key: wanted[signature][0] for signature, keys in members.items() for key in keys if wanted[signature]}
     floor |= {keys[-1]: steps[keys[-1]] for keys in members.values() if floor.get(keys[-1]) == 0 and len(keys) > 1}
-    smallest = trials.engine(trials.first_units(floor))
     timings: dict[str, tuple[measure.Interleaved, dict[str, int]]] = {}
-    for signature, keys in members.items():
-        built: dict[str, Engine] = {"base": base, "full": full, "floor": smallest}
-        shared: dict[str, int] = {}
-        for count in wanted[signature]:
-            # One group keeps a sub-layer where the others drop it: a model without any might compute nothing at all.
-            chosen = keys[:-1] if count == 0 and len(keys) > 1 else keys
-            built[str(count)] = trials.engine(trials.first_units(dict.fromkeys(chosen, count)))
-            shared[str(count)] = len(chosen)
-            done += 1
-            tick(done, total)
-        timed = measure.interleave(built, trials.inputs(), blocks=TABLE_BLOCKS, seed=seed, mode=trials.target.mode)
-        timings[signature] = timed, shared
+    with task(sum(map(len, wanted.values()))):
+        base = trials.engine(trials.sources.model)
+        full = trials.engine(trials.first_units({})) if any(trials.merged) else base
+        smallest = trials.engine(trials.first_units(floor))
+        for signature, keys in members.items():
+            built: dict[str, Engine] = {"base": base, "full": full, "floor": smallest}
+            shared: dict[str, int] = {}
+            for count in wanted[signature]:
+                # One group keeps a sub-layer where the others drop it: a model without any might compute nothing.
+                chosen = keys[:-1] if count == 0 and len(keys) > 1 else keys
+                built[str(count)] = trials.engine(trials.first_units(dict.fromkeys(chosen, count)))
+                shared[str(count)] = len(chosen)
+                advance()
+            timed = measure.interleave(built, trials.inputs(), blocks=TABLE_BLOCKS, seed=seed, mode=trials.target.mode)
+            timings[signature] = timed, shared
     # Signatures are measured one after another, perhaps at different clocks: what merging and units save are shares of
     # the unpruned engine beside them.
     base_ns = 1e6 * float(np.median([timed.median("base").median for timed, _ in timings.values()]))
@@ -166,7 +165,7 @@ def _anchor(timed: measure.Interleaved, name: str, groups: int, base_ns: float) 
     return Anchor(kept=int(name), saved_ns=saved.median * share, low_ns=saved.low * share, high_ns=saved.high * share)
 
 
-def choose(trials: LatencyTrials, table: LatencyTable, budget: Budget, plan_of: PlanOf, seed: int, tick: Tick) -> Plan:
+def choose(trials: LatencyTrials, table: LatencyTable, budget: Budget, plan_of: PlanOf, seed: int) -> Plan:
     """The plan whose engine, built and measured, meets the budget, and loses the least of those that do.
 
     Where an engine misses the budget, or leaves more than SLACK of it, the table's savings are scaled by measured over
@@ -174,17 +173,18 @@ def choose(trials: LatencyTrials, table: LatencyTable, budget: Budget, plan_of: 
     will say so. Raises InputError if the table knows of no plan within the budget.
     """
     try:
-        return _choose(trials, table, budget, plan_of, seed, tick)
+        with task(ROUNDS):
+            return _choose(trials, table, budget, plan_of, seed)
     finally:
         trials.clear()
 
 
-def _choose(trials: LatencyTrials, table: LatencyTable, budget: Budget, plan_of: PlanOf, seed: int, tick: Tick) -> Plan:
+def _choose(trials: LatencyTrials, table: LatencyTable, budget: Budget, plan_of: PlanOf, seed: int) -> Plan:
     base = trials.load(trials.sources.model, "base")
     corrected, aimed = table, budget
     plans: list[Plan] = []
     rounds: list[LatencyRound] = []
-    for number in range(ROUNDS):
+    for _ in range(ROUNDS):
         try:
             plan = plan_of(aimed, corrected)
         except InputError:
@@ -196,7 +196,7 @@ def _choose(trials: LatencyTrials, table: LatencyTable, budget: Budget, plan_of:
         found = _measure(trials, base, plan, seed)
         plans.append(plan)
         rounds.append(_round(found, plan, corrected, aimed, budget))
-        tick(number + 1, ROUNDS)
+        advance()
         if rounds[-1].met and _spare(rounds[-1], budget) <= SLACK:
             break
         corrected, aimed = _correct(table, plan, rounds[-1], budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from optin_export.progress import advance, task
 from optin_export.stages.checks import CHECKS
 from optin_export.stages.context import RunContext
 from optin_export.workdir.files import write_text
@@ -9,8 +10,9 @@ from optin_export.workdir.files import write_text
 
 def load(work: RunContext) -> None:
     """Load and check everything that can be checked before hours of work and before anything is written."""
-    for index, (_, check) in enumerate(CHECKS):
-        check(work)
-        work.tick(index + 1, len(CHECKS) + 1)
-    write_text(work.folder / "recipe.yaml", work.recipe.to_yaml())
-    work.tick(len(CHECKS) + 1, len(CHECKS) + 1)
+    with task(len(CHECKS) + 1):
+        for _, check in CHECKS:
+            check(work)
+            advance()
+        write_text(work.folder / "recipe.yaml", work.recipe.to_yaml())
+        advance()

@@ -51,7 +51,6 @@ def measure_engines(work: RunContext, plan: Plan, pruned: PruneResult) -> Measur
             batches=export.batch,
             sequence=export.sequence if work.recipe.is_text else None,
             seed=work.recipe.seed,
-            tick=work.tick,
             judged={target.name: target.mode for target in work.recipe.here},
             precision=export.precision,
             classes=CLASSES.get(work.recipe.model.task, -1),

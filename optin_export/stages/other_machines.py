@@ -30,7 +30,6 @@ from optin_export.workdir.files import refuse_links, regular, write_json
 from optin_export.workdir.onnx_files import graph_files, sha256_graph
 
 Arrays = Mapping[str, np.ndarray]
-Tick = Callable[[int, int], None]
 
 
 class Continued:
@@ -39,8 +38,8 @@ class Continued:
     Raises InputError for what is no finished run, or has changed since it was written.
     """
 
-    def __init__(self, folder: Path, machine: str | None, tick: Tick, trust_python: bool = False) -> None:
-        self.folder, self.tick, self.trust_python = folder, tick, trust_python
+    def __init__(self, folder: Path, machine: str | None, trust_python: bool = False) -> None:
+        self.folder, self.trust_python = folder, trust_python
         self.manifest = read_manifest(folder)
         if not (folder / "report.json").is_file():
             raise InputError(f"{folder} has no report.json", "the run was not finished", "run the recipe to its end")
@@ -65,7 +64,7 @@ class Continued:
                     self._checked(weights)
         for which in names:
             start = time.perf_counter()
-            facts = engines.build(sources[which], target, paths[which], self._shapes(), self.tick)
+            facts = engines.build(sources[which], target, paths[which], self._shapes())
             seconds = round(time.perf_counter() - start, 3)
             built.append(
                 {"target": target.name, "model": which, "build_seconds": seconds, "facts": facts, "unmeasured": reason}
@@ -128,7 +127,6 @@ class Continued:
             batches=self.recipe.export.batch,
             sequence=self.recipe.export.sequence if self.recipe.is_text else None,
             seed=self.recipe.seed,
-            tick=self.tick,
             judged={target.name: target.mode},
             precision=self.recipe.export.precision,
             classes=CLASSES.get(self.recipe.model.task, -1),
@@ -198,7 +196,6 @@ def continue_run(
     machine: str | None = None,
     replace: bool = False,
     trust_python: bool = False,
-    tick: Tick = lambda done, total: None,
     data: Dataset | None = None,
 ) -> list[Path]:
     """Measure the run in `folder` on this machine, for `targets` (default: the recipe's); the files written.
@@ -211,7 +208,7 @@ def continue_run(
     """
     if machine is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", machine):
         raise InputError(f"'{machine}' names no machine", "it has to be a file's name", "use letters, digits and -")
-    run = Continued(folder, machine, tick, trust_python)
+    run = Continued(folder, machine, trust_python)
     for part in ("measure", "engines"):
         refuse_links(folder / "machines" / run.machine / part)
     chosen = run.recipe.targets if targets is None else targets

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from optin_export import ship
+from optin_export.displays import Quiet
 from optin_export.errors import EnvironmentLacks, InputError
+from optin_export.progress import reporting
 from optin_export.recipe import Recipe, load_recipe, validate
 from optin_export.report.schema import Report, StageResult
 from optin_export.stages.build import build_engines
@@ -37,18 +39,8 @@ Result = TypeVar("Result")
 
 
 class Display(Protocol):
-    """Where progress goes; `optin_export.progress` has the ones of the command line."""
+    """Where progress goes; `optin_export.displays` has the ones of the command line."""
 
-    def start(self, stage: str) -> None: ...
-
-    def tick(self, done: int, total: int) -> None: ...
-
-    def finish(self, stage: str, seconds: float, reused: bool) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-
-class _Silent:
     def start(self, stage: str) -> None: ...
 
     def tick(self, done: int, total: int) -> None: ...
@@ -86,12 +78,12 @@ def run(
     if stop_after is not None and stop_after not in STAGES:
         raise InputError(f"unknown stage '{stop_after}'", f"the stages are {', '.join(STAGES)}", "name one of them")
     folder = run_folder(recipe, out)
-    with held(folder, "a run", wait):
+    display = display or Quiet()
+    with held(folder, "a run", wait), reporting(display.tick):
         ship.put_in_order(folder / "triton")
         clear_leftovers(folder)
         clear_scratch()
-        display = display or _Silent()
-        work = RunContext(recipe, folder, force, display.tick, display.warn, around)
+        work = RunContext(recipe, folder, force, display.warn, around)
         return _stages(work, display, stop_after)
 
 

@@ -102,7 +102,7 @@ def preflight(recipe: Recipe, known: Known | None = None) -> Preflight:
 class _Checking:
     def __init__(self, recipe: Recipe, known: Known) -> None:
         self.recipe, self.known = recipe, known
-        self.work = RunContext(recipe, Path(), False, lambda done, total: None)
+        self.work = RunContext(recipe, Path(), False)
         self.sources: Sources | None = None
         self.warned: list[str] = []
 
@@ -122,7 +122,7 @@ class _Checking:
             if name == "model and data":
                 self.sources = self.known.of(self.recipe)
                 around = Surroundings(sources=self.sources)
-                self.work = RunContext(self.recipe, Path(), False, lambda done, total: None, around=around)
+                self.work = RunContext(self.recipe, Path(), False, around=around)
             detail = check(self.work) if self.sources is None else self._traced(check)
         except OptinError as error:
             if name == "model and data" and needs_download(error):

@@ -23,7 +23,7 @@ def apply_plan(work: RunContext, plan: Plan) -> PruneResult:
 
     def run() -> PruneResult:
         sources = work.sources
-        inputs, operation = sources.fixed(2), work.operation(plan, work.tick)
+        inputs, operation = sources.fixed(2), work.operation(plan)
         pruning.save_model(folder, operation.dense, sources.loaded.architecture, work.structure.family, plan, inputs)
         pruning.save_places(folder / "places.safetensors", operation.dense, sources.fixed(SHOWN))
         one = sources.fixed(1)
@@ -62,7 +62,6 @@ def _fine_tune(work: RunContext, plan: Plan) -> repair.FineTune:
             section,
             temperature=prune.temperature,
             seed=work.recipe.seed,
-            tick=work.tick,
         )
         architecture, family = sources.loaded.architecture, work.structure.family
         pruning.save_model(folder, tuned, architecture, family, plan, sources.fixed(2))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from safetensors.numpy import load_file
 
 from optin_export import measure, scoring, ship
+from optin_export.progress import advance, task
 from optin_export.report import (
     Report,
     Size,
@@ -75,11 +76,12 @@ def write_report(
         doubts=measure.doubts(judged.measured.latency, macs.ratio, work.recipe.gates.most_other_work),
         environment=work.environment,
     )
-    write_text(work.folder / "report.json", report.model_dump_json(indent=2) + "\n")
-    work.tick(1, 2)
-    write_text(work.folder / "report.html", render_html(report, work.folder))
-    ship.add_reports(work.folder)
-    work.tick(2, 2)
+    with task(2):
+        write_text(work.folder / "report.json", report.model_dump_json(indent=2) + "\n")
+        advance()
+        write_text(work.folder / "report.html", render_html(report, work.folder))
+        ship.add_reports(work.folder)
+        advance()
     return report
 
 

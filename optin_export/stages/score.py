@@ -14,7 +14,7 @@ from optin_export.workdir.files import atomic_path, sha256_json
 def score(work: RunContext) -> ScoringResult:
     """Score all units into scores/."""
     prune, path = work.recipe.prune, work.folder / "scores" / "scores.safetensors"
-    later = {"budget", "allocation", "compensate", "gauss_newton", "align", "curve_samples", "rounds"}
+    later = {"budget", "allocation", "compensate", "gauss_newton", "align", "curve_samples"}
     wanted = prune.model_dump(mode="json", exclude=later)
 
     def run() -> dict[str, float]:
@@ -26,7 +26,6 @@ def score(work: RunContext) -> ScoringResult:
             sources.scoring,
             prune,
             work.recipe.seed,
-            work.tick,
             work.around.spread(key),
             work.placement,
         )

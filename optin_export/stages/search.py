@@ -11,13 +11,13 @@ from safetensors.numpy import load_file
 
 from optin_export import engines, repair, search
 from optin_export.models import TaskModel
+from optin_export.progress import report
 from optin_export.recipe import Budget, Target
 from optin_export.search import LatencyTable
 from optin_export.stages import latency_trials
 from optin_export.stages.accuracy_search import choose
 from optin_export.stages.context import RunContext
 from optin_export.stages.results import CurvesResult, ScoringResult, SearchLog, SearchResult
-from optin_export.stages.rounds import choose_in_rounds
 from optin_export.units import Costs
 from optin_export.workdir.files import read_json, regular, sha256_file, write_text
 
@@ -42,19 +42,14 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
             return found.model_copy(update={"merged": work.scheduled[0]})
 
         def built(plan: search.Plan) -> TaskModel:
-            return work.operation(plan, lambda done, total: None).dense
+            return work.operation(plan).dense
 
         if table is not None:
             by_table = partial(_by_table, plan_of, work.costs)
             with work.around.quiet():
-                return latency_trials.choose(
-                    _trials(work), table, work.recipe.budget, by_table, work.recipe.seed, work.tick
-                ), SearchLog()
-        if prune.rounds > 1:
-            weights = work.sensitivities if prune.compensate else None
-            given = (work.sources, work.structure, work.costs, work.least, scores, measured, weights)
-            return choose_in_rounds(*given, work.tick), SearchLog()
-        return choose(work.sources, work.structure, work.costs, work.least, plan_of, built, work.tick)
+                trials, budget = _trials(work), work.recipe.budget
+                return latency_trials.choose(trials, table, budget, by_table, work.recipe.seed), SearchLog()
+        return choose(work.sources, work.structure, work.costs, work.least, plan_of, built)
 
     def run() -> SearchLog:
         plan, tried = search_it()
@@ -73,7 +68,7 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
     layer, name, more = _step(work, table)
     tried = work.cache.step(layer, name, inputs | more, [path], run, SearchLog)
     if name == "search":
-        work.tick(1, 1)
+        report(1, 1)
     return SearchResult(search.read_plan(path), tried)
 
 
@@ -86,9 +81,6 @@ def _step(work: RunContext, table: LatencyTable | None) -> tuple[str, str, dict[
         gauss_newton = {"temperature": prune.temperature} if work.refines else None
         more = {"digest": work.digest, "compensate": prune.compensate, "seed": seed, "gauss_newton": gauss_newton}
         return "measure", "search.accuracy", more
-    if prune.rounds > 1:
-        again = prune.model_dump(mode="json", exclude={"budget"})
-        return "repair", "search.rounds", {**work.calibration_digest, "prune": again, "seed": seed}
     return "search", "search", {}
 
 
@@ -115,7 +107,7 @@ def _latency_table(work: RunContext, steps: dict[str, int]) -> LatencyTable:
     def run() -> dict[str, Any]:
         with work.around.quiet():
             trials = _trials(work)
-            table = latency_trials.measure_table(trials, work.costs, steps, work.least, work.recipe.seed, work.tick)
+            table = latency_trials.measure_table(trials, work.costs, steps, work.least, work.recipe.seed)
         write_text(path, table.model_dump_json(indent=2) + "\n")
         return {}
 

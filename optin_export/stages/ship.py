@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from optin_export import ship
+from optin_export.progress import advance, task
 from optin_export.stages.context import RunContext
 from optin_export.stages.results import MeasureResult
 from optin_export.workdir.files import sha256_file, sha256_json
 
 
+@task(3)
 def ship_run(work: RunContext, judged: MeasureResult) -> None:
     """A model repository only for a run that passed, and a manifest for every run."""
     passed = judged.passed
     recipe, repository = work.recipe, work.folder / "triton"
     ship.write_preprocess(work.folder / "preprocess", work.sources.processor, work.sources.names, recipe)
-    work.tick(1, 3)
+    advance()
     if passed and recipe.ship.triton:
         origin = ship.Origin(work.folder, recipe, passed, ship.summary_of(judged.gates), work.environment, work.digest)
         written: list[Path] = []
@@ -31,7 +33,7 @@ def ship_run(work: RunContext, judged: MeasureResult) -> None:
         work.cache.step("ship", "ship.triton", inputs, written, run)
     else:
         ship.remove(repository)
-    work.tick(2, 3)
+    advance()
     ship.write_manifest(
         work.folder,
         {
@@ -43,4 +45,4 @@ def ship_run(work: RunContext, judged: MeasureResult) -> None:
             "environment": work.environment,
         },
     )
-    work.tick(3, 3)
+    advance()

@@ -122,13 +122,13 @@ def find_structure(
         coupled: also with the channels of its residual streams.
         units: only these kinds; None: all.
         inputs: any valid inputs of two rows or more. With them one forward pass shows in which order blocks run, which
-            modules run several times or not at all (their units stay), which outputs are read again later, and the
+            modules run several times or not at all (they are not pruned), which outputs are read again later, and the
             channels of plain convolutions outside all blocks. Without them the order of the modules is taken.
         families: names of the families to look for (as `Structure.family` joins them); None: all.
 
-    Raises InputError if no family knows the module, if it has no units at all (of residual streams, with `coupled`), or
-    if units of these kinds are there but cannot go. Where several families are at work, what one of them refuses stays
-    as it is, with the reason in `Structure.refused`, and the others go on.
+    Raises InputError if no family supports the module, if it has no units (or no residual streams, with `coupled`), or
+    if units of these kinds exist but cannot be removed. With several families, the part that one of them refuses is not
+    pruned, with the reason in `Structure.refused`, and the others continue.
     """
     names = None if families is None else set(families)
     known = [family for family in supported() if names is None or family.name in names]
@@ -147,7 +147,7 @@ def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
     if near is None:
         return InputError(
             f"the architecture {type(inner).__name__} is not supported",
-            f"no family knows its blocks; supported: {names}",
+            f"no family supports its blocks; supported: {names}",
             f"use one of these ({see}), or declare FAMILY in optin_export/units/families/NAME.py (docs/families.md)",
         )
     family, block, path, missing = near
@@ -156,14 +156,14 @@ def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
     units = f"which layers make its {family.units[0]}, and which one reads them"
     return InputError(
         f"the architecture {type(inner).__name__} is not supported",
-        f"no family knows its blocks; nearest: {family.name} ({block} '{path}' has {has}{lacks}); supported: {names}",
-        f"use one of these ({see}), or add optin_export/units/families/NAME.py after the pattern of {family.name}: "
+        f"no family supports its blocks; nearest: {family.name} ({block} '{path}' has {has}{lacks}); known: {names}",
+        f"use one of these ({see}), or add optin_export/units/families/NAME.py like {family.name}: "
         f"is_block for {block}, and groups that say {units} (docs/families.md)",
     )
 
 
 def nearest(module: nn.Module, families: Sequence[Family]) -> tuple[Family, str, str, list[str]] | None:
-    """The family whose blocks are most like some module's parts: (family, class, path, parts it lacks).
+    """The family with the most similar blocks: (family, class, path, parts it lacks).
 
     Compared are names of submodules; None if no module has at least half of the parts that a family declares.
     """

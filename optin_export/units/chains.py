@@ -15,7 +15,7 @@ from torch import nn
 from optin_export.units.declare import Producer, UnitGroup
 from optin_export.units.trace import Node, Pass
 
-#: The name that such units have in the report, beside those of families.
+#: The name of such units in the report, next to the names of families.
 NAME = "convolutions"
 _CONVOLUTION, _WEIGHT = "ConvolutionBackward0", 1
 _NORMS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
@@ -37,7 +37,7 @@ class _Walk:
 
 
 def conv_chains(model: nn.Module, seen: Pass, taken: Collection[str]) -> Iterator[UnitGroup]:
-    """Groups of channels, each with block 0: the caller says where its consumer lies. taken: layers and blocks whose
+    """Groups of channels, each with block 0: the caller knows the block of its consumer. taken: layers and blocks whose
     units are declared already; nothing inside them is looked at."""
     taken = set(taken)
     layers = _Layers(model, seen, taken)
@@ -113,7 +113,7 @@ class _Layers:
                             return None
                         continue
                     if user.name() in _NORMS:
-                        # A norm behind a fork, or a second one, would have to be cut as well: only one that follows
+                        # A norm after a fork, or a second one, would have to be cut as well: only one that follows
                         # at once is.
                         norm, features = self.norms.get(user, ("", 0))
                         if node is not start or features != layer.out_channels or len(self.seen.users[start]) > 1:
@@ -129,7 +129,7 @@ class _Layers:
 
 
 def _is_plain(layer: nn.Conv2d, node: Node) -> bool:
-    """Whether the layer computes a convolution with its weight as it stands, and nothing after it."""
+    """Whether the layer computes only a convolution with its unmodified weight."""
     if node.name() != _CONVOLUTION:
         return False
     weight: Any = node.next_functions[_WEIGHT][0]
@@ -144,7 +144,7 @@ def _keeps_channels(node: Node) -> bool:
 
 
 def _norm_of(node: Node) -> Node | None:
-    """The batch norm's own node; classes that bring their activation along return what is behind it."""
+    """The batch norm's own node; classes that include an activation return the node after it."""
     for _ in range(3):
         if node is None or node.name() in _NORMS:
             return node

@@ -46,7 +46,7 @@ class Costs:
         return self.params if kind == "params" else self.macs if self.unmerged is None else self.unmerged
 
     def of(self, kind: CostKind, kept: Mapping[str, int]) -> int:
-        """Cost of the model that keeps so many units per group; groups left out of `kept` keep all."""
+        """Cost of the model that keeps this many units per group; groups left out of `kept` keep all."""
         saved = 0
         for term in self.terms[kind]:
             before = prod(self.units[key] for key in term.groups)
@@ -54,7 +54,7 @@ class Costs:
         return (self.macs if kind == "macs" else self.params) - saved
 
     def per_unit(self, kind: CostKind, kept: Mapping[str, int]) -> dict[str, int]:
-        """What one unit of each group costs while the other groups keep so many units."""
+        """What one unit of each group costs while the other groups keep this many units."""
         cost = dict.fromkeys(self.units, 0)
         for term in self.terms[kind]:
             for key in term.groups:

@@ -34,7 +34,7 @@ class Producer:
 
 @dataclass(frozen=True)
 class Table:
-    """A parameter or buffer with entries per unit beside the layers: a relative position table, a bias of its own.
+    """A parameter or buffer with entries per unit outside the layers: a relative position table, or a bias.
 
     dim: the dimension that counts units. entries: how many entries along it a unit has.
     """
@@ -51,12 +51,12 @@ class UnitGroup:
     Setting a unit's slice of the consumer's input to zero is exactly the removal of the unit; this is what masks,
     scores and the dense rebuild have in common. Paths are relative to the task module.
 
-    block: the block in which the consumer lies. count: number of units. width: consumer input features per unit (head
+    block: the block of the consumer. count: number of units. width: consumer input features per unit (head
         dim for heads, 1 for neurons and channels).
-    residual: the module, and the index of its positional argument (or "output"), where the residual stream beside the
+    residual: the module, and the index of its positional argument (or "output"), where the residual stream of the
         sub-layer is seen; None if nothing is added to the consumer's output. "call": all that the module is called
         with, as (positional, named) arguments, for `arrange` to make the stream from.
-    scale: what stands between the consumer and that sum: layer scale (its parameter, or a module with a `gamma`) or a
+    scale: the operation between the consumer and that sum: layer scale (its parameter, or a module with a `gamma`) or a
         batch norm, if any.
     sizes: attributes that hold a size, with their value per unit, e.g. ("blocks.0.attn.num_heads", 1).
     sublayer: replaced by a constant when no unit is kept; `returns_tuple` if its caller unpacks (output, weights);
@@ -71,7 +71,7 @@ class UnitGroup:
     pairwise: heads that multiply every query with every key; not those that sample (deformable attention).
     batch_dim: the dimension of the consumer's input that counts samples.
     coupled: the units are channels of a residual stream: every layer that writes to it is a producer, and every layer
-        that reads it the consumer or a reader. They go from all of them at once.
+        that reads it the consumer or a reader. They are removed from all of them together.
     """
 
     block: int
@@ -117,13 +117,13 @@ class UnitGroup:
         return self.rows if producer.rows is None else producer.rows
 
     def step(self, align: int) -> int:
-        """How many units at a time leave layers whose sizes are multiples of `align`; a head goes alone."""
+        """Step in units that keeps layer sizes multiples of `align`; 1 for heads."""
         return 1 if self.kind == "heads" else align // math.gcd(align, self.rows_in(self.producers[0]))
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Units of one kind that are there but cannot go one by one: the error for whoever wants them removed."""
+    """Units of one kind that exist but cannot be removed one by one: the error for recipes that ask for them."""
 
     kind: UnitKind
     error: InputError
@@ -137,7 +137,7 @@ class Structure:
     channels_first: the blocks whose output of four dimensions is [batch, features, height, width] rather than [...,
     features]. families: the family of each block, if there are several. refused: units that are there but cannot go,
     with the reason.
-    walk: in which order the blocks run and who reads their outputs, as measured (`families.measured`); None before
+    walk: the order of the blocks and the readers of their outputs, as measured (`families.measured`); None before
     that: they are then taken to run once each, in this order, each read by the next alone.
     """
 
@@ -162,7 +162,7 @@ class Structure:
 
     @property
     def rewritten(self) -> frozenset[str]:
-        """Modules whose output is written over in place later in the pass: what is kept of it has to be a copy."""
+        """Modules whose output is overwritten in place later in the pass: stored values must be copies."""
         return frozenset() if self.walk is None else self.walk.rewritten
 
     def gradients(self) -> AbstractContextManager[Any]:
@@ -170,7 +170,7 @@ class Structure:
         return contextlib.nullcontext() if self.walk is None else self.walk.gradients()
 
     def before(self, group: UnitGroup) -> tuple[str, ...]:
-        """Blocks whose outputs can be put in place while this group's units change, in the order in which they run."""
+        """Blocks whose stored outputs can be inserted while this group's units change, in running order."""
         if self.walk is not None and self.walk.whole is not None:
             return ()
         return self.observed[: self.order.index(self.first_block(group, self.order))]
@@ -206,8 +206,8 @@ class Structure:
         if not groups:
             raise InputError(
                 f"the model has no {' or '.join(kinds)}",
-                f"family {self.family} offers none of them",
-                "name other kinds in prune.units",
+                f"family {self.family} has none of them",
+                "give other kinds in prune.units",
             )
         return replace(self, groups=groups)
 
@@ -221,8 +221,8 @@ def _is_convolutional(groups: Iterable[UnitGroup]) -> bool:
 class Tokens:
     """How the tokens of a stream [batch, tokens, hidden] pass a block, and which of them may be merged on the way.
 
-    prefix: tokens at the start that stand for themselves (class, distillation, registers) and are never merged.
-    attend: (block, stream, attention mask or None) -> the stream behind the attention, where tokens are merged.
+    prefix: number of tokens at the start that are never merged (class, distillation, registers).
+    attend: (block, stream, attention mask or None) -> the stream after the attention, where tokens are merged.
     feed: (block, that stream) -> the block's output.
     pooled: a module whose output is averaged over tokens, and the first token that counts; None if only a token of the
         prefix is read (or if the task module averages itself).
@@ -242,14 +242,14 @@ class Family:
 
     examples: models of this family, as users know them. is_block: whether a module is a block of this family.
     groups: (block module, its path, its index) -> its unit groups, in forward order, and refusals for kinds of units
-    that only other variants let go. Raises InputError for a variant that this family does not know at all.
+    that only other variants can lose. Raises InputError for a variant that this family does not support.
     channels_first: its blocks output [batch, features, height, width] (see Structure).
-    sublayers: kinds whose sub-layers may lose all their units and are then gone.
-    parts: modules by which a block of this family is known, as paths in it: who has many of them is told so.
+    sublayers: kinds whose sub-layers may lose all their units and are then removed.
+    parts: modules of a block, as paths in it, used to find the most similar family for an error.
     chain: instead of `groups`, for networks that are one chain of layers rather than repeated blocks: (a module that
     `is_block` names, its path) -> (its block paths, their unit groups), both in forward order.
     streams: (the whole module, [(path, block)]) -> coupled groups, the channels of the residual streams between blocks.
-    refusals: the whole module -> what only it shows to be impossible, beside what `groups` sees of one block.
+    refusals: the whole module -> refusals that a single block does not show to `groups`.
     tokens: (the whole module, [(path, block)]) -> how its tokens can be merged. Raises InputError for a variant whose
     tokens cannot.
     """

@@ -55,7 +55,7 @@ class Discovery:
         self.idle: list[Refusal] = []  # of blocks that never run, such as heads for training: nothing is lost by them
 
     def structure(self, coupled: bool, wanted: Collection[str] | None) -> Structure | None:
-        """None if no family knows a block of the model. Raises InputError as `find_structure` says."""
+        """None if no family supports a block of the model. Raises InputError as `find_structure` says."""
         self._collect()
         if not self.found:
             return None
@@ -190,7 +190,9 @@ class Discovery:
         elif (other := self._other_reader([*found, *groups])) is not None:
             why = f"'{other}' may read them as well, outside the blocks"
         if why is not None:
-            raise InputError("the model has no residual stream whose channels can go", why, "set prune.coupled: false")
+            raise InputError(
+                "the model has no residual stream with removable channels", why, "set prune.coupled: false"
+            )
         return found
 
     def _blocks_of(self, family: Family) -> list[tuple[str, nn.Module]]:
@@ -198,7 +200,7 @@ class Discovery:
         return [(path, self.model.get_submodule(path)) for path in roots]
 
     def _other_reader(self, groups: Sequence[UnitGroup]) -> str | None:
-        """A layer behind the first block, in no block, that no group accounts for."""
+        """A layer after the first block, in no block, that no group accounts for."""
         if self.seen is None:
             return None
         known = {path for group in groups for path in group.reads}
@@ -218,7 +220,7 @@ class Discovery:
         kinds = {group.kind for group in groups}
         for refusal in self.refused:
             asked = wanted is None or refusal.kind in wanted
-            # Where several families are at work, the rest goes on unless this kind was asked for by name.
+            # With several families the others continue, unless the recipe names this kind.
             named = sole or (wanted is not None and len(wanted) < 3)
             if asked and refusal.kind not in kinds and (named or not kinds):
                 raise refusal.error

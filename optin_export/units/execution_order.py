@@ -1,4 +1,4 @@
-"""How a model can be walked block by block: in which order its blocks run, and who reads what they hand on."""
+"""How a model can be run block by block: the order of its blocks, and the readers of their outputs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Walk:
     whole: why every pass has to be a whole forward pass; None where the outputs of blocks that come earlier can be
     put in their place.
     readers: per block and tensor of its output, the last position in `order` at which it is read; -1: nobody reads it,
-    len(order): it is read behind the last block.
-    rewritten: modules whose output is written over in place later in the pass.
+    len(order): it is read after the last block.
+    rewritten: modules whose output is overwritten in place later in the pass.
     sample_dims: per block and tensor of its output, and per layer that reads units and its input, the dimension that
     counts samples; None where none does (a position bias for all).
     calls: how often a module runs in one pass, where that is not once; 0 for one that does not run.

@@ -21,7 +21,7 @@ def expansion(
     """The unit groups of a block `body` that runs its modules in the order in which it defines them.
 
     Where the convolutions between are grouped, a unit is one whole group. residual: as in `UnitGroup`, of the block.
-    shortcut: modules of the body beside the chain. Raises InputError if something between two layers is not known.
+    shortcut: modules of the body outside the chain. Raises InputError if something between two layers is not supported.
     """
     gates = _gates(body)
     inside = tuple(f"{name}." for name in (*gates, *shortcut))
@@ -66,7 +66,7 @@ def expansion(
 
 
 def _chain(parts: Sequence[tuple[str, Any]], path: str) -> tuple[list[tuple[str, Any]], list[str | None]]:
-    """The convolutions of a stretch that starts with one, and the batch norm behind each."""
+    """The convolutions of a stretch that starts with one, and the batch norm after each."""
     layers: list[tuple[str, Any]] = []
     norms: list[str | None] = []
     for name, part in parts:
@@ -76,7 +76,7 @@ def _chain(parts: Sequence[tuple[str, Any]], path: str) -> tuple[list[tuple[str,
         elif isinstance(part, nn.BatchNorm2d) and norms[-1] is None:
             norms[-1] = name
         else:
-            raise _unknown(f"{path}.{name}", f"a {type(part).__name__} stands between its convolutions")
+            raise _unknown(f"{path}.{name}", f"a {type(part).__name__} is between its convolutions")
     return layers, norms
 
 

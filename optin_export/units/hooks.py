@@ -52,7 +52,7 @@ def set_module(model: nn.Module, path: str, module: nn.Module, everywhere: bool 
 def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Multiply every unit's slice of the input of each layer that reads it by its mask.
 
-    masks: group key -> float [count], or [batch, count] for a mask per sample; a group without an entry is left alone.
+    masks: group key -> float [count], or [batch, count] for a mask per sample; a group without an entry is not changed.
     """
 
     def hook_of(group: UnitGroup) -> Callable[..., Any]:
@@ -86,7 +86,7 @@ def _fitted(mask: torch.Tensor, module: nn.Module, inputs: torch.Tensor, batch_d
 def block_outputs(model: nn.Module, blocks: Sequence[str], rewritten: Collection[str] = ()) -> Iterator[dict[str, Any]]:
     """Collect each block's output (as returned, tensor or containers of them) during the forward passes of the body.
 
-    rewritten: blocks whose output the model writes over in place; they are copied. Of a block that runs several times
+    rewritten: blocks whose output the model overwrites in place; they are copied. Of a block that runs several times
     in a pass the last output is kept.
     """
     outputs: dict[str, Any] = {}
@@ -110,7 +110,7 @@ def block_outputs(model: nn.Module, blocks: Sequence[str], rewritten: Collection
 def replayed(model: nn.Module, outputs: Mapping[str, Any], rewritten: Collection[str] = ()) -> Iterator[None]:
     """Let the named blocks return these outputs instead of computing: the prefix of a pass costs nothing.
 
-    rewritten: blocks whose output the model writes over in place: it gets copies.
+    rewritten: blocks whose output the model overwrites in place: it gets copies.
     """
 
     def forward_of(path: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Who reads the tensors that blocks hand on, and which of their dimensions counts samples."""
+"""Readers of the tensors that blocks return, and their sample dimension."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optin_export.units.hooks import get_module, in_place_of
 from optin_export.units.outputs import copied, map_tensors, tensors_in
 from optin_export.units.passes import Inputs, Plain, Point, points_of, same, take_rows, watched
 
-#: Rows of the walk, and of the pass between that leaves other values behind in the model.
+#: Rows of the walk, and of the pass in between that leaves other values in the model.
 ROWS, OTHER_ROWS = 2, 3
 #: Relative difference of a sample in a batch and alone: sums are taken in another order.
 LOOSE = 1e-2
@@ -25,7 +25,7 @@ LOOSE = 1e-2
 def find_readers(
     model: nn.Module, structure: Structure, walk: Walk, plain: Plain, inputs: Inputs
 ) -> dict[str, tuple[int, ...]]:
-    """Who reads each tensor that blocks hand on: it is changed, and what all other blocks are called with is compared.
+    """Find the readers of each tensor that blocks return: change it, and compare the arguments of all other blocks.
 
     No block computes anything here: each hands on what it did in the plain pass.
     """
@@ -55,7 +55,7 @@ def find_readers(
 
     try:
         base = run({})
-    except Exception:  # blocks do more than hand on their outputs: `_compare` will say so
+    except Exception:  # blocks do more than return their outputs: `_compare` will report it
         return dict(walk.readers)
     generator, found = torch.Generator().manual_seed(0), {}
     for path in order:
@@ -87,7 +87,7 @@ def pass_of_others(
 ) -> tuple[Inputs, dict[str, tuple[int | None, ...]]]:
     """Run other rows; returns them, and which dimension grows with their number.
 
-    That is told of each tensor that blocks hand on, and of what the layers read that read units.
+    This is known for each tensor that blocks return, and for the inputs of layers that read units.
     """
     samples = len(next(iter(inputs.values())))
     rows = [(samples - 1 - number) % samples for number in range(OTHER_ROWS)]
@@ -153,9 +153,9 @@ def check_samples(model: nn.Module, structure: Structure, walk: Walk, plain: Pla
         alone = next(tensors_in(seen[point][-1])) if point in seen else None
         if alone is None or not same(alone, tensor, LOOSE):
             raise InputError(
-                f"the rows of '{point[0]}' cannot be told apart by sample",
-                "its first dimension counts more than samples, and those of one sample do not follow one another",
-                "let the samples be the first dimension there",
+                f"the rows of '{point[0]}' cannot be distinguished by sample",
+                "its first dimension is not only samples, and the rows of one sample are not contiguous",
+                "make the samples the first dimension there",
             )
 
 

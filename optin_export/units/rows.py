@@ -18,7 +18,7 @@ POSITIONS = 64
 
 
 def output_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
-    """[rows, features] of what `layer` (or the residual stream beside it) outputs, on the CPU.
+    """[rows, features] of what `layer` (or the residual stream next to it) outputs, on the CPU.
 
     Padding is left out; of a convolution, the positions drawn for this batch are taken. Of a layer that runs several
     times: the rows of all its calls, one call after another.

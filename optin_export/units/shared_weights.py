@@ -56,13 +56,13 @@ def calls_error(path: str, calls: int, names: Sequence[str] = ()) -> InputError:
     if calls == 0:
         return InputError(
             f"the units of '{path}' cannot be removed",
-            f"the output of the model does not depend on the module '{path}'{where}, so its units are worth nothing",
-            "remove the module from the model, or leave it as it is",
+            f"the output of the model does not depend on the module '{path}'{where}, so its units have no effect",
+            "remove the module from the model, or do not prune it",
         )
     return InputError(
         f"the units of '{path}' cannot be removed",
-        f"the module '{path}'{where} runs {calls} times in one forward pass, and its units would go from every call",
-        "give every place a module of its own (copy.deepcopy)",
+        f"the module '{path}'{where} runs {calls} times in one forward pass, and every call would lose its units",
+        "give every use its own module (copy.deepcopy)",
     )
 
 
@@ -70,6 +70,6 @@ def _tied_error(owners: Sequence[str], kind: str) -> InputError:
     names = " and ".join(f"'{owner}'" for owner in owners)
     return InputError(
         f"the {kind} around {names} cannot be removed",
-        "these are one and the same parameter, so a unit would go from all of them",
-        "give every layer a parameter of its own (clone it)",
+        "they share one parameter, so a unit would be removed from all of them",
+        "give every layer its own parameter (clone it)",
     )

@@ -42,7 +42,7 @@ def measured(model: nn.Module, structure: Structure, inputs: Inputs) -> Structur
     if not set(walk.order) or len(walk.silent) == len(walk.order):
         raise InputError(
             "the model cannot be scored",
-            f"it never calls its blocks ({structure.blocks[0]}, ...) themselves, only what is in them",
+            f"it never calls its blocks ({structure.blocks[0]}, ...) as modules, only their parts",
             "call each block as a module in the model's forward",
         )
     return dataclasses.replace(structure, groups=groups, walk=walk)
@@ -55,7 +55,7 @@ def _placed(group: UnitGroup, walk: Walk) -> UnitGroup:
 
 
 def notices(structure: Structure) -> list[str]:
-    """What a user has to know of how this model is walked, one line each."""
+    """Warnings about how this model is run block by block, one line each."""
     walk = structure.walk
     if walk is None:
         return []
@@ -64,7 +64,7 @@ def notices(structure: Structure) -> list[str]:
         found.append(f"every pass runs the whole model, which is right but slower: {walk.whole}")
     if walk.idle:
         count, which = len(walk.idle), walk.idle[0] if len(walk.idle) == 1 else f"{walk.idle[0]} and others"
-        found.append(f"{count} groups of units stay as they are ({which}): no forward pass uses them")
+        found.append(f"{count} groups of units are not pruned ({which}): no forward pass uses them")
     return found
 
 
@@ -141,7 +141,7 @@ def _not_a_chain(structure: Structure, walk: Walk, plain: Plain) -> str | None:
 def _compare(model: nn.Module, structure: Structure, walk: Walk, plain: Plain, inputs: Inputs) -> str | None:
     """The first thing that a walk with outputs put in place sees otherwise than the plain pass; None if nothing is.
 
-    Last blocks first: what the other rows left behind in the blocks before is then still there.
+    Last blocks first: the values that the other rows left in the earlier blocks are then still there.
     """
     for position in reversed(range(len(walk.order))):
         path = structure.blocks[walk.order[position]]

@@ -19,7 +19,7 @@ Node = Any
 
 @dataclass
 class Pass:
-    """What one forward pass did. Modules are told apart by identity, because one module may have several names.
+    """What one forward pass did. Modules are distinguished by identity, because one module may have several names.
 
     calls: how often each module ran. order: when it ran first. outputs: the node that made its (first) output, as it
     was when the module returned it; every: of all tensors that it returned. last: the node of the model's output.
@@ -46,7 +46,7 @@ class Pass:
         return found
 
     def matters(self, module: nn.Module) -> bool:
-        """Whether the model's output depends on what the module returned, as far as autograd knows."""
+        """Whether the model's output depends on what the module returned, according to autograd."""
         nodes = self.every.get(id(module), [])
         return self.last is None or not nodes or any(node in self.read for node in nodes)
 

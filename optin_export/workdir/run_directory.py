@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optin_export.errors import InputError
-from optin_export.recipe import Recipe
 from optin_export.workdir.files import HALF_WRITTEN, remove
+
+if TYPE_CHECKING:
+    from optin_export.recipe import Recipe
 
 #: What a folder may hold in which a run was killed before it had written its recipe.
 _JUST_BEGUN = re.compile(r"\.stages|\.tmp-[0-9a-f]{16}\.yaml")

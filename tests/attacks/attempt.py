@@ -83,9 +83,6 @@ def attempt(arguments: Sequence[str | Path], seconds: int = SECONDS) -> Outcome:
     out, error = io.StringIO(), io.StringIO()
     here = Path.cwd()
     with watched(here) as strays, contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), alarm(seconds):
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as end:  # argparse
-            code = int(end.code or 0)
+        code = cli.main([str(argument) for argument in arguments])
     seen = tuple(one for one in strays if not any(name in one for name in KEPT))
     return Outcome(code, out.getvalue(), error.getvalue(), seen, canary(here).exists())

@@ -90,6 +90,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"attacks: {kind}: {clean[kind]} of {number} refused cleanly")
     if attempts:
         terminalreporter.write_line(f"attacks: {clean.total()} of {attempts.total()} in all")
-    if attempts and "OPTIN_EXPORT_ATTACKS_OUT" in os.environ:  # for tools/study_attacks.py
+    if attempts and "OPTIN_EXPORT_ATTACKS_OUT" in os.environ:  # for tools/studies/study_attacks.py
         rows = [{"kind": kind, "attempts": attempts[kind], "clean": clean[kind]} for kind in sorted(attempts)]
         Path(os.environ["OPTIN_EXPORT_ATTACKS_OUT"]).write_text(json.dumps(rows), encoding="utf-8")

@@ -73,10 +73,6 @@ PLACES = [
         for name in ("scores/scores.safetensors", "plan/plan.json", "report.html", "new", "onnx/.new", "recipe.yaml")
     ),
     *(
-        Place("clean", "run", name, ("clean RUN", "clean RUN --everything"), spared=True)
-        for name in ("manifest.json", "onnx", "recipe.yaml", ".stages/lock")
-    ),
-    *(
         Place("repositories", "models", f"models/tiny/{name}", ("verify IN/models", _AGAIN, "rollback IN/models tiny"))
         for name in ("config.pbtxt", "1/model.onnx", "manifest.json", "1")
     ),

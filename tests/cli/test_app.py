@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from optin_export import cli, errors
-from optin_export.cli import app
+from optin_export.cli import run as run_module
 from optin_export.units import supported
 from optin_export.workdir.run_directory import STAGES
 from tests.conftest import ROOT, Make
@@ -188,7 +188,7 @@ def test_the_module_as_a_command(tmp_path: Path) -> None:
 
     done = command("none.yaml")
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 3
-    assert "exit codes" in command("--help").stdout and command("--version").returncode == 0
+    assert "Exit codes: 0 all gates passed" in command("--help").stdout and command("--version").returncode == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -359,7 +359,7 @@ def test_every_error_has_its_code(
     def fail(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr(app, "run_folder", fail)
+    monkeypatch.setattr(run_module, "run_folder", fail)
     assert_refused(run(vit_recipe()), "", code=code)
 
 
@@ -372,7 +372,7 @@ def test_our_own_bug_ends_with_1_and_shows_where(
     def fail(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr(app, "run_folder", fail)
+    monkeypatch.setattr(run_module, "run_folder", fail)
     code, _, err = run(vit_recipe())
     assert code == 1 and "Traceback" in err and "this is a bug" in err
 

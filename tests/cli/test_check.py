@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from optin_export import cli, run
-from optin_export.cli._junit import junit
+from optin_export.cli._junit import junit_xml
 from optin_export.report.schema import GateResult
 from optin_export.ship.manifest import add_reports
 from optin_export.workdir.files import sha256_file
@@ -156,7 +156,7 @@ def test_a_misspelt_target_is_told_the_nearest(copy: Path, capsys: pytest.Captur
         ("gates: [", "not a usable YAML file"),
         ("- 1", "is not a gates file"),
         ("gates: 2\nmacs: 0.5", "gates: should be 1"),
-        ("gates: 1", "it names no gate"),
+        ("gates: 1", "the file has no gate"),
         ({"gates": 1, "acuracy_drop": 1}, "did you mean 'accuracy_drop'?"),
         ({"gates": 1, "speedup": [{"mni": 1}]}, "did you mean 'min'?"),
         ({"gates": 1, "speedup": [{"target": "x"}]}, "speedup.0.min"),
@@ -222,7 +222,7 @@ def test_a_run_whose_files_have_changed(copy: Path, capsys: pytest.CaptureFixtur
     assert check(capsys, copy)[0] == 2
 
 
-def test_junit(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_junit_xml(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "out" / "gates.xml"
     code, told, _ = check(capsys, copy, {"gates": 1, "macs": 0.3, "params": 1.0}, "--junit", str(file))
     suite = ElementTree.parse(file).getroot().find("testsuite")
@@ -238,7 +238,7 @@ def test_junit_is_xml_whatever_a_reason_holds() -> None:
     gate = GateResult(
         name="speedup", kind="gate", relation=">=", required=1, measured=None, passed=False, note='\x1b[31m<&>"]]>\x00é'
     )
-    case = ElementTree.fromstring(junit("a<b", "2026", [gate]).encode()).find("testsuite/testcase/failure")
+    case = ElementTree.fromstring(junit_xml("a<b", "2026", [gate]).encode()).find("testsuite/testcase/failure")
     assert case is not None and case.attrib["type"] == "NotEvaluated" and '<&>"]]>' in case.attrib["message"]
 
 
@@ -262,9 +262,8 @@ def test_the_page_on_ci_says_what_works() -> None:
     import re
     import shlex
 
-    from optin_export.cli import COMMANDS, parser_of
     from optin_export.cli._gates import GatesFile
-    from optin_export.cli.app import recipe_parser
+    from optin_export.cli.run import optin_export
 
     page = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
     blocks = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)]
@@ -277,7 +276,5 @@ def test_the_page_on_ci_says_what_works() -> None:
     lines += re.findall(r"^(?:    )?(optin-export .+)$", page, re.MULTILINE)
     assert len(lines) >= 3
     for line in lines:
-        name, *rest = shlex.split(re.split(r" (?:2?>) ?", line)[0])[1:]
-        (parser_of(name) if name in COMMANDS else recipe_parser()).parse_args(
-            rest if name in COMMANDS else [name, *rest]
-        )
+        program, *words = shlex.split(re.split(r" (?:2?>) ?", line)[0])
+        optin_export.make_context(program, words)

@@ -65,7 +65,7 @@ def test_a_missing_package_is_told_the_line_that_adds_it(
         "fix": "pip install 'optin-export[cpu]'",
     }
     assert cli.main(["doctor"]) == 5
-    assert "NOT here" in capsys.readouterr().out
+    assert "CANNOT be built and measured here" in capsys.readouterr().out
     code, told = doctor(capsys, recipe, "--set", "targets=[{engine: torch}]")
     assert code == 0  # another engine does without it
 
@@ -84,7 +84,7 @@ def test_a_recipe_that_can_be_built_and_not_measured(recipe: str, capsys: pytest
     code, told = doctor(capsys, recipe, "--set", "targets=[{engine: torch, device: cuda}]")
     needed = {one["name"]: one for one in told["needed"]}  # type: ignore[attr-defined]
     assert code == 5 and needed["target torch-cuda"]["state"] == "unusable"
-    assert "built, not measured here" in needed["target torch-cuda"]["detail"]
+    assert "can be built, but not measured here" in needed["target torch-cuda"]["detail"]
     code, told = doctor(capsys, recipe, "--set", "data.calibration.source=npz:none.npz")
     needed = {one["name"]: one for one in told["needed"]}  # type: ignore[attr-defined]
     assert code == 2 and needed["model and data"]["state"] == "refused"  # as a run would end

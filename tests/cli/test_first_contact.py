@@ -14,12 +14,13 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import jsonschema
 import pytest
 import yaml
 
 from optin_export import cli
-from optin_export.cli import COMMANDS
+from optin_export.cli._group import COMMANDS, PROGRAM, command_of
 from optin_export.cli._guess import columns_of, task_of
 from optin_export.recipe import load_recipe
 from optin_export.recipe.manual import describe_fields
@@ -104,7 +105,7 @@ def test_init_overwrites_nothing_and_writes_nothing_invalid(
     assert cli.main([*words, "macs=0.5"]) == 0
     capsys.readouterr()
     before = Path("recipe.yaml").read_text(encoding="utf-8")
-    assert "already there" in refused(capsys, *words, "macs=0.25")
+    assert "recipe.yaml exists" in refused(capsys, *words, "macs=0.25")
     assert Path("recipe.yaml").read_text(encoding="utf-8") == before
     assert cli.main([*words, "macs=0.25", "--force"]) == 0
     assert load_recipe("recipe.yaml").prune.budget.macs == 0.25
@@ -114,7 +115,7 @@ def test_without_a_terminal_init_names_the_flags_that_are_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "missing: --model, --task, --data, --goal" in refused(capsys, "init")
-    assert "the task cannot be told" in refused(capsys, "init", "--model", "hf:none", "--data", "csv:x", "--yes")
+    assert "does not say what its task is" in refused(capsys, "init", "--model", "hf:none", "--data", "csv:x", "--yes")
     monkeypatch.setattr(sys, "stdin", None)  # closed
     assert "missing: --model" in refused(capsys, "init")
 
@@ -132,7 +133,8 @@ def test_on_a_terminal_init_asks(
     monkeypatch.setattr(sys, "stdin", ask("", "timm:vit_tiny_patch16_224", "nonsense", "", data, "", "macs=0.5"))
     assert cli.main(["init"]) == 0
     asked = capsys.readouterr().err
-    assert "Task [image-classification]" in asked and "please answer with one of them" in asked
+    assert "(text-classification, " in asked and "[image-classification]: " in asked
+    assert "Error: 'nonsense' is not one of" in asked
     recipe = load_recipe("recipe.yaml")
     assert recipe.model.task == "image-classification" and recipe.data.evaluation is None
     monkeypatch.setattr(sys, "stdin", ask("timm:x"))
@@ -161,7 +163,7 @@ def test_explain_lists_and_explains(capsys: pytest.CaptureFixture[str]) -> None:
     assert listed == list(describe_fields())
     assert cli.main(["explain", "prune.budget"]) == 0
     assert "prune.budget.latency_ms" in capsys.readouterr().out
-    assert cli.main(["explain", "fisher"]) == 0
+    assert cli.main(["explain", "magnitude"]) == 0
     assert capsys.readouterr().out.startswith("prune.score: ")
     assert cli.main(["explain", "export.precision", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -196,6 +198,52 @@ def test_a_misspelt_command(word: str, meant: str, place: Path, capsys: pytest.C
     assert f"did you mean `optin-export {meant}`" in refused(capsys, word, "--no-such-option")
 
 
+def test_a_command_that_was_removed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "rm -r runs/NAME" in refused(capsys, "clean", "runs/x", "--everything")
+    (place / "clean").write_text("recipe: 1\n", encoding="utf-8")
+    assert "the recipe is not valid" in refused(capsys, "clean")
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = command_of(name)
+    assert command is not None and command.name == name
+    assert cli.main(["-h"]) == 0
+    whole = capsys.readouterr().out
+    summary = command.get_short_help_str(100)
+    assert f"  {name:<10}  {summary}\n" in whole, "one line on a terminal of 80 columns"
+    for words in ([name, "--help"], [name, "-h"]):
+        assert cli.main(words) == 0
+        text = capsys.readouterr().out
+        assert text.startswith(f"Usage: optin-export {name} ") and summary in " ".join(text.split())
+        assert all(option in text for parameter in command.params for option in parameter.opts if option[0] == "-")
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help is not None and parameter.help.endswith(".") and parameter.help[:1] != " "
+
+
+def test_the_names_of_files_do_not_hide_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """Options may stand before the recipe."""
+    assert "cannot read the recipe none.yaml" in refused(capsys, "--dry-run", "-q", "none.yaml", "--set", "seed=1")
+    assert "Missing argument 'RECIPE'" in refused(capsys)
+    assert "Got unexpected extra argument (b.yaml)" in refused(capsys, "a.yaml", "b.yaml")
+
+
+def test_a_wrong_command_line_is_refused_by_the_command_that_it_names(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, says in (
+        (["serve", "run", "--ports", "1", "2"], "requires 3 arguments"),
+        (["ship", "run"], "Missing option '--to'"),
+        (["check", "run", "--gats", "x"], "Did you mean '--gates'?"),
+        (["schema", "x"], "'x' is not one of 'recipe', 'gates'"),
+        (["client", "a:1", "--rate", "inf"], "is not in the range"),
+    ):
+        error = refused(capsys, *words)
+        assert says in error and f"see optin-export {words[0]} --help" in error
+
+
 def test_a_file_that_is_called_nearly_like_a_command_is_a_recipe(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,13 +255,25 @@ def test_a_file_that_is_called_nearly_like_a_command_is_a_recipe(
 # --- completion -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def installed(tmp_path: Path) -> str:
+    """A PATH on which this package is installed as a command."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / PROGRAM
+    lines = [f"#!{sys.executable}", "import sys", f"sys.path.insert(0, {str(ROOT)!r})"]
+    program.write_text("\n".join([*lines, "from optin_export.cli import main", "sys.exit(main())", ""]))
+    program.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_a_real_bash_completes(place: Path) -> None:
+def test_a_real_bash_completes(place: Path, installed: str) -> None:
     """An interactive bash on a pseudo-terminal: commands, options, values, fields, and recipes by their files."""
     (place / "my_recipe.yaml").write_text("", encoding="utf-8")
     process, terminal = pty.fork()
     if process == 0:
-        os.environ.update({"PS1": "$ ", "TERM": "dumb", "PYTHONPATH": str(ROOT), "HISTFILE": "/dev/null"})
+        os.environ.update({"PS1": "$ ", "TERM": "dumb", "PATH": installed, "HISTFILE": "/dev/null"})
         os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
 
     def send(keys: str, until: str) -> str:
@@ -225,7 +285,7 @@ def test_a_real_bash_completes(place: Path) -> None:
         return seen
 
     try:
-        command = f'eval "$({sys.executable} -m optin_export completion bash)"; echo re""ady\n'
+        command = 'eval "$(optin-export completion bash)"; echo re""ady\n'
         assert "ready" in send(command, "ready")
         for typed, whole in (
             ("fam\t", "families"),
@@ -241,11 +301,48 @@ def test_a_real_bash_completes(place: Path) -> None:
         os.waitpid(process, 0)
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_get_every_command_and_option(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["completion", shell]) == 0
-    script = capsys.readouterr().out
-    assert all(name in script for name in COMMANDS) and "stop-after" in script and "junit" in script
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ([""], [*COMMANDS]),
+        (["sch"], ["schema"]),
+        (["--st"], ["--stop-after"]),
+        (["recipe.yaml", "--stop-after", "s"], ["scoring", "search", "surgery", "ship", "sources"]),
+        (["--quiet", "recipe.yaml", "--ver"], ["--verbose", "--version"]),
+        (["explain", "prune.budget.m"], ["prune.budget.macs"]),
+        (["explain", "exit"], ["exit-codes"]),
+        (["check", "run", "--ju"], ["--junit"]),
+        (["completion", "z"], ["zsh"]),
+        (["recipe.yaml", "sch"], []),
+    ],
+    ids=lambda value: " ".join(value) or "nothing",
+)
+def test_what_a_shell_is_offered(
+    shell: str,
+    typed: list[str],
+    offered: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the scripts ask: bash and zsh number the word, fish repeats it."""
+    monkeypatch.setenv("_OPTIN_EXPORT_COMPLETE", f"{shell}_complete")
+    monkeypatch.setenv("COMP_WORDS", " ".join([PROGRAM, *typed]))
+    monkeypatch.setenv("COMP_CWORD", typed[-1] if shell == "fish" else str(len(typed)))
+    assert cli.main([]) == 0
+    found = re.findall(r"^plain[,\n]([^\t\n]*)", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(found) == sorted(offered)
+
+
+def test_files_are_offered_where_files_belong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_OPTIN_EXPORT_COMPLETE", "bash_complete")
+    for words in ("my_rec", "verify r", "check run --gates g", "recipe.yaml --out r", "init --out r"):
+        monkeypatch.setenv("COMP_WORDS", f"{PROGRAM} {words}")
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+        assert cli.main([]) == 0
+        assert capsys.readouterr().out.splitlines() == [f"file,{words.split()[-1]}"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -258,8 +355,11 @@ def test_a_shell_finds_no_fault_in_its_script(shell: str, capsys: pytest.Capture
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
-def test_a_real_fish_completes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_real_fish_completes(
+    place: Path, installed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["completion", "fish"]) == 0
+    monkeypatch.setenv("PATH", installed)
     (place / "script.fish").write_text(capsys.readouterr().out, encoding="utf-8")
     for typed, whole in (
         ("fam", "families"),
@@ -291,9 +391,9 @@ def test_a_real_zsh_finds_the_function_by_itself(place: Path, capsys: pytest.Cap
 
 def test_the_pages_say_what_works() -> None:
     """The table of flags holds flags of init; that the page's commands run, tests/test_docs_code.py sees to."""
-    from optin_export.cli import parser_of
-
     page = (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
-    init = {option for action in parser_of("init")._actions for option in action.option_strings}
+    init = command_of("init")
+    assert init is not None
+    options = {option for parameter in init.params for option in parameter.opts}
     named = set(re.findall(r"`(--[a-z-]+)", page.partition("| flag |")[2].partition("\n\n")[0]))
-    assert named and named <= init
+    assert named and named <= options

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from optin_export import cli
-from optin_export.cli import init as init_command
+from optin_export.cli import init as init_module
 from optin_export.cli._guess import sentence_of, task_of
-from optin_export.cli.forecast.outline import outline
+from optin_export.cli.dry_run.work import planned_work
 from optin_export.recipe import load_recipe
 from optin_export.sentence import find_sentence_folder, transformer_folder
 
@@ -52,7 +52,7 @@ def init(folder: Path, place: Path, *words: str) -> int:
 @pytest.fixture
 def unfitted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without weights there is nothing that the recipe could be fitted to (see tests/fidelity for whole folders)."""
-    monkeypatch.setattr(init_command, "_fitted", lambda raw, folder: [])
+    monkeypatch.setattr(init_module, "_fitted", lambda raw, folder: [])
 
 
 @pytest.mark.usefixtures("unfitted")
@@ -63,7 +63,7 @@ def test_what_the_folder_says_is_written(folder: Path, tmp_path: Path) -> None:
     assert (recipe.model.pooling, recipe.model.normalize) == ("last", False)
     text = (tmp_path / "recipe.yaml").read_text()
     assert "# modules.json of sentence-transformers says: last pooling; it cuts texts at 40 tokens" in text
-    assert outline(recipe, tmp_path)  # config.json is where the folder says, not at its top
+    assert planned_work(recipe, tmp_path)  # config.json is where the folder says, not at its top
     assert transformer_folder(folder) == folder / "0_Transformer"
 
 

@@ -114,7 +114,7 @@ def test_evaluation_keeps_both_sides_in_step_with_the_labels(bert_recipe: Make) 
 
 @pytest.mark.parametrize(
     ("sequence", "says"),
-    [(65, "the model has 64 positions"), (100_000, "the model has 64 positions"), (1, "no room"), (2, "no room")],
+    [(65, "the model has 64 positions"), (100_000, "the model has 64 positions"), (1, "no space"), (2, "no space")],
 )
 def test_a_sequence_that_cannot_be(bert_recipe: Make, sequence: int, says: str) -> None:
     assert says in refused(bert_recipe(export={"batch": [1], "sequence": sequence})).why
@@ -169,7 +169,7 @@ def test_labels_are_numbers_or_class_names_of_the_model(classifier_recipe: Make,
 def test_a_label_that_is_neither_shows_before_any_work(classifier_recipe: Make, tmp_path: Path, label: str) -> None:
     source = table(tmp_path / "a.csv", [("a man", "LABEL_2"), ("two dogs", label)])
     error = refused(classifier_recipe(data=classifier_data(source, {"text": 0, "label": 1})))
-    assert error.what == f"label {label!r} of line 2 is none of the model's classes"
+    assert error.what == f"label {label!r} of line 2 is not a class of the model"
 
 
 # --- images ---------------------------------------------------------------------------------------------------------

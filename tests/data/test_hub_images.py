@@ -241,7 +241,7 @@ def test_what_a_processor_does_not_do_is_refused(
             '{"image_processor_type": "ImageGPTImageProcessor", "clusters": [[0, 0, 0], [1, 1, 1]]}',
             "the images of ImageGPTImageProcessor cannot be used",
         ),
-        ('{"image_processor_type": "ImageGPTImageProcessor"}', "ImageGPTImageProcessor cannot prepare an image"),
+        ('{"image_processor_type": "ImageGPTImageProcessor"}', "ImageGPTImageProcessor cannot preprocess an image"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str, says: str) -> None:

@@ -234,7 +234,7 @@ def test_the_note_is_shown_and_kept_for_the_report(tmp_path: Path, vit_folder: P
 
     sources = loaded(tmp_path, vit_folder, None)
     shown: list[str] = []
-    work = RunContext(sources.recipe, tmp_path / "run", False, lambda done, total: None, shown.append)
+    work = RunContext(sources.recipe, tmp_path / "run", False, shown.append)
     sources_load(work)
     assert work.sources.recipe == sources.recipe
     assert len(shown) == 1 and shown == work.cache.warnings and "no preprocessor_config.json" in shown[0]
@@ -256,7 +256,7 @@ EDGES = {"size": {"shortest_edge": 32, "longest_edge": 64}, "size_divisor": 8}
 
 
 def test_images_that_become_different_sizes_are_refused_at_once(tmp_path: Path, vit_folder: Path) -> None:
-    with pytest.raises(InputError, match="the images do not become one size") as caught:
+    with pytest.raises(InputError, match="the images have different sizes after preprocessing") as caught:
         loaded(tmp_path, vit_folder, processor_text("Mask2FormerImageProcessor", **EDGES))
     assert "32 x 48" in caught.value.why and "48 x 32" in caught.value.why
     sources = loaded(
@@ -280,7 +280,7 @@ def test_a_server_that_cannot_prepare_is_refused_at_the_start(tmp_path: Path, vi
     processor = processor_text("Owlv2ImageProcessor", size={"height": 32, "width": 32})
     sources = loaded(tmp_path, vit_folder, processor)
     assert sources.fixed(1)["pixel_values"].shape == (1, 3, 32, 32)
-    with pytest.raises(InputError, match=r"ship\.ensemble cannot prepare these images") as caught:
+    with pytest.raises(InputError, match=r"ship\.ensemble cannot preprocess these images") as caught:
         loaded(tmp_path, vit_folder, processor, ship={"triton": True, "ensemble": True})
     assert "known to transformers only" in caught.value.why
 
@@ -349,9 +349,9 @@ SQUASHES = processor_text("SegformerImageProcessor", size={"height": 32, "width"
 
 
 def test_a_crop_does_not_go_with_label_maps(tmp_path: Path, segformer: Path) -> None:
-    with pytest.raises(InputError, match="the label maps do not fit what the model sees") as caught:
+    with pytest.raises(InputError, match="the label maps do not fit the model's input") as caught:
         scenes(tmp_path, segformer, CUTS)
-    assert "cuts or pads" in caught.value.why
+    assert "crops or pads" in caught.value.why
     sources = scenes(tmp_path, segformer, CUTS, preprocess={"size": [32, 32]})
     found = sources.fixed(1)["pixel_values"][0].numpy()
     whole = photo(40, 60).resize((32, 32), Image.Resampling.BICUBIC)

@@ -88,7 +88,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(write: Write) -> None:
         ("a,0\n,1\n", {"text": 0, "label": 1}, "'text' of line 2 is empty"),
         ("a,0\nb, \n", {"text": 0, "label": 1}, "'label' of line 2 is empty"),
         ("a,0\nb,NaN\n", {"text": 0, "label": 1}, "'label' of line 2 is empty, NaN"),
-        ("a,0\n", {"label": 1}, "gives no 'text'"),
+        ("a,0\n", {"label": 1}, "has no 'text'"),
         ("", {"text": 0, "label": 1}, "no usable rows"),
         ("", {"text": "text", "label": 1}, "no column 'text'"),
         ("text,label\n", {"text": "text", "label": "label"}, "no usable rows"),
@@ -225,7 +225,7 @@ def test_label_pattern(tmp_path: Path) -> None:
         picture(tmp_path / name)
     assert load(f"images:{tmp_path}", ("image", "label"), label_pattern=r"-(\d)\.").columns["label"] == ["3", "1"]
     assert "does not match" in refused(f"images:{tmp_path}", ("image", "label"), label_pattern=r"_(\d)").why
-    assert "no class folder" in refused(f"images:{tmp_path}", ("image", "label")).why
+    assert "not in a class folder" in refused(f"images:{tmp_path}", ("image", "label")).why
     assert len(load(f"images:{tmp_path}", ("image",))) == 2
 
 

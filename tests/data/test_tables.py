@@ -104,8 +104,8 @@ def test_other_columns_and_a_header_of_the_usual_names(tmp_path: Path) -> None:
         assert examples.columns == {"text": ["red", "blue"], "label": ["0", "1"]}
         assert examples.where(1) == "line 3"
     assert load(tmp_path, "text\nred\nblue\n", columns={}, needs=("text",)).columns == {"text": ["red", "blue"]}
-    assert "gives no 'text'" in refused(tmp_path, "red,0\nblue,1\n", columns={})
-    assert "gives no 'label'" in refused(tmp_path, "text,class\nred,0\n", columns={"text": "text"})
+    assert "has no 'text'" in refused(tmp_path, "red,0\nblue,1\n", columns={})
+    assert "has no 'label'" in refused(tmp_path, "text,class\nred,0\n", columns={"text": "text"})
 
 
 def test_delimiters_that_no_header_names_are_taken_where_every_row_agrees(tmp_path: Path) -> None:

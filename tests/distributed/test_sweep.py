@@ -89,7 +89,7 @@ def test_a_target_on_cuda_asks_for_a_gpu_or_for_the_share_it_names(vit_recipe: M
         missing=lambda wanted: asked.append(dict(wanted)) or "GPU", finished=lambda tasks, turn: ()
     )
     recipe = validate(vit_recipe(targets=targets), tmp_path)
-    target_nodes.measure_fleet(session, recipe, tmp_path, Book(tmp_path), lambda done, total: None, force=True)
+    target_nodes.measure_fleet(session, recipe, tmp_path, Book(tmp_path), force=True)
     assert asked == [{"GPU": 1.0, "rack": 1.0}, {"GPU": 0.5}]
     assert set(read_json(tmp_path / "cluster" / "fleet.json")["unmeasured"].values()) == {
         "no node of the cluster has GPU"

@@ -64,7 +64,7 @@ def test_copies_are_part_of_a_call_and_of_nothing_else() -> None:
 
 def test_the_host_has_no_graphs_to_capture() -> None:
     device = Noted()
-    with pytest.raises(ValueError, match="takes a GPU"):
+    with pytest.raises(ValueError, match="needs a GPU"):
         _device.timer(device.bind, X, "device+graph", device)
 
 

@@ -114,5 +114,5 @@ def test_a_norm_behind_a_sum_stays_in_its_vectorised_kernel(tmp_path: Path) -> N
     graph = helper.make_graph(nodes, "g", values[:2], values[2:], [ones])
     opsets = [helper.make_opsetid("", 20)]
     onnx.save_model(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "norm.onnx")
-    build(tmp_path / "norm.onnx", Target(), tmp_path / "engine.onnx", [], lambda done, total: None)
+    build(tmp_path / "norm.onnx", Target(), tmp_path / "engine.onnx", [])
     assert [node.op_type for node in onnx.load(tmp_path / "engine.onnx").graph.node] == ["Add", "LayerNormalization"]

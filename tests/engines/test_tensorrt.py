@@ -18,6 +18,7 @@ import optin_export
 from optin_export.engines import _tensorrt_network as network
 from optin_export.engines import build, files, load, modes, tensorrt, unavailable, versions
 from optin_export.errors import EnvironmentLacks, InputError, ParityError
+from optin_export.progress import reporting
 from optin_export.recipe import Target, load_recipe, validate
 from optin_export.workdir.files import write_json
 from tests.conftest import ROOT, Make, shared_folder
@@ -100,7 +101,7 @@ def test_a_batch_goes_to_the_smallest_profile_that_holds_it() -> None:
         number, padded = network.fitted(profiles, inputs)
         assert number == expected
         assert padded["mask"].shape == SHAPES[1 - expected]["mask"] and padded["mask"].sum() == batch * sequence
-    with pytest.raises(ParityError, match="no optimization profile holds"):
+    with pytest.raises(ParityError, match="no optimization profile covers"):
         network.fitted(profiles, {name: np.ones((9, 16), np.int64) for name in ("ids", "mask")})
 
 
@@ -329,7 +330,8 @@ def test_an_engine_is_built_without_a_gpu(small_onnx: Path, tmp_path: Path, dyna
     pytest.importorskip("tensorrt_rtx")
     target = RTX.model_copy(update={"tensorrt": RTX.tensorrt.model_copy(update={"dynamic": dynamic})})
     path, ticks = tmp_path / "small.plan", []
-    facts = build(small_onnx, target, path, [{"x": (1, 4)}, {"x": (8, 4)}], lambda *step: ticks.append(step))
+    with reporting(lambda *step: ticks.append(step)):
+        facts = build(small_onnx, target, path, [{"x": (1, 4)}, {"x": (8, 4)}])
     assert [file.exists() for file in files(path, target)] == [True, True, True]
     assert facts["network_layers"] >= 1
     assert facts["library"] == "tensorrt_rtx" and facts["compute_capabilities"] == ["8.9"]

@@ -95,7 +95,7 @@ def test_a_value_that_others_read_is_left_alone(quantised: Path) -> None:
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="kernels of x86")
 def test_products_of_a_shared_input_get_int8_kernels(quantised: Path, tmp_path: Path) -> None:
     source = quantised.read_bytes()
-    build(quantised, Target(), tmp_path / "engine.onnx", [], lambda done, total: None)
+    build(quantised, Target(), tmp_path / "engine.onnx", [])
     counts = Counter(node.op_type for node in onnx.load(tmp_path / "engine.onnx").graph.node)
     assert counts["MatMulIntegerToFloat"] == 3 and counts["MatMul"] + counts["FusedMatMul"] == 2
     assert quantised.read_bytes() == source  # what ships stays symmetric
@@ -128,7 +128,7 @@ def test_the_tolerance_of_int8_passes_the_right_graph_and_finds_a_wrong_one(
                     node.input[1] = "right"
     onnx.save_model(model, tmp_path / "tried.onnx")
     for name in ("fp32", "tried"):
-        build(tmp_path / f"{name}.onnx", Target(), tmp_path / f"{name}.engine.onnx", [], lambda done, total: None)
+        build(tmp_path / f"{name}.onnx", Target(), tmp_path / f"{name}.engine.onnx", [])
     right, tried = (load(tmp_path / f"{name}.engine.onnx", Target()) for name in ("fp32", "tried"))
     case = compare(
         tried,

@@ -120,7 +120,7 @@ def test_half_precision_makes_no_message_of_the_weights(two: Path, monkeypatch: 
 
     monkeypatch.setattr(onnx.shape_inference, "infer_shapes", measured)
     to_half(onnx.load(two, load_external_data=False), "fp16", two.parent)
-    assert len(sizes) == 2 and max(sizes) < graph_bytes(two) / 2
+    assert len(sizes) == 1 and sizes[0] < graph_bytes(two) / 2
 
 
 def test_weights_of_before_go_with_a_graph_that_needs_none(two: Path) -> None:
@@ -175,8 +175,8 @@ def test_weights_in_the_graphs_own_folder_are_read(tmp_path: Path) -> None:
         ({"location": "inner/weights.data"}, "outside the graph's folder"),
         ({"location": ".."}, "outside the graph's folder"),
         ({"location": ""}, "outside the graph's folder"),
-        ({"location": "none.data"}, "not a file beside the graph"),
-        ({"location": "link.data"}, "not a file beside the graph"),
+        ({"location": "none.data"}, "not a file next to the graph"),
+        ({"location": "link.data"}, "not a file next to the graph"),
         ({"length": "65"}, "have the shape"),
         ({"length": "32"}, "have the shape"),
         ({"offset": "4"}, "have the shape"),
@@ -236,4 +236,3 @@ def test_a_run_ships_and_is_measured_elsewhere_with_two_files_per_graph(
     with measured_shortly():
         assert main([str(tmp_path / "recipe.yaml"), "--out", str(run), "-q"]) == 0
     assert any(data.read_bytes()) and main(["verify", str(run)]) == 0
-    assert main(["clean", str(run), "--keep", "report"]) == 0 and not (run / "onnx").exists()

@@ -11,7 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from optin_export.errors import InputError
+from optin_export.export import convert
 from optin_export.export.half import to_half
+from optin_export.recipe import ExportSection
 
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -124,6 +126,35 @@ def test_positions_are_counted_in_fp32() -> None:
     assert np.array_equal(run(model, x=np.ones((1, 8), np.float32)), np.full((1, 8), 5001, np.float32))
 
 
+def test_constants_that_name_no_tensor_get_the_type_of_their_readers() -> None:
+    """A number as an attribute, and a filled tensor whose value is the default of the operator."""
+    nodes = [
+        helper.make_node("Constant", [], ["two"], value_float=2.0),
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("Mul", ["x", "two"], ["d"]),
+        helper.make_node("Add", ["d", "zeros"], ["y"]),
+    ]
+    model = graph(nodes, {})
+    assert to_half(model, "fp16") == {}
+    assert {types(model)[name] for name in ("ConstantOfShape", "Mul", "Add")} == {TensorProto.FLOAT16}
+    assert np.allclose(run(model, x=X), 2 * X, atol=2e-3)
+
+
+def test_an_output_that_is_also_read_inside() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("Softmax", ["y"], ["p"]),
+        helper.make_node("MatMul", ["y", "w"], ["z"]),
+    ]
+    model = graph(nodes, {"w": WEIGHT})
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "pz")
+    assert to_half(model, "fp16") == {"Softmax": 1}
+    assert [value.name for value in model.graph.output] == ["y", "p", "z"]
+    assert sum(node.op_type == "Cast" for node in model.graph.node) == 3  # x, y and z; Softmax reads the output
+    assert np.allclose(run(model, x=X), X @ WEIGHT, atol=2e-2)
+
+
 def test_control_flow_is_refused() -> None:
     branch = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["z"])], "b", [], [helper.make_tensor_value_info("z", 1, None)]
@@ -133,13 +164,20 @@ def test_control_flow_is_refused() -> None:
         to_half(graph([node], {"c": np.array(True)}), "fp16")
 
 
+def test_an_operator_without_bf16_is_refused(tmp_path: Path) -> None:
+    model = graph([helper.make_node("Einsum", ["x", "w"], ["y"], equation="bi,ij->bj")], {"w": WEIGHT})
+    onnx.save_model(model, tmp_path / "a.onnx")
+    with pytest.raises(InputError, match="cannot be written in bf16"):
+        convert(tmp_path / "a.onnx", tmp_path / "b.onnx", ExportSection(precision="bf16"), [])
+    assert not (tmp_path / "b.onnx").exists()
+
+
 @pytest.mark.rtx
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
 @pytest.mark.parametrize("name", ["bert", "vit", "resnet-timm"])
 def test_tensorrt_rtx_builds_every_precision(name: str, precision: str, tmp_path: Path) -> None:
     """Built, not run: that takes a GPU."""
-    from optin_export.export import convert, export_onnx
-    from optin_export.recipe import ExportSection
+    from optin_export.export import export_onnx
     from tests.units import rtx
     from tests.units.models import inputs_for, small_model
 

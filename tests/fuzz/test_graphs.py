@@ -25,7 +25,7 @@ def used(path: Path, build: bool) -> None:
     with harmless("onnx", path.parent):
         of_onnx(path)
         if build:
-            engines.build(path, Target(), path.parent / "engine.onnx", (), lambda done, total: None)
+            engines.build(path, Target(), path.parent / "engine.onnx", ())
 
 
 @given(data=st.data())

@@ -120,7 +120,6 @@ def test_commands_on_a_folder_that_fits_its_manifest(data: st.DataObject, finish
                 ["measure", str(run), "--target", "engine=torch", "--quiet"],
                 ["ship", str(run), "--to", str(run.parent / "models"), "--set", "ship.backend=onnxruntime"],
                 ["verify", str(run)],
-                ["clean", str(run), "--dry-run"],
             ]
         )
     )

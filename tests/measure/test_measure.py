@@ -222,7 +222,6 @@ def test_accuracy_is_measured_on_the_engine_in_the_rows_order(clock: np.random.G
             batches=[2],
             sequence=None,
             seed=0,
-            tick=lambda done, total: None,
         )
         assert result.accuracy is not None
         assert result.accuracy.base == 100.0
@@ -241,7 +240,6 @@ def test_nothing_is_timed_when_parity_fails(clock: np.random.Generator) -> None:
         batches=[2],
         sequence=None,
         seed=0,
-        tick=lambda done, total: None,
     )
     assert result.accuracy is None
     assert result.latency == ()

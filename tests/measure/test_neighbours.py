@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from optin_export.measure import neighbours
@@ -40,7 +41,7 @@ def test_without_time_or_counts_there_is_none(monkeypatch: pytest.MonkeyPatch, o
 
 
 def test_the_kernels_counts_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "_STAT", tmp_path / "stat")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     second = os.sysconf("SC_CLK_TCK")
     order = (5, 1, 2, 100, 50, 0.5, 0.25, 3)  # user, nice, system, idle, iowait, irq, softirq, steal
     words = " ".join(str(round(one * second)) for one in order)

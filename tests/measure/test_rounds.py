@@ -9,7 +9,7 @@ import pytest
 
 from optin_export.measure.rounds import latency_of, p90, speedup_of
 from tests.conftest import ROOT
-from tools.study_interval import MACHINES, TRUTH, in_rounds, one_instance
+from tools.studies.study_interval import MACHINES, TRUTH, in_rounds, one_instance
 
 ROUNDS = [number // 3 for number in range(24)]
 

@@ -152,7 +152,7 @@ def test_shards_by_their_index_or_folder(whole: str, state: State, tmp_path: Pat
     for path in (index, tmp_path):
         assert same(load(path)[0], state)
     for content, says in (
-        ({"weight_map": {**where, "more": next(iter(where.values()))}}, "none of its shards holds more"),
+        ({"weight_map": {**where, "more": next(iter(where.values()))}}, "no shard contains more"),
         ({"weight_map": {**where, "stem.weight": "../x.safetensors"}}, "outside its folder"),
         ({"weight_map": {**where, "stem.weight": "none.safetensors"}}, "none.safetensors is missing"),
         ({"weights": 1}, "without a 'weight_map'"),

@@ -120,7 +120,7 @@ def test_only_one_tower_is_left(folder: Path) -> None:
 def test_class_names_come_from_a_file_too(clip_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("man\n\n dogs \n", encoding="utf-8")
     assert load(clip_folder, ZERO_SHOT, classes=str(tmp_path / "classes.txt")).labels == {"man": 0, "dogs": 1}
-    for content, says in (("", "holds none"), ("man\nman\n", "'man' is there twice")):
+    for content, says in (("", "has none"), ("man\nman\n", "'man' is there twice")):
         (tmp_path / "classes.txt").write_text(content, encoding="utf-8")
         with pytest.raises(InputError, match=says):
             load(clip_folder, ZERO_SHOT, classes=str(tmp_path / "classes.txt"))
@@ -160,7 +160,7 @@ def test_models_without_the_tower_are_refused(clip_folder: Path, bert_folder: Pa
         load(bert_folder, IMAGES)
     with pytest.raises(InputError, match="cannot be used for zero-shot"):
         load_model(ModelSection(source="timm:vit_tiny_patch16_224", task=ZERO_SHOT, args=VIT_ARGS, weights="random"))
-    with pytest.raises(InputError, match="towers pool by themselves"):
+    with pytest.raises(InputError, match="towers have their own pooling"):
         load(clip_folder, TEXTS, pooling="mean")
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = transformers.Siglip2Config(text_config={**small, "vocab_size": 32}, vision_config=small)

@@ -22,7 +22,7 @@ from optin_export.models.guard import refuse_endless
     ],
 )
 def test_more_layers_than_any_model_has(config: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="no model has"):
+    with pytest.raises(InputError, match="in its configuration is more than"):
         refuse_endless(config, "x")
 
 

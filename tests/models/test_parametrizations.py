@@ -324,7 +324,7 @@ def test_statistics_of_the_batch_are_refused_by_name() -> None:
 
 def test_lazy_layers_are_refused_by_name() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.LazyConv2d(4, 1))
-    with pytest.raises(InputError, match="not there") as caught:
+    with pytest.raises(InputError, match="are missing") as caught:
         checked(net, "py:x.py:make")
     assert "'1' is a LazyConv2d" in caught.value.why
     net(torch.ones(1, 1, 4, 4))

@@ -135,7 +135,7 @@ def test_a_full_disk_and_a_missing_package_are_told(monkeypatch: pytest.MonkeyPa
     model, _ = small_model("vit")
     where = placed(model, {"": "disk"})
     monkeypatch.setattr(placement.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
-    with pytest.raises(InputError, match="no room for the weights"), where(model):
+    with pytest.raises(InputError, match="no space for the weights"), where(model):
         pass
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(EnvironmentLacks, match="'accelerate'") as error, where(model):

@@ -144,7 +144,7 @@ def test_a_prompt_is_put_before_every_text(base: Path, tmp_path: Path) -> None:
 def test_a_prompt_that_fills_the_length(base: Path, tmp_path: Path) -> None:
     options = {"prompts": {"query": "a " * 20}, "default_prompt_name": "query"}
     folder = save(tmp_path / "st", base, [modules().Pooling(32)], **options)
-    with pytest.raises(InputError, match="leaves no room"):
+    with pytest.raises(InputError, match="leaves no space"):
         sources(folder)
 
 

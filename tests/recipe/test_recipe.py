@@ -6,13 +6,14 @@ import copy
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from optin_export.errors import InputError
-from optin_export.recipe import Recipe, load_recipe, validate
+from optin_export.recipe import PruneSection, Recipe, load_recipe, validate
+from tests.conftest import ROOT
 
 GOOD: dict[str, Any] = {
     "recipe": 1,
@@ -141,7 +142,7 @@ def test_an_unknown_field_is_named_with_the_nearest_known_one(dotted: str, value
         ("tokens.schedule", [True], "tokens.schedule.0:"),
         ("tokens", {"keep": 0.5, "schedule": [1]}, "keep or schedule, not both"),
         ("export.batch", [], "export.batch:"),
-        ("export.batch", [1, 1], "a batch size is named twice"),
+        ("export.batch", [1, 1], "the same batch size occurs twice"),
         ("export.batch", [0], "export.batch.0:"),
         ("export.batch", 8, "export.batch:"),
         ("export.precision", "fp4", "export.precision:"),
@@ -450,3 +451,25 @@ def test_a_precision_that_its_target_cannot_run_is_refused(
 ) -> None:
     error = refused({**GOOD, "export": {**GOOD["export"], **export}, "targets": [target]})
     assert reason in f"{error.what} {error.why}"
+
+
+@pytest.mark.parametrize("score", ["obs", "optin-reference", "fisher", "random"])
+def test_a_scorer_that_left_the_recipe_says_where_it_is(score: str) -> None:
+    error = refused(with_value("prune.score", score))
+    assert f"prune.score: {score} is not in recipes any more" in error.why and error.exit_code == 2
+    assert (
+        "tools/studies/comparison_scorers.py" in error.why and (ROOT / "tools/studies/comparison_scorers.py").exists()
+    )
+    assert all(name in error.why for name in get_args(PruneSection.model_fields["score"].annotation))
+
+
+@pytest.mark.parametrize("rounds", [2, 8, 0, True, "many", None])
+def test_more_than_one_round_is_refused_with_the_measurement(rounds: Any) -> None:
+    error = refused(with_value("prune.rounds", rounds))
+    assert "prune.rounds was removed" in error.why and "no sure gain" in error.why
+    assert "## Rounds of score, prune and repair" in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def test_one_round_of_an_older_recipe_passes() -> None:
+    recipe = validate(with_value("prune.rounds", 1), Path.cwd())
+    assert "rounds" not in recipe.to_yaml() and recipe == validate(GOOD, Path.cwd())

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from optin_export.models import TaskModel
+from optin_export.progress import reporting
 from optin_export.recipe import Budget, PruneSection
 from optin_export.repair import combined, curves, loss_curves
 from optin_export.scoring import score
@@ -40,7 +41,8 @@ def test_curves_end_at_nothing_lost_and_mostly_fall(name: str) -> None:
     model, _ = small_model(name)
     structure = find_structure(model)
     ticks: list[tuple[int, int]] = []
-    found = curves_of(model, structure, tick=lambda done, total: ticks.append((done, total)))
+    with reporting(lambda *step: ticks.append(step)):
+        found = curves_of(model, structure)
     assert list(found) == [group.key for group in structure.groups]
     assert ticks == [(number, len(found)) for number in range(1, len(found) + 1)]
     falling = []

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 import optin_export
 from tests.robust import forked
@@ -19,11 +20,11 @@ from tests.shortly import measure_shortly
 def held() -> dict[str, Any]:
     """Bytes in memory, threads, open files and temporary folders of this process."""
     gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    process = psutil.Process()
     return {
-        "rss": pages * os.sysconf("SC_PAGE_SIZE"),
-        "threads": len(list(Path("/proc/self/task").iterdir())),
-        "files": len(list(Path("/proc/self/fd").iterdir())),
+        "rss": process.memory_info().rss,
+        "threads": process.num_threads(),
+        "files": process.num_fds(),
         "temporary": sorted(path.name for path in Path(tempfile.gettempdir()).iterdir()),
     }
 

@@ -8,7 +8,6 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.scoring import exact
-from optin_export.scoring.exact import exact_losses
 from optin_export.scoring.losses import (
     OutputNoise,
     Reference,
@@ -21,6 +20,7 @@ from optin_export.scoring.losses import (
     trajectory_probe,
 )
 from optin_export.units import find_structure
+from tests.scoring.masking import exact_losses
 from tests.units.models import batches_for, small_model
 
 

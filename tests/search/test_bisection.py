@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from optin_export.errors import InputError
+from optin_export.progress import reporting
 from optin_export.search import smallest_budget
 from optin_export.search.bisection import RESOLUTION
 
@@ -28,12 +29,13 @@ def test_a_noisy_drop_still_gives_a_model_that_keeps_the_limit() -> None:
 
 
 def test_nothing_smaller_keeps_the_limit() -> None:
-    with pytest.raises(InputError, match=r"no smaller model keeps the accuracy drop within 0\.5") as error:
+    with pytest.raises(InputError, match=r"no smaller model has an accuracy drop within 0\.5") as error:
         smallest_budget(lambda budget: 3.0, limit=0.5, lowest=0.2)
     assert "3.00" in error.value.why
 
 
 def test_progress_counts_every_model() -> None:
     seen: list[tuple[int, int]] = []
-    smallest_budget(lambda budget: 0.0, 1.0, 0.2, lambda done, total: seen.append((done, total)))
+    with reporting(lambda *step: seen.append(step)):
+        smallest_budget(lambda budget: 0.0, 1.0, 0.2)
     assert seen[-1][0] == seen[-1][1] == len(seen)

@@ -116,7 +116,7 @@ def test_other_formats_are_refused(served_image: Any, kind: str) -> None:
 )
 def test_preprocessing_that_the_server_does_not_do(served_image: Any, config: dict[str, Any], why: str) -> None:
     whole = {"input_size": (3, 32, 32), "mean": [0.5], "std": [0.5], "interpolation": "bilinear", **config}
-    with pytest.raises(InputError, match=r"ship\.ensemble cannot prepare") as caught:
+    with pytest.raises(InputError, match=r"ship\.ensemble cannot preprocess") as caught:
         check_served_image(whole)
     assert why in caught.value.why
     with pytest.raises(ValueError, match=why):

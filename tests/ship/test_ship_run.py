@@ -103,7 +103,7 @@ def test_two_runs_into_one_repository(run: Path, tmp_path: Path, capsys: pytest.
     place, second = tmp_path / "models", Path(shutil.copytree(run, tmp_path / "second"))
     assert ship(run, place) == 0
     assert ship(second, place) == 2
-    assert "holds another model 'tiny'" in capsys.readouterr().err
+    assert "already has another model 'tiny'" in capsys.readouterr().err
     assert ship(second, place, "--name", "other") == 0
     assert ship(second, place, "--replace") == 0
     assert cli.main(["rollback", str(place), "tiny"]) == 0
@@ -115,7 +115,7 @@ def test_two_runs_into_one_repository(run: Path, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--set", "prune.budget.macs=0.1"], "is not about shipping"),
+        (["--set", "prune.budget.macs=0.1"], "is not a field of ship"),
         (["--set", "ship.backend=tensorrt"], "no engine of tensorrt"),
         (["--set", "ship.backend=none"], "ship.backend"),
     ],

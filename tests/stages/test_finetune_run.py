@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import optin_export
-from optin_export.cli.forecast.outline import outline
+from optin_export.cli.dry_run.work import planned_work
 from optin_export.errors import InputError
 from optin_export.recipe import load_recipe, validate
 from optin_export.ship import check_manifest
@@ -145,9 +145,9 @@ def test_a_function_that_is_not_there_is_found_before_the_work(vit_recipe: Make,
 
 
 def test_a_dry_run_says_that_it_would_train(vit_recipe: Make, tmp_path: Path) -> None:
-    lines = dict(outline(validate(vit_recipe(finetune={"steps": 7}), Path("/")), tmp_path))
+    lines = dict(planned_work(validate(vit_recipe(finetune={"steps": 7}), Path("/")), tmp_path))
     assert "then fine-tune (7 steps)" in lines["surgery"]
-    assert "fine-tune" not in dict(outline(validate(vit_recipe(), Path("/")), tmp_path))["surgery"]
+    assert "fine-tune" not in dict(planned_work(validate(vit_recipe(), Path("/")), tmp_path))["surgery"]
 
 
 def test_a_zero_shot_run(zero_shot_recipe: Make, colour_data: Path, tmp_path: Path) -> None:

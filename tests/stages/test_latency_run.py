@@ -12,7 +12,7 @@ import pytest
 
 import optin_export
 from optin_export import search
-from optin_export.cli.forecast.outline import outline
+from optin_export.cli.dry_run.work import planned_work
 from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.measure.latency import Latency, Quantiles, Speedup
 from optin_export.recipe import Budget, validate
@@ -139,7 +139,7 @@ class Machine:
         def plan_of(budget: Budget, one: LatencyTable) -> Plan:
             return find_plan(SCORES, COSTS, budget, ALIGN, None, CURVES, one)
 
-        return latency_trials.choose(self.trials, self.truth, budget, plan_of, 0, lambda done, total: None)
+        return latency_trials.choose(self.trials, self.truth, budget, plan_of, 0)
 
 
 @pytest.mark.parametrize("budget", [Budget(speedup=1.5), Budget(latency_ms=0.66)], ids=["speedup", "latency_ms"])
@@ -226,7 +226,7 @@ def test_budgets_in_time_that_cannot_be(budget: dict[str, Any], message: str, vi
 def test_tokens_are_not_shared_out_by_the_clock(vit_recipe: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         validate(recipe_of(vit_recipe, {"speedup": 1.5}, tokens={"keep": "auto"}), tmp_path)
-    assert "shares out a budget of MACs" in error.value.why
+    assert "needs a budget of MACs" in error.value.why
 
 
 def test_the_first_target_and_batch_are_meant_if_none_is_named(vit_recipe: Make, tmp_path: Path) -> None:
@@ -236,5 +236,5 @@ def test_the_first_target_and_batch_are_meant_if_none_is_named(vit_recipe: Make,
     other = {"speedup": 1.5, "target": "onnxruntime-cpu-1t", "batch": 3}
     recipe = validate(recipe_of(vit_recipe, other, targets=targets), tmp_path)
     assert recipe.budget_target.threads == 1 and recipe.budget.batch == 3
-    said = dict(outline(recipe, tmp_path))["search"]
+    said = dict(planned_work(recipe, tmp_path))["search"]
     assert "latency table on onnxruntime-cpu-1t at batch 3" in said and "1.5x the speed" in said

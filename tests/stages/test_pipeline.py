@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 
 import optin_export
 from optin_export import measure
-from optin_export.cli.app import exit_code
+from optin_export.cli.run import exit_code
+from optin_export.displays import Quiet
 from optin_export.errors import InputError
 from optin_export.measure import parity
-from optin_export.progress import Quiet
 from optin_export.recipe import load_recipe
 from optin_export.ship import check_manifest
 from optin_export.stages.measure import REFERENCE_ROWS

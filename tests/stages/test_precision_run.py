@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import optin_export
-from optin_export.cli.app import exit_code
+from optin_export.cli.run import exit_code
 from optin_export.measure import parity
 from tests.conftest import Make
 

@@ -144,9 +144,9 @@ def test_an_architecture_that_no_family_knows(place: Path, text_data: Path, tmp_
         ({"tokens": {"schedule": [20, 20, 20]}}, "tokens"),
         ({"task": "fill-mask"}, "has no weights for fill-mask"),
         ({"task": "image-classification"}, "cannot load the model"),
-        ({"task": "token-classification"}, "gives no 'tokens'"),
+        ({"task": "token-classification"}, "has no 'tokens'"),
         ({"columns": {"text": "txt"}}, "has no column 'txt'"),
-        ({"evaluation": {"text": "sentence", "label": "sentence"}}, "is none of the model's classes"),
+        ({"evaluation": {"text": "sentence", "label": "sentence"}}, "is not a class of the model"),
     ],
 )
 def test_refusals_of_text(

@@ -11,7 +11,7 @@ from optin_export.errors import InputError
 from optin_export.pruning.rebuild import rebuild
 from optin_export.repair import apply_plan
 from optin_export.scoring.activation import activation_scores
-from optin_export.scoring.baselines import magnitude_scores
+from optin_export.scoring.magnitude import magnitude_scores
 from optin_export.search import GroupPlan
 from optin_export.units import count_macs, count_params, find_structure, get_layer, masked, measure_costs
 from tests.repair.plans import halved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,19 @@ class Case:
         changed = {key: self.plan.groups[key].model_copy(update={"kept": kept}) for key, kept in groups.items()}
         return self.plan.model_copy(update={"groups": {**self.plan.groups, **changed}})
 
-    def check_onnx(self, model: TaskModel, path: Path, batches: tuple[int, ...]) -> None:
-        """onnxruntime on the exported model gives what torch gives, for equal rows equal outputs."""
+    @cached_property
+    def onnx(self) -> Path:
+        """The repaired model as a graph, exported once for every engine."""
+        path = self.folder / "pruned.onnx"
+        self.export(self.repaired.dense, path)
+        return path
+
+    def export(self, model: TaskModel, path: Path) -> None:
         sequence = 16 if "input_ids" in self.inputs(1, 0) else None
         export_onnx(model, self.inputs(2, 5), path, max_batch=8, sequence=sequence)
+
+    def check_onnx(self, model: TaskModel, path: Path, batches: tuple[int, ...]) -> None:
+        """onnxruntime on the exported model gives what torch gives, for equal rows equal outputs."""
         # No engine for GPUs has it as onnx defines it (see export.sampling).
         assert "GridSample" not in {node.op_type for node in onnx.load(path).graph.node}
         target = Target()
@@ -82,7 +92,20 @@ class Case:
                     np.testing.assert_allclose(got, np.broadcast_to(got[:1], got.shape), atol=1e-6)
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+#: The first model of each family: the longer suites take it, and a nightly the others.
+FIRST = {family: name for name, (family, _, _) in reversed(MODELS.items())}.values()
+
+
+def by_tier(core: Collection[str], *names: str) -> list[Any]:
+    """Models as parameters: those of `core` for the core suite, others for longer ones, as an export takes seconds."""
+
+    def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
+        return () if name in core else (pytest.mark.slow,) if name in FIRST else (pytest.mark.nightly,)
+
+    return [pytest.param(name, marks=marks(name)) for name in names]
+
+
+@pytest.fixture(scope="module", params=by_tier(FIRST, *MODELS))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -194,39 +217,28 @@ def test_saved_model_is_rebuilt_exactly(case: Case) -> None:
     assert torch.equal(output(rebuilt, data), output(case.repaired.dense, data))
 
 
-def slow_but(quick: Collection[str], *names: str) -> list[Any]:
-    """Models as parameters: those that are not `quick` with the longer suites, because an export takes seconds."""
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
-
-
-#: The first model of each family.
-FIRST = {family: name for name, (family, _, _) in reversed(MODELS.items())}.values()
-
-
-@pytest.mark.parametrize("case", slow_but(FIRST, *MODELS), indirect=True)
+@pytest.mark.parametrize("case", by_tier(("bert", "vit", "resnet-timm"), *MODELS), indirect=True)
 def test_onnx_reproduces_the_model(case: Case) -> None:
     pytest.importorskip("onnxruntime")
-    case.check_onnx(case.repaired.dense, case.folder / "pruned.onnx", (1, 5))
+    case.check_onnx(case.repaired.dense, case.onnx, (1, 5))
 
 
 @pytest.mark.rtx
 def test_tensorrt_parses_and_builds_the_model(case: Case) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'optin-export[rtx]'")
-    path = case.folder / "tensorrt.onnx"
-    sequence = 16 if "input_ids" in case.inputs(2, 5) else None
-    export_onnx(case.repaired.dense, case.inputs(2, 5), path, max_batch=8, sequence=sequence)
+    sequence = "input_ids" in case.inputs(2, 5)
     shapes = {}
     for name, tensor in case.inputs(2, 5).items():
         sizes = tuple(tensor.shape[1:])
         least, most = ((2, *sizes[1:]), (16, *sizes[1:])) if sequence else (sizes, sizes)
         shapes[name] = ((1, *least), (2, *sizes), (8, *most))
-    assert len(rtx.build(path, shapes)) > 1000
+    assert len(rtx.build(case.onnx, shapes)) > 1000
 
 
 @pytest.mark.parametrize(
     "case",
-    slow_but(
-        ("bert", "gpt2", "vit", "swin"),
+    by_tier(
+        ("bert", "vit"),
         *("bert", "distilbert", "mpnet", "gpt2", "llama", "vit", "deit3-layer-scale", "vit-transformers"),
         *("swin", "swin-transformers", "segformer"),
     ),
@@ -243,7 +255,9 @@ def test_whole_sub_layers_may_vanish(case: Case, tmp_path: Path) -> None:
     save_model(tmp_path, repaired.dense, case.architecture, case.family, plan, inputs)
     data = case.inputs(4, 8)
     assert torch.equal(output(load_model(tmp_path), data), output(repaired.dense, data))
-    case.check_onnx(repaired.dense, tmp_path / "pruned.onnx", (4,))
+    path = tmp_path / "pruned.onnx"
+    case.export(repaired.dense, path)
+    case.check_onnx(repaired.dense, path, (4,))
 
 
 @pytest.mark.parametrize("name", ["resnet-timm", "vgg"])
@@ -310,7 +324,7 @@ def test_a_residual_block_with_norms_before_its_convolutions_is_refused() -> Non
             self.bn1, self.conv1 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)
             self.bn2, self.conv2 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)
 
-    with pytest.raises(InputError, match="norms stand before"):
+    with pytest.raises(InputError, match="norms come before"):
         find_structure(nn.Sequential(BasicBlock()))
 
 

@@ -23,11 +23,11 @@ from optin_export.repair import apply_plan, loss_curves, sensitivities
 from optin_export.repair import curves as curves_module
 from optin_export.repair.paired_forward import Point, Stream
 from optin_export.scoring.activation import contributions
-from optin_export.scoring.exact import exact_losses
 from optin_export.scoring.losses import divergence, observe
 from optin_export.units import Calls, Structure, find_structure, get_module, masked, measured, notices, tensors_in
 from tests.conftest import enlarge
 from tests.repair.plans import halved
+from tests.scoring.masking import exact_losses
 
 FILE = Path(__file__).parent / "topologies.py"
 TEXT = ("tuple", "dict", "dataclass")
@@ -274,7 +274,7 @@ def test_gradients_that_do_not_flow_are_refused() -> None:
         config = PruneSection(budget={"macs": 0.5}, score="optin", rows=64, probes=4)  # type: ignore[arg-type]
         with pytest.raises(InputError, match=r"no gradients flow through 'model\.blocks\.0\.narrow'"):
             scoring.score(model, structure, batches, config, 0)
-        assert scoring.score(model, structure, batches, config.model_copy(update={"score": "obs"}), 0).values
+        assert scoring.score(model, structure, batches, config.model_copy(update={"score": "activation"}), 0).values
     finally:
         del tower.run
 
@@ -292,7 +292,7 @@ def test_a_sample_in_pieces_that_are_not_together_is_refused() -> None:
             return rows.reshape(x.shape[1], x.shape[0], -1).transpose(0, 1).mean(1)
 
     model = Mixed(model_of("chain").model)
-    with pytest.raises(InputError, match="cannot be told apart by sample"):
+    with pytest.raises(InputError, match="cannot be distinguished by sample"):
         measured(model, find_structure(model), {"x": torch.randn(2, 4, 16)})
 
 

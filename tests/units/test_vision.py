@@ -55,7 +55,7 @@ EFFICIENTNET = {"in_chans": 1, "num_classes": 5, "channel_multiplier": 0.25, "de
     ("name", "args", "where", "why", "fix", "other"),
     [
         ("beit_base_patch16_224", SHARED_BIAS, "model", "all blocks share it", "neurons", "neurons"),
-        ("vit_small_patch16_rope_mixed_224", VIT_ARGS, "model", "angles of its own", "neurons", "neurons"),
+        ("vit_small_patch16_rope_mixed_224", VIT_ARGS, "model", "different angles per head", "neurons", "neurons"),
         ("eva02_base_patch14_448", VIT_ARGS, "blocks.0.mlp", "norm across its neurons", "heads", "heads"),
         (
             "eva_giant_patch14_224",

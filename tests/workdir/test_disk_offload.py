@@ -28,7 +28,7 @@ def test_scores_are_the_same_from_files(vit_recipe: Make, tmp_path: Path, monkey
 
     def scores() -> dict[str, np.ndarray]:
         prune = sources.recipe.prune
-        return scoring.score(sources.model, structure, sources.scoring, prune, 0, lambda done, total: None).values
+        return scoring.score(sources.model, structure, sources.scoring, prune, 0).values
 
     saved, sink = [], disk_offload.sink
     expected = scores()
@@ -51,4 +51,4 @@ def test_a_full_disk(vit_recipe: Make, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(EnvironmentLacks, match="cannot keep activations"):
         prune = sources.recipe.prune
-        scoring.score(sources.model, find_structure(sources.model), sources.scoring, prune, 0, lambda done, total: None)
+        scoring.score(sources.model, find_structure(sources.model), sources.scoring, prune, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 import optin_export
 from optin_export import cli
-from optin_export.errors import EnvironmentLacks
+from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.workdir.lock import LOCK, held
 
 HOLDER = """
@@ -109,3 +110,42 @@ def test_a_lock_file_that_is_a_link_is_not_followed(folder: Path) -> None:
     with held(folder, "a run"):
         time.sleep(0)
     assert target.read_text() == "kept"
+
+
+def test_a_link_put_there_while_the_lock_is_made_is_not_followed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of the lock is exchanged for a link just before the lock file is opened."""
+    place, outside, plain = (folder / LOCK).parent, folder.parent / "outside", os.open
+    place.mkdir()
+    outside.mkdir()
+
+    def exchanged(path: Any, *args: Any, **options: Any) -> int:
+        if Path(path).name == Path(LOCK).name and not place.is_symlink():
+            place.rename(folder / "moved")
+            place.symlink_to(outside)
+        return plain(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", exchanged)
+    with pytest.raises(InputError, match="link"), held(folder, "a run"):
+        pass
+    assert list(outside.iterdir()) == []
+
+
+def test_who_may_only_read_the_folder_is_held_off_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another user, to whom the lock file opens for reading alone."""
+    process, plain = holder(folder, 60), os.open
+
+    def denied(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if flags & (os.O_RDWR | os.O_CREAT):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return plain(path, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", denied)
+    try:
+        with pytest.raises(EnvironmentLacks, match="in use") as caught, held(folder, "another"):
+            pass
+        assert f"process {process.pid}" in caught.value.why
+    finally:
+        process.kill()
+        process.wait()
+    with held(folder, "another"):
+        pass

@@ -47,6 +47,23 @@ def test_a_killed_process_frees_the_machine(tmp_path: Path) -> None:
         pass
 
 
+def test_an_interrupt_ends_a_wait(tmp_path: Path) -> None:
+    said = multiprocessing.get_context("fork").Queue()
+    measuring = started(tmp_path, "quiet", said, 600)
+    said.get(timeout=60)
+    waiting = started(tmp_path, "busy", said, 0)
+    try:
+        time.sleep(0.5)
+        assert waiting.is_alive()
+        os.kill(waiting.pid, signal.SIGINT)
+        waiting.join(30)
+        assert waiting.exitcode is not None and said.empty()
+    finally:
+        for process in (measuring, waiting):
+            process.kill()
+            process.join()
+
+
 def test_who_computes_may_measure_and_go_on(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     with machine.busy():

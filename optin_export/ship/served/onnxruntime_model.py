@@ -1,6 +1,6 @@
 """Triton python backend: an ONNX graph in onnxruntime. Needs numpy and onnxruntime in the server's Python.
 
-Reads config.pbtxt: `parameters` name the file beside this one and the threads; inputs and outputs are the graph's.
+Reads config.pbtxt: `parameters` has the file next to this one and the threads; inputs and outputs are the graph's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Triton python backend: an engine of TensorRT or TensorRT for RTX. Needs that library and torch with CUDA.
 
-Reads config.pbtxt: `parameters` name the engine file beside this one, its sha256 and the Python module of the library.
+Reads config.pbtxt: `parameters` has the engine file next to this one, its sha256 and the Python module of the library.
 Deserialising an engine runs its code, so a file with another sha256 is refused.
 """
 

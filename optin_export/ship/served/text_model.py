@@ -1,8 +1,8 @@
 """Triton python backend: text to token ids. Needs numpy and the package `tokenizers` in the server's Python.
 
-tokenizer.json beside this file holds the vocabulary as well as how to cut and to pad, prompt.txt (if there is one) what
-the model wants before every text; the names of this model's inputs say what a row is made of (TEXT, and TEXT_PAIR for
-pairs), those of its outputs what the next model reads.
+tokenizer.json next to this file has the vocabulary, truncation and padding; prompt.txt (if it exists) is put before
+every text. The names of this model's inputs define the columns of a row (TEXT, and TEXT_PAIR for pairs), the
+names of its outputs are the inputs of the next model.
 """
 
 from __future__ import annotations

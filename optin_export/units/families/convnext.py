@@ -1,4 +1,4 @@
-"""ConvNeXt: the neurons of the MLP behind each depthwise convolution (timm, torchvision, transformers)."""
+"""ConvNeXt: the neurons of the MLP after each depthwise convolution (timm, torchvision, transformers)."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     if grn is not None or not isinstance(norm, nn.Identity):
         raise InputError(
             f"'{path}' is a variant of block that the family convnext cannot prune",
-            f"'{path}.{grn or 'mlp.norm'}' divides every neuron by what all of them are (ConvNeXt V2)",
-            "use a ConvNeXt of the first version",
+            f"'{path}.{grn or 'mlp.norm'}' normalises each neuron over all neurons (ConvNeXt V2)",
+            "use ConvNeXt V1",
         )
     consumer = block.get_submodule(second)
     shortcut = getattr(block, "shortcut", nn.Identity())

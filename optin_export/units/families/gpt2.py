@@ -12,7 +12,7 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     if hasattr(block, "crossattention"):
         raise InputError(
             f"'{path}' attends to an encoder",
-            "the family gpt2 knows decoders that stand alone",
+            "the family gpt2 supports decoder-only models",
             "use a model without cross-attention",
         )
     attention, mlp = block.attn, block.mlp

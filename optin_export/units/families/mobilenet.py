@@ -26,7 +26,7 @@ def _body(module: nn.Module) -> str | None:
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
-    """Of blocks without an expansion (depthwise separable ones) nothing goes: their channels are the stream's.
+    """Blocks without an expansion (depthwise separable ones) are not pruned: their channels are the stream's.
 
     Nor of timm's CondConvResidual, which is no block here: its filters depend on the image.
     """

@@ -17,7 +17,7 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
-    """timm: conv1, conv2, se, conv3 beside downsample; torchvision: the same layers in `f`, beside proj."""
+    """timm: conv1, conv2, se, conv3 and downsample; torchvision: the same layers in `f`, and proj."""
     names, body = (("proj",), "f") if hasattr(block, "f") else (("downsample",), "")
     beside = getattr(block, names[0])
     first = "f.a.0" if body else "conv1.conv"

@@ -29,20 +29,20 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     if _computes(getattr(block, "aa", None)):
         raise InputError(
             f"'{path}' is a variant of residual block that the family resnet cannot prune",
-            f"'{path}.aa' ({type(block.aa).__name__}) stands between its convolutions",
+            f"'{path}.aa' ({type(block.aa).__name__}) is between its convolutions",
             "use a plain ResNet",
         )
     names = [name for name, _ in block.named_children()]
     if names.index("bn1") < names.index("conv1"):
         raise InputError(
             f"'{path}' is a variant of residual block that the family resnet cannot prune",
-            "its norms stand before its convolutions, not behind them",
+            "its norms come before its convolutions, not after them",
             "use a plain ResNet",
         )
     depth = 3 if isinstance(getattr(block, "conv3", None), nn.Conv2d) else 2
     convolutions = [getattr(block, f"conv{number}") for number in range(1, depth + 1)]
     groups = []
-    # timm's gate (squeeze-and-excitation) stands behind the last norm: what it adds follows from no fixed factor.
+    # timm's gate (squeeze-and-excitation) comes after the last norm: its output has no fixed factor.
     is_gated = _computes(getattr(block, "se", None))
     for number in range(1, depth):
         producer, consumer = convolutions[number - 1], convolutions[number]
@@ -123,8 +123,8 @@ def _streams(model: nn.Module, blocks: Sequence[tuple[str, nn.Module]]) -> list[
     gate = next((path for path, block in blocks if _computes(getattr(block, "se", None))), None)
     if gate is not None:
         raise InputError(
-            "the model has residual streams whose channels cannot go",
-            f"'{gate}.se' gates what the block adds to its stream",
+            "the model has residual streams whose channels cannot be removed",
+            f"'{gate}.se' gates the block's output to its stream",
             "set prune.coupled: false",
         )
     current = _stem(model, blocks[0][0], first.conv1.in_channels)

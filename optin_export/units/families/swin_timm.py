@@ -21,7 +21,7 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     if type(mlp).__name__ != "Mlp" or not isinstance(mlp.norm, nn.Identity) or not isinstance(mlp.fc1, nn.Linear):
         raise InputError(
             f"'{path}.mlp' is a {type(mlp).__name__} that the family swin cannot prune",
-            "only fc1 -> activation -> fc2 without a norm between is known",
+            "only fc1 -> activation -> fc2 without a norm is supported",
             "prune only heads (prune.units: [heads]) or use a model with a plain MLP",
         )
     heads = UnitGroup(

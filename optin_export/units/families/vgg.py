@@ -30,8 +30,8 @@ def _chain(module: Any, path: str) -> tuple[list[str], list[UnitGroup]]:
         count = producer.weight.shape[0]
         if consumer.weight.shape[1] % count or getattr(consumer, "groups", 1) != 1:
             raise InputError(
-                f"'{consumer_path}' does not read what '{path}' makes",
-                "the family vgg knows plain chains of layers only",
+                f"'{consumer_path}' does not read the output of '{path}'",
+                "the family vgg supports plain chains of layers only",
                 "use a plain VGG",
             )
         groups.append(

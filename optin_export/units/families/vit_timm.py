@@ -1,4 +1,4 @@
-"""Vision Transformers of timm: ViT, DeiT, DINOv2, DINOv3, BEiT, EVA (an attention and an MLP, each beside a norm)."""
+"""Vision Transformers of timm: ViT, DeiT, DINOv2, DINOv3, BEiT, EVA (an attention and an MLP, each with a norm)."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _refusals(model: Any) -> list[Refusal]:
     for path, module in model.named_modules():
         for name, why in (
             ("rel_pos_bias", "its position bias has entries per head, and all blocks share it"),
-            ("rope_mixed", "its rotary embedding turns every head by angles of its own"),
+            ("rope_mixed", "its rotary embedding has different angles per head"),
         ):
             if getattr(module, name, None):
                 what = f"'{path}' ({type(module).__name__}) ties the heads of all blocks together"
@@ -132,7 +132,7 @@ def _tokens(model: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> Tokens:
     if where != "timm.models.vision_transformer":
         raise InputError(
             "the model's tokens cannot be merged",
-            f"the attention in blocks of {where} knows where each token was",
+            f"the attention in blocks of {where} depends on the position of each token",
             "set tokens.keep: 1.0",
         )
     path = found[0][0].rpartition("blocks.")[0].rstrip(".")

@@ -79,9 +79,9 @@ def _tokens(model: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> Tokens:
     name = type(found[0][1]).__name__
     if name not in ("ViTLayer", "DeiTLayer"):
         raise InputError(
-            "the model's tokens cannot be merged", f"that is not known of a {name}", "set tokens.keep: 1.0"
+            "the model's tokens cannot be merged", f"merging is not supported for a {name}", "set tokens.keep: 1.0"
         )
-    # DeiT has a distillation token beside the class token; its classifiers read only these.
+    # DeiT has a distillation token next to the class token; its classifiers read only these.
     return Tokens(2 if name == "DeiTLayer" else 1, _attend, _feed)
 
 

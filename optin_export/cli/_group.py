@@ -1,0 +1,128 @@
+"""How a command is declared, and how the first word of the command line finds it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from optin_export.errors import InputError
+
+PROGRAM = "optin-export"
+#: The shell sets this variable when it asks for completions.
+COMPLETION_VARIABLE = "_OPTIN_EXPORT_COMPLETE"
+#: In the order of `optin-export --help`; each is a function of the module of that name. A recipe in a file that has
+#: one of these names is written ./name.
+COMMANDS = (
+    "init",
+    "doctor",
+    "explain",
+    "families",
+    "schema",
+    "completion",
+    "check",
+    "compare",
+    "measure",
+    "ship",
+    "rollback",
+    "verify",
+    "serve",
+    "client",
+)
+#: A file or a folder; whether it exists is for the command to find out.
+PATH = click.Path(path_type=Path, readable=False)
+
+
+class Real(click.FloatRange):
+    """A number in a range; click's own type accepts NaN as well."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
+
+
+class RecipeOrCommand(click.Group):
+    """A command that runs a recipe, unless its first word is the name of another command."""
+
+    allow_interspersed_args = True
+    allow_extra_args = False
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of the command that the first word names, or else of the recipe's run."""
+        command = command_of(args[0]) if args else None
+        if command is not None:
+            return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        if args and not extra.get("resilient_parsing"):
+            _refuse_misspelt(args[0])
+        return super().make_context(info_name, args, parent, **extra)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return command_of(cmd_name)
+
+    # A recipe is an argument, not the name of a sub-command.
+    parse_args = click.Command.parse_args
+    invoke = click.Command.invoke
+    shell_complete = click.Command.shell_complete
+
+
+def command(function: Callable[..., int]) -> click.Command:
+    """Declare a command: the function's name is its name, the docstring its help; it returns the exit code."""
+    made: click.Command = click.command(function)
+    made.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON."))
+    return made
+
+
+run_argument = click.argument("run", type=PATH)
+wait_option = click.option("--wait", is_flag=True, help="If another process uses the run folder, wait for it.")
+ship_option = click.option(
+    "--set", "overrides", multiple=True, metavar="SHIP.B=C", help="Override a field of the recipe's section ship."
+)
+
+
+def command_of(name: str) -> click.Command | None:
+    """The command of this name; None if there is none. Only its module is imported."""
+    if name not in COMMANDS:
+        return None
+    found: click.Command = getattr(importlib.import_module(f"optin_export.cli.{name}"), name)
+    return found
+
+
+def complete_recipe(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Commands that begin with the word; files, where none does."""
+    return [
+        CompletionItem(incomplete, type="file"),
+        *(CompletionItem(name) for name in COMMANDS if name.startswith(incomplete)),
+    ]
+
+
+def _refuse_misspelt(word: str) -> None:
+    """Raises InputError for a word that looks like a command, if no file has this name."""
+    if Path(word).suffix or "/" in word or os.path.lexists(word):
+        return
+    if word == "clean":
+        raise InputError(
+            "the command `clean` was removed",
+            "a run folder holds plain files, and a run deletes by itself what an interrupted one left half-written",
+            "delete a whole run with `rm -r runs/NAME`, or only its large folders onnx/, engines/ and model/",
+        )
+    near = difflib.get_close_matches(word.lower(), COMMANDS, n=2, cutoff=0.6)
+    if near:
+        raise InputError(
+            f"there is no command and no recipe '{word:.60}'",
+            "no file has this name, and it is not the name of a command",
+            f"did you mean `optin-export {'` or `optin-export '.join(near)}`?",
+        )

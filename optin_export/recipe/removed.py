@@ -1,0 +1,31 @@
+"""What recipes could say in earlier versions: a default passes, anything else is refused with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Values of `prune.score` that were there to compare with.
+COMPARISONS = ("optin-reference", "obs", "fisher", "random")
+
+
+def no_comparison(value: Any) -> Any:
+    """Refuse a scorer that only comparisons need; raises ValueError."""
+    if isinstance(value, str) and value in COMPARISONS:
+        raise ValueError(
+            f"{value} is not in recipes any more: it was there to compare with, and its code is in "
+            "tools/studies/comparison_scorers.py of the repository; use auto, optin, optin-exact, magnitude or "
+            "activation"
+        )
+    return value
+
+
+def without_rounds(section: Any) -> Any:
+    """The section `prune` without its former field `rounds`; raises ValueError for more than one round."""
+    if not isinstance(section, dict) or "rounds" not in section:
+        return section
+    if section["rounds"] != 1 or isinstance(section["rounds"], bool):
+        raise ValueError(
+            "prune.rounds was removed: several rounds of score, prune and repair were no sure gain over one (measured: "
+            "docs/results.md, 'Rounds of score, prune and repair'); leave the field out"
+        )
+    return {name: value for name, value in section.items() if name != "rounds"}

@@ -1,0 +1,74 @@
+"""Scorers by name: what `prune.score` may be, and what a study adds to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from optin_export.data import Batch
+from optin_export.models import Placement, TaskModel
+from optin_export.recipe import PruneSection
+from optin_export.scoring.shards import Spread
+from optin_export.units import Structure, UnitGroup
+
+#: ({group key: float64 [units], larger is more important}, facts for the report).
+Result = tuple[dict[str, np.ndarray], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a scorer is given.
+
+    model: unpruned. structure: the groups to score; with `score: auto` those of one method. batches: calibration rows.
+    spread: has shards done, here or on workers. placement: where the model is while it runs.
+    """
+
+    model: TaskModel
+    structure: Structure
+    batches: Sequence[Batch]
+    config: PruneSection
+    seed: int
+    spread: Spread
+    placement: Placement
+
+
+Scorer = Callable[[Request], Result]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A scorer, how many steps it counts for a structure, and whether it needs gradients to score a group."""
+
+    score: Scorer
+    steps: Callable[[Structure], int]
+    gradients: Callable[[UnitGroup], bool]
+
+
+SCORERS: dict[str, Method] = {}
+
+
+def every_unit(structure: Structure) -> int:
+    """Steps of a scorer that counts units."""
+    return sum(group.count for group in structure.groups)
+
+
+def register(
+    name: str,
+    steps: Callable[[Structure], int] = lambda structure: 0,
+    gradients: Callable[[UnitGroup], bool] = lambda group: False,
+) -> Callable[[Scorer], Scorer]:
+    """Decorator: the function is the scorer `name`; one of the same name is replaced.
+
+    Args:
+        name: as in `PruneSection.score`.
+        steps: steps that it counts for a structure by `progress.advance`.
+        gradients: whether it needs gradients to score a group; a model that lets none through is then refused.
+    """
+
+    def add(scorer: Scorer) -> Scorer:
+        SCORERS[name] = Method(scorer, steps, gradients)
+        return scorer
+
+    return add

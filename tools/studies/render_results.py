@@ -1,0 +1,82 @@
+"""Render docs/results.md, its plots in docs/figures/ and the README's numbers from docs/measurements/ alone.
+
+    python tools/studies/render_results.py
+
+docs/measurements/accuracy/<case>.json comes from benchmark_accuracy.py (torch models, every scorer and repair),
+docs/measurements/<recipe>.json from benchmark_recipes.py (engines, with latency), docs/measurements/studies/ from
+the studies that `render_studies` names, docs/measurements/gpu/ from tools/gpu_acceptance.py. What is not there is left
+out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import plot_accuracy
+import render_accuracy
+import render_engines
+import render_gpu
+import render_studies
+from accuracy_tables import cases
+from render_engines import recipes
+
+from optin_export.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+MEASUREMENTS = ROOT / "docs" / "measurements"
+PAGE, FIGURES, README = ROOT / "docs" / "results.md", ROOT / "docs" / "figures", ROOT / "README.md"
+
+
+def page(measurements: Path = MEASUREMENTS) -> str:
+    """docs/results.md, from the stored measurements alone."""
+    measured = cases(measurements)
+    lines = [
+        "# Results",
+        "",
+        "`tools/studies/render_results.py` writes this page from `docs/measurements/`; no number is typed by hand.",
+        "No model was retrained, except in the section on fine-tuning.",
+        *render_engines.summary(recipes(measurements), measured),
+        *render_accuracy.sections(measured),
+        *render_engines.sections(recipes(measurements), measured),
+        *render_studies.sections(measurements / "studies"),
+        *render_gpu.sections(measurements / "gpu"),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def readme(text: str, measurements: Path = MEASUREMENTS) -> str:
+    """The README with the text between `<!-- measured: NAME -->` and `<!-- end -->` rendered from the measurements."""
+    stored = recipes(measurements)
+    budget = load_recipe(ROOT / "recipes" / "quickstart.yaml").prune.budget.fraction
+    verdict = next(one["verdict"]["summary"] for one in stored["quickstart"]["results"] if one["budget"] == budget)
+    parts = {
+        "quickstart": f"```text\n{verdict}\n```",
+        "expectations": "\n".join(render_engines.expectations(stored, cases(measurements))),
+    }
+    for name, content in parts.items():
+        start, end = f"<!-- measured: {name} -->\n", "\n<!-- end -->"
+        before, _, rest = text.partition(start)
+        text = before + start + content + end + rest.partition(end)[2]
+    return text
+
+
+def figures(measurements: Path = MEASUREMENTS) -> dict[str, str]:
+    """{file name: SVG} of every plot on the page."""
+    plots = plot_accuracy.figures(cases(measurements))
+    plots |= render_studies.figures(measurements / "studies")
+    return plots | render_engines.figures(recipes(measurements))
+
+
+def write() -> None:
+    """Write the page, its plots and the measured parts of the README."""
+    PAGE.write_text(page(), encoding="utf-8")
+    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+    plots = figures()
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    for name, drawn in plots.items():
+        (FIGURES / name).write_text(drawn, encoding="utf-8")
+    print(f"wrote {PAGE}, {len(plots)} plots in {FIGURES} and the measured parts of {README}")
+
+
+if __name__ == "__main__":
+    write()
