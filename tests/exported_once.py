@@ -61,10 +61,10 @@ def exported_once(folder: Path) -> Iterator[None]:
     """Within it, stages `export` of this process take from this folder what is there, and leave there what is not."""
     from optin_export import export
     from optin_export.export import Exported
-    from optin_export.stages import export_and_measure
+    from optin_export.stages import export as export_stage
     from optin_export.workdir import onnx_files
 
-    real: Callable[..., Exported] = export_and_measure.export_onnx
+    real: Callable[..., Exported] = export_stage.export_onnx
 
     def export_onnx(model: Any, inputs: Any, path: Path, *, max_batch: int, sequence: int | None) -> Exported:
         if os.environ.get("PYTEST_CURRENT_TEST", "").startswith(REAL):
@@ -86,7 +86,7 @@ def exported_once(folder: Path) -> Iterator[None]:
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_and_measure, "export_onnx", export_onnx)
+        patch.setattr(export_stage, "export_onnx", export_onnx)
         yield
 
 

@@ -318,5 +318,5 @@ def test_what_is_no_module_or_has_no_weights_is_refused(images: torch.Tensor) ->
         oe.prune("timm:vit", images, macs=0.5)  # type: ignore[arg-type]
     with torch.device("meta"):
         model = nn.Conv2d(1, 1, 3)
-    with pytest.raises(oe.errors.InputError, match="the weights of the model are not there"):
+    with pytest.raises(oe.errors.InputError, match="the weights of the model are missing"):
         oe.prune(model, images, macs=0.5)

@@ -23,8 +23,9 @@ from optin_export.data import Sources, given_rows, given_sources, usual_sequence
 from optin_export.models import as_function, load_given, task_of_module, unwrapped
 from optin_export.repair import PrunedModel
 from optin_export.scoring import methods
-from optin_export.stages import checks, scoring, search
+from optin_export.stages import checks, curves, score, search
 from optin_export.stages.context import RunContext, Surroundings
+from optin_export.stages.results import ScoringResult, SearchResult
 from optin_export.units import count_macs, count_params
 from optin_export.workdir.files import Scratch
 
@@ -78,7 +79,7 @@ def prune(
         sequence: tokens of the longest text; MACs are counted at it. None: the longest row of `data`, 128 for texts.
         samples: rows of `data` that are read, from the front; None: all.
         seed: of samples and probes.
-        settings: other fields of a recipe's section `prune`, such as `allocation`, `align`, `gauss_newton`, `rounds`.
+        settings: other fields of a recipe's section `prune`, such as `allocation`, `align`, `gauss_newton`.
 
     Returns the pruned model with its plan and its report. Raises InputError for a model, data or options that do not
     serve, EnvironmentLacks for a missing package.
@@ -127,18 +128,17 @@ def _pruned(sources: Sources) -> Pruned:
         work = RunContext(recipe, scratch.path, False, around=around)
         for check in (checks.sources_load, checks.units_are_there, checks.budget_is_reachable):
             check(work)
-        info = scoring.score(work, {})
-        scores = load_file(scratch.path / "scores" / "scores.safetensors")
-        tried = search.find_plan(work, {})
-        plan = work.plan
-        done = work.operation(plan)
+        scored = score.score(work)
+        scores = load_file(scored.path)
+        found = search.find_plan(work, scored, curves.measure_curves(work, scored))
+        done = work.operation(found.plan)
     for note in work.cache.warnings:
         warnings.warn(note, stacklevel=3)
     return Pruned(
         done.dense.requires_grad_(True).model,
-        plan,
+        found.plan,
         scores,
-        _report(work, done, {**info, **tried}),
+        _report(work, done, scored, found),
         done.dense,
         sources.fixed(2),
         sources.loaded.architecture,
@@ -147,8 +147,8 @@ def _pruned(sources: Sources) -> Pruned:
     )
 
 
-def _report(work: RunContext, done: PrunedModel, found: dict[str, Any]) -> dict[str, Any]:
-    sources, plan = work.sources, work.plan
+def _report(work: RunContext, done: PrunedModel, scored: ScoringResult, found: SearchResult) -> dict[str, Any]:
+    sources, plan = work.sources, found.plan
     sizes = {"macs": count_macs(done.dense, sources.fixed(1)), "params": count_params(done.dense)}
     whole = {"macs": plan.base.macs, "params": plan.base.params}
     report: dict[str, Any] = {
@@ -163,7 +163,8 @@ def _report(work: RunContext, done: PrunedModel, found: dict[str, Any]) -> dict[
         }
         for group in work.structure.groups
     }
-    report["score"] = {"methods": methods(work.structure, work.recipe.prune), **found}
+    log = {name: [list(pair) for pair in pairs] for name, pairs in vars(found.log).items() if pairs}
+    report["score"] = {"methods": methods(work.structure, work.recipe.prune), **scored.info, **log}
     report["repair"] = done.to_json()
     data = sources.evaluation()
     if data is not None:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,8 +18,10 @@ from optin_export.workdir.run_directory import STAGES, run_folder
 
 if TYPE_CHECKING:
     from optin_export.distributed.ray_session import Options
-    from optin_export.distributed.sweep import SubRun
+    from optin_export.recipe import Recipe
     from optin_export.report.schema import Report
+    from optin_export.stages.pipeline import Display
+    from optin_export.stages.sweep import SubRun
 
 
 @click.command(
@@ -110,10 +112,7 @@ def optin_export(
     context.obj = choose(quiet, verbose, as_json)
     with context.obj as display:
         display.begin(loaded.name, folder, STAGES)
-        # This import loads torch.
-        from optin_export.distributed.runs import Order, carry_out
-
-        report = carry_out(Order(loaded, folder, stop_after, force, wait), options, display)
+        report = _carry_out(loaded, folder, options, display, stop_after=stop_after, force=force, wait=wait)
     if isinstance(report, list):
         return _print_sweep(report, folder, as_json)
     if report is None:
@@ -127,6 +126,23 @@ def optin_export(
     else:
         _print_verdict(report, folder)
     return exit_code(report)
+
+
+def _carry_out(
+    recipe: Recipe, folder: Path, cluster: Options | None, display: Display, **how: Any
+) -> Report | list[SubRun] | None:
+    """The report of a run (None if it stopped before), or the runs of a sweep. The imports load torch."""
+    if cluster is not None:
+        from optin_export.distributed.runs import run_on_cluster
+
+        return run_on_cluster(cluster, recipe, folder, display, **how)
+    if recipe.sweep:
+        from optin_export.stages.sweep import run_sweep
+
+        return run_sweep(recipe, folder, display, **how)
+    from optin_export.stages.pipeline import run
+
+    return run(recipe, folder, display=display, **how)
 
 
 def exit_code(report: Report) -> int:

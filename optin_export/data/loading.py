@@ -123,7 +123,7 @@ class Sources:
 
     @property
     def _is_searched(self) -> bool:
-        return self.recipe.prune.budget.accuracy_drop is not None
+        return self.recipe.budget.accuracy_drop is not None
 
     def _halves(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         order = np.random.default_rng(self.recipe.seed).permutation(rows)
@@ -297,7 +297,7 @@ def checked_sources(sources: Sources, lookup: Lookup | None = None) -> Sources:
             labels.check(classes=sources.classes)
             labels = list(evaluation.columns["label"])
         labelled = Examples({**evaluation.columns, "label": labels})
-        if recipe.prune.budget.accuracy_drop is not None and len(evaluation) < 2:
+        if recipe.budget.accuracy_drop is not None and len(evaluation) < 2:
             raise InputError(
                 "prune.budget.accuracy_drop needs at least two evaluation rows",
                 "one half is for the search, the other for the measurement",

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optin_export.report import COSTS
-from optin_export.workdir.files import append_text, read_json, write_json
-
-FILE = COSTS
+from optin_export.report import COSTS, costs_of
+from optin_export.workdir.files import append_text, write_json
 
 
 @dataclass
@@ -60,12 +58,4 @@ class Book:
                 entry |= {key: round(entry[key], 3) for key in ("worker_seconds", "gpu_seconds")}
                 known[name] = entry
         if known:
-            write_json(self.folder / FILE, known)
-
-
-def costs_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """{stage: what it cost}; empty where nothing was done on workers."""
-    try:
-        return dict(read_json(folder / FILE))
-    except (OSError, ValueError, TypeError):
-        return {}
+            write_json(self.folder / COSTS, known)

@@ -6,25 +6,17 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from optin_export.data import Dataset, Sources
 from optin_export.distributed.file_transfer import Parcel, hashes_of, pack, unpack
-from optin_export.distributed.measurement_lock import Machine
-from optin_export.errors import GateError, OptinError, ParityError
+from optin_export.errors import OptinError
 from optin_export.recipe import Recipe, Target
-from optin_export.report import Report
 from optin_export.stages.context import Surroundings
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: the exit code that it would have had, and its verdict or error in words."""
-
-    exit_code: int
-    summary: str
+from optin_export.stages.pipeline import run
+from optin_export.stages.sweep import Outcome, failed, outcome_of
+from optin_export.workdir.measurement_lock import Machine
 
 
 class Messenger:
@@ -51,8 +43,6 @@ def run_away(
     recipe: Recipe, sources: Sources | None, place: Path | Parcel, shared: Path | None, messages: Any
 ) -> tuple[Outcome, Parcel | None]:
     """One run of a sweep, after its scoring. place: its run folder, or the files in it."""
-    from optin_export.stages.pipeline import run
-
     machine = Machine()
     with machine.busy(), _folder(place) as folder:
         before = hashes_of(folder)
@@ -77,18 +67,6 @@ def measure_away(parcel: Parcel, target: Target, data: Dataset | None) -> tuple[
         except OptinError as error:
             return f"{error.what}: {error.why}", Parcel({}, {})
         return None, pack(folder, [path for path in (folder / "machines").rglob("*") if path.is_file()])
-
-
-def outcome_of(report: Report | None) -> Outcome:
-    if report is None:
-        return Outcome(0, "stopped as asked")
-    parity = any(gate.kind == "parity" and not gate.passed for gate in report.verdict.gates)
-    code = 0 if report.verdict.passed else (ParityError if parity else GateError).exit_code
-    return Outcome(code, report.verdict.summary)
-
-
-def failed(error: OptinError) -> Outcome:
-    return Outcome(error.exit_code, f"{error.what}: {error.why}; {error.fix}")
 
 
 @contextlib.contextmanager

@@ -1,152 +1,60 @@
-"""A sweep: many runs of one recipe. Scoring is done once for all that score alike; the rest one after another, or all
-at once on a cluster's workers. Who measures has the machine for itself."""
+"""A sweep on a cluster: scored here with the workers' help, then everything else at once, one worker a run."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optin_export.data import Sources, load_sources
+from optin_export.data import Sources
 from optin_export.distributed import target_nodes
-from optin_export.distributed.costs import Book, costs_of
+from optin_export.distributed.costs import Book
 from optin_export.distributed.file_transfer import pack, unpack
-from optin_export.distributed.measurement_lock import Machine
-from optin_export.distributed.remote_tasks import Outcome, failed, outcome_of, run_away
-from optin_export.errors import InputError, OptinError
+from optin_export.distributed.remote_tasks import run_away
+from optin_export.distributed.scoring import spread_over
+from optin_export.errors import InputError
 from optin_export.progress import report, reporting
 from optin_export.recipe import Recipe, Variant, expand
-from optin_export.report.compare import compare
-from optin_export.stages.context import Surroundings
-from optin_export.stages.pipeline import Display, run
-from optin_export.stages.preflight import shared_key
-from optin_export.workdir.cache import FOLDER as LEDGER
-from optin_export.workdir.files import remove, write_json, write_text
+from optin_export.stages.pipeline import run
+from optin_export.stages.sweep import SHARED, Outcomes, Sweep, failed, outcome_of
 from optin_export.workdir.run_directory import STAGES
 
 if TYPE_CHECKING:
     from optin_export.distributed.ray_session import Session
 
-#: The sweep's index, in its folder: settings, folder and outcome of every run.
-INDEX = "sweep.json"
-#: Where runs leave what they share, below the sweep's folder.
-SHARED = ".shared"
-Outcomes = dict[str, Outcome]
+#: The last stage that is done here, once for all runs that have it in common.
+COMMON = "curves"
 
 
-@dataclass(frozen=True)
-class SubRun:
-    """One run of a sweep. exit_code: what it alone would have ended with; summary: its verdict, or its error."""
-
-    label: str
-    settings: dict[str, Any]
-    folder: Path
-    exit_code: int
-    summary: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "folder": self.folder.name}
-
-
-class Labelled:
-    """A display that says whose stage it is."""
-
-    def __init__(self, display: Display, label: str) -> None:
-        self.display, self.label, self.tick = display, label, display.tick
-
-    def start(self, stage: str) -> None:
-        self.display.start(f"{self.label} {stage}")
-
-    def finish(self, stage: str, seconds: float, reused: bool) -> None:
-        self.display.finish(f"{self.label} {stage}", seconds, reused)
-
-    def warn(self, text: str) -> None:
-        self.display.warn(f"{self.label}: {text}")
-
-
-class Loaded:
-    """Models and data of the sweep's recipes, loaded once for all that have the same."""
-
-    def __init__(self) -> None:
-        self.known: dict[str, Sources] = {}
-
-    def of(self, recipe: Recipe) -> Sources:
-        digest = shared_key(recipe)
-        if digest not in self.known:
-            self.known = {digest: load_sources(recipe)}  # one at a time: models are large
-        return dataclasses.replace(self.known[digest], recipe=recipe)
-
-
-def run_sweep(
-    recipe: Recipe,
-    folder: Path,
-    session: Session | None,
-    display: Display,
-    force: bool = False,
-    stop_after: str | None = None,
-) -> list[SubRun]:
-    """Run all combinations, each in a folder of its own below `folder`; one that fails does not stop the others.
-
-    Also writes the index sweep.json and the page that compares the runs.
-    """
-    variants = expand(recipe)
-    if session is not None and not session.shared_files:
-        for one in variants:
-            _refuse_paths(one.recipe)
-    if force:
-        for name in (SHARED, "cluster/shards", *(f"{one.label}/{LEDGER}" for one in variants)):
-            remove(folder / name)
-    write_text(folder / "recipe.yaml", recipe.to_yaml())
-    book, loaded, machine = Book(folder), Loaded(), Machine()
-    outcomes: Outcomes = {}
-
-    def around(one: Variant) -> Surroundings:
-        spread = Surroundings().spread
-        if session is not None:
-            from optin_export.distributed.scoring import spread_over
-
-            spread = lambda key: spread_over(session, folder, key, book, gpus=one.recipe.model.gpus)  # noqa: E731
-        return Surroundings(spread, machine.quiet, folder / SHARED, loaded.of(one.recipe))
-
-    alone = session is None or stop_after in STAGES[: STAGES.index("scoring") + 1]
-    for one in variants:
-        stage = stop_after if alone else "scoring"
-        try:
-            shown = Labelled(display, one.label)
-            done = run(
-                one.recipe,
-                folder / one.label,
-                stop_after=stage,
-                display=shown,
-                around=around(one),
-            )
-            if alone:
-                outcomes[one.label] = outcome_of(done)
-        except OptinError as error:
-            outcomes[one.label] = failed(error)
-    if session is not None and not alone:
-        waiting = [one for one in variants if one.label not in outcomes]
-        display.start("runs")
-        with reporting(display.tick):
-            outcomes |= _fan_out(session, waiting, folder, loaded, book)
-        for one in waiting:
-            if one.recipe.fleet and (folder / one.label / "report.json").exists():
-                with reporting(display.tick):
-                    target_nodes.measure_fleet(session, one.recipe, folder / one.label, book, force)
-                outcomes[one.label] = outcome_of(run(one.recipe, folder / one.label, around=around(one)))
-    book.save()
-    found = [
-        SubRun(one.label, one.settings, folder / one.label, outcomes[one.label].exit_code, outcomes[one.label].summary)
-        for one in variants
-    ]
-    write_json(
-        folder / INDEX,
-        {"version": 1, "name": recipe.name, "runs": [one.to_json() for one in found], "costs": costs_of(folder)},
+def run_on_workers(session: Session, sweep: Sweep) -> Outcomes:
+    """How each of the runs ended. Raises InputError for files that workers may not have, before anything is done."""
+    folder, book = sweep.folder, Book(sweep.folder)
+    sweep = dataclasses.replace(
+        sweep, spread=lambda recipe, key: spread_over(session, folder, key, book, gpus=recipe.model.gpus)
     )
-    compare_runs(folder, [one.folder for one in found])
-    return found
+    here = sweep.stop_after in STAGES[: STAGES.index(COMMON) + 1]
+    outcomes = {one.label: sweep.run(one, sweep.stop_after if here else COMMON) for one in sweep.variants}
+    if not here:
+        waiting = [one for one in sweep.variants if outcomes[one.label].exit_code == 0]
+        sweep.display.start("runs")
+        with reporting(sweep.display.tick):
+            outcomes |= _fan_out(session, sweep, waiting, book)
+        for one in waiting:
+            place = folder / one.label
+            if one.recipe.fleet and (place / "report.json").exists():
+                with reporting(sweep.display.tick):
+                    target_nodes.measure_fleet(session, one.recipe, place, book, sweep.force)
+                outcomes[one.label] = outcome_of(run(one.recipe, place, around=sweep.around(one)))
+    book.save()
+    return outcomes
+
+
+def check_paths(recipe: Recipe, session: Session) -> None:
+    """Raise InputError if a run of the sweep reads files by their path, which workers may not have."""
+    if not session.shared_files:
+        for one in expand(recipe):
+            _refuse_paths(one.recipe)
 
 
 def _refuse_paths(recipe: Recipe) -> None:
@@ -166,14 +74,14 @@ def _refuse_paths(recipe: Recipe) -> None:
 
 def _fan_out(
     session: Session,
+    sweep: Sweep,
     variants: Sequence[Variant],
-    folder: Path,
-    loaded: Loaded,
     book: Book,
 ) -> Outcomes:
     """Everything after the scoring, of all runs at once; one worker each, with the GPUs that its recipe names."""
     from optin_export.distributed.ray_session import no_gpus
 
+    folder, loaded = sweep.folder, sweep.loaded
     messages, stages = session.messages(), 0
     tasks, references = {}, {}
     outcomes: Outcomes = {}
@@ -219,12 +127,3 @@ def _fan_out(
 def run_variant(recipe: Recipe, sources: Sources, place: Any, shared: Path | None, messages: Any) -> Any:
     """On a worker: the run of one recipe with sources that were loaded for another one of the sweep."""
     return run_away(recipe, dataclasses.replace(sources, recipe=recipe), place, shared, messages)
-
-
-def compare_runs(folder: Path, runs: Sequence[Path]) -> Path | None:
-    """The page that compares the finished runs, compare.html in the sweep's folder; None for fewer than two."""
-    finished = [one for one in runs if (one / "report.json").exists()]
-    if len(finished) < 2:
-        return None
-    compare(finished, folder / "compare.html")
-    return folder / "compare.html"

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from optin_export.distributed.measurement_lock import Machine
+from optin_export.workdir.measurement_lock import Machine
 
 #: worker: its name; seconds; gpus: held by it; bytes: of the result, where it is arrays; printed: lines.
 Facts = dict[str, Any]

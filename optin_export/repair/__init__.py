@@ -14,13 +14,14 @@ from optin_export.repair.curves import combined, loss_curves
 from optin_export.repair.finetune import FineTune, fine_tune
 from optin_export.repair.gauss_newton import outputs_of, refine
 from optin_export.repair.sensitivity import Weights, sensitivities
-from optin_export.repair.sequential import compensate
+from optin_export.repair.sequential import Repair, compensate
 from optin_export.repair.token_schedule import scheduled, share_budget
 
 __all__ = [
     "MASKED_TOLERANCE",
     "FineTune",
     "PrunedModel",
+    "Repair",
     "Weights",
     "apply_plan",
     "combined",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from optin_export.report.compose import chance_warnings, compose, head_repair, output_refit, prunings
 from optin_export.report.deployed import add_deployed, result_of, still_deployed
 from optin_export.report.elsewhere import add_elsewhere, still_elsewhere
-from optin_export.report.fleet import COSTS, FLEET, fleet_gates, still_spent
+from optin_export.report.fleet import COSTS, FLEET, costs_of, fleet_gates, still_spent
 from optin_export.report.html import render_html
 from optin_export.report.schema import Report, Size, StageResult
 
@@ -19,6 +19,7 @@ __all__ = [
     "add_elsewhere",
     "chance_warnings",
     "compose",
+    "costs_of",
     "fleet_gates",
     "head_repair",
     "output_refit",

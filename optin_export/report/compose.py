@@ -12,6 +12,7 @@ import numpy as np
 from optin_export.measure import METRICS, TOLERANCES, Doubt, Gate, Measured
 from optin_export.measure.doubts import CLOCKS
 from optin_export.measure.gpu import ranges
+from optin_export.repair import Repair
 from optin_export.repair.gauss_newton import OUTPUT
 from optin_export.repair.sequential import HEAD
 from optin_export.report.schema import (
@@ -42,7 +43,7 @@ def compose(
     macs: Size,
     params: Size,
     measured: Measured,
-    engines: Iterable[Mapping[str, Any]],
+    engines: Sequence[EngineResult],
     stages: Sequence[StageResult],
     doubts: Sequence[Doubt] = (),
     warnings: Sequence[str] = (),
@@ -69,7 +70,7 @@ def compose(
         accuracy=accuracy,
         parity=parity_of(measured),
         latency=latency,
-        engines=tuple(EngineResult(**engine) for engine in engines),
+        engines=tuple(engines),
         stages=tuple(stages),
         warnings=(*(doubt.text for doubt in doubts), *warnings),
         **rest,
@@ -112,14 +113,14 @@ def parity_of(measured: Measured) -> Parity:
 
 
 def prunings(
-    structure: Structure, plan: Plan, scores: Mapping[str, np.ndarray], repairs: Mapping[str, Mapping[str, Any]]
+    structure: Structure, plan: Plan, scores: Mapping[str, np.ndarray], repairs: Mapping[str, Repair]
 ) -> tuple[GroupResult, ...]:
     """What was removed, group by group, with the share of the group's score that stays and the repair's errors."""
     results = []
     for group in structure.groups:
         kept = list(plan.groups[group.key].kept)
         total = float(scores[group.key].sum())
-        repair = repairs.get(group.key, {})
+        repair = repairs.get(group.key)
         results.append(
             GroupResult(
                 block=group.block,
@@ -127,32 +128,27 @@ def prunings(
                 count=group.count,
                 kept=len(kept),
                 score_kept=float(scores[group.key][kept].sum()) / total if total > 0 else 1.0,
-                error_before=repair.get("before"),
-                error_after=repair.get("after"),
-                damping=repair.get("damping"),
-                fallback=repair.get("fallback"),
+                **({} if repair is None else _errors(repair)),
             )
         )
     return tuple(results)
 
 
-def head_repair(repairs: Mapping[str, Mapping[str, Any]]) -> HeadRepair | None:
+def head_repair(repairs: Mapping[str, Repair]) -> HeadRepair | None:
     """The output layer's part of the repairs, if it had one."""
     repair = repairs.get(HEAD)
-    if repair is None:
-        return None
-    return HeadRepair(
-        error_before=repair["before"],
-        error_after=repair["after"],
-        damping=repair["damping"],
-        fallback=repair["fallback"],
-    )
+    return None if repair is None else HeadRepair(**_errors(repair))
 
 
-def output_refit(repairs: Mapping[str, Mapping[str, Any]]) -> OutputRefit | None:
+def _errors(repair: Repair) -> dict[str, Any]:
+    found = asdict(repair)
+    return {"error_before": found.pop("before"), "error_after": found.pop("after"), **found}
+
+
+def output_refit(repairs: Mapping[str, Repair]) -> OutputRefit | None:
     """What Gauss-Newton did, if it was to do anything."""
     repair = repairs.get(OUTPUT)
-    return None if repair is None else OutputRefit(**repair)
+    return None if repair is None else OutputRefit(**asdict(repair))
 
 
 def make_verdict(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from optin_export.measure import Gate
 from optin_export.recipe import Recipe, Target
@@ -17,11 +17,19 @@ FLEET = "cluster/fleet.json"
 COSTS = "cluster/costs.json"
 
 
+def costs_of(run: Path) -> dict[str, dict[str, Any]]:
+    """{stage: what it cost}; empty where nothing was done on workers."""
+    try:
+        return dict(read_json(run / COSTS))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def still_spent(run: Path) -> tuple[StageCost, ...]:
     """What stages cost on a cluster's workers, from the run folder; none if it cannot be read."""
     try:
-        return tuple(StageCost(stage=name, **cost) for name, cost in read_json(run / COSTS).items())
-    except (OSError, ValueError, TypeError, AttributeError):
+        return tuple(StageCost(stage=name, **cost) for name, cost in costs_of(run).items())
+    except (ValueError, TypeError):
         return ()
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from optin_export import measure, repair, search
 from optin_export.data import Sources
 from optin_export.models import TaskModel, as_function
 from optin_export.recipe import Budget
 from optin_export.search import Plan
+from optin_export.stages.results import SearchLog
 from optin_export.units import Costs, Structure
 
 #: (budget, what units cost) -> the plan; a plan -> its model, repaired.
@@ -24,10 +24,10 @@ def choose(
     least: Mapping[str, int],
     plan_of: PlanOf,
     built: Built,
-) -> tuple[Plan, dict[str, Any]]:
+) -> tuple[Plan, SearchLog]:
     """The plan a recipe asks for, and what was tried to find it."""
     recipe = sources.recipe
-    budget = recipe.prune.budget
+    budget = recipe.budget
     if recipe.tokens.keep == "auto":
         plan, shares = repair.share_budget(
             sources.model,
@@ -40,11 +40,11 @@ def choose(
             temperature=recipe.prune.temperature,
             seed=recipe.seed,
         )
-        return plan, {"shares": [list(pair) for pair in shares]}
+        return plan, SearchLog(shares=tuple(shares))
     if budget.accuracy_drop is None:
-        return plan_of(budget, costs), {}
+        return plan_of(budget, costs), SearchLog()
     found = _smallest(sources, costs, least, lambda budget: built(plan_of(budget, costs)), budget.accuracy_drop)
-    return plan_of(Budget(macs=found.fraction), costs), {"tried": [list(pair) for pair in found.tried]}
+    return plan_of(Budget(macs=found.fraction), costs), SearchLog(tuple(found.tried))
 
 
 def _smallest(

@@ -63,7 +63,7 @@ def units_are_there(work: RunContext) -> str:
 
 def budget_is_reachable(work: RunContext) -> str:
     """With as few units as may stay the model meets the budget; and what the units cost can be measured."""
-    budget, costs = work.recipe.prune.budget, work.costs
+    budget, costs = work.recipe.budget, work.costs
     for note in coverage_notes(work.sources.model, work.structure, costs, work.least, work.sources.fixed(1)):
         work.cache.warn(note)
     try:
@@ -78,7 +78,7 @@ def budget_is_reachable(work: RunContext) -> str:
 
 def latency_can_be_searched(work: RunContext) -> str:
     """A latency budget: the target's clock has to run here, and the model has to have a latency table."""
-    if work.recipe.prune.budget.kind != "latency":
+    if work.recipe.budget.kind != "latency":
         return ""
     target = work.recipe.budget_target
     reason = engines.unavailable(target)

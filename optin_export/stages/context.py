@@ -1,4 +1,4 @@
-"""One recipe, its run folder, and what several stages need of both; what the stages do is in `steps`."""
+"""One recipe, its run folder, and what several stages need of both; each stage is a file of its own."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from optin_export.workdir.files import remove
 
 #: What makes a saved model.
 FILES = ("architecture.json", "model.safetensors")
-Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a run shares with others, where it is not alone (see `cluster`).
+    """What a run shares with others, where it is not alone (see `sweep` and `distributed`).
 
     spread: hash of all that the scores depend on -> who does the shards of the scoring. quiet: held while latency is
     measured. shared: folder of steps that sibling runs have done. sources: already loaded.
@@ -111,10 +110,6 @@ class RunContext:
     def python(self) -> pruning.PythonSource:
         """What a saved model may run: the folder may be from anybody, the recipe is the user's own."""
         return pruning.PythonSource(self.recipe.model.source, self.recipe.model.args)
-
-    @cached_property
-    def plan(self) -> search.Plan:
-        return search.read_plan(self.folder / "plan" / "plan.json")
 
     def _forget_conclusions(self) -> None:
         """Something is about to change: a verdict and a shipped repository of before no longer hold."""

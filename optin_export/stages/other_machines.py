@@ -25,7 +25,7 @@ from optin_export.export import read_graph
 from optin_export.recipe import MODELS, Recipe, Target, engine_names, load_recipe
 from optin_export.report.schema import read_report
 from optin_export.ship.manifest import add_files, is_as_written, read_manifest
-from optin_export.stages.export_and_measure import CLASSES
+from optin_export.stages.measure import CLASSES
 from optin_export.workdir.files import refuse_links, regular, write_json
 from optin_export.workdir.onnx_files import graph_files, sha256_graph
 
@@ -73,7 +73,7 @@ class Continued:
         measured = measure.Measured(
             measured.parity, measured.accuracy, measured.latency, {} if reason is None else {target.name: reason}
         )
-        gates = measure.judge(self.recipe.gates, self.recipe.prune.budget, 0.0, measured)
+        gates = measure.judge(self.recipe.gates, self.recipe.budget, 0.0, measured)
         written = place / "measure" / f"{target.name}.json"
         write_json(
             written,

@@ -1,12 +1,13 @@
-"""The order of the stages: recipe -> sources -> scoring -> search -> surgery -> export -> engines -> measure -> ship ->
-report. The only module that knows it; every stage reads what the one before wrote into the run folder."""
+"""The order of the stages: recipe -> sources -> scoring -> curves -> search -> surgery -> export -> engines -> measure
+-> ship -> report. The only module that knows it. A stage takes the run context and what earlier stages handed on, and
+reads the files that they wrote into the run directory."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from optin_export import ship
 from optin_export.displays import Quiet
@@ -14,8 +15,17 @@ from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.progress import reporting
 from optin_export.recipe import Recipe, load_recipe, validate
 from optin_export.report.schema import Report, StageResult
-from optin_export.stages import export_and_measure, prune_and_repair, scoring, search, ship_and_report
-from optin_export.stages.context import Facts, RunContext, Surroundings
+from optin_export.stages.build import build_engines
+from optin_export.stages.context import RunContext, Surroundings
+from optin_export.stages.curves import measure_curves
+from optin_export.stages.export import export_models
+from optin_export.stages.load import load
+from optin_export.stages.measure import measure_engines
+from optin_export.stages.prune_and_repair import apply_plan
+from optin_export.stages.report import write_report
+from optin_export.stages.score import score
+from optin_export.stages.search import find_plan
+from optin_export.stages.ship import ship_run
 from optin_export.workdir.durations import remember
 from optin_export.workdir.files import clear_scratch
 from optin_export.workdir.lock import held
@@ -24,6 +34,8 @@ from optin_export.workdir.run_directory import STAGES, clear_leftovers, run_fold
 
 #: Loading finds out what can be reused; the manifest and the report are cheap and always written again.
 NEVER_REUSED = ("sources", "ship", "report")
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 class Display(Protocol):
@@ -52,8 +64,8 @@ def run(
     """Run a recipe (a file, a dictionary, or a validated `Recipe`) in the folder `out` (default `runs/<name>`).
 
     wait: for another process that works in the folder, instead of an error. around: what the run shares with others
-    (see `cluster`). Returns the report, whose verdict may have failed; None if `stop_after` ended the run before it.
-    Raises a subclass of OptinError for anything the user can mend.
+    (see `sweep` and `distributed`). Returns the report, whose verdict may have failed; None if `stop_after` ended the
+    run before it. Raises a subclass of OptinError for anything the user can mend.
     """
     if isinstance(recipe, str | Path):
         recipe = load_recipe(recipe, overrides)
@@ -71,44 +83,63 @@ def run(
         ship.put_in_order(folder / "triton")
         clear_leftovers(folder)
         clear_scratch()
-        return _stages(recipe, folder, force, display, stop_after, around or Surroundings())
+        work = RunContext(recipe, folder, force, display.warn, around)
+        return _stages(work, display, stop_after)
 
 
-def _stages(
-    recipe: Recipe, folder: Path, force: bool, display: Display, stop_after: str | None, around: Surroundings
-) -> Report | None:
-    work = RunContext(recipe, folder, force, display.warn, around)
-    stages: dict[str, Callable[[RunContext, Facts], Any]] = {
-        "sources": scoring.load,
-        "scoring": scoring.score,
-        "search": search.find_plan,
-        "surgery": prune_and_repair.apply_plan,
-        "export": export_and_measure.export_models,
-        "engines": export_and_measure.build_engines,
-        "measure": export_and_measure.measure_engines,
-        "ship": ship_and_report.ship_run,
-        "report": lambda work, facts: ship_and_report.write_report(work, facts, timings),
-    }
-    timings: list[StageResult] = []
-    facts: Facts = {}
-    for name in STAGES:
-        display.start(name)
-        counted = forget_peak()
-        start, executed = time.perf_counter(), work.cache.executed
+def _stages(work: RunContext, display: Display, stop_after: str | None) -> Report | None:
+    stage = _Stages(work, display, stop_after)
+    try:
+        stage.run("sources", load)
+        scores = stage.run("scoring", score)
+        curves = stage.run("curves", measure_curves, scores)
+        found = stage.run("search", find_plan, scores, curves)
+        pruned = stage.run("surgery", apply_plan, found.plan)
+        stage.run("export", export_models)
+        built = stage.run("engines", build_engines)
+        judged = stage.run("measure", measure_engines, found.plan, pruned)
+        stage.run("ship", ship_run, judged)
+        return stage.run("report", write_report, scores, found, pruned, built, judged, stage.timings)
+    except _StoppedAsAsked:
+        return None
+
+
+class _StoppedAsAsked(Exception):
+    """The stage of `stop_after` is done."""
+
+
+class _Stages:
+    """Runs one stage after another, and keeps what each took."""
+
+    def __init__(self, work: RunContext, display: Display, stop_after: str | None) -> None:
+        self.work, self.display, self.stop_after = work, display, stop_after
+        self.timings: list[StageResult] = []
+
+    def run(
+        self,
+        name: str,
+        function: Callable[Concatenate[RunContext, P], Result],
+        *results: P.args,
+        **named: P.kwargs,
+    ) -> Result:
+        """What the stage hands on. Raises _StoppedAsAsked if it was the last one."""
+        self.display.start(name)
+        folder, cache, counted = self.work.folder, self.work.cache, forget_peak()
+        start, executed = time.perf_counter(), cache.executed
         try:
-            facts[name] = stages[name](work, facts)
+            found = function(self.work, *results, **named)
         except OSError as error:  # what a stage reads was there when an earlier one ended
             raise EnvironmentLacks(
                 f"stage {name} cannot use {error.filename or folder}",
                 "it has vanished" if isinstance(error, FileNotFoundError) else error.strerror or str(error),
                 "run the same command again: it makes only what is missing",
             ) from error
-        reused = work.cache.executed == executed and name not in NEVER_REUSED
+        reused = cache.executed == executed and name not in NEVER_REUSED
         seconds, peak = round(time.perf_counter() - start, 3), peak_bytes() if counted else None
         if not reused:
             remember(folder, name, seconds, peak)
-        timings.append(StageResult(name=name, seconds=seconds, reused=reused, peak_bytes=peak))
-        display.finish(name, timings[-1].seconds, reused)
-        if name == stop_after and name != "report":
-            return None
-    return facts["report"]
+        self.timings.append(StageResult(name=name, seconds=seconds, reused=reused, peak_bytes=peak))
+        self.display.finish(name, seconds, reused)
+        if name == self.stop_after and name != STAGES[-1]:
+            raise _StoppedAsAsked
+        return found

@@ -85,7 +85,7 @@ def shared_key(recipe: Recipe) -> str:
     """A hash of all that loading looks at; the rest of a recipe is read off it when it is needed."""
     key = recipe.model_dump(mode="json", exclude={"name", "prune", "targets", "gates", "ship"})
     key["export"] = recipe.export.sequence
-    key["searched"] = recipe.prune.budget.accuracy_drop is not None
+    key["searched"] = recipe.budget.accuracy_drop is not None
     return sha256_json(key)
 
 

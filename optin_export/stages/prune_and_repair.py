@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from optin_export import pruning, repair
-from optin_export.stages.context import FILES, Facts, RunContext
+from optin_export.search import Plan
+from optin_export.stages.context import FILES, RunContext
+from optin_export.stages.results import PruneResult
 from optin_export.units import count_macs, count_params
 from optin_export.workdir.files import remove, sha256_file
 
@@ -14,21 +16,19 @@ from optin_export.workdir.files import remove, sha256_file
 SHOWN = 4
 
 
-def apply_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
+def apply_plan(work: RunContext, plan: Plan) -> PruneResult:
     """Carry out the plan in `model/`; returns what the repair did, and the size of the result."""
     tuned, prune = work.recipe.finetune is not None, work.recipe.prune
     folder = work.folder / ("repaired" if tuned else "model")
 
-    def run() -> dict[str, Any]:
+    def run() -> PruneResult:
         sources = work.sources
-        inputs, operation = sources.fixed(2), work.operation(work.plan)
-        pruning.save_model(
-            folder, operation.dense, sources.loaded.architecture, work.structure.family, work.plan, inputs
-        )
+        inputs, operation = sources.fixed(2), work.operation(plan)
+        pruning.save_model(folder, operation.dense, sources.loaded.architecture, work.structure.family, plan, inputs)
         pruning.save_places(folder / "places.safetensors", operation.dense, sources.fixed(SHOWN))
         one = sources.fixed(1)
-        size = {"macs": count_macs(operation.dense, one), "params": count_params(operation.dense)}
-        return {**operation.to_json(), **size}
+        macs, params = count_macs(operation.dense, one), count_params(operation.dense)
+        return PruneResult(macs, params, operation.masked_difference, operation.repairs)
 
     inputs = {
         **work.calibration_digest,
@@ -38,20 +38,20 @@ def apply_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
         "folder": folder.name,
         "seed": work.recipe.seed,
     }
-    done = work.cache.step("repair", "surgery", inputs, [folder / name for name in FILES], run)
+    done = work.cache.step("repair", "surgery", inputs, [folder / name for name in FILES], run, PruneResult)
     if tuned:
-        return {**done, "finetuned": _fine_tune(work)}
+        return replace(done, finetuned=_fine_tune(work, plan))
     remove(work.folder / "repaired")
     return done
 
 
-def _fine_tune(work: RunContext) -> dict[str, Any]:
+def _fine_tune(work: RunContext, plan: Plan) -> repair.FineTune:
     """Fine-tune the repaired model in `repaired/`, as the recipe says, into `model/`; returns what was done."""
     section, prune = work.recipe.finetune, work.recipe.prune
     assert section is not None
     repaired, folder = work.folder / "repaired", work.folder / "model"
 
-    def run() -> dict[str, Any]:
+    def run() -> repair.FineTune:
         sources = work.sources
         training, held_out = sources.training()
         tuned, outcome = repair.fine_tune(
@@ -64,9 +64,9 @@ def _fine_tune(work: RunContext) -> dict[str, Any]:
             seed=work.recipe.seed,
         )
         architecture, family = sources.loaded.architecture, work.structure.family
-        pruning.save_model(folder, tuned, architecture, family, work.plan, sources.fixed(2))
+        pruning.save_model(folder, tuned, architecture, family, plan, sources.fixed(2))
         pruning.save_places(folder / "places.safetensors", tuned, sources.fixed(SHOWN))
-        return outcome.to_json()
+        return outcome
 
     inputs = {
         "repaired": {name: sha256_file(repaired / name) for name in FILES},
@@ -76,7 +76,9 @@ def _fine_tune(work: RunContext) -> dict[str, Any]:
         "temperature": prune.temperature,
         "seed": work.recipe.seed,
     }
-    return work.cache.step("repair", "surgery.finetune", inputs, [folder / name for name in FILES], run)
+    return work.cache.step(
+        "repair", "surgery.finetune", inputs, [folder / name for name in FILES], run, repair.FineTune
+    )
 
 
 def _code_of(source: str | None) -> str | None:

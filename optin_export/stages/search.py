@@ -16,7 +16,8 @@ from optin_export.recipe import Budget, Target
 from optin_export.search import LatencyTable
 from optin_export.stages import latency_trials
 from optin_export.stages.accuracy_search import choose
-from optin_export.stages.context import Facts, RunContext
+from optin_export.stages.context import RunContext
+from optin_export.stages.results import CurvesResult, ScoringResult, SearchLog, SearchResult
 from optin_export.units import Costs
 from optin_export.workdir.files import read_json, regular, sha256_file, write_text
 
@@ -24,18 +25,16 @@ from optin_export.workdir.files import read_json, regular, sha256_file, write_te
 TABLE = "plan/latency_table.json"
 
 
-def find_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
-    """Find the plan, write plan/plan.json; returns what was tried to find it."""
-    path = work.folder / "plan" / "plan.json"
-    scores_path, curves_path = (work.folder / "scores" / f"{name}.safetensors" for name in ("scores", "curves"))
-    prune = work.recipe.prune
-    joint = prune.allocation == "joint"
+def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> SearchResult:
+    """Find the plan, and write plan/plan.json."""
+    path, prune = work.folder / "plan" / "plan.json", work.recipe.prune
     align = {group.key: group.step(prune.align) for group in work.structure.groups}
 
-    table = _latency_table(work, align) if prune.budget.kind == "latency" else None
+    table = _latency_table(work, align) if work.recipe.budget.kind == "latency" else None
 
-    def search_it() -> tuple[search.Plan, dict[str, Any]]:
-        scores, measured = load_file(regular(scores_path)), load_file(regular(curves_path)) if joint else None
+    def search_it() -> tuple[search.Plan, SearchLog]:
+        scores = load_file(regular(scored.path))
+        measured = None if curved.path is None else load_file(regular(curved.path))
         curves = None if measured is None else repair.combined(measured, work.sources.model.output_kind)
 
         def plan_of(budget: Budget, costs: Costs, table: LatencyTable | None = None) -> search.Plan:
@@ -48,33 +47,41 @@ def find_plan(work: RunContext, facts: Facts) -> dict[str, Any]:
         if table is not None:
             by_table = partial(_by_table, plan_of, work.costs)
             with work.around.quiet():
-                return latency_trials.choose(_trials(work), table, work.recipe.budget, by_table, work.recipe.seed), {}
+                trials, budget = _trials(work), work.recipe.budget
+                return latency_trials.choose(trials, table, budget, by_table, work.recipe.seed), SearchLog()
         return choose(work.sources, work.structure, work.costs, work.least, plan_of, built)
 
-    def run() -> dict[str, Any]:
+    def run() -> SearchLog:
         plan, tried = search_it()
         write_text(path, plan.model_dump_json(indent=2) + "\n")
         return tried
 
-    inputs: dict[str, Any] = {
-        "scores": sha256_file(scores_path),
-        "curves": sha256_file(curves_path) if joint else None,
+    inputs = {
+        "scores": sha256_file(scored.path),
+        "curves": None if curved.path is None else sha256_file(curved.path),
         "costs": work.costs.to_json(),
         "budget": work.recipe.budget.model_dump(),
         "align": align,
         "least": work.least,
         "merged": work.scheduled[0],
     }
+    layer, name, more = _step(work, table)
+    tried = work.cache.step(layer, name, inputs | more, [path], run, SearchLog)
+    if name == "search":
+        report(1, 1)
+    return SearchResult(search.read_plan(path), tried)
+
+
+def _step(work: RunContext, table: LatencyTable | None) -> tuple[str, str, dict[str, Any]]:
+    """The search that the recipe asks for: (layer whose code it depends on, name of the step, its further inputs)."""
+    prune, seed = work.recipe.prune, work.recipe.seed
     if table is not None:
-        inputs |= {"table": sha256_file(work.folder / TABLE), "engine": _fingerprint(work)}
-        return work.cache.step("measure", "search.latency", inputs, [path], run)
-    if prune.budget.accuracy_drop is not None or work.recipe.tokens.keep == "auto":
-        inputs |= {"digest": work.digest, "compensate": prune.compensate, "seed": work.recipe.seed}
-        inputs |= {"gauss_newton": {"temperature": prune.temperature} if work.refines else None}
-        return work.cache.step("measure", "search.accuracy", inputs, [path], run)
-    found = work.cache.step("search", "search", inputs, [path], run)
-    report(1, 1)
-    return found
+        return "measure", "search.latency", {"table": sha256_file(work.folder / TABLE), "engine": _fingerprint(work)}
+    if work.recipe.budget.accuracy_drop is not None or work.recipe.tokens.keep == "auto":
+        gauss_newton = {"temperature": prune.temperature} if work.refines else None
+        more = {"digest": work.digest, "compensate": prune.compensate, "seed": seed, "gauss_newton": gauss_newton}
+        return "measure", "search.accuracy", more
+    return "search", "search", {}
 
 
 def _by_table(

@@ -9,10 +9,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cache, lru_cache
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from optin_export.environment import libraries
 from optin_export.workdir.files import atomic_path, read_json, regular, sha256_file, sha256_json, write_json
@@ -41,8 +44,9 @@ FOLDER = ".stages"
 #: Outside the layers, and part of every step all the same: they decide what a step reads and writes.
 _COMMON = ("stages", "sentence", "tables.py", "textfiles.py", "workdir/onnx_files.py")
 #: Steps whose results sibling runs of a sweep take over: they are the same for many, and the longest.
-SHARED = ("scoring", "scoring.curves", "export.base", "export.program.base")
+SHARED = ("scoring", "curves", "export.base", "export.program.base")
 RECORD = "step.json"
+Result = TypeVar("Result")
 
 
 @lru_cache
@@ -130,17 +134,20 @@ class StepCache:
         name: str,
         inputs: Mapping[str, Any],
         outputs: Outputs,
-        work: Callable[[], dict[str, Any]],
-    ) -> dict[str, Any]:
+        work: Callable[[], Result],
+        kind: type[Result] | None = None,
+    ) -> Result:
         """Result of `work`, which writes `outputs`; from the last time if nothing that it depends on has changed.
 
         inputs: JSON-serialisable, with files given by their hash (`sha256_file`). Besides them count this package's
         code, the versions of the libraries that compute, and the outputs themselves. outputs: what was written; a
-        function where only the work decides which files that are.
+        function where only the work decides which files that are. kind: type of the result, a dataclass or a
+        dictionary (None: any one); where the record of the last time does not hold such a one, the step is done again.
         """
+        read = TypeAdapter(kind or dict[str, Any])
         key = sha256_json({"name": name, "inputs": inputs, **computed_by(layer)})
         record = self.run / FOLDER / f"{name}.json"
-        if not self.force and (result := self._reuse(record, key, outputs)) is not None:
+        if not self.force and (result := self._reuse(record, key, outputs, read)) is not None:
             return result
         if not self._told:
             self._changed()
@@ -148,15 +155,15 @@ class StepCache:
         shared = self.shared / key[:32] if self.shared is not None and name in SHARED else None
         if shared is not None and not self.force:
             self._take(shared, record)
-            if (result := self._reuse(record, key, outputs)) is not None:
+            if (result := self._reuse(record, key, outputs, read)) is not None:
                 return result
         self.executed += 1
         result = work()
         written = _files(outputs)
         files = {path.relative_to(self.run).as_posix(): sha256_file(path) for path in written}
         sizes = {name: (self.run / name).stat().st_size for name in files}
-        read = json.loads(json.dumps(result))  # tuples are lists then, and all keys text
-        write_json(record, {"key": key, "files": files, "bytes": sizes, "result": result, "sha256": sha256_json(read)})
+        plain = json.loads(json.dumps(result, default=asdict))  # tuples are lists then, and all keys text
+        write_json(record, {"key": key, "files": files, "bytes": sizes, "result": plain, "sha256": sha256_json(plain)})
         if shared is not None:
             for path in written:
                 _copy(path, shared / path.relative_to(self.run))
@@ -175,14 +182,15 @@ class StepCache:
                 data_file(self.run / name).unlink(missing_ok=True)
         _copy(shared / RECORD, record)
 
-    def _reuse(self, record: Path, key: str, outputs: Outputs) -> dict[str, Any] | None:
+    def _reuse(self, record: Path, key: str, outputs: Outputs, read: TypeAdapter[Any]) -> Any:
         name = record.relative_to(self.run).as_posix()
         try:
             entry = read_json(record)
-            same, files, result = entry["key"] == key, dict(entry["files"]), dict(entry["result"])
+            same, files = entry["key"] == key, dict(entry["files"])
             sizes = dict(entry.get("bytes", {}))  # what has another size is not read: it may be endless
             if same and entry["sha256"] != sha256_json(entry["result"]):
                 raise ValueError("its result is not what was written")
+            result = read.validate_python(entry["result"]) if same else None
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: What a folder may hold in which a run was killed before it had written its recipe.
 _JUST_BEGUN = re.compile(r"\.stages|\.tmp-[0-9a-f]{16}\.yaml")
 #: In the order in which the pipeline runs them.
-STAGES = ("sources", "scoring", "search", "surgery", "export", "engines", "measure", "ship", "report")
+STAGES = ("sources", "scoring", "curves", "search", "surgery", "export", "engines", "measure", "ship", "report")
 
 #: What a run folder can hold, as patterns of paths, and what it is; of two that fit, the first. docs/ is made from it.
 CONTENTS = {

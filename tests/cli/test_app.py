@@ -395,7 +395,7 @@ def test_out_of_memory_is_no_bug_of_ours(
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr("optin_export.distributed.runs.run", fail)
+    monkeypatch.setattr("optin_export.stages.pipeline.run", fail)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(vit_recipe()), encoding="utf-8")
     assert cli.main([str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 5
     assert capsys.readouterr().err.startswith("error: out of memory")
@@ -407,7 +407,7 @@ def test_a_bug_shows_its_traceback_and_exits_with_1(
     def fail(*args: object, **kwargs: object) -> None:
         raise KeyError("ours")
 
-    monkeypatch.setattr("optin_export.distributed.runs.run", fail)
+    monkeypatch.setattr("optin_export.stages.pipeline.run", fail)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(vit_recipe()), encoding="utf-8")
     assert cli.main([str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 1
     assert "Traceback" in capsys.readouterr().err

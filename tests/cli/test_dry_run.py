@@ -130,7 +130,7 @@ def test_a_run_leaves_what_the_next_dry_run_knows(
     folder = tmp_path / "runs" / "first"
     run(raw, folder, stop_after="search")
     known = durations.recall(folder)
-    assert set(known) == {"sources", "scoring", "search"} and known["scoring"]["peak_bytes"] > 50 * 2**20
+    assert set(known) == {"sources", "scoring", "curves", "search"} and known["scoring"]["peak_bytes"] > 50 * 2**20
     run(raw, folder, stop_after="search")  # all reused: what it took stays known
     assert durations.recall(folder)["scoring"] == known["scoring"]
 

@@ -26,14 +26,14 @@ from PIL import Image
 
 from optin_export import cli
 from optin_export.data import load_sources
-from optin_export.distributed.costs import Book, costs_of
+from optin_export.distributed.costs import Book
 from optin_export.distributed.finished_shards import Memory
 from optin_export.distributed.ray_session import Options, Session
 from optin_export.distributed.scoring import spread_over
 from optin_export.errors import EnvironmentLacks
 from optin_export.models import Placement
 from optin_export.recipe import Budget, PruneSection, validate
-from optin_export.report import still_elsewhere
+from optin_export.report import costs_of, still_elsewhere
 from optin_export.scoring import Scores, Shard, score
 from optin_export.ship import check_manifest
 from optin_export.units import find_structure

@@ -12,12 +12,14 @@ import torch
 from safetensors.numpy import load_file
 
 import optin_export
+from optin_export import measure
 from optin_export.cli.run import exit_code
+from optin_export.displays import Quiet
 from optin_export.errors import InputError
 from optin_export.measure import parity
 from optin_export.recipe import load_recipe
 from optin_export.ship import check_manifest
-from optin_export.stages.export_and_measure import REFERENCE_ROWS
+from optin_export.stages.measure import REFERENCE_ROWS
 from optin_export.stages.pipeline import NEVER_REUSED
 from optin_export.workdir.files import sha256_file
 from optin_export.workdir.run_directory import STAGES
@@ -54,6 +56,16 @@ def files(folder: Path) -> set[str]:
     return {name for name in found if not name.startswith(".stages/")}
 
 
+class Finished(Quiet):
+    """Keeps which of the stages were reused."""
+
+    def __init__(self) -> None:
+        self.reused: list[bool] = []
+
+    def finish(self, stage: str, seconds: float, reused: bool) -> None:
+        self.reused.append(reused)
+
+
 def reused(report: optin_export.Report) -> dict[str, bool]:
     return {stage.name: stage.reused for stage in report.stages}
 
@@ -78,6 +90,20 @@ def test_a_run_from_recipe_to_report(kind: str, tmp_path: Path, request: pytest.
     on_disk = json.loads((tmp_path / "run" / "report.json").read_text())
     assert optin_export.Report.model_validate(on_disk) == report
     assert report.verdict.summary[8:40] in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_gates_are_judged_once(tmp_path: Path, vit_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ships and what is reported is the same verdict."""
+    real, calls = measure.judge, []
+
+    def judge(*given: Any, **named: Any) -> list[measure.Gate]:
+        calls.append(given)
+        return real(*given, **named)
+
+    monkeypatch.setattr(measure, "judge", judge)
+    report = optin_export.run(vit_recipe(gates={"speedup": 1000.0}), out=tmp_path / "run")
+    assert len(calls) == 1
+    assert report is not None and not report.verdict.passed and not (tmp_path / "run" / "triton").exists()
 
 
 def test_reported_accuracy_is_that_of_the_onnx_file(tmp_path: Path, vit_recipe: Make, image_data: Path) -> None:
@@ -168,7 +194,8 @@ def test_a_changed_plan_is_not_reported_with_the_old_verdict(tmp_path: Path, vit
     ("stage", "last", "missing"),
     [
         ("sources", "recipe.yaml", "scores/scores.safetensors"),
-        ("scoring", "scores/scores.safetensors", "plan/plan.json"),
+        ("scoring", "scores/scores.safetensors", "scores/curves.safetensors"),
+        ("curves", "scores/curves.safetensors", "plan/plan.json"),
         ("search", "plan/plan.json", "model/architecture.json"),
         ("surgery", "model/model.safetensors", "onnx/base.onnx"),
     ],
@@ -183,6 +210,18 @@ def test_unknown_stage_is_refused(tmp_path: Path, vit_recipe: Make) -> None:
     with pytest.raises(InputError, match="scoring"):
         optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="scores")
     assert not (tmp_path / "run").exists()
+
+
+def test_other_repairs_measure_new_curves_of_the_same_scores(tmp_path: Path, vit_recipe: Make) -> None:
+    prune = vit_recipe()["prune"]
+    curves = tmp_path / "run" / "scores" / "curves.safetensors"
+    optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="curves")
+    before = sha256_file(curves)
+    display = Finished()
+    for section in ({**prune, "compensate": False}, {**prune, "allocation": "additive"}):
+        optin_export.run(vit_recipe(prune=section), out=tmp_path / "run", stop_after="curves", display=display)
+    assert sha256_file(curves) != before
+    assert display.reused == [False, True, False, False, True, True]  # sources are loaded; the last one needs no curves
 
 
 def test_a_missed_gate_is_a_failed_verdict_and_ships_nothing(tmp_path: Path, vit_recipe: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import optin_export
 from optin_export import environment
 from optin_export.workdir import cache
 from optin_export.workdir.cache import StepCache
-from optin_export.workdir.files import sha256_file, write_text
+from optin_export.workdir.files import read_json, sha256_file, sha256_json, write_json, write_text
 from tests.conftest import Make
 
 
@@ -148,3 +149,31 @@ def test_other_weights_and_other_code_of_the_model_are_other_inputs(tmp_path: Pa
         optin_export.run({**recipe, "seed": seed}, run, stop_after="scoring")
         seen.append((run / "scores" / "scores.safetensors").stat().st_mtime_ns)
     assert seen[0] == seen[1] and len(set(seen)) == 3
+
+
+@dataclass(frozen=True)
+class Counted:
+    rows: int
+    pairs: tuple[tuple[float, float], ...] = ()
+
+
+def counted(run: Path, told: list[str]) -> tuple[Counted, bool]:
+    """The result of a step, and whether it was done."""
+    book = StepCache(run, False, lambda: None, told.append)
+    return book.step("recipe", "one", {}, [], lambda: Counted(3, ((0.5, 1.0),)), Counted), book.executed == 1
+
+
+def test_a_typed_result_is_the_same_when_it_is_reused(tmp_path: Path, told: list[str]) -> None:
+    assert counted(tmp_path, told) == (Counted(3, ((0.5, 1.0),)), True)
+    assert counted(tmp_path, told) == (Counted(3, ((0.5, 1.0),)), False)
+    assert told == []
+
+
+@pytest.mark.parametrize("result", [{"pairs": []}, {"rows": "many"}, {"rows": 1, "pairs": [[1.0]]}, [3], None])
+def test_a_record_without_such_a_result_is_made_again(tmp_path: Path, told: list[str], result: Any) -> None:
+    """As of another version, or forged: with a hash that fits."""
+    counted(tmp_path, told)
+    record = tmp_path / ".stages" / "one.json"
+    write_json(record, {**read_json(record), "result": result, "sha256": sha256_json(result)})
+    assert counted(tmp_path, told) == (Counted(3, ((0.5, 1.0),)), True)
+    assert len(told) == 1 and ".stages/one.json cannot be read" in told[0]

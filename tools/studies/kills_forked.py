@@ -23,7 +23,7 @@ from short_measuring import command
 LATE = (
     *(
         f"optin_export.{name}"
-        for name in ("stages.pipeline", "distributed.runs", "report", "ship.models", "export.program")
+        for name in ("stages.pipeline", "stages.sweep", "report", "ship.models", "export.program")
     ),
     *("timm.data", "onnx", "onnxscript", "onnxruntime", "torch_pruning", "torch.onnx", "torch._dynamo", "transformers"),
     *("tritonclient.grpc.model_config_pb2", "matplotlib.pyplot", "torchmetrics", "scipy.optimize"),

@@ -131,14 +131,14 @@ def _recipe_in(folder: Path) -> Recipe | None:
 
 def _least_kept(recipe: Recipe) -> float:
     """The least share of the parameters that is kept, if the budget says it; else 0."""
-    return recipe.prune.budget.params or 0.0
+    return recipe.budget.params or 0.0
 
 
 def _weight_bytes(recipe: Recipe, base: int) -> dict[str, int]:
     """Stage -> bytes of weights in memory at once: the unpruned model (`base`), the pruned one, and engines."""
     both = round(base * (1 + _least_kept(recipe)))
     engines = len(recipe.targets) * len(engine_names(recipe.export.precision)) // 2
-    held = {"sources": base, "scoring": base, "search": base, "surgery": both, "export": both + base}
+    held = {"sources": base, "scoring": base, "curves": base, "search": base, "surgery": both, "export": both + base}
     return {**held, "engines": both, "measure": round(both + both * _RELATIVE_SIZE[recipe.export.precision] * engines)}
 
 

@@ -19,6 +19,10 @@ def planned_work(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
     return [
         ("sources", f"load {model.source} ({model.task}) and {rows} calibration rows from {data.calibration.source}"),
         ("scoring", f"score {' and '.join(prune.units)} with {prune.score}" + _effort(recipe)),
+        (
+            "curves",
+            "measure loss curves of all groups" if prune.allocation == "joint" else "nothing, the scores decide",
+        ),
         ("search", _search(recipe)),
         (
             "surgery",
@@ -37,15 +41,14 @@ def planned_work(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
 
 
 def _search(recipe: Recipe) -> str:
-    budget = recipe.prune.budget
+    budget = recipe.budget
     value = "minimise the measured loss" if recipe.prune.allocation == "joint" else "keep the highest scores"
     if budget.accuracy_drop is not None:
         return f"{value}, in the smallest model that loses at most {budget.accuracy_drop:g} points"
     if budget.kind == "latency":
         limit = f"{budget.speedup:g}x the speed" if budget.speedup is not None else f"{budget.latency_ms:g} ms a call"
-        clock = recipe.budget
         return (
-            f"measure a latency table on {clock.target} at batch {clock.batch}, {value} within {limit} by it, "
+            f"measure a latency table on {budget.target} at batch {budget.batch}, {value} within {limit} by it, "
             "build and measure that engine, correct the table and repeat (3 rounds at most)"
         )
     return f"{value} within {budget.fraction:.0%} of the {budget.kind}"

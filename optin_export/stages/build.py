@@ -1,0 +1,53 @@
+"""Stage `engines`: both models become engines of every target."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+
+from optin_export import engines
+from optin_export.progress import reporter, reporting
+from optin_export.recipe import Target, model_of, precision_of
+from optin_export.report.schema import EngineResult
+from optin_export.stages.context import RunContext
+from optin_export.stages.results import BuildResult, EngineBuild
+from optin_export.workdir.onnx_files import sha256_graph
+
+#: Into how many parts the progress of one engine's build is divided.
+PARTS = 100
+
+
+def build_engines(work: RunContext) -> BuildResult:
+    """Build both models, in every precision, for every target; says why an engine cannot run here, if so."""
+    built: list[EngineResult] = []
+    total, show = len(work.recipe.here) * len(work.engine_names), reporter()
+
+    def share(step: int, steps: int) -> None:
+        """A builder's own steps are a part of the engine's share of the stage."""
+        show(len(built) * PARTS + PARTS * step // max(steps, 1), total * PARTS)
+
+    for target in work.recipe.here:
+        for which in work.engine_names:
+            path = engines.artefact(work.folder, target, which)
+            source = engines.source_of(work.folder, target, which)
+
+            def run(target: Target = target, source: Path = source, path: Path = path) -> EngineBuild:
+                start = time.perf_counter()
+                with reporting(share):
+                    properties = engines.build(source, target, path, work.sources.shapes())
+                return EngineBuild(round(time.perf_counter() - start, 3), properties)
+
+            inputs = {
+                "source": sha256_graph(source),
+                "target": target.model_dump(),
+                "versions": engines.versions(target),
+                "shapes": work.sources.shapes(),
+                "cpu": work.environment["cpu"],
+            }
+            written = partial(engines.files, path, target)
+            result = work.cache.step("engines", f"engines.{target.name}.{which}", inputs, written, run, EngineBuild)
+            named = {"target": target.name, "model": model_of(which), "precision": precision_of(which)}
+            built.append(EngineResult(**named, **vars(result), unmeasured=engines.unavailable(target)))
+            share(0, 1)
+    return BuildResult(tuple(built))

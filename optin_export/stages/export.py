@@ -1,0 +1,83 @@
+"""Stage `export`: the ONNX files, and programs of torch for its own engine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optin_export.export import convert, converters, export_onnx, export_program
+from optin_export.progress import report
+from optin_export.recipe import MODELS, engine_name
+from optin_export.stages.context import FILES, RunContext
+from optin_export.workdir.files import sha256_file
+from optin_export.workdir.onnx_files import graph_files, sha256_graph
+
+
+def export_models(work: RunContext) -> None:
+    """Write onnx/base.onnx and onnx/pruned.onnx, and both in the recipe's precision, e.g. onnx/base.int8.onnx."""
+    section = work.recipe.export
+    origin = {
+        "base": {key: work.digest[key] for key in ("weights", "architecture")},
+        "pruned": {name: sha256_file(work.folder / "model" / name) for name in FILES},
+    }
+    for done, which in enumerate(MODELS):
+        path = work.onnx(which)
+
+        def run(which: str = which, path: Path = path) -> dict[str, Any]:
+            model = work.sources.model if which == "base" else work.dense
+            # Two rows at least: a batch of one would be frozen into the graph.
+            inputs = work.sources.fixed(2)
+            sequence = section.sequence if work.recipe.is_text and not work.recipe.tokens.merges else None
+            return export_onnx(model, inputs, path, max_batch=max(section.batch), sequence=sequence).to_json()
+
+        inputs = {
+            **origin[which],
+            "export": {"batch": section.batch, "sequence": section.sequence, "merges": work.recipe.tokens.merges},
+            "inputs": {name: list(tensor.shape) for name, tensor in work.sources.fixed(2).items()},
+            "torch": torch.__version__,
+        }
+        work.cache.step("export", f"export.{which}", inputs, partial(graph_files, path), run)
+        if any(target.engine == "torch" for target in work.recipe.targets):
+            _export_program(work, which, inputs)
+        report(done + 1, len(work.engine_names))
+    if section.precision != "fp32":
+        for done, which in enumerate(MODELS):
+            _convert(work, which)
+            report(len(MODELS) + done + 1, len(work.engine_names))
+
+
+def _export_program(work: RunContext, which: str, inputs: dict[str, Any]) -> None:
+    """Write onnx/<which>.pt2, what torch's own engine is made of."""
+    path, section = work.onnx(which).with_suffix(".pt2"), work.recipe.export
+
+    def run() -> dict[str, Any]:
+        model = work.sources.model if which == "base" else work.dense
+        sequence = section.sequence if work.recipe.is_text and not work.recipe.tokens.merges else None
+        return asdict(
+            export_program(model, work.sources.fixed(2), path, max_batch=max(section.batch), sequence=sequence)
+        )
+
+    work.cache.step("export", f"export.program.{which}", inputs, [path], run)
+
+
+def _convert(work: RunContext, which: str) -> None:
+    """Write one model in the recipe's precision, from its fp32 graph and, for scales, calibration rows."""
+    section, name = work.recipe.export, engine_name(which, work.recipe.export.precision)
+    path = work.onnx(name)
+
+    def run() -> dict[str, Any]:
+        rows = ({n: t.numpy() for n, t in batch.inputs.items()} for batch in work.sources.quantization)
+        return convert(work.onnx(which), path, section, rows).to_json()
+
+    inputs = {
+        "onnx": sha256_graph(work.onnx(which)),
+        "export": section.model_dump(mode="json", exclude={"batch"}),
+        "digest": work.calibration_digest,
+        "seed": work.recipe.seed,
+        "versions": converters(section),
+    }
+    work.cache.step("export", f"export.{name}", inputs, partial(graph_files, path), run)

@@ -1,0 +1,18 @@
+"""Stage `sources`: the model and the data are loaded, and what can be checked at once is."""
+
+from __future__ import annotations
+
+from optin_export.progress import advance, task
+from optin_export.stages.checks import CHECKS
+from optin_export.stages.context import RunContext
+from optin_export.workdir.files import write_text
+
+
+def load(work: RunContext) -> None:
+    """Load and check everything that can be checked before hours of work and before anything is written."""
+    with task(len(CHECKS) + 1):
+        for _, check in CHECKS:
+            check(work)
+            advance()
+        write_text(work.folder / "recipe.yaml", work.recipe.to_yaml())
+        advance()

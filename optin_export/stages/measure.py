@@ -1,0 +1,128 @@
+"""Stage `measure`: what is measured on the engines that run here, and the verdict."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from optin_export import engines, measure
+from optin_export.models import as_function
+from optin_export.report import fleet_gates
+from optin_export.search import Plan
+from optin_export.stages.context import FILES, RunContext
+from optin_export.stages.results import MeasureResult, PruneResult
+from optin_export.workdir.files import atomic_path, read_json, sha256_file, write_json
+from optin_export.workdir.onnx_files import sha256_graph
+
+#: Rows of the reference at least.
+REFERENCE_ROWS = 16
+#: Axis of the classes in a task's output, where it is not the last; None: its output is no choice.
+CLASSES = {"feature-extraction": None, "image-feature-extraction": None, "image-segmentation": 1}
+
+
+def measure_engines(work: RunContext, plan: Plan, pruned: PruneResult) -> MeasureResult:
+    """Measure the engines that run here into `measure/`, with what the torch models answer, and judge the run."""
+    _write_reference(work)
+    paths = {name: work.folder / "measure" / f"{name}.json" for name in ("parity", "accuracy", "latency")}
+    export, evaluation = work.recipe.export, work.recipe.data.evaluation
+    reasons = {target.name: engines.unavailable(target) for target in work.recipe.here}
+    unmeasured = {name: reason for name, reason in reasons.items() if reason is not None}
+
+    def run() -> dict[str, Any]:
+        with work.around.quiet():
+            return run_quietly()
+
+    def run_quietly() -> dict[str, Any]:
+        measured = measure.measure_engines(
+            {
+                target.name: {
+                    which: partial(engines.load, engines.artefact(work.folder, target, which), target)
+                    for which in work.engine_names
+                }
+                for target in work.recipe.here
+                if target.name not in unmeasured
+            },
+            {"base": as_function(work.sources.model), "pruned": as_function(work.dense)},
+            lambda batch, distinct: {n: t.numpy() for n, t in work.sources.fixed(batch, distinct).items()},
+            work.sources.evaluation(),
+            measure.MeasureSettings(
+                batches=export.batch,
+                sequence=export.sequence if work.recipe.is_text else None,
+                seed=work.recipe.seed,
+                judged={target.name: target.mode for target in work.recipe.here},
+                precision=export.precision,
+                classes=CLASSES.get(work.recipe.model.task, -1),
+                other_work=work.recipe.gates.most_other_work,
+            ),
+        ).to_json()
+        for name, path in paths.items():
+            write_json(path, measured[name])
+        return {}
+
+    built = [engines.artefact(work.folder, target, which) for target in work.recipe.here for which in work.engine_names]
+    inputs = {
+        "unmeasured": unmeasured,
+        "engines": {path.relative_to(work.folder).as_posix(): sha256_graph(path) for path in built},
+        "digest": work.digest,
+        "export": export.model_dump(mode="json"),
+        "metric": (evaluation.metric, evaluation.ignore) if evaluation else None,
+        "seed": work.recipe.seed,
+        "cpu": work.environment["cpu"],
+        "modes": [target.mode for target in work.recipe.here],
+        "other_work": work.recipe.gates.most_other_work,
+    }
+    work.cache.step("measure", "measure", inputs, list(paths.values()), run)
+    found = {name: read_json(path) for name, path in paths.items()}
+    measured = measure.Measured.from_json({**found, "unmeasured": unmeasured})
+    return MeasureResult(measured, tuple(_judge(work, plan, pruned, measured)))
+
+
+def _judge(work: RunContext, plan: Plan, pruned: PruneResult, measured: measure.Measured) -> list[measure.Gate]:
+    """Every gate of the run, from what the stages found."""
+    recipe, budget = work.recipe, work.recipe.budget
+    fleet, macs = fleet_gates(recipe, work.folder), pruned.macs / work.costs.whole("macs")
+    if budget.kind == "latency":
+        found = plan.latency
+        assert found is not None
+        promised = found.base_ms / found.predicted_ms if budget.speedup is not None else found.predicted_ms
+        return measure.judge(recipe.gates, budget, None, measured, promised, macs) + fleet
+    spent = {"macs": pruned.macs, "params": pruned.params}[budget.kind] / work.costs.whole(budget.kind)
+    judged = measure.judge(recipe.gates, budget, spent, measured, macs=macs)
+    if not recipe.here:
+        # Nothing is measured here: what the nodes found is all there is, beside what can be counted.
+        judged = [gate for gate in judged if gate.name.startswith("budget.")]
+    return judged + fleet
+
+
+def _write_reference(work: RunContext) -> None:
+    """measure/reference.safetensors: real rows at the shipped shape, and what both torch models make of them.
+
+    `input.NAME` [rows, ...] and `output.base`, `output.pruned` [rows, ...] float32; row i of every tensor belongs
+    together. With it, engines on another machine and servers are checked without the models' sources.
+    """
+    path, count = work.folder / "measure" / "reference.safetensors", max(*work.recipe.export.batch, REFERENCE_ROWS)
+
+    def run() -> dict[str, Any]:
+        rows = {name: tensor.numpy() for name, tensor in work.sources.fixed(count).items()}
+        tensors = {f"input.{name}": array for name, array in rows.items()}
+        for which, model in (("base", work.sources.model), ("pruned", work.dense)):
+            function = as_function(model)
+            parts = [
+                function({name: array[start : start + REFERENCE_ROWS] for name, array in rows.items()})
+                for start in range(0, count, REFERENCE_ROWS)
+            ]
+            tensors[f"output.{which}"] = np.concatenate(parts)
+        with atomic_path(path) as temporary:
+            save_file({name: np.ascontiguousarray(array) for name, array in sorted(tensors.items())}, temporary)
+        return {"rows": count}
+
+    inputs = {
+        "digest": work.calibration_digest,
+        "model": {name: sha256_file(work.folder / "model" / name) for name in FILES},
+        "shapes": work.sources.shapes(),
+        "rows": count,
+    }
+    work.cache.step("repair", "measure.reference", inputs, [path], run)

@@ -1,0 +1,85 @@
+"""What each stage hands on to later ones, beside the files that it writes into the run directory.
+
+`load`, `export` and `ship` hand on nothing but files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optin_export.measure import Gate, Measured
+from optin_export.repair import FineTune, Repair
+from optin_export.report.schema import EngineResult
+from optin_export.search import Plan
+
+
+@dataclass(frozen=True)
+class ScoringResult:
+    """path: one float64 tensor of scores per group. info: facts about how they were obtained, for the report."""
+
+    path: Path
+    info: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CurvesResult:
+    """path: of the loss curves; None with `allocation: additive`, which needs none."""
+
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class SearchLog:
+    """What a search built on its way. tried: (share of the MACs, points lost) of models with other budgets; shares:
+    (share of the tokens kept, output loss) of models that merge other numbers of tokens."""
+
+    tried: tuple[tuple[float, float], ...] = ()
+    shares: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    plan: Plan
+    log: SearchLog
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """The dense model in `model/`, counted on the model that was built.
+
+    masked_difference: to the masked original before the repair, relative to the outputs. repairs: by group, and those
+    of the output layer and of Gauss-Newton. finetuned: None where the recipe does not ask for it.
+    """
+
+    macs: int
+    params: int
+    masked_difference: float
+    repairs: dict[str, Repair]
+    finetuned: FineTune | None = None
+
+
+@dataclass(frozen=True)
+class EngineBuild:
+    """How one engine was built; facts: what its library says of it."""
+
+    build_seconds: float
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    engines: tuple[EngineResult, ...]
+
+
+@dataclass(frozen=True)
+class MeasureResult:
+    """What was measured on the engines, and what the gates say of it: the verdict that ships or refuses."""
+
+    measured: Measured
+    gates: tuple[Gate, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(gate.passed for gate in self.gates)

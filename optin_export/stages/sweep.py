@@ -1,0 +1,167 @@
+"""A sweep: many runs of one recipe, by default one after another. Scoring is done once for all that score alike, and
+who measures has the machine alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optin_export.data import Sources, load_sources
+from optin_export.errors import GateError, OptinError, ParityError
+from optin_export.recipe import Recipe, Variant, expand
+from optin_export.report import Report, costs_of
+from optin_export.report.compare import compare
+from optin_export.scoring import Spread, in_process
+from optin_export.stages.context import Surroundings
+from optin_export.stages.pipeline import Display, run
+from optin_export.stages.preflight import shared_key
+from optin_export.workdir.cache import FOLDER
+from optin_export.workdir.files import remove, write_json, write_text
+from optin_export.workdir.lock import held
+from optin_export.workdir.measurement_lock import Machine
+from optin_export.workdir.run_directory import clear_leftovers
+
+#: The sweep's index, in its folder: settings, folder and outcome of every run.
+INDEX = "sweep.json"
+#: Where runs leave what they share, below the sweep's folder.
+SHARED = ".shared"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the exit code that it would have had, and its verdict or error in words."""
+
+    exit_code: int
+    summary: str
+
+
+Outcomes = dict[str, Outcome]
+
+
+@dataclass(frozen=True)
+class SubRun:
+    """One run of a sweep. exit_code: what it alone would have ended with; summary: its verdict, or its error."""
+
+    label: str
+    settings: dict[str, Any]
+    folder: Path
+    exit_code: int
+    summary: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "folder": self.folder.name}
+
+
+class Labelled:
+    """A display that says whose stage it is."""
+
+    def __init__(self, display: Display, label: str) -> None:
+        self.display, self.label, self.tick = display, label, display.tick
+
+    def start(self, stage: str) -> None:
+        self.display.start(f"{self.label} {stage}")
+
+    def finish(self, stage: str, seconds: float, reused: bool) -> None:
+        self.display.finish(f"{self.label} {stage}", seconds, reused)
+
+    def warn(self, text: str) -> None:
+        self.display.warn(f"{self.label}: {text}")
+
+
+class Loaded:
+    """Models and data of the sweep's recipes, loaded once for all that have the same."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Sources] = {}
+
+    def of(self, recipe: Recipe) -> Sources:
+        digest = shared_key(recipe)
+        if digest not in self.known:
+            self.known = {digest: load_sources(recipe)}  # one at a time: models are large
+        return dataclasses.replace(self.known[digest], recipe=recipe)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of one sweep, and what they have in common. spread: recipe, hash of all that its scores depend on -> who
+    does the shards of its scoring."""
+
+    folder: Path
+    variants: tuple[Variant, ...]
+    display: Display
+    force: bool = False
+    stop_after: str | None = None
+    loaded: Loaded = field(default_factory=Loaded)
+    machine: Machine = field(default_factory=Machine)
+    spread: Callable[[Recipe, str], Spread] = lambda recipe, key: in_process
+
+    def around(self, one: Variant) -> Surroundings:
+        return Surroundings(
+            lambda key: self.spread(one.recipe, key),
+            self.machine.quiet,
+            self.folder / SHARED,
+            self.loaded.of(one.recipe),
+        )
+
+    def run(self, one: Variant, stop_after: str | None) -> Outcome:
+        """Run one of them, as far as the stage `stop_after`; an error is an outcome, too."""
+        shown = Labelled(self.display, one.label)
+        try:
+            folder, around = self.folder / one.label, self.around(one)
+            return outcome_of(run(one.recipe, folder, stop_after=stop_after, display=shown, around=around))
+        except OptinError as error:
+            return failed(error)
+
+
+def in_turn(sweep: Sweep) -> Outcomes:
+    """One run after another, in this process."""
+    return {one.label: sweep.run(one, sweep.stop_after) for one in sweep.variants}
+
+
+def run_sweep(
+    recipe: Recipe,
+    folder: Path,
+    display: Display,
+    *,
+    stop_after: str | None = None,
+    force: bool = False,
+    wait: bool = False,
+    run_all: Callable[[Sweep], Outcomes] = in_turn,
+) -> list[SubRun]:
+    """Run all combinations, each in a folder of its own below `folder`; one that fails does not stop the others.
+
+    Also writes the index sweep.json and the page that compares the runs. wait: for another process that works in the
+    folder. run_all: has the runs done, and returns how each ended.
+    """
+    with held(folder, "a sweep", wait):
+        clear_leftovers(folder)
+        sweep = Sweep(folder, tuple(expand(recipe)), display, force, stop_after)
+        if force:
+            for name in (SHARED, "cluster/shards", *(f"{one.label}/{FOLDER}" for one in sweep.variants)):
+                remove(folder / name)
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
+        outcomes = run_all(sweep)
+        found = [
+            SubRun(one.label, one.settings, folder / one.label, **vars(outcomes[one.label])) for one in sweep.variants
+        ]
+        index = {"version": 1, "name": recipe.name, "runs": [one.to_json() for one in found]}
+        write_json(folder / INDEX, {**index, "costs": costs_of(folder)})
+        finished = [one.folder for one in found if (one.folder / "report.json").exists()]
+        if len(finished) > 1:
+            compare(finished, folder / "compare.html")
+        return found
+
+
+def outcome_of(report: Report | None) -> Outcome:
+    if report is None:
+        return Outcome(0, "stopped as asked")
+    parity = any(gate.kind == "parity" and not gate.passed for gate in report.verdict.gates)
+    code = 0 if report.verdict.passed else (ParityError if parity else GateError).exit_code
+    return Outcome(code, report.verdict.summary)
+
+
+def failed(error: OptinError) -> Outcome:
+    return Outcome(error.exit_code, f"{error.what}: {error.why}; {error.fix}")
