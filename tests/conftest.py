@@ -49,7 +49,7 @@ def shared_folder() -> Path | None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marks, and xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    mark_tiers(items, whole=config.args == config.getini("testpaths"))
+    mark_tiers(config, items)
     for item in items:
         # One worker takes all tests of a file, or of one model of the family tests: what they share is made once.
         case = getattr(item, "callspec", None) and item.callspec.params.get("case")  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ import pytest
 SLOW = (
     "tests/cli/test_measure.py::test_a_copied_run_is_measured_without_the_models_source",
     "tests/cli/test_measure.py::test_with_the_source_accuracy_is_measured",
-    "tests/distributed/test_sweep.py::test_a_sweep_is_scored_once_and_every_run_stands_alone",
+    "tests/stages/test_sweep.py::test_a_sweep_is_scored_once_and_every_run_stands_alone",
     "tests/engines/test_tensorrt.py::test_an_exported_graph_declares_its_dynamic_dimensions",
     "tests/engines/test_torch.py::test_the_program_runs_without_our_code_and_without_the_models",
     "tests/export/test_export.py::test_every_batch_and_length_up_to_the_maximum",
@@ -71,13 +71,16 @@ NIGHTLY = (
 )
 
 
-def mark_tiers(items: Iterable[pytest.Item], whole: bool) -> None:
-    """Mark tests by the two lists. whole: every test was collected, so that a name without a test is an error."""
-    unused = {*SLOW, *NIGHTLY}
+#: Names of the lists that fit no test, if every test was collected.
+UNUSED = pytest.StashKey[list[str]]()
+
+
+def mark_tiers(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
+    """Mark tests by the two lists."""
+    unused = {*SLOW, *NIGHTLY} if config.args == config.getini("testpaths") else set()
     for item in items:
         for names, mark in ((SLOW, pytest.mark.slow), (NIGHTLY, pytest.mark.nightly)):
             if found := [name for name in names if item.nodeid.startswith(name)]:
                 unused.difference_update(found)
                 item.add_marker(mark)
-    if whole and unused:
-        raise pytest.UsageError(f"tests/tiers.py names tests that do not exist: {', '.join(sorted(unused))}")
+    config.stash[UNUSED] = sorted(unused)
