@@ -14,6 +14,8 @@ import pytest
 SLOW = (
     "tests/cli/test_measure.py::test_a_copied_run_is_measured_without_the_models_source",
     "tests/cli/test_measure.py::test_with_the_source_accuracy_is_measured",
+    "tests/stages/test_interrupts.py::test_an_interrupted_run_says_how_to_go_on_and_goes_on",
+    "tests/stages/test_sweep.py::test_one_machine_needs_no_code_of_clusters",
     "tests/stages/test_sweep.py::test_a_sweep_is_scored_once_and_every_run_stands_alone",
     "tests/engines/test_tensorrt.py::test_an_exported_graph_declares_its_dynamic_dimensions",
     "tests/engines/test_torch.py::test_the_program_runs_without_our_code_and_without_the_models",

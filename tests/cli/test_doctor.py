@@ -103,7 +103,7 @@ def test_what_a_recipe_needs_besides_engines(
 def test_wrong_use_of_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "none.yaml"]) == 2
     assert cli.main(["doctor", "--set", "a=b"]) == 2
-    assert "no recipe was given" in capsys.readouterr().err
+    assert "--set needs a recipe" in capsys.readouterr().err
 
 
 def test_little_memory_and_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -197,8 +197,8 @@ def test_no_run_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         ("tensorrt", "not KEY=VALUE"),
         ("engine=onnxruntime,compile=true", "compile is for the engine torch"),
         ("engine=torch,devise=cuda", "devise"),
-        ("engine=torch,engine.x=1", "no field"),
-        ("engine=[", "no field"),
+        ("engine=torch,engine.x=1", "does not set a field"),
+        ("engine=[", "does not set a field"),
     ],
 )
 def test_targets_that_are_none_are_refused(text: str, message: str) -> None:

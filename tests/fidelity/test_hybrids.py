@@ -90,7 +90,7 @@ def test_another_repair_measures_its_own_curves(tmp_path: Path) -> None:
     found = []
     for compensate in (True, False):
         path = recipe(tmp_path, "residual", {}, compensate=compensate)
-        assert main([str(path), "--out", str(tmp_path / "run"), "--stop-after", "scoring", "-q"]) == 0
+        assert main([str(path), "--out", str(tmp_path / "run"), "--stop-after", "curves", "-q"]) == 0
         found.append(load_file(tmp_path / "run" / "scores" / "curves.safetensors"))
     refitted, masked = (np.mean([curve[:, 1].mean() for curve in one.values()]) for one in found)
     assert refitted < masked
