@@ -1,4 +1,4 @@
-"""What the command line shows while it works: bars on a terminal, plain lines in a log, JSON lines for machines."""
+"""Progress displays of the command line: bars on a terminal, plain lines in a log, JSON lines for machines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optin_export.terminal import beneath
 
 
 class Quiet:
-    """Shows nothing. A run is `begin`, then its stages, and always `end`, after `failed` if it did not come through."""
+    """Shows nothing. A run calls `begin`, then its stages, and always `end`, after `failed` if it did not succeed."""
 
     #: The stage that is under way.
     stage = ""
@@ -68,8 +68,8 @@ class PlainLines(Quiet):
 
 
 class JsonLines(Quiet):
-    """One JSON object a line, told apart by "event": begin, then start, progress (once a second) and finish of every
-    stage, then perhaps error or interrupted, and end with the exit code, which is the last line of every run."""
+    """One JSON object per line, distinguished by "event": begin, then start, progress (once a second) and finish of
+    every stage, then possibly error or interrupted, and end with the exit code, which is the last line of every run."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.stage, self.shown, self.began = stream, "", 0.0, time.monotonic()
@@ -78,7 +78,7 @@ class JsonLines(Quiet):
         print(json.dumps(event), file=self.stream, flush=True)
 
     def begin(self, name: str, folder: Path, stages: Sequence[str]) -> None:
-        """id: of this attempt; folder: of the run, whole, which is what a later attempt continues."""
+        """id: identifies this attempt; folder: absolute path of the run folder, in which a later attempt continues."""
         whole = str(Path(folder).absolute())
         self._write(event="begin", id=uuid.uuid4().hex, name=name, folder=whole, stages=list(stages))
 
@@ -138,7 +138,7 @@ class LiveBars(Quiet):
         self.bars.stop()
 
     def start(self, stage: str) -> None:
-        # While latency is measured nothing may run beside it, not even the thread that redraws the bars.
+        # While latency is measured nothing else may run, not even the thread that redraws the bars.
         refreshing = stage.split()[-1] not in ("measure", "runs")
         if refreshing != self.bars.live.auto_refresh:
             self.bars.stop()
@@ -150,8 +150,8 @@ class LiveBars(Quiet):
     def tick(self, done: int, total: int) -> None:
         if self.task is not None:
             if done < self.done:
-                # A stage's next phase: its time left has nothing to do with the last one's speed; the stage's clock
-                # goes on.
+                # The stage's next phase: forget the last phase's speed, which does not predict the time left, but keep
+                # the stage's clock running.
                 began = self.bars.tasks[-1].start_time
                 self.bars.reset(self.task, total=total, completed=done)
                 self.bars.tasks[-1].start_time = began

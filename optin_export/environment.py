@@ -28,7 +28,7 @@ PACKAGES = (
     "scipy",
     "safetensors",
 )
-#: Of these, whatever takes part in computing results: another version of one may give other numbers.
+#: The packages that take part in computing results: another version may give other numbers.
 _COMPUTES = (
     "torch",
     "torchvision",
@@ -86,7 +86,7 @@ def cores() -> int | None:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of the machine's memory: all, and what can still be taken; zeros where the system does not say."""
+    """The machine's total and available memory in bytes; zeros if the system does not report them."""
     try:
         found = psutil.virtual_memory()
     except OSError:
@@ -96,7 +96,7 @@ def memory() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def variable(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable inside the context; afterwards it is as it was, also after an error."""
+    """Set an environment variable inside the context and restore it afterwards, also after an error."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

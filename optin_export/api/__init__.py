@@ -1,7 +1,7 @@
-"""What a notebook uses: `prune` makes a torch module smaller by the defaults of the command line.
+"""The interface for notebooks: `prune` makes a torch module smaller with the command line's defaults.
 
-The stages are those of a run, in a temporary folder: `options` makes a recipe of the arguments, `pruned` is the result.
-Nothing is written elsewhere before `Pruned.save` and `Pruned.to_onnx`.
+It runs the stages of a normal run in a temporary folder: `options` turns the arguments into a recipe, `pruned` defines
+the result. Only `Pruned.save` and `Pruned.to_onnx` write outside that folder.
 """
 
 from __future__ import annotations
@@ -54,35 +54,35 @@ def prune(
     seed: int = 0,
     **settings: Any,
 ) -> Pruned:
-    """A smaller dense copy of a trained model, without retraining: what a run of the command line does by default.
+    """Make a smaller dense copy of a trained model without retraining, as the command line does by default.
 
-    Units are found, scored on unlabelled rows and chosen by measured loss curves under a budget; the rest is repaired
-    by least squares. The model itself stays as it is.
+    Units are found, scored on unlabelled rows and chosen by measured loss curves under a budget; the remaining weights
+    are repaired by least squares. The given model is not changed.
 
     Args:
-        model: of transformers or timm, or any torch module that takes one tensor and returns one.
-        data: rows to calibrate on, some hundreds: a DataLoader or a list of batches, each a tensor [rows, ...], a tuple
+        model: a transformers or timm model, or any torch module that takes one tensor and returns one.
+        data: calibration rows, a few hundred: a DataLoader or a list of batches, each a tensor [rows, ...], a tuple
             (inputs, labels), or a dictionary such as a tokenizer returns; one tensor or dictionary of all rows; or,
             with `tokenizer`, a list of texts. Labels are dropped.
-        macs, params: share of the multiply-accumulates or of the parameters that may stay, above 0 and at most 1.
-        accuracy_drop: points that may be lost; the smallest model that keeps it on half of the rows of `evaluation` is
-            searched. Exactly one of the three budgets is given.
-        units: kinds that may be removed: "heads", "neurons", "channels"; None: all that the model has.
-        score: what a unit is worth, as `prune.score` of a recipe.
-        repair: as `prune.compensate` of a recipe.
-        tokens: average share of tokens that are kept, "auto", or the number merged in each block.
-        evaluation: labelled rows, in the form of `data`; the accuracy before and after is then in the report.
-        metric: of the evaluation; None: "accuracy".
-        tokenizer: of transformers, or its folder, for texts.
-        task: as `model.task` of a recipe; None: by the model's class, or "image-classification".
+        macs, params: share of the multiply-accumulates or of the parameters to keep, above 0 and at most 1.
+        accuracy_drop: points that may be lost; the search looks for the smallest model that loses no more on half of
+            the rows of `evaluation`. Exactly one of the three budgets must be given.
+        units: kinds that may be removed: "heads", "neurons", "channels"; None: all kinds that the model has.
+        score: the scoring method, as `prune.score` in a recipe.
+        repair: the repair method, as `prune.compensate` in a recipe.
+        tokens: average share of tokens to keep, "auto", or the number merged in each block.
+        evaluation: labelled rows, in the form of `data`; the report then contains the accuracy before and after.
+        metric: the evaluation's metric; None: "accuracy".
+        tokenizer: a transformers tokenizer, or its folder, for texts.
+        task: as `model.task` in a recipe; None: derived from the model's class, or "image-classification".
         pooling, normalize: how token states become one embedding, as in a recipe; None: their mean.
-        sequence: tokens of the longest text; MACs are counted at it. None: the longest row of `data`, 128 for texts.
-        samples: rows of `data` that are read, from the front; None: all.
-        seed: of samples and probes.
+        sequence: tokens of the longest text, at which MACs are counted. None: the longest row of `data`, 128 for texts.
+        samples: number of rows of `data` to read, from the start; None: all.
+        seed: random seed for samples and probes.
         settings: other fields of a recipe's section `prune`, such as `allocation`, `align`, `gauss_newton`.
 
-    Returns the pruned model with its plan and its report. Raises InputError for a model, data or options that do not
-    serve, EnvironmentLacks for a missing package.
+    Returns the pruned model with its plan and its report. Raises InputError for a model, data or options that cannot
+    be used, EnvironmentLacks for a missing package.
     """
     model = unwrapped(model)
     if task is None:
@@ -109,7 +109,7 @@ def prune(
 
 @contextlib.contextmanager
 def _own_state(seed: int) -> Iterator[None]:
-    """Within it torch is in the state in which the command line starts it; the caller's is the same afterwards."""
+    """Give torch the state in which the command line runs; restore the caller's state on exit."""
     elsewhere = torch.get_default_device().type != "cpu"
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -121,7 +121,7 @@ def _own_state(seed: int) -> Iterator[None]:
 
 
 def _pruned(sources: Sources) -> Pruned:
-    """The stages of a run up to the repair, on sources in memory."""
+    """Run the stages up to the repair on a model and data in memory."""
     recipe = sources.recipe
     with contextlib.closing(Scratch()) as scratch:
         around = Surroundings(sources=sources)

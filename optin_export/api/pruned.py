@@ -28,11 +28,11 @@ SAME = 1e-4
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Pruned:
-    """A pruned model, and how it came about.
+    """A pruned model with its plan, scores and report.
 
-    model: of the class that was given, float32 on the CPU, in eval mode; its weights can be trained.
-    plan: which units stay.
-    scores: what each unit of the unpruned model is worth, float64 [units] by group (a key of `plan.groups`).
+    model: a module of the given class, float32 on the CPU, in eval mode; its weights can be trained.
+    plan: which units are kept.
+    scores: importance of each unit of the unpruned model, float64 [units] by group (a key of `plan.groups`).
     report: JSON-serialisable: `macs` and `params` (base, pruned, ratio), `groups` (kept of count per block), `score`,
     `repair`, `notes`, and with evaluation data `accuracy`.
     """
@@ -48,15 +48,15 @@ class Pruned:
     _sequence: int | None = field()
 
     def save(self, folder: str | Path, *, source: str | None = None, args: Mapping[str, Any] | None = None) -> Path:
-        """Write the model, as it is now, into a folder that `optin_export.load_model` reads; returns the folder.
+        """Write the model in its current state into a folder that `optin_export.load_model` reads; returns the folder.
 
         Args:
-            folder: gets architecture.json and model.safetensors, as `model/` of a run.
-            source: what builds the unpruned model, as `model.source` of a recipe: "timm:NAME" or "py:FILE.py:FUNCTION";
-                not needed for transformers, and for timm only where arguments were given.
-            args: its arguments.
+            folder: where architecture.json and model.safetensors are written, as in `model/` of a run.
+            source: what builds the unpruned model, as `model.source` in a recipe: "timm:NAME" or "py:FILE.py:FUNCTION";
+                not needed for transformers, and for timm only if the model was built with arguments.
+            args: the arguments of `source`.
 
-        What is written is built again first, and compared. Raises InputError where it would not be the same model.
+        The saved model is first rebuilt and compared. Raises InputError if the rebuilt model differs.
         """
         base = self._base(source, args)
         model = self._frozen()
@@ -78,10 +78,10 @@ class Pruned:
         return Path(folder)
 
     def to_onnx(self, path: str | Path, *, batch: int = 8) -> Exported:
-        """Export the model, as it is now, to a checked ONNX file with a dynamic batch of 1 to `batch` rows.
+        """Export the model in its current state to a checked ONNX file with a dynamic batch of 1 to `batch` rows.
 
-        The file takes the inputs of the command line's (`pixel_values`, or `input_ids` and `attention_mask`) and gives
-        its output. Returns facts about it. Raises InputError where the model cannot be exported.
+        Its inputs and output are those that the command line exports (`pixel_values`, or `input_ids` and
+        `attention_mask`). Returns facts about the file. Raises InputError if the model cannot be exported.
         """
         return export_onnx(self._frozen(), self._inputs, Path(path), max_batch=batch, sequence=self._sequence)
 
@@ -114,7 +114,7 @@ class Pruned:
         return None if difference <= SAME else f"its outputs differ by {difference:.1e} of the largest"
 
     def _table(self) -> tuple[str, list[list[str]]]:
-        """A headline, and a row per block with what is kept of each kind of units; the first row names them."""
+        """A headline, and a row per block with the units kept of each kind; the first row names the kinds."""
         groups = self.report["groups"].values()
         kinds = list(dict.fromkeys(group["kind"] for group in groups))
         blocks: dict[str, dict[str, str]] = {}

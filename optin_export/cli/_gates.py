@@ -159,7 +159,7 @@ def judge(gates: GatesFile, report: Report, size: int | None) -> list[GateResult
 
 
 def _disturbed(gates: GatesFile, one: LatencyResult | None) -> str:
-    """Why this measurement cannot be judged; empty if it can."""
+    """The reason why this measurement cannot be judged; empty if it can."""
     limit = MOST_OTHER_WORK if gates.other_work is None else gates.other_work
     if one is None or one.neighbours is None or one.neighbours.share <= limit:
         return ""

@@ -1,4 +1,4 @@
-"""How a command is declared, and how the first word of the command line finds it."""
+"""How a command is declared, and how it is looked up by the first word of the command line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from optin_export.errors import InputError
 PROGRAM = "optin-export"
 #: The shell sets this variable when it asks for completions.
 COMPLETION_VARIABLE = "_OPTIN_EXPORT_COMPLETE"
-#: In the order of `optin-export --help`; each is a function of the module of that name. A recipe in a file that has
-#: one of these names is written ./name.
+#: In the order of `optin-export --help`; each is a function in the module of that name. A recipe file that has one of
+#: these names must be written as ./name.
 COMMANDS = (
     "init",
     "doctor",
@@ -36,7 +36,7 @@ COMMANDS = (
     "serve",
     "client",
 )
-#: A file or a folder; whether it exists is for the command to find out.
+#: A file or a folder; the command itself checks that it exists.
 PATH = click.Path(path_type=Path, readable=False)
 
 
@@ -102,7 +102,7 @@ def command_of(name: str) -> click.Command | None:
 
 
 def complete_recipe(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Commands that begin with the word; files, where none does."""
+    """Commands that begin with the word; files if no command does."""
     return [
         CompletionItem(incomplete, type="file"),
         *(CompletionItem(name) for name in COMMANDS if name.startswith(incomplete)),

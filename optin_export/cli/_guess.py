@@ -1,4 +1,4 @@
-"""What `init` finds out by itself: the task from the model's configuration, columns from the first line of a table."""
+"""What `init` detects: the task from the model's configuration, columns from the first line of a table."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _task_of_weights(source: str) -> str | None:
 
 
 def _absolute(source: str) -> str:
-    """A folder as an absolute path; other sources as they are."""
+    """A folder as an absolute path; other sources unchanged."""
     prefix, _, name = source.partition(":")
     path = Path(name if prefix == "hf" and name else source)
     return str(path.absolute()) if path.is_dir() else source

@@ -1,7 +1,7 @@
-"""Image processors of transformers: loaded as `AutoImageProcessor` does, overridden by the recipe, and translated.
+"""transformers' image processors: loaded as `AutoImageProcessor` does, overridden by the recipe, and translated.
 
-The processor itself makes the pixels of calibration and evaluation. A server has no transformers, so its steps are read
-from the processor's fields, and believed only after they have made the same pixels from images of several shapes.
+The processor itself makes the pixels of calibration and evaluation. A server does not have transformers, so equivalent
+steps are derived from the processor's fields, and used only if they make the same pixels from images of several shapes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FILES = ("preprocessor_config.json", "processor_config.json")
 #: Largest and mean difference of the served pixels from the library's, in levels of 0..255. torchvision and Pillow
 #: round what they resize differently: by up to 2 levels, in few pixels.
 MOST_LEVELS, MEAN_LEVELS = 2.01, 0.3
-#: Height and width of the images that are compared, as shares of the result's; the cheapest first.
+#: Height and width of the images that are compared, as shares of the result's height and width; the cheapest first.
 _SHAPES = ((0.61, 0.87), (1.0, 1.0), (2.13, 0.79), (1.37, 1.93))
 _LARGEST_PROBE = 1600
 
@@ -34,8 +34,8 @@ _LARGEST_PROBE = 1600
 class HubImages:
     """An image processor of transformers as the recipe wants it.
 
-    config: see `pixels`; where no steps were found it says `refused`. timm: timm's data configuration, for a checkpoint
-    of timm. notes: warnings for the user.
+    config: see `pixels`; it holds `refused` if no steps were found. timm: timm's data configuration, for a timm
+    checkpoint. notes: warnings for the user.
     """
 
     processor: Any
@@ -54,7 +54,7 @@ class HubImages:
         return type(self.processor).__name__
 
     def pixels(self, image: Any) -> torch.Tensor:
-        """float32 [C, H, W] of an opened image; alone, because some processors pad a batch to its largest image."""
+        """float32 [C, H, W] of a single opened image, because some processors pad a batch to its largest image."""
         result = self.processor(images=image, return_tensors="pt")
         made = result.get("pixel_values")
         shape = None if made is None else tuple(getattr(made, "shape", ()))
@@ -69,10 +69,10 @@ class HubImages:
 
 
 def load_hub_images(origin: str, section: ModelSection, channels: int, segments: bool) -> HubImages | None:
-    """The processor of a folder or a hub model; None where it has no file for one.
+    """The processor of a folder or a hub model; None if it has no processor file.
 
-    channels: of the model. segments: the images may have label maps. Raises InputError for a file that cannot be used
-    and for fields of `model.preprocess` that it does not support.
+    channels: number of channels that the model takes. segments: the images may have label maps. Raises InputError for a
+    file that cannot be used and for fields of `model.preprocess` that the processor does not support.
     """
     made = _load(origin, section, None)
     if made is None:
@@ -98,7 +98,7 @@ def load_hub_images(origin: str, section: ModelSection, channels: int, segments:
 
 
 def _unusable(hub: HubImages) -> InputError:
-    """Why the processor makes nothing of any image."""
+    """The reason why the processor cannot process any image."""
     if hub.channels not in pixels.MODES:
         return InputError(
             f"the images of {hub.name} cannot be used",
@@ -118,7 +118,7 @@ def _load(origin: str, section: ModelSection, backend: str | None) -> Any:
 
     options = {} if backend is None else {"backend": backend}
     try:
-        # Said outright: left open, the library asks at the terminal whether it may run code.
+        # Explicit: with the default, the library asks at the terminal whether it may run code.
         return transformers.AutoImageProcessor.from_pretrained(
             origin, trust_remote_code=section.trust_remote_code, **options
         )
@@ -134,7 +134,7 @@ def _load(origin: str, section: ModelSection, backend: str | None) -> Any:
 
 
 def _has_file(origin: str) -> bool:
-    """Whether there is a configuration of images, or that cannot be found out."""
+    """Whether there is an image configuration; true as well if that cannot be determined."""
     if Path(origin).is_dir():
         return any((Path(origin) / name).is_file() for name in _FILES[:1]) or _nested(Path(origin) / _FILES[1])
     from transformers.models.auto.image_processing_auto import get_image_processor_config
@@ -146,7 +146,7 @@ def _has_file(origin: str) -> bool:
 
 
 def _nested(path: Path) -> bool:
-    """Whether a processor_config.json says anything of images; one that cannot be read may."""
+    """Whether a processor_config.json configures images; true as well for a file that cannot be read."""
     return path.is_file() and '"image_processor"' in path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -184,7 +184,7 @@ def _override(hub: HubImages, wanted: Preprocess, segments: bool) -> None:
 
 
 def _resize_to(processor: Any, wanted: tuple[int, int], whole: bool) -> None:
-    """Every image becomes `wanted`: with the share that the processor cuts off, or stretched if `whole`."""
+    """Make every image `wanted`: with the share that the processor crops, or stretched if `whole`."""
     height, width = wanted
     size, crop = read_size(processor, "size"), read_size(processor, "crop_size")
     processor.do_resize = True
@@ -214,7 +214,7 @@ def _resize_to(processor: Any, wanted: tuple[int, int], whole: bool) -> None:
 
 
 def read_size(processor: Any, name: str) -> dict[str, int]:
-    """The fields of a size that are set."""
+    """The fields of a size that have a value."""
     given = getattr(processor, name, None)
     fields = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
     if isinstance(given, int):
@@ -234,7 +234,7 @@ def _picture(array: np.ndarray) -> Any:
 
 
 def _probes(hub: HubImages) -> list[tuple[np.ndarray, torch.Tensor]]:
-    """Images of noise in several shapes, and what the processor makes of them; those it fails on are left out."""
+    """Noise images in several shapes with the pixels that the processor makes, without images on which it fails."""
     if hub.channels not in pixels.MODES:
         return []
     made: list[tuple[np.ndarray, torch.Tensor]] = []
@@ -243,7 +243,7 @@ def _probes(hub: HubImages) -> list[tuple[np.ndarray, torch.Tensor]]:
         size = tuple(hub.pixels(_picture(first)).shape[1:])
     except InputError:
         raise
-    except Exception:  # too small for a crop, or nothing that this backend can do: the others show
+    except Exception:  # too small for a crop, or not supported by this backend: the other images decide
         size = (64, 64)
     for shares in _SHAPES:
         height, width = (
@@ -254,13 +254,13 @@ def _probes(hub: HubImages) -> list[tuple[np.ndarray, torch.Tensor]]:
             made.append((image, hub.pixels(_picture(image))))
         except InputError:
             raise
-        except Exception:  # judged by those it takes; where it takes none, the caller raises the reason
+        except Exception:  # the images it accepts decide; if it accepts none, the caller raises the reason
             continue
     return made
 
 
 def _translate(hub: HubImages, wanted: Preprocess, probes: Sequence[tuple[np.ndarray, torch.Tensor]]) -> None:
-    """Set `hub.config` to steps that make the processor's pixels, or to why there are none."""
+    """Set `hub.config` to steps that make the processor's pixels, or to the reason why no steps do."""
     shapes = {tuple(result.shape) for _, result in probes}
     channels = {shape[0] for shape in shapes}
     if channels != {hub.channels}:
@@ -298,7 +298,7 @@ def _translate(hub: HubImages, wanted: Preprocess, probes: Sequence[tuple[np.nda
 def _closest(
     hub: HubImages, shared: dict[str, Any], probes: Sequence[tuple[np.ndarray, torch.Tensor]]
 ) -> Candidate | None:
-    """The first steps that make the processor's pixels, with the resampling that makes them best."""
+    """The first steps that make the processor's pixels, with the resampling that comes closest."""
     sizes = {name: read_size(hub.processor, name) for name in ("size", "crop_size", "pad_size")}
     backend = "torchvision" if getattr(hub.processor, "backend", "") == "torchvision" else "pillow"
     best: Candidate | None = None
@@ -313,7 +313,7 @@ def _closest(
 
 
 def _difference(config: dict[str, Any], probes: Sequence[tuple[np.ndarray, torch.Tensor]]) -> float | None:
-    """Mean difference from the processor's pixels, in levels; None where that is more than rounding."""
+    """Mean difference from the processor's pixels, in levels; None if it exceeds rounding."""
     means = []
     level = np.abs(np.float32(config["scale"]) / np.float32(config["std"])).reshape(-1, 1, 1)
     for image, expected in probes:

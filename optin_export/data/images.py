@@ -1,7 +1,7 @@
-"""Images to a model's input, as the library that the model comes from prepares them for evaluation.
+"""Prepare images as a model's input, as the model's library prepares them for evaluation.
 
 The library's own code makes the pixels: timm's evaluation transform, or transformers' image processor. `config` holds
-the same steps for a server that has neither, and `pixels` carries them out. Both open an image in the same way.
+equivalent steps for a server that has neither, and `pixels` executes them. Both open an image in the same way.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class ImageProcessor:
     the library's steps. A uint8 array of the model's size is only scaled and normalised, a float array [N, C, H, W] is
     left as it is.
 
-    config: see `pixels`. library: makes the pixels of an opened image; without it timm's evaluation transform for
-    timm's configuration. whole: the images have label maps, so what turns them is refused. notes: what the user has to
-    know. reduces_labels: 0 in a label map means "not evaluated", and classes count from 1.
+    config: see `pixels`. library: makes the pixels of an opened image; without it, timm's evaluation transform with
+    timm's configuration does. whole: the images have label maps, so images that would be rotated are refused. notes:
+    warnings for the user. reduces_labels: 0 in a label map means "not evaluated", and classes count from 1.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ImageProcessor:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width of the model's input; None until the images decide."""
+        """Height and width of the model's input; None until the first image determines it."""
         _, height, width = self.config["input_size"]
         return None if height is None else (int(height), int(width))
 
@@ -81,9 +81,9 @@ class ImageProcessor:
         return {"pixel_values": made}
 
     def check(self, examples: Examples) -> None:
-        """Look at the head of every image; raises InputError for one that is not read or does not fit.
+        """Read the header of every image; raises InputError for one that cannot be read or does not fit.
 
-        Where the size of the result depends on the image, the first one sets it for all.
+        If the size of the result depends on the image, the first image sets it for all.
         """
         images = examples.columns["image"]
         self._prepares |= not isinstance(images, np.ndarray) or images.dtype == np.uint8
@@ -122,7 +122,7 @@ class ImageProcessor:
                 "give uint8 [N, H, W] or [N, H, W, C], or float [N, C, H, W]",
             )
         channels = images.shape[1] if images.dtype != np.uint8 else images.shape[3] if images.ndim == 4 else 1
-        if channels != self.channels:  # before normalising, which would stretch one channel to all
+        if channels != self.channels:  # before normalising, which would broadcast one channel to all
             raise InputError(
                 "the images do not fit the model",
                 f"they have {channels} channel(s), the model takes {self.channels}",
@@ -147,7 +147,7 @@ class ImageProcessor:
         return made.contiguous()
 
     def _one(self, plane: np.ndarray) -> torch.Tensor:
-        """A row of an array: through the library where Pillow has images of its channels."""
+        """A row of an array: through the library if Pillow supports its number of channels."""
         with _Reading(plane):
             if self.channels in pixels.MODES:
                 made = self.library(pixels.open_image(plane, self.config))
@@ -167,13 +167,13 @@ class ImageProcessor:
 
 
 class _Reading:
-    """While an image is read, whatever is raised is said as an InputError that names it."""
+    """Turn every error raised while an image is read into an InputError that names the image."""
 
     def __init__(self, image: Any) -> None:
         self.image = image
 
     def __enter__(self) -> None:
-        if isinstance(self.image, Path):  # no FIFO that nobody writes into
+        if isinstance(self.image, Path):  # a FIFO without a writer would block
             try:
                 regular(self.image)
             except OSError as error:
@@ -186,7 +186,7 @@ class _Reading:
                 f"{_name(self.image)}: {error}",
                 "convert the images, or give arrays [N, H, W, C] of the model's channels",
             ) from None
-        if isinstance(error, Exception):  # damaged, gigantic or no images at all: as many types as formats
+        if isinstance(error, Exception):  # damaged, huge or not an image: each format raises its own types
             raise InputError(
                 f"cannot read the image {_name(self.image)}", f"{type(error).__name__}: {error}", "remove or repair it"
             ) from None
@@ -216,9 +216,9 @@ def _own_steps(config: dict[str, Any], image: Any) -> torch.Tensor:
 
 
 def make_image_processor(loaded: LoadedModel, recipe: Recipe) -> ImageProcessor:
-    """The processor of the library that the model comes from, with the recipe's `model.preprocess` on top.
+    """The processor of the model's library, with the recipe's `model.preprocess` on top.
 
-    Raises InputError where it cannot be used, or cannot be served though `ship.ensemble` asks for it.
+    Raises InputError if it cannot be used, or if `ship.ensemble` needs it in the server and it cannot be served.
     """
     segments = isinstance(loaded.model, SegmentationModel)
     module, wanted = loaded.model.model, recipe.model.preprocess
@@ -228,7 +228,7 @@ def make_image_processor(loaded: LoadedModel, recipe: Recipe) -> ImageProcessor:
         from timm.data import resolve_model_data_config
 
         config = _with_recipe(resolve_model_data_config(module), wanted, segments, _channels(module))
-        config["upright"] = False  # timm does not turn images
+        config["upright"] = False  # timm does not rotate images
         made = ImageProcessor(config, whole=maps)
     else:
         if loaded.origin is not None:
@@ -257,7 +257,7 @@ def make_image_processor(loaded: LoadedModel, recipe: Recipe) -> ImageProcessor:
 def _with_recipe(config: dict[str, Any], wanted: Preprocess, segments: bool, channels: int | None) -> dict[str, Any]:
     """timm's data configuration, overridden field by field by the recipe's `preprocess`."""
     config = dict(config)
-    if segments:  # the label maps are of the whole image
+    if segments:  # the label maps cover the whole image
         config |= {"crop_pct": 1.0, "crop_mode": "squash"}
     channels = channels or config["input_size"][0]
     config["input_size"] = (channels, *(wanted.size or config["input_size"][1:]))
@@ -282,7 +282,7 @@ def _with_recipe(config: dict[str, Any], wanted: Preprocess, segments: bool, cha
 
 
 def _bare(module: torch.nn.Module) -> dict[str, Any]:
-    """Without any configuration of images: the whole image stretched to the model's size, values in -1..1."""
+    """Without an image configuration: the whole image stretched to the model's size, values in -1..1."""
     config = getattr(module, "config", None)
     config = getattr(config, "vision_config", config)
     size = getattr(config, "image_size", None) or 224
@@ -317,7 +317,7 @@ def _channels(module: torch.nn.Module) -> int | None:
 
 
 def _hub_channels(module: torch.nn.Module) -> int:
-    """What the configuration says; the first convolution of some models reads something else than the image."""
+    """Channels by the configuration; the first convolution of some models does not read the image directly."""
     config = getattr(module, "config", None)
     config = getattr(config, "vision_config", config)
     given = getattr(config, "num_channels", None)

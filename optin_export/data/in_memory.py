@@ -1,4 +1,4 @@
-"""Rows that are in memory already: batches as a training loop has them, or texts for a tokenizer."""
+"""Rows that are already in memory: batches as a training loop has them, or texts for a tokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optin_export.data.readers import Column, Examples, refuse_bad_values
 from optin_export.data.rows import COLUMNS
 from optin_export.errors import InputError
 
-#: Arguments of a text model that are read; what else it takes is refused.
+#: Arguments of a text model that are supported; others are refused.
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 PIXELS = "pixel_values"
 #: What labels are called in a batch that is a dictionary.
@@ -26,18 +26,18 @@ Rows = dict[str, list[Any]]
 def given_rows(
     data: Any, task: str, module: nn.Module, samples: int | None = None, name: str = "the data", labelled: bool = False
 ) -> Examples:
-    """The rows of a loader, of a list of batches or rows, or of one tensor, array or dictionary that holds them all.
+    """The rows of a loader, a list of batches or rows, or one tensor, array or dictionary that holds them all.
 
     Args:
         data: its items are batches or single rows: tensors, arrays, texts, (inputs, label), or dictionaries.
-        task: of the recipe (`model.task`); says whether rows are texts or images.
+        task: the recipe's `model.task`; determines whether rows are texts or images.
         module: the user's model.
-        samples: rows that are taken, from the front; nothing behind them is read.
-        name: of the data, for errors.
-        labelled: whether rows have to have a label, which is kept in the column `label`.
+        samples: number of rows to take, from the start; later rows are not read.
+        name: the name of the data in error messages.
+        labelled: whether every row must have a label, which is kept in the column `label`.
 
     Returns rows with the column `pixel_values` (array [rows, ...]), the columns TOKENS (lists of int64 [tokens],
-    without padding), or those that the task's tokenizer reads. Raises InputError for data that is none of these.
+    without padding), or those that the task's tokenizer reads. Raises InputError for data in any other form.
     """
     found: Rows = {}
     for number, item in enumerate(_items(data, name)):
@@ -109,7 +109,7 @@ def _batch(item: Any, task: str, module: nn.Module, where: str, labelled: bool) 
 
 
 def _apart(item: Any) -> tuple[Mapping[str, Any], Any]:
-    """The inputs of an item by name ("" for one that has none), and its label."""
+    """Split an item into its inputs by name ("" for an unnamed input) and its label."""
     if isinstance(item, Mapping):
         return item, next((item[name] for name in LABELS if name in item), None)
     if _is_text(item):
@@ -150,13 +150,13 @@ def _texts(inputs: Mapping[str, Any], task: str, where: str) -> Rows:
 
 
 def _each(value: Any, name: str) -> list[Any]:
-    """The values of a batch, or the one of a row: a text, or for `tokens` a list of words."""
+    """The values of a batch, or the single value of a row: a text, or for `tokens` a list of words."""
     is_row = isinstance(value, str) or (name == "tokens" and all(isinstance(word, str) for word in value))
     return [value] if is_row else list(value)
 
 
 def _tokens(value: Any, where: str) -> list[np.ndarray]:
-    """int64 [tokens] per row, of a tensor or of lists that may differ in length."""
+    """int64 [tokens] per row, from a tensor or from lists that may differ in length."""
     try:
         rows = value if isinstance(value, torch.Tensor | np.ndarray) else [np.asarray(one) for one in value]
         if len(rows) and rows[0].ndim == 0:
@@ -205,7 +205,7 @@ def _stacked(rows: list[np.ndarray], name: str) -> np.ndarray:
 
 
 def _without_padding(rows: Rows, name: str) -> Rows:
-    """Each row up to the last token that its mask has; without segments where all are the first."""
+    """Each row up to the last token in its mask; token types are dropped if all are 0."""
     ids = rows["input_ids"]
     masks = rows.get("attention_mask") or [np.ones_like(row) for row in ids]
     rows = {"input_ids": ids, "attention_mask": masks, **rows}

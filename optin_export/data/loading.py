@@ -1,4 +1,4 @@
-"""A recipe's `model` and `data`, loaded and checked together: batches, labels, and one batch run through the model."""
+"""Load and check a recipe's `model` and `data` together: batches, labels, and one batch run through the model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Dataset:
     """Evaluation data: one list of batches per side (two sides for pairs that are embedded apart), and the labels.
 
     labels: one per row, a number or what the metric takes. classes: features per row of the model's output.
-    similarity: of the two sides' embeddings, by its name in sentence-transformers.
+    similarity: how the two sides' embeddings are compared, by its name in sentence-transformers.
     """
 
     sides: tuple[tuple[Batch, ...], ...]
@@ -77,17 +77,17 @@ class Sources:
 
     @cached_property
     def scoring(self) -> tuple[Batch, ...]:
-        """`prune.score_samples` calibration rows, drawn under the seed: what the units are scored on."""
+        """`prune.score_samples` calibration rows, drawn under the seed, on which the units are scored."""
         return self._drawn(self.recipe.prune.score_samples)
 
     @cached_property
     def curves(self) -> tuple[Batch, ...]:
-        """`prune.curve_samples` of them, drawn alike: what `allocation: joint` measures its losses on."""
+        """`prune.curve_samples` of them, drawn in the same way, on which `allocation: joint` measures its losses."""
         return self._drawn(self.recipe.prune.curve_samples)
 
     @cached_property
     def quantization(self) -> tuple[Batch, ...]:
-        """`export.calibration_rows` of them, drawn alike: what sets the scales of quantised activations."""
+        """`export.calibration_rows` of them, drawn in the same way, which set the scales of quantised activations."""
         return self._drawn(self.recipe.export.calibration_rows)
 
     def _drawn(self, count: int) -> tuple[Batch, ...]:
@@ -96,9 +96,9 @@ class Sources:
         return tuple(batches(self.processor, self.calibration_examples.take(np.sort(chosen)), CALIBRATION_BATCH))
 
     def training(self) -> tuple[Training, tuple[Batch, ...]]:
-        """What the fine-tune trains on, `finetune.data` or the calibration rows, and held-out batches.
+        """The training batches of the fine-tune (`finetune.data` or the calibration rows), and held-out batches.
 
-        The repair has seen the calibration rows, so those of their source that were not drawn judge better.
+        The repair has seen the calibration rows, so rows of the same source that were not drawn are better to judge on.
         """
         section = self.recipe.finetune
         assert section is not None
@@ -109,7 +109,7 @@ class Sources:
     def evaluation(self) -> Dataset | None:
         """Encoded evaluation data in batches of the largest shipped size.
 
-        Where the accuracy decides the model's size, only the half of the rows that the search never sees.
+        If the accuracy decides the model's size, only the half of the rows that the search never sees.
         """
         examples = self.evaluation_examples
         if examples is None:
@@ -117,7 +117,7 @@ class Sources:
         return self._dataset(examples.take(self._halves(len(examples))[1]) if self._is_searched else examples)
 
     def selection(self) -> Dataset:
-        """The other half: what the search for the smallest model is evaluated on."""
+        """The other half, on which the search for the smallest model is evaluated."""
         assert self.evaluation_examples is not None
         return self._dataset(self.evaluation_examples.take(self._halves(len(self.evaluation_examples))[0]))
 
@@ -142,15 +142,15 @@ class Sources:
         return Dataset(encoded, labels, section.metric, self.classes, similarity)
 
     def labels(self, examples: Examples) -> Sequence[Any] | np.ndarray:
-        """Labels as numbers, one per row (or per word); class names are looked up in what the model calls its classes.
+        """Labels as numbers, one per row (or per word); class names are looked up among the model's class names.
 
-        For segmentation label maps; for question answering the answers; zeros where targets are made from the data.
+        For segmentation: label maps; for question answering: the answers; zeros if targets are made from the data.
         Raises InputError for a label that fits none of these.
         """
         return self._labels(examples)[0]
 
     def _labels(self, examples: Examples) -> tuple[Sequence[Any] | np.ndarray, list[str]]:
-        """`labels`, and notes on what was decided by evidence."""
+        """`labels`, and notes on decisions that were inferred from the labels."""
         task = self.recipe.model.task
         if task in SELF_SUPERVISED:
             return np.zeros(len(examples)), []
@@ -174,7 +174,7 @@ class Sources:
 
     @cached_property
     def names(self) -> ClassNames:
-        """What the model calls its classes."""
+        """The model's class names."""
         return names_of(self.model.model, self.loaded.labels, self.classes)
 
     @cached_property
@@ -190,11 +190,11 @@ class Sources:
 
     @property
     def problem(self) -> str | None:
-        """problem_type of transformers' configuration, where the model has one."""
+        """problem_type of transformers' configuration, if the model has one."""
         return getattr(getattr(self.model.model, "config", None), "problem_type", None)
 
     def tracing(self, first: bool = False) -> AbstractContextManager[bool]:
-        """Where forward passes belong that are run for their shapes; see `lookup.traced`."""
+        """Context for forward passes that are run only for their shapes; see `lookup.traced`."""
         return traced(self.model, first) if self.loaded.looked_up else contextlib.nullcontext(False)
 
     @cached_property
@@ -216,7 +216,7 @@ class Sources:
         return [{name: (batch, *shape) for name, shape in one.items()} for batch in self.recipe.export.batch]
 
     def _code(self) -> str:
-        """What computes with the weights: the user's file by its content, a library by its version."""
+        """The code that computes with the weights: the user's file by its content, a library by its version."""
         library = self.loaded.architecture["library"]
         if library != "python":
             return f"{library} {importlib.metadata.version(library)}"
@@ -224,7 +224,7 @@ class Sources:
         return sha256_file(path) if path.is_file() else ""
 
     def digest(self) -> dict[str, str]:
-        """Content hashes of the weights and of the data: what makes a finished stage reusable."""
+        """Content hashes of the weights and of the data, which decide whether a finished stage can be reused."""
         import hashlib
 
         weights = hashlib.sha256()
@@ -250,9 +250,9 @@ class Sources:
 def load_sources(recipe: Recipe, lookup: Lookup | None = None) -> Sources:
     """Load the model and data of a recipe, and run one batch through it.
 
-    lookup: only look the model up: everything but the values of its weights is still checked, as far as this
-    machine's files allow; what is not checked is added to it. Raises InputError for anything that cannot be read, and
-    for calibration data that makes the model's output NaN.
+    lookup: look up the model without its weights: everything but the weights' values is still checked, as far as this
+    machine's files allow; what could not be checked is added to `lookup`. Raises InputError for anything that cannot
+    be read, and for calibration data that makes the model's output NaN.
     """
     loaded = load_model(recipe.model, recipe.seed, lookup)
     if lookup is not None:
@@ -274,7 +274,7 @@ def load_sources(recipe: Recipe, lookup: Lookup | None = None) -> Sources:
 
 
 def checked_sources(sources: Sources, lookup: Lookup | None = None) -> Sources:
-    """The same sources, after one batch was run through the model; see `load_sources`."""
+    """The same sources, after running one batch through the model; see `load_sources`."""
     recipe, loaded, processor = sources.recipe, sources.loaded, sources.processor
     task, evaluation = recipe.model.task, sources.evaluation_examples
     if recipe.tokens.merges:
@@ -286,7 +286,7 @@ def checked_sources(sources: Sources, lookup: Lookup | None = None) -> Sources:
             check_training(sources.classes, regression, sources.problem)
         sources.training()
     if evaluation is not None:
-        # What does not fit shows now, not after hours of work.
+        # A mismatch raises here, not after hours of work.
         assert recipe.data.evaluation is not None
         metric = recipe.data.evaluation.metric
         check_metric(metric, task, sources.classes, regression, sources.problem)
@@ -311,7 +311,7 @@ def checked_sources(sources: Sources, lookup: Lookup | None = None) -> Sources:
 
 
 def _sides(examples: Examples) -> list[Examples]:
-    """Pairs of texts that are compared, each side by itself."""
+    """The two sides of text pairs that are compared, each side separately."""
     return [Examples({"text": examples.columns[name]}) for name in ("text", "text_pair")]
 
 

@@ -6,12 +6,12 @@ must import nothing but the standard library, numpy and Pillow.
 `config` is what preprocess.json holds. Either timm's data configuration (`input_size`, `interpolation`, `crop_mode`,
 `crop_pct`, `mean`, `std`), or a list of `steps` with:
     input_size: [C, H, W] of the result; H and W are None while they depend on the images
-    resampling: 'pillow'; 'torchvision', which resizes the width first, each channel by itself; or 'float', which does
+    resampling: 'pillow'; 'torchvision', which resizes the width first, each channel separately; or 'float', which does
         not round to bytes
     steps: one-entry dictionaries, `resize`, `crop`, `crop_share` or (after the values) `pad`, applied in order
     reverse_channels: blue, green, red instead of red, green, blue
     scale, offset, mean, std: value -> ((value * scale + offset) - mean) / std, for values in 0..255
-Both may hold `upright` (turn the image as its EXIF orientation says), and `refused`: why a server cannot do this.
+Both may hold `upright` (rotate the image by its EXIF orientation), and `refused`: why a server cannot do this.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-#: By content: some of the other formats that Pillow supports start programs, and a suffix is no evidence.
+#: Checked by content, not by suffix: some of the other formats that Pillow supports start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 #: A resized image of more pixels is refused before it is made: an image of 60000 x 1 would become gigabytes.
 MOST_RESIZED = 32_000_000
-#: Channels of the model -> Pillow's mode of the images that it reads.
+#: Channels of the model -> Pillow's mode of its images.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-#: The EXIF tag that says how an image has to be turned.
+#: The EXIF tag of the orientation.
 ORIENTATION = 0x0112
 _FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
@@ -42,7 +42,7 @@ class WrongChannels(ValueError):
 def prepare(data: bytes, config: dict[str, Any], most_pixels: int | None = None) -> np.ndarray:
     """One encoded image as float32 [C, H, W].
 
-    most_pixels: an image of more is refused before it is decoded. Raises ValueError for an image that cannot be used,
+    most_pixels: an image with more is refused before it is decoded. Raises ValueError for an image that cannot be used,
     and what Pillow raises for one that cannot be read.
     """
     if config.get("refused"):
@@ -51,10 +51,10 @@ def prepare(data: bytes, config: dict[str, Any], most_pixels: int | None = None)
 
 
 def open_image(source: Any, config: dict[str, Any], most_pixels: int | None = None, whole: bool = False) -> Image.Image:
-    """The image in the mode that the model's channels ask for: L, RGB or RGBA.
+    """The image in the mode that the model's channels require: L, RGB or RGBA.
 
-    source: encoded bytes, a Path, a Pillow image, or a uint8 array [H, W] or [H, W, C]. whole: refuse an image that has
-    to be turned, because a label map next to it would not be.
+    source: encoded bytes, a Path, a Pillow image, or a uint8 array [H, W] or [H, W, C]. whole: refuse an image that
+    would be rotated, because its label map would not be.
     """
     image = header(source)
     if most_pixels is not None and image.width * image.height > most_pixels:
@@ -71,13 +71,13 @@ def open_image(source: Any, config: dict[str, Any], most_pixels: int | None = No
 
 
 def check_header(image: Image.Image, config: dict[str, Any]) -> tuple[int, int]:
-    """Height and width of the result, of an image that is not decoded; raises ValueError for one that does not fit."""
+    """Height and width of the result, without decoding the image; raises ValueError for one that does not fit."""
     _refuse_mode(image, config["input_size"][0])
     return check_sizes(config, *_turned(image, config))
 
 
 def header(source: Any) -> Image.Image:
-    """The image, of a file only its header; raises what Pillow raises for other formats than FORMATS."""
+    """The image (only the header of a file); raises what Pillow raises for formats other than FORMATS."""
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
@@ -92,23 +92,23 @@ def header(source: Any) -> Image.Image:
 
 
 def _turned(image: Image.Image, config: dict[str, Any]) -> tuple[int, int]:
-    """Width and height after the EXIF orientation, where that is known before the image is decoded."""
+    """Width and height after the EXIF orientation, if that is known before the image is decoded."""
     known = image.format != "PNG" or "exif" in image.info
     swaps = config.get("upright") and known and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     return (image.height, image.width) if swaps else (image.width, image.height)
 
 
 def to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """Converted as `Image.convert` does; images of 16 bits are scaled to 8. Raises ValueError where nothing fits."""
+    """Convert as `Image.convert` does; 16-bit images are scaled to 8 bits. Raises ValueError if no conversion fits."""
     _refuse_mode(image, channels)
     if _is_wide(image):
-        # Pillow's own conversion cuts everything above 255 off, which makes the image white.
+        # Pillow's own conversion clips everything above 255, which makes the image white.
         image = Image.fromarray(np.round(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
     return image.convert(MODES[channels])
 
 
 def _is_wide(image: Image.Image) -> bool:
-    """Whether its pixels are of 16 bits."""
+    """Whether its pixels have 16 bits."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
 
 
@@ -162,14 +162,14 @@ def values(image: np.ndarray, config: dict[str, Any]) -> np.ndarray:
         image = image[..., ::-1]
     scale = float(config.get("scale", 1 / 255))
     plain = image.astype(np.float32)
-    # A division where it is one in the libraries: the last bit differs.
+    # A division, as in the libraries: multiplying by the inverse would change the last bit.
     scaled = plain / np.float32(255) if abs(scale * 255 - 1) < 1e-7 else plain * np.float32(scale)
     shifted = (scaled + np.float32(config.get("offset", 0.0))) - np.float32(config["mean"])
     return np.ascontiguousarray(np.moveaxis(shifted / np.float32(config["std"]), -1, -3))
 
 
 def steps_of(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The steps of a configuration; those of timm's are what its evaluation transform does."""
+    """The steps of a configuration; timm's configuration gives the steps of its evaluation transform."""
     if "steps" in config:
         return list(config["steps"])
     _, height, width = config["input_size"]
@@ -191,7 +191,7 @@ def steps_of(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def keeps_the_whole(config: dict[str, Any]) -> bool:
-    """Whether every image is only stretched: a prediction then covers what a label map covers."""
+    """Whether every image is only stretched; a prediction then covers the same area as a label map."""
     _, height, width = config["input_size"]
 
     def keeps(name: str, rule: dict[str, Any], before: dict[str, Any] | None) -> bool:
@@ -212,11 +212,11 @@ def keeps_the_whole(config: dict[str, Any]) -> bool:
 def check_sizes(config: dict[str, Any], width: int, height: int) -> tuple[int, int]:
     """Height and width of the result for an image of this size, without making it.
 
-    Raises ValueError where an image on the way would have more than MOST_RESIZED pixels.
+    Raises ValueError if an intermediate image would have more than MOST_RESIZED pixels.
     """
     if min(width, height) < 1:
         raise ValueError("it has no pixels")
-    if config.get("refused") and max(width, height) > 200 * min(width, height):  # nothing is known of what comes
+    if config.get("refused") and max(width, height) > 200 * min(width, height):  # later sizes are unknown
         raise ValueError(f"{width} x {height} pixels are too long and narrow")
     for step in [] if config.get("refused") else steps_of(config):
         ((name, rule),) = step.items()
@@ -258,7 +258,7 @@ def resized(rule: dict[str, Any], width: int, height: int) -> tuple[int, int]:
         longest = float(rule.get("longest", False))
         ratio = max(ratios) * longest + min(ratios) * (1.0 - longest)
         new = (round(height / ratio), round(width / ratio))
-    elif kind == "scale":  # DPT: as little as possible, both by one factor if the ratio is kept
+    elif kind == "scale":  # DPT: resize as little as possible, both sides by one factor if the ratio is kept
         down, across = rule["size"][0] / height, rule["size"][1] / width
         if rule["keep"]:
             down = across = across if abs(1 - across) < abs(1 - down) else down
@@ -276,7 +276,7 @@ def _shortest(edge: int, width: int, height: int) -> tuple[int, int]:
 
 
 def _shortest_longest(edge: int, longest: int, width: int, height: int) -> tuple[int, int]:
-    """As DETR and its like: the shorter side becomes `edge`, or less where the longer would exceed `longest`."""
+    """As in DETR: the shorter side becomes `edge`, or less if the longer side would exceed `longest`."""
     low, high = float(min(width, height)), float(max(width, height))
     exact: float | None = None
     if high / low * edge > longest:
@@ -298,7 +298,7 @@ def _resize(image: np.ndarray, new: tuple[int, int], how: str, config: dict[str,
     if config.get("resampling") == "torchvision":
         if how == "nearest":
             return image[_nearest(image.shape[0], height)][:, _nearest(image.shape[1], width)]
-        # Pillow may resize the height first, and rounds between the two passes: each pass is a call of its own.
+        # Pillow may resize the height first, and rounds between the two passes, so each pass is a separate call.
         planes = [image[..., channel] for channel in range(image.shape[2])]
         done = [_pillow(_pillow(one, (len(image), width), how), new, how) for one in planes]
         return np.stack(done, -1)

@@ -24,7 +24,7 @@ __all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "Column", "Examples", "load_exampl
 
 #: Words that pandas takes for a missing value.
 _PERHAPS_MISSING = ("NA", "N/A", "null", "NULL", "None", "<NA>")
-#: An archive that unpacks to more than this many bytes, and this many times its size, is a decompression bomb.
+#: An archive that unpacks to more than this many bytes and more than this many times its size is a decompression bomb.
 BOMB_BYTES, BOMB_RATIO = 256 << 20, 200
 #: How sources name a data set of the hub.
 HUB = "hf-dataset:"
@@ -38,9 +38,9 @@ class Examples:
     [N, H, W] / [N, H, W, C] / paths), `label` (a number, a name, a list of them, or a label map: array [H, W] or
     path).
 
-    places: where each row stands in its source: `place` (line, row) and a number. classes: the source's own classes in
-    its order, of which `label` holds names: class folders, features of a dataset. notes: what reading decided by
-    evidence, one sentence each.
+    places: position of each row in its source: `place` (line, row) and a number. classes: the source's own class names
+    in its order (class folders, features of a dataset), used in `label`. notes: decisions that were inferred from the
+    data, one sentence each.
     """
 
     columns: dict[str, Column]
@@ -64,7 +64,7 @@ class Examples:
         )
 
     def where(self, row: int) -> str:
-        """A row as its source's owner finds it: an image's path, a line of a file, or its number from 0."""
+        """The location of a row in its source: an image's path, a line of a file, or its number from 0."""
         image = self.columns.get("image")
         if image is not None and isinstance(image[row], Path):
             return str(image[row])
@@ -90,7 +90,7 @@ def _content(value: Any) -> bytes:
                 return file.read()
         except OSError as error:
             raise InputError(f"cannot read {value}", error.strerror or str(error), "restore the file") from None
-    if hasattr(value, "tobytes") and hasattr(value, "size"):  # a PIL image, whose repr is its address
+    if hasattr(value, "tobytes") and hasattr(value, "size"):  # a PIL image, whose repr holds its memory address
         return f"{value.size}".encode() + value.tobytes()
     return repr(value).encode()
 
@@ -98,7 +98,7 @@ def _content(value: Any) -> bytes:
 def load_examples(section: DataSource, needs: Sequence[str], seed: int) -> Examples:
     """Read a data source and draw `samples` rows of it under `seed`.
 
-    needs: the columns that must be there. Raises InputError for a missing file or column, no rows, or unusable values.
+    needs: the required columns. Raises InputError for a missing file or column, no rows, or unusable values.
     """
     prefix, _, rest = section.source.partition(":")
     reader = _READERS.get(prefix)
@@ -134,7 +134,7 @@ def load_examples(section: DataSource, needs: Sequence[str], seed: int) -> Examp
 
 
 def spare_examples(section: DataSource, needs: Sequence[str], seed: int, most: int) -> Examples:
-    """Up to `most` rows of a source that `load_examples` under this seed does not draw; none where it draws all."""
+    """Up to `most` rows of a source that `load_examples` does not draw under this seed; none if it draws all."""
     everything = load_examples(section.model_copy(update={"samples": None}), needs, seed)
     drawn = len(everything) if section.samples is None else section.samples
     left = np.random.default_rng(seed).permutation(len(everything))[drawn : drawn + most]
@@ -142,7 +142,7 @@ def spare_examples(section: DataSource, needs: Sequence[str], seed: int, most: i
 
 
 def _as_column(values: Any, name: str, source: str) -> Column:
-    """One value per row, as `Examples` holds it: numbers and pixels as an array, all else as a list."""
+    """One value per row, as `Examples` holds it: numbers and pixels as an array, everything else as a list."""
     if isinstance(values, np.ndarray) and values.ndim > 0:
         return values if values.dtype.kind in "uif" else values.tolist()
     if not isinstance(values, list | tuple):
@@ -186,7 +186,7 @@ def _is_words(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(word, str) and word for word in value)
 
 
-#: What the values of a column have to be.
+#: The type that the values of a column must have.
 _KINDS: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     (("text", "text_pair", "question", "context"), "text", lambda value: isinstance(value, str)),
     (("tokens",), "a list of words", _is_words),
@@ -249,13 +249,13 @@ def _read_npz(path: str, section: DataSource, needs: tuple[str, ...]) -> Example
 
 
 def _array_of(need: str, held: Sequence[str]) -> str:
-    """The name of an array: `images` and `labels`, or else the need's own."""
+    """The name of a column's array: `images`, `labels`, or else the column's own name."""
     plural = {"image": "images", "label": "labels"}.get(need, need)
     return need if plural not in held and need in held else plural
 
 
 def _check_member(archive: zipfile.ZipFile, name: str) -> None:
-    """That an array is as large as its archive says, before memory is given to it. Raises ValueError or KeyError."""
+    """Check that an array is as large as its archive says before allocating it. Raises ValueError or KeyError."""
     entry = archive.getinfo(name)
     if entry.file_size > max(BOMB_BYTES, BOMB_RATIO * entry.compress_size):
         raise ValueError(
@@ -272,7 +272,7 @@ def _check_member(archive: zipfile.ZipFile, name: str) -> None:
 
 
 def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> Examples:
-    """Classes are the sub-folders, or what `label_pattern` finds in a name; or label maps in a folder of their own."""
+    """Read an image folder; classes are sub-folders or matches of `label_pattern`, label maps are in another folder."""
     root = Path(path)
     files = list_images(root, IMAGE_SUFFIXES)
     if not files:
@@ -297,7 +297,7 @@ def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> Exam
 
 
 def require_datasets(source: str) -> Any:
-    """The package that reads data sets of the hub; raises EnvironmentLacks where it is not installed."""
+    """The package that reads data sets of the hub; raises EnvironmentLacks if it is not installed."""
     try:
         import datasets
     except ImportError:
@@ -306,7 +306,7 @@ def require_datasets(source: str) -> Any:
 
 
 def stand_ins(needs: Sequence[str]) -> Examples:
-    """Two made-up rows with these columns, in place of rows that are not on this machine."""
+    """Two synthetic rows with these columns, in place of rows that are not on this machine."""
     from PIL import Image
 
     made = {"image": Image.new("RGB", (64, 64)), "tokens": ["a"]}
@@ -318,7 +318,7 @@ def _read_hub(name: str, section: DataSource, needs: tuple[str, ...]) -> Example
     identifier, _, configuration = name.partition(":")
     try:
         table = datasets.load_dataset(identifier, configuration or None, split=section.split)
-    except Exception as error:  # network, names and formats fail as many types
+    except Exception as error:  # network, names and formats raise many types
         raise InputError(
             f"cannot load hf-dataset:{name}", str(error)[:200], "check the name and the network"
         ) from error
@@ -328,13 +328,13 @@ def _read_hub(name: str, section: DataSource, needs: tuple[str, ...]) -> Example
     names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
     if "label" not in found or not names:
         return Examples(found)
-    # The numbers of a dataset are its own; which of the model's classes each means, its names say.
+    # A dataset has its own class numbers; its class names map them to the model's classes.
     found["label"] = [_named(label, names) for label in found["label"]]
     return Examples(found, classes=tuple(map(str, names)))
 
 
 def _named(label: Any, names: Sequence[str]) -> Any:
-    """A dataset's class numbers as its names; what is no number of a class stays as it is."""
+    """Replace a dataset's class numbers by its class names; other values stay unchanged."""
     if isinstance(label, list | tuple):
         return [_named(one, names) for one in label]
     return str(names[label]) if isinstance(label, int) and 0 <= label < len(names) else label

@@ -1,4 +1,4 @@
-"""Files that travel as bytes: a folder is packed by content, and unpacked where no file of this machine can be seen."""
+"""Transfer files as bytes: pack a folder by content, and unpack it on a machine that cannot see this one's files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optin_export.workdir.files import sha256_file, write_bytes
 
 @dataclass(frozen=True)
 class Parcel:
-    """Files by their path below a folder, with the sha256 that each must have on arrival."""
+    """File contents by path below a folder, with the sha256 that each must have on arrival."""
 
     files: Mapping[str, bytes]
     hashes: Mapping[str, str]
@@ -25,7 +25,7 @@ class Parcel:
 
 
 def pack(folder: Path, paths: Iterable[Path], known: Mapping[str, str] | None = None) -> Parcel:
-    """These files below `folder`; those left out that the receiver has already: `known`, path -> sha256."""
+    """Pack these files below `folder`, without those that the receiver already has (`known`: path -> sha256)."""
     files, hashes = {}, {}
     for path in sorted(paths):
         name, digest = path.relative_to(folder).as_posix(), sha256_file(path)

@@ -1,4 +1,4 @@
-"""Everything that touches Ray: joining a cluster, workers that hold something and do pieces of work, single tasks."""
+"""Everything that uses Ray: joining a cluster, workers that hold state and process items, single tasks."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from optin_export.distributed.workers import Facts, Worker, recorded
 from optin_export.environment import variable
 from optin_export.errors import EnvironmentLacks, missing_package
 
-#: Times that one piece of work is tried on workers that die or hang, before the run gives up.
+#: How often one item is tried on workers that die or hang before the run gives up.
 ATTEMPTS = 4
-#: Seconds at most for joining a cluster that runs.
+#: Maximum seconds for joining a running cluster.
 JOINING = 120.0
-#: Seconds between two looks at time-outs and messages.
+#: Seconds between two checks of time-outs and messages.
 TURN = 0.5
 STORE_BYTES = 2**31
 
@@ -34,7 +34,7 @@ STORE_BYTES = 2**31
 class Options:
     """where: "local" (processes of this machine), "auto" (the cluster this machine belongs to), "ray://HOST:PORT" or
     "HOST:PORT". workers: default: as many as the cluster has CPUs. timeout: seconds for joining, for a worker to start,
-    and for one piece of work. shared_files: the workers see this machine's files under the same paths."""
+    and for one item of work. shared_files: the workers see this machine's files under the same paths."""
 
     where: str
     workers: int | None = None
@@ -45,12 +45,12 @@ class Options:
 class Session:
     """A connection to a cluster, for use in `with`; closing ends its workers, and a local cluster as a whole.
 
-    Raises EnvironmentLacks without Ray, and for a cluster that cannot be reached in time.
+    Raises EnvironmentLacks if Ray is missing or the cluster cannot be reached in time.
     """
 
     def __init__(self, options: Options) -> None:
         self.options, self.local = options, options.where == "local"
-        with _on_loopback() if self.local else contextlib.nullcontext():  # Ray reads it as it is imported
+        with _on_loopback() if self.local else contextlib.nullcontext():  # Ray reads it on import
             try:
                 import ray
             except ImportError:
@@ -77,9 +77,9 @@ class Session:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self) -> None:
-        # Sockets lie below it, and their paths have to be short.
+        # Sockets lie below it, and their paths must be short.
         self.folder = tempfile.mkdtemp(prefix="oe-", dir="/tmp")
-        # Workers import what this process has imported, wherever that lies.
+        # Workers import the modules that this process has imported, wherever they are.
         package = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         constants: Any = importlib.import_module("ray._private.ray_constants")
@@ -118,9 +118,9 @@ class Session:
                     outcome["context"] = self.ray.init(address=where, log_to_driver=False, logging_level="ERROR")
                     return
                 except ConnectionAbortedError as error:
-                    # A head that has just started takes connections before it can start what serves them, and gives up
-                    # on it after 30 s: the same question is answered a little later. Its refusal is a traceback, whose
-                    # last line tells most.
+                    # A head node that has just started accepts connections before it can start the server for them,
+                    # and gives up after 30 s: the same request succeeds a little later. Its refusal is a traceback,
+                    # whose last line is the most informative.
                     outcome["why"] = _line(error, -1)
                 except BaseException as error:  # final
                     outcome["why"] = _line(error)
@@ -129,7 +129,7 @@ class Session:
                     return
                 time.sleep(TURN)
 
-        # Ray itself may wait for minutes; the thread is given up then.
+        # Ray itself may wait for minutes; the thread is abandoned then.
         thread = threading.Thread(target=join, daemon=True)
         thread.start()
         thread.join(seconds)
@@ -151,11 +151,11 @@ class Session:
         return ", ".join(absent) if absent else " and ".join(f"{name}: {n:g}" for name, n in resources.items())
 
     def put(self, value: Any) -> Any:
-        """A reference to the value in the cluster's object store; workers that are given it get the value."""
+        """A reference to the value in the cluster's object store; workers that receive it get the value."""
         return self.ray.put(value)
 
     def submit(self, function: Callable[..., Any], *args: Any, resources: Mapping[str, float] | None = None) -> Any:
-        """Have `function(*args)` done on a node with these resources; again elsewhere if its worker dies."""
+        """Run `function(*args)` on a node with these resources; if its worker dies, run it again elsewhere."""
         wanted = dict(resources or {})
         cpus, gpus = wanted.pop("CPU", 1.0), wanted.pop("GPU", 0.0)
         remote = self.ray.remote(recorded)
@@ -163,9 +163,9 @@ class Session:
         return remote.options(**options).remote(function, *args)
 
     def finished(self, tasks: Mapping[Any, str], turn: Callable[[], None]) -> Iterator[tuple[str, Any, Facts]]:
-        """(name, result, facts) of every task of `submit`, as they come; `turn` is called now and then.
+        """(name, result, facts) of every submitted task, in order of completion; `turn` is called periodically.
 
-        Raises what a task raised, and EnvironmentLacks if one's workers died too often.
+        Raises what a task raised, and EnvironmentLacks if a task's workers died too often.
         """
         waiting = dict(tasks)
         try:
@@ -192,14 +192,14 @@ class Session:
         return Queue(actor_options={"num_cpus": 0})
 
     def pool(self, work: Callable[[Any], Any], threads: int = 1, gpus: int = 0) -> Pool:
-        """Workers that all hold `work`. gpus: for each of them alone; Ray numbers them from 0 in each.
+        """Workers that all hold `work`. gpus: number reserved for each worker; Ray numbers them from 0 in each.
 
-        Raises EnvironmentLacks where no node has so many.
+        Raises EnvironmentLacks if no node has that many.
         """
         return Pool(self, work, threads, gpus)
 
     def workers_with(self, gpus: int) -> int:
-        """How many workers there can be if each has so many GPUs of one node."""
+        """How many workers can exist if each needs this number of GPUs on one node."""
         if not gpus:
             return self.workers
         per_node = (int(node["Resources"].get("GPU", 0)) // gpus for node in self.ray.nodes() if node["Alive"])
@@ -207,9 +207,9 @@ class Session:
 
 
 class Pool:
-    """Workers that each hold the same work, sent once, and do items of it; for use in `with`.
+    """Workers that each hold the same work, sent once, and process items of it; for use in `with`.
 
-    A worker that dies, or takes longer than the time-out, is restarted and its item is given out again. An item's
+    A worker that dies, or takes longer than the time-out, is restarted and its item is assigned again. Each item's
     result is taken once.
     """
 
@@ -268,7 +268,7 @@ class Pool:
             self.idle.append(number)
         except self.errors.RayTaskError as error:
             raise error.cause from None
-        except self.errors.RayError as error:  # its process or its node is gone
+        except self.errors.RayError as error:  # its process or its node has died
             self.retried += 1
             self.trouble = _line(error)
             self.lost(f"worker {number} was lost and its work given out again: {self.trouble}")
@@ -276,7 +276,7 @@ class Pool:
             self.greeted[self.actors[number].hello.remote()] = number
 
     def _greet(self) -> None:
-        """Workers that have said hello can be given work; of those that never will nothing is expected."""
+        """Make workers that have answered ready for work; keep the error of one that failed to start."""
         ready, _ = (
             self.ray.wait(list(self.greeted), num_returns=len(self.greeted), timeout=0) if self.greeted else ([], [])
         )
@@ -299,7 +299,7 @@ class Pool:
             )
 
     def _end_hanging(self, running: dict[Any, Any]) -> None:
-        """Kill who takes too long; the item's call then fails as if its worker had died."""
+        """Kill workers that take too long; the item's call then fails as if its worker had died."""
         for ref, (item, number, since) in list(running.items()):
             if time.monotonic() - since > self.session.options.timeout:
                 running[ref] = item, number, time.monotonic()
@@ -308,17 +308,17 @@ class Pool:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Within it, a cluster that Ray starts listens on the loopback alone: its ports run the code of whoever connects.
+    """Make a cluster that Ray starts listen on the loopback only: its ports run code from anyone who connects.
 
-    The variable's name is of the systems where that is Ray's default; it holds on all. What is given as the node's
-    address does not do: Ray replaces 127.0.0.1 by the machine's own address.
+    The variable is named after the systems where this is Ray's default, but works on all. Setting the node's address
+    is not enough: Ray replaces 127.0.0.1 by the machine's own address.
     """
     with variable("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"):
         yield
 
 
 def _shared_memory() -> int:
-    """Half of the free shared memory, in bytes; Ray's store lies there and spills to disk beyond it."""
+    """Half of the free shared memory, in bytes; Ray's object store lies there and overflows to disk."""
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
@@ -327,7 +327,7 @@ def _shared_memory() -> int:
 
 
 def _line(error: BaseException, which: int = 0) -> str:
-    """One line of its message, by default the first."""
+    """One line of the error's message, by default the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[which] if lines else type(error).__name__)[:300]
 

@@ -1,5 +1,5 @@
-"""What is done on a node for somebody else: a whole run of a sweep, or one target of a run. Files come and go as bytes
-unless the node sees the files of who asks."""
+"""Tasks that a node runs for another machine: a whole run of a sweep, or one target of a run. Files are transferred as
+bytes unless the node sees the requesting machine's files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from optin_export.workdir.measurement_lock import Machine
 
 
 class Messenger:
-    """The display of a run that goes on elsewhere: tells which stages are done."""
+    """The display of a run on another node: reports which stages are done."""
 
     def __init__(self, messages: Any, label: str) -> None:
         self.messages, self.label = messages, label
@@ -32,7 +32,7 @@ class Messenger:
 
     def finish(self, stage: str, seconds: float, reused: bool) -> None:
         print(f"{self.label}: {stage} {'reused' if reused else 'done'} in {seconds:.1f} s")
-        with contextlib.suppress(Exception):  # who asked may have gone
+        with contextlib.suppress(Exception):  # the requesting process may have ended
             self.messages.put((self.label, stage))
 
     def warn(self, text: str) -> None:
@@ -42,7 +42,7 @@ class Messenger:
 def run_away(
     recipe: Recipe, sources: Sources | None, place: Path | Parcel, shared: Path | None, messages: Any
 ) -> tuple[Outcome, Parcel | None]:
-    """One run of a sweep, after its scoring. place: its run folder, or the files in it."""
+    """Execute one run of a sweep, after its scoring. place: its run folder, or the files in it."""
     machine = Machine()
     with machine.busy(), _folder(place) as folder:
         before = hashes_of(folder)
@@ -58,7 +58,7 @@ def run_away(
 
 
 def measure_away(parcel: Parcel, target: Target, data: Dataset | None) -> tuple[str | None, Parcel]:
-    """Build and measure one target of a finished run on this node: (why it could not be, the files that came of it)."""
+    """Build and measure one target of a finished run on this node; returns (reason for failure, resulting files)."""
     from optin_export.stages.other_machines import continue_run
 
     with Machine().quiet(), _folder(parcel) as folder:

@@ -1,7 +1,7 @@
-"""engines: an exported model and a target become an engine with `run`. Knows nothing of pruning. One file per kind.
+"""Build and run engines of an exported model for a target; independent of pruning. One file per kind of engine.
 
-An engine file offers `SOURCE` and `SUFFIX` (of what it is built from, and of what it builds), `build(source, target,
-path, shapes)`, `load(path, target)`, `files(path)`, `versions(target)` and `unavailable(target)`; it is found by
+An engine file offers `SOURCE` and `SUFFIX` (the file suffixes of its input and of the engine), `build(source, target,
+path, shapes)`, `load(path, target)`, `files(path)`, `versions(target)` and `unavailable(target)`; it is looked up by
 the target's name.
 """
 
@@ -34,11 +34,11 @@ __all__ = [
 ]
 
 Arrays = dict[str, np.ndarray]
-#: Runs an engine once on inputs that were given before; returns milliseconds.
+#: Runs an engine once on inputs that were bound before; returns milliseconds.
 Timer = Callable[[], float]
-#: What a caller sees: inputs come from the host's memory, outputs end there, every kernel is launched again.
+#: The caller's view: inputs come from host memory, outputs return there, every kernel is launched again.
 CALL = "call"
-#: What one measured call may hold. device: inputs and outputs stay on the device. graph: a CUDA graph is replayed.
+#: What one measured call may include. device: inputs and outputs stay on the device. graph: a CUDA graph is replayed.
 MODES = {
     CALL: "copies in and out",
     "call+graph": "copies in and out, CUDA graph",
@@ -58,9 +58,9 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Timed(Engine, Protocol):
-    """An engine that brings its own clock, because the host's does not see what happens on its device."""
+    """An engine with its own clock, because the host's clock does not see what happens on its device."""
 
-    #: Those of `MODES` that it can be timed in, `CALL` first.
+    #: The subset of `MODES` in which it can be timed, `CALL` first.
     modes: tuple[str, ...]
 
     def timer(self, inputs: Mapping[str, np.ndarray], mode: str) -> Timer: ...
@@ -74,10 +74,11 @@ def modes(engine: Engine) -> tuple[str, ...]:
 def build(
     source: Path, target: Target, path: Path, shapes: Sequence[Mapping[str, tuple[int, ...]]] = ()
 ) -> dict[str, Any]:
-    """Build the engine file `path` from `source`, an ONNX file or a torch program (`source_of`); facts about it.
+    """Build the engine file `path` from `source`, an ONNX file or a torch program (`source_of`).
 
-    shapes: of the inputs by name, one entry per shipped batch size, for engines that are built for fixed shapes.
-    Raises EnvironmentLacks when the library of the target is missing, ParityError when it refuses the graph.
+    shapes: input shapes by name, one entry per shipped batch size, for engines that are built for fixed shapes.
+    Returns facts about it. Raises EnvironmentLacks if the target's library is missing, ParityError if it refuses the
+    graph.
     """
     return _backend(target).build(source, target, path, shapes)
 
@@ -88,7 +89,7 @@ def load(path: Path, target: Target) -> Engine:
 
 
 def source_of(folder: Path, target: Target, which: str) -> Path:
-    """What an engine of this target is built from, below a run folder."""
+    """Path of the file in a run folder from which an engine of this target is built."""
     return folder / "onnx" / f"{which}{_backend(target).SOURCE}"
 
 
@@ -98,7 +99,7 @@ def artefact(folder: Path, target: Target, which: str) -> Path:
 
 
 def files(path: Path, target: Target) -> list[Path]:
-    """What `build` wrote for the engine file `path`: the file, its record and its weights where it has them."""
+    """The files that `build` wrote for the engine file `path`: the file, its record and its weights, if any."""
     return _backend(target).files(path)
 
 
@@ -108,12 +109,12 @@ def versions(target: Target) -> dict[str, str]:
 
 
 def unavailable(target: Target) -> str | None:
-    """Why engines of this target can be built but not run on this machine; None if they can."""
+    """The reason why engines of this target can be built but not run on this machine; None if they can run."""
     return _backend(target).unavailable(target)
 
 
 def gpu_name() -> str | None:
-    """Name and compute capability of this machine's first GPU; None without one that works."""
+    """Name and compute capability of this machine's first GPU; None without a working GPU."""
     from optin_export.engines import _device
 
     return _device.gpu_name()

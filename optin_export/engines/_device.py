@@ -1,5 +1,5 @@
-"""Calls on buffers that stay on a device, and the clocks that time them. The CPU is a device like any other here, so
-that everything but the GPU itself runs, and is tested, on a machine without one."""
+"""Calls on buffers that stay on a device, and the clocks that time them. The CPU is one of the devices, so that
+everything but the GPU itself can be tested on a machine without one."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ Launch = Callable[[], Tensors]
 #: (inputs on the device, whether to replay a CUDA graph) -> the call on them.
 Bind = Callable[[Tensors, bool], Launch]
 
-#: Sets of inputs that are rotated at most: inputs so small that more were needed hardly depend on the cache.
+#: Maximum sets of inputs to rotate: inputs so small that they would need more hardly depend on the cache.
 MOST_SETS = 16
-#: Calls before a CUDA graph is captured, in which libraries allocate memory and choose their algorithms.
+#: Calls before a CUDA graph is captured, during which libraries allocate memory and choose their algorithms.
 WARM_UP_CALLS = 3
 
 
 class Device(Protocol):
-    """Where an engine runs, on one stream, and what clocks it there."""
+    """A device on which an engine runs, with one stream and a clock."""
 
     name: str
-    #: Size of the cache that inputs are rotated beyond; 0: they are not.
+    #: Cache size in bytes that the rotated inputs must exceed; 0: inputs are not rotated.
     cache_bytes: int
 
     def current(self) -> AbstractContextManager[object]:
-        """What is launched inside goes to the device's stream."""
+        """Launch the body's work on the device's stream."""
 
     def start(self) -> None: ...
 
     def stop(self) -> float:
-        """Wait for what was launched since `start`; milliseconds that it took."""
+        """Wait for the work launched since `start`; returns its duration in milliseconds."""
 
     def captured(self, launch: Launch) -> Launch:
         """The same call as a CUDA graph."""
 
 
 class Host:
-    """The CPU: a call returns when it is done, so the caller's clock sees all of it."""
+    """The CPU: a call returns when it is done, so the caller's clock measures all of it."""
 
     name, cache_bytes = "cpu", 0
 
@@ -72,8 +72,8 @@ class Host:
 class Gpu:
     """The first NVIDIA GPU, one stream of its own, and CUDA events on it.
 
-    The first event is recorded while the GPU waits, so that what the host does afterwards (staging inputs, launching
-    kernels) is inside the measured time, as it is inside a caller's.
+    The first event is recorded while the GPU waits, so that the host's following work (staging inputs, launching
+    kernels) is part of the measured time, as it is for a caller.
     """
 
     name = "cuda"
@@ -102,7 +102,7 @@ class Gpu:
                 launch()
         self.stream.synchronize()
         if self._pool is None:
-            # Graphs that are replayed in turn, never at once, may use the same memory.
+            # Graphs that are replayed one after another may use the same memory.
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self.stream):
@@ -128,20 +128,20 @@ def device_of(target: Target) -> Device:
 
 
 def no_gpu() -> str | None:
-    """Why nothing can run on a GPU here; None if something can."""
+    """The reason why nothing can run on a GPU here; None if a GPU is usable."""
     return None if gpu_name() is not None else "there is no NVIDIA GPU with a working driver"
 
 
 def run(bind: Bind, inputs: Arrays, device: Device) -> dict[str, np.ndarray]:
-    """One call from and to the host's memory."""
+    """One call with inputs and outputs in host memory."""
     with device.current():
         outputs = bind(_uploaded(inputs, device), False)()
         return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
 
 
 def timer(bind: Bind, inputs: Arrays, mode: str, device: Device) -> Timer:
-    """Times calls on `inputs` in one of `engines.MODES`, over as many copies of them as the device's cache does not
-    hold: a caller's next inputs are not in the cache either."""
+    """A timer of calls on `inputs` in one of `engines.MODES`. It rotates more copies of the inputs than the device's
+    cache holds, because a caller's next inputs are not in the cache either."""
     copies, graph = mode.startswith("call"), mode.endswith("graph")
     host = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
     sets = [_uploaded(inputs, device) for _ in range(sets_of(inputs, device.cache_bytes))]
@@ -166,12 +166,12 @@ def timer(bind: Bind, inputs: Arrays, mode: str, device: Device) -> Timer:
 
 
 def sets_of(inputs: Arrays, cache_bytes: int) -> int:
-    """How many copies of the inputs are more than the cache holds."""
+    """The number of copies of the inputs that exceeds the cache."""
     size = sum(array.nbytes for array in inputs.values())
     return min(1 + math.ceil(cache_bytes / size), MOST_SETS) if cache_bytes else 1
 
 
 def _uploaded(inputs: Arrays, device: Device) -> Tensors:
     with device.current():
-        # On the CPU too these are copies: what is bound never is the caller's own memory.
+        # Copies on the CPU as well: a bound buffer is never the caller's own memory.
         return {name: torch.tensor(np.ascontiguousarray(array), device=device.name) for name, array in inputs.items()}

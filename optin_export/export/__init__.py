@@ -1,7 +1,7 @@
-"""export: a dense model becomes a checked ONNX file. Knows nothing of engines.
+"""Export a dense model to a checked ONNX file; independent of engines.
 
-torch's dynamo exporter with a dynamic batch (and, for text, a dynamic sequence length); inputs are named as the
-forward's arguments. The graph is checked by onnx.checker and cleaned of everything that names this machine.
+Uses torch's dynamo exporter with a dynamic batch (and, for text, a dynamic sequence length); inputs are named after
+the forward's arguments. onnx.checker checks the graph, and everything that identifies this machine is removed.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Exported:
 def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int, sequence: int | None) -> Exported:
     """Export `model` to `path` with batch 1..max_batch and, for text, sequence 2..sequence.
 
-    Weights of more than 2 GiB are in a file next to it (`onnx_files`). inputs: real example inputs with at least two
-    rows (one row would fix the batch size in the graph).
-    Raises InputError when the exporter or the checker refuses the model.
+    Weights of more than 2 GiB are stored in a separate file in the same folder (`onnx_files`). inputs: real example
+    inputs with at least two rows (one row would fix the batch size in the graph).
+    Raises InputError if the exporter or the checker refuses the model.
     """
     batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
     dynamic: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
@@ -87,24 +87,24 @@ def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int,
 
 
 def _save(program: Any, path: Path) -> int:
-    """Write an exported graph, checked and cleaned; its weights next to it if protobuf cannot hold them all.
+    """Check, clean and write an exported graph; its weights go into a separate file if protobuf cannot hold them all.
 
-    Returns the number of nodes. Nothing above protobuf's limit is ever made into a message: the checker and the
-    inference of shapes read the graph without its weights.
+    Returns the number of nodes. Nothing above protobuf's limit is ever serialised as a message: the checker and shape
+    inference read the graph without its weights.
     """
     import onnx
 
     model = program.model
     _clean(model)
     weights = sum(tensor.nbytes for value in model.graph.initializers.values() if (tensor := value.const_value))
-    # The rest of a message is for the graph itself.
+    # The rest of the message is left for the graph itself.
     program.save(path, external_data=weights > MAX_BYTES - MAX_BYTES // 16)
     onnx.checker.check_model(str(path), full_check=True)
     return int(model.graph.num_nodes())
 
 
 def _clean(model: Any) -> None:
-    """Drop stack traces and file names: they differ between machines and tell where the user's files are."""
+    """Drop stack traces and file names: they differ between machines and reveal where the user's files are."""
     from onnx_ir.convenience import create_value_mapping
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -116,7 +116,7 @@ def _clean(model: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's warnings speak to its own developers."""
+    """Suppress the exporter's warnings, which address its own developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The dense model as an exported program of torch (.pt2): graph and weights in one file, without the model's source."""
+"""Export the dense model as a torch program (.pt2): graph and weights in one file, without the model's source."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Program:
 def export_program(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int, sequence: int | None) -> Program:
     """Export `model` to `path` with batch 1..max_batch and, for text, sequence 2..sequence.
 
-    Attention is torch's fused one, the fastest form of the model that torch has. inputs: examples with at least two
-    rows; they are not kept in the file. Raises InputError where torch cannot export the model.
+    Attention is torch's fused attention, its fastest implementation. inputs: examples with at least two rows; they are
+    not kept in the file. Raises InputError if torch cannot export the model.
     """
     batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
     dynamic: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
@@ -52,7 +52,7 @@ def export_program(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: i
 
 
 def _clean(program: torch.export.ExportedProgram) -> None:
-    """Drop the user's rows, and stack traces, which tell where files are on this machine."""
+    """Drop the user's rows, and stack traces, which reveal where files are on this machine."""
     program.example_inputs = None
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
@@ -67,13 +67,13 @@ class _ChoosesAttention(Protocol):
 
 @contextlib.contextmanager
 def fused_attention(model: nn.Module) -> Iterator[None]:
-    """Scaled dot product attention where the model has it; elsewhere models have plain products, which masks and
-    hooks can see and engines fuse by themselves."""
+    """Use scaled dot product attention in the body, if the model has it. Everywhere else models use plain products,
+    which masks and hooks can observe and engines fuse."""
     chooses = [part for part in model.modules() if isinstance(part, _ChoosesAttention)]
     plain = [part for part in model.modules() if vars(part).get("fused_attn") is False]
     chosen = []
     for chooser in chooses:
-        with contextlib.suppress(ValueError, ImportError):  # an architecture without sdpa stays as it is
+        with contextlib.suppress(ValueError, ImportError):  # an architecture without sdpa is not changed
             chooser.set_attn_implementation("sdpa")
             chosen.append(chooser)
     for part in plain:

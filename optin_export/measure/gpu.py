@@ -1,6 +1,6 @@
-"""What belongs to a latency on a GPU: every way of calling the engine, its memory, and what the GPU did meanwhile.
+"""Latency on a GPU: every mode of calling the engine, its memory, and the GPU's state during the measurement.
 
-Clocks, temperature and power are read between blocks by NVML and never set: a GPU that slows down shows in the log.
+Clocks, temperature and power are read between blocks with NVML and never set, so the log shows a GPU that slows down.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def measure_modes(
 ) -> list[Latency]:
     """One measurement per mode that the engines have; on the CPU that is one. `rest`: as for `measure_latency`.
 
-    judged: the mode that gates are about. One that fails is an error; another one is noted as unmeasured, with the
-    reason, besides the judged mode. plain: the fp32 pair, measured in the same blocks, where `precision` is another.
+    judged: the mode that gates apply to. If it fails, that is an error; another mode that fails is recorded as
+    unmeasured, with the reason. plain: the fp32 pair, measured in the same blocks, if `precision` is not fp32.
     """
     precision = rest.get("precision", "fp32")
     suffix = "" if precision == "fp32" else f".{precision}"
@@ -48,14 +48,14 @@ def measure_modes(
         )
     log = GpuLog() if len(shared) > 1 else None
     memory = {} if log is None else {name: memory_of(engine, inputs) for name, engine in engines.items()}
-    del engines  # every measurement loads its own
+    del engines  # every measurement loads its own engines
     found: list[Latency] = []
     failed: dict[str, str] = {}
     measured = partial(measure_latency, base, pruned, inputs, plain=plain, **rest)
     for mode in shared:
         try:
             found.append(_measured(measured, mode, log))
-        except (OptinError, RuntimeError) as error:  # libraries report a graph that cannot be captured as the latter
+        except (OptinError, RuntimeError) as error:  # RuntimeError: libraries cannot capture a graph
             if mode == judged:
                 raise
             failed[mode] = (error.why if isinstance(error, OptinError) else str(error).splitlines()[0])[:300]
@@ -66,7 +66,7 @@ def measure_modes(
 
 
 def memory_of(engine: Engine, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Bytes on the GPU of the 'model' and of its 'activations' at these inputs, as far as the engine can tell."""
+    """GPU memory in bytes of the 'model' and its 'activations' for these inputs, as far as the engine reports it."""
     return engine.memory(inputs) if isinstance(engine, _KnowsMemory) else {}
 
 
@@ -80,7 +80,7 @@ def _measured(measured: Callable[..., Latency], mode: str, log: GpuLog | None) -
 
 
 class GpuLog:
-    """Readings of the first GPU, one for each block. note: why there are none, if there are none."""
+    """Readings of the first GPU, one for each block. note: the reason if there are no readings."""
 
     def __init__(self) -> None:
         self.entries: list[dict[str, float]] = []
@@ -101,7 +101,7 @@ class GpuLog:
 
     @staticmethod
     def _first(nvml: Any) -> Any:
-        """The GPU that CUDA counts as the first; NVML counts all that the machine has, whatever is visible."""
+        """The GPU that CUDA numbers first; NVML numbers all GPUs of the machine, including invisible ones."""
         import torch
 
         if torch.cuda.is_available():
@@ -111,7 +111,7 @@ class GpuLog:
         return nvml.nvmlDeviceGetHandleByIndex(0)
 
     def read(self) -> None:
-        """Append what the GPU does now; values that it does not tell are left out."""
+        """Append the GPU's current readings; values that it does not report are left out."""
         if self._handle is None:
             return
         nvml, handle = self._nvml, self._handle
@@ -132,7 +132,7 @@ class GpuLog:
 
 
 def ranges(clocks: tuple[dict[str, float], ...]) -> dict[str, tuple[float, float]]:
-    """Lowest and highest of every reading."""
+    """Minimum and maximum of every reading."""
     names = dict.fromkeys(name for entry in clocks for name in entry)
     values = {name: [entry[name] for entry in clocks if name in entry] for name in names}
     return {name: (min(found), max(found)) for name, found in values.items()}

@@ -1,10 +1,10 @@
-"""Latency of engines, interleaved: a speedup is claimed only by the lower end of its interval.
+"""Measure the latency of engines in interleaved blocks; a speedup is claimed only by the lower end of its interval.
 
-In every round the engines are loaded again and warmed up; then come blocks in random order of base, a second loaded
-base (A/A: the noise floor) and pruned, in one process on the same inputs. The interval is over rounds (`rounds`). On
-CPU threads the process's CPU time is measured as well as wall time, because a short call that fits between two time
-slices of a busy machine looks faster than it is. With a precision other than fp32 that pair is in this precision, like
-with like, and the fp32 pair is in the same blocks. See docs/method.md, section 6.
+In every round the engines are loaded again and warmed up. Blocks follow in which base, a second instance of base (A/A:
+the noise floor) and pruned run in random order, in one process on the same inputs. The interval is over rounds
+(`rounds`). On CPU threads the process's CPU time is measured as well as wall time, because a short call that fits
+between two time slices of a busy machine looks faster than it is. With a precision other than fp32, both engines of
+the judged pair have this precision, and the fp32 pair is measured in the same blocks. See docs/method.md, section 6.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from optin_export.measure.rounds import Speedup, median, p90, speedup_of
 from optin_export.progress import report
 from optin_export.recipe import MODELS, engine_name
 
-#: Blocks measured at least; on a restless machine more, in steps, until the interval is narrow or MAX_BLOCKS are done.
+#: Minimum number of blocks; on a noisy machine more, in steps, until the interval is narrow or MAX_BLOCKS are done.
 BLOCKS, MORE_BLOCKS, MAX_BLOCKS = 24, 12, 96
-#: Blocks until the engines are loaded again; the second number for engines that take SLOW_LOAD seconds to load.
+#: Blocks until the engines are loaded again; the second number is for engines that take SLOW_LOAD seconds to load.
 PER_ROUND, PER_SLOW_ROUND = 3, 8
 SLOW_LOAD = 2.0
 #: Half the width of the 95 % interval, relative to the speedup, that is narrow enough.
 NARROW = 0.02
-#: Seconds of one arm of one block; at least MIN_RUNS runs, so that a block has a median.
+#: Seconds per engine in one block; at least MIN_RUNS runs, so that a block has a median.
 BLOCK_SECONDS = 0.12
 MIN_RUNS, MAX_RUNS = 3, 400
-#: Seconds of warm-up at least, of the first round and of the others; at most WARM_UP_LIMIT.
+#: Minimum seconds of warm-up in the first round and in the others; at most WARM_UP_LIMIT.
 WARM_UP_SECONDS, WARM_UP_AGAIN, WARM_UP_LIMIT = 0.5, 0.15, 10.0
-#: Measurements of a machine that is busy with other work, and the pause between two of them in seconds.
+#: Maximum number of measurements on a machine that is busy with other work, and the pause between two in seconds.
 ATTEMPTS, PAUSE_SECONDS = 3, 15.0
-#: Two clocks disagree if their intervals do not meet and their ratios differ by more than this share.
+#: Two clocks disagree if their intervals do not overlap and their ratios differ by more than this share.
 DISAGREE = 0.03
-#: Loads an engine; every call gives another instance.
+#: Loads an engine; every call returns a new instance.
 Load = Callable[[], Engine]
 
 
@@ -62,18 +62,18 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Latency:
-    """One measurement. base_ms, pruned_ms, speedup: both models in `precision`, which is what the gate judges.
+    """One measurement. base_ms, pruned_ms, speedup: both models in `precision`; the gate judges these.
 
-    speedup: by the medians of the wall clock. by: the same by other clocks, each with its interval: `p90` (90th
+    speedup: from the medians of the wall clock. by: the same from other clocks, each with its interval: `p90` (90th
     percentiles) and, for engines on CPU threads, `cpu` (CPU time of the process per call).
-    noise_floor: how far base against a second loaded base strays from 1, at the far end of its interval.
+    noise_floor: how far base against a second instance of base deviates from 1, at the far end of its interval.
     rounds: the round of each block; engines were loaded again for every round.
-    engines_ms: every engine by its name (`recipe.engine_names`). comparisons: the pairs besides the judged one; empty
-    in fp32.
-    mode: what one call holds (`engines.MODES`). judged: whether gates are about it.
+    engines_ms: every engine by its name (`recipe.engine_names`). comparisons: the pairs other than the judged one;
+    empty in fp32.
+    mode: what one call includes (`engines.MODES`). judged: whether gates apply to it.
     memory, clocks, unmeasured: on a GPU, see `measure.gpu`: bytes by engine, readings by block, modes that failed.
-    neighbours: what else kept the CPUs busy meanwhile; None where the system does not tell.
-    samples: milliseconds of every call by arm and block, for plots and other statistics.
+    neighbours: other work that kept the CPUs busy meanwhile; None if the system does not report it.
+    samples: milliseconds of every call by engine and block, for plots and other statistics.
     """
 
     target: str
@@ -101,7 +101,7 @@ class Latency:
 
     @property
     def clock(self) -> str:
-        """What gates are about: `p50`, or the clock by which the speedup is surely lower than by wall-clock medians."""
+        """The clock that gates judge: `p50`, or one by which the speedup is significantly lower than by `p50`."""
         return lowest(self.speedup, self.by)
 
     @property
@@ -128,7 +128,7 @@ class Latency:
 
 
 def lowest(speedup: Speedup, by: Mapping[str, Speedup]) -> str:
-    """The clock that a speedup is judged by: `p50`, unless another one is surely lower."""
+    """The clock that a speedup is judged by: `p50`, unless another one is significantly lower."""
     lower = {
         name: one
         for name, one in by.items()
@@ -161,9 +161,9 @@ def measure_latency(
     Args:
         base, pruned: load the pair that is judged, both in `precision`; called once or twice per round.
         plain: the same for the fp32 pair by name, if `precision` is another.
-        mode: what one call holds, one of the engines' modes.
+        mode: what one call includes, one of the engines' modes.
         other_work: share of the machine's CPU time that other work may take; above it the measurement is repeated after
-            a pause, ATTEMPTS times at most, and the one with least other work is returned.
+            a pause, ATTEMPTS times at most, and the one with the least other work is returned.
         after_block: called after each block, outside of what is timed.
     """
     names = [engine_name(model, precision) for model in MODELS]
@@ -211,12 +211,12 @@ def measure_latency(
     )
 
 
-#: The arm of a second loaded base.
+#: Name of the second instance of base.
 AGAIN = "again"
 
 
 class _Arms:
-    """What is timed. samples: ms of every call by arm and block. cpu: CPU ms per call by arm and block, [blocks][1];
+    """The timed engines. samples: ms of every call by engine and block. cpu: CPU ms per call by engine, [blocks][1];
     empty for engines that do not work on CPU threads. rounds: the round of each block."""
 
     def __init__(
@@ -236,7 +236,7 @@ class _Arms:
         self.runs: dict[str, int] = {}
 
     def measure(self, after_block: Callable[[], None]) -> None:
-        """Rounds until the interval is narrow, or MAX_BLOCKS are done."""
+        """Measure rounds until the interval is narrow or MAX_BLOCKS are done."""
         planned, number, per_round = BLOCKS, 0, PER_ROUND
         while True:
             while len(self.rounds) < planned:
@@ -246,7 +246,7 @@ class _Arms:
                     per_round = PER_SLOW_ROUND
                 timers = {name: timer_of(engine, self.inputs, self.mode) for name, engine in engines.items()}
                 counts_cpu = all(modes(engine) == (CALL,) for engine in engines.values())
-                del engines  # the timers hold them, until the next round loads others
+                del engines  # the timers hold the engines until the next round loads new ones
                 self._warm_up(timers, WARM_UP_AGAIN if number else WARM_UP_SECONDS)
                 for _ in range(min(per_round, planned - len(self.rounds))):
                     self._block(timers, counts_cpu)
@@ -261,7 +261,7 @@ class _Arms:
 
     def _warm_up(self, timers: Mapping[str, Timer], seconds: float) -> None:
         typical = {name: warm_up(timer, seconds) for name, timer in timers.items()}
-        if not self.runs:  # as many in every round: a block is a row of one array
+        if not self.runs:  # the same number in every round: a block is a row of one array
             self.runs = {
                 name: int(np.clip(BLOCK_SECONDS * 1e3 / max(ms, 1e-6), MIN_RUNS, MAX_RUNS))
                 for name, ms in typical.items()
@@ -276,7 +276,7 @@ class _Arms:
                 self.cpu.setdefault(name, []).append([spent])
 
     def arms_of(self, name: str) -> list[str]:
-        """The judged base is loaded twice: both count."""
+        """The names under which an engine is timed: the judged base is loaded twice, and both instances count."""
         return [name, AGAIN] if name == self.judged else [name]
 
     def blocks_of(self, name: str) -> list[list[float]]:
@@ -292,14 +292,14 @@ class _Arms:
     ) -> Speedup:
         """How many times faster one engine is than another. values: of every block; default: milliseconds."""
         values = self.samples if values is None else values
-        if faster == self.judged:  # against fp32: the second arm is left out, as it is in the denominator
+        if faster == self.judged:  # against fp32: the second base is left out, as in the denominator
             return speedup_of([values[slower]], values[faster], self.rounds, self.generator, statistic)
         arms = [values[arm] for arm in self.arms_of(slower)]
         return speedup_of(arms, values[faster], self.rounds, self.generator, statistic)
 
 
 def pairs(precision: str) -> list[tuple[str, str]]:
-    """Pairs (engine, reference) besides the judged one: in total, the precision's part, and fp32's pruning."""
+    """Other pairs (engine, reference) than the judged one: the total, the precision's part, and pruning in fp32."""
     if precision == "fp32":
         return []
     base, pruned = (engine_name(model, precision) for model in MODELS)
@@ -307,7 +307,7 @@ def pairs(precision: str) -> list[tuple[str, str]]:
 
 
 def timer_of(engine: Engine, inputs: Mapping[str, np.ndarray], mode: str = CALL) -> Timer:
-    """Runs the engine once per call and says how long that took: by the engine's own clock, if it brings one."""
+    """A function that runs the engine once and returns the duration, by the engine's own clock if it has one."""
     if isinstance(engine, Timed):
         return engine.timer(inputs, mode)
 
@@ -320,7 +320,7 @@ def timer_of(engine: Engine, inputs: Mapping[str, np.ndarray], mode: str = CALL)
 
 
 def warm_up(timer: Timer, seconds: float | None = None) -> float:
-    """Run for `seconds` at least, and until the medians of two successive windows agree within 5 %; returns ms.
+    """Run for at least `seconds` and until the medians of two successive windows agree within 5 %; returns ms.
 
     seconds: default: WARM_UP_SECONDS.
     """

@@ -1,6 +1,6 @@
-"""Metrics as sums over rows: each row of data leaves a statistic, and the metric is computed from any set of them.
+"""Metrics as sums over rows: each row of data gives a statistic, and the metric is computed from any set of them.
 
-What a bootstrap resamples are the statistics, so that no metric needs the outputs of a whole data set at once.
+A bootstrap resamples the statistics, so that no metric needs the outputs of a whole data set at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _predicted(outputs: np.ndarray) -> np.ndarray:
 
 
 def _correct(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np.ndarray:
-    """[rows, 2]: how many predictions are right, and how many there are; labels: a class, or one per token."""
+    """[rows, 2]: number of correct predictions and of all predictions; labels: a class, or one per token."""
     predictions = _predicted(outputs) if outputs.ndim == 2 else outputs.argmax(-1)
     if predictions.ndim == 1:
         return np.stack([predictions == np.asarray(labels), np.ones(len(labels))], 1).astype(np.float64)
@@ -64,7 +64,7 @@ def _confusion(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np
 
 
 def _macro_f1(statistics: np.ndarray) -> float:
-    """The mean F1 over the classes that are labelled or predicted at all."""
+    """The mean F1 over the classes that occur in labels or predictions."""
     right, wrong, missed = statistics.sum(0)
     counted = 2 * right + wrong + missed
     if not counted.any():
@@ -73,7 +73,7 @@ def _macro_f1(statistics: np.ndarray) -> float:
 
 
 def _surprise(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np.ndarray:
-    """[rows, 2]: negative log-likelihood of the targets in nats, and how many there are."""
+    """[rows, 2]: negative log-likelihood of the targets in nats, and the number of targets."""
     from scipy.special import logsumexp
 
     wanted = _padded(labels, outputs.shape[1])
@@ -115,7 +115,7 @@ def _best_span(scores: np.ndarray, answer: Any) -> str:
     start, end = scores[:, :length] + outside
     both = np.triu(np.full((length, length), 1.0)) * np.tril(np.ones((length, length)), LONGEST_ANSWER - 1)
     sums = np.where(both > 0, start[:, None] + end[None], -np.inf)
-    if not np.isfinite(sums).any():  # nothing of the context is left
+    if not np.isfinite(sums).any():  # the whole context was cut off
         return ""
     first, last = np.unravel_index(sums.argmax(), sums.shape)
     return answer.context[answer.offsets[first, 0] : answer.offsets[last, 1]]
@@ -142,7 +142,7 @@ def _pairs(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np.nda
 
 
 def _correlation(name: str, function: str) -> Callable[[np.ndarray], float]:
-    """function: of scipy.stats."""
+    """Metric from a correlation function of scipy.stats."""
 
     def value(statistics: np.ndarray) -> float:
         from scipy import stats
@@ -158,10 +158,10 @@ def _correlation(name: str, function: str) -> Callable[[np.ndarray], float]:
 
 
 def _overlap(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np.ndarray:
-    """[rows, classes, 3]: pixels that are of a class in label and prediction, in the label, in the prediction.
+    """[rows, classes, 3]: pixels of a class in both label and prediction, in the label, in the prediction.
 
-    What the mean IoU needs of a confusion matrix. outputs: [rows, classes, h, w], labels: [H, W] each. As the libraries
-    do it, logits are scaled bilinearly to the size of the label map, then the largest is taken.
+    These are the parts of a confusion matrix that the mean IoU needs. outputs: [rows, classes, h, w], labels: [H, W]
+    each. As in the libraries, logits are scaled bilinearly to the size of the label map before the argmax.
     """
     import torch
     from torch.nn import functional as F
@@ -184,7 +184,7 @@ def _overlap(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np.n
 
 
 def _mean_iou(statistics: np.ndarray) -> float:
-    """Mean over the classes that occur, in labels or predictions, of intersection over union."""
+    """Mean intersection over union of the classes that occur in labels or predictions."""
     hit, wanted, predicted = statistics.sum(0).T
     union = wanted + predicted - hit
     if not union.any():

@@ -1,4 +1,4 @@
-"""Architectures of transformers by their `model_type`: built without a checkpoint, and what their classes are for."""
+"""transformers architectures by `model_type`: configurations without a checkpoint, and the tasks of model classes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from optin_export.errors import InputError
 
-#: `hf:model_type=bert`: an architecture of transformers without a checkpoint.
+#: `hf:model_type=bert`: a transformers architecture without a checkpoint.
 BY_TYPE = "model_type="
-#: The class of transformers that finds the model class of a task.
+#: The transformers class that finds the model class of a task.
 AUTO_CLASS = {
     "feature-extraction": "AutoModel",
     "text-classification": "AutoModelForSequenceClassification",
@@ -38,7 +38,7 @@ def config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
             f"transformers {transformers.__version__} has no such model_type",
             f"use one of its types{hint}",
         )
-    # A configuration takes whatever it is given: a field that a fresh one does not have is a slip.
+    # A configuration accepts any field: one that a fresh configuration does not have is a mistake.
     fresh = transformers.AutoConfig.for_model(name)
     unknown = next((field for field in fields if not hasattr(fresh, field)), None)
     if unknown is not None:
@@ -53,7 +53,7 @@ def config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
 
 
 def task_of_class(kind: str, name: str) -> str | None:
-    """The task whose auto class of transformers stands for this class of this kind of model."""
+    """The task whose transformers auto class maps this model type to this class."""
     import transformers
 
     autos = [

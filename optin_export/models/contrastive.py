@@ -1,4 +1,4 @@
-"""CLIP and SigLIP: one tower of the two with its projection, and classes that the text tower turned into a layer.
+"""CLIP and SigLIP: one of the two towers with its projection, and a class layer computed by the text tower.
 
 Radford et al., 2021, section 3.1: a class is the L2-normalised mean of the normalised embeddings of its prompts; a
 logit is the scaled cosine of image and class. SigLIP (Zhai et al., 2023) adds a bias.
@@ -50,8 +50,8 @@ class TextTower(nn.Module):
     """forward(input_ids, attention_mask; int64 [batch, sequence]) -> text embedding [batch, dim].
 
     pad: the padding token of a tower that was trained on texts padded to one length and reads the last position
-    (SigLIP): it is given no mask and pads by itself, so that the embedding does not depend on the batch. None for a
-    tower that reads its end token (CLIP).
+    (SigLIP): it receives no mask and does its own padding, so that the embedding does not depend on the batch. None for
+    a tower that reads its end token (CLIP).
     """
 
     def __init__(self, model: Any, pad: int | None) -> None:
@@ -78,10 +78,10 @@ def is_contrastive(module: nn.Module) -> bool:
 def take_tower(
     model: nn.Module, section: ModelSection, tokenizer: Callable[[], Any], classify: bool = True
 ) -> tuple[Tower, dict[str, Any], dict[str, int]]:
-    """The tower that the task needs; what `build_tower` makes it from again; the class names with their index.
+    """The tower that the task needs; its description, from which `build_tower` rebuilds it; class names with indices.
 
-    classify: whether to compute the classes' embeddings, which takes the weights. Raises InputError for a tower that
-    gives no embedding, or unusable class names.
+    classify: whether to compute the classes' embeddings, which requires the weights. Raises InputError for a tower that
+    outputs no embedding, or unusable class names.
     """
     name, side = type(model).__name__, SIDES.get(section.task)
     if side is None:

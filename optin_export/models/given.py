@@ -1,4 +1,4 @@
-"""A module that the caller has in memory becomes a task module, by the same steps as one that a recipe names."""
+"""Make a task module of a module in memory, by the same steps as for a model that a recipe names."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from optin_export.models.by_type import task_of_class
 from optin_export.models.loading import LoadedModel, architecture_of, as_loaded
 from optin_export.recipe import ModelSection
 
-#: How errors name a model that no source names.
+#: The name in errors of a model without a source.
 GIVEN = "the model"
 
 
 def load_given(module: nn.Module, section: ModelSection) -> LoadedModel:
     """The task module around a copy of `module`, float32 on the CPU, in eval mode and with eager attention.
 
-    Its `architecture` is that of a model of transformers, or timm's name with the number of classes, or names no source
-    at all: what `build` makes of it is for `pruning.load_model` to find out.
-    Raises InputError for a module that cannot be copied, or whose weights or class do not serve.
+    Its `architecture` is that of a transformers model, or timm's name with the number of classes, or has no source;
+    `pruning.load_model` finds out what it builds.
+    Raises InputError for a module that cannot be copied, or whose weights or class cannot be used.
     """
     return as_loaded(_copied(module), _architecture(module), section.model_copy(update={"source": GIVEN}))
 
 
 def task_of_module(module: nn.Module, reads_text: bool) -> str:
-    """The task by the class of a transformers model, else what an image model is for. reads_text: its data is text.
+    """The task by the class of a transformers model, else the task of an image model. reads_text: its data is text.
 
-    Raises InputError where it cannot be told.
+    Raises InputError if it cannot be determined.
     """
     module = unwrapped(module)
     name, kind = type(module).__name__, getattr(getattr(module, "config", None), "model_type", None)
@@ -53,7 +53,7 @@ def task_of_module(module: nn.Module, reads_text: bool) -> str:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside of torch.compile and of data parallelism. Raises InputError for what is no module."""
+    """The module inside torch.compile and data parallel wrappers. Raises InputError for anything but a module."""
     if not isinstance(module, nn.Module):
         raise InputError(
             "the model is no torch module", f"it is a {type(module).__name__}", "give a torch.nn.Module, loaded"
@@ -66,7 +66,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def _copied(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(unwrapped(module))
-    except Exception as error:  # modules may hold anything, such as open files
+    except Exception as error:  # modules may contain objects that cannot be copied, such as open files
         raise InputError(
             "the model cannot be copied",
             f"{type(error).__name__}: {error}"[:300],

@@ -1,4 +1,4 @@
-"""What a model's description, which anybody may have written, may do as it is built: what it may allocate and read."""
+"""Limits on what an untrusted model description may allocate and read while the model is built."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves
 from optin_export.errors import InputError
 from optin_export.workdir.files import regular
 
-#: Tensors that a model may be made of; the largest known ones have a few thousand.
+#: Maximum tensors of a model; the largest known models have a few thousand.
 MOST_TENSORS = 200_000
 #: Operations with fewer input elements are not checked: their output is bounded by the square of that number.
 _SMALL = 1 << 12
 
-#: Fields of a configuration by which code or files from elsewhere would be loaded; none takes part in a rebuild.
+#: Configuration fields that would load external code or files; a rebuild uses none of them.
 _NOT_BUILT = (
     "auto_map",
     "quantization_config",
@@ -33,29 +33,29 @@ _NOT_BUILT = (
     "use_kernels",
     "custom_pipelines",
 )
-#: Of a configuration with a backbone: not by name and not with weights of its own.
+#: Fields of a configuration with a backbone: it is not loaded by name and not with its own weights.
 _BACKBONE = {"backbone": None, "use_pretrained_backbone": False, "use_timm_backbone": False}
-#: Files that describe a model or its tokenizer, by their suffix, and the bytes that none of them exceeds.
+#: Suffixes of files that describe a model or its tokenizer, and their maximum bytes.
 _DESCRIBING, MOST_DESCRIBED = (".json", ".txt", ".model", ".jinja"), 1 << 30
-#: Arguments of timm.create_model by which it would read files.
+#: Arguments of timm.create_model that would make it read files.
 READS_FILES = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
-#: Layers that a model may have: a thousand times those of the deepest known ones would be built for hours.
+#: Maximum layers of a model: building a thousand times the layers of the deepest known models would take hours.
 MOST_LAYERS = 10_000
-#: What configurations call the number of their layers, of whatever part.
+#: Configuration fields that hold a number of layers of any part.
 _LAYERS = re.compile(r"(num_|n_)?(\w*_)?(layers?|blocks?|depths?|stages?)|n_layer|num_layers|depth", re.IGNORECASE)
 
 
 class TooLarge(Exception):
-    """Something would be allocated that no honest model has."""
+    """An allocation larger than any legitimate model needs."""
 
 
 class Allocations(TorchDispatchMode):
-    """Within it, an operation that would allocate beyond `limit` bytes raises TooLarge before it does.
+    """A context in which an operation that would allocate beyond `limit` bytes raises TooLarge before it does.
 
-    Counted are tensors made from a size alone (weights and buffers), all together; what an operation makes of other
-    tensors is held to the limit by itself.
+    The limit applies to the sum of all tensors that are made from a size alone (weights and buffers), and separately to
+    the result of each operation on other tensors.
     """
 
     def __init__(self, limit: int) -> None:
@@ -76,7 +76,7 @@ class Allocations(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _check(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Run the operation on shapes alone first; one that needs values is left to run."""
+        """Run the operation on shapes only first; an operation that needs values is run without this check."""
         from torch.utils._pytree import tree_map
 
         def shape_only(value: Any) -> Any:
@@ -94,7 +94,7 @@ class Allocations(TorchDispatchMode):
 
 
 def _asked(func: Any, args: tuple[Any, ...]) -> int:
-    """How many elements an operation without tensors is asked for; its dtype is not looked at."""
+    """The number of elements that an operation without tensors would make; its dtype is ignored."""
     name = func._schema.name.removeprefix("aten::")
     if name == "arange":
         numbers = [float(value) for value in args if isinstance(value, int | float)]
@@ -114,7 +114,7 @@ def _sizes(args: tuple[Any, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def plain_config(value: Any) -> Any:
-    """A configuration without what makes transformers load something besides: kernels, code, other weights."""
+    """A configuration without fields that make transformers load anything else: kernels, code, other weights."""
     if isinstance(value, dict):
         kept = {key: plain_config(item) for key, item in value.items() if key not in _NOT_BUILT}
         return kept | {key: unset for key, unset in _BACKBONE.items() if key in kept}
@@ -122,7 +122,7 @@ def plain_config(value: Any) -> Any:
 
 
 def refuse_endless(config: Mapping[str, Any], source: str) -> None:
-    """Raises InputError for a configuration (or arguments) of more layers than any model has, before it is built."""
+    """Raises InputError for a configuration (or arguments) with too many layers, before the model is built."""
     waiting: list[tuple[str, Any]] = list(config.items())
     while waiting:
         name, value = waiting.pop()
@@ -139,8 +139,8 @@ def refuse_endless(config: Mapping[str, Any], source: str) -> None:
 
 
 def refuse_no_files(folder: Path) -> None:
-    """Raises InputError where a model folder has something else than a file of a usual size in the place of a file that
-    describes the model: libraries take it for missing, wait for it, or read it without end."""
+    """Raises InputError if a file that describes the model is not a regular file of a usual size: libraries would treat
+    it as missing, wait for it, or read it endlessly."""
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         if path.suffix not in _DESCRIBING:
             continue
@@ -152,7 +152,7 @@ def refuse_no_files(folder: Path) -> None:
 
 
 def refuse_packed(path: Path) -> None:
-    """torch.save stores its archives as they are: one that grows as it is read is not from there."""
+    """Refuse a compressed archive: torch.save does not compress, and unpacking could exhaust the memory."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             whole = sum(entry.file_size for entry in archive.infolist())

@@ -1,7 +1,7 @@
 """How long the stages of a run take, and how much memory and disk they need. Loads no torch.
 
-Numbers of an earlier run come first: of the same folder, or of the same model in a folder next to it. Without one there
-are lower bounds from the size of the model. Where there is no bound either, the cost is unknown.
+Numbers of an earlier run are preferred: a run in the same folder, or of the same model in a sibling folder. Otherwise
+lower bounds are derived from the size of the model. Without a bound, the cost is unknown.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from optin_export.workdir.durations import recall
 from optin_export.workdir.onnx_files import MAX_BYTES
 from optin_export.workdir.run_directory import STAGES
 
-#: As in `measure.latency`: least blocks of a measurement, seconds of an arm in a block, and of its warm-up.
+#: As in `measure.latency`: minimum blocks of a measurement, seconds per engine in a block, and seconds of its warm-up.
 BLOCKS, BLOCK_SECONDS, WARM_UP_SECONDS = 24, 0.12, 0.5
 #: As in `scoring.sketch`: probes before it first asks whether the scores are stable.
 FIRST_PROBES = 4
 #: Forward and backward passes of one round of `repair.gauss_newton`: two models, the gradient and its probes.
 GAUSS_NEWTON_PASSES = 2 + 2 * (1 + 4)
-#: Other runs that are searched for one of the same model.
+#: Maximum number of other runs that are searched for one of the same model.
 MOST_SIBLINGS = 50
 #: Size of a weight relative to float32.
 _RELATIVE_SIZE = {"fp32": 1.0, "fp16": 0.5, "bf16": 0.5, "int8": 0.25, "fp8": 0.25}
@@ -35,10 +35,10 @@ _RELATIVE_SIZE = {"fp32": 1.0, "fp16": 0.5, "bf16": 0.5, "int8": 0.25, "fp8": 0.
 
 @dataclass(frozen=True)
 class StageCost:
-    """Seconds and bytes of one stage. kind: measured in an earlier run, or a lower bound.
+    """Seconds and bytes of one stage. kind: whether they were measured in an earlier run or are a lower bound.
 
-    memory_bytes: measured: the most that the process held in the stage; a bound: the weights that are held at once,
-    without libraries and activations. basis: where the numbers come from.
+    memory_bytes: measured: the peak of the process during the stage; a bound: the weights that are in memory at the
+    same time, without libraries and activations. basis: where the numbers come from.
     """
 
     stage: str
@@ -85,7 +85,7 @@ class RunCost:
 
 
 def estimate_cost(recipe: Recipe, folder: Path) -> RunCost:
-    """What a run of `recipe` in `folder` costs, as far as it is known."""
+    """Estimate the cost of a run of `recipe` in `folder`, as far as it is known."""
     measured, whose = _earlier_run(recipe, folder)
     size = size_of(recipe)
     seconds = _least_seconds(recipe, size)
@@ -106,7 +106,7 @@ def estimate_cost(recipe: Recipe, folder: Path) -> RunCost:
 
 
 def _earlier_run(recipe: Recipe, folder: Path) -> tuple[dict[str, dict[str, Any]], str]:
-    """Stage -> what it took in this folder, or in another run of the same model; and which run that was."""
+    """Stage -> its cost in this folder, or in another run of the same model; and which run that was."""
     if known := recall(folder):
         same = _recipe_in(folder) == recipe
         return known, "measured in this folder" + ("" if same else ", with another recipe")
@@ -130,7 +130,7 @@ def _recipe_in(folder: Path) -> Recipe | None:
 
 
 def _least_kept(recipe: Recipe) -> float:
-    """The least share of the parameters that is kept, if the budget says it; else 0."""
+    """The minimum share of the parameters that the budget keeps; 0 if the budget does not determine it."""
     return recipe.budget.params or 0.0
 
 
@@ -168,7 +168,7 @@ def _least_seconds(recipe: Recipe, size: Size | None) -> dict[str, tuple[float, 
 
 
 def _passes(recipe: Recipe) -> dict[str, int]:
-    """Stage -> least forward passes of one sample; a backward pass counts as two."""
+    """Stage -> minimum number of forward passes of one sample; a backward pass counts as two."""
     prune, rows = recipe.prune, recipe.data.calibration.samples or 0
     scored = min(prune.score_samples, rows or prune.score_samples)
     probes = FIRST_PROBES if prune.probes == "auto" else prune.probes
