@@ -216,8 +216,8 @@ AGAIN = "again"
 
 
 class _Arms:
-    """The timed engines. samples: ms of every call by engine and block. cpu: CPU ms per call by engine, [blocks][1];
-    empty for engines that do not work on CPU threads. rounds: the round of each block."""
+    """The timed engines. samples: ms of every call by engine and block. cpu: CPU ms per call by engine and block,
+    [blocks][1]; empty for engines that do not work on CPU threads. rounds: the round of each block."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""A model without its weights: built from its configuration, with the names and shapes of its checkpoint compared.
+"""Build a model from its configuration without loading weights, and compare its names and shapes with its checkpoint.
 
-Parameters take no memory: while a module is built they are on the meta device, afterwards they are zeros that the
-system only maps. Buffers are computed as ever, so the model runs, and all but the weights' values can be checked.
+Parameters take no memory: they are on the meta device while a module is built, and afterwards zeros in memory that is
+mapped but not written. Buffers are computed normally, so the model runs and all but the weights' values can be checked.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch import nn
 
 from optin_export.errors import InputError
 
-#: Parameters above which a forward pass is traced with fake tensors (shapes only): always, and first, to be computed
-#: only where it cannot be traced. Tracing a small model takes longer than computing it.
+#: Parameters above which a forward pass is traced with fake tensors (shapes only). Above the first number it is always
+#: traced; above the second it is computed if tracing fails. Tracing a small model takes longer than computing it.
 MOST_COMPUTED, LEAST_TRACED = 200_000_000, 20_000_000
 _MARK = "_optin_export_without_memory"
 
 
 @dataclass
 class Lookup:
-    """Asks for a model to be looked up rather than loaded.
+    """Requests that a model is looked up rather than loaded.
 
-    not_checked: what could not be found out, a line each. model: the task model, once it is known.
+    not_checked: what could not be checked, one line each. model: the task model, once it is known.
     """
 
     not_checked: list[str] = field(default_factory=list)
@@ -42,9 +42,9 @@ class Lookup:
 
 
 def built(make: Callable[[], nn.Module], lookup: Lookup | None) -> nn.Module:
-    """The module that `make` builds; with a `lookup` without memory for its parameters.
+    """The module that `make` builds; with a `lookup`, without memory for its parameters.
 
-    A constructor that computes with its parameters cannot be run that way: it is then run as ever, with random weights.
+    A constructor that computes with its parameters cannot run without them: it then runs normally, with random weights.
     """
     if lookup is None:
         return make()
@@ -53,7 +53,7 @@ def built(make: Callable[[], nn.Module], lookup: Lookup | None) -> nn.Module:
             module = make()
         _fill(module)
         whole = isinstance(module, nn.Module) and not any(value.is_meta for value in _tensors(module))
-    except Exception:  # raised for want of values, or by the constructor in any case: then it is raised again below
+    except Exception:  # the values are missing, or the constructor always fails: then it raises again below
         whole = False
     return module if whole else make()
 
@@ -61,13 +61,13 @@ def built(make: Callable[[], nn.Module], lookup: Lookup | None) -> nn.Module:
 def from_pretrained(
     auto: Any, name: str, config: Any, lookup: Lookup, **options: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """As transformers' `from_pretrained` with `output_loading_info`: the module without weights, and which are missing.
+    """As transformers' `from_pretrained` with `output_loading_info`: the module without weights, and missing weights.
 
     Raises what transformers raises: for a folder without weights, or weights of other shapes.
     """
     from transformers.utils.import_utils import is_accelerate_available
 
-    # Without accelerate transformers takes no device_map: then the weights are loaded, and dropped again.
+    # Without accelerate, transformers accepts no device_map: then the weights are loaded and dropped again.
     place = {"device_map": "meta"} if is_accelerate_available() else {}
     try:
         with _without_bar():
@@ -82,7 +82,7 @@ def from_pretrained(
 
 
 def built_timm(name: str, make: Callable[[bool], nn.Module], pretrained: bool, lookup: Lookup | None) -> nn.Module:
-    """A model that timm knows by name, made by `make(pretrained)`; in a lookup with what is cached of its weights."""
+    """A timm model by name, made by `make(pretrained)`; in a lookup its cached weights, if any, are compared."""
     import timm
 
     if lookup is None or not pretrained:
@@ -99,7 +99,7 @@ def built_timm(name: str, make: Callable[[bool], nn.Module], pretrained: bool, l
 
 
 def read_shapes(path: Path) -> dict[str, torch.Tensor]:
-    """Zeros of the shapes in a safetensors file, which take no memory; raises what safetensors does."""
+    """Zeros with the shapes in a safetensors file, which take no memory; raises what safetensors raises."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -113,7 +113,7 @@ def read_shapes(path: Path) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
-    """Whatever is assigned to the module's parameters and buffers within it is taken back."""
+    """A context after which all assignments to the module's parameters and buffers are reverted."""
     before = [(part, dict(part._parameters), dict(part._buffers)) for part in module.modules()]
     try:
         yield
@@ -125,10 +125,10 @@ def unchanged(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def traced(model: nn.Module, first: bool = False) -> Iterator[bool]:
-    """Within it a forward pass of a large model without weights gives shapes alone.
+    """A context in which a forward pass of a large model without weights computes only shapes.
 
-    first: already that of a middle-sized one, which could be computed. Yields whether that is so. A forward pass that
-    depends on values cannot be traced: it raises.
+    first: trace medium-sized models as well, which could be computed. Yields whether forward passes are traced. A
+    forward pass that depends on values cannot be traced: it raises.
     """
     most = LEAST_TRACED if first else MOST_COMPUTED
     if sum(parameter.numel() for parameter in model.parameters()) <= most:
@@ -141,7 +141,7 @@ def traced(model: nn.Module, first: bool = False) -> Iterator[bool]:
 
 
 def untraced() -> AbstractContextManager[Any]:
-    """Within it tensors have values, also inside of `traced`."""
+    """A context in which tensors have values, also inside `traced`."""
     from torch.utils._python_dispatch import _disable_current_modes
 
     return _disable_current_modes()
@@ -149,7 +149,7 @@ def untraced() -> AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def no_downloads() -> Iterator[None]:
-    """Within it the hub's libraries read their local cache only."""
+    """A context in which the hub's libraries read only their local cache."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
@@ -174,7 +174,7 @@ def needs_download(error: BaseException) -> bool:
 
 
 def not_cached(what: str) -> str:
-    """In words, that something of the hub is not here, and what a run would do about it."""
+    """A sentence that a file of the hub is not in the local cache, and whether a run would download it."""
     set_offline = any(
         os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -185,7 +185,7 @@ def not_cached(what: str) -> str:
 
 @contextlib.contextmanager
 def _without_bar() -> Iterator[None]:
-    """Within it transformers shows no bar of weights that it loads: there are none."""
+    """A context in which transformers shows no progress bar for loading weights: there are none."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -199,7 +199,7 @@ def _without_bar() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_memory() -> Iterator[None]:
-    """Within it every parameter that a module registers goes to the meta device."""
+    """A context in which every parameter that a module registers goes to the meta device."""
     register = nn.Module.register_parameter
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -217,12 +217,12 @@ def _without_memory() -> Iterator[None]:
 
 
 def _fill(module: nn.Module) -> None:
-    """Replace, in place, the parameters that `_without_memory` moved by zeros; tied ones stay tied."""
+    """Replace the parameters that `_without_memory` moved by zeros, in place; tied parameters stay tied."""
     done: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is None or not parameter.is_meta or not hasattr(parameter, _MARK):
-                continue  # what the builder itself left on the meta device has no weights anywhere
+                continue  # parameters that the builder itself left on the meta device have no weights
             if id(parameter) not in done:
                 done[id(parameter)] = nn.Parameter(_zeros(parameter.shape, parameter.dtype), requires_grad=False)
             part._parameters[name] = done[id(parameter)]
@@ -238,7 +238,7 @@ def _is_plain(parameter: nn.Parameter) -> bool:
 
 
 def _zeros(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """Zeros; floating-point numbers as float32, as a run loads them. numpy's take no memory until they are written."""
+    """Zeros; float32 for floating-point types, as a run loads them. numpy's zeros take no memory until written."""
     if dtype.is_floating_point and dtype.itemsize >= 2:
         return torch.from_numpy(np.zeros(tuple(shape), np.float32))
     return torch.zeros(shape, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The modules of sentence-transformers after the transformer, as layers of the graph, and their weights."""
+"""sentence-transformers modules that follow the transformer, as layers of the graph, and their weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optin_export.models.pooling import MERGEABLE, Pooling
 from optin_export.recipe import ModelSection
 from optin_export.sentence import EMBEDDING, TOKENS, SentenceFolder, Step
 
-#: Encoders of encoder-decoder models, by model_type, that sentence-transformers loads alone.
+#: model_type of encoder-decoder models of which sentence-transformers loads only the encoder.
 _ENCODERS = {
     "t5": "T5EncoderModel",
     "mt5": "MT5EncoderModel",
@@ -26,14 +26,14 @@ _ENCODERS = {
 
 
 class Dense(nn.Module):
-    """forward([..., in]) -> [..., out]: a linear layer, its activation, and perhaps what came in added to it."""
+    """forward([..., in]) -> [..., out]: a linear layer, its activation, and optionally the input added to it."""
 
     def __init__(self, step: Mapping[str, Any]) -> None:
         super().__init__()
         self.linear = nn.Linear(step["in"], step["out"], bias=step["bias"])
         self.activation_function = make_activation(step["activation"])
         self.adds = bool(step["residual"])
-        # As the library names it; with equal widths the input is added as it is.
+        # The library's own name; with equal widths the input is added without a projection.
         self.residual = (
             nn.Linear(step["in"], step["out"], bias=False) if self.adds and step["in"] != step["out"] else None
         )
@@ -72,8 +72,8 @@ class SentenceHead(nn.Module):
     """The steps from token states to an embedding: forward(hidden [batch, tokens, features], counts [batch, tokens])
     -> [batch, dim].
 
-    steps: dictionaries as in `optin_export.sentence`; every one reads a named value and writes another.
-    Raises InputError for a step that is not known.
+    steps: dictionaries as in `optin_export.sentence`; each reads a named value and writes another.
+    Raises InputError for an unknown step.
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
@@ -90,7 +90,7 @@ class SentenceHead(nn.Module):
 
     @property
     def cannot_merge(self) -> str | None:
-        """Why merged tokens would give another embedding; None if they do not."""
+        """The reason why merging tokens would change the embedding; None if it does not."""
         for step in self.steps:
             if step["module"] == "pooling":
                 other = next((mode for mode in step["modes"] if mode not in MERGEABLE), None)
@@ -119,7 +119,7 @@ def _layer(step: Step) -> nn.Module:
 
 
 def make_activation(name: str) -> nn.Module:
-    """The activation of torch.nn of this name. Raises InputError for an unknown name, or one that needs arguments."""
+    """The torch.nn activation of this name. Raises InputError for an unknown name, or one that needs arguments."""
     kind = getattr(nn, name, None)
     if isinstance(kind, type) and (kind is nn.Identity or kind.__module__ == "torch.nn.modules.activation"):
         try:
@@ -144,7 +144,7 @@ def _normalizing() -> Step:
 
 
 def chosen_steps(folder: SentenceFolder, section: ModelSection) -> tuple[list[Step], list[int | None], list[str]]:
-    """The folder's steps, changed where the recipe says otherwise; the folder's index of each; warnings.
+    """The folder's steps with the recipe's changes; the folder's index of each step; warnings.
 
     Raises InputError for a pooling that the folder's next module cannot take.
     """
@@ -190,5 +190,5 @@ def load_head(
 
 
 def encoder_class(config: Any) -> str | None:
-    """transformers' class of the encoder alone, for a model with a decoder that no embedding needs."""
+    """transformers' encoder-only class, for a model with a decoder, which embeddings do not need."""
     return _ENCODERS.get(config.model_type)

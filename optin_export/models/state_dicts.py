@@ -1,4 +1,4 @@
-"""State dicts: which part of a checkpoint fits a model, under which names, and what is left over."""
+"""State dicts: which part of a checkpoint fits a model, under which names, and which entries remain."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch import nn
 from optin_export.errors import InputError
 from optin_export.models.parametrizations import folded_state
 
-#: Segments of a name that wrappers put in: torch.compile, FSDP, activation checkpointing, Lightning Fabric.
+#: Segments that wrappers insert into names: torch.compile, FSDP, activation checkpointing, Lightning Fabric.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
-#: DataParallel's and DistributedDataParallel's; a model may have a part of that name of its own.
+#: The segment of DataParallel and DistributedDataParallel; a model may also have a submodule of this name.
 _PARALLEL = "module"
 #: Entries of a checkpoint that hold tensors but never the weights.
 _NOT_WEIGHTS = re.compile(r"^(optim|lr_|sched|scaler|grad_|loss|metric|random|rng|callbacks|state$|param_groups)", re.I)
 #: Names of weights averaged over the training.
 _AVERAGED = re.compile(r"(^|[._])(ema|swa|avg|averaged|shadow)([._]|$)|model_ema|_ema\b", re.I)
-#: How deep in a checkpoint state dicts are looked for.
+#: Maximum depth at which state dicts are searched in a checkpoint.
 _MOST_LEVELS = 3
-#: How many names of each kind an error or a note tells.
+#: Maximum number of names of each kind in an error or a note.
 _SHOWN = 3
 
-#: Last segment of an entry that no model needs -> what it is.
+#: Last segment of an entry that no model needs -> its description.
 _EXTRAS = {
     "total_ops": "counters of a profiler",
     "total_params": "counters of a profiler",
@@ -45,7 +45,7 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A state dict in a checkpoint. where: its entry. prefix: the prefix of its names. beside: names without it.
+    """A state dict in a checkpoint. where: its entry. prefix: the prefix of its names. beside: names without a prefix.
 
     missing: names of the model that it lacks.
     """
@@ -58,17 +58,17 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """How a user names it: without what wrappers added."""
+        """The entry's name without what wrappers added, as a user writes it."""
         inner = [part for part in self.prefix.split(".") if part and part not in (*_WRAPPERS, _PARALLEL)]
         return ".".join([self.where, *inner] if self.where else inner)
 
 
 def choose(content: Any, module: nn.Module, path: Path, key: str | None) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The state dict in `content` that fits `module`, under the module's names; and what the user should hear.
+    """The state dict in `content` that fits `module`, under the module's names; and notes for the user.
 
-    content: of a checkpoint, with state dicts at any level. key: the entry that the user named, or None.
-    Of two that fit where one is an average over the training, the average is taken, as timm does. Raises InputError
-    where there is none, where several fit, and for a key that is not there.
+    content: a checkpoint's content, with state dicts at any level. key: the entry that the user named, or None.
+    If two fit and one is an average over the training, the average is chosen, as in timm. Raises InputError if none or
+    several fit, and for a key that does not exist.
     """
     names = _Names(module)
     found = [one for where, state in _state_dicts(content) for one in _candidates(where, state, names)]
@@ -116,9 +116,9 @@ def choose(content: Any, module: nn.Module, path: Path, key: str | None) -> tupl
 
 
 def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, assign: bool = False) -> list[str]:
-    """Load `state` into `module`, every entry of it and every weight of the module; returns notes on harmless extras.
+    """Load all of `state` into `module`, setting every weight of the module; returns notes on harmless extra entries.
 
-    assign: put the tensors themselves in place of the module's, rather than copying their values.
+    assign: replace the module's tensors by those of `state`, rather than copying their values.
 
     Values are cast to the module's types. Raises InputError that names missing and unexpected keys, and both shapes
     where they differ.
@@ -164,26 +164,26 @@ class _Names:
         self._tied = {name: names for names in same.values() for name in names if len(names) > 1}
 
     def common(self, given: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Those of the model's own that are given."""
+        """The model's own names that are given."""
         return ((name, tensor) for name, tensor in self.own.items() if name in given)
 
     def is_tied(self, name: str, given: Iterable[str]) -> bool:
-        """Whether the same weight is given under another name: libraries save tied weights once."""
+        """Whether the same weight is given under another name: libraries save tied weights only once."""
         return any(other in given for other in self._tied.get(name, ()))
 
     def is_made(self, name: str) -> bool:
-        """Whether it is a buffer that the model computes itself."""
+        """Whether the name is a buffer that the model computes itself."""
         return name not in self._parameters and name.rpartition(".")[2] in _EXTRAS
 
     def missing(self, given: Mapping[str, Any]) -> list[str]:
-        """Names that a checkpoint with the names `given` lacks and may not."""
+        """Required names that a checkpoint with the names `given` lacks."""
         return [
             name for name in self.own if name not in given and not self.is_tied(name, given) and not self.is_made(name)
         ]
 
 
 def _state_dicts(content: Any, where: str = "", level: int = 0) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """Mappings of names to tensors in a checkpoint, the outermost first, with the entries that lead to them."""
+    """Mappings of names to tensors in a checkpoint, the outermost first, with the path of entries to each."""
     if not isinstance(content, dict) or level > _MOST_LEVELS:
         return
     entries = list(dict.items(content))
@@ -198,7 +198,7 @@ def _state_dicts(content: Any, where: str = "", level: int = 0) -> Iterator[tupl
 def _candidates(where: str, state: dict[str, torch.Tensor], names: _Names) -> list[Candidate]:
     """The ways to read one state dict: without the names of wrappers, and without each prefix that fits.
 
-    Names are left as they are where they fit so; those that no reading completes come back as the nearest.
+    Names that already fit are not changed; if no reading is complete, the closest ones are returned.
     """
     nearest: list[Candidate] = []
     for segments in ((), _WRAPPERS, (*_WRAPPERS, _PARALLEL)):
@@ -215,7 +215,7 @@ def _candidates(where: str, state: dict[str, torch.Tensor], names: _Names) -> li
 
 
 def _without(state: dict[str, torch.Tensor], segments: tuple[str, ...]) -> dict[str, torch.Tensor] | None:
-    """The state dict without these segments of names; None where two names become one."""
+    """The state dict without these segments of names; None if two names would become equal."""
     renamed = {".".join(part for part in name.split(".") if part not in segments): name for name in state}
     return {new: state[old] for new, old in renamed.items()} if len(renamed) == len(state) else None
 
@@ -230,7 +230,7 @@ def _prefixes(state: Mapping[str, torch.Tensor], names: _Names) -> list[str]:
 
 def _under(where: str, prefix: str, state: Mapping[str, torch.Tensor], names: _Names) -> Candidate:
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    # What transformers calls the two vectors of a norm in its oldest checkpoints.
+    # The names of a norm's two vectors in transformers' oldest checkpoints.
     inside = {_renamed(name, names): tensor for name, tensor in inside.items()}
     beside = tuple(name for name in state if not name.startswith(prefix))
     return Candidate(where, prefix, inside, beside, tuple(names.missing(inside)))
@@ -246,7 +246,7 @@ def _renamed(name: str, names: _Names) -> str:
 
 
 def _distinct(candidates: list[Candidate]) -> list[Candidate]:
-    """Those that hold different weights."""
+    """The candidates that hold different weights."""
     kept: list[Candidate] = []
     for one in candidates:
         if not any(_equal(one.state, other.state) for other in kept):
@@ -263,14 +263,14 @@ def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -
 
 
 def _extra(name: str, tensor: torch.Tensor | None) -> str | None:
-    """What an entry is that no model needs; None for a weight."""
+    """A description of an entry that no model needs; None for a weight."""
     if name.endswith("attn.bias") and tensor is not None and tensor.dim() == 4:
         return "constants that the model makes itself"  # the causal mask of GPT-2's older checkpoints
     return _EXTRAS.get(name.rpartition(".")[2])
 
 
 def _value(name: str, tensor: torch.Tensor, own: torch.Tensor, path: Path) -> torch.Tensor:
-    """The tensor as the module takes it. Raises InputError for one that a cast would change beyond rounding."""
+    """The tensor in the module's type. Raises InputError if the cast would change it beyond rounding."""
     kind = str(tensor.dtype).removeprefix("torch.")
     if tensor.is_meta:
         raise InputError(f"the checkpoint {path} holds no values", f"{name} is on the meta device", "save it again")
@@ -288,7 +288,7 @@ def _value(name: str, tensor: torch.Tensor, own: torch.Tensor, path: Path) -> to
 
 
 def _told(extras: Mapping[str, str]) -> list[str]:
-    """One line for each kind of entry that is left out because no model needs it."""
+    """One note for each kind of entry that is ignored because no model needs it."""
     kinds: dict[str, list[str]] = {}
     for name, what in extras.items():
         kinds.setdefault(what, []).append(name)

@@ -1,4 +1,4 @@
-"""One module per kind of task: named tensor arguments in, one named tensor out. This is what is scored and exported."""
+"""One module per kind of task, from named tensors to one named tensor; these modules are scored and exported."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from optin_export.recipe import IGNORED as IGNORED
 #: Task inputs by argument name, each a tensor whose first dimension is the batch.
 Inputs = dict[str, torch.Tensor]
 OutputKind = Literal["logits", "regression", "embedding"]
-#: How a task's output is laid out: [batch, features]; per token [batch, tokens, features]; per question [batch, 2,
-#: tokens] (start and end); per pixel [batch, features, height, width].
+#: Layout of a task's output: [batch, features]; per token [batch, tokens, features]; per question [batch, 2, tokens]
+#: (start and end); per pixel [batch, features, height, width].
 OutputLayout = Literal["vector", "tokens", "spans", "map"]
 #: Logit at padding positions.
 NEVER = -1e4
-#: A class's share of a pixel below which it makes no difference.
+#: Smallest share of a class in a pixel that is distinguished.
 LEAST_SHARE = 1e-6
 
 
@@ -39,14 +39,14 @@ class TextModel(nn.Module):
     """A transformers encoder or decoder with its task output.
 
     forward(input_ids, attention_mask[, token_type_ids]), each int64 [batch, sequence], returns
-    `sentence_embedding` [batch, hidden], `scores` (of a CrossEncoder with an activation) or `logits`: [batch, classes];
-    of every token, [batch, sequence, classes or vocabulary]; of question answering, [batch, 2, sequence] (start, end).
+    `sentence_embedding` [batch, hidden], `scores` (a CrossEncoder with an activation) or `logits`: [batch, classes];
+    per token, [batch, sequence, classes or vocabulary]; for question answering, [batch, 2, sequence] (start, end).
 
-    head: from token states to the embedding; None if there is none, or the model pools by itself.
-    reads_mask: false for an encoder to which padding is text like any other; it takes no attention_mask.
+    head: from token states to the embedding; None if there is none, or if the model does its own pooling.
+    reads_mask: false for an encoder that treats padding like any other text; it takes no attention_mask.
     """
 
-    #: Where tokens were merged: gives what each of those that are left counts in a mean, [batch, tokens].
+    #: For merged tokens: returns the weight of each remaining token in a mean, [batch, tokens].
     token_weights: Callable[[], torch.Tensor] | None = None
 
     def __init__(
@@ -64,9 +64,9 @@ class TextModel(nn.Module):
         steps = (sentence or {}).get("steps") or plain_steps(pooling, normalize)
         self.head = SentenceHead(steps) if embeds and not pools_itself else None
         self.reads_mask = not (isinstance(model, TextTower) and model.pad is not None)
-        self.normalize = normalize  # of a model that pools by itself; else the head's last step does it
+        self.normalize = normalize  # for a model that does its own pooling; otherwise the head's last step normalises
         if self.head is not None and getattr(model, "pooler", None) is not None:
-            model.register_module("pooler", None)  # its output is not used: do not count, ship or compute it
+            model.register_module("pooler", None)  # the pooler's output is not used: do not count, ship or compute it
         name = (sentence or {}).get("activation") or "Identity"
         self.activation = None if embeds or name == "Identity" else make_activation(name)
         self.output_name = "sentence_embedding" if embeds else "logits" if self.activation is None else "scores"
@@ -95,7 +95,7 @@ class TextModel(nn.Module):
 
 class ImageModel(nn.Module):
     """An image model of any library: forward(pixel_values [batch, channels, H, W]) -> `logits` [batch, classes], or
-    `image_embedding` [batch, hidden] of a model that outputs nothing else."""
+    `image_embedding` [batch, hidden] for a model that has no classes."""
 
     output_layout: OutputLayout = "vector"
 
@@ -115,10 +115,10 @@ class ImageModel(nn.Module):
 class SegmentationModel(ImageModel):
     """A semantic segmentation model: forward(pixel_values) -> logits [batch, classes, h, w], a softmax per pixel.
 
-    h, w: the resolution of the model's own output (a quarter of the input for SegFormer and Mask2Former). Whoever
-    wants labels per pixel scales them up bilinearly, then takes the largest, as the metric does. Mask2Former's queries
-    are combined as its own post-processing does: sum over queries of class probability times mask probability; the
-    logarithm of that share is output.
+    h, w: the resolution of the model's own output (a quarter of the input for SegFormer and Mask2Former). For labels
+    per pixel, scale the logits up bilinearly, then take the argmax, as the metric does. Mask2Former's queries are
+    combined as in its own post-processing: the sum over queries of class probability times mask probability; the
+    output is the logarithm of that share.
     """
 
     output_layout: OutputLayout = "map"
@@ -126,7 +126,7 @@ class SegmentationModel(ImageModel):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         if getattr(model, "criterion", None) is not None:
-            model.register_module("criterion", None)  # the training loss, with buffers of its own
+            model.register_module("criterion", None)  # the training loss, which has its own buffers
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         output = self.model(pixel_values)
@@ -136,7 +136,7 @@ class SegmentationModel(ImageModel):
         if masks is None:
             return output["out" if "out" in output else "logits"]
         classes = output.class_queries_logits.softmax(-1)[..., :-1]  # the last one is "no object"
-        # Not sigmoid: onnxruntime's is exact to 1e-8, which is some per cent of the shares whose logarithm counts here.
+        # Not sigmoid: onnxruntime's error of 1e-8 is a few per cent of the smallest shares before the logarithm.
         shares = classes.mT @ (-nn.functional.softplus(-masks)).exp().flatten(2)
         return shares.clamp(min=LEAST_SHARE).log().unflatten(2, masks.shape[-2:])
 
@@ -153,7 +153,7 @@ def wrap(
 ) -> TaskModel:
     """The task's module around `model`, ready for inference: float32, eval mode, no gradients of the weights.
 
-    sentence: of a model of sentence-transformers, its `steps` to the embedding, or the `activation` of its scores.
+    sentence: for a sentence-transformers model, its `steps` to the embedding, or the `activation` of its scores.
     """
     if task in ("image-classification", "zero-shot-image-classification", "image-feature-extraction"):
         wrapped: TaskModel = ImageModel(model, task == "image-feature-extraction", normalize)
@@ -172,9 +172,9 @@ def refuse_merging(model: TaskModel) -> None:
 
 
 def as_rows(model: TaskModel, output: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """A task's output as [batch, rows, features], each row a prediction of its own (a distribution, for logits).
+    """A task's output as [batch, rows, features], each row a separate prediction (a distribution, for logits).
 
-    The batch of `output` may hold the samples of `inputs` several times over, one copy after another.
+    The batch of `output` may be a repetition of the samples of `inputs`, one copy after another.
     """
     if model.output_layout == "vector":
         return output[:, None]
@@ -193,7 +193,7 @@ def counted_rows(model: TaskModel, output: torch.Tensor, inputs: Mapping[str, to
 
 
 def as_function(model: nn.Module) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
-    """A task model as a function of named arrays: the reference its engine is compared with."""
+    """A task model as a function of named arrays, the reference with which its engine is compared."""
 
     def function(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The unpruned model on the calibration rows, run once: what every loss, score and repair compares with."""
+"""The unpruned model's outputs on the calibration rows, with which every loss, score and repair compares."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from optin_export.objective.observation import Observation, observe
 from optin_export.units import Structure, measured
 from optin_export.workdir.disk_offload import OffloadedTensors
 
-#: Token rows per sample that loss curves, sensitivities and repairs compare.
+#: Token rows per sample that are compared in loss curves, sensitivities and repairs.
 ROWS = 24
 #: "hidden": all, to replay block outputs; "rows": without block outputs; "output": the output only, on the CPU.
 Keep = Literal["hidden", "rows", "output"]
 
 
 class Reference(Sequence[Observation]):
-    """The unpruned model on batches of calibration rows: each is run once, when it is first asked for.
+    """The unpruned model on batches of calibration rows; each batch is run once, when it is first requested.
 
-    It has to be as it is then: call `observe` before anything changes what the model computes.
+    The model must still be unchanged then: call `observe` before anything changes what it computes.
 
-    What is kept of the passes takes a limited amount of memory, and disk beyond it.
+    Observations are kept in a limited amount of memory, and on disk beyond it.
 
     Args:
         model, structure: the unpruned model; a structure that was not measured is measured on the first batch.
         rows: token rows compared per sample and block.
-        draw: makes the random numbers that choose these rows: one generator for all batches in turn, or batch number ->
-            a generator of its own, so that a worker observes only its own batches.
-        keep: what of an observation.
+        draw: chooses these rows at random: one generator for all batches in turn, or a function from batch number to a
+            separate generator, so that a worker observes only its own batches.
+        keep: the part of an observation to keep.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Reference(Sequence[Observation]):
 
     @property
     def samples(self) -> int:
-        """In all batches; nothing is run for it."""
+        """Number of samples in all batches; does not run the model."""
         return sum(len(next(iter(batch.inputs.values()))) for batch in self.batches)
 
     def __len__(self) -> int:
@@ -69,15 +69,15 @@ class Reference(Sequence[Observation]):
         if not 0 <= number < len(self):
             raise IndexError(number)
         if self.last is None or self.last[0] != number:
-            self.last = None  # before the next one is loaded: two are never held
+            self.last = None  # before the next one is loaded, so that two are never in memory
             self.observe(number)
             self.last = number, Observation(**self.known[number])
         return self.last[1]
 
     def observe(self, number: int | None = None) -> None:
-        """Run batch `number`, or all batches, if that was not done before."""
+        """Run batch `number`, or all batches, unless already done."""
         last = len(self) - 1 if number is None else number
-        # One generator: its numbers depend on all batches before.
+        # One generator: its numbers depend on all earlier batches.
         first = 0 if number is None or isinstance(self.draw, torch.Generator) else number
         for index in range(first, last + 1):
             if index not in self.known:
@@ -87,24 +87,24 @@ class Reference(Sequence[Observation]):
                 self.known[index] = vars(_reduced(found, self.keep))
 
     def generator(self) -> torch.Generator:
-        """A copy of the one generator as it was after the last batch: what follows draws on from there."""
+        """A copy of the single generator in its state after the last batch, from which later steps continue."""
         assert isinstance(self.draw, torch.Generator)
         return self.draw.clone_state()
 
     def close(self) -> None:
-        """Forget what was observed, and delete its files."""
+        """Discard all observations and delete their files."""
         self.last = None
         self.known.close()
 
 
 def derived(generator: torch.Generator, *key: int) -> torch.Generator:
-    """A generator for one purpose, from the seed of `generator` and numbers that name the purpose."""
+    """A generator for one purpose, from the seed of `generator` and numbers that identify the purpose."""
     words = np.random.SeedSequence([generator.initial_seed(), *key]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
 def samples_of(references: Sequence[Observation]) -> int:
-    """Samples in all batches; of a `Reference` without running the model."""
+    """Number of samples in all batches; does not run the model of a `Reference`."""
     return references.samples if isinstance(references, Reference) else sum(map(len, references))
 
 

@@ -1,4 +1,4 @@
-"""A pruned model on disk: `architecture.json` (what to build) and `model.safetensors` (its weights); never a pickle."""
+"""Save and load a pruned model: `architecture.json` (what to build) and `model.safetensors` (weights), no pickle."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from optin_export.search import Plan, check_merging, keep_first
 from optin_export.units import find_structure, find_tokens
 from optin_export.workdir.files import atomic_path, read_json, regular, remove, sha256_json, write_text
 
-#: Bytes of an architecture.json at most.
+#: Maximum bytes of an architecture.json.
 MAX_BYTES = 16 << 20
-#: Building a model may take this many times the bytes of its pruned weights (the unpruned model is built first, and
-#: traced), and this many bytes in any case.
+#: Building a model may allocate this many times the bytes of its pruned weights (the unpruned model is built first and
+#: traced), and at least this many bytes.
 MOST_LARGER, LEAST_LIMIT = 64, 1 << 30
-#: Elements of the example inputs together: two rows at the shipped shape.
+#: Maximum total elements of the example inputs: two rows at the shipped shape.
 MAX_ELEMENTS = 1 << 26
 
 
@@ -70,7 +70,7 @@ class Architecture(BaseModel):
 def save_model(
     folder: Path, dense: TaskModel, base: dict[str, Any], family: str, plan: Plan, inputs: Inputs
 ) -> Architecture:
-    """Write architecture.json and model.safetensors of a pruned model, each whole or not at all."""
+    """Write architecture.json and model.safetensors of a pruned model, each atomically."""
     architecture = Architecture(
         base=base,
         family=family,
@@ -91,7 +91,7 @@ def save_model(
 
 
 def save_places(path: Path, dense: TaskModel, inputs: Inputs) -> None:
-    """For the report: images, and the final token of each original token. No file without merging."""
+    """Write images and the final token of each original token, for the report. Without merging, no file is written."""
     remove(path)
     found = places(dense, inputs) if "pixel_values" in inputs else None
     if found is not None:
@@ -102,28 +102,29 @@ def save_places(path: Path, dense: TaskModel, inputs: Inputs) -> None:
 
 @dataclass(frozen=True)
 class PythonSource:
-    """A function of the user's, as their own recipe names it: `model.source` and `model.args`."""
+    """A user's function, as their own recipe names it: `model.source` and `model.args`."""
 
     source: str
     args: Mapping[str, Any]
 
     def is_that_of(self, base: Mapping[str, Any]) -> bool:
-        """Whether an architecture names this very function with these arguments, to the letter."""
+        """Whether an architecture names exactly this function with these arguments."""
         return base.get("source") == self.source and sha256_json(base.get("args")) == sha256_json(dict(self.args))
 
 
 def load_model(folder: str | Path, trust_python: bool | PythonSource = False) -> TaskModel:
     """Rebuild a pruned model from a run's `model/` folder, in eval mode.
 
-    Raises InputError for missing, damaged or unfitting files. `trust_python` allows an architecture that names a
-    Python file, which is then executed: any, or only one that the user named elsewhere (a folder may be from anybody).
+    Raises InputError for missing, damaged or mismatched files. `trust_python` allows an architecture that names a
+    Python file, which is then executed: any file, or only the one that the user named elsewhere (the folder is not
+    trusted).
     """
     folder = Path(folder)
     weights = folder / "model.safetensors"
     try:
         architecture = Architecture.model_validate(read_json(folder / "architecture.json", MAX_BYTES))
         state = load_file(regular(weights))
-    except Exception as error:  # a header of safetensors may name types that torch has not
+    except Exception as error:  # a safetensors header may name types that torch does not have
         raise InputError(
             f"cannot load a pruned model from {folder}", str(error)[:300], "give the model/ folder of a finished run"
         ) from None
@@ -132,7 +133,7 @@ def load_model(folder: str | Path, trust_python: bool | PythonSource = False) ->
             return _assembled(folder, architecture, state, trust_python)
     except OptinError:
         raise
-    except Exception as error:  # libraries given a configuration that nobody wrote with them raise anything
+    except Exception as error:  # libraries raise any type for a configuration that they did not write
         raise InputError(
             f"cannot rebuild the model in {folder}",
             f"{type(error).__name__}: {error}"[:300],
@@ -160,7 +161,7 @@ def _assembled(
     }
     coupled = any(key.count(".") > 1 for key in architecture.groups)
     structure = find_structure(model, coupled, kinds, inputs, architecture.family.split(" + "))
-    # Groups in layers that do not run were left as they are, and are not in the plan.
+    # Groups in layers that do not run were not changed, and are not in the plan.
     known = tuple(group for group in structure.groups if group.key in architecture.groups)
     structure = dataclasses.replace(structure, groups=known)
     dense, _ = rebuild(model, structure, groups, inputs)
@@ -193,7 +194,7 @@ def _tied(model: TaskModel) -> dict[str, str]:
 
 
 def _apart(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, contiguous; those that are views of one memory copied: a safetensors file holds each by itself."""
+    """The tensors, contiguous; views of shared memory are copied: a safetensors file stores each tensor separately."""
     found, used = {}, set()
     for name, tensor in state.items():
         contiguous = tensor.contiguous()
@@ -204,7 +205,7 @@ def _apart(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _adopt_new_biases(dense: TaskModel, state: dict[str, torch.Tensor]) -> None:
-    """The repair adds a bias to a projection without one: create it."""
+    """Create the biases that the repair added to projections without one."""
     known = dense.state_dict()
     for name in state.keys() - known.keys():
         path, _, leaf = name.rpartition(".")

@@ -1,10 +1,10 @@
-"""The pruned model's remaining weights are refitted so that it follows the unpruned one on the calibration rows.
+"""Refit the pruned model's remaining weights so that it follows the unpruned one on the calibration rows.
 
 Files, in the order in which a run uses them: `curves` (what removing k units of a group costs after repair),
 `token_schedule` (how many tokens each block keeps), `sensitivity` (the weights of the least squares), `apply` (rebuild,
 check, repair), `sequential` (block by block, with `paired_forward`, `layers`, `least_squares`, `relu`,
 `residual_branch`, `output_layer`), `gauss_newton` (all layers at once, against the output), `finetune` (optional).
-No file knows ONNX.
+No file depends on ONNX.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model and a plan become a smaller dense model: rebuilt, checked against the masked original, and repaired."""
+"""Apply a plan to a model: rebuild it as a smaller dense model, check it against the masked original, repair it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from optin_export.units import Structure, find_tokens, masked
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """The dense model, how exactly it equals the masked original before compensation, and the repair per group."""
+    """The dense model, its difference from the masked original before compensation, and the repair per group."""
 
     dense: TaskModel
     masked_difference: float
@@ -34,7 +34,7 @@ class PrunedModel:
         return {"masked_difference": self.masked_difference, "repairs": repairs}
 
 
-#: Largest relative difference between masked and dense outputs: float32 rounding through a deep model stays below.
+#: Largest relative difference between masked and dense outputs; float32 rounding in a deep model stays below it.
 MASKED_TOLERANCE = 1e-4
 
 
@@ -57,15 +57,16 @@ def apply_plan(
 
     inputs: a few real rows, for tracing and for the check. gauss_newton: refit gains and biases to the output after
     the repair, by the divergence at this temperature. weights, reference: the `sensitivities` and the `outputs_of` of
-    `model` on `batches`, to share between several plans. at_work: held while `model` runs for the repair. Raises
-    InputError if the repair does not stay finite, RuntimeError (a bug) if the dense model is not the masked one.
+    `model` on `batches`, to share between several plans. at_work: a context held while `model` runs for the repair.
+    Raises InputError if the repair becomes non-finite, RuntimeError (a bug) if the dense model differs from the masked
+    one.
     """
     dense, smaller = rebuild(model, structure, plan.groups, inputs)
     difference = masked_difference(model, dense, structure, plan, inputs)
     if difference > MASKED_TOLERANCE:
         raise RuntimeError(f"the rebuilt model differs from the masked one by {difference:.2e}")
     tokens = find_tokens(model) if any(plan.merged) else None
-    # Padding would have to be told apart in the merged stream; text is repaired before its tokens are merged.
+    # The merged stream does not distinguish padding, so text models are repaired before tokens are merged.
     if tokens is not None and not tokens.padded:
         dense = insert_merging(dense, structure, tokens, plan.merged)
     repairs: dict[str, Repair] = {}

@@ -1,10 +1,10 @@
-"""Loss curves: what it costs to keep k units of one group, under the repair that the run will do.
+"""Loss curves: the loss of keeping k units of one group, under the repair that the run will do.
 
-Scores of single units do not add up: units stand in for each other, and the repair makes up for most of what is lost,
-more in some sub-layers than in others. So the loss of every count is measured: the best scored k units of one group
-stay, their projection is repaired as the run repairs it (refitted, rescaled, or left as it is), and a forward pass says
-how far trajectory and output move. Curves of another repair would spend the budget in the wrong sub-layers.
-The search spends its budget by these curves; they flow back to it as data.
+Scores of single units do not add up: units replace each other, and the repair compensates most of the loss, more in
+some sub-layers than in others. So the loss of every count is measured: the k units of one group with the best scores
+are kept, their projection is repaired as in the run (refitted, rescaled, or unchanged), and a forward pass measures how
+far trajectory and output move. Curves under another repair would spend the budget in the wrong sub-layers.
+The search receives these curves as data and spends its budget by them.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from optin_export.units import (
     tensor_in,
 )
 
-#: Points of a curve; groups of few units have one per unit, and between points the search interpolates.
+#: Points of a curve; small groups have one per unit, and between points the search interpolates.
 POINTS = 12
-#: Calibration rows whose Gram matrices the refits are made from.
+#: Calibration rows from which the refits' Gram matrices are computed.
 CALIBRATION_ROWS = 512
 DAMPING = 1e-2
 #: Columns: units kept, trajectory loss, output loss (means over samples).
 Curve = np.ndarray
-#: Weight of the trajectory's loss in a curve, when both terms are scaled to the same total; the rest is the output's.
-#: A classifier's own divergence is what its accuracy depends on; an embedding has no such term.
+#: Weight of the trajectory's loss in a curve, with both terms scaled to the same total; the output has the rest. A
+#: classifier's accuracy depends on the divergence of its output; an embedding has no such term.
 TRAJECTORY_SHARE = {"logits": 0.0, "regression": 0.5, "embedding": 0.5}
 
 
@@ -64,15 +64,15 @@ def loss_curves(
 ) -> dict[str, Curve]:
     """One curve per group: float64 [points, 3] with units kept (ascending, the last is all), trajectory, output loss.
 
-    scores: what decides which units stay at each count. scoring: the rows on which losses are measured. least: the
-    smallest count of each group. repair: what the run will do (`prune.compensate`): refit the layers that read the
-    units by least squares, find one factor per kept unit, or nothing (the curve of masking). weights: the
-    `sensitivities` of `model` on `calibration`, where they are known.
+    scores: decide which units stay at each count. scoring: the rows on which losses are measured. least: the smallest
+    count of each group. repair: the run's repair (`prune.compensate`): refit the layers that read the units by least
+    squares, find one factor per kept unit, or nothing (the curve of masking). weights: the `sensitivities` of `model`
+    on `calibration`, if they are known.
     """
     generator = torch.Generator().manual_seed(seed)
     structure = measured(model, structure, (*calibration, *scoring)[0].inputs)
     references = Reference(model, structure, scoring, draw=generator)
-    references.observe()  # now: from here on the model's layers compute with other weights
+    references.observe()  # now, because the model's layers compute with other weights from here on
     curves: dict[str, Curve] = {}
     moments: dict[str, Moments] = {}
     repaired = {group.key: _repaired(model, group, repair) for group in structure.groups}
@@ -100,7 +100,7 @@ def loss_curves(
             readers, until = [path for group in groups for path in repaired[group.key]], path
             for reader in (reader for group in structure.groups if group.coupled for reader in repaired[group.key]):
                 inside = reader.startswith(path + ".")
-                # What reads the last stream stands behind the last block.
+                # The last stream is read after the last block.
                 if inside or (last and reader not in moments):
                     readers.append(reader)
                     until = path if inside else reader
@@ -117,10 +117,10 @@ def loss_curves(
 
 
 def combined(curves: Mapping[str, Curve], output_kind: str) -> dict[str, np.ndarray]:
-    """One loss per point, [points, 2]: a share of the trajectory's and the rest of the output's, on one scale."""
+    """One loss per point, [points, 2]: the weighted sum of the trajectory's and the output's loss, on one scale."""
     share = TRAJECTORY_SHARE[output_kind]
     totals = [sum(float(curve[:, column].mean()) for curve in curves.values()) for column in (1, 2)]
-    if totals[1] <= 0:  # the output depends on no unit: the trajectory alone decides
+    if totals[1] <= 0:  # the output depends on no unit: only the trajectory decides
         share, totals[1] = 1.0, 1.0
     weights = share / max(totals[0], 1e-30), (1 - share) / totals[1]
     return {
@@ -146,7 +146,7 @@ def _thinned(batches: Sequence[Batch]) -> list[int]:
 def _moments(
     stream: Stream, chosen: Sequence[int], readers: Sequence[str], weights: Weights, until: str
 ) -> dict[str, Moments]:
-    """Weighted Gram matrices of what these layers read in the original model."""
+    """Weighted Gram matrices of these layers' inputs in the original model."""
     found: dict[str, Moments] = {}
     for position, (index, batch) in enumerate(zip(chosen, stream.batches, strict=True)):
         seen = stream.see(position, [(path, 0) for path in readers], until) if readers else {}
@@ -161,8 +161,8 @@ def _moments(
 class _Candidates:
     """The layers that read a group's units, refitted for the best k of them.
 
-    order: units, the best first. grams: Gram matrices of what the layers read, of those that the repair adapts. solve:
-    (weights and bias as they stand, Gram matrix, units kept, units) -> refitted ones.
+    order: units, the best first. grams: Gram matrices of the inputs of the layers that the repair adapts. solve:
+    (current weights and bias, Gram matrix, units kept, units) -> refitted weights and bias.
     """
 
     model: TaskModel
@@ -194,7 +194,7 @@ class _Candidates:
 
 
 def _curve(candidates: _Candidates, least: int, losses: Callable[[], tuple[float, float]]) -> Curve:
-    """losses: of the model as it is."""
+    """The curve of one group. losses: the losses of the unchanged model."""
     points, units = [], candidates.group.count
     for count in _counts(units, least):
         if count == units:
@@ -207,7 +207,7 @@ def _curve(candidates: _Candidates, least: int, losses: Callable[[], tuple[float
 
 def _counts(units: int, least: int) -> list[int]:
     steps = range(units + 1) if units <= POINTS else (round(units * step / POINTS) for step in range(POINTS + 1))
-    # The steep part of a curve is its beginning.
+    # A curve is steepest at its beginning.
     early = (round(units * share) for share in (0.02, 0.08)) if units > POINTS else ()
     return sorted({max(count, least) for count in (*steps, *early)})
 
@@ -220,7 +220,7 @@ def _refitted(start: torch.Tensor, gram: torch.Tensor, kept: np.ndarray, units: 
     damped = inner + rho * torch.eye(len(columns), dtype=inner.dtype)
     result = torch.zeros_like(start)
     factor, info = torch.linalg.cholesky_ex(damped)
-    # Where the matrix is singular (constant activations) the projection stays as it is.
+    # If the matrix is singular (constant activations) the projection is not changed.
     if int(info):
         result[columns] = start[columns]
     else:
@@ -235,7 +235,7 @@ def _rescaled(start: torch.Tensor, gram: torch.Tensor, kept: np.ndarray, units: 
     if not len(columns):
         return result
     weights, count = start[columns], len(kept)
-    # The target is what all units together output, without the bias.
+    # The target is the output of all units together, without the bias.
     products = (weights @ weights.T) * gram[columns][:, columns]
     wanted = (weights * (gram[columns][:, :-1] @ start[:-1])).sum(1).view(count, -1).sum(1)
     system = products.view(count, len(columns) // count, count, -1).sum((1, 3))
@@ -248,7 +248,7 @@ def _rescaled(start: torch.Tensor, gram: torch.Tensor, kept: np.ndarray, units: 
 
 
 def _cut(start: torch.Tensor, kept: np.ndarray, units: int) -> torch.Tensor:
-    """`start` as it is on the kept units' inputs, zero for the others: what masking them does."""
+    """`start` on the kept units' inputs, zero for the others, which is equivalent to masking them."""
     columns, result = _columns(start, kept, units), torch.zeros_like(start)
     result[columns] = start[columns]
     return result

@@ -1,8 +1,8 @@
-"""An optional short fine-tune of the repaired model, off by default: the same layers, other weights.
+"""An optional short fine-tune of the repaired model, off by default; it changes weights, not layers.
 
 The built-in loop is AdamW with warm-up and cosine decay on one of two losses: distillation from the unpruned model
 (KL divergence for logits, Hinton et al., 2015; squared error for regression and normalised embeddings) or labels
-(cross entropy; squared error for regression). A recipe may name a function of the user's own instead.
+(cross entropy; squared error for regression). A recipe may name a user's function instead.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from optin_export.objective import divergence
 from optin_export.progress import track
 from optin_export.recipe import FinetuneSection
 
-#: Share of the steps in which the learning rate rises, and the norm that gradients are clipped to.
+#: Share of the steps in which the learning rate rises, and the norm to which gradients are clipped.
 WARM_UP, CLIP = 0.1, 1.0
-#: Largest difference, relative to the output, between the returned model and one of its weights in our layers.
+#: Largest difference, relative to the output, between the returned model and our layers with its weights.
 SAME_OUTPUT = 1e-3
 
 
 @dataclass(frozen=True)
 class FineTune:
-    """What was done. by: `distill`, `labels`, or the user's function; steps: None for the latter.
+    """A summary of the fine-tune. by: `distill`, `labels`, or the user's function; steps: None for the latter.
 
     before, after: the loss on held-out rows. note: why the repaired model was kept, if it was.
     """
@@ -59,10 +59,10 @@ def fine_tune(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> tuple[TaskModel, FineTune]:
-    """A fine-tuned copy of `repaired` and what was done; `repaired` itself where the built-in loop did not help.
+    """A fine-tuned copy of `repaired` and a summary; `repaired` itself if the built-in loop did not help.
 
-    It helped if every loss was finite and that on `held_out` did not rise. Raises InputError for labels that the model
-    has no class for, and for a function of the user's that fails, changes the layers or returns unusable weights.
+    It helped if every loss was finite and the loss on `held_out` did not rise. Raises InputError for labels without a
+    class in the model, and for a user's function that fails, changes the layers or returns unusable weights.
     """
 
     def loss_of(model: TaskModel, batch: Batch) -> torch.Tensor:
@@ -90,8 +90,8 @@ def _descend(
     training: Training,
     section: FinetuneSection,
 ) -> tuple[TaskModel, str | None]:
-    """The model after so many steps, and what went wrong, if something did."""
-    # In eval mode: a few hundred steps need no dropout, and are too few to estimate a batch norm's statistics again.
+    """Train for the given number of steps; returns the model, and the reason if it failed."""
+    # In eval mode: a few hundred steps need no dropout, and are too few to re-estimate a batch norm's statistics.
     tuned = copy.deepcopy(repaired).requires_grad_(True)
     optimizer = torch.optim.AdamW(tuned.parameters(), lr=section.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, section.steps))
@@ -158,7 +158,7 @@ def _check_labels(model: TaskModel, training: Training, held_out: Sequence[Batch
 def _mean_loss(
     loss_of: Callable[[TaskModel, Batch], torch.Tensor], model: TaskModel, batches: Sequence[Batch]
 ) -> float | None:
-    """Over all rows; None if it is not finite."""
+    """The mean loss over all rows; None if it is not finite."""
     with torch.no_grad():
         total = sum(float(loss_of(model, batch)) * len(batch.rows) for batch in batches)
     mean = total / sum(len(batch.rows) for batch in batches)
@@ -166,7 +166,7 @@ def _mean_loss(
 
 
 def _by_the_user(source: str, original: TaskModel, repaired: TaskModel, training: Training, batch: Batch) -> TaskModel:
-    """What the user's function made of copies of both models, put into our own layers."""
+    """Call the user's function on copies of both models, and load the resulting weights into our own layers."""
     given = copy.deepcopy(repaired).requires_grad_(True)
     returned = call_python(source, {}, given, copy.deepcopy(original), training)
     if not isinstance(returned, nn.Module):

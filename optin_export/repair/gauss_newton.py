@@ -1,15 +1,15 @@
-"""Gauss-Newton on the output: one gain and one bias per output of every layer, all refitted at once.
+"""Gauss-Newton on the output: one gain and one bias per output of every layer, all refitted together.
 
-The repair before it lands each sub-layer on the original's path, one after another; none of its systems knows what the
-output reads of that path. Here the output itself is the target. With theta the gains and biases, L the divergence of
-the output from the original's, g its gradient and H = E[2 j j^T] its Gauss-Newton matrix (j = gradient of v . r for
-random v, as in `objective.probes`):
+The preceding repair fits one sub-layer after another to the original's residual stream, without regard to how the
+output depends on it. Here the output itself is the target. With theta the gains and biases, L the divergence of the
+output from the original's, g its gradient and H = E[2 j j^T] its Gauss-Newton matrix (j = gradient of v . r for random
+v, as in `objective.probes`):
 
     delta = - (H + rho * s * C)^-1 g,    C = 1 for a gain, 1 / mean square of the output for its bias
 
-Each round is one linear system; rho is chosen on batches held out of the system, and a round that does not lower their
-divergence is not taken. Unlabelled calibration data only. The unknowns are as few as outputs, not as many as weights,
-because the systems see few samples.
+Each round solves one linear system; rho is chosen on batches held out of the system, and a round that does not lower
+their divergence is discarded. Only unlabelled calibration data is used. There are as many unknowns as outputs, not as
+weights, because a system is built from few samples.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from optin_export.units import Structure, capture, get_layer, layer_outputs, ref
 
 #: Key of this refit among the repairs.
 OUTPUT = "output"
-#: Linear systems at most, and the share by which each has to lower the divergence for another one to be tried.
+#: Maximum linear systems, and the share by which each must lower the divergence for another one to be tried.
 ROUNDS, WORTH = 3, 0.02
 #: Random directions per sample in the Gauss-Newton matrix; the gradient is exact.
 PROBES = 4
-#: rho to begin with, the factor from one candidate to the next, and how many are tried at most.
+#: Initial rho, the factor between candidates, and the maximum number of candidates.
 DAMPING, STEP, CANDIDATES = 1.0, 10**0.5, 6
-#: Rows held out at least: the damping that does best on a few rows does so by chance.
+#: Minimum rows held out: on fewer rows the best damping is a matter of chance.
 LEAST_HELD = 64
-#: Below this a divergence is rounding.
+#: A divergence below this is rounding.
 NEGLIGIBLE = 1e-6
-#: Unknowns up to which H is accumulated; beyond, its factor is kept, of as many samples as fit into so many bytes.
+#: Unknowns up to which H is accumulated; above, its factor is kept for as many samples as fit into the given bytes.
 MOST_UNKNOWNS, FACTOR_BYTES = 6144, 1 << 30
 
 
@@ -61,11 +61,11 @@ def refine(
     temperature: float = 1.0,
     at_work: AtWork = contextlib.nullcontext,
 ) -> Repair:
-    """Refit, in place, gains and biases of all linear layers and convolutions of `dense` to the unpruned output.
+    """Refit gains and biases of all linear layers and convolutions of `dense` to the unpruned output, in place.
 
-    reference: `outputs_of` the unpruned model; the same one serves several plans. temperature: of the divergence of
-    logits. at_work: held while the unpruned model runs. Returns the divergence per sample on the batches held out,
-    before and after, and the last damping; with the reason if nothing was changed.
+    reference: `outputs_of` the unpruned model, reusable for several plans. temperature: for the divergence of logits.
+    at_work: a context held while the unpruned model runs. Returns the divergence per sample on the held-out batches
+    before and after, the last damping, and the reason if nothing was changed.
     """
     batches = reference.batches
     held_out = list(range(HOLD_OUT - 1, len(batches), HOLD_OUT))
@@ -109,12 +109,12 @@ def refine(
 
 
 def outputs_of(model: TaskModel, structure: Structure, batches: Sequence[Batch], seed: int) -> Reference:
-    """The unpruned model's outputs, to be observed once for all plans."""
+    """The unpruned model's outputs, observed once for all plans."""
     return Reference(model, structure, batches, draw=torch.Generator().manual_seed(seed), keep="output")
 
 
 class _System:
-    """H, g and C of the gains and biases of `paths`, over the batches added."""
+    """H, g and C of the gains and biases of `paths`, summed over the added batches."""
 
     def __init__(self, model: TaskModel, paths: Sequence[str], structure: Structure | None = None) -> None:
         self.model, self.paths, self.walk = model, paths, None if structure is None else structure.walk
@@ -152,7 +152,7 @@ class _System:
         self.gradient += rows[0].double().sum(0)
         powers = [_mean_square(self.model, path, one) for path, one in zip(self.paths, layers, strict=True)]
         self.squares += torch.cat(powers).double()
-        noise.waiting.clear()  # directions are orthogonal within a batch; keeping the rest of all batches takes memory
+        noise.waiting.clear()  # directions are orthogonal within a batch; unused ones would take memory
         self.samples += samples
         self.batches += 1
         if len(rows) > 1:
@@ -166,7 +166,7 @@ class _System:
     def _per_sample(
         self, layers: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None], samples: int
     ) -> torch.Tensor:
-        """[samples, unknowns]: derivatives by the gains of all layers, then by their biases."""
+        """[samples, unknowns]: derivatives with respect to the gains of all layers, then to their biases."""
         gains, biases = [], []
         for path, layer, gradient, width in zip(self.paths, layers, gradients, self.widths, strict=True):
             if gradient is None:
@@ -212,9 +212,9 @@ class _System:
 def _best_step(
     model: TaskModel, paths: Sequence[str], system: _System, held: Sequence[Observation], temperature: float, rho: float
 ) -> tuple[float, torch.Tensor, float] | None:
-    """(divergence on `held`, delta, rho) of the damping that does best there, looked for from `rho` on uphill and down.
+    """(divergence on `held`, delta, rho) of the best damping there, searched upwards and downwards from `rho`.
 
-    A step that is not finite counts as infinitely bad. None where the output depends on no layer.
+    A non-finite step has infinite divergence. None if the output depends on no layer.
     """
     step_of = system.steps()
     tried: dict[int, tuple[float, torch.Tensor, float]] = {}
@@ -240,9 +240,9 @@ def _best_step(
 
 
 def _layers(model: TaskModel, reference: Observation) -> list[str]:
-    """Linear layers and convolutions that run once, have weights of their own, and output rows sample by sample.
+    """Linear layers and convolutions that run once, do not share weights, and output rows sample by sample.
 
-    Whether the first dimension counts samples is seen from what twice the samples make of it, not from its size.
+    The first dimension counts samples if doubling the samples doubles it; its size alone does not show this.
     """
     calls: dict[str, list[int]] = {}
     twice = {name: torch.cat([tensor, tensor]) for name, tensor in reference.inputs.items()}
@@ -264,7 +264,7 @@ def _layers(model: TaskModel, reference: Observation) -> list[str]:
 
 
 def _features(model: TaskModel, path: str, value: torch.Tensor) -> torch.Tensor:
-    """[rows, features], a sample's rows together: positions of a convolution are summed first."""
+    """[rows, features], grouped by sample; positions of a convolution are summed first."""
     if isinstance(get_layer(model, path), nn.Conv2d):
         return value.flatten(2).sum(2)
     return value.reshape(-1, value.shape[-1])

@@ -2,9 +2,9 @@
 
     min over X of  sum over rows of  w || [a 1] X - y ||^2  +  rho || X - X0 ||^2
 
-a: what the layer reads in the smaller model; y: what it should output; w: the row's sensitivity; X = [W b]^T, X0 what
-stands now. rho is chosen on rows held out (`least_squares.ridge`). Where a ReLU follows the layer, only what passes it
-has to be right: some rounds with targets that look through it (`relu`).
+a: the layer's input in the smaller model; y: its desired output; w: the row's sensitivity; X = [W b]^T, X0 the current
+weights. rho is chosen on held-out rows (`least_squares.ridge`). If a ReLU follows the layer, only the ReLU's output
+matters: a few more rounds solve for adjusted targets (`relu`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from optin_export.repair.relu import ROUNDS, ReluTarget
 
 #: One batch in HOLD_OUT is held out to choose the damping; with fewer batches, one row in HOLD_OUT.
 HOLD_OUT = 5
-#: Bytes of rows kept from one round to the next; what does not fit is computed again.
+#: Bytes of rows kept from one round to the next; rows that do not fit are computed again.
 ROWS_IN_MEMORY = 1 << 31
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One batch. inputs: [rows, inputs]; target: [rows, outputs]; weight: [rows], None for equal weights; relu: the one
-    that follows the layer, if one does."""
+    """One batch. inputs: [rows, inputs]; target: [rows, outputs]; weight: [rows], None for equal weights; relu: the
+    ReLU that follows the layer, if any."""
 
     inputs: torch.Tensor
     target: torch.Tensor
@@ -43,9 +43,9 @@ class Rows:
 
 @dataclass
 class LayerProblem:
-    """start: X0, [inputs + 1, outputs] in float64; rows: batch number -> its rows; batches: how many there are.
+    """start: X0, [inputs + 1, outputs] in float64; rows: batch number -> its rows; batches: number of batches.
 
-    has_relu: whether the rows say so.
+    has_relu: whether the rows have a ReLU.
     """
 
     start: torch.Tensor
@@ -55,7 +55,7 @@ class LayerProblem:
     kept: dict[int, Rows] = field(default_factory=dict)
 
     def solve(self) -> Fit:
-        """By ridge regression; where a ReLU follows, by rounds of it, and errors are those behind the ReLU."""
+        """Solve by ridge regression; if a ReLU follows, in several rounds, with errors measured after the ReLU."""
         sums, before = self._pass(self.start)
         fit = ridge(*sums, self.start)
         if not self.has_relu:
@@ -72,17 +72,17 @@ class LayerProblem:
         return dataclasses.replace(fit, before=before, after=error)
 
     def rescale(self, width: int) -> Fit:
-        """One factor per unit, `width` consecutive inputs, on the weights that stand now."""
+        """Find one factor per unit (`width` consecutive inputs) for the current weights."""
         sums, _ = self._pass(self.start)
         return rescale(*sums, self.start, width)
 
     def _pass(
         self, solution: torch.Tensor, before: tuple[Moments, Moments] | None = None, last: bool = False
     ) -> tuple[tuple[Moments, Moments], float]:
-        """((sums of the rows to fit, of those held out), mean squared error per output of `solution` behind the ReLU).
+        """((sums of the rows to fit, of those held out), mean squared error per output of `solution` after the ReLU).
 
-        before: sums of the same rows for other targets; then the targets look through the ReLU at what `solution`
-        predicts. last: only the error is wanted.
+        before: sums of the same rows for other targets; then the targets are adjusted for the ReLU at the prediction of
+        `solution`. last: only the error is needed.
         """
         if before is None:
             train, held = (Moments(len(self.start) - 1, self.start.shape[1]) for _ in range(2))

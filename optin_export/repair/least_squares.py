@@ -1,6 +1,6 @@
-"""Ridge regression from running sums: what the repair solves, with the damping chosen on rows held out.
+"""Ridge regression from running sums, with the damping chosen on held-out rows.
 
-Gram matrices are accumulated in float64, so memory depends on the width of a layer, never on the number of rows.
+Gram matrices are accumulated in float64, so memory depends on the width of a layer, not on the number of rows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 
 #: Candidates for rho, as shares of the mean diagonal of the Gram matrix.
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-#: Below this share of the target's power there is no error worth repairing: sums of float32 products are no better.
+#: An error below this share of the target's power is not repaired: sums of float32 products are no more exact.
 NEGLIGIBLE = 1e-7
 
 
@@ -22,13 +22,13 @@ class Moments:
         self.gram = torch.zeros(features + 1, features + 1, dtype=torch.float64)
         self.cross = torch.zeros(features + 1, outputs, dtype=torch.float64)
         self.power, self.weight, self.rows = 0.0, 0.0, 0
-        self.knows_rows = False  # the Gram matrix is that of all rows already
+        self.knows_rows = False  # the Gram matrix already includes all rows
 
     def add(self, design: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> None:
         """design: [rows, features]; target: [rows, outputs]; weight: [rows], or None for equal weights."""
         if not len(design):
             return
-        # One batch's products in float32 are as good as its activations; only the sums have to be better.
+        # One batch's products in float32 are as exact as its activations; only the sums need more precision.
         augmented = torch.cat([design, design.new_ones(len(design), 1)], 1)
         weights = (design.new_ones(len(design)) if weight is None else weight.to(design))[:, None]
         weighted = augmented * weights
@@ -40,7 +40,7 @@ class Moments:
         self.rows += len(design)
 
     def again(self) -> Moments:
-        """For other targets of the same rows and weights: only their Gram matrix, which `add` leaves as it is."""
+        """Empty moments for other targets of the same rows and weights, with this Gram matrix, which `add` leaves unchanged."""
         other = Moments(len(self.gram) - 1, self.cross.shape[1])
         other.gram, other.knows_rows = self.gram, True
         return other
@@ -58,12 +58,12 @@ class Moments:
             return 0.0
         squared = self.power - 2 * float((solution * self.cross).sum())
         squared += float((solution * (self.gram @ solution)).sum())
-        # The quadratic form cancels down to rounding noise where nothing is left to repair.
+        # The quadratic form cancels to rounding noise if nothing is left to repair.
         return max(squared, 0.0) / (self.weight * self.cross.shape[1])
 
     @property
     def scale(self) -> float:
-        """Mean square of the target's elements."""
+        """The mean square of the target's elements."""
         return self.power / (self.weight * self.cross.shape[1]) if self.weight > 0 else 0.0
 
     @property
@@ -83,10 +83,10 @@ class Fit:
 
 
 def ridge(train: Moments, held: Moments, start: torch.Tensor) -> Fit:
-    """The solution near `start` that predicts rows it has not seen best, refitted on all rows.
+    """The solution near `start` that predicts held-out rows best, refitted on all rows.
 
-    start: [features + 1, outputs], what stands now. Errors are weighted mean squares over all rows. Keeps `start`, and
-    says why, when there is nothing to fit, when sums are not finite, or when no damping helps on the held-out rows.
+    start: [features + 1, outputs], the current weights. Errors are weighted mean squares over all rows. Keeps `start`
+    and states the reason if there is nothing to fit, sums are not finite, or no damping helps on the held-out rows.
     """
     whole = train + held
 
@@ -150,7 +150,7 @@ def rescale(train: Moments, held: Moments, start: torch.Tensor, width: int) -> F
 
 
 def _solve(moments: Moments, start: torch.Tensor, damping: float) -> torch.Tensor | None:
-    """(G + rho I)^-1 (C + rho start), or None where that matrix is not positive definite."""
+    """(G + rho I)^-1 (C + rho start), or None if G + rho I is not positive definite."""
     rho = damping * moments.gram.diagonal().mean()
     damped = moments.gram + rho * torch.eye(len(moments.gram), dtype=torch.float64)
     factor, info = torch.linalg.cholesky_ex(damped)

@@ -1,7 +1,7 @@
-"""The unpruned and the smaller model, walked together, and what a layer of the smaller one should output.
+"""The unpruned and the smaller model, run block by block together, and the targets of the smaller model's layers.
 
-Each class here gives the rows of one kind of refit, batch by batch: what the layer reads in the smaller model (a'), and
-its target. h is what the unpruned model has at a place, h' what the smaller one has there.
+Each class here gives the rows of one kind of refit, batch by batch: the layer's input in the smaller model (a'), and
+its target. h is a value in the unpruned model, h' the value at the same place in the smaller one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from optin_export.units import Calls, Point, Structure, UnitGroup, get_layer, in
 
 @dataclass
 class ModelPair:
-    """source, target: the unpruned and the smaller model; structure: of `source`; kept: producer -> its output rows
-    that stay; weights: of the rows."""
+    """source, target: the unpruned and the smaller model; structure: the structure of `source`; kept: producer -> its
+    output rows that stay; weights: the weights of the rows."""
 
     source: Stream
     target: Stream
@@ -47,12 +47,12 @@ class ModelPair:
         return 1 if walk is None else walk.calls.get(path, 1)
 
     def kept_of(self, path: str) -> torch.Tensor:
-        """Outputs of a layer of the unpruned model that stay."""
+        """The outputs of a layer of the unpruned model that stay."""
         found = self.kept.get(path)
         return torch.arange(len(get_layer(self.source.model, path).weight)) if found is None else found
 
     def weight(self, index: int, paths: Sequence[str]) -> torch.Tensor | None:
-        """[rows]: what each row of these layers' outputs counts in the smaller model."""
+        """[rows]: the weight of each row of these layers' outputs in the smaller model."""
         return self.target.weights_like(index, self.weights.of(index, paths))
 
     def problem(self, start: torch.Tensor, rows: ProducerRows | ConsumerRows | OutputRows) -> LayerProblem:
@@ -61,7 +61,7 @@ class ModelPair:
 
 @dataclass(frozen=True)
 class ProducerRows:
-    """Layers that read the same and make units: y = the unpruned model's outputs of the units that stay."""
+    """Layers that read the same input and make units: y = the unpruned model's outputs for the units that stay."""
 
     pair: ModelPair
     paths: Sequence[str]
@@ -86,7 +86,7 @@ class ProducerRows:
 
 @dataclass(frozen=True)
 class OutputRows:
-    """A layer by itself (the one that outputs the logits, a shortcut's projection): y = the unpruned model's output."""
+    """A single layer (the output layer, or a shortcut's projection): y = the unpruned model's output."""
 
     pair: ModelPair
     path: str
@@ -103,13 +103,14 @@ class OutputRows:
 
 @dataclass(frozen=True)
 class ConsumerRows:
-    """The layer that reads a group's units, and adds to a residual stream (or stands alone, without one):
+    """The layer that reads a group's units and adds to a residual stream, if there is one:
 
         y = W a + b + (h - h') / scale,   the stream afterwards is then the unpruned model's
 
-    Layer scale or batch norm behind the layer is undone by its factor, `scale` [outputs]; where that is zero nothing
-    can be added. removed: the sub-layer at this path is a constant by now, and reads nothing. relu: the ReLU behind a
-    layer without a residual stream; shift: [features] of the batch norm, where relu(stream + norm(layer)) follows.
+    A layer scale or batch norm that follows the layer is inverted with its factor, `scale` [outputs]; outputs with a
+    zero factor cannot be corrected. removed: the sub-layer at this path is now a constant without inputs. relu: the
+    ReLU that follows a layer without a residual stream; shift: [features] of the batch norm, if
+    relu(stream + norm(layer)) follows.
     """
 
     pair: ModelPair
@@ -140,20 +141,20 @@ class ConsumerRows:
         return Rows(read, target, relu, pair.weight(index, [path]))
 
     def _streams(self, index: int, there: dict[Point, Any], here: dict[Point, Any]) -> tuple[Any, Any]:
-        """(h, h'), with their rows as the layer's output has them."""
+        """(h, h'), with their rows in the order of the layer's output."""
         point, (source, target) = self.group.residual, (self.pair.source, self.pair.target)
         assert point is not None
         wanted = there[point] if point[1] == "call" else target.like(index, there[point])
         return arranged(self.group, source.model, wanted), arranged(self.group, target.model, here[point])
 
     def _last(self, path: str) -> str:
-        """Where a pass may stop: behind the layer, unless the residual stream's other side is computed after it."""
+        """Where a pass may stop: after the layer, unless the other side of the residual stream is computed later."""
         residual = self.group.residual
         return self.pair.structure.blocks[self.group.block] if residual and residual[1] == "output" else path
 
 
 def arranged(group: UnitGroup, model: TaskModel, seen: Any) -> Any:
-    """The residual stream with its rows as the consumer's output has them."""
+    """The residual stream with its rows in the order of the consumer's output."""
     if isinstance(seen, Calls):
         return Calls(arranged(group, model, one) for one in seen)
     stream = seen if group.residual is not None and group.residual[1] == "call" else tensor_of(seen)

@@ -1,4 +1,4 @@
-"""Two models walked block by block over the calibration batches, each layer seen while it runs."""
+"""Run two models block by block over the calibration batches, and observe each layer while it runs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from optin_export.workdir.disk_offload import OffloadedTensors
 
 
 class Stream:
-    """One model walked block by block: what later blocks read of the blocks walked so far is kept and put in place.
+    """One model run block by block: outputs of finished blocks that later blocks read are kept and replayed.
 
-    Where that cannot be done (see `Walk.whole`), every pass is a whole one. A structure that was not measured is
+    If that is not possible (see `Walk.whole`), every pass runs the whole model. A structure that was not measured is
     measured on the first batch.
 
-    merged: of a model that merges tokens, per batch where each token of the unmerged stream has gone, [batch, tokens],
-    and how many there are, at the module at which the last pass over that batch stopped.
+    merged: for a model that merges tokens, per batch the index of the merged token for each token of the unmerged
+    stream, [batch, tokens], and their sizes, at the module where the last pass over that batch stopped.
     """
 
     def __init__(self, model: TaskModel, structure: Structure, batches: Sequence[Batch]) -> None:
@@ -53,9 +53,9 @@ class Stream:
         self.merged: dict[int, MergedTokens] = {}
 
     def see(self, index: int, points: Sequence[Point], until: str) -> dict[Point, Any]:
-        """Run batch `index` up to the module `until`, computing only what lies after the blocks walked so far.
+        """Run batch `index` up to the module `until`, computing only what follows the finished blocks.
 
-        Returns what was seen at the points that were reached: a value, or `Calls` where the module runs several times.
+        Returns the values at the points that were reached: a value, or `Calls` for a module that runs several times.
         """
         behind = dict(self.hollow[index])
         behind |= {path: store[index] for path, store in self.lasting.items()}
@@ -66,18 +66,18 @@ class Stream:
         with torch.no_grad(), replayed(self.model, behind, self.structure.rewritten):
             values, written_over = self._pass(index, points, until)
             if written_over and not self.copies:
-                self.copies = True  # from now on: this model writes over what is seen
+                self.copies = True  # from now on, because this model overwrites observed values
                 if self.flow is not None:
                     self.flow.restore(self.behind.get(index))
                 values, _ = self._pass(index, points, until)
         return {point: seen[0] if len(seen) == 1 else Calls(seen) for point, seen in values.items()}
 
     def _pass(self, index: int, points: Sequence[Point], until: str) -> tuple[dict[Point, list[Any]], bool]:
-        """What was seen, call by call, and whether the model has written over any of it since."""
+        """The observed values, call by call, and whether the model has overwritten any of them since."""
         calls, keep = {} if self.walk is None else self.walk.calls, _Copies() if self.copies else _Versions()
         stop: str | None = None
         if self.walk is None or self.walk.whole is None:
-            # Modules that run several times are seen each time: not before the end of the block is that done.
+            # Modules that run several times are observed at each call, which is complete only at the end of the block.
             if any(calls.get(path, 1) > 1 for path in (until, *(path for path, _ in points))):
                 until = self._end_of(until)
             stop = until
@@ -86,7 +86,7 @@ class Stream:
         return values, keep.changed
 
     def _end_of(self, until: str) -> str:
-        """The block in which a module runs; itself where it runs in none of those that are left."""
+        """The block in which a module runs; the module itself if it runs in none of the remaining blocks."""
         blocks = [self.structure.blocks[index] for index in self.structure.order]
         return next((path for path in blocks if until == path or until.startswith(f"{path}.")), until)
 
@@ -101,7 +101,7 @@ class Stream:
         return capture(self.model, outputs={} if flow is None else {until: remember})
 
     def advance(self, block: int) -> None:
-        """Walk past `block`, the next one in the order of the structure: remember its output for every batch."""
+        """Finish `block`, the next one in the order of the structure: keep its output for every batch."""
         walk, path = self.walk, self.structure.blocks[block]
         if walk is not None and walk.whole is not None:
             return
@@ -111,7 +111,7 @@ class Stream:
         for index in range(len(self.batches)):
             output = self.see(index, [(path, "output")], path)[(path, "output")]
             assert walk is not None
-            # What is read further on than by the next block is kept until then.
+            # Outputs that later blocks than the next one read are kept until then.
             if found is not None:
                 found[index] = walk.kept(path, output, position + 1)
             self.hollow[index][path] = map_tensors(output, lambda _, tensor: placeholder(tensor))
@@ -125,7 +125,7 @@ class Stream:
             self.lasting.pop(done).close()
 
     def like(self, index: int, value: Any) -> Any:
-        """What a model that merges nothing has where the last pass stopped, averaged as the tokens here are merged."""
+        """The unmerged model's value where the last pass stopped, averaged as this model merges its tokens."""
         merged = self.merged.get(index)
         if isinstance(value, Calls):
             return Calls(self.like(index, one) for one in value)
@@ -133,7 +133,7 @@ class Stream:
         return tensor if merged is None or tensor.dim() != 3 else merged.means(tensor)
 
     def weights_like(self, index: int, weights: torch.Tensor | None) -> torch.Tensor | None:
-        """[rows]: the weights of that model's rows; a merged token has those of all that it stands for."""
+        """[rows]: the unmerged model's row weights; a merged token has the sum over all tokens that it represents."""
         merged = self.merged.get(index)
         if weights is None or merged is None or len(weights) != merged.place.numel():
             return weights
@@ -151,7 +151,7 @@ def _store() -> OffloadedTensors:
 
 
 class _Versions:
-    """Keeps what is seen, and tells whether the model has written over any of it since."""
+    """Keeps observed tensors, and detects whether the model has overwritten any of them since."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[torch.Tensor, int]] = []
@@ -166,7 +166,7 @@ class _Versions:
 
 
 class _Copies:
-    """Copies what is seen, one tensor once, so that layers that read the same one are still known by it."""
+    """Copies observed tensors, each one once, so that layers that read the same tensor can still be recognised."""
 
     changed = False
 
@@ -179,5 +179,5 @@ class _Copies:
     def _own(self, _: int, tensor: torch.Tensor) -> torch.Tensor:
         key = id(tensor), tensor._version
         if key not in self.known:
-            self.known[key] = tensor, tensor.clone()  # the first is held, or its id might come again
+            self.known[key] = tensor, tensor.clone()  # keep a reference to the original, or its id might be reused
         return self.known[key][1]

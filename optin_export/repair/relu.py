@@ -1,8 +1,8 @@
-"""Where a ReLU follows, only what passes it has to be right: the least squares that looks through it.
+"""Least squares for a layer that a ReLU follows, with the error measured after the ReLU.
 
-To minimise the sum over rows of || relu(y) - relu(p) ||^2, p being linear in the weights, take as target t = y where
-y > 0 and min(p0, 0) elsewhere, p0 being the present prediction. || t - p ||^2 is never smaller, and equal at p0, so the
-ordinary least squares for t can only lower the error behind the ReLU; a few rounds are enough (majorisation: Hunter and
+To minimise the sum over rows of || relu(y) - relu(p) ||^2, where p is linear in the weights, use the target t = y where
+y > 0 and min(p0, 0) elsewhere, with p0 the current prediction. || t - p ||^2 is an upper bound that is equal at p0, so
+ordinary least squares for t can only lower the error after the ReLU; a few rounds are enough (majorisation: Hunter and
 Lange 2004; Zhang et al. 2015 reconstruct such responses with auxiliary variables).
 """
 
@@ -16,9 +16,9 @@ from torch import nn
 from optin_export.repair.paired_forward import Stream
 from optin_export.units import Calls, Structure, UnitGroup, get_layer, get_module, get_scale, tensor_in, tensor_of
 
-#: Rounds after the ordinary least squares; each reads the calibration rows once more.
+#: Rounds that follow the ordinary least squares; each reads the calibration rows once more.
 ROUNDS = 2
-#: Relative difference up to which an activation counts as the ReLU of what precedes it.
+#: Relative difference up to which an activation counts as the ReLU of its input.
 TOLERANCE = 1e-5
 
 
@@ -30,14 +30,14 @@ class ReluTarget:
     shift: torch.Tensor
 
     def target(self, wanted: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-        """[rows, features]: what the next least squares has to aim at."""
+        """[rows, features]: the target of the next least squares."""
         passes = self.scale * wanted + self.shift > 0
         cut = self.scale * predicted + self.shift <= 0
         edge = -self.shift / torch.where(self.scale == 0, 1.0, self.scale)
         return torch.where(passes | (self.scale == 0), wanted, torch.where(cut, predicted, edge))
 
     def error(self, wanted: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-        """[rows]: squared error behind the ReLU, in units of x, summed over features."""
+        """[rows]: squared error after the ReLU, in units of x, summed over features."""
         edge = -self.shift / torch.where(self.scale == 0, 1.0, self.scale)
         seen = [
             torch.where(self.scale == 0, x, torch.where(self.scale * x + self.shift > 0, x, edge))
@@ -47,23 +47,23 @@ class ReluTarget:
 
 
 def _is_rectified(before: torch.Tensor, after: torch.Tensor) -> bool:
-    """Whether `after` is relu(`before`), in whichever way the model computes it."""
+    """Whether `after` is relu(`before`), however the model computes it."""
     if before.shape != after.shape or not before.numel():
         return False
     wanted = before.relu()
-    # Without values that the ReLU cuts off there is nothing to gain, and no telling.
+    # Without negative values there is nothing to gain, and a ReLU cannot be detected.
     return bool((before < 0).any()) and bool((wanted - after).abs().max() <= TOLERANCE * wanted.abs().max())
 
 
 def relu_of_units(original: Stream, group: UnitGroup, kept: torch.Tensor) -> ReluTarget | None:
-    """The ReLU between a group's only producer and its consumer, if that (and a batch norm) is all there is."""
+    """The ReLU between a group's only producer and its consumer, if there is nothing else but a batch norm."""
     if len(group.producers) != 1 or not original.batches:
         return None
     producer, units = group.producers[0], (group.consumer, 0)
     seen = original.see(0, [(producer.path, "output"), units], group.consumer)
     output = seen.get((producer.path, "output"))
     if not isinstance(output, torch.Tensor) or not isinstance(seen.get(units), torch.Tensor):
-        return None  # run several times, or not here
+        return None  # runs several times, or not in this pass
     layer = get_layer(original.model, producer.path)
     norm = None if producer.norm is None else get_module(original.model, producer.norm)
     form = _affine(norm, len(layer.weight))

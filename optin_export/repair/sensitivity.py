@@ -1,9 +1,9 @@
-"""How much the trajectory and the output depend on each row of each layer's output: the weights of the least squares.
+"""Row weights of the least squares: how much trajectory and output depend on each row of each layer's output.
 
-A row's weight is E[|d(v . r) / dy_row|^2] for the residuals r of OPTIN's loss and random v: to second order, what an
-error of that size in that row costs. It sets rows apart that a norm is about to shrink (massive activations), and rows
-that no output reads (all tokens but the first, behind the last attention of a classifier). Output directions need no
-weights: every output has its own solution, and any invertible weighting of directions has the same one.
+A row's weight is E[|d(v . r) / dy_row|^2] for the residuals r of OPTIN's loss and random v: to second order, the loss
+that an error in that row causes. Rows that a norm will shrink (massive activations) and rows that no output reads (all
+tokens but the first, after the last attention of a classifier) get low weights. Output directions need no weights:
+every output has its own solution, which is the same for any invertible weighting of directions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROBES = 2
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights per batch and layer, mean 1 over all rows; None where a layer has none (all rows equal)."""
+    """Weights per batch and layer, mean 1 over all rows; None if a layer has none (all rows equal)."""
 
     values: Sequence[dict[str, torch.Tensor]]
 
@@ -38,7 +38,7 @@ class Weights:
 def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batch], seed: int) -> Weights:
     """Weights for every layer that makes or reads units, from the original model.
 
-    Both terms, trajectory and output, count the same at every layer they depend on.
+    Both terms, trajectory and output, have the same total weight at every layer on which they depend.
     """
     structure = measured(model, structure, batches[0].inputs) if batches else structure
     generator = torch.Generator().manual_seed(seed)
@@ -62,7 +62,7 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
             seen = observation_of(model, structure, batch.inputs, (hidden, output), ROWS, generator)
             rows = list(seen.rows.values())
             squares: list[dict[str, torch.Tensor]] = [{}, {}]
-            # A copy: what runs again on the way back (checkpoints) must not be added to what has run.
+            # A copy: layers that run again in the backward pass (checkpointing) must not be added to it.
             wanted = {path: [one for one in calls if one.requires_grad] for path, calls in layers.items()}
             for _ in range(PROBES):
                 probes = (
@@ -109,7 +109,7 @@ def _combined(terms: Sequence[list[dict[str, torch.Tensor]]]) -> list[dict[str, 
 def _shared(gradient: torch.Tensor, batch_dim: int) -> torch.Tensor:
     """The gradient with every sample scaled to the same mean square: samples count alike, their rows do not.
 
-    Else the samples whose output is least certain would stand for all (the Fisher matrix of a certain one vanishes).
+    Otherwise the samples with the least certain output would dominate (the Fisher matrix of a certain one vanishes).
     """
     others = [dim for dim in range(gradient.dim()) if dim != batch_dim]
     mean = gradient.square().mean(others, keepdim=True).sqrt()
@@ -118,11 +118,11 @@ def _shared(gradient: torch.Tensor, batch_dim: int) -> torch.Tensor:
 
 @contextlib.contextmanager
 def graph(model: TaskModel) -> Iterator[None]:
-    """Let outputs ask for gradients although the weights are frozen; no gradient of a weight is ever computed."""
+    """Make outputs require gradients although the weights are frozen; gradients of weights are never computed."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
     def ask(wanted: bool) -> None:
-        for name, parameter in model.named_parameters():  # by name: accelerate's hooks put others in their place
+        for name, parameter in model.named_parameters():  # by name, because accelerate's hooks replace modules
             if name in frozen:
                 parameter.requires_grad_(wanted)
 

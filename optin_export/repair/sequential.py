@@ -1,4 +1,4 @@
-"""Sequential least squares: layers are refitted so that the smaller model lands on the original's path.
+"""Sequential least squares: refit layers so that the smaller model reproduces the original's residual stream.
 
 For each sub-layer, in forward order, with activations h of the original and h' of the already repaired smaller model:
 
@@ -6,8 +6,8 @@ For each sub-layer, in forward order, with activations h of the original and h' 
 
 a' are the kept inputs in the smaller model, so errors from upstream are corrected too. Before that, the layers that
 produce the kept units are refitted to the original's pre-activations in the same way. w is the sensitivity of the
-trajectory and of the output to the row (see `sensitivity`). Unlabelled calibration data only (docs/method.md).
-`layer_problem` solves one of these; `model_pair` says what its rows are.
+trajectory and of the output to the row (see `sensitivity`). Only unlabelled calibration data is used (docs/method.md).
+`layer_problem` solves one such problem; `model_pair` provides its rows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from optin_export.units import Calls, Structure, UnitGroup, columns_per_unit, ge
 #: Key of the output layer's repair, which belongs to no group.
 HEAD = "head"
 Tick = Callable[[int, int], None]
-#: A model -> what is held while it runs, where that is not its usual place (see `models.Placement`).
+#: A model -> a context to hold while it runs, if it has to be moved for that (see `models.Placement`).
 AtWork = Callable[[TaskModel], AbstractContextManager[Any]]
 
 
@@ -48,7 +48,7 @@ class Repair:
     """One sub-layer's repair: weighted squared error on the residual stream, per element, before and after its refit
     (None where it could not be computed).
 
-    damping: rho as a share of the Gram matrix' mean diagonal. fallback: why the projection stayed as it was, if it did.
+    damping: rho as a share of the Gram matrix's mean diagonal. fallback: why the projection was not changed, if so.
     """
 
     before: float | None
@@ -70,12 +70,12 @@ def compensate(
     seed: int = 0,
     at_work: AtWork = contextlib.nullcontext,
 ) -> dict[str, Repair]:
-    """Refit, in place, the layers around every group of `dense`, and its output layer; returns the errors by group key.
+    """Refit the layers around every group of `dense` and its output layer, in place; returns the errors by group key.
 
     structure, smaller: the structures of `original` and `dense`; groups: the plan between them. Groups that lost
-    nothing are refitted as well: they correct what reaches them from upstream. only_scale: find one factor per kept
-    unit instead of new weights. weights: the `sensitivities` of `original`, where they are known already. at_work: held
-    while `original` runs; `dense` stays where it is.
+    nothing are refitted as well: they correct errors from upstream. only_scale: find one factor per kept unit instead
+    of new weights. weights: the `sensitivities` of `original`, if they are already known. at_work: a context held while
+    `original` runs; `dense` is not moved.
     """
     if batches:
         with at_work(original):
@@ -85,7 +85,7 @@ def compensate(
     with at_work(original):
         weights = sensitivities(original, structure, batches, seed) if weights is None else weights
         pair = _paired(original, dense, structure, groups, batches, weights)
-        # Channels of a residual stream have no sub-layer of their own: the layers around them make up for them.
+        # Channels of a residual stream have no sub-layer: the layers around them compensate for them.
         left_of = {group.key: group for group in smaller.groups}
         todo = [(group, left_of[group.key]) for group in structure.groups if not group.coupled]
         consumers = {group.consumer for group, _ in todo}
@@ -110,16 +110,16 @@ def compensate(
 
 def refit_producers(pair: ModelPair, group: UnitGroup, consumers: Collection[str]) -> None:
     """Refit the layers that make the units to the original's pre-activations of the units that stay, and other readers
-    of the units to what they output there, in forward order.
+    of the units to their original outputs, in forward order.
 
-    consumers: layers that are refitted as consumers, and not here.
+    consumers: layers that are refitted as consumers, not here.
     """
     paths = [producer.path for producer in group.producers]
     if any(path in consumers for path in paths):
-        paths = []  # a layer that reads the group before was refitted as its consumer
+        paths = []  # a layer that reads the previous group was refitted as its consumer
     seen = pair.source.see(0, [(path, 0) for path in (*paths, *group.readers)], group.consumer)
     ordered = [path for path, _ in seen] + [path for path in group.readers if (path, 0) not in seen]
-    # Producers that read the same input are refitted together: one Gram matrix serves them.
+    # Producers that read the same input are refitted together with one Gram matrix.
     sets: dict[int | str | tuple[int, ...], list[str]] = {}
     for path in ordered:
         if pair.calls(path) and reads_rows(get_layer(pair.target.model, path)):
@@ -142,9 +142,9 @@ def _refit_together(pair: ModelPair, paths: list[str]) -> None:
 
 
 def refit_consumer(pair: ModelPair, group: UnitGroup, small: UnitGroup, only_scale: bool) -> Fit:
-    """Refit the layer that reads the units so that the residual stream behind it is the original's.
+    """Refit the layer that reads the units so that the following residual stream equals the original's.
 
-    small: the group in the smaller model; without units, the constant that stands for the sub-layer is fitted.
+    small: the group in the smaller model; without units, the constant that replaces the sub-layer is fitted.
     """
     model, path, dropped = pair.target.model, group.consumer, small.count == 0
     layer = get_layer(pair.source.model, path)
@@ -170,7 +170,7 @@ def refit_consumer(pair: ModelPair, group: UnitGroup, small: UnitGroup, only_sca
 
 
 def refit_layer(pair: ModelPair, path: str) -> Fit:
-    """Refit a layer to its output in the original: the one that outputs the logits, or a shortcut's projection."""
+    """Refit a layer (the output layer, or a shortcut's projection) to its output in the original."""
     fit = pair.problem(start_of(pair.target.model, path), OutputRows(pair, path)).solve()
     overwrite(pair.target.model, path, fit)
     return fit
@@ -194,14 +194,14 @@ def _paired(
 
 
 def _relu_behind(pair: ModelPair, paths: Sequence[str]) -> ReluTarget | None:
-    """The ReLU behind the layers that make a group's units, for the units that stay."""
+    """The ReLU that follows the layers that make a group's units, for the units that stay."""
     groups = pair.structure.groups
     group = next((group for group in groups if [one.path for one in group.producers] == list(paths)), None)
     return None if group is None else relu_of_units(pair.source, group, pair.kept[paths[0]])
 
 
 def _projections(structure: Structure) -> list[str]:
-    """Layers that read and write residual streams whose channels may go, and belong to no other group."""
+    """Layers that read and write residual streams with removable channels, and belong to no other group."""
     streams = [group for group in structure.groups if group.coupled]
     inner = {producer.path for group in structure.groups if not group.coupled for producer in group.producers}
     writers = {producer.path for group in streams for producer in group.producers}

@@ -1,8 +1,8 @@
-"""Which tokens are merged where: the recipe's schedule and what units cost under it, or one that the search chooses.
+"""The token schedule: tokens merged per block as the recipe says, or as the search chooses, and the units' costs.
 
-Merging steps are units of the search as heads and neurons are. What merging r tokens costs in one block is measured by
-the same losses; since fewer tokens make all later units cheaper, a few totals are tried, each with the plan that spends
-the rest of the budget on units, and the built and repaired models are compared by their output loss.
+Merging steps are units of the search, like heads and neurons. The same losses measure the effect of merging r tokens in
+one block. Fewer tokens make all later units cheaper, so a few totals are tried, each with the plan that spends the rest
+of the budget on units, and the built and repaired models are compared by their output loss.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from optin_export.recipe import TokensSection
 from optin_export.search import Plan, allocate_merging, check_merging, kept_share, most, spread_merging
 from optin_export.units import Costs, Structure, Tokens, block_outputs, find_tokens, measure_costs, tensor_of
 
-#: Average shares of tokens tried by `tokens: {keep: auto}`.
+#: Average shares of kept tokens that `tokens: {keep: auto}` tries.
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-#: Numbers of merged tokens at which a block's loss is measured, as shares of the most it can merge.
+#: Numbers of merged tokens at which a block's loss is measured, as shares of the most that it can merge.
 STEPS = (0.15, 0.3, 0.6)
 
 
 def scheduled(
     model: TaskModel, structure: Structure, section: TokensSection, one: Inputs
 ) -> tuple[tuple[int, ...], Costs]:
-    """Tokens merged per block as the recipe says (none yet for `auto`), and what units cost then.
+    """Tokens merged per block as the recipe says (none yet for `auto`), and the units' costs then.
 
-    one: a single sample at the shipped shape. Raises InputError for tokens that cannot be merged, or not that many.
+    one: a single sample at the shipped shape. Raises InputError if tokens cannot be merged, or not that many.
     """
     costs = measure_costs(model, structure, one)
     if not section.merges:
@@ -58,7 +58,7 @@ def scheduled(
 def merged_costs(
     model: TaskModel, structure: Structure, tokens: Tokens, merged: Sequence[int], one: Inputs, costs: Costs
 ) -> Costs:
-    """What the units cost where tokens are merged; shares of the whole are still those of the unmerged model."""
+    """The units' costs with merged tokens; shares are still relative to the unmerged model."""
     found = measure_costs(insert_merging(model, structure, tokens, merged), structure, one)
     return dataclasses.replace(found, unmerged=costs.macs)
 
@@ -75,10 +75,10 @@ def share_budget(
     temperature: float,
     seed: int,
 ) -> tuple[Plan, list[tuple[float, float]]]:
-    """The plan whose built model has the least output loss on `scoring`, of plans that merge more and more tokens.
+    """The plan whose built model has the least output loss on `scoring`, among plans that merge ever more tokens.
 
-    plan_of: the units to keep where they cost so much (InputError if the budget is not met); built: the model of a
-    plan, repaired. Returns the plan, and (share of tokens kept, output loss) of all that were built.
+    plan_of: costs -> the units to keep (InputError if the budget cannot be met); built: plan -> the repaired model.
+    Returns the plan, and (share of tokens kept, output loss) of all models that were built.
     """
     tokens, blocks = _tokens_of(model), len(structure.blocks)
     count = count_tokens(model, structure, one)
@@ -92,7 +92,7 @@ def share_budget(
         if share < 1:
             choices = [spread_merging(share, count, tokens.prefix, blocks)]
             choices += allocate_merging(curves, share, count, tokens.prefix)
-            # Steps do not add up: which of the two ways to distribute them loses less is measured.
+            # Losses of steps do not add up, so both ways of distributing them are measured.
             merged = min(
                 choices,
                 key=lambda one: mean_output_loss(
@@ -124,7 +124,7 @@ def merging_curves(
 ) -> list[np.ndarray]:
     """Per block, float64 [points, 3]: tokens merged there and nowhere else, trajectory loss, output loss.
 
-    Streams of different lengths are compared by un-merging: every token has the row of the one that stands for it.
+    Streams of different lengths are compared by un-merging: every token gets the row of the one that represents it.
     """
     limit = most(count, tokens.prefix)
     steps = sorted({max(1, round(share * limit)) for share in STEPS}) if limit else []

@@ -1,4 +1,4 @@
-"""The report out of what the stages wrote: arithmetic on their results, and the verdict in one sentence."""
+"""Compose the report from the stages' results, with the verdict in one sentence."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def compose(
     warnings: Sequence[str] = (),
     **rest: Any,
 ) -> Report:
-    """A Report from typed results; `rest` are its remaining fields (name, model, pruning, environment).
+    """A Report from typed results; `rest` holds its other fields (name, model, pruning, environment).
 
-    doubts: about the measurements; they are in the verdict's line, and in full among the warnings.
+    doubts: reservations about the measurements, shown next to the verdict and in full among the warnings.
     """
     accuracy, latency = accuracy_result(measured), latency_results(measured)
     return Report(
@@ -82,7 +82,7 @@ def accuracy_result(measured: Measured) -> AccuracyResult | None:
 
 
 def latency_results(measured: Measured) -> tuple[LatencyResult, ...]:
-    """Without the single calls, and of the GPU's readings the lowest and highest."""
+    """Latency results without single calls, and with only the minimum and maximum of the GPU's readings."""
     return tuple(
         LatencyResult(
             **{name: value for name, value in one.to_json().items() if name not in ("samples", "clocks", "rounds")},
@@ -94,7 +94,7 @@ def latency_results(measured: Measured) -> tuple[LatencyResult, ...]:
 
 
 def chance_warnings(measured: Measured) -> list[str]:
-    """A line where the unpruned model is not surely better than a guess."""
+    """A warning if the unpruned model is not significantly better than guessing."""
     return [measured.accuracy.warning] if measured.accuracy and measured.accuracy.warning else []
 
 
@@ -115,7 +115,7 @@ def parity_of(measured: Measured) -> Parity:
 def prunings(
     structure: Structure, plan: Plan, scores: Mapping[str, np.ndarray], repairs: Mapping[str, Repair]
 ) -> tuple[GroupResult, ...]:
-    """What was removed, group by group, with the share of the group's score that stays and the repair's errors."""
+    """The removed units of each group, with the share of the group's score that stays and the repair's errors."""
     results = []
     for group in structure.groups:
         kept = list(plan.groups[group.key].kept)
@@ -135,7 +135,7 @@ def prunings(
 
 
 def head_repair(repairs: Mapping[str, Repair]) -> HeadRepair | None:
-    """The output layer's part of the repairs, if it had one."""
+    """The output layer's repair, if there was one."""
     repair = repairs.get(HEAD)
     return None if repair is None else HeadRepair(**_errors(repair))
 
@@ -146,7 +146,7 @@ def _errors(repair: Repair) -> dict[str, Any]:
 
 
 def output_refit(repairs: Mapping[str, Repair]) -> OutputRefit | None:
-    """What Gauss-Newton did, if it was to do anything."""
+    """The result of Gauss-Newton, if the recipe asks for it."""
     repair = repairs.get(OUTPUT)
     return None if repair is None else OutputRefit(**asdict(repair))
 
@@ -160,9 +160,9 @@ def make_verdict(
     doubts: Sequence[Doubt] = (),
     warnings: int = 0,
 ) -> Verdict:
-    """The verdict and its one sentence: what was gained, what it cost, whether it was trained, and what was missed.
+    """The verdict and its sentence: the gain, its cost, whether the model was trained, and missed gates.
 
-    doubts: named next to the first word. warnings: number of other warnings.
+    doubts: shown next to the first word. warnings: number of other warnings.
     """
     facts = []
     judged = [one for one in latency if one.judged]
@@ -193,7 +193,7 @@ def make_verdict(
 
 
 def _with_warnings(doubts: Sequence[Doubt], others: int) -> str:
-    """', with 2 warnings (other work took 62% of the CPU time)'; nothing if there are none."""
+    """', with 2 warnings (other work took 62% of the CPU time)'; empty without warnings."""
     count = len(doubts) + others
     named = "; ".join(dict.fromkeys(doubt.short for doubt in doubts))
     return f", with {count} warning{'s' if count > 1 else ''}{f' ({named})' if named else ''}" if count else ""
@@ -206,12 +206,12 @@ def _faster(speedup: SpeedupResult) -> str:
 
 
 def _clock(one: LatencyResult) -> str:
-    """The clock of the speedup, if it is not the usual one."""
+    """The clock of the speedup, if it is not the default one."""
     return "" if one.clock == "p50" else f" by {CLOCKS[one.clock]}, {one.speedup.median:.2f}x by {CLOCKS['p50']}"
 
 
 def _change(accuracy: AccuracyResult) -> str:
-    """What happened to the metric; a difference whose interval contains 0 is no measurable difference."""
+    """The change of the metric; a difference whose interval contains 0 is not measurable."""
     lower = ", lower is better" if METRICS[accuracy.metric].lower_is_better else ""
     change = f"{accuracy.base:.2f} to {accuracy.pruned:.2f}"
     interval = f"95 % interval of the loss {accuracy.drop_low:+.2f} to {accuracy.drop_high:+.2f}, {accuracy.rows} rows"
@@ -224,7 +224,7 @@ def _change(accuracy: AccuracyResult) -> str:
 
 
 def _precision(latency: Sequence[LatencyResult]) -> list[str]:
-    """What the precision adds: the smallest total gain over the unpruned fp32 engine, and where it gains nothing."""
+    """The precision's effect: the smallest total gain over the unpruned fp32 engine, and where it gains nothing."""
     facts = []
     totals = [(one.gain(one.shipped, "base"), one) for one in latency if one.precision != "fp32"]
     if totals:

@@ -1,4 +1,4 @@
-"""Finished runs for a comparison: their reports and recipes, grouped by what can be compared."""
+"""Read finished runs for a comparison: their reports and recipes, grouped into comparable ones."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ LARGEST = 64 << 20
 
 @dataclass(frozen=True)
 class Run:
-    """label: unique among the compared. recipe: "section.field" -> value as text; empty if there is no readable one.
-    evaluation: hash of the evaluation data by the manifest, "" if there is none."""
+    """label: unique among the compared runs. recipe: "section.field" -> value as text; empty without a readable recipe.
+    evaluation: hash of the evaluation data from the manifest, "" if there is none."""
 
     label: str
     folder: Path
@@ -32,13 +32,13 @@ class Run:
 
     @property
     def kind(self) -> tuple[str, str | None, int, str]:
-        """Task, metric, rows and evaluation data: runs that differ in them are not compared with each other."""
+        """Task, metric, rows and evaluation data; runs that differ in any of these are not compared with each other."""
         accuracy = self.report.accuracy
         task = self.report.model.get("task", "no task")
         return (task, accuracy.metric, accuracy.rows, self.evaluation) if accuracy else (task, None, 0, "")
 
     def timed(self) -> list[tuple[str, AccuracyResult | None, LatencyResult]]:
-        """(machine, accuracy there or else the run's own, latency) of everything judged, on every machine."""
+        """(machine, accuracy on it or else the run's own, latency) of every judged measurement, on every machine."""
         own = self.report.accuracy
         found = [(machine_of(self.report.environment), own, one) for one in self.report.latency]
         found += [(far.machine, far.accuracy or own, one) for far in self.report.elsewhere for one in far.latency]
@@ -46,7 +46,8 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Raises InputError for fewer than two folders, one given twice, no run, an unfinished run, a damaged report."""
+    """Read the runs in these folders. Raises InputError for fewer than two folders, a duplicate, a folder without a
+    finished run, or a damaged report."""
     if len(folders) < 2:
         raise InputError("nothing to compare", f"{len(folders)} run folder was given", "give two or more run folders")
     resolved = [folder.resolve() for folder in folders]
@@ -62,7 +63,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def machine_of(environment: Mapping[str, Any]) -> str:
-    """What latency depends on: the GPU where one is named, otherwise the CPU and how many of them."""
+    """The hardware that latency depends on: the GPU if one is named, otherwise the CPU and the number of cores."""
     gpu = environment.get("gpu")
     if gpu:
         return str(gpu)
@@ -87,7 +88,7 @@ def _report(folder: Path) -> Report:
 
 
 def _labels(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """The recipe's name; where several have it, with the folder's; where that is no help, the path."""
+    """Labels of runs: the recipe's name; if it is not unique, with the folder's name; if still not unique, the path."""
     for labels in (
         list(names),
         [

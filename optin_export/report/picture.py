@@ -1,6 +1,6 @@
-"""The network as a picture: every block in the order in which data flows, with the units that stay and those that went.
+"""Draw the network: every block in the order of the data flow, with kept and removed units.
 
-Drawn as SVG by hand and not by matplotlib, because units need titles to point at and colours that follow the page.
+SVG is written directly, not by matplotlib, because units need tooltips and colours that follow the page's theme.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from optin_export.report.plots import short
 from optin_export.report.schema import GroupResult
 
-#: Of the drawing's own units; the page scales it.
+#: Width in the drawing's own units; the page scales it.
 WIDTH, LEFT, PITCH, HEIGHT, NUMBERS = 720, 74, 24, 15, 84
-#: Most units drawn one by one; beyond that, a mark represents several, with the share of kept ones as its opacity.
+#: Maximum units drawn individually; above it, a mark represents several, with the share of kept ones as its opacity.
 MARKS = 64
 
 
@@ -22,8 +22,8 @@ def network(
 ) -> str:
     """An `<svg>`, or "" without groups.
 
-    kept: (block, kind) -> indices of the units that stay; a group that is not in it is drawn as if its first ones did.
-    merged: tokens merged in each block.
+    kept: (block, kind) -> indices of the units that stay; for a group that is missing, the first units are drawn as
+    kept. merged: tokens merged in each block.
     """
     if not groups:
         return ""
@@ -74,7 +74,7 @@ def _group(one: GroupResult, kept: Sequence[int], x: float, y: float, room: floa
 
 
 def _marks(count: int, kept: Sequence[int], x: float, y: float, room: float) -> str:
-    """The frame, and in it one path for all marks of a shade, so that the page stays small."""
+    """The frame with one path for all marks of the same shade, to keep the page small."""
     bins = min(count, MARKS)
     shares = [0.0] * bins
     sizes = [0] * bins

@@ -1,4 +1,4 @@
-"""scoring: model, units and calibration batches become one float per unit. Knows nothing of budgets."""
+"""Compute one importance score per unit from a model and calibration batches; independent of budgets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
     "score",
 ]
 
-#: What `score: auto` takes for channels of convolutional networks.
+#: The method of `score: auto` for channels of convolutional networks.
 CHANNELS = "magnitude"
 
 
@@ -55,8 +55,8 @@ def score(
 ) -> Scores:
     """Score every unit of the structure by the recipe's method.
 
-    spread: has the shards of `optin` and `optin-exact` done, here or elsewhere, with the same scores.
-    placement: where the model is while it runs, here or on a worker.
+    spread: executes the shards of `optin` and `optin-exact`, here or on workers, with the same scores.
+    placement: the device of the model while it runs, here or on a worker.
 
     Raises InputError if a score is not finite (calibration data or weights that overflow).
     """
@@ -86,10 +86,10 @@ def score(
 
 
 def methods(structure: Structure, config: PruneSection) -> dict[str, str]:
-    """{group key: the method that scores it}. `score: auto` takes what keeps most accuracy, as docs/results.md has it.
+    """{group key: the method that scores it}. `score: auto` uses the methods that keep most accuracy in docs/results.md.
 
     Channels of convolutional networks, if they are repaired by least squares and chosen by loss curves, which compare
-    groups: CHANNELS, and nothing for those without effect. All else: optin.
+    groups, use CHANNELS, and channels without effect are not scored. All other groups use optin.
     """
     if config.score != "auto":
         return {group.key: config.score for group in structure.groups}
@@ -113,7 +113,7 @@ def _check_gradients(structure: Structure, config: PruneSection) -> None:
 
 
 def _parts(structure: Structure, config: PruneSection) -> list[tuple[str, Structure]]:
-    """Methods, each with the structure as far as it scores it."""
+    """Methods, each with the part of the structure that it scores."""
     chosen = methods(structure, config)
     return [
         (method, replace(structure, groups=tuple(one for one in structure.groups if chosen[one.key] == method)))

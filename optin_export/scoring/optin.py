@@ -1,8 +1,8 @@
-"""OPTIN's score: heads masked exactly, neurons and channels sketched, and the few units the sketch cannot see exactly.
+"""OPTIN's score: heads are masked exactly, neurons and channels sketched, except for a few units with large outputs.
 
-The sketch is a second-order expansion. It fails for a unit whose own contribution dwarfs everything around it (massive
-activations): a norm behind it saturates, its gradient vanishes, and yet its removal changes everything. Such units
-show by the size of their contribution; in every group the largest few are masked exactly, too.
+The sketch is a second-order expansion. It fails for a unit whose contribution dominates its row (massive activations):
+the following norm saturates, so the unit's gradient vanishes although its removal changes everything. Such units have
+large contributions, so in every group the few units with the largest ones are masked exactly as well.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from optin_export.scoring.shards import Map, Partial, Shard
 from optin_export.scoring.sketch import CHUNK, ENOUGH, MAX_PROBES, Sketch, Values
 from optin_export.units import Structure, UnitGroup
 
-#: Sketched units per group whose contribution is largest; they are masked exactly as well.
+#: Sketched units per group, those with the largest contribution, that are masked exactly as well.
 SUSPECTS = 8
-#: Probes that progress counts on: how many `probes: auto` takes shows only on the way.
+#: Probes that the progress display assumes: the number that `probes: auto` takes is not known in advance.
 PROBES = 24
 #: Token rows are shared evenly among the samples of a batch of this size.
 ROWS_SHARED_BY = 32
@@ -37,18 +37,18 @@ ROWS_SHARED_BY = 32
 def observe_all(
     model: TaskModel, structure: Structure, batches: Sequence[Batch], rows: int, generator: torch.Generator
 ) -> Reference:
-    """The unpruned model on every scoring batch; `rows` token rows a batch and block, the same number per sample."""
+    """The unpruned model on every scoring batch; `rows` token rows per batch and block, the same number per sample."""
     each = max(1, rows // ROWS_SHARED_BY)
     return Reference(model, structure, batches, each, lambda number: derived(generator, 0, number))
 
 
 def is_sketched(group: UnitGroup) -> bool:
-    """Whether `score: optin` sketches the group; else it masks every unit."""
+    """Whether `score: optin` sketches the group; otherwise it masks every unit."""
     return group.kind != "heads"
 
 
 class Scorer:
-    """What a worker holds to do any shard of one scoring: the model once, the batches, and what it has observed."""
+    """A worker's state for any shard of one scoring: one model, the batches, and the observations."""
 
     def __init__(
         self,
@@ -78,23 +78,23 @@ class Scorer:
 
     @classmethod
     def of(cls, request: Request, sketches: Callable[[UnitGroup], bool] = is_sketched) -> Scorer:
-        """For what was asked for. sketches: which groups are sketched (a function of a module: workers get it, too)."""
+        """A scorer for a request. sketches: whether a group is sketched (a module's function, so that workers can import it)."""
         given = (request.model, request.structure, request.batches, request.config, request.seed, request.placement)
         return cls(*given, sketches)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What is sent to a worker: the model and the batches, not what this one has observed."""
+        """Send the model and the batches to a worker, without this process's observations."""
         given = (self.model, self.structure, self.batches, self.config, self.seed, self.placement, self.sketches)
         return Scorer, given
 
     def close(self) -> None:
-        """The model is where it was before the first shard."""
+        """Move the model back to where it was before the first shard."""
         if self.placed is not None:
             self.placed.close()
             self.placed = None
 
     def __call__(self, shard: Shard) -> Partial:
-        if self.placed is None:  # where the shards are done: a model is sent to workers as it is here
+        if self.placed is None:  # where the shards run: the model is sent to workers in its current state
             self.placed = contextlib.ExitStack()
             self.placed.enter_context(self.placement(self.model))
         if shard.kind == "exact":
@@ -112,7 +112,7 @@ class Scorer:
         return [Shard("exact", number, group.key, wanted) for number in range(len(self.batches))]
 
     def exact_losses(self, parts: Sequence[Partial]) -> tuple[np.ndarray, np.ndarray]:
-        """(trajectory, output) losses [units], the mean over samples, out of what `exact_shards` gave."""
+        """(trajectory, output) losses [units], the mean over samples, from the results of `exact_shards`."""
         trajectory, output = (
             np.sum([part[term] for part in parts], axis=0) / self.references.samples
             for term in ("trajectory", "output")
@@ -121,16 +121,16 @@ class Scorer:
 
 
 def _steps(structure: Structure) -> int:
-    """Masked units, and probes (the largest number, with `probes: auto`)."""
+    """Number of masked units, and of probes (the maximum, with `probes: auto`)."""
     masked = (one.count if one.kind == "heads" else min(one.count, SUSPECTS) for one in structure.groups)
     return sum(masked) + PROBES
 
 
 @register("optin", steps=_steps, gradients=is_sketched)
 def optin_scores(request: Request) -> Result:
-    """`score: optin`.
+    """Scores by `score: optin`.
 
-    lambda = sum of trajectory losses / sum of output losses, so that both terms weigh the same in total.
+    lambda = sum of trajectory losses / sum of output losses, so that both terms have the same total weight.
     """
     structure, config = request.structure, request.config
     scorer = Scorer.of(request)
@@ -139,7 +139,7 @@ def optin_scores(request: Request) -> Result:
     sketched = sketch.groups
     with contextlib.closing(scorer), request.spread(scorer) as run:
         sketch.run = run
-        # All at once, so that no worker waits for another between them; those that take longest first.
+        # All at once, so that no worker waits for another in between; the longest ones first.
         pilots = sketch.pilot_shards() if sketched else []
         sizes = [Shard("sizes", number) for number in range(len(request.batches))] if sketched else []
         masks = [shard for group in exact for shard in scorer.exact_shards(group)]
@@ -160,7 +160,8 @@ def optin_scores(request: Request) -> Result:
 
 
 def _mask_suspects(scorer: Scorer, sizes: Sequence[Partial], run: Map, weight: float, scores: Values) -> float:
-    """Mask the units of largest contribution exactly, and raise their scores to that; how many it more than doubled."""
+    """Mask the units of largest contribution exactly, and raise their scores to the result; returns how many of the
+    scores more than doubled."""
     suspects = {}
     for group in scorer.sketch.groups:
         largest = np.max([part[group.key] for part in sizes], axis=0)
@@ -181,7 +182,7 @@ def _mask_suspects(scorer: Scorer, sizes: Sequence[Partial], run: Map, weight: f
 
 
 def _terms(scorer: Scorer, groups: Sequence[UnitGroup], parts: Sequence[Partial]) -> tuple[Values, Values]:
-    """(trajectory, output) losses of exactly masked groups, out of the parts of their shards, group by group."""
+    """(trajectory, output) losses of exactly masked groups, from the results of their shards, group by group."""
     trajectory, output, batches = Values(), Values(), len(scorer.batches)
     for at, group in enumerate(groups):
         losses = scorer.exact_losses(parts[at * batches : (at + 1) * batches])
@@ -190,7 +191,7 @@ def _terms(scorer: Scorer, groups: Sequence[UnitGroup], parts: Sequence[Partial]
 
 
 def counted(run: Map, shards: Sequence[Shard]) -> list[Partial]:
-    """Have shards done; counts a unit when its last batch has been masked, and the probes of a pilot likewise."""
+    """Execute shards; a unit counts as done when its last batch has been masked, and a pilot's probes likewise."""
     parts = []
     last = max((shard.batch for shard in shards), default=0)
     for shard, part in zip(shards, run(shards), strict=True):
@@ -202,7 +203,7 @@ def counted(run: Map, shards: Sequence[Shard]) -> list[Partial]:
 
 @register("optin-exact", steps=every_unit)
 def exact_scores(request: Request) -> Result:
-    """`score: optin-exact`: a masked forward pass for every unit. For comparison; hours on large models."""
+    """Scores by `score: optin-exact`: a masked forward pass for every unit. For comparison; hours on large models."""
     groups, scorer = request.structure.groups, Scorer.of(request)
     with contextlib.closing(scorer), request.spread(scorer) as run:
         shards = [shard for group in groups for shard in scorer.exact_shards(group)]
@@ -212,13 +213,13 @@ def exact_scores(request: Request) -> Result:
 
 
 def balance(trajectory: Values, output: Values) -> float:
-    """lambda; 0 when the output does not depend on any unit, so that only the trajectory counts."""
+    """lambda; 0 if the output does not depend on any unit, so that only the trajectory counts."""
     total = sum(float(values.sum()) for values in output.values())
     return sum(float(values.sum()) for values in trajectory.values()) / total if total > 0 else 0.0
 
 
 def add_until_stable(sketch: Sketch, weight: float, probes: int | str) -> dict[str, float]:
-    """Add a fixed number of probes, or with "auto" as many as the ranking needs; returns what the report says of it."""
+    """Add a fixed number of probes, or with "auto" as many as the ranking needs; returns facts for the report."""
     if probes != "auto":
         sketch.add_probes(weight, int(probes))
     else:

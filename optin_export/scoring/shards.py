@@ -1,9 +1,9 @@
-"""Scoring in shards: pieces of work that depend on nothing but their own description, and can be done anywhere.
+"""Scoring in shards: work items that depend only on their own description, and can be executed anywhere.
 
-A shard is a batch and what is done with it: units masked exactly, probes of the sketch, sizes of contributions. Its
-random numbers come from the seed and its own numbers, not from what was drawn before, and what it gives is a float64
-sum over its samples. Shards are cut in the same way however many workers there are, and their sums are added up in the
-order of the shards, whoever was faster: the scores do not depend on the number of workers.
+A shard is a batch with an operation: units masked exactly, probes of the sketch, sizes of contributions. Its random
+numbers come from the seed and its own numbers, not from earlier draws, and its result is a float64 sum over its
+samples. The shards do not depend on the number of workers, and their sums are added in the order of the shards, not of
+completion. So the scores do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-#: What a shard gives: float64 arrays by name, sums over the samples of its batch.
+#: The result of a shard: float64 arrays by name, sums over the samples of its batch.
 Partial = dict[str, np.ndarray]
 
 
@@ -24,8 +24,9 @@ Partial = dict[str, np.ndarray]
 class Shard:
     """One piece of work on batch number `batch`.
 
-    kind: "exact": losses of masking `units` of `group`; "pilot": `count` probes of both terms apart from number
-    `start` on; "output": the same without the trajectory; "probes": of the combined loss; "sizes": contributions.
+    kind: "exact": losses of masking `units` of `group`; "pilot": `count` probes of the two terms separately, starting
+    at number `start`; "output": the same without the trajectory; "probes": probes of the combined loss; "sizes":
+    sizes of contributions.
     """
 
     kind: Literal["exact", "pilot", "output", "probes", "sizes"]
@@ -40,14 +41,14 @@ class Shard:
         return asdict(self)
 
 
-#: Shards -> what each gives, in their order.
+#: Shards -> the result of each, in their order.
 Map = Callable[[Sequence[Shard]], Iterable[Partial]]
 Work = Callable[[Shard], Partial]
-#: Offers, for as long as it is open, a `Map` that has the work done, here or elsewhere.
+#: A context that provides a `Map`, which executes the work here or on workers.
 Spread = Callable[[Work], AbstractContextManager[Map]]
 
 
 @contextlib.contextmanager
 def in_process(work: Work) -> Iterator[Map]:
-    """Every shard here, one after another."""
+    """Execute every shard in this process, one after another."""
     yield lambda shards: map(work, shards)
