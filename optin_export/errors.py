@@ -1,11 +1,11 @@
-"""Errors a user can act on. Each says what happened, why, and what to do; each carries the exit code of the process."""
+"""Errors that a user can act on. Each states what happened, why, and what to do, and has the process's exit code."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-#: A public contract: what the exit code of the process means.
+#: The meaning of the process's exit codes, a public contract.
 EXIT_CODES = {
     0: "all gates passed, or the command did what it was asked to",
     1: "a bug in this package",
@@ -18,12 +18,12 @@ EXIT_CODES = {
 }
 
 
-#: Characters of a line. Libraries put whole headers of damaged files into their messages.
+#: Maximum characters of a line. Libraries put whole headers of damaged files into their messages.
 LONGEST = 1500
 
 
 class OptinError(Exception):
-    """A failure the user can mend.
+    """A failure that the user can fix.
 
     what: what happened, one line. why: the reason, one line. fix: what to do, one line. Each is cut at LONGEST.
     """
@@ -35,11 +35,11 @@ class OptinError(Exception):
         self.what, self.why, self.fix = (_line(str(part)) for part in (what, why, fix))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors come back from other processes."""
+        """Make errors picklable, because other processes return them."""
         return type(self), (self.what, self.why, self.fix)
 
     def to_json(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """The document that `--json` prints."""
         return {"what": self.what, "why": self.why, "fix": self.fix, "exit_code": self.exit_code}
 
     def __str__(self) -> str:
@@ -47,10 +47,10 @@ class OptinError(Exception):
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""The text as a terminal may be shown it: control characters (of a file's name, of a server's answer) and halves
-    of characters are written as in JSON (\u001b), so they neither act on the terminal nor fail to be encoded.
+    r"""The text in a form that is safe to print: control characters (in a file's name, in a server's answer) and
+    surrogate halves are written as in JSON (\u001b), so they neither act on the terminal nor fail to be encoded.
 
-    keep: characters that stay as they are.
+    keep: characters that are not escaped.
     """
     whole = str(text)
     if whole.isprintable():

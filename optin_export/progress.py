@@ -1,11 +1,11 @@
-"""Progress from context: a loop says how far it is, its caller says where that is shown; by default nowhere.
+"""Progress by context: a loop reports its progress, its caller decides where it is shown; by default nowhere.
 
     for batch in track(batches): ...         # one step each
     with task(total): ... advance(count)     # steps counted by functions further down
-    report(done, total)                      # where the total changes on the way
+    report(done, total)                      # if the total changes meanwhile
 
-Whatever reports within a task is a part of one of its steps, and is not shown. A new thread or process has no reporter:
-its coordinator reports, or hands it `reporter()`.
+Reports from within a task are part of one of its steps, and are not shown. A new thread or process has no reporter: its
+coordinator reports, or passes it `reporter()`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _of_no_task(count: int) -> None: ...
 
 
 class _Around(NamedTuple):
-    """What surrounds a piece of code: where `report` goes, and what `advance` counts."""
+    """The context of a piece of code: the target of `report`, and the count of `advance`."""
 
     report: Reporter = _nowhere
     advance: Callable[[int], None] = _of_no_task
@@ -53,7 +53,7 @@ def reporting(reporter: Reporter) -> AbstractContextManager[None]:
 
 
 def reporter() -> Reporter:
-    """Where progress goes now; may be called from another thread."""
+    """The current reporter, which may be called from another thread."""
     return _around.get().report
 
 

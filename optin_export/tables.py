@@ -1,7 +1,7 @@
-"""Text tables, `csv:` and `tsv:`: which delimiter, which quotes, whether there is a header, and where each row stands.
+"""Read text tables, `csv:` and `tsv:`: detect delimiter, quoting and header, and record the line of each row.
 
-What a well-formed file holds is read as pandas.read_csv reads it, but for words such as NA, which stay text. What is
-not well-formed is refused with its line, and what had to be decided by evidence is said in `notes`.
+A well-formed file is read as by pandas.read_csv, except that words such as NA stay text. A malformed file is refused
+with the line at fault, and inferred decisions are listed in `notes`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from optin_export.textfiles import read_text_file
 Kind = Literal["csv", "tsv"]
 DELIMITERS: dict[Kind, str] = {"csv": ",", "tsv": "\t"}
 _NAMED = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-#: Names that a column goes by in files.
+#: Common names of columns in files.
 ALIASES = {
     "text": r"text|sentence|sentence1|review|content|query",
     "text_pair": r"text_pair|sentence2|text2|pair",
@@ -50,7 +50,7 @@ class Table:
 
 
 class _Broken(Exception):
-    """The quotes of a file do not fit: where, and how."""
+    """The quotes of a file are unbalanced: the line, and the reason."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -68,7 +68,7 @@ def read_table(
     """
     text = read_text_file(path)
     _refuse_json(path, text)
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # no field is longer than its file
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # a field cannot be longer than its file
     problem: InputError | None = None
     try:
         own: Table | None = _headed(_parsed(path, text, DELIMITERS[kind]), header, columns, needs)
@@ -144,7 +144,7 @@ def place_of(table: Table, wanted: str | int) -> int:
 
 
 def wanted_of(table: Table, columns: Mapping[str, str | int], need: str) -> str | int | None:
-    """Where a need is: as the recipe says, or under its own name in the header; None where it is nowhere."""
+    """The position of a needed column: as the recipe says, or under its own name in the header; None if missing."""
     if need in columns:
         return columns[need]
     own = [name for name in table.names if name.strip().casefold() == need]
@@ -156,7 +156,7 @@ def _shown(cells: Sequence[str]) -> str:
 
 
 def _headed(table: Table, header: bool | None, columns: Mapping[str, str | int], needs: Sequence[str]) -> Table:
-    """The table with its first row as names, where that is what it holds."""
+    """The table with its first row as names, if that is a header."""
     named = any(isinstance(one, str) for one in columns.values())
     if header is False and named:
         raise InputError(

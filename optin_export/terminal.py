@@ -1,4 +1,4 @@
-"""What the command prints reaches a terminal as text: control characters of names are written as escapes."""
+"""Make output safe for a terminal: control characters in names are written as escapes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from optin_export.errors import printable
 
 
 class EscapedStream:
-    """A text stream that writes what is not printable as escapes, line ends and tabs aside; the rest is the stream's.
+    """A text stream that escapes unprintable characters except for line ends and tabs, and delegates everything else.
 
-    beneath: the stream itself, for who draws with control characters of their own.
+    beneath: the underlying stream, for callers that draw with control characters.
     """
 
     def __init__(self, beneath: TextIO) -> None:
         self.beneath = beneath
 
     def write(self, text: str) -> int:
-        if not isinstance(text, str):  # as every text stream does: callers find out by it what a stream takes
+        if not isinstance(text, str):  # as in every text stream: callers use it to detect what a stream accepts
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         return self.beneath.write(printable(text, keep="\n\t"))
 
@@ -35,7 +35,7 @@ class EscapedStream:
 
 @contextlib.contextmanager
 def escaped_output() -> Iterator[None]:
-    """Within it, standard output and standard error are `EscapedStream`s."""
+    """A context in which standard output and standard error are `EscapedStream`s."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (EscapedStream(beneath(stream)) for stream in before)
     try:
@@ -45,14 +45,14 @@ def escaped_output() -> Iterator[None]:
 
 
 def beneath(stream: Any) -> TextIO:
-    """The stream itself, of one that may be escaped."""
+    """The underlying stream of a stream that may be escaped."""
     found: TextIO = getattr(stream, "beneath", stream)
     return found
 
 
 @contextlib.contextmanager
 def private_files() -> Iterator[None]:
-    """Within it, nothing is made that other users may write, whatever the umask is."""
+    """A context in which new files are not writable for other users, whatever the umask is."""
     before = os.umask(0o022)
     os.umask(before | 0o022)
     try:

@@ -1,4 +1,4 @@
-"""The bytes of a text file become text. Compression and encoding are recognised by the content, never guessed."""
+"""Decode text files. Compression and encoding are recognised by the content, never guessed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Protocol
 from optin_export.errors import InputError
 from optin_export.workdir.opening import open_regular
 
-#: A file that unpacks to more than this many bytes, and this many times its size, is a decompression bomb.
+#: A file that unpacks to more than this many bytes and more than this many times its size is a decompression bomb.
 BOMB_BYTES, BOMB_RATIO = 256 << 20, 200
 _AT_ONCE = 1 << 20
-#: Text is held in memory as a whole: what is larger is no table that could be.
+#: Maximum bytes of text, because it is held in memory as a whole.
 MOST_BYTES = 16 << 30
-#: How files begin that are no text, and what to do about each.
+#: First bytes of files that are not text, and what to do about each.
 _BINARY = (
     (b"PAR1", "a Parquet file", "convert it: pandas.read_parquet(FILE).to_csv('rows.csv', index=False)"),
     (b"ARROW1", "an Arrow file", "convert it: pandas.read_feather(FILE).to_csv('rows.csv', index=False)"),
@@ -47,8 +47,8 @@ class _Readable(Protocol):
 def read_text_file(path: Path) -> str:
     """The text of a file: UTF-8, or UTF-16 / UTF-32 with a byte order mark; gzip, bzip2, xz and zip are unpacked.
 
-    Line ends stay as they are. Raises OSError for a file that cannot be opened, InputError for one that is no such
-    text: which byte is at fault, in which line, and which encoding it probably is.
+    Line ends are not changed. Raises OSError for a file that cannot be opened, InputError for other content, with the
+    byte at fault, its line, and the probable encoding.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size

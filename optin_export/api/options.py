@@ -1,4 +1,4 @@
-"""The options of `prune` become a validated recipe, whose model and rows are in memory."""
+"""Turn the options of `prune` into a validated recipe for a model and rows in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from optin_export.errors import InputError
 from optin_export.recipe import METRICS, Recipe, validate
 
-#: What the model and the rows are called in that recipe: no source names them.
+#: The source of the model and the rows in that recipe.
 IN_MEMORY = "py:memory:given"
 #: Tasks whose labels are one class, or one number, per row.
 JUDGED = ("text-classification", "image-classification")
@@ -52,7 +52,7 @@ def recipe_of(
 
 
 def prune_fields(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Further fields of `prune`; what has another name here, or needs an engine, is refused."""
+    """Further fields of `prune`; fields that have another name here, or need an engine, are refused."""
     for name in ("speedup", "latency_ms"):
         if name in settings:
             raise InputError(
@@ -68,5 +68,5 @@ def prune_fields(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without those that are None."""
+    """The options without those that are None."""
     return {name: value for name, value in values.items() if value is not None}

@@ -1,6 +1,6 @@
-"""The command line: `run.py` runs a recipe, and each other command has a file of its own.
+"""The command line: `run.py` runs a recipe, and each other command has a separate file.
 
-`app.py` turns what a command raises into an exit code; `_group.py` finds the command that the first word names.
+`app.py` turns a command's errors into exit codes; `_group.py` finds the command that the first word names.
 """
 
 from __future__ import annotations

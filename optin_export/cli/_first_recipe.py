@@ -38,7 +38,7 @@ def compose(
     goal: tuple[str, float],
     target: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The recipe as a dictionary, with gates that ask for no more than the goal."""
+    """The recipe as a dictionary, with gates that require no more than the goal."""
     kind, value = goal
     measured = evaluation is not None and METRICS[model["task"]]
     gates: dict[str, float] = {"speedup": value if kind == "speedup" else 1.0}
@@ -66,7 +66,7 @@ def render(raw: Mapping[str, Any], schema: str | None = None, notes: Mapping[str
     Args:
         raw: the recipe.
         schema: where an editor finds the JSON schema; None: the file does not name it.
-        notes: dotted field -> a comment of its own.
+        notes: dotted field -> an additional comment.
     """
     head = EDITOR_LINE.format(schema) if schema else ""
     lines = [

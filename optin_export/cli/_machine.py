@@ -17,7 +17,7 @@ from optin_export.environment import cores, memory
 from optin_export.errors import EnvironmentLacks
 
 State = Literal["ok", "warning", "missing", "unusable", "refused", "not checked"]
-#: What torch, its exporter and a small model need.
+#: Resources that torch, its exporter and a small model need.
 LEAST_MEMORY, LEAST_DISK = 2 * 2**30, 2 * 2**30
 #: Checks of the default job: a small model on the CPU, with onnxruntime.
 DEFAULT = ("python", "torch", "onnx", "engine onnxruntime, cpu", "memory", "disk")
@@ -25,7 +25,7 @@ DEFAULT = ("python", "torch", "onnx", "engine onnxruntime, cpu", "memory", "disk
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a run may need.
+    """The check of one requirement of a run.
 
     state: missing: not installed; unusable: installed, but it does not work; refused: a run would refuse the recipe;
     not checked: the check needs a download. fix: what to do.

@@ -1,6 +1,6 @@
-"""`optin-export`: find the command, run it, and turn what it raises into an exit code.
+"""`optin-export`: find the command, run it, and turn its errors into an exit code.
 
-Results go to standard output, progress and errors to standard error; the exit code tells the verdict (see `errors`).
+Results go to standard output, progress and errors to standard error; the exit code shows the verdict (see `errors`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MACHINE_REFUSES = (
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends the work as Ctrl-C does, with an exit code of its own."""
+    """SIGTERM: ends the work as Ctrl-C does, with another exit code."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,7 +74,7 @@ def _main(given: list[str]) -> int:
 
 
 def _failed(error: BaseException, given: Sequence[str], display: Quiet | None) -> int:
-    """Print an error, and return its exit code. display: that of the run, if one has begun."""
+    """Print an error, and return its exit code. display: the run's display, if a run has begun."""
     if isinstance(error, KeyboardInterrupt):
         return _interrupted(given, display, 143 if isinstance(error, Terminated) else 130)
     if isinstance(error, BrokenPipeError):

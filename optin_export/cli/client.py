@@ -1,4 +1,4 @@
-"""`optin-export client`: measure two served models from the place where their clients are."""
+"""`optin-export client`: measure two served models from a client's machine."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _report(
     lines: list[str],
     as_json: bool,
 ) -> None:
-    """Add what was measured to the run's report, and print the rest. lines: commands of perf_analyzer."""
+    """Add the measurements to the run's report, and print the rest. lines: perf_analyzer commands."""
     from optin_export.report import add_deployed, result_of
 
     measured = [result.to_json() for result in found]
@@ -213,7 +213,7 @@ def _perf_analyzer(
     batch: int,
     concurrency: list[int],
 ) -> list[str]:
-    """Its command lines. Their input data is written into the run, so that they work as they are."""
+    """perf_analyzer command lines. Their input data is written into the run, so that they work unchanged."""
     from optin_export.serving.perf_analyzer import command_line, write_input_data
     from optin_export.ship.manifest import add_files
     from optin_export.workdir.lock import held
@@ -276,7 +276,7 @@ def _reference(run: Path | None, rows: Path | None, tolerance: float | None, out
         raise InputError("which rows to send?", "they come from one run", "give either --run RUN or --reference FILE")
     try:
         parity = read_json(run / "report.json")["parity"]
-        # The served model has the recipe's precision, whose tolerance is the widest of the run.
+        # The served model has the recipe's precision, which has the widest tolerance of the run.
         known = max(parity["tolerance"], *(one["error"] for one in parity["tolerances"].values()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"cannot read {run}/report.json", str(error), "give a finished run") from None

@@ -90,7 +90,7 @@ def _needed(recipe: Recipe | None) -> tuple[str, ...]:
 
 
 def _of_recipe(recipe: Recipe) -> tuple[list[Check], OptinError | None]:
-    """The checks of its targets and of a run's start, and the error with which a run would stop there."""
+    """The checks of a recipe's targets and of a run's start, and the error with which a run would stop there."""
     from optin_export.cli._machine import Check, engine_check
     from optin_export.recipe import expand
     from optin_export.stages.preflight import Known, preflight
@@ -102,7 +102,7 @@ def _of_recipe(recipe: Recipe) -> tuple[list[Check], OptinError | None]:
     shown = next((one for one in checked if one.refusal is not None), checked[0])
     for one in shown.findings:
         if one.name == "engines":
-            continue  # the lines of the targets say it
+            continue  # already in the checks of the targets
         lacks = isinstance(one.error, EnvironmentLacks)
         found.append(
             Check(one.name, "missing" if lacks else one.state, one.detail, None if one.error is None else one.error.fix)

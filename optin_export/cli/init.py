@@ -17,7 +17,7 @@ from optin_export.errors import InputError
 
 #: Sources whose name is a path.
 _PATHS = ("csv", "tsv", "npz", "images")
-#: What has to be known, in the order in which it is asked: the help of the option, and the question.
+#: Required answers in the order of the questions: the option's help, and the question.
 _QUESTIONS = {
     "model": "Model: a folder, hf:ID, timm:NAME or py:FILE.py:FUNCTION",
     "task": "Task of the model",
@@ -29,7 +29,7 @@ _QUESTIONS = {
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the recipe is to say: the options of the command, with what was asked or guessed."""
+    """The recipe's content: the options of the command, completed by answers and guesses."""
 
     model: str
     task: str
@@ -200,7 +200,7 @@ def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
     for metric in METRICS[recipe.model.task][1:]:
         if found.wrong is None or not found.wrong.what.startswith("the metric "):
             break
-        raw["data"]["evaluation"]["metric"] = metric  # the usual one is not defined for this model
+        raw["data"]["evaluation"]["metric"] = metric  # the default metric is not defined for this model
         found = preflight(recipe := validate(raw, folder), known)
     if found.model is not None and any(one.name == "units" and one.state == "refused" for one in found.findings):
         units = usable_units(found.model, recipe)

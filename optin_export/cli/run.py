@@ -131,7 +131,7 @@ def optin_export(
 def _carry_out(
     recipe: Recipe, folder: Path, cluster: Options | None, display: Display, **how: Any
 ) -> Report | list[SubRun] | None:
-    """The report of a run (None if it stopped before), or the runs of a sweep. The imports load torch."""
+    """Execute a run or sweep; returns the report (None if it stopped before), or the runs. The imports load torch."""
     if cluster is not None:
         from optin_export.distributed.runs import run_on_cluster
 
@@ -154,7 +154,7 @@ def exit_code(report: Report) -> int:
 
 
 def cluster_options(where: str | None, workers: int | None, timeout: float, shared_files: bool) -> Options | None:
-    """How to work with Ray; None without --cluster. Raises InputError for values that cannot be used."""
+    """The options for Ray; None without --cluster. Raises InputError for values that cannot be used."""
     if where is None:
         if workers is not None or shared_files:
             raise InputError(
@@ -191,7 +191,7 @@ def _print_verdict(report: Report, folder: Path) -> None:
 
     from optin_export.recipe import engine_name
 
-    # A log has no width at which lines have to be wrapped.
+    # A log has no width at which lines must be wrapped.
     width = None if sys.stdout.isatty() else 200
     console = Console(file=beneath(sys.stdout), soft_wrap=True, highlight=False, width=width)
     style = "bold red" if not report.verdict.passed else "bold yellow" if report.warnings else "bold green"

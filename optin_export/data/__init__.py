@@ -1,8 +1,8 @@
 """Batches and labels from a recipe's data, preprocessed like in the model's own library. Independent of pruning.
 
-`readers` reads files, folders and datasets, `in_memory` what a caller has; `batches`, `images` and `text` make
-tensors; `labels` and `label_maps` map labels to the model's classes; `loading` puts model and data together, `given`
-those that are in memory.
+`readers` reads files, folders and datasets, `in_memory` reads a caller's data; `batches`, `images` and `text` make
+tensors; `labels` and `label_maps` map labels to the model's classes; `loading` combines a recipe's model and data,
+`given` those in memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From rows to tensors, in batches of rows of similar length: tokenising here, images in `images`."""
+"""Encode rows as tensors, in batches of rows of similar length; text here, images in `images`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from optin_export.recipe import Recipe
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows of the data, encoded. rows: their positions in the examples, so that an order can be undone.
+    """Encoded rows of the data. rows: their positions in the examples, from which the order can be restored.
 
-    targets: labels, one per row, where they are made from the data itself (the next token, a masked one).
+    targets: labels, one per row, if they are made from the data itself (the next token, a masked one).
     """
 
     inputs: Inputs
@@ -37,23 +37,23 @@ class Processor(Protocol):
     """Encodes rows of one kind of data into the arguments of the task module."""
 
     def order(self, examples: Examples) -> np.ndarray:
-        """Row positions in the order that wastes least padding."""
+        """Row positions in the order that needs the least padding."""
 
     def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
         """All given rows as one batch; text is padded to `pad_to` tokens, or to its longest row."""
 
     def targets(self, examples: Examples, inputs: Inputs) -> Sequence[Any] | None:
-        """Labels of the rows as they are encoded in `inputs`; None where they are those of the examples."""
+        """Labels of the rows as encoded in `inputs`; None if the examples' labels apply."""
 
 
 class TextProcessor:
-    """Tokenises `text` (and `text_pair`, as a pair) to at most `sequence` tokens; always to as many if `full`.
+    """Tokenises `text` (and `text_pair`, as a pair) to at most `sequence` tokens; to exactly that many if `full`.
 
-    longest: limit in tokens, if it is below `sequence`. prompt: put before every text.
-    Further tasks: see `text`.
+    longest: limit in tokens, if below `sequence`. prompt: prefix of every text.
+    For other tasks see `text`.
     """
 
-    #: Columns that are encoded, in this order, and how the tokenizer is called.
+    #: Columns to encode, in this order, and how the tokenizer is called.
     columns: tuple[str, ...] = ("text", "text_pair")
     options: ClassVar[dict[str, Any]] = {"truncation": True}
 
@@ -72,7 +72,7 @@ class TextProcessor:
         self.tokenizer, self.sequence, self.vocabulary = tokenizer, sequence, vocabulary
         self.seed, self.full, self.mask = seed, full, mask
         self.whole, self.longest, self.prompt = longest, min(sequence, longest or sequence), prompt
-        # Segment ids only say something about pairs; without pairs they would be one more input of zeros.
+        # Segment ids matter only for pairs; without pairs they would be another input of zeros.
         self.segments = pairs and "token_type_ids" in tokenizer.model_input_names
 
     def order(self, examples: Examples) -> np.ndarray:
@@ -124,8 +124,8 @@ def make_processor(
     kind: type[TextProcessor] = TextProcessor,
     tokenizer: Any = None,
 ) -> Processor:
-    """The processor that fits the task, of class `kind` for text; raises InputError when the tokenizer cannot be loaded
-    or does not serve. tokenizer: already loaded; None: the recipe's, or the model's own."""
+    """The processor that fits the task, of class `kind` for text; raises InputError if the tokenizer cannot be loaded
+    or used. tokenizer: already loaded; None: the recipe's, or the model's own."""
     if isinstance(loaded.model, ImageModel):
         return make_image_processor(loaded, recipe)
     sentence = loaded.sentence
@@ -146,7 +146,7 @@ def make_processor(
             f"make it at least {least}",
         )
     mask = getattr(loaded.model, "reads_mask", True)
-    # A fixed number of merged tokens needs a fixed length; padding is what leaves first.
+    # A fixed number of merged tokens needs a fixed length; padding is merged first.
     vocabulary, full = getattr(config, "vocab_size", None), recipe.tokens.merges
     prompt = "" if sentence is None else sentence.prompt
     room = min(recipe.export.sequence, longest or recipe.export.sequence)
@@ -170,7 +170,7 @@ def _positions(model: torch.nn.Module) -> int | None:
 
 
 def batches(processor: Processor, examples: Examples, size: int, targets: bool = False) -> Iterator[Batch]:
-    """Batches of `size` rows of similar length; the last may be smaller. targets: with those of the processor."""
+    """Batches of `size` rows of similar length; the last may be smaller. targets: include the processor's targets."""
     order = processor.order(examples)
     for start in range(0, len(order), size):
         rows = order[start : start + size]

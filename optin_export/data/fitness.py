@@ -1,4 +1,4 @@
-"""Whether a metric, or training on labels, is defined for a model at all: found out before any work is done."""
+"""Check, before any work is done, that a metric, or training on labels, is defined for a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _AMOUNT = ("spearman", "pearson")
 
 
 def check_metric(metric: str, task: str, outputs: int, regression: bool, problem: str | None) -> None:
-    """Raises InputError for a metric that the model's output has no value of.
+    """Raises InputError for a metric that is not defined for the model's output.
 
     outputs: features per row of the model's output. problem: `problem_type` of transformers' configuration.
     """
@@ -65,7 +65,7 @@ def check_training(outputs: int, regression: bool, problem: str | None) -> None:
 
 
 def check_amounts(metric: str, labels: Any) -> None:
-    """Raises InputError for labels that a correlation is not defined for: all the same, or fewer than two."""
+    """Raises InputError for labels without a defined correlation: all the same, or fewer than two."""
     if len(labels) < 2 or np.ptp(np.asarray(labels)) == 0:
         raise InputError(
             f"the metric {metric} is not defined for this data",

@@ -1,4 +1,4 @@
-"""Folders of images: which files are images, and which class each one is of by its folder or its name."""
+"""Image folders: list the images, and find the class of each by its folder or its name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from optin_export.errors import InputError
 
-#: Files of operating systems and notebooks, besides names that begin with a dot.
+#: Files of operating systems and notebooks, in addition to names that begin with a dot.
 _LEFTOVERS = ("__MACOSX", "@eaDir", "__pycache__", "$RECYCLE.BIN", "lost+found")
 
 
@@ -19,7 +19,7 @@ def list_images(root: Path, suffixes: Sequence[str]) -> list[Path]:
 
     def walk(folder: Path, above: frozenset[str]) -> None:
         real = os.path.realpath(folder)
-        if real in above:  # a link to a folder that holds it
+        if real in above:  # a link to a parent folder
             return
         for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
             if _is_hidden(entry):
@@ -36,8 +36,8 @@ def list_images(root: Path, suffixes: Sequence[str]) -> list[Path]:
 def class_folders(files: Sequence[Path], root: Path) -> tuple[list[str], tuple[str, ...]]:
     """The class of every image, and all classes: the folders directly below `root`, as in torchvision's ImageFolder.
 
-    Folders without an image are classes too, for the numbers of the others depend on them. Raises InputError for an
-    image outside all folders.
+    Folders without an image are classes too, because the numbers of the others depend on them. Raises InputError for
+    an image outside all folders.
     """
     stray = next((file for file in files if file.parent == root), None)
     if stray is not None:
@@ -49,7 +49,7 @@ def class_folders(files: Sequence[Path], root: Path) -> tuple[list[str], tuple[s
 
 
 def named_classes(files: Sequence[Path], pattern: str) -> tuple[list[str], tuple[str, ...]]:
-    """The class of every image by group 1 of a regular expression in its name, and all classes there are.
+    """The class of every image by group 1 of a regular expression in its name, and all classes.
 
     Raises InputError for an image whose name does not match.
     """

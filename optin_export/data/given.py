@@ -1,4 +1,4 @@
-"""A model and rows that are in memory become the same `Sources` as those that a recipe names."""
+"""Make `Sources` of a model and rows in memory, as for those that a recipe names."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from optin_export.errors import InputError
 from optin_export.models import Inputs, LoadedModel, fitted_tokenizer
 from optin_export.recipe import Recipe
 
-#: `export.sequence` of a recipe that does not say it.
+#: The default of `export.sequence`.
 SEQUENCE = 128
 
 
 class GivenImages:
-    """Encodes rows whose `pixel_values` are what the model takes, [rows, ...]."""
+    """Encodes rows whose `pixel_values` are already the model's input, [rows, ...]."""
 
     def order(self, examples: Examples) -> np.ndarray:
         return np.arange(len(examples))
@@ -38,7 +38,7 @@ class GivenImages:
 
 
 class GivenTokens:
-    """Encodes rows of tokens, int64 [tokens] each, padded to the longest of a batch; to `sequence` always if `full`.
+    """Encodes rows of tokens, int64 [tokens] each, padded to the longest in a batch; always to `sequence` if `full`.
 
     pad: the padding token. mask: whether the model reads an attention mask.
     """
@@ -70,9 +70,9 @@ def given_sources(
     """Sources of a model and rows in memory, checked as those of a recipe are.
 
     Args:
-        recipe: all that is not the model, or its rows.
+        recipe: everything except the model and its rows.
         calibration, evaluation: from `given_rows`; the latter with labels.
-        tokenizer: of transformers, for rows of text; None: the recipe's (`model.tokenizer`).
+        tokenizer: a transformers tokenizer, for rows of text; None: the recipe's (`model.tokenizer`).
 
     Raises InputError for rows that do not fit the model.
     """
@@ -92,8 +92,8 @@ def given_sources(
 
 
 def usual_sequence(calibration: Examples, module: nn.Module) -> int:
-    """The sequence length where none is asked for: the longest row of tokens; of texts the recipe's default, as far as
-    the model has positions."""
+    """The default sequence length: the longest row of tokens; for texts the recipe's default, limited by the model's
+    positions."""
     ids = calibration.columns.get("input_ids")
     return max(map(len, ids)) if ids is not None else min(SEQUENCE, _positions(module) or SEQUENCE)
 

@@ -1,4 +1,4 @@
-"""What the fields of an image processor of transformers may mean, as steps of `pixels`; the likeliest first.
+"""Possible meanings of the fields of a transformers image processor, as steps of `pixels`; the likeliest first.
 
 Processors share their fields but not what they do with them, so these are candidates: `hub_images` tries each.
 """
@@ -10,22 +10,22 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-#: Pillow's numbers of filters.
+#: Pillow's numbers of resampling filters.
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-#: ConvNeXt's images are cut below this size, and only stretched from it on.
+#: ConvNeXt crops images below this size, and only stretches larger ones.
 _CONVNEXT_STRETCHES = 384
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """config: of `pixels`, without `input_size`. normalises: mean and std of the processor are part of it."""
+    """config: as in `pixels`, without `input_size`. normalises: whether it includes the processor's mean and std."""
 
     config: dict[str, Any]
     normalises: bool
 
 
 def candidates(processor: Any, sizes: dict[str, dict[str, int]], channels: int, resampling: str) -> Iterator[Candidate]:
-    """Every reading of the processor's fields, the plainest first.
+    """Every interpretation of the processor's fields, the simplest first.
 
     sizes: the set fields of its `size`, `crop_size` and `pad_size`. resampling: as in `pixels`.
     """
@@ -39,7 +39,7 @@ def candidates(processor: Any, sizes: dict[str, dict[str, int]], channels: int, 
         [[{"pad": {"size": [pads["height"], pads["width"]]}}]] if _on(processor, "do_pad") and "height" in pads else []
     )
     ways = list(_resizes(processor, sizes)) if _on(processor, "do_resize") else [[]]
-    # PP-LCNet puts blue first after it has normalised, so its statistics change places too.
+    # PP-LCNet reverses the channels after normalising, so its statistics are reversed too.
     late = getattr(processor, "resize_short", None) is not None
     flips = (True, False) if late or _on(processor, "do_flip_channel_order") else (False,)
     scalings = list(_scalings(processor, channels))
@@ -91,7 +91,7 @@ def _resizes(processor: Any, sizes: dict[str, dict[str, int]]) -> Iterator[list[
         square = exact[0] == exact[1]
         larger = [int(side / share) for side in exact]
         yield [resize(rule="shortest", edge=larger[0]) if square else resize(rule="exact", size=larger)]
-    if "height" in cut and exact:  # Perceiver cuts first, a share of the shorter side
+    if "height" in cut and exact:  # Perceiver crops first, to a share of the shorter side
         shares = [exact[0] / cut["height"], exact[1] / cut["width"]]
         perceiver = [{"crop_share": {"share": shares}}, resize(rule="exact", size=exact)]
         if "Perceiver" in type(processor).__name__:
@@ -105,7 +105,7 @@ def _resizes(processor: Any, sizes: dict[str, dict[str, int]]) -> Iterator[list[
 
 
 def _scalings(processor: Any, channels: int) -> Iterator[tuple[dict[str, Any], bool]]:
-    """scale, offset, mean and std; whether the processor's mean and std are in them."""
+    """scale, offset, mean and std; and whether they include the processor's mean and std."""
     scale, offset = 1.0, 0.0
     if _on(processor, "do_rescale"):
         scale = float(getattr(processor, "rescale_factor", None) or 1 / 255)

@@ -20,14 +20,14 @@ class LabelMaps(Sequence[np.ndarray]):
     """Label maps, int64 [H, W] each, with IGNORED where the source has `ignore`.
 
     maps: arrays, images or paths. reduced: the image processor's `do_reduce_labels`: classes count from 1 in the maps,
-    and 0 and 255 are not evaluated. Raises InputError, when one is asked for, if it is no map of classes.
+    and 0 and 255 are not evaluated. Raises InputError when an invalid map is read.
     """
 
     def __init__(self, maps: Any, ignore: int | None, reduced: bool = False) -> None:
         self.maps, self.ignore, self.reduced = maps, ignore, reduced
 
     def where(self, row: int) -> str:
-        """A map as its owner finds it."""
+        """The location of a map, for messages."""
         return str(self.maps[row]) if isinstance(self.maps[row], Path) else f"row {row}"
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ def _read(value: Any, where: str) -> np.ndarray:
         try:
             value = Image.open(regular(value), formats=FORMATS)
             value.load()
-        except Exception as error:  # damaged files raise as many types as there are formats
+        except Exception as error:  # for damaged files each format raises its own types
             raise InputError(
                 f"cannot read the label map of {where}", f"{type(error).__name__}: {error}", "remove or repair it"
             ) from None
@@ -90,7 +90,7 @@ def _read(value: Any, where: str) -> np.ndarray:
 
 
 def find_maps(images: Sequence[Path], root: Path, folder: Path) -> list[Path]:
-    """The label map of every image: at the same place below `folder`, under the same name but for the suffix.
+    """The label map of every image: at the same place below `folder`, with the same name except for the suffix.
 
     Raises InputError for an image without one.
     """

@@ -1,4 +1,4 @@
-"""The labels of data become the model's class indices, or are refused with the rows at fault."""
+"""Map the data's labels to the model's class indices, or refuse them with the rows at fault."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optin_export.errors import InputError
 from optin_export.models.class_names import AmbiguousName, ClassNames, as_number
 from optin_export.models.tasks import IGNORED
 
-#: Folders that hold a part of a data set rather than a class of it.
+#: Names of folders that hold a split of a data set rather than a class.
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "evaluation", "holdout")
 _BOOLEAN = {"true": 1, "false": 0}
 
@@ -34,10 +34,10 @@ class Classes:
 
 
 def class_indices(examples: Examples, classes: Classes) -> tuple[np.ndarray, list[str]]:
-    """The class index of every row, int64 [rows], and notes on what was decided by evidence.
+    """The class index of every row, int64 [rows], and notes on inferred decisions.
 
-    A label is the name of a class, or its index; where classes are called by numbers, a number is a name.
-    Raises InputError for labels that are neither, with the rows.
+    A label is the name of a class, or its index; if classes are named by numbers, a number is a name.
+    Raises InputError for other labels, with the rows.
     """
     column = examples.columns["label"]
     _refuse_lists(column, examples)
@@ -54,7 +54,7 @@ def class_indices(examples: Examples, classes: Classes) -> tuple[np.ndarray, lis
 def word_indices(examples: Examples, classes: Classes) -> tuple[list[np.ndarray], list[str]]:
     """One class index per word, int64 [words] for every row; a row's labels: a list, or text separated by blanks.
 
-    IGNORED stays. Raises InputError for a row without one label per word, and for unknown labels.
+    IGNORED is kept. Raises InputError for a row without one label per word, and for unknown labels.
     """
     rows: list[list[str]] = []
     for row, (words, labels) in enumerate(zip(examples.columns["tokens"], examples.columns["label"], strict=True)):
@@ -86,7 +86,7 @@ def word_indices(examples: Examples, classes: Classes) -> tuple[list[np.ndarray]
 
 
 def numbers(examples: Examples) -> np.ndarray:
-    """Labels that are amounts, float64 [rows]. Raises InputError for one that is no finite number."""
+    """Numeric labels, float64 [rows]. Raises InputError for a label that is not a finite number."""
     _refuse_lists(examples.columns["label"], examples)
     values = []
     for row, label in enumerate(examples.columns["label"]):
@@ -106,8 +106,8 @@ def numbers(examples: Examples) -> np.ndarray:
 def match_classes(own: Sequence[str], used: set[str], classes: Classes) -> tuple[dict[str, int], list[str]]:
     """Which of the model's classes each class of the data is: by name, by number, or in order.
 
-    own: all classes of the data in its order. used: those that rows are of. In order only where there are as many, and
-    then a note says so. Raises InputError for classes of which some are the model's and others are not.
+    own: all classes of the data in its order. used: the classes that rows have. Classes are matched in order only if
+    their numbers are equal, with a note. Raises InputError if only some of the classes are the model's.
     """
     own = tuple(map(_key, own))
     found: dict[str, int] = {}
@@ -200,7 +200,7 @@ def _match_values(keys: Sequence[str], classes: Classes) -> tuple[dict[str, int 
 
 
 def _refuse_counted_from_one(distinct: Mapping[str, None], classes: Classes) -> None:
-    """'1 star' is class 0: a label 1 may mean either where nothing tells which."""
+    """'1 star' is class 0: refuse a label 1 that may mean either class 0 or class 1."""
     parts = [re.findall(r"\d+", name) for name in classes.names.names]
     if classes.names.numeric or not parts or any(len(one) != 1 for one in parts):
         return

@@ -1,4 +1,4 @@
-"""How long the texts of a recipe are in tokens, and the length that its engines need for them."""
+"""The lengths of a recipe's texts in tokens, and the sequence length that its engines need for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from optin_export.data import Sources
 from optin_export.data.batches import TextProcessor, _positions
 
-#: Share of the rows that are not to be cut, and what a length is a multiple of, which suits the kernels of engines.
+#: Share of the rows that should not be cut, and the number that lengths are multiples of, which suits engines' kernels.
 WHOLE, STEP = 0.99, 16
 
 
@@ -25,14 +25,14 @@ class Length:
 
 
 def positions(model: nn.Module) -> int | None:
-    """The longest sequence that a task model has positions for, where it is limited."""
+    """The longest sequence for which a task model has positions; None if unlimited."""
     return _positions(getattr(model, "model", model))
 
 
 def fitting_length(sources: Sources) -> Length | None:
     """The length that leaves 99 % of the calibration rows whole; None for images.
 
-    It is no longer than the model has positions, than its tokenizer says, and than sentence-transformers cuts texts.
+    It does not exceed the model's positions, its tokenizer's limit, and the length at which sentence-transformers cuts.
     """
     processor = sources.processor
     if not isinstance(processor, TextProcessor):

@@ -1,4 +1,4 @@
-"""The rows that a recipe names: to calibrate on, to judge by, and to train on."""
+"""Read the rows that a recipe names, for calibration, evaluation and training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optin_export.models.loading import python_function
 from optin_export.models.lookup import Lookup
 from optin_export.recipe import Recipe
 
-#: What a row of each task on text is made of, else an image; the columns of pairs and labels come on top.
+#: Columns of a row for each text task (other tasks: an image); columns of pairs and labels are added.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "text-classification": ("text",),
     "feature-extraction": ("text",),
@@ -36,15 +36,15 @@ class Data:
 
 
 def read_data(recipe: Recipe, lookup: Lookup | None = None) -> Data:
-    """The rows that a recipe names, drawn under its seed. Raises InputError for what cannot be read or is missing.
+    """The rows that a recipe names, drawn under its seed. Raises InputError for unreadable or missing data.
 
-    lookup: download nothing; rows of a data set of the hub are stood in for, and those to evaluate on left out.
+    lookup: download nothing; stand-ins replace rows of hub data sets, and evaluation rows are left out.
     """
     data, task = recipe.data, recipe.model.task
     pairs = task in ("text-classification", "feature-extraction") and "text_pair" in data.calibration.columns
     classify_pairs = task == "text-classification" and pairs
     needs = ("text", "text_pair") if pairs else COLUMNS.get(task, ("image",))
-    apart = pairs and not classify_pairs  # embedded apart: each sentence is a row of its own
+    apart = pairs and not classify_pairs  # embedded separately: each sentence is a row
     elsewhere = {
         one.source for one in (data.calibration, data.evaluation) if lookup and one and one.source.startswith(HUB)
     }
@@ -85,7 +85,7 @@ def _finetune_examples(
     """Rows of `finetune.data`; without it, rows of the calibration source that were not drawn."""
     section = recipe.finetune
     if section is not None and section.source is not None:
-        python_function(section.source)  # what cannot be called shows now, not after hours of work
+        python_function(section.source)  # a function that cannot be called raises here, not after hours of work
     if section is None:
         return None, None
     if lookup is not None and (section.data or recipe.data.calibration).source.startswith(HUB):

@@ -1,6 +1,6 @@
-"""Text whose labels belong to tokens: how rows are encoded, and the targets of each encoded row.
+"""Tasks with labels per token: encode rows, and make the targets of each encoded row.
 
-Targets are as long as their row: a class per token, IGNORED where nothing is asked; for question answering an `Answer`.
+Targets are as long as their row: a class per token, or IGNORED; for question answering, an `Answer`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MASKED = 0.15
 
 @dataclass(frozen=True)
 class Answer:
-    """The right answers to one question, and what is needed to read an answer off the scores of tokens.
+    """The right answers to one question, with the data for extracting an answer from the scores of tokens.
 
-    offsets: [tokens, 2], where in `context` a token's characters begin and end; -1 for tokens that are not of it.
+    offsets: [tokens, 2], where a token's characters begin and end in `context`; -1 for tokens outside it.
     """
 
     answers: tuple[str, ...]
@@ -35,7 +35,7 @@ class Answer:
 
 
 class WordProcessor(TextProcessor):
-    """token-classification: `tokens`, a list of words per row. The first token of a word bears its label."""
+    """token-classification: `tokens`, a list of words per row. The first token of a word has its label."""
 
     columns = ("tokens",)
     options: ClassVar[dict[str, Any]] = {"truncation": True, "is_split_into_words": True}
@@ -52,7 +52,7 @@ class WordProcessor(TextProcessor):
 
 
 class QuestionProcessor(TextProcessor):
-    """question-answering: `question` and `context`, of which the end is cut where both are too long."""
+    """question-answering: `question` and `context`; the end of the context is cut if both are too long."""
 
     columns = ("question", "context")
     options: ClassVar[dict[str, Any]] = {"truncation": "only_second"}
@@ -69,7 +69,7 @@ class QuestionProcessor(TextProcessor):
 
 
 class MaskedProcessor(TextProcessor):
-    """fill-mask: a seeded share of each text's tokens is masked; which ones depends on that text alone."""
+    """fill-mask: a seeded share of each text's tokens is masked; the choice depends only on that text."""
 
     def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
         inputs = super().encode(examples, pad_to)

@@ -1,4 +1,4 @@
-"""Rows to train on: epochs of batches in a seeded order, and some rows kept out of it."""
+"""Training rows: epochs of batches in a seeded order, and some held-out rows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from optin_export.data.batches import Batch, Processor
 from optin_export.data.readers import Examples
 from optin_export.errors import InputError
 
-#: One in this many rows is held out, up to a number that is quick to evaluate.
+#: One in this many rows is held out, up to a maximum that is quick to evaluate.
 HOLD_OUT, MOST_HELD_OUT = 5, 256
 
 
 class Training:
-    """Batches of `size` rows. Each iteration is one epoch, in an order of its own; the seed fixes all of them.
+    """Batches of `size` rows. Each iteration is one epoch in a new order; the seed determines all of them.
 
-    Batches have `targets` where labels are given.
+    Batches have `targets` if labels are given.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ def split(
     seed: int,
     spare: Examples | None = None,
 ) -> tuple[Training, tuple[Batch, ...]]:
-    """Rows to train on, and batches of held-out rows: `spare` ones that nothing was made from yet, or else some of
+    """Training rows, and batches of held-out rows: `spare` rows, which have not been used yet, or else some of
     `examples`. Raises InputError for fewer than two rows."""
     if spare is not None and len(spare):
         kept_out = Training(processor, spare, None, size, seed)

@@ -1,4 +1,4 @@
-"""Texts that are longer than what is shipped: how many, and what is said about them."""
+"""Warnings about texts that are longer than the shipped sequence length."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from optin_export.data.readers import Examples
 
 
 def length_warnings(processor: Processor, examples: Mapping[str, Sequence[Examples]]) -> list[str]:
-    """One line for each kind of rows that `processor` cuts, and where its model cuts before `export.sequence` does.
+    """One line for each kind of rows that `processor` cuts, and if the model's limit is below `export.sequence`.
 
     examples: 'calibration' or 'evaluation' -> its rows, on each side of pairs that are embedded apart.
     """
-    if type(processor) is not TextProcessor:  # questions, words and masked tokens are cut in ways of their own
+    if type(processor) is not TextProcessor:  # questions, words and masked tokens are cut in other ways
         return []
     found, most, sequence = [], processor.whole, processor.sequence
     if most is not None and most < sequence:

@@ -1,5 +1,5 @@
-"""The same work on several processes or machines, by Ray.
+"""Run the same work on several processes or machines with Ray.
 
-Only `ray_session` imports Ray. What it offers is data in, data out; what is sent are values, never paths, unless the
-workers share this machine's files.
+Only `ray_session` imports Ray. Work is sent and returned as values, never as paths, unless the workers share this
+machine's files.
 """

@@ -1,4 +1,4 @@
-"""What work on several workers cost, by stage: cluster/costs.json of the run folder, which the report shows."""
+"""The cost of work on several workers, by stage: cluster/costs.json in the run folder, shown in the report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Spent:
 
 
 class Book:
-    """Costs and logs of one run: one log per worker, written by this process from what workers send with results."""
+    """Costs and logs of one run: one log per worker, which this process writes from the workers' messages."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,7 +50,7 @@ class Book:
         append_text(self.folder / "cluster" / f"{worker}.log", "".join(f"{now} {line}\n" for line in lines))
 
     def save(self) -> None:
-        """Write the costs of the stages that did something; those of other stages stay as they were."""
+        """Write the costs of the stages that did work, without changing those of other stages."""
         known = costs_of(self.folder)
         for name, spent in self.stages.items():
             if spent.tasks or spent.reused:

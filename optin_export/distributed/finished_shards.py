@@ -1,4 +1,4 @@
-"""Shards that are done, in the run folder: a run that was cut off goes on where it stopped; nothing counts twice."""
+"""Finished shards in the run folder: an interrupted run continues where it stopped, and nothing counts twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Memory:
         self.folder, self.key = folder / key[:32], key
 
     def get(self, shard: Shard) -> Partial | None:
-        """What the shard gave, if it is known and undamaged."""
+        """The result of the shard, if it is stored and undamaged."""
         try:
             with safe_open(regular(self._path(shard)), framework="numpy") as file:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -34,7 +34,7 @@ class Memory:
             save_file(dict(sorted(found.items())), temporary, metadata={"sha256": content_of(found)})
 
     def clear(self) -> None:
-        """The scores are written: their parts are not needed any more."""
+        """Delete the shards' results, which are not needed once the scores are written."""
         remove(self.folder)
 
     def _path(self, shard: Shard) -> Path:

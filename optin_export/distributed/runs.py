@@ -1,4 +1,4 @@
-"""One run or a sweep with a cluster's help: the same run folder and results as without."""
+"""Execute a run or a sweep on a cluster, with the same run folder and results as without."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def run_on_cluster(
     force: bool = False,
     wait: bool = False,
 ) -> Report | list[SubRun] | None:
-    """The report of a run (None if it was to stop before), or the runs of a sweep.
+    """Execute a recipe on a cluster; returns a run's report (None if it stops before), or the runs of a sweep.
 
-    Raises EnvironmentLacks where there is no such cluster.
+    Raises EnvironmentLacks if there is no such cluster.
     """
     with Session(options) as session:
         if session.dashboard:
@@ -50,5 +50,5 @@ def run_on_cluster(
             display.start("fleet")
             with reporting(display.tick):
                 target_nodes.measure_fleet(session, recipe, folder, Book(folder), force)
-            found = run(recipe, folder)  # nothing is done again but the conclusions
+            found = run(recipe, folder)  # only the conclusions are computed again
         return found

@@ -1,4 +1,4 @@
-"""The scoring's shards on workers: each holds the model once, and what is finished is kept in the run folder."""
+"""Execute the scoring's shards on workers: each holds the model once; finished shards are kept in the run folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from optin_export.scoring.shards import Work
 
 
 def spread_over(session: Session, run: Path, key: str, book: Book, force: bool = False, gpus: int = 0) -> Spread:
-    """A `Spread` for `scoring.score`: shards are done by the session's workers; known ones are not done again.
+    """A `Spread` for `scoring.score`: the session's workers execute shards, except for finished ones.
 
-    run: the run folder. key: hash of all that the scoring depends on. gpus: that a worker needs for the model.
+    run: the run folder. key: hash of all that the scoring depends on. gpus: number that a worker needs for the model.
     """
     memory = Memory(run / "cluster" / "shards", key)
     if force:
@@ -28,7 +28,7 @@ def spread_over(session: Session, run: Path, key: str, book: Book, force: bool =
             pools: list[Pool] = []
 
             def workers() -> Pool:
-                # Not before there is something to do: a resumed run may have every shard already.
+                # Only if there is work to do: a resumed run may already have every shard.
                 if not pools:
                     pools.append(open_.enter_context(session.pool(work, gpus=gpus)))
                     pools[0].lost = lambda line: book.log("driver", line)

@@ -1,4 +1,4 @@
-"""A sweep on a cluster: scored here with the workers' help, then everything else at once, one worker a run."""
+"""A sweep on a cluster: scoring here with the workers' help, then everything else in parallel, one worker per run."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from optin_export.workdir.run_directory import STAGES
 if TYPE_CHECKING:
     from optin_export.distributed.ray_session import Session
 
-#: The last stage that is done here, once for all runs that have it in common.
+#: The last stage that runs here, once for all runs that share it.
 COMMON = "curves"
 
 
 def run_on_workers(session: Session, sweep: Sweep) -> Outcomes:
-    """How each of the runs ended. Raises InputError for files that workers may not have, before anything is done."""
+    """Execute the runs; returns how each ended. Raises InputError at the start for files that workers may not have."""
     folder, book = sweep.folder, Book(sweep.folder)
     sweep = dataclasses.replace(
         sweep, spread=lambda recipe, key: spread_over(session, folder, key, book, gpus=recipe.model.gpus)
@@ -58,7 +58,7 @@ def check_paths(recipe: Recipe, session: Session) -> None:
 
 
 def _refuse_paths(recipe: Recipe) -> None:
-    """A whole run reads these files where it is. Scoring does not: it is sent the model and the batches."""
+    """Refuse paths: a whole run reads these files on its node. Scoring does not: it receives the model and batches."""
     data, tune = recipe.data, recipe.finetune
     rows = [data.calibration, data.evaluation, None if tune is None else tune.data]
     code = [recipe.model.source, None if tune is None else tune.source]
@@ -78,7 +78,7 @@ def _fan_out(
     variants: Sequence[Variant],
     book: Book,
 ) -> Outcomes:
-    """Everything after the scoring, of all runs at once; one worker each, with the GPUs that its recipe names."""
+    """Run everything after the scoring for all runs in parallel, one worker each, with the GPUs of its recipe."""
     from optin_export.distributed.ray_session import no_gpus
 
     folder, loaded = sweep.folder, sweep.loaded
@@ -88,14 +88,14 @@ def _fan_out(
     for one in variants:
         gpus = max(one.recipe.model.gpus, int(any(target.device == "cuda" for target in one.recipe.here)))
         if gpus and session.missing({"GPU": gpus}):
-            outcomes[one.label] = failed(no_gpus(gpus))  # and not: waits for ever
+            outcomes[one.label] = failed(no_gpus(gpus))  # and does not wait forever
             continue
         place, shared = folder / one.label, folder / SHARED
         files = None if session.shared_files else pack(place, [p for p in place.rglob("*") if p.is_file()])
         sources = loaded.of(one.recipe)
         known = id(sources.loaded)
         if known not in references:
-            # The model once for all runs that have it; a reference of its own for each would send it as often.
+            # One reference to the model for all runs that share it; separate references would send it several times.
             references = {known: session.put(sources)}
         tasks[
             session.submit(
@@ -125,5 +125,5 @@ def _fan_out(
 
 
 def run_variant(recipe: Recipe, sources: Sources, place: Any, shared: Path | None, messages: Any) -> Any:
-    """On a worker: the run of one recipe with sources that were loaded for another one of the sweep."""
+    """On a worker: run one recipe with sources that were loaded for another recipe of the sweep."""
     return run_away(recipe, dataclasses.replace(sources, recipe=recipe), place, shared, messages)

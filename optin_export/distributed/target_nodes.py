@@ -1,4 +1,4 @@
-"""Targets with resources: each is built and measured on a node that has them, and the results come back as files."""
+"""Build and measure targets with resources on nodes that have them, and return the results as files."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 
 def measure_fleet(session: Session, recipe: Recipe, folder: Path, book: Book, force: bool = False) -> None:
-    """Measure the recipe's targets with resources on nodes that have them; results of these very graphs are kept.
+    """Measure the recipe's targets with resources on nodes that have them; results of the same graphs are kept.
 
-    folder: of the finished run. Written are machines/<machine>/ and, for what was not measured, cluster/fleet.json.
+    folder: the finished run. Writes machines/<machine>/ and, for targets that were not measured, cluster/fleet.json.
     """
     known = set() if force else {one.target for one in still_elsewhere(folder)}
     reasons: dict[str, str] = {}
     tasks, data = {}, None
     for target in recipe.fleet:
-        # A share of a GPU may be named; else a target on CUDA has one for itself.
+        # A share of a GPU may be named; otherwise a CUDA target reserves a whole GPU.
         wanted = ({"GPU": 1.0} if target.device == "cuda" else {}) | dict(target.resources)
         missing = session.missing(wanted)
         if target.name in known:
@@ -60,7 +60,7 @@ def measure_fleet(session: Session, recipe: Recipe, folder: Path, book: Book, fo
 
 
 def _needed(recipe: Recipe, folder: Path, target: Target) -> Parcel:
-    """What a node needs of a run: the graphs, rows with their answers, and what says that they are the run's."""
+    """The files of a run that a node needs: graphs, rows with their answers, and files that identify the run."""
     names = ("recipe.yaml", "report.json", "manifest.json", "measure/reference.safetensors")
     sources = [engines.source_of(folder, target, which) for which in engine_names(recipe.export.precision)]
     graphs = [file for source in sources for file in graph_files(source)]
@@ -73,7 +73,7 @@ def _evaluation(recipe: Recipe) -> Dataset | None:
         return None
     try:
         data = load_sources(recipe).evaluation()
-        # Label maps are read from files when they are needed, and a node may not have those.
+        # Label maps are read from files when needed, which a node may not have.
         return data if data is None else dataclasses.replace(data, labels=_values(data.labels))
     except OptinError:
         return None

@@ -1,4 +1,4 @@
-"""What runs in the workers' processes: they hold a piece of work, do items of it, and say what that took."""
+"""Code that runs in the workers' processes: hold work, process items of it, and report the cost."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 from optin_export.workdir.measurement_lock import Machine
 
-#: worker: its name; seconds; gpus: held by it; bytes: of the result, where it is arrays; printed: lines.
+#: worker: its name; seconds; gpus: number it holds; bytes: size of the result, if it is arrays; printed: lines.
 Facts = dict[str, Any]
 
 
 class Worker:
-    """An actor. payload: the pickled work, a function of one item. threads: of torch, for one item."""
+    """An actor. payload: the pickled work, a function of one item. threads: torch threads for one item."""
 
     def __init__(self, payload: bytes, threads: int) -> None:
         import torch
@@ -30,13 +30,13 @@ class Worker:
         return name()
 
     def do(self, item: Any) -> tuple[Any, Facts]:
-        """The item's result. While anybody measures on this machine, it waits."""
+        """Process an item and return the result. Waits while another process measures on this machine."""
         with Machine().busy():
             return recorded(self.work, item)
 
 
 def recorded(function: Callable[..., Any], *args: Any) -> tuple[Any, Facts]:
-    """(what the function returns, facts about how)."""
+    """Call the function; returns (its result, facts about the call)."""
     printed = io.StringIO()
     start = time.perf_counter()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
@@ -52,5 +52,5 @@ def recorded(function: Callable[..., Any], *args: Any) -> tuple[Any, Facts]:
 
 
 def name() -> str:
-    """Host and process."""
+    """The worker's name: host and process."""
     return f"{socket.gethostname()}-{os.getpid()}"

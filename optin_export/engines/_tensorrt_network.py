@@ -1,4 +1,4 @@
-"""What a TensorRT build is made of: the parsed network, optimization profiles, the configuration, its trtexec line."""
+"""The parts of a TensorRT build: parsed network, optimization profiles, configuration, and the trtexec command."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 #: (min, opt, max) of every input.
 Profile = dict[str, tuple[Shape, Shape, Shape]]
-#: Output name -> its dynamic axes -> the input, and the axis of that, that is as long.
+#: Output name -> dynamic axis -> the input, and its axis of the same length.
 Axes = dict[str, dict[int, tuple[str, int]]]
 #: The exporter's smallest sequence.
 LEAST_SEQUENCE = 2
-#: The first version with everything that is used here.
+#: The first version with all features used here.
 OLDEST = (10, 9)
-#: How TensorRT names kernels that are a whole attention.
+#: TensorRT's names of kernels that compute a whole attention.
 _FUSED = re.compile(r"(?<![a-z])f?mha(?![a-z])|flash_?att", re.IGNORECASE)
 
 
@@ -40,7 +40,7 @@ def checked_version(trt: Any) -> Any:
 
 
 def logger(trt: Any) -> Any:
-    """A logger that keeps errors and warnings: that is where the reason for a failure is."""
+    """A logger that keeps errors and warnings, which contain the reason for a failure."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -59,7 +59,7 @@ def logger(trt: Any) -> Any:
 
 def monitor(trt: Any) -> Any:
     """Progress of the build's outermost phase."""
-    show = reporter()  # TensorRT calls from threads of its own
+    show = reporter()  # TensorRT calls from its own threads
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -86,13 +86,13 @@ def monitor(trt: Any) -> Any:
 
 
 def parse(trt: Any, builder: Any, log: Any, onnx: Path) -> tuple[Any, Any]:
-    """The network of an ONNX file, and the parser, which has to live as long: its weights are referred to.
+    """The network of an ONNX file, and the parser, which must live as long because the network refers to its weights.
 
     Raises ParityError that names every node the parser refuses.
     """
     definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(definition, log)
-    # The parser needs the path to find weights next to the graph.
+    # The parser needs the path to find external weights.
     if not parser.parse(onnx.read_bytes(), str(onnx)):
         every = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"{refusal.node_operator()} '{refusal.node_name()}': {refusal.desc()}" for refusal in every)
@@ -165,7 +165,7 @@ def _supported(enum: Any, name: str, trt: Any, option: str) -> None:
 
 
 def failed(log: Any, target: Target) -> OptinError:
-    """Why no engine came out of a build, as an error to raise."""
+    """The error for a build that made no engine, with the reason."""
     reason = log.reason()
     if "memory" in reason.lower():
         fix = "set a smaller targets.tensorrt.workspace (MiB), smaller export.batch, or free GPU memory"
@@ -231,9 +231,9 @@ def _padded(array: np.ndarray, least: Shape) -> np.ndarray:
 
 
 def dynamic_axes(model: Any) -> Axes:
-    """Which axes of an ONNX model's outputs are as long as which axis of an input: those of one declared dimension.
+    """The axes of an ONNX model's outputs that share a declared dimension with an axis of an input.
 
-    The names of dimensions decide ("batch", "sequence"), never their sizes: a sequence may be as long as an embedding.
+    They are matched by names ("batch", "sequence"), never by sizes: a sequence may be as long as an embedding.
     """
     inputs = {
         dimension.dim_param: (one.name, axis)
@@ -262,7 +262,7 @@ def write_axes(axes: Axes) -> dict[str, list[list[Any]]]:
 
 
 def cut(array: np.ndarray, axes: Mapping[int, tuple[str, int]], given: Mapping[str, Shape]) -> np.ndarray:
-    """An output without what was padded: every axis that is dynamic is as long as that of the input.
+    """An output without padding: every dynamic axis is cut to the length of the input's axis.
 
     axes: of this output (see `dynamic_axes`). given: the shapes of the inputs before they were padded.
     """
@@ -272,7 +272,7 @@ def cut(array: np.ndarray, axes: Mapping[int, tuple[str, int]], given: Mapping[s
 
 
 def layers_of(information: str) -> dict[str, Any]:
-    """What the inspector tells of an engine: {"Layers": one entry each, a name or (detailed) a dictionary, ...}"""
+    """The inspector's description of an engine: {"Layers": one entry each, a name or (detailed) a dictionary, ...}"""
     try:
         told = json.loads(information)
         return told if isinstance(told.get("Layers"), list) else {"unavailable": "the inspector returned no layers"}
@@ -281,9 +281,9 @@ def layers_of(information: str) -> dict[str, Any]:
 
 
 def count_layers(told: Mapping[str, Any]) -> dict[str, int]:
-    """{"layers", "fused_attention"}: of all, those that are one kernel for a whole attention, by name or tactic.
+    """{"layers", "fused_attention"}: number of all layers, and of kernels for a whole attention, by name or tactic.
 
-    TensorRT calls these kernels mha (`_gemm_mha_v2`, fmha, fused_mha_v2); its other layers of attention are not.
+    TensorRT calls these kernels mha (`_gemm_mha_v2`, fmha, fused_mha_v2); it names other attention layers differently.
     """
     if "Layers" not in told:
         return {}

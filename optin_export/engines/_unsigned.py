@@ -1,6 +1,6 @@
-"""Symmetric int8 activations of a Q/DQ graph as unsigned ones, for onnxruntime on an x86 CPU.
+"""Turn symmetric int8 activations of a Q/DQ graph into unsigned ones, for onnxruntime on an x86 CPU.
 
-Its int8 kernels there take unsigned activations. onnxruntime rewrites signed ones itself, but only pairs that no two
+onnxruntime's int8 kernels on x86 take unsigned activations. It rewrites signed ones itself, but only pairs that no two
 products share; the others run in fp32 with their weights dequantised at every call, slower than the fp32 graph.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-#: What is added to a quantised value and to its zero point. Rounding and limits stay the same, so every value does.
+#: Added to a quantised value and to its zero point. Rounding and limits stay the same, so every value does.
 SHIFT = 128
 
 
@@ -32,7 +32,7 @@ def shift_activations(proto: Any) -> int:
             continue
         for one in (node, *after):
             zero = one.inputs[2]
-            if zero not in shifted:  # others may still read the int8 one
+            if zero not in shifted:  # other nodes may still read the int8 one
                 shifted[zero] = _unsigned(zero)
                 model.graph.register_initializer(shifted[zero])
             one.replace_input_with(2, shifted[zero])

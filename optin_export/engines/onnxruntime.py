@@ -1,7 +1,7 @@
-"""onnxruntime on the CPU, or on a GPU by its CUDA or TensorRT provider.
+"""onnxruntime on the CPU, or on a GPU with its CUDA or TensorRT provider.
 
-On the CPU the engine file is the graph as onnxruntime optimised it for this machine. On a GPU it is the ONNX file
-itself: what a provider makes of a graph belongs to one session, and is made when it loads.
+On the CPU the engine file is the graph that onnxruntime optimised for this machine. On a GPU it is the ONNX file
+itself: a provider compiles the graph for one session, when it loads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from optin_export.workdir.onnx_files import (
 SOURCE = SUFFIX = ".onnx"
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _X86 = ("x86_64", "amd64")
-#: Left out for the CPU: the fused kernel takes longer than Add and LayerNormalization, whose kernels are vectorised
+#: Disabled on the CPU: the fused kernel takes longer than Add and LayerNormalization, whose kernels are vectorised
 #: (docs/results.md; tools/studies/study_fusion.py).
 _SLOWER = ("SkipLayerNormFusion",)
 #: Runs of a session in graph mode until it has captured a graph and replays it.
@@ -44,7 +44,7 @@ _UNTIL_CAPTURED = 3
 
 
 class OnnxRuntimeEngine:
-    """A session of onnxruntime on the CPU; `run` takes and gives numpy arrays by name."""
+    """An onnxruntime session on the CPU; `run` takes and returns numpy arrays by name."""
 
     def __init__(self, session: Any) -> None:
         self.session = session
@@ -77,7 +77,7 @@ class BoundEngine:
         return devices.timer(self._bind, {name: inputs[name] for name in self.inputs}, mode, self._device)
 
     def memory(self, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Bytes of the GPU that a further session takes as it loads (arena and weights), and for its first call."""
+        """GPU bytes that another session takes when it loads (arena and weights), and for its first call."""
         before = torch.cuda.mem_get_info()[0]
         engine = OnnxRuntimeEngine(self._open(False))
         loaded = torch.cuda.mem_get_info()[0]
@@ -87,14 +87,14 @@ class BoundEngine:
     def _bind(self, held: Tensors, graph: bool) -> Launch:
         """Bind the tensors `held`, and outputs of the shapes that a first run shows."""
         place, options = self._device.name, _import().RunOptions()
-        # The device's clock waits for the stream; the session need not.
+        # The device's clock waits for the stream, so the session need not.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         first = self.run({name: tensor.cpu().numpy() for name, tensor in held.items()})
         outputs = {name: torch.empty_like(torch.from_numpy(array), device=place) for name, array in first.items()}
         if graph:
             if self._capturing is None:
                 self._capturing = self._open(True)
-            self._graphs += 1  # a graph has its buffers' addresses in it: one for each set
+            self._graphs += 1  # a graph contains the addresses of its buffers: one graph for each set
             options.add_run_config_entry("gpu_graph_id", str(self._graphs))
         session = self._capturing if graph else self._plain.session
         binding = session.io_binding()
@@ -119,7 +119,7 @@ def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Mapping[str, 
     options = _options(runtime, target)
     if target.device == "cuda":
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        _session(runtime, onnx, options)  # a graph that it cannot read shows now
+        _session(runtime, onnx, options)  # raises for a graph that it cannot read
         with atomic_graph(path) as temporary:
             copy_graph(onnx, temporary)
         return {"bytes": graph_bytes(path), **versions(target), "provider": target.provider}
@@ -134,7 +134,7 @@ def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Mapping[str, 
 
 
 def _for_this_cpu(path: Path, folder: Path) -> Path:
-    """The graph, or on x86 one in `folder` whose symmetric int8 activations are unsigned: its kernels want those."""
+    """The graph, or on x86 a copy in `folder` with unsigned int8 activations, which the kernels require."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -142,7 +142,7 @@ def _for_this_cpu(path: Path, folder: Path) -> Path:
         return path
     try:
         model = onnx.load(path, load_external_data=False)
-    except DecodeError:  # onnxruntime says what is wrong with it
+    except DecodeError:  # onnxruntime reports the error
         return path
     if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         return path
@@ -156,7 +156,7 @@ def _for_this_cpu(path: Path, folder: Path) -> Path:
 def load(path: Path, target: Target) -> OnnxRuntimeEngine | BoundEngine:
     """Load what `build` wrote; on the CPU it is not optimised again.
 
-    Raises EnvironmentLacks for a GPU that is not there, or that its provider cannot use.
+    Raises EnvironmentLacks for a GPU that does not exist, or that the provider cannot use.
     """
     runtime = _import()
     if target.device == "cuda":
@@ -173,7 +173,7 @@ def _on_gpu(runtime: Any, path: Path, target: Target) -> BoundEngine:
     gpu, provider = devices.Gpu(), _PROVIDERS[target.provider]
 
     def open_session(graph: bool) -> Any:
-        # Work is queued on the stream that the events time; nothing else may run.
+        # Work is queued on the stream that the events time, so nothing else may run.
         stream = {"device_id": "0", "user_compute_stream": str(gpu.stream.cuda_stream)}
         own = {"enable_cuda_graph" if target.provider == "cuda" else "trt_cuda_graph_enable": "1" if graph else "0"}
         chosen = [(provider, {**stream, **own})]
@@ -219,7 +219,7 @@ def _options(runtime: Any, target: Target) -> Any:
     options.intra_op_num_threads = target.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Two sessions are measured in turn in one process: the idle one's threads must not spin on the other's cores.
+    # Two sessions are measured alternately in one process: the idle one's threads must not spin on the other's cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
@@ -231,7 +231,7 @@ def _session(
     providers: Sequence[Any] = ("CPUExecutionProvider",),
     disabled: Sequence[str] = (),
 ) -> Any:
-    """disabled: names of optimisers of graphs that are left out."""
+    """A session. disabled: names of graph optimisers to disable."""
     try:
         return runtime.InferenceSession(
             str(path), options, providers=list(providers), disabled_optimizers=list(disabled)

@@ -2,10 +2,10 @@
 
 Networks are strongly typed: precision lives in the ONNX graph. One engine file holds a static optimization profile per
 shipped batch size, or with `dynamic` a single one with ranges. TensorRT for RTX builds on a machine without a GPU, for
-the compute capabilities named in the target; running any engine takes a GPU and its driver.
+the compute capabilities named in the target; running any engine requires a GPU and its driver.
 
-Next to each engine is a record (`.plan.json`) with its sha256, library, version and device: deserialising runs native
-code, so what the record does not name is never deserialised.
+Each engine has a record (`.plan.json`) with its sha256, library, version and device: deserialising runs native code, so
+a file that does not match its record is never deserialised.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from optin_export.workdir.files import atomic_path, read_checked, read_json, sha
 
 SOURCE, SUFFIX = ".onnx", ".plan"
 _MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
-#: Bytes; one holds the timings of every kernel that was ever tried on this GPU.
+#: Maximum bytes of a timing cache, which holds the timings of every kernel that was tried on this GPU.
 MAX_TIMING_CACHE = 256 << 20
 
 
 class TensorRTEngine:
     """An engine on the GPU; `run` takes and gives numpy arrays by name, copies included.
 
-    A batch (or sequence) that no profile holds exactly is padded with zeros to the next one, and cut again.
+    A batch (or sequence) that does not fit a profile exactly is padded with zeros to the next one, and its output cut.
     """
 
     modes = tuple(MODES)
@@ -89,7 +89,7 @@ class TensorRTEngine:
         stream = self._device.stream
 
         def choose() -> None:
-            # One context serves all batch sizes in turn.
+            # One context is used for all batch sizes.
             if number != self._chosen:
                 self._context.set_optimization_profile_async(number, stream.cuda_stream)
                 stream.synchronize()
@@ -121,8 +121,8 @@ class TensorRTEngine:
 def build(onnx: Path, target: Target, path: Path, shapes: Sequence[Shapes]) -> dict[str, Any]:
     """Parse `onnx`, build an engine for `shapes` (one entry per shipped batch size) and write it with its record.
 
-    Raises ParityError with every parser error by node, EnvironmentLacks without the library or memory, and for options
-    that the library or machine does not have.
+    Raises ParityError with every parser error by node, EnvironmentLacks if the library or memory is missing, and for
+    options that the library or machine does not support.
     """
     trt = _import(target)
     log = network.logger(trt)
@@ -178,7 +178,7 @@ def load(path: Path, target: Target) -> TensorRTEngine:
 def _write_layers(trt: Any, log: Any, path: Path, target: Target) -> dict[str, Any]:
     """Write the engine's layers, from TensorRT's inspector, next to it; returns counts.
 
-    An engine has to be deserialised for that: where it cannot be, the file says why.
+    This requires deserialising the engine; if that is impossible, the file contains the reason.
     """
     reason = unavailable(target)
     engine = None if reason else trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
@@ -192,9 +192,9 @@ def _write_layers(trt: Any, log: Any, path: Path, target: Target) -> dict[str, A
 
 
 def check_record(path: Path, library: str, version: str, device: str | None) -> dict[str, Any]:
-    """The record next to `path`. Only the file, library, version and device in it are deserialised.
+    """The record of the engine `path`, after checking that file, library, version and device match it.
 
-    Raises ParityError for a file that is not the one that was built, EnvironmentLacks for one that was built elsewhere.
+    Raises ParityError for a file that was changed, EnvironmentLacks for one that was built in another environment.
     """
     fix = "build it again on this machine (--force)"
     try:
@@ -220,7 +220,7 @@ def versions(target: Target) -> dict[str, str]:
 
 
 def unavailable(target: Target) -> str | None:
-    """Why engines of this target can be built but not run here; None if they can."""
+    """The reason why engines of this target can be built but not run here; None if they can run."""
     device = _device()
     if device is None:
         return devices.no_gpu()
@@ -236,7 +236,7 @@ def _device() -> str | None:
 
 
 def _timing_cache(trt: Any, config: Any, target: Target) -> Path | None:
-    """Timings of kernels per library version and GPU. None on RTX, where asking for a cache asks for a GPU."""
+    """The timing cache of this library version and GPU. None on RTX, where a cache requires a GPU."""
     device = _device()
     if target.engine != "tensorrt" or device is None:
         return None
@@ -245,8 +245,8 @@ def _timing_cache(trt: Any, config: Any, target: Target) -> Path | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return None  # a home that cannot be written to: every kernel is timed again
-    # One that is damaged or has grown beyond all use is started again.
+        return None  # the home folder is not writable: every kernel is timed again
+    # A damaged or too large cache is replaced by an empty one.
     known = read_checked(path, MAX_TIMING_CACHE)
     if known is None and path.exists():
         logging.getLogger(__name__).warning("%s is damaged or too large; kernels are timed again", path)

@@ -1,5 +1,5 @@
-"""torch itself, on the CPU or a GPU, so that every machine measures something real. The engine is an exported program
-(`torch.export`, a .pt2 file) of graph and weights: neither our code nor the model's source is needed to run it."""
+"""torch as an engine, on the CPU or a GPU, so that every machine can measure. The engine is an exported program
+(`torch.export`, a .pt2 file) of graph and weights, which runs without this package and the model's source."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from optin_export.recipe import Target
 from optin_export.workdir.files import atomic_path
 
 SOURCE = SUFFIX = ".pt2"
-#: What a node of a program may call, and the files of what it holds: of other objects torch reads plain pickles.
+#: Targets that a program's node may call, and files that a program may hold: for other objects torch reads pickles.
 _TENSOR = r"(weight|tensor)_\d+"
 _OPERATOR = r"torch\.ops(\.[A-Za-z_]\w*)+|_operator\.[a-z]\w*|math\.[a-z]\w*|torch\._?sym_\w+"
 
 
 class TorchEngine:
-    """An exported program on a device; `run` takes and gives numpy arrays by name, copies included."""
+    """An exported program on a device; `run` takes and returns numpy arrays by name, copies included."""
 
     def __init__(self, module: Any, inputs: Sequence[str], outputs: Sequence[str], target: Target) -> None:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
@@ -46,7 +46,7 @@ class TorchEngine:
         once = devices.timer(self._bind, self._named(inputs), mode, self._device)
 
         def timed() -> float:
-            with _threads(self._threads):  # outside of what is timed
+            with _threads(self._threads):  # not timed
                 return once()
 
         return timed
@@ -75,9 +75,9 @@ class TorchEngine:
 
 
 def build(source: Path, target: Target, path: Path, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> dict[str, Any]:
-    """Check that `source` is a program, and take it as the engine; what a device makes of it is made when it loads.
+    """Check that `source` is a program, and copy it as the engine; it is prepared for a device when it loads.
 
-    Raises ParityError where torch cannot read it.
+    Raises ParityError if torch cannot read it.
     """
     program, _ = _read(source)
     with atomic_path(path) as temporary:
@@ -87,9 +87,9 @@ def build(source: Path, target: Target, path: Path, shapes: Sequence[Mapping[str
 
 
 def load(path: Path, target: Target) -> TorchEngine:
-    """Load a program onto the target's device; compiled, where the target says so, at the first call of each shape.
+    """Load a program onto the target's device; if the target says so, it is compiled at the first call of each shape.
 
-    Raises EnvironmentLacks where there is no such device, or not enough memory on it.
+    Raises EnvironmentLacks if the device does not exist or has too little memory.
     """
     reason = unavailable(target)
     if reason is not None:
@@ -106,7 +106,7 @@ def load(path: Path, target: Target) -> TorchEngine:
             f"{path.name} does not fit on the GPU", str(error), "free memory, or lower export.batch"
         ) from None
     if target.compile:
-        # One graph per shape, as CUDA graphs and the static profiles of other engines are.
+        # One graph per shape, like CUDA graphs and the static profiles of other engines.
         module = torch.compile(module, dynamic=False)
     return TorchEngine(module, *names, target)
 
@@ -140,8 +140,8 @@ def _read(path: Path) -> tuple[torch.export.ExportedProgram, tuple[tuple[str, ..
 
 
 def check_program(path: Path) -> None:
-    """That a program calls operators of torch only: torch.export looks its targets up by any dotted name below `torch`,
-    modules such as `os` among them. Raises ValueError, or what a damaged archive raises."""
+    """Check that a program calls only torch operators: torch.export resolves targets by any dotted name below `torch`,
+    including modules such as `os`. Raises ValueError, or what a damaged archive raises."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if sum(entry.file_size for entry in entries) > path.stat().st_size + (1 << 20):
@@ -168,14 +168,14 @@ def check_program(path: Path) -> None:
 
 @contextlib.contextmanager
 def _plain_pickles() -> Iterator[None]:
-    """torch.export.load falls back to unrestricted pickles; this is torch's own switch against it."""
+    """Forbid unrestricted pickles, to which torch.export.load falls back, with torch's own switch."""
     with variable("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"):
         yield
 
 
 @contextlib.contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """torch's threads belong to the process: set for a call, and given back."""
+    """Set torch's thread count, which is global to the process, for a call, and restore it."""
     before = torch.get_num_threads()
     if count is None or count == before:
         yield

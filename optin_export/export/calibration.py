@@ -1,4 +1,4 @@
-"""Calibration data in the shape that the tools which set scales demand."""
+"""Calibration data in the shape that quantisation tools require."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def alike(rows: Iterable[Arrays]) -> list[dict[str, np.ndarray]]:
-    """The batches, padded with zeros (masked tokens) at the end to the shape of the longest one [rows, ...]."""
+    """The batches, padded at the end with zeros (masked tokens) to the shape of the longest one [rows, ...]."""
     batches = list(rows)
     result: list[dict[str, np.ndarray]] = [{} for _ in batches]
     for name in batches[0]:

@@ -1,4 +1,4 @@
-"""Frees the memory that torch keeps for every exported program until the process ends."""
+"""Free the memory that torch keeps for every exported program until the process ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def forget_shapes(program: Any) -> None:
 
     The exporter's ShapeEnv holds several hundred recorded operators and examples of the inputs (`tracked_fakes`). Those
     refer back to it from C++, where the garbage collector cannot see the cycle, and caches of the class hold it too.
-    Nothing is lost: every export has a ShapeEnv of its own.
+    Nothing is lost: every export has a separate ShapeEnv.
     """
     from torch._subclasses.fake_tensor import FakeTensor
     from torch.fx.experimental.symbolic_shapes import ShapeEnv

@@ -1,4 +1,4 @@
-"""Reading an ONNX graph that anybody may have written: no more than it holds, and nothing from outside its folder."""
+"""Read an untrusted ONNX graph: no more bytes than it holds, and nothing from outside its folder."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from optin_export.errors import InputError
 from optin_export.workdir.onnx_files import MAX_BYTES
 from optin_export.workdir.opening import regular
 
-#: Elements of one tensor whose shape is in the graph, but not its values (ConstantOfShape, Expand ...).
+#: Maximum elements of a tensor whose shape, but not its values, is in the graph (ConstantOfShape, Expand ...).
 MAX_ELEMENTS = 2**28
 MAX_DEPTH = 20
-#: A node of a provider's own context names a file, or holds a compiled engine that runs as code.
+#: A provider's context node names a file, or holds a compiled engine that runs as code.
 _OPAQUE = ("EPContext", "TRTEngineOp")
-#: Bits of an element by ONNX type: of types whose values fill whole bytes in `raw_data`.
+#: Bits of an element by ONNX type, for types whose values fill whole bytes in `raw_data`.
 _BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16}
 
 
 def read_graph(path: Path) -> Any:
-    """Read the ModelProto of an ONNX file; weights in a file next to it are checked, but not loaded.
+    """Read the ModelProto of an ONNX file; external weights are checked, but not loaded.
 
     Raises InputError for a file that is not valid, refers to files outside its folder, or claims more bytes than exist.
     The graph's computation is not checked: running a graph can take any amount of memory.
@@ -41,7 +41,7 @@ def read_graph(path: Path) -> Any:
         _check_ends(model.graph)
     except InputError:
         raise
-    except Exception as error:  # protobuf's decoders raise types of their own
+    except Exception as error:  # protobuf's decoders raise their own types
         why = str(error).strip() or f"it is no ONNX file ({type(error).__name__})"
         raise InputError(
             f"cannot read the graph {path}", why[:300], "give the onnx/ folder of a finished run"
@@ -50,7 +50,7 @@ def read_graph(path: Path) -> Any:
 
 
 def _tensors(graph: Any, depth: int) -> Iterator[Any]:
-    """Every tensor in a graph or function, those of its subgraphs as well."""
+    """Every tensor in a graph or function and its subgraphs."""
     if depth > MAX_DEPTH:
         raise ValueError(f"graphs are nested more than {MAX_DEPTH} levels")
     yield from getattr(graph, "initializer", ())
@@ -90,7 +90,7 @@ def _written_shape(node: Any, graph: Any) -> list[int] | None:
 
 
 def _check_tensor(tensor: Any, folder: Path | None = None) -> None:
-    """folder: of the graph, where external values may lie; None: they may not."""
+    """Check one tensor. folder: the graph's folder, where external values may lie; None: they are not allowed."""
     if any(size < 0 for size in tensor.dims):
         raise ValueError(f"'{tensor.name[:60]}' has a negative dimension")
     count = math.prod(tensor.dims)
@@ -101,14 +101,14 @@ def _check_tensor(tensor: Any, folder: Path | None = None) -> None:
     if tensor.HasField("raw_data") and bits is not None and len(tensor.raw_data) * 8 != count * bits:
         shape = list(tensor.dims)[:8]
         raise ValueError(f"'{tensor.name[:60]}' has the shape {shape} and {len(tensor.raw_data)} bytes of values")
-    # Values not as bytes: at least one element of a list for each, or (packed types) for a few.
+    # Values stored in lists: at least one list element per value, or (packed types) per few values.
     held = sum(len(getattr(tensor, name)) for name in _LISTS)
     if not tensor.HasField("raw_data") and count > 16 * max(held, 1):
         raise ValueError(f"'{tensor.name[:60]}' has the shape {list(tensor.dims)[:8]} and {held} values")
 
 
 def _check_external(tensor: Any, folder: Path | None, bits: int | None) -> None:
-    """Values in another file: a plain one in the graph's own folder, that holds as many as the shape says."""
+    """Check external values: a regular file in the graph's folder that holds as many values as the shape says."""
     name = f"the values of '{tensor.name[:60]}'"
     entries = {entry.key: entry.value for entry in tensor.external_data}
     place = entries.get("location", "")
@@ -129,7 +129,7 @@ _LISTS = ("float_data", "int32_data", "string_data", "int64_data", "double_data"
 
 
 def _check_ends(graph: Any) -> None:
-    """Inputs and outputs are named tensors."""
+    """Check that inputs and outputs are named tensors."""
     if not graph.input or not graph.output:
         raise ValueError("it has no inputs or no outputs")
     for value in (*graph.input, *graph.output):

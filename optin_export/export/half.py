@@ -1,7 +1,7 @@
-"""fp16 and bf16: weights and products in half precision, what sums or divides in fp32, inputs and outputs unchanged.
+"""fp16 and bf16: weights and products in half precision, sums and divisions in fp32, inputs and outputs unchanged.
 
-Which nodes stay in fp32 is decided by the rules below; then every edge between the two gets one Cast. The result is
-strongly typed: every node's types agree by themselves, as TensorRT demands.
+The rules below decide which nodes stay in fp32; then every edge between the two precisions gets one Cast. The result
+is strongly typed, as TensorRT requires: the types of every node agree.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from optin_export.errors import InputError
 HALF = {"fp16": (ir.DataType.FLOAT16, 65504.0), "bf16": (ir.DataType.BFLOAT16, 3.3895313892515355e38)}
 #: The first opset in which convolutions take bf16.
 BF16_OPSET = 22
-#: Beyond this a constant means "masked": any large number works.
+#: A constant above this means "masked": any large number works.
 FILL = 1e30
-#: Outputs of these are normalised: the range of a half holds them.
+#: Operators with normalised outputs, which fit the range of a half.
 _NORMALISED = {
     "LayerNormalization",
     "InstanceNormalization",
@@ -34,7 +34,7 @@ _NORMALISED = {
     "Softmax",
     "LogSoftmax",
 }
-#: What overflows, loses small terms, or does not take half precision at all.
+#: Operators that overflow, lose small terms, or do not support half precision.
 _STATISTICS = {"Pow", "Sqrt", "Reciprocal", "Exp", "Log", "CumSum", "GlobalAveragePool", "GlobalLpPool"}
 _FLOAT_ONLY = {
     "Range",
@@ -47,7 +47,7 @@ _FLOAT_ONLY = {
     "Resize",
 }
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Pow", "Sqrt", "Clip", "Max", "Min", "Floor", "Ceil", "Round"}
-#: Stay in fp32 where everything they work on does.
+#: Operators that stay in fp32 if all their inputs do.
 _FOLLOW = _ELEMENTWISE | {
     "Reciprocal",
     "Expand",
@@ -67,8 +67,8 @@ _INTEGERS = {ir.DataType.INT64, ir.DataType.INT32}
 def to_half(proto: Any, precision: str, folder: Path | str = "") -> dict[str, int]:
     """Rewrite the fp32 `proto` (a ModelProto) in place; returns how many nodes stay in fp32, by operator.
 
-    precision: 'fp16' or 'bf16'. folder: of the file that the model was read from without its external weights, if it
-    has any; all values are in the model after. Raises InputError for a graph with control flow.
+    precision: 'fp16' or 'bf16'. folder: the folder of the model's file, if it was read without its external weights;
+    afterwards all values are in the model. Raises InputError for a graph with control flow.
     """
     element, largest = HALF[precision]
     if precision == "bf16":
@@ -97,17 +97,17 @@ def _refuse_control_flow(graph: ir.Graph) -> None:
             )
 
 
-# What stays in fp32. Each rule: (node, nodes kept so far) -> does it stay?
+# Rules for nodes that stay in fp32: (node, nodes kept so far) -> whether it stays.
 _Rule = Callable[[ir.Node, Collection[ir.Node]], bool]
 
 
 def _by_itself(node: ir.Node, kept: Collection[ir.Node]) -> bool:
-    """Norms, Softmax, reductions, and operators that take no half."""
+    """Norms, Softmax, reductions, and operators that do not support half precision."""
     return node.op_type in _NORMALISED | _STATISTICS | _FLOAT_ONLY or _reduces(node)
 
 
 def _squares(node: ir.Node, kept: Collection[ir.Node]) -> bool:
-    """What a reduction sums, if that is a square or a difference from a mean."""
+    """The input of a reduction, if it is a square or a difference from a mean."""
     used = node.outputs[0].consumers()
     if node.op_type == "Mul":
         return node.inputs[0] is node.inputs[1] and any(_reduces(other) for other in used)
@@ -117,7 +117,7 @@ def _squares(node: ir.Node, kept: Collection[ir.Node]) -> bool:
 
 
 def _follows(node: ir.Node, kept: Collection[ir.Node]) -> bool:
-    """Between a statistic and its use: the epsilon added to a variance, the root, the division by it."""
+    """Nodes between a statistic and its use: adding epsilon to a variance, the root, the division by it."""
     if node.op_type not in _FOLLOW:
         return False
     known = [_is_statistic(value.producer(), kept) for value in _floats(node.inputs) if value.const_value is None]
@@ -125,7 +125,7 @@ def _follows(node: ir.Node, kept: Collection[ir.Node]) -> bool:
 
 
 def _makes_indices(node: ir.Node, kept: Collection[ir.Node]) -> bool:
-    """Arithmetic that ends in a whole number: a half cannot tell positions above 2048 apart."""
+    """Arithmetic that results in an integer: a half cannot distinguish positions above 2048."""
     if node.op_type not in _ELEMENTWISE:
         return False
     for other in node.outputs[0].consumers():
@@ -144,7 +144,7 @@ RULES: tuple[_Rule, ...] = (_by_itself, _squares, _follows, _makes_indices)
 def _kept(graph: ir.Graph, largest: float) -> set[ir.Node]:
     """Nodes that stay in fp32: rules depend on one another, so they run until none finds more."""
     floats = [node for node in graph if any(_floats((*node.inputs, *node.outputs)))]
-    # A constant that no half can hold and that is no filler keeps whatever reads it.
+    # Nodes that read a constant which a half cannot hold, and which is not a filler, stay in fp32.
     beyond = [value for value in _floats(graph.initializers.values()) if _out_of_range(value, largest)]
     kept = {node for value in beyond for node in value.consumers()}
     while True:
@@ -174,7 +174,7 @@ def _is_statistic(node: ir.Node | None, kept: Collection[ir.Node]) -> bool:
 
 
 def _set_types(graph: ir.Graph, kept: Collection[ir.Node], element: ir.DataType, largest: float) -> None:
-    """Give every node the type it was assigned, with one Cast per value and direction, and half constants."""
+    """Give every node its assigned type, with one Cast per value and direction, and half constants."""
     floats = set(
         _floats((*graph.inputs, *graph.initializers.values(), *(one for node in graph for one in node.outputs)))
     )
@@ -220,7 +220,7 @@ def _set_types(graph: ir.Graph, kept: Collection[ir.Node], element: ir.DataType,
 
 
 def _out_of_range(value: ir.Value, largest: float) -> bool:
-    """Whether a constant has a value that no half can hold and that is no filler either."""
+    """Whether a constant has a value that a half cannot hold and that is not a filler."""
     array = _array(value)
     if not _passes(array, largest):
         return False
@@ -240,13 +240,13 @@ def _array(value: ir.Value) -> np.ndarray:
 
 
 def _halved(array: np.ndarray, element: ir.DataType, largest: float) -> np.ndarray:
-    """The values in half precision; fillers beyond its range become half of its largest value, so that what is added
-    to one stays finite (a row of -inf would make Softmax NaN). Infinities stay what they are."""
+    """The values in half precision; fillers beyond its range become half of its largest value, so that sums with them
+    stay finite (a row of -inf would make Softmax NaN). Infinities are not changed."""
     if _passes(array, largest):
         array = np.where(np.isfinite(array) & (np.abs(array) > largest), np.copysign(largest / 2, array), array)
     return array.astype(element.numpy())
 
 
 def _passes(array: np.ndarray, largest: float) -> bool:
-    """Whether any value is beyond `largest`, found without a copy of the array: weights may be gigabytes."""
+    """Whether any value exceeds `largest`, without copying the array: weights may be gigabytes."""
     return array.size > 0 and not (array.max() <= largest and array.min() >= -largest)

@@ -1,4 +1,4 @@
-"""int8 and fp8 by NVIDIA's Model Optimizer, where it is installed (extra `modelopt`, in an environment of its own:
+"""int8 and fp8 by NVIDIA's Model Optimizer, if it is installed (extra `modelopt`, in a separate environment, because
 it pins versions of onnx and onnxruntime)."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _METHODS = {"minmax": "max", "entropy": "entropy"}
 
 
 def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Arrays]) -> None:
-    """Write the fp32 graph `source` to `path` with Q/DQ pairs of int8 or E4M3 where Model Optimizer wants them.
+    """Write the fp32 graph `source` to `path` with int8 or E4M3 Q/DQ pairs where Model Optimizer places them.
 
     rows: batches of calibration data by input name. Raises EnvironmentLacks without the package.
     """
@@ -41,7 +41,7 @@ def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Ar
         output_path=str(path),
         **({"use_external_data_format": True} if is_external(source) else {}),
     )
-    if is_external(source):  # the tool gives the file of the weights a name of its own
+    if is_external(source):  # the tool chooses its own name for the weights file
         import onnx
 
         save_graph(onnx.load(path), path, external=True)
@@ -55,7 +55,7 @@ def version() -> str:
 
 
 def _stacked(rows: Iterable[Arrays]) -> dict[str, np.ndarray]:
-    """All rows as one array per input: what the tool takes."""
+    """All rows as one array per input, as the tool requires."""
     batches = alike(rows)
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 

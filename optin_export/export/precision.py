@@ -1,4 +1,4 @@
-"""An fp32 graph in another precision: from ONNX to ONNX, strongly typed, inputs and outputs as they were."""
+"""Convert an fp32 ONNX graph to another precision, strongly typed, with unchanged inputs and outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Converted:
-    """Facts about a converted graph: its size, and what was done to it."""
+    """Facts about a converted graph: its size, and the changes."""
 
     precision: str
     nodes: int
@@ -34,7 +34,7 @@ def convert(source: Path, path: Path, section: ExportSection, rows: Iterable[Arr
     """Write the fp32 graph `source` to `path` in `section.precision`.
 
     rows: batches of calibration data by input name, for static scales; read only where they are needed.
-    Raises InputError for a graph that cannot be converted, EnvironmentLacks where a package is missing.
+    Raises InputError for a graph that cannot be converted, EnvironmentLacks if a package is missing.
     """
     import onnx
 

@@ -1,8 +1,8 @@
 """int8 and fp8 by onnxruntime's quantisation tools: Q/DQ pairs with calibrated scales, or scales at run time.
 
-Three forms, because engines differ in what they run fast: `static` is symmetric Q/DQ around the inputs of convolutions
-and of products with weights, which TensorRT demands; `static-u8` has unsigned activations with zero points, for which
-onnxruntime has its fast kernels on x86; `dynamic` finds the scale of each activation when it runs.
+There are three forms, because engines differ in what they run fast: `static` has symmetric Q/DQ pairs at the inputs of
+convolutions and of products with weights, as TensorRT requires; `static-u8` has unsigned activations with zero points,
+for onnxruntime's fast kernels on x86; `dynamic` computes the scale of each activation at run time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from optin_export.workdir.files import Scratch, writing
 from optin_export.workdir.onnx_files import data_file, is_external, save_graph
 
 Arrays = Mapping[str, np.ndarray]
-#: What is quantised: products with weights. The rest is cheap and stays in fp32.
+#: The quantised operators: products with weights. The rest is cheap and stays in fp32.
 OPERATORS = ["MatMul", "Gemm", "Conv"]
 #: Largest values of the two eight-bit formats.
 INT8_MAX, E4M3_MAX = 127.0, 448.0
@@ -38,7 +38,7 @@ def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Ar
     """Write the fp32 graph `source` to `path` in int8 or fp8; returns facts: the form and what was quantised.
 
     rows: batches of calibration data by input name; not read for dynamic quantisation.
-    Raises EnvironmentLacks without the package, InputError where there is nothing to quantise.
+    Raises EnvironmentLacks without the package, InputError if there is nothing to quantise.
     """
     import onnx
 
@@ -75,7 +75,7 @@ def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Ar
 
 
 def versions(section: ExportSection) -> dict[str, str]:
-    """Versions of what quantises."""
+    """Versions of the quantisation packages."""
     if section.quantizer == "modelopt":
         from optin_export.export.modelopt import version
 
@@ -95,7 +95,7 @@ def _static(
         """The rows, one batch after the other."""
 
         def __init__(self) -> None:
-            # Histograms are made over all batches at once, which takes one shape.
+            # Histograms are made over all batches together, which requires equal shapes.
             self.batches: Iterator[Arrays] = iter(rows if section.calibration == "minmax" else alike(rows))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
@@ -127,7 +127,7 @@ _METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"
 
 
 def _dynamic(tools: Any, prepared: Path, path: Path, external: bool) -> None:
-    """Weights in int8 per channel; the tool gives activations uint8, which the x86 kernels are made for."""
+    """int8 weights per channel; the tool makes activations uint8, as the x86 kernels require."""
     tools.quantize_dynamic(
         str(prepared),
         str(path),
@@ -167,7 +167,7 @@ def to_fp8(model: Any) -> None:
 def _without_weights(path: Path) -> list[str]:
     """Names of the products of two activations (attention): they stay in fp32.
 
-    The tool's own option for that, MatMulConstBOnly, holds for operators only, not for Q/DQ pairs.
+    The tool's own option for this, MatMulConstBOnly, applies only to operators, not to Q/DQ pairs.
     """
     import onnx
 
@@ -185,7 +185,7 @@ def _inputs(path: Path) -> list[str]:
 
 
 def _unnamed(model: Any) -> None:
-    """Drop what names the tools' temporary files."""
+    """Remove names of the tools' temporary files."""
     del model.metadata_props[:]
     model.doc_string = ""
 

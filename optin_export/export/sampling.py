@@ -1,7 +1,7 @@
-"""Bilinear sampling out of plain gathers, in place of GridSample, for the time of an export.
+"""Bilinear sampling with plain gathers, which replaces GridSample during an export.
 
-TensorRT evaluates GridSample wrongly for batches in which rows are equal (NVIDIA/TensorRT issue 4813); a gather of rows
-is known to every engine.
+TensorRT evaluates GridSample wrongly for batches with equal rows (NVIDIA/TensorRT issue 4813); every engine supports a
+gather of rows.
 """
 
 from __future__ import annotations

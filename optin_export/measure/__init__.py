@@ -1,4 +1,4 @@
-"""measure: parity, accuracy, latency and the gate's verdict of engines. Independent of engine internals.
+"""Measure parity, accuracy and latency of engines, and judge the gates. Independent of engine internals.
 
 Nothing here imports torch before something is measured: commands that only read results use it too.
 """
@@ -63,7 +63,7 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything measured on one run's engines. accuracy: of the first target's; None without evaluation data.
+    """All measurements of one run's engines. accuracy: of the first target's engines; None without evaluation data.
 
     unmeasured: targets whose engines were built but cannot run on this machine, with the reason.
     """
@@ -92,11 +92,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """What is measured of engines.
+    """Settings of the measurements.
 
-    batches: batch sizes of parity and latency. sequence: tokens per row of text. seed: of intervals and of the order of
-    blocks. judged: target name -> the mode that gates are about, where it is not `CALL`. precision: of the engines that
-    are judged. classes: axis of the output that holds them, for `compare`. other_work: see `measure_latency`.
+    batches: batch sizes of parity and latency. sequence: tokens per row of text. seed: seed of intervals and of the
+    order of blocks. judged: target name -> the mode that gates apply to, if not `CALL`. precision: precision of the
+    judged engines. classes: axis of the classes in the output, for `compare`. other_work: see `measure_latency`.
     """
 
     batches: Sequence[int]
@@ -115,7 +115,7 @@ def measure_engines(
     data: Dataset | None,
     settings: MeasureSettings,
 ) -> Measured:
-    """Parity, then accuracy, then latency; what computes the wrong thing is neither evaluated nor timed.
+    """Measure parity, then accuracy, then latency; engines that fail parity are neither evaluated nor timed.
 
     Args:
         engines: target name -> `recipe.engine_names(precision)` -> a function that loads the engine; it is called once
@@ -175,7 +175,7 @@ def measure_engines(
 
 
 def _accuracy(built: Mapping[str, Engine], data: Dataset, precision: str, seed: int) -> Accuracy:
-    """Of every engine; what is judged is the shipped one's loss against the unpruned fp32 engine."""
+    """The accuracy of every engine; gates judge the shipped engine's loss against the unpruned fp32 engine."""
     names = engine_names(precision)
     with task(len(names) * sum(len(side) for side in data.sides)):
         found = {name: predict(_counted(built[name]), data) for name in names}
@@ -185,12 +185,12 @@ def _accuracy(built: Mapping[str, Engine], data: Dataset, precision: str, seed: 
 
 
 def accuracy_of(function: Function, data: Dataset) -> float:
-    """The data's metric; a torch model as well as an engine is a function of named arrays."""
+    """The data's metric for a function of named arrays, which is an engine or a torch model."""
     return METRICS[data.metric].value(predict(function, data))
 
 
 def _counted(engine: Engine) -> Function:
-    """The engine's first output; every call is a step."""
+    """A function that returns the engine's first output, and counts every call as a step."""
 
     def answer(inputs: Arrays) -> np.ndarray:
         outputs = engine.run(inputs)

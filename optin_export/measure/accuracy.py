@@ -1,4 +1,4 @@
-"""Accuracy of an engine on labelled data, in points (metric x 100), and the drop with a paired bootstrap interval."""
+"""The accuracy of engines on labelled data, in points (metric x 100), and the drop with a paired bootstrap interval."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Accuracy:
     """base, pruned: points of the two engines on the same rows (perplexity: itself). drop: what was `lost`.
-    drop_low, drop_high: its 95 % interval by bootstrap over rows (how far another sample of the same size could have
-    moved it). engines: points of every engine by name; base is the fp32 one, pruned the one that is shipped.
-    base_low, base_high: 95 % interval of `base` by the same resamples. chance: what a guess reaches that does not see
-    the inputs; warning: a sentence where `base` is not surely better than that."""
+    drop_low, drop_high: its 95 % interval by bootstrap over rows (the variation between samples of the same size).
+    engines: points of every engine by name; base is the fp32 engine, pruned the shipped one.
+    base_low, base_high: 95 % interval of `base` by the same resamples. chance: points of guessing without the inputs;
+    warning: a sentence if `base` is not significantly better than that."""
 
     metric: str
     rows: int
@@ -70,7 +70,7 @@ def predict(function: Function, data: Dataset) -> np.ndarray:
 
 
 def similarity(name: str, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """[rows]: how alike the rows of two arrays [rows, features] are; a distance counts as its negative."""
+    """[rows]: similarity of the rows of two arrays [rows, features]; a distance counts as its negative."""
     if name == "euclidean":
         return -np.linalg.norm(first - second, axis=-1)
     if name == "manhattan":
@@ -81,7 +81,7 @@ def similarity(name: str, first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def lost(metric: str, base: float, pruned: float) -> float:
-    """base - pruned, or the other way round where lower is better."""
+    """base - pruned, or pruned - base if lower is better."""
     return pruned - base if METRICS[metric].lower_is_better else base - pruned
 
 
@@ -94,7 +94,7 @@ def evaluate(base: np.ndarray, pruned: np.ndarray, metric: str, seed: int, guess
         try:
             before = compute(base[rows])
             return before, lost(metric, before, compute(pruned[rows]))
-        except InputError:  # a draw of a tiny data set may hold one label only
+        except InputError:  # a resample of a tiny data set may hold only one label
             return None
 
     found = resampled(of_rows, len(base), ROW_DRAWS, np.random.default_rng(seed))

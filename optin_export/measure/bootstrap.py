@@ -1,7 +1,7 @@
-"""The bootstrap: a statistic of what was drawn with replacement, again and again, and the interval of its values.
+"""The bootstrap: a statistic of repeated draws with replacement, and the interval of its values.
 
-What is drawn has to be independent: rows of a data set, or blocks of calls (calls within a block share the machine's
-state). Arms that were measured together are drawn together: a draw is a list of indices, the same for all of them.
+The drawn items must be independent: rows of a data set, or blocks of calls (calls within a block share the machine's
+state). Engines that were measured together are drawn together: a draw is one list of indices for all of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-#: Draws of rows, whose statistic is a metric, and of blocks.
+#: Number of draws of rows, whose statistic is a metric, and of blocks.
 ROW_DRAWS, BLOCK_DRAWS = 1000, 2000
 #: Ends of the 95 % interval, in per cent.
 ENDS = (2.5, 97.5)
@@ -50,7 +50,7 @@ def resampled(
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Lower and upper end of what 95 % of the values lie in."""
+    """Lower and upper end of the interval that holds 95 % of the values."""
     low, high = np.percentile(values, ENDS)
     return float(low), float(high)
 

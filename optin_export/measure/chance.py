@@ -1,4 +1,4 @@
-"""What a metric reaches without looking at the inputs: an unpruned model that does no better has the wrong labels."""
+"""The metric of guessing without the inputs; an unpruned model that is no better probably has the wrong labels."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from optin_export.recipe import IGNORED
 if TYPE_CHECKING:
     from optin_export.data import Dataset
 
-#: Answers that SQuAD's score of the whole context is averaged over.
+#: Number of answers over which SQuAD's score of the whole context is averaged.
 _ANSWERS = 500
 
 
 @dataclass(frozen=True)
 class Chance:
-    """points: what guessing reaches, in points of the metric (perplexity: itself). how: what the guess is."""
+    """points: the result of guessing, in points of the metric (perplexity: itself). how: description of the guess."""
 
     points: float
     how: str
@@ -59,7 +59,7 @@ def labels_of(data: Dataset) -> Sequence[Any] | np.ndarray:
 
 
 def warning(metric: str, base: float, low: float, high: float, guess: Chance) -> str | None:
-    """A sentence where the unpruned model is not surely better than a guess; None where it is.
+    """A sentence if the unpruned model is not significantly better than a guess; None if it is.
 
     low, high: 95 % interval of `base`.
     """
@@ -93,7 +93,7 @@ def _of_macro_f1(counts: np.ndarray) -> Chance:
 
 
 def _of_mean_iou(counts: np.ndarray) -> Chance:
-    """counts: pixels of each class. As `_of_macro_f1`."""
+    """As `_of_macro_f1`. counts: pixels of each class."""
     shares = counts / max(counts.sum(), 1)
     constant = shares.max() / max((shares > 0).sum(), 1)
     even = 1 / len(shares)

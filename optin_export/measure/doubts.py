@@ -1,4 +1,4 @@
-"""Reasons to doubt a number that was measured: each becomes a warning, and some keep a gate from being evaluated."""
+"""Reasons to doubt a measured number: each becomes a warning, and some prevent the evaluation of a gate."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from optin_export.measure.latency import Latency
 from optin_export.measure.rounds import Speedup
 
-#: A speedup times the share of MACs that is left is 1 where time follows MACs. Engines measured so far stay below this;
-#: what is above it is more often a disturbed clock than a fast model.
+#: The speedup times the remaining share of MACs is 1 if time is proportional to MACs. Engines measured so far stay
+#: below this limit; a larger value is more often a disturbed clock than a fast model.
 MOST_EFFICIENCY = 1.3
 CLOCKS = {"p50": "wall-clock medians", "p90": "the 90th percentile of calls", "cpu": "CPU time"}
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """short: a few words for the line of the verdict. text: one or two sentences with what to do."""
+    """short: a few words for the verdict's line. text: one or two sentences with advice."""
 
     short: str
     text: str
 
 
 def doubts(latency: Sequence[Latency], macs: float, other_work: float) -> list[Doubt]:
-    """What is to be said of these measurements.
+    """The doubts about these measurements.
 
     Args:
-        latency: of one run on one machine.
-        macs: share of the unpruned model's MACs that is left.
+        latency: measurements of one run on one machine.
+        macs: remaining share of the unpruned model's MACs.
         other_work: share of the CPU time that other work may take.
     """
     found = []

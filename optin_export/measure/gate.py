@@ -1,4 +1,4 @@
-"""The gate: what was required against what was measured. It can fail, and an unmeasured gate never passes."""
+"""Gates: compare requirements with measurements. An unmeasured gate never passes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Gate:
     """One requirement: `measured` in `relation` to `required`; kind decides the exit code.
 
-    measured: None if it could not be evaluated, for the reason in `note`; then it has not passed.
+    measured: None if it could not be evaluated, with the reason in `note`; then it has not passed.
     """
 
     name: str
@@ -46,13 +46,13 @@ def judge(
     """All gates of a run.
 
     The speedup gate takes the lower end of the 95 % interval at the worst shipped batch size and target, because that
-    is what a user of that batch size gets; by wall-clock medians, or by the clock that is surely lower. Gates on a
-    measurement that other work disturbed are not evaluated.
+    is what a user of that batch size gets; by wall-clock medians, or by a clock that is significantly lower. Gates on
+    a measurement that other work disturbed are not evaluated.
 
     Args:
-        spent: the measured fraction of the budget's cost, where that is MACs or parameters.
-        promised: by the latency table, where the budget is speedup or latency.
-        macs: share of the unpruned model's MACs that is left; 0: not known.
+        spent: the measured fraction of the budget's cost, if that is MACs or parameters.
+        promised: the latency table's prediction, if the budget is speedup or latency.
+        macs: remaining share of the unpruned model's MACs; 0: unknown.
     """
     parity, accuracy = measured.parity, measured.accuracy
     latency = [one for one in measured.latency if one.judged]
@@ -99,7 +99,7 @@ def _place(one: Latency) -> str:
 
 
 def _disturbed(one: Latency, gates: Gates, macs: float) -> str | None:
-    """Why a gate cannot be evaluated on this measurement; None if it can."""
+    """The reason why a gate cannot be evaluated on this measurement; None if it can."""
     limit = gates.most_other_work
     if is_busy(one, limit):
         assert one.neighbours is not None
@@ -116,7 +116,7 @@ def _disturbed(one: Latency, gates: Gates, macs: float) -> str | None:
 
 
 def _clocked(budget: Budget, gates: Gates, measured: Measured, promised: float | None, macs: float) -> Gate:
-    """A budget of speedup or latency, on the final engines: by the end of the interval that favours it least."""
+    """A budget of speedup or latency, on the final engines, by the less favourable end of the interval."""
     wanted = budget.target, budget.batch
     one = next((one for one in measured.latency if one.judged and (one.target, one.batch) == wanted), None)
     where = f"batch {budget.batch} on {budget.target}"
@@ -148,7 +148,7 @@ def _parity(precision: str, cases: list[ParityCase], missing: str, unseen: str) 
             note += f", choices that agree {min(choices):.1%} (at least {tolerance.agreement:.0%})"
     worst = max((max(case.max_error, case.spread) for case in cases), default=None)
     right = all(case.passed for case in cases)
-    # Engines that did not run have not computed anything wrong: that is not evaluated, and no failed parity.
+    # Engines that did not run have not computed anything wrong: parity is then not evaluated, and has not failed.
     evaluated = bool(cases) and not (right and missing)
     if missing and cases and right:
         note = f"{worst:.2g} is the {note} of those that ran"
@@ -164,7 +164,7 @@ def _parity(precision: str, cases: list[ParityCase], missing: str, unseen: str) 
 
 
 def _drop(name: str, limit: float, accuracy: Accuracy | None, which: str = "") -> Gate:
-    """Points lost; of `accuracy_drop_high` the upper end of the interval."""
+    """Points lost; for `accuracy_drop_high`, the upper end of the interval."""
     upper = name == "accuracy_drop_high"
     drop = None if accuracy is None else accuracy.drop_high if upper else accuracy.drop
     note = (

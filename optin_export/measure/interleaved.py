@@ -1,4 +1,4 @@
-"""Many engines interleaved in one process: what each takes, and by how much it beats the first, block by block.
+"""Time many engines interleaved in one process, and compare each with the first, block by block.
 
 The same machinery as `latency`: warm up, then blocks in which every engine runs once in random order.
 """
@@ -24,9 +24,9 @@ class Interleaved:
     seed: int
 
     def saved(self, name: str, against: str, of: str) -> Interval:
-        """By how much `name` is faster than `against`, as a share of `of`: median over blocks, each by its medians.
+        """Time that `name` saves against `against`, as a share of `of`: the median over blocks, each by its medians.
 
-        Shares within a block, because a machine that slows down for a while slows all engines alike.
+        Shares are taken within a block, because a machine that slows down for a while slows all engines equally.
         """
         slow, fast, whole = (np.array([np.median(block) for block in self.samples[one]]) for one in (against, name, of))
         shares = (slow - fast) / whole
@@ -42,7 +42,7 @@ class Interleaved:
 def interleave(
     engines: Mapping[str, Engine], inputs: Mapping[str, np.ndarray], *, blocks: int, seed: int, mode: str = CALL
 ) -> Interleaved:
-    """Time all engines on `inputs`. blocks: at most `latency.BLOCKS`, where that is less (see there)."""
+    """Time all engines on `inputs`. blocks: number of blocks, at most `latency.BLOCKS`."""
     generator = np.random.default_rng(seed)
     arms = {name: latency.timer_of(engine, inputs, mode) for name, engine in engines.items()}
     runs = {}

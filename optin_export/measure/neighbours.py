@@ -1,7 +1,7 @@
-"""What else kept the machine's CPUs busy while something was timed.
+"""Measure the other work on the machine's CPUs during a timing.
 
-A busy neighbour is there in every block: the interval and the noise floor stay narrow, and the ratio is that of another
-machine (docs/method.md, section 6).
+A busy neighbour process affects every block: the interval and the noise floor stay narrow, but the ratio is that of
+another machine (docs/method.md, section 6).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import psutil
 
 from optin_export.recipe import MOST_OTHER_WORK
 
-#: Share of the machine's CPU time taken by others above which a measurement is said to be of a busy machine.
+#: Share of the machine's CPU time taken by other processes above which the machine counts as busy.
 BUSY = MOST_OTHER_WORK
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Shares of the CPU time of all CPUs of the machine. others: processes other than this one. stolen: by the host of
-    a virtual machine, for whatever else it runs."""
+    """Shares of the CPU time of all CPUs of the machine. others: processes other than this one. stolen: taken by the
+    host of a virtual machine for other work."""
 
     others: float
     stolen: float
@@ -36,13 +36,13 @@ class Neighbours:
 
 
 class Watch:
-    """Watches from its creation on."""
+    """Measures from its creation on."""
 
     def __init__(self) -> None:
         self._start = _read()
 
     def seen(self) -> Neighbours | None:
-        """Since the creation; None where the system does not count it (a container may hide it)."""
+        """The shares since the creation; None if the system does not count them (a container may hide them)."""
         start, now = self._start, _read()
         if start is None or now is None:
             return None

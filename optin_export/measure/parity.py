@@ -15,7 +15,7 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What an engine may differ from its fp32 torch model.
+    """The allowed difference of an engine from its fp32 torch model.
 
     error: largest difference of a row, relative to the largest value of that row's reference. cosine: at least this
     between a row and its reference. agreement: at least this share of choices is the reference's, or ties with it:
@@ -29,7 +29,7 @@ class Tolerance:
 
 
 #: fp32: float rounding stays about a hundred times below it (docs/measurements/*.json, parity). The others have less
-#: precise weights and activations by intent: their tolerance finds wrong graphs, what they cost is the accuracy gate's.
+#: precise weights and activations by design: their tolerance finds wrong graphs; the accuracy gate judges their cost.
 #: int8 and fp8: an error of about twice what a right int8 graph shows (docs/measurements/minilm_sts_int8.json, parity),
 #: and less than of one with a wrong scale or exchanged weights (tests/engines/test_unsigned.py). Cosine, agreement and
 #: ties: by judgement.
@@ -87,7 +87,7 @@ def compare(
     tolerance = TOLERANCES[precision]
     kind = "identical" if identical else "distinct"
     if got.shape != expected.shape or not np.isfinite(got).all():
-        # JSON has no infinity; the largest number of a report fails in the same way.
+        # JSON has no infinity; the report's largest number fails equally.
         limit = 1e100
         return ParityCase(target, model, len(expected), kind, limit, limit, False, precision, 0.0)
     found = differences(got, expected)

@@ -1,17 +1,17 @@
-"""How many times faster: a ratio of latencies with an interval that holds what one loaded engine differs from the next.
+"""The speedup: a ratio of latencies, with an interval that includes differences between loaded copies of an engine.
 
-Calls within a block share the machine's state, and blocks share the loaded engine: the place of its memory and how its
-threads were placed can make one loaded copy of a model several per cent slower than the next, in every block. So a
-measurement is a number of rounds. In each, every engine is loaded again and timed in interleaved blocks:
+Calls within a block share the machine's state, and blocks share the loaded engine: the placement of its memory and
+threads can make one loaded copy of a model several per cent slower than the next, in every block. So a measurement has
+several rounds. In each, every engine is loaded again and timed in interleaved blocks:
 
     x_r = log(statistic of the slower arm in round r) - log(statistic of the faster arm in round r)
     log(speedup) = mean over rounds +- t * s / sqrt(R),   s^2 = sum over r of (x_r - mean)^2 / (R - 1)
 
-with the 97.5 % quantile t of Student's distribution at R - 1 degrees of freedom. s holds both what differs from one
-loaded engine to the next and the noise of the blocks. A bootstrap that draws rounds with replacement would be too
-narrow for so few: it takes 1.96 for t and s^2 (R - 1) / R for s^2. Where rounds agree by chance, the bootstrap over
-blocks within rounds is the least that the interval can be (`tools/studies/study_interval.py` measures how often the
-intervals hold the truth).
+with the 97.5 % quantile t of Student's distribution at R - 1 degrees of freedom. s includes both the differences
+between loaded engines and the noise of the blocks. A bootstrap that draws rounds with replacement would be too narrow
+for few rounds: it uses 1.96 for t and s^2 (R - 1) / R for s^2. The interval is never narrower than that of a bootstrap
+over blocks within rounds, in case rounds agree by chance (`tools/studies/study_interval.py` measures how often the
+intervals contain the true value).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def speedup_of(
     """How many times faster the arm `faster` is than the arms `slower`.
 
     Args:
-        slower: one or more arms that run the same model, each loaded apart; their logarithms are averaged.
+        slower: one or more arms that run the same model, each loaded separately; their logarithms are averaged.
         faster: the other arm. Block i of every arm was measured at the same time; blocks of an arm are equally long.
         rounds: the round of each block; engines are loaded again for every round.
         statistic: of all calls of an arm in a round.

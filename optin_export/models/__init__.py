@@ -1,4 +1,4 @@
-"""A model's source becomes a task module: the network with all that its own library puts around it.
+"""Make a task module from a model's source: the network with everything that its library adds around it.
 
 `loading` starts here: it reads the hub, a folder, timm or the user's own function. `given` takes a module that is
 in memory. `tasks` holds the task modules.

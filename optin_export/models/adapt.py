@@ -1,4 +1,4 @@
-"""What a loaded module must be before anything else sees it: plain float32 weights in layers the rest can read."""
+"""Check and adapt a loaded module: plain float32 weights, in layers that the rest of the package can read."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _quantised(source: str, where: str, what: str) -> InputError:
 
 
 def refuse_quantised_config(config: Any, source: str) -> None:
-    """Raises InputError where a transformers configuration says so, before a library for it is asked for."""
+    """Raises InputError for a quantised transformers configuration, before the quantisation library is needed."""
     settings = getattr(config, "quantization_config", None)
     if settings is not None:
         method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
@@ -83,16 +83,16 @@ def _uncompiled(module: nn.Module) -> nn.Module:
 
 
 def readable(module: nn.Module) -> None:
-    """Replace, in place, layers that hide their units from the rest by equal ones.
+    """Replace layers whose units the package cannot read by equivalent ones, in place.
 
-    Used on loaded models and on those built again from their architecture, so that both have the same names.
+    Used on loaded models and on models rebuilt from their architecture, so that both have the same names.
     """
     for path, part in list(module.named_modules()):
         kind = type(part).__name__
         if kind == "Conv1D" and type(part).__module__ == "transformers.pytorch_utils":
             module.set_submodule(path, _as_linear(part))
         elif kind == "MPNetSelfAttention":
-            # A buffer, and so cut and saved with the heads.
+            # A buffer, so that it is cut and saved with the heads.
             part.register_buffer("heads", torch.arange(part.num_attention_heads))
             part.register_forward_pre_hook(_take_bias_of_heads)
     config = getattr(module, "config", None)

@@ -1,4 +1,4 @@
-"""The real format of a checkpoint file, from its first bytes, so that an error can say what to do with it."""
+"""Detect the format of a checkpoint file by its first bytes, so that an error can say what to do with it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from optin_export.errors import InputError
 from optin_export.workdir.opening import open_regular
 
-#: Bytes of a file that are looked at.
+#: Number of bytes that are read.
 _HEAD = 512
-#: Formats of checkpoints that are read here.
+#: Supported formats of checkpoints.
 SAFETENSORS, PICKLE, INDEX = "safetensors", "pickle", "index"
 
 _STATE_DICT = "save the weights alone, where the model is: torch.save(model.state_dict(), 'weights.pth')"
@@ -89,7 +89,7 @@ def kind_of(path: Path) -> str:
 
 
 def _kind_of_archive(path: Path) -> str:
-    """torch.save writes zip archives, and so do others."""
+    """The kind of a zip archive, which torch.save and other programs write."""
     if not zipfile.is_zipfile(path):
         raise refusal(path, "the file is truncated", "fetch or copy it again")
     with zipfile.ZipFile(path) as archive:

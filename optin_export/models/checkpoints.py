@@ -1,7 +1,7 @@
-"""`model.weights`: a checkpoint becomes the weights of a model, all of them, or is refused with what does not fit.
+"""`model.weights`: load a checkpoint as all weights of a model, or refuse it with what does not fit.
 
-A checkpoint is a safetensors file, a file of torch.save, a JSON index of shards, or a folder with one of them. Behind
-the path, `#KEY` names the entry of the file that holds the weights (`run/last.pth#teacher`).
+A checkpoint is a safetensors file, a torch.save file, a JSON index of shards, or a folder with one of them. `#KEY`
+after the path names the entry of the file that holds the weights (`run/last.pth#teacher`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from optin_export.models.state_dicts import choose, fit
 from optin_export.models.unpickling import unpickle
 from optin_export.workdir.files import read_text
 
-#: Bytes of an index of shards that are read at most.
+#: Maximum bytes of an index of shards.
 _MAX_INDEX = 64 << 20
 #: Names under which libraries save the weights of a folder, the preferred one first.
 _WHOLE = (
@@ -37,10 +37,10 @@ _SHARD = re.compile(r"^(.+)-(\d+)-of-(\d+)(\.\w+)$")
 
 
 def load_checkpoint(module: nn.Module, weights: str, looked_up: bool = False) -> list[str]:
-    """Load `weights`, PATH or PATH#KEY, into `module`, in place; returns what the user should hear about it.
+    """Load `weights`, PATH or PATH#KEY, into `module`, in place; returns notes for the user.
 
-    looked_up: only compare names and shapes; of safetensors nothing but the headers is read then.
-    Every weight of the module gets its value, cast to the module's type. Raises InputError where the file is of another
+    looked_up: only compare names and shapes; then only the headers of safetensors files are read.
+    Every weight of the module gets its value, cast to the module's type. Raises InputError if the file has another
     format, names code, holds several candidates, or does not fit; the error names keys and shapes.
     """
     path, key = split(weights)
@@ -83,7 +83,7 @@ def _read_tensors(path: Path, shapes: bool) -> dict[str, torch.Tensor]:
 
     try:
         return read_shapes(path) if shapes else load_file(path)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:  # a header may name types that torch has not
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:  # a header may name types unknown to torch
         why = f"{type(error).__name__}: {error}"
         damaged = "incomplete" in why or "not fully covered" in why or "HeaderTooLarge" in why
         why = f"the file is truncated or damaged ({why})" if damaged else why

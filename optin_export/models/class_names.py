@@ -1,4 +1,4 @@
-"""What a model calls its classes, and which class a name means. One mechanism for every task and every library."""
+"""The class names of a model, and the class that a name means, for every task and library."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import nn
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _GENERIC = re.compile(r"LABEL_\d+")
-#: Share of classes that have to be called as ImageNet's for a model to be one of ImageNet.
+#: Share of classes that must have ImageNet's names for a model to count as an ImageNet model.
 _ALIKE = 0.9
 
 
 class AmbiguousName(ValueError):
-    """A name that several classes go by. classes: their indices."""
+    """A name that several classes have. classes: their indices."""
 
     def __init__(self, name: str, classes: Sequence[int]) -> None:
         super().__init__(f"'{name}' is the name of the classes {', '.join(map(str, classes))}")
@@ -27,7 +27,7 @@ class AmbiguousName(ValueError):
 
 @dataclass(frozen=True)
 class ClassNames:
-    """Names of the classes by index; empty where the model has none. Index beyond `names`: a class without a name.
+    """Names of the classes by index; empty if the model has none. An index beyond `names` is a class without a name.
 
     others: further names of each class, such as WordNet's numbers. notes: what is odd about the names.
     """
@@ -38,12 +38,12 @@ class ClassNames:
 
     @property
     def real(self) -> bool:
-        """Whether the names say more than the index does, as transformers' LABEL_0 does not."""
+        """Whether the names say more than the index, unlike transformers' LABEL_0."""
         return any(name and not _GENERIC.fullmatch(name) for name in self.names)
 
     @cached_property
     def numeric(self) -> bool:
-        """Whether classes are called by numbers, so that a number is a name."""
+        """Whether classes are named by numbers, so that a number is a name."""
         return any(as_number(name) is not None for name in self.names)
 
     def find(self, label: str) -> int | None:
@@ -91,7 +91,7 @@ class ClassNames:
 
 
 def fold(name: str) -> str:
-    """A name without what people write differently: case, blanks, underscores, hyphens."""
+    """A name without differences in spelling: case, blanks, underscores, hyphens."""
     plain = unicodedata.normalize("NFKC", name).casefold()
     return re.sub(r"[\s_\-]+", " ", plain).strip()
 
@@ -104,7 +104,7 @@ def as_number(text: str) -> float | None:
 def names_of(module: nn.Module, given: Mapping[str, int], classes: int) -> ClassNames:
     """The class names of a loaded model with this many outputs.
 
-    given: names by the recipe (zero-shot), which count alone. Else those of transformers' configuration, or timm's.
+    given: the recipe's names (zero-shot), which take precedence. Otherwise transformers' or timm's configuration.
     """
     if given:
         return ClassNames(tuple(sorted(given, key=given.__getitem__)))
@@ -118,7 +118,7 @@ def names_of(module: nn.Module, given: Mapping[str, int], classes: int) -> Class
 
 
 def repaired_config(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that a configuration lacks: id2label, where it has label2id alone, which transformers would forget."""
+    """Missing fields of a configuration: id2label, if it has only label2id, which transformers would discard."""
     inverse = raw.get("label2id")
     if raw.get("id2label") or not isinstance(inverse, Mapping) or not inverse:
         return {}

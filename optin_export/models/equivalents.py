@@ -1,7 +1,7 @@
-"""Modules that compute the same as those of a library, in a form whose units can be removed.
+"""Modules that are equivalent to a library's, in a form whose units can be removed.
 
-BEiT and EVA of timm shape the attention's result by the width of its input, so no head can ever go, and they keep the
-biases of the fused projection next to it. Here both follow the weights. Other modules are left as they are.
+timm's BEiT and EVA reshape the attention's result to the width of its input, so no head can be removed, and they keep
+the biases of the fused projection separately. Here both follow the weights. Other modules are not changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 class SelfAttention(nn.Module):
     """Self-attention of [batch, tokens, features] with an optional rotary embedding and relative position bias.
 
-    original: an attention of timm's BEiT or EVA; its layers are taken over, its biases put into the projection. The
+    original: an attention of timm's BEiT or EVA; its layers are reused, and its biases moved into the projection. The
     keys' bias, which is zero there, is a parameter here.
     """
 
@@ -76,7 +76,7 @@ def _fused(original: Any) -> nn.Linear:
 
 
 def use_equivalents(module: nn.Module) -> None:
-    """Replace, in place, what has an equivalent here; a norm or gate across heads has none, nor a shared bias table."""
+    """Replace modules that have an equivalent, in place; a norm or gate across heads, or a shared table, has none."""
     if getattr(module, "rel_pos_bias", None) is not None:
         return
     for parent in list(module.modules()):

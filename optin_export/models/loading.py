@@ -48,11 +48,10 @@ class LoadedModel:
     """A model with all that is needed to build it again without its weights.
 
     architecture: JSON-serialisable; `build(architecture)` gives the same modules with random weights.
-    origin: folder or hub name where tokenizer and preprocessing lie, if any. labels: class names of the recipe with
-    their index (zero-shot); those that a model has itself are found by `class_names`.
-    notes: what the user should hear about the model, such as entries of a checkpoint that were left out, one line each.
-    looked_up: without the values of its weights. sentence: what sentence-transformers does around the model, where it
-    is one of its folders.
+    origin: folder or hub name of tokenizer and preprocessing, if any. labels: the recipe's class names with their index
+    (zero-shot); `class_names` finds a model's own class names.
+    notes: notes for the user, such as ignored entries of a checkpoint, one line each. looked_up: whether the values of
+    the weights are missing. sentence: the sentence-transformers modules around the model, if it is such a folder.
     """
 
     model: TaskModel
@@ -67,7 +66,7 @@ class LoadedModel:
 def load_model(section: ModelSection, seed: int = 0, lookup: Lookup | None = None) -> LoadedModel:
     """Load the model of a recipe in float32 on the CPU, in eval mode and with eager attention.
 
-    lookup: only look it up: the same modules, without the values of their weights, and the same errors.
+    lookup: only look the model up: the same modules without the values of their weights, and the same errors.
     Raises InputError for a missing or unreadable model, an unknown architecture, or weights that do not fit.
     """
     if section.source.startswith("/"):  # a bare path, made absolute by the recipe
@@ -95,9 +94,9 @@ def as_loaded(
     sentence: SentenceFolder | None = None,
     looked_up: bool = False,
 ) -> LoadedModel:
-    """A library's module, which is changed in place, as the task module of a recipe; see `LoadedModel`.
+    """Make a recipe's task module of a library's module, which is changed in place; see `LoadedModel`.
 
-    Raises InputError for weights that are not there, not plain numbers or not finite, and for a module of another task.
+    Raises InputError for missing, quantised or non-finite weights, and for a module of another task.
     """
     notes = list(notes)
     module = checked(module, section.source)
@@ -145,7 +144,7 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
     if library == "timm":
         import timm
 
-        if not timm.is_model(architecture["name"]):  # neither a name of the hub nor a folder
+        if not timm.is_model(architecture["name"]):  # neither a hub name nor a folder
             raise InputError(
                 f"cannot rebuild a '{str(architecture['name'])[:60]}'",
                 f"timm {timm.__version__} has no such model",
@@ -241,7 +240,7 @@ def _load_transformers(
 
 
 def architecture_of(module: Any) -> dict[str, Any]:
-    """What `build` makes a model of transformers from again: its configuration as the library has completed it."""
+    """The description from which `build` rebuilds a transformers model: its configuration, completed by the library."""
     config = json.loads(module.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)
     return {"library": "transformers", "class": type(module).__name__, "config": config}
@@ -256,7 +255,7 @@ def _load_timm(
         return module, {"library": "timm", "name": name, "args": args}, None, []
     module = built(lambda: _create_timm(f"local-dir:{name}", args, pretrained), lookup)
     config = _read_config(Path(name))
-    args = {**config.get("model_args", {}), **args}  # what the folder says of itself is needed to build it elsewhere
+    args = {**config.get("model_args", {}), **args}  # the folder's own description is needed to build it elsewhere
     return module, {"library": "timm", "name": config["architecture"], "args": args}, None, []
 
 
@@ -294,7 +293,7 @@ def _load_python(
 
 
 def call_python(source: str, args: Mapping[str, Any], *first: Any) -> Any:
-    """Result of the user's function `py:/path/file.py:name` or `py:package.module:name`; InputError where it fails."""
+    """Result of the user's function `py:/path/file.py:name` or `py:package.module:name`; InputError if it fails."""
     function = python_function(source)
     try:
         return function(*first, **args)
@@ -362,7 +361,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _prepare(module: nn.Module) -> None:
-    """What makes a module readable for the rest, done to loaded ones and to those built again: the names are equal."""
+    """Adapt a loaded or rebuilt module to the rest of the package, so that both have the same names."""
     fold_weights(module)
     plain_batch_norms(module)
     readable(module)
@@ -371,7 +370,7 @@ def _prepare(module: nn.Module) -> None:
 
 
 def _use_eager_attention(module: nn.Module) -> None:
-    """Plain matmul-softmax-matmul: masks and hooks see it, MACs are counted, and engines fuse it better than sdpa."""
+    """Use plain matmul-softmax-matmul: masks and hooks see it, its MACs count, and engines fuse it better than sdpa."""
     if isinstance(module, _HasAttention):
         module.set_attn_implementation("eager")
     for part in module.modules():

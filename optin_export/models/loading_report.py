@@ -1,4 +1,4 @@
-"""What transformers says of a checkpoint after loading it: which of its weights the model did not take, and why."""
+"""Evaluate transformers' report on a loaded checkpoint: weights that the model did not take, and why."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from optin_export.models.state_dicts import few, is_extra
 
 
 def unused_weights(info: Mapping[str, Any], module: nn.Module, name: str, task: str) -> list[str]:
-    """What the user should hear about weights of the checkpoint `name` that `module` does not have: one line or none.
+    """A note on weights of the checkpoint `name` that `module` does not have: one line or none.
 
-    info: of `from_pretrained(..., output_loading_info=True)`. Raises InputError where the checkpoint has other shapes,
-    or more layers than the configuration says: the model would be another one than was trained.
+    info: from `from_pretrained(..., output_loading_info=True)`. Raises InputError if the checkpoint has other shapes,
+    or more layers than the configuration: the model would differ from the trained one.
     """
     changed = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get("mismatched_keys", ()))
     if changed:

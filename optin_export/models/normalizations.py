@@ -1,4 +1,4 @@
-"""Normalisation layers as plain BatchNorm: those of several processes, and those whose statistics are frozen.
+"""Replace synchronised and frozen batch norms by plain BatchNorm.
 
 In eval mode all of them compute the same: (x - running mean) / sqrt(running variance + eps) * weight + bias.
 """
@@ -24,8 +24,8 @@ _AFTER: tuple[tuple[type[nn.Module], type[_BatchNorm]], ...] = (
 def plain_batch_norms(module: nn.Module) -> None:
     """Replace, in place, synchronised and frozen batch norms by torch's plain ones, under the same names.
 
-    One that follows a linear layer or a convolution in its parent takes that one's dimensions, else two. Raises
-    InputError, which names it, for a batch norm that normalises with the statistics of the batch.
+    A batch norm that follows a linear layer or a convolution in its parent has that layer's dimensions, otherwise two.
+    Raises InputError, which names it, for a batch norm that normalises with the statistics of the batch.
     """
     made: dict[int, nn.Module] = {}
     for path, parent in list(module.named_modules()):

@@ -1,4 +1,4 @@
-"""Weights that are computed before they are used, such as weight_norm: computed once, and kept as plain parameters.
+"""Replace weights that are computed before use, such as weight_norm, by plain parameters with their value.
 
 In eval mode such a weight is a constant. Units of a layer can only be removed from the weight itself: g and v of a
 weight norm would have to be cut together, and a spectral norm would change with every removed row.
@@ -156,7 +156,7 @@ def _fold_hooks(module: nn.Module) -> list[str]:
 
 
 def _fold_unknown_hooks(module: nn.Module) -> list[str]:
-    """Hooks of the user's that set a weight: they are run twice without inputs, and kept if they set none."""
+    """Fold user hooks that set a weight: run them twice without inputs, and keep hooks that set none."""
     folded = []
     for path, part in module.named_modules():
         plain = {name for name, value in vars(part).items() if _is_weight(part, name, value)}
@@ -193,7 +193,7 @@ def _run(
     """The weights after a hook without inputs; None where it fails or wants inputs. Parameters are put back then."""
     try:
         given = hook(part, (), {}) if takes_kwargs else hook(part, ())
-    except Exception:  # it reads what is not there
+    except Exception:  # it reads missing inputs
         given = ()
     if given is not None:
         for name, value in before.items():
@@ -204,7 +204,7 @@ def _run(
 
 
 def _is_weight(part: nn.Module, name: str, value: Any) -> bool:
-    """A plain tensor where the class has a parameter: something computes it."""
+    """Whether an attribute is a plain tensor instead of the class's parameter, which means that it is computed."""
     return isinstance(value, torch.Tensor) and not name.startswith("_") and name in ("weight", "bias", *_sized(part))
 
 

@@ -1,7 +1,7 @@
-"""Where the parts of a model are kept while it is scored and repaired: on several GPUs, in memory, on disk.
+"""Place the parts of a model on several GPUs, in memory or on disk while it is scored and repaired.
 
-By accelerate's hooks, which move inputs to the device of a module, and fetch weights that are kept elsewhere while the
-module runs. With such weights blocks are computed again on the way back: else the graph would hold all of them.
+Uses accelerate's hooks, which move inputs to the device of a module, and fetch offloaded weights while the module runs.
+With offloaded weights, blocks are recomputed in the backward pass: otherwise the graph would hold all weights.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Places = dict[str, int | str]
 
 @dataclass(frozen=True)
 class Placement:
-    """Keeps a model's parts where the recipe says, for as long as `with placement(model):` is open.
+    """Places a model's parts as the recipe says, within `with placement(model):`.
 
     device_map, max_memory: as in the recipe; None: everything stays in this process's memory, on the CPU. blocks: paths
-    in the task model; none is divided. What is open changes the model itself; afterwards it is as it was.
+    in the task model that are never divided. The model itself is changed within the context, and restored afterwards.
     """
 
     device_map: str | Mapping[str, int | str] | None = None
@@ -41,7 +41,7 @@ class Placement:
     @contextlib.contextmanager
     def __call__(self, model: TaskModel) -> Iterator[None]:
         """Raises InputError for a map that does not fit the model, or a full disk; EnvironmentLacks without accelerate,
-        for a GPU that is not there, and where one's memory does not suffice."""
+        for a GPU that does not exist, or one with too little memory."""
         if self.device_map is None:
             yield
             return
@@ -71,7 +71,7 @@ class Placement:
         return _spelt_out(model.model, places)
 
     def check(self, model: TaskModel, inputs: Inputs) -> None:
-        """Run these rows where the map puts the model; raises what `with` does, and InputError if that fails."""
+        """Run these rows with the placed model; raises what `with` raises, and InputError if the pass fails."""
         if self.device_map is None:
             return
         with torch.no_grad():
@@ -150,7 +150,7 @@ def _place_of(path: str, places: Places) -> int | str | None:
 
 
 def _spelt_out(module: torch.nn.Module, places: Places) -> Places:
-    """The same with no name within another: accelerate would first move the whole to where its rest goes."""
+    """The same map without nested names: accelerate would first move the outer module to its own device."""
     state, found = module.state_dict().keys(), dict[str, int | str]()
 
     def walk(part: torch.nn.Module, path: str, above: int | str | None) -> None:
@@ -179,7 +179,7 @@ def _dispatched(module: torch.nn.Module, places: Places, blocks: tuple[str, ...]
     gpus = sorted(place for place in places.values() if isinstance(place, int))
     away = "disk" in places.values() or (bool(gpus) and "cpu" in places.values())
     tied, shadowed = find_tied_parameters(module), {part for part in module.modules() if "forward" in vars(part)}
-    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns of what was asked for
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns about the requested placement
     scratch = Scratch() if "disk" in places.values() else None
     try:
         if scratch is not None:
@@ -208,7 +208,7 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        # To its end each time: a hook that was stopped half-way would leave its weights where they are.
+        # Run to the end each time: an interrupted hook would leave its weights on the device.
         with set_checkpoint_early_stop(False):
             return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
@@ -216,7 +216,7 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_disk(module: torch.nn.Module, places: Places, scratch: Scratch) -> None:
-    """Files that are mapped into memory end the process where the disk is full: better asked before."""
+    """Check the disk first: writing memory-mapped files to a full disk ends the process."""
     state = module.state_dict().items()
     needed = sum(tensor.nbytes for name, tensor in state if _place_of(name, places) == "disk")
     free = shutil.disk_usage(scratch.path).free

@@ -1,4 +1,4 @@
-"""From token states to one vector: the poolings of sentence-transformers, right at any length and with any padding."""
+"""Pool token states into one vector, as sentence-transformers does, correctly for any length and padding."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _first(hidden: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
 
 
 #: By the names of `model.pooling`: (hidden [batch, tokens, features], counts [batch, tokens]) -> [batch, features].
-#: counts: 0 for what is left out, else 1 (or the number of original tokens per token, if tokens were merged).
+#: counts: 0 for tokens that are left out, else 1 (or the number of original tokens per token, if merged).
 POOLINGS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "mean": _weighted_mean,
     "cls": _first,
@@ -57,7 +57,7 @@ class Pooling(nn.Module):
     """One or several poolings of token states, concatenated.
 
     forward(hidden [batch, tokens, features], counts [batch, tokens]) -> [batch, features x number of modes].
-    skip: tokens at the start that are left out, those of a prompt. Raises InputError for an unknown mode.
+    skip: number of tokens at the start to leave out, those of a prompt. Raises InputError for an unknown mode.
     """
 
     def __init__(self, modes: Sequence[str], skip: int = 0) -> None:
@@ -75,7 +75,7 @@ class Pooling(nn.Module):
 
     def _pool(self, mode: str, hidden: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         if mode == "cls" and self.skip:
-            # The first token after the prompt; of a text that has none, the first of all.
+            # The first token after the prompt; for a text without one, the first token.
             first = torch.where(counts.sum(1, keepdim=True) > 0, self.skip + 1, 1)
             return _chosen(hidden, _positions(hidden) == first)
         return POOLINGS[mode](hidden, counts)
@@ -87,5 +87,5 @@ def _positions(hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _chosen(hidden: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """The one token of every row that is chosen (bool [batch, tokens]), by a product: no engine has to gather."""
+    """The chosen token of every row (bool [batch, tokens], one per row), by a product instead of a gather."""
     return (hidden * chosen.unsqueeze(-1).to(hidden.dtype)).sum(1)

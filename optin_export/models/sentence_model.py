@@ -1,4 +1,4 @@
-"""A transformer with all that its sentence-transformers folder puts around it, as one task module."""
+"""A transformer with all modules of its sentence-transformers folder, as one task module."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def wrap_sentence(
     origin: str | None,
     load: Callable[[nn.Module, Path], None],
 ) -> tuple[TaskModel, list[str]]:
-    """The task module of a transformer of `folder`, and warnings; `architecture` then holds what `build` needs of it.
+    """The task module of a transformer of `folder`, and warnings; adds what `build` needs to `architecture`.
 
-    load: (module, file of weights) fills one layer. Raises InputError for what the recipe cannot change about it.
+    load: (module, weights file) fills one layer. Raises InputError for settings that the recipe cannot change.
     """
     steps, indices, warnings = chosen_steps(folder, section)
     if folder.prompt and any(step.get("include_prompt") is False for step in steps):

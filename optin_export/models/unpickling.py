@@ -1,4 +1,4 @@
-"""Checkpoints of torch.save, read without running anything that they name.
+"""Read torch.save checkpoints without running any code that they name.
 
 torch.load with weights_only=True builds tensors and plain containers. Other objects that training scripts store next to
 the weights (argparse.Namespace, NumPy scalars, configurations) are not needed: names in `HARMLESS` are replaced by
@@ -50,7 +50,7 @@ _SAVE = "torch.save(model.state_dict(), 'weights.pth')"
 
 
 class Ignored:
-    """Stands for an object that is not needed: takes any arguments and state, keeps none."""
+    """Replaces an object that is not needed: accepts any arguments and state, and keeps none."""
 
     def __new__(cls, *args: Any) -> Ignored:
         return super().__new__(cls)
@@ -63,14 +63,14 @@ class Ignored:
 
 
 class _AsDict:
-    """Stands for a kind of dictionary."""
+    """Replaces a kind of dictionary."""
 
     def __new__(cls, *args: Any) -> Any:
         return OrderedDict()
 
 
 class _AsList:
-    """Stands for a kind of list."""
+    """Replaces a kind of list."""
 
     def __new__(cls, *args: Any) -> Any:
         return []
@@ -113,7 +113,7 @@ def _stand_in(name: str) -> type:
 
 
 def _ignored(name: str) -> type:
-    """A class of its own for each name: torch.load looks names up by class."""
+    """A separate class for each name, because torch.load looks names up by class."""
     return type("Ignored", (Ignored,), {"name": name})
 
 

@@ -1,7 +1,8 @@
 """The objective: how far a changed model's trajectory and output are from the unpruned model's, on calibration rows.
 
-`reference` holds what the unpruned model does on the calibration rows, `losses` compares with it, `probes` are random
-directions of what the losses square. Scores, loss curves, row weights and repairs all estimate or minimise them.
+`reference` holds the unpruned model's observations on the calibration rows, `losses` compares with them, `probes` are
+random directions of the residuals that the losses square. Scores, loss curves, row weights and repairs all estimate or
+minimise these losses.
 """
 
 from __future__ import annotations

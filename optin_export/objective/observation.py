@@ -1,4 +1,4 @@
-"""What the unpruned model does on one batch, and which rows of it are compared: tokens of blocks, output rows."""
+"""Observe the unpruned model on one batch, and choose the compared rows: tokens of blocks, output rows."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ OUTPUT_ROWS = 32
 
 @dataclass(frozen=True)
 class Observation:
-    """What the unpruned model does on one batch.
+    """The unpruned model's values on one batch.
 
     chosen: per shape of hidden states the compared token rows, [samples, rows]; rows: per block these rows, normalised,
     [samples, rows, features]; hidden: block outputs as returned, to replay.
     layouts: per block the dimension of its hidden states that counts samples, and into how many parts one after another
     each sample is cut there (windows, patches).
     picked: the compared rows of the output, [samples, rows], None for all; output: these rows, [samples, rows,
-    features]; weights: what each counts, [samples, rows], of sum 1 per sample.
+    features]; weights: the weight of each row, [samples, rows], with sum 1 per sample.
     """
 
     inputs: Inputs
@@ -58,7 +58,7 @@ def observation_of(
     rows: int,
     generator: torch.Generator,
 ) -> Observation:
-    """The same of a pass that was made already: its block outputs and its output, in the graph if they are in one."""
+    """The observation of a finished pass, from its block outputs and its output, which may be in a graph."""
     outputs, output = passed
     chosen: dict[tuple[int, ...], torch.Tensor] = {}
     compared, layouts = {}, {}
@@ -112,7 +112,7 @@ def normalised_rows(
     """
     tokens = _tokens(output, channels_first, layout)
     samples = next(iter(inputs.values())).shape[0]
-    # A block's rows are compared where the block is: a model's blocks may lie on several devices.
+    # A block's rows are compared on the block's device: a model's blocks may be on several devices.
     copies, rows = len(tokens) // samples, chosen[(samples, tokens.shape[1])].to(tokens.device)
     picked = tokens.gather(1, rows.repeat(copies, 1)[..., None].expand(-1, -1, tokens.shape[-1]))
     normalised = F.normalize(picked.float() if picked.dtype != torch.float64 else picked, dim=-1)

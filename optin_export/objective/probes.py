@@ -1,7 +1,7 @@
 """Random directions v of the residuals r that the losses square: the gradient of v . r is a sketch of their Jacobian.
 
-E[(d(v . r) / dx)^2] is the diagonal of the Gauss-Newton matrix of the loss: what scores, row weights and the repair of
-the output are made from, without a loss per unit.
+E[(d(v . r) / dx)^2] is the diagonal of the Gauss-Newton matrix of the loss. Scores, row weights and the repair of the
+output are computed from it, without a loss per unit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-#: Classes up to which output probes are drawn orthogonal: as many probes as classes are then the exact Fisher matrix.
+#: Classes up to which output probes are orthogonal: as many probes as classes then give the exact Fisher matrix.
 ORTHOGONAL_CLASSES = 64
 
 
@@ -26,7 +26,7 @@ def trajectory_probe(rows: Sequence[torch.Tensor], generator: torch.Generator) -
             total = total + (_noise(block.shape, block, generator) * block).sum().cpu()
         else:
             direction = _noise((*block.shape[:2], block.shape[1]), block, generator)
-            # <V, N N^T> without forming N N^T in the graph: less memory in the backward pass.
+            # <V, N N^T> without N N^T in the graph, which saves memory in the backward pass.
             total = total + ((direction @ block) * block).sum().cpu()
     return total
 
@@ -48,9 +48,9 @@ def output_probe(
 
 
 class OutputNoise:
-    """Directions v for output probes, E[v v^T] = I; orthogonal ones in turn where there are few classes.
+    """Directions v for output probes, E[v v^T] = I; successive ones are orthogonal if there are few classes.
 
-    Any run of as many probes as classes then sums to the exact matrix: no noise of its own is left.
+    Any sequence of as many probes as classes then sums to the exact matrix, without noise.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -75,5 +75,5 @@ def orthogonal(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor
 
 
 def _noise(shape: Sequence[int], like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """N(0, 1), drawn on the CPU so that a seed means the same on every device."""
+    """N(0, 1), drawn on the CPU so that a seed gives the same numbers on every device."""
     return torch.randn(tuple(shape), generator=generator).to(like)

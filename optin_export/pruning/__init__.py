@@ -1,4 +1,4 @@
-"""A model and a plan become a smaller dense model, and its checkpoint on disk. Nothing is repaired here."""
+"""Make a smaller dense model from a model and a plan, and save it. Repairs are separate (`repair`)."""
 
 from __future__ import annotations
 

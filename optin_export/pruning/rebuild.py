@@ -1,4 +1,4 @@
-"""From a plan to a smaller dense model: torch-pruning's dependency graph with explicit indices, sub-layers dropped."""
+"""Rebuild a model densely by a plan: torch-pruning's dependency graph with explicit indices, sub-layers dropped."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from optin_export.units import Structure, UnitGroup, get_layer, get_module, set_
 
 
 class Constant(nn.Module):
-    """What a sub-layer without units computes: its bias, whatever comes in. bias: [hidden].
+    """Replaces a sub-layer without units: returns its bias for any input. bias: [hidden].
 
-    expands: at every position of what comes in.
+    expands: repeat the bias at every position of the input.
     """
 
     def __init__(self, bias: torch.Tensor, returns_tuple: bool, expands: bool = False) -> None:
@@ -74,11 +74,11 @@ def shrunk(structure: Structure, groups: Mapping[str, GroupPlan]) -> Structure:
 
 
 def drop(model: TaskModel, group: UnitGroup) -> None:
-    """Replace a sub-layer that keeps no unit by its output bias, and what only fed it by nothing."""
+    """Replace a sub-layer that keeps no unit by its output bias, and bypass modules that only it needed."""
     assert group.sublayer is not None  # see _check
     consumer = get_layer(model, group.consumer)
     bias = consumer.bias.detach().clone() if consumer.bias is not None else torch.zeros(len(consumer.weight))
-    # It runs once in a pass (see `find_structure`), under whichever of its names.
+    # It runs once in a pass (see `find_structure`), under any of its names.
     set_module(model, group.sublayer, Constant(bias, group.returns_tuple, group.expands), everywhere=True)
     for path, returns_tuple in group.bypass:
         set_module(model, path, Passthrough(returns_tuple))
@@ -96,7 +96,7 @@ def _check(structure: Structure, groups: Mapping[str, GroupPlan]) -> None:
 
 
 def _graph(dense: TaskModel, inputs: Inputs) -> Any:
-    # The graph is traced through autograd, so weights must ask for gradients while it is built.
+    # The graph is traced through autograd, so weights must require gradients while it is built.
     dense.requires_grad_(True)
     with torch.enable_grad(), warnings.catch_warnings():
         # It warns of bare parameters (class token, layer scale); none is on a path that is cut, see _check_untouched.
@@ -118,7 +118,7 @@ def _is_explicit(model: TaskModel, group: UnitGroup) -> bool:
 
 def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int]) -> None:
     first = get_module(model, group.producers[0].path)
-    # What the output does not depend on (the last block, if an earlier one's output is taken) is not in the graph.
+    # Layers that the output does not depend on (the last block, if an earlier output is taken) are not in the graph.
     if _is_explicit(model, group) or (not group.coupled and first not in graph.module2node):
         _remove_explicitly(model, group, removed)
     else:
@@ -159,7 +159,7 @@ def _remove_explicitly(model: TaskModel, group: UnitGroup, removed: list[int]) -
 
 
 def _keep_filters(layer: Any, kept: list[int], units: int, removed: int) -> None:
-    """Of a grouped convolution whole groups go, with the inputs that only they read; of a plain one, filters."""
+    """Cut whole groups of a grouped convolution, with the inputs that only they read, or filters of a plain one."""
     layer.weight = nn.Parameter(layer.weight.detach()[kept], requires_grad=False)
     if layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias.detach()[kept], requires_grad=False)

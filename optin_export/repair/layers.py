@@ -1,4 +1,4 @@
-"""The layers that least squares refit: where they start, what of them stays, and how a solution is written back."""
+"""The layers that least squares refit: their initial weights, their kept rows, and writing a solution back."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from optin_export.units import UnitGroup, as_matrix, get_layer, get_module
 
 
 def kept_rows(plan: GroupPlan, count: int, per_unit: int, fused: int) -> torch.Tensor:
-    """Which output rows of the unpruned producer stay."""
+    """The output rows of the unpruned producer that stay."""
     units = torch.tensor(plan.kept, dtype=torch.long)
     one = (units[:, None] * per_unit + torch.arange(per_unit)).flatten()
     return torch.cat([slab * count * per_unit + one for slab in range(fused)])
 
 
 def start_of(model: TaskModel, path: str) -> torch.Tensor:
-    """[weights, bias] as they stand, [inputs + 1, outputs] in float64."""
+    """The current [weights, bias], [inputs + 1, outputs] in float64."""
     matrix, bias = as_matrix(model, path), get_layer(model, path).bias
     column = torch.zeros(len(matrix)) if bias is None else bias.detach()
     return torch.cat([matrix, column[:, None]], 1).double().T

@@ -40,7 +40,7 @@ class Moments:
         self.rows += len(design)
 
     def again(self) -> Moments:
-        """Empty moments for other targets of the same rows and weights, with this Gram matrix, which `add` leaves unchanged."""
+        """Moments for other targets of the same weighted rows, with this Gram matrix, which `add` does not change."""
         other = Moments(len(self.gram) - 1, self.cross.shape[1])
         other.gram, other.knows_rows = self.gram, True
         return other

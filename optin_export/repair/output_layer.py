@@ -1,4 +1,4 @@
-"""The layer that computes the model's output: refitting it can make up for errors of all blocks."""
+"""The layer that computes the model's output; refitting it can compensate errors of all blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 from optin_export.models import Inputs, TaskModel
 from optin_export.units import capture, get_layer
 
-#: Wider layers are left alone: the rows of a vocabulary would take gigabytes.
+#: Wider layers are not refitted: the rows of a vocabulary would take gigabytes.
 MOST_OUTPUTS = 8192
 
 
@@ -23,7 +23,7 @@ def output_layer(model: TaskModel, inputs: Inputs) -> str | None:
     with torch.no_grad(), capture(model, outputs=dict.fromkeys(layers, keep)):
         result = model(**inputs)
     if model.output_layout == "spans":
-        result = result.mT  # the layer gives start and end per token
+        result = result.mT  # the layer outputs start and end per token
     same = [path for path, output in outputs.items() if output.shape == result.shape and torch.equal(output, result)]
     usable = same and result.shape[-1] <= MOST_OUTPUTS and not is_tied(model, same[-1])
     return same[-1] if usable else None

@@ -1,4 +1,4 @@
-"""What stands between a layer and the residual stream that it adds to."""
+"""The operation between a layer and the residual stream that it adds to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""report: everything the stages found out, verdict first, as report.json and a one-file report.html."""
+"""Write the stages' results, verdict first, as report.json and a self-contained report.html."""
 
 from __future__ import annotations
 

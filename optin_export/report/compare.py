@@ -1,7 +1,7 @@
-"""Many runs on one page: what each kept, lost and gained, and which of them no other beats.
+"""Compare many runs on one page: what each kept, lost and gained, and which runs no other run beats.
 
-Accuracy is only set against latency within one task, metric and set of evaluation rows, and latency only within one
-machine, target, batch, sequence and way of calling: a front never mixes them.
+Accuracy is compared only within one task, metric and set of evaluation rows, and latency only within one machine,
+target, batch, sequence and mode: a front never mixes them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from optin_export.workdir.files import write_text
 
 @dataclass(frozen=True)
 class Front:
-    """Points of runs that were measured alike; `front` marks those that no other run beats in both."""
+    """Points of comparable runs; `front` marks those that no other run beats in both respects."""
 
     machine: str
     target: str
@@ -42,7 +42,7 @@ class Group:
     """Runs of one task, metric and evaluation data.
 
     unmeasured: run -> why it is on no front. differences: field of the recipe -> value of each run.
-    kept: (block, kind) -> (kept, count) of each run, None where it has no such units.
+    kept: (block, kind) -> (kept, count) of each run, None if it has no such units.
     """
 
     task: str
@@ -70,7 +70,7 @@ class Comparison:
 
 
 def compare(folders: Sequence[Path], out: Path) -> Comparison:
-    """Write the page of several finished runs to `out` (whole or not at all) and return what it says.
+    """Write the page of several finished runs to `out` atomically and return its content.
 
     Raises InputError for fewer than two folders, one given twice, or one that holds no finished, readable run, and
     where `out` is a folder; EnvironmentLacks where `out` cannot be written.

@@ -1,4 +1,4 @@
-"""measure/deployed.json: what clients measured of a run's served models, and how it gets into the report."""
+"""measure/deployed.json: clients' measurements of a run's served models, and adding them to the report."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def result_of(
 def add_deployed(
     run: Path, results: Sequence[DeployedResult], measured: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
 ) -> Report:
-    """Write measure/deployed.json, and report.json and report.html with it; earlier results of other settings stay.
+    """Write measure/deployed.json, and add it to report.json and report.html; results of other settings are kept.
 
-    measured: the results with their samples. Raises InputError where the run has no report.
+    measured: the results with their samples. Raises InputError if the run has no report.
     """
     with held(existing_run(run), "optin-export client", wait=True):  # keep the measurement
         return _add(run, results, measured, about)
@@ -65,7 +65,7 @@ def _add(
 
 
 def still_deployed(run: Path) -> tuple[DeployedResult, ...]:
-    """Results of before that are of the very graphs that the run now has."""
+    """Earlier results that were measured on the run's current graphs."""
     try:
         stored = read_json(run / "measure" / "deployed.json")
         if stored["graphs"] != _graphs(run):

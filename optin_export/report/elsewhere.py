@@ -1,4 +1,4 @@
-"""What other machines measured of a run (machines/<machine>/measure/<target>.json), and how it gets into the report."""
+"""Other machines' measurements of a run (machines/<machine>/measure/<target>.json), and adding them to the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optin_export.workdir.onnx_files import sha256_graph
 
 
 def still_elsewhere(run: Path) -> tuple[MachineResult, ...]:
-    """Results of other machines that are of the very graphs that the run now has, in order of their names."""
+    """Results of other machines that were measured on the run's current graphs, in the order of their names."""
     found = []
     for path in sorted((run / "machines").glob("*/measure/*.json")):
         try:
@@ -24,14 +24,14 @@ def still_elsewhere(run: Path) -> tuple[MachineResult, ...]:
             if stored["graphs"] == current:
                 found.append(_result(stored))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # a damaged file, or one of another version: it is no result
+            continue  # a damaged file, or one of another version, is not a result
     return tuple(found)
 
 
 def add_elsewhere(run: Path) -> Report:
-    """Write report.json and report.html with what other machines measured; the run's own results and verdict stay.
+    """Add other machines' measurements to report.json and report.html, without changing the run's own results.
 
-    Raises InputError where the run has no report.
+    Raises InputError if the run has no report.
     """
     report = read_report(run).model_copy(update={"elsewhere": still_elsewhere(run)})
     write_text(run / "report.json", report.model_dump_json(indent=2) + "\n")
@@ -57,6 +57,6 @@ def _result(stored: dict[str, Any]) -> MachineResult:
 
 
 def _hash(run: Path, which: str, digest: str) -> str | None:
-    """Of the run's graph that the engine was built from: `digest` if one of its forms still has it."""
+    """The hash of the run's graph that the engine was built from: `digest` if one of its forms still has it."""
     paths = [run / "onnx" / f"{which}{suffix}" for suffix in (".onnx", ".pt2")]
     return digest if digest in [sha256_graph(path) for path in paths if path.is_file()] else None

@@ -1,4 +1,4 @@
-"""What the nodes of a cluster found, as gates of the run, and what their work cost."""
+"""Results of a cluster's nodes as gates of the run, and the cost of their work."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from optin_export.report.elsewhere import still_elsewhere
 from optin_export.report.schema import MachineResult, StageCost
 from optin_export.workdir.files import read_json
 
-#: Why targets were not measured, {"unmeasured": {target: reason}}.
+#: File of reasons why targets were not measured, {"unmeasured": {target: reason}}.
 FLEET = "cluster/fleet.json"
-#: {stage: what it cost}, written by `cluster`.
+#: File of {stage: cost}, written by `distributed`.
 COSTS = "cluster/costs.json"
 
 
 def costs_of(run: Path) -> dict[str, dict[str, Any]]:
-    """{stage: what it cost}; empty where nothing was done on workers."""
+    """{stage: cost}; empty if no work was done on workers."""
     try:
         return dict(read_json(run / COSTS))
     except (OSError, ValueError, TypeError):
@@ -26,7 +26,7 @@ def costs_of(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def still_spent(run: Path) -> tuple[StageCost, ...]:
-    """What stages cost on a cluster's workers, from the run folder; none if it cannot be read."""
+    """Costs of stages on a cluster's workers, from the run folder; empty if they cannot be read."""
     try:
         return tuple(StageCost(stage=name, **cost) for name, cost in costs_of(run).items())
     except (ValueError, TypeError):

@@ -67,7 +67,7 @@ def render_html(report: Report, run: Path) -> str:
 
 
 def sentence(verdict: Verdict) -> str:
-    """The verdict's sentence without its first word where that repeats the badge."""
+    """The verdict's sentence without its first word if that repeats the badge."""
     return verdict.summary.removeprefix(verdict.outcome).removeprefix(": ").removeprefix(", ")
 
 
@@ -184,7 +184,7 @@ def _holds(value: float, relation: str, limit: float) -> bool:
 
 
 def _significant(value: float) -> str:
-    """Three significant digits, never in exponent notation within the range of what is measured here."""
+    """Three significant digits, never in exponent notation for the values that are measured here."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     decimals = 2 - math.floor(math.log10(abs(float(f"{value:.3g}"))))

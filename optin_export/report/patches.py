@@ -1,4 +1,4 @@
-"""Which patches of an image were merged into one token, drawn over the image."""
+"""Draw over an image which of its patches were merged into one token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from optin_export.report.plots import INK, render
 
 
 def merged_patches(pixels: np.ndarray, places: np.ndarray) -> str:
-    """Images above, the same below with merged patches in their mean colour and lines between the rest; an `<svg>`.
+    """An `<svg>` with images above, and below them with merged patches in their mean colour and lines between others.
 
     pixels: [images, height, width, 1 or 3], of any range. places: [images, tokens], equal where tokens were merged; the
     last of them are the patches, row by row. "" where the patches are no grid.
@@ -55,7 +55,7 @@ def _grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
 
 
 def _as_colours(pixels: np.ndarray) -> np.ndarray:
-    """[height, width, 3] in 0..1, stretched to the image's own range: preprocessing has moved it."""
+    """[height, width, 3] in 0..1, scaled to the image's own range, which preprocessing has changed."""
     low, high = float(pixels.min()), float(pixels.max())
     return np.broadcast_to((pixels - low) / max(high - low, 1e-9), (*pixels.shape[:2], 3))
 

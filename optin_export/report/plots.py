@@ -133,7 +133,7 @@ def speedup(results: Sequence[LatencyResult], required: float | None) -> str:
         axes.axvline(1, color=INK, linewidth=0.8)
         if required is not None:
             axes.axvline(required, color=BASE, linestyle="--", linewidth=1.6, label=f"gate {required:g}x")
-        # An interval of resampled medians need not hold the median of the whole sample.
+        # An interval of resampled medians need not contain the median of the whole sample.
         error = np.maximum([median - low, high - median], 0)
         axes.errorbar(median, rows, xerr=error, fmt="o", color=PRUNED, capsize=4, label="speedup, 95 % interval")
         for value, row, end in zip(median, rows, high, strict=True):
@@ -202,7 +202,7 @@ def _kinds(groups: Sequence[GroupResult]) -> list[str]:
 
 
 def short(name: str, most: int = 32) -> str:
-    """A name that leaves space for the plot; the tables have it in full."""
+    """A shortened name that leaves space for the plot; the tables have the full name."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
@@ -247,11 +247,11 @@ def render(name: str, label: str, height: float, draw: Callable[[Figure], None])
 
 
 def _inline(svg: str, name: str, label: str) -> str:
-    """Strip what only a file of its own needs; make ids unique in the page; leave colour and font to the page."""
+    """Strip parts that only a separate file needs; make ids unique in the page; leave colour and font to the page."""
     view = re.search(r'viewBox="[^"]*"', svg)
     body = svg[svg.index(">", svg.index("<svg")) + 1 :]
     body = re.sub(r"<style.*?</style>|<!--.*?-->|<metadata.*?</metadata>", "", body, flags=re.DOTALL)
-    # matplotlib numbers its groups alike in every figure: keep only ids that something refers to, and prefix them.
+    # matplotlib uses the same group ids in every figure: keep only ids that are referred to, and prefix them.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
     body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
     body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body)

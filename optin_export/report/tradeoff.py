@@ -1,4 +1,4 @@
-"""Accuracy against what it costs: one panel per cost, drawn for a single run and for the comparison of many."""
+"""Plot accuracy against cost: one panel per cost, for a single run and for the comparison of several runs."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def tradeoff(panels: Sequence[Panel], metric: str, name: str = "tradeoff") -> st
         for axes, panel in zip(grid, panels, strict=False):
             _panel(axes, panel)
         values = [value for panel in panels for p in panel.points for value in (p.accuracy, p.low, p.high) if value]
-        if values and max(values) - min(values) < 1:  # else hundredths of a point would look like a chasm
+        if values and max(values) - min(values) < 1:  # otherwise hundredths of a point would look large
             middle = (max(values) + min(values)) / 2
             grid[0].set_ylim(middle - 1, middle + 1)
         for axes in grid[::columns]:

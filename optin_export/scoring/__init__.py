@@ -86,7 +86,7 @@ def score(
 
 
 def methods(structure: Structure, config: PruneSection) -> dict[str, str]:
-    """{group key: the method that scores it}. `score: auto` uses the methods that keep most accuracy in docs/results.md.
+    """{group key: the method that scores it}. `score: auto` uses those that keep most accuracy in docs/results.md.
 
     Channels of convolutional networks, if they are repaired by least squares and chosen by loss curves, which compare
     groups, use CHANNELS, and channels without effect are not scored. All other groups use optin.

@@ -1,4 +1,4 @@
-"""How much each unit contributes to its sub-layer's output: a baseline, and the sign of units that dwarf the rest."""
+"""Contribution of each unit to its sub-layer's output: a baseline score, which also detects dominating units."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optin_export.units import UnitGroup, calls_of, get_layer, layer_inputs, ten
 class Contribution:
     """Norms of (weight columns of a unit) times (its activations), float64 [units].
 
-    energy: mean square over positions; largest: the largest at any position. For a convolution, of one input pixel.
+    energy: mean square over positions; largest: maximum over positions. For a convolution, of one input pixel.
     """
 
     energy: np.ndarray
@@ -26,7 +26,7 @@ class Contribution:
 
 
 def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequence[Batch]) -> dict[str, Contribution]:
-    """Contributions of every unit over all batches, padding left out; also of one batch, as a shard's sizes."""
+    """Contributions of every unit over all batches, without padding; also for one batch, as a shard's sizes."""
     energy = {group.key: np.zeros(group.count) for group in groups}
     largest = {group.key: np.zeros(group.count) for group in groups}
     squared = {path: _gram_of_weights(model, group, path) for group in groups for path in group.reads}
@@ -55,7 +55,7 @@ def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequen
 
 
 def activation_scores(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequence[Batch]) -> dict[str, np.ndarray]:
-    """`score: activation`: mean energy of what a unit adds to its sub-layer's output."""
+    """`score: activation`: mean energy of a unit's contribution to its sub-layer's output."""
     return {key: found.energy for key, found in contributions(model, groups, batches).items()}
 
 

@@ -1,4 +1,4 @@
-"""Exact masking: the loss of removing each unit by a forward pass, many units in one batch, the prefix replayed."""
+"""Exact masking: the loss of removing each unit, by forward passes with many units per batch and a replayed prefix."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ def _per_copy(losses: torch.Tensor, copies: int) -> np.ndarray:
 
 
 def _copies(value: torch.Tensor, copies: int) -> torch.Tensor:
-    """The batch several times over."""
+    """The batch repeated several times."""
     return value.repeat(copies, *[1] * (value.dim() - 1))

@@ -15,7 +15,7 @@ from optin_export.units import Structure, UnitGroup, get_layer
 def _scored(request: Request) -> Result:
     values = magnitude_scores(request.model, request.structure)
     if request.config.score == "auto":
-        # Weights do not tell that a channel is zero everywhere: a batch norm with nothing left of it, a dead ReLU.
+        # Weights do not show that a channel is zero everywhere: a batch norm with zero output, a dead ReLU.
         with request.placement(request.model):
             energy = activation_scores(request.model, request.structure.groups, request.batches)
         values = {key: np.where(energy[key] == 0, 0.0, value) for key, value in values.items()}
@@ -23,7 +23,7 @@ def _scored(request: Request) -> Result:
 
 
 def magnitude_scores(model: TaskModel, structure: Structure) -> dict[str, np.ndarray]:
-    """Squared L2 norm of all weights that leave with a unit."""
+    """Squared L2 norm of all weights that are removed with a unit."""
     return {group.key: _squared_norms(model, group).double().cpu().numpy() for group in structure.groups}
 
 

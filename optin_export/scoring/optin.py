@@ -78,7 +78,7 @@ class Scorer:
 
     @classmethod
     def of(cls, request: Request, sketches: Callable[[UnitGroup], bool] = is_sketched) -> Scorer:
-        """A scorer for a request. sketches: whether a group is sketched (a module's function, so that workers can import it)."""
+        """A scorer for a request. sketches: whether to sketch a group; a module's function, for workers to import."""
         given = (request.model, request.structure, request.batches, request.config, request.seed, request.placement)
         return cls(*given, sketches)
 

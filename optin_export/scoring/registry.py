@@ -1,4 +1,4 @@
-"""Scorers by name: what `prune.score` may be, and what a study adds to compare with."""
+"""Scorers by name: the values of `prune.score`, and scorers that a study adds for comparison."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Result = tuple[dict[str, np.ndarray], dict[str, float]]
 
 @dataclass(frozen=True)
 class Request:
-    """What a scorer is given.
+    """The arguments of a scorer.
 
-    model: unpruned. structure: the groups to score; with `score: auto` those of one method. batches: calibration rows.
-    spread: has shards done, here or on workers. placement: where the model is while it runs.
+    model: the unpruned model. structure: the groups to score; with `score: auto` those of one method. batches:
+    calibration rows. spread: executes shards, here or on workers. placement: the device of the model while it runs.
     """
 
     model: TaskModel
@@ -39,7 +39,7 @@ Scorer = Callable[[Request], Result]
 
 @dataclass(frozen=True)
 class Method:
-    """A scorer, how many steps it counts for a structure, and whether it needs gradients to score a group."""
+    """A scorer, its number of progress steps for a structure, and whether it needs gradients to score a group."""
 
     score: Scorer
     steps: Callable[[Structure], int]
@@ -63,8 +63,8 @@ def register(
 
     Args:
         name: as in `PruneSection.score`.
-        steps: steps that it counts for a structure by `progress.advance`.
-        gradients: whether it needs gradients to score a group; a model that lets none through is then refused.
+        steps: number of steps for a structure that it reports by `progress.advance`.
+        gradients: whether it needs gradients to score a group; a model without gradients is then refused.
     """
 
     def add(scorer: Scorer) -> Scorer:

@@ -1,4 +1,4 @@
-"""The sketch: importance of every unit from a few backward passes, whatever the number of units.
+"""The sketch: importance of every unit from a few backward passes, independent of the number of units.
 
 The masked loss of one sample is ||r(m) - r(1)||^2 for the residual vector r of its relation matrices and its output, so
 to second order I(u) = ||dr/dm_u||^2, and for v ~ N(0, I), E[(v . dr/dm_u)^2] is exactly that. Every sample has its own
@@ -35,10 +35,10 @@ from optin_export.scoring.shards import Map, Partial, Shard
 from optin_export.units import Structure, UnitGroup, block_outputs, masked
 
 Values = dict[str, np.ndarray]
-#: Probes between two looks at the stability, each chunk on a graph of its own: memory is that of one batch.
+#: Probes between two checks of the stability, each chunk on a separate graph, so that memory is that of one batch.
 CHUNK = 4
 MAX_PROBES = 64
-#: What keeps the noise of pilot and combined probes apart; the next number is that of their output noise.
+#: Distinguishes the noise of pilot and combined probes; the next number is used for their output noise.
 _STREAMS = {"pilot": 10, "output": 10, "probes": 20}
 #: `probes: auto` stops when the estimated rank correlation with converged scores reaches this.
 ENOUGH = 0.99
@@ -49,8 +49,8 @@ class Sketch:
     """Squared residual gradients of every unit of `groups`, averaged over samples and over the probes so far.
 
     autocast: dtype of the forward pass ("bfloat16", "float16"), or None for the model's own.
-    generator: its seed is that of all probes; a probe's noise depends on its number and batch alone.
-    run: has shards done; None: here.
+    generator: its seed is used for all probes; a probe's noise depends only on its number and batch.
+    run: executes shards; None: in this process.
     """
 
     model: TaskModel
@@ -67,16 +67,16 @@ class Sketch:
     def __post_init__(self) -> None:
         self.samples = samples_of(self.references)
         self.bases: dict[tuple[int, ...], torch.Tensor] = {}
-        # In half precision small gradients would underflow: scaled up on the way, less where the large ones overflow.
+        # In half precision small gradients would underflow: they are scaled up, less if large ones overflow.
         self.scale = 2.0**12 if self.autocast == "float16" else 1.0
 
     def pilot_shards(self, trajectory: bool = True, start: int = 0) -> list[Shard]:
-        """One chunk of probes, numbered from `start`, with both terms apart, or that of the output alone."""
+        """One chunk of probes, numbered from `start`, with both terms separately, or only that of the output."""
         kind: Literal["pilot", "output"] = "pilot" if trajectory else "output"
         return [Shard(kind, number, start=start, count=CHUNK) for number in range(len(self.references))]
 
     def pilot_losses(self, parts: Sequence[Partial]) -> tuple[Values, Values]:
-        """(trajectory, output) losses per unit out of what the shards of one chunk gave."""
+        """(trajectory, output) losses per unit from the results of the shards of one chunk."""
         terms: list[Values] = []
         for term in ("trajectory", "output"):
             total = self._zeros()
@@ -89,7 +89,7 @@ class Sketch:
         return terms[0], terms[1]
 
     def add_probes(self, weight: float, probes: int) -> None:
-        """`probes` more of the combined loss (trajectory + weight * output): one backward pass each.
+        """Add `probes` probes of the combined loss (trajectory + weight * output): one backward pass each.
 
         The cross term of the two has mean zero, because their noise is independent.
         """
@@ -112,7 +112,7 @@ class Sketch:
                 advance(shard.count)
 
     def work(self, shard: Shard) -> Partial:
-        """What the probes of a shard give: squared gradients, summed over the samples of its batch and its probes.
+        """The result of a shard's probes: squared gradients, summed over the samples of its batch and its probes.
 
         "trajectory.KEY" and "output.KEY" [units] of the two terms, or "0.KEY" and "1.KEY" of the halves of the
         combined loss: probes of even and of odd number.
@@ -120,7 +120,7 @@ class Sketch:
         total: Partial = {}
         reference = self.references[shard.batch]
         if self.autocast == "float16":
-            self.scale = 2.0**12  # whatever another shard has met
+            self.scale = 2.0**12  # independent of other shards
         with self._pass(reference) as (masks, rows, result):
             for probe in range(shard.start, shard.start + shard.count):
                 along = self._output_probe(shard, probe, result)
@@ -146,7 +146,7 @@ class Sketch:
         return {key: sum(half.get(key, 0) for half in self.halves) / self.probes for key in self._zeros()}  # type: ignore[misc]
 
     def stability(self) -> dict[str, float]:
-        """How far the ranking can be trusted, from its two halves.
+        """The reliability of the ranking, estimated from the two halves of the probes.
 
         rank_correlation: estimated Spearman correlation with converged scores (for halves that correlate by r, the mean
         of both correlates with the truth by sqrt(2 r / (1 + r))). cut_agreement: share of units that both halves keep,
@@ -192,7 +192,7 @@ class Sketch:
                 for path in blocks
             ]
             result = compared_output(self.model, reference, result)
-            # Blocks may be computed again on the way back, and then have to be masked again.
+            # Blocks may be recomputed in the backward pass, and then must be masked again.
             with masked(self.model, self.groups, masks):
                 yield masks, rows, result.float() if self.autocast else result
 

@@ -1,4 +1,4 @@
-"""search: scores, costs and a budget become a plan. Knows nothing of torch modules."""
+"""Find a plan from scores, costs and a budget; independent of torch modules."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ __all__ = [
     "tokens_left",
 ]
 
-#: Linearisations of a cost that is a product of two groups' counts; they settle within a few.
+#: Maximum linearisations of a cost that is a product of two groups' counts; they converge within a few.
 ROUNDS = 12
 
 
 def check_budget(costs: Costs, budget: Budget, least: Mapping[str, int], table: LatencyTable | None = None) -> None:
-    """Raises InputError if not even the `least` number of units per group meets the budget.
+    """Raises InputError if not even the minimum number of units per group (`least`) meets the budget.
 
-    A latency budget is checked by the `table`, and not before there is one.
+    A latency budget is checked by the `table`, once it exists.
     """
     if budget.kind == "latency":
         if table is not None:
@@ -92,13 +92,13 @@ def find_plan(
     """The plan that keeps the most score within the budget: a knapsack over aligned counts per group.
 
     scores: group key -> [units]. align: group key -> counts are multiples of it (or all units, or `least`). least: how
-    many units of a group have to stay, where that is not 0. curves: per group [points, 2] with a number of units kept
-    (ascending) and the loss of keeping so many; the plan then minimises the total loss instead of maximising the score.
-    table: what a latency budget is counted by.
+    many units of a group must stay, if not 0. curves: per group [points, 2] with the number of units kept (ascending)
+    and the loss of keeping that many; the plan then minimises the total loss instead of maximising the score.
+    table: the measured costs for a latency budget.
 
-    Exact when costs are linear in the counts; where the cost of a layer is a product of two counts (units on both its
-    sides), it is linearised around the plan until that no longer changes. Raises InputError when not even removing
-    every unit meets the budget.
+    Exact if costs are linear in the counts. If the cost of a layer is a product of two counts (units on both sides), it
+    is linearised around the plan until the plan no longer changes. Raises InputError if not even removing every unit
+    meets the budget.
     """
     keys = list(scores)
     least = {key: (least or {}).get(key, 0) for key in keys}
@@ -138,7 +138,7 @@ def _choose_by_table(
 ) -> tuple[dict[str, int], float | None]:
     """Units kept per group by their measured costs, which are linear in the groups, not in the counts; exact.
 
-    The fewest units where the sum of savings falls short of the budget, but not the engine that was measured with them.
+    The fewest units if the sum of savings misses the budget, although the engine measured with them meets it.
     """
     options = [Options(-table.saved(key, counts[key]), values[key]) for key in counts]
     choice = solve(options, budget.nanoseconds(table.base_ns) - table.full_ns)
@@ -167,7 +167,7 @@ def _choose(
     full = {key: int(counts[key][-1]) for key in keys}
     if costs.is_linear(kind):
         found = best(full, capacity)
-        assert found is not None  # check_budget: removing everything fits
+        assert found is not None  # check_budget ensures that removing everything fits
         return found
     share = budget.fraction**0.5
     kept = {key: max(int(counts[key][0]), round(share * full[key])) for key in keys}
@@ -182,7 +182,7 @@ def _choose(
         if over <= 0 and _total(kept, counts, values) > _total(winner, counts, values):
             winner = kept
         if over > 0:
-            target -= over  # the product is convex along some directions: aim lower
+            target -= over  # the product is convex along some directions, so aim lower
             kept = {key: max(int(counts[key][0]), (kept[key] + previous[key]) // 2) for key in keys}
         elif kept == previous:
             break
@@ -201,7 +201,7 @@ def _fill(
     kind: CostKind,
     capacity: int,
 ) -> dict[str, int]:
-    """Spend what is left of the budget: one more step where it buys the most score for its cost."""
+    """Spend the rest of the budget, step by step, where a step adds the most score for its cost."""
     while True:
         best: tuple[float, dict[str, int]] | None = None
         spent = costs.of(kind, kept)
@@ -222,7 +222,7 @@ def _fill(
 
 
 def _counts(units: int, align: int, least: int) -> np.ndarray:
-    """How many units may stay: the fewest, the multiples of `align`, and all (even where all is not a multiple)."""
+    """Allowed numbers of units: the minimum, the multiples of `align`, and all (even if not a multiple)."""
     fewest = min(-(-least // align) * align, units)
     steps = np.arange(0, units + 1, align)
     return np.unique(np.concatenate([[fewest], steps[steps >= fewest], [units]]))

@@ -1,4 +1,4 @@
-"""How many tokens each block merges: from a share to keep, or as given, checked against what can be merged."""
+"""The number of tokens that each block merges: from a share to keep, or as given, checked against the limits."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def allocate_merging(curves: Sequence[np.ndarray], keep: float, tokens: int, pre
     options = []
     for block, curve in enumerate(curves):
         losses = np.interp(counts, curve[:, 0], np.maximum.accumulate(curve[:, 2]))
-        # What is not merged costs: its tokens pass this block's FFN and every block after it.
+        # Tokens that are not merged cost: they pass this block's FFN and every later block.
         options.append(Options((counts[-1] - counts) * (blocks - block), -losses))
     unmerged = sum(int(option.costs.max()) for option in options)
     choice = solve(options, unmerged - int(np.ceil((1 - keep) * blocks * tokens - 1e-9)))

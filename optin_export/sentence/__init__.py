@@ -1,7 +1,7 @@
-"""What a folder (or hub name) of sentence-transformers says about itself: modules.json and the files it names.
+"""Read the description of a sentence-transformers folder (or hub model): modules.json and the files that it names.
 
-Read without torch and without sentence-transformers. What comes out is a list of steps from token states to one
-embedding, in the order in which `SentenceTransformer.encode` takes them; `sources.sentence` builds them into the graph.
+Uses neither torch nor sentence-transformers. The result is a list of steps from token states to one
+embedding, in the order in which `SentenceTransformer.encode` takes them; `models.sentence` builds them into the graph.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 class SentenceFolder:
     """How a SentenceTransformer, or a CrossEncoder, makes its output.
 
-    source: as error messages name it. subfolder: where the transformer is, "" for the top. steps: from token states to
-    the embedding; empty for a CrossEncoder. weights: index of a step -> its file of weights. max_length: tokens at
-    which texts are cut; None: as the tokenizer says. lower: texts are lowercased. prompt: put before every text.
-    prompts: names of others that the folder knows. activation: of a CrossEncoder, a class of torch.nn.
-    listed: whether there is a modules.json.
+    source: its name in error messages. subfolder: where the transformer is, "" for the top. steps: from token states
+    to the embedding; empty for a CrossEncoder. weights: index of a step -> its weights file. max_length: maximum tokens
+    of a text; None: the tokenizer's limit. lower: texts are lowercased. prompt: prefix of every text. prompts: names of
+    the folder's other prompts. activation: a torch.nn class, for a CrossEncoder. listed: whether there is a
+    modules.json.
     """
 
     source: str
@@ -61,18 +61,18 @@ class SentenceFolder:
 
     @property
     def poolings(self) -> tuple[str, ...]:
-        """The poolings of its one Pooling module, by the names of `model.pooling`; empty where it has none or more."""
+        """The poolings of its single Pooling module, as named in `model.pooling`; empty if it has none or several."""
         found = [step for step in self.steps if step["module"] == "pooling"]
         return tuple(found[0]["modes"]) if len(found) == 1 else ()
 
     @property
     def normalizes(self) -> bool:
-        """Whether the embedding is L2-normalised in the end."""
+        """Whether the final embedding is L2-normalised."""
         kept = [step for step in self.steps if step["module"] != "truncate"]
         return bool(kept) and kept[-1]["module"] == "normalize" and kept[-1]["output"] == EMBEDDING
 
     def describe(self) -> str:
-        """Its steps in a line: 'mean and max pooling, Dense 64 -> 16 (Tanh), Normalize'."""
+        """Its steps in one line: 'mean and max pooling, Dense 64 -> 16 (Tanh), Normalize'."""
         names = {"normalize": "Normalize", "layer_norm": "LayerNorm"}
         parts = []
         for step in self.steps:
@@ -87,7 +87,7 @@ class SentenceFolder:
 
 
 def model_type_of(source: str) -> str | None:
-    """What a folder with modules.json says it is, such as 'SentenceTransformer'; None for other models.
+    """The model type that a folder with modules.json declares, such as 'SentenceTransformer'; None for other models.
 
     Nothing is downloaded. Raises InputError for a file that cannot be read.
     """
@@ -98,9 +98,9 @@ def model_type_of(source: str) -> str | None:
 
 
 def find_sentence_folder(source: str, task: str, fetch: bool = False) -> tuple[SentenceFolder | None, list[str]]:
-    """What sentence-transformers would do with this model for the task; None where it has nothing to say.
+    """How sentence-transformers would run this model for the task; None if it does not apply.
 
-    Returns also warnings. Raises InputError, with the module's name, for what the graph cannot do the same way.
+    Also returns warnings. Raises InputError, with the module's name, for a module that the graph cannot reproduce.
     """
     name = name_of(source)
     if name is None or task not in ("feature-extraction", "text-classification"):
@@ -131,7 +131,7 @@ def find_sentence_folder(source: str, task: str, fetch: bool = False) -> tuple[S
 
 
 def _told(folder: SentenceFolder) -> list[str]:
-    """What a user should know of a folder that is used as it stands."""
+    """Warnings about a folder that is used without changes."""
     found = []
     if folder.prompts:
         names = ", ".join(repr(name) for name in folder.prompts)
@@ -143,7 +143,7 @@ def _told(folder: SentenceFolder) -> list[str]:
 
 
 def _prompts(files: Files, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """prompt: what encode() puts before every text; prompts: names of those it does not."""
+    """prompt: the prefix that encode() adds to every text; prompts: names of the prompts that it does not add."""
     known = {name: text for name, text in (settings.get("prompts") or {}).items() if text}
     default = settings.get("default_prompt_name")
     if default is not None and default not in {*(settings.get("prompts") or {}), "query", "document"}:
@@ -199,7 +199,7 @@ def _cross_encoder(files: Files, listed: list[tuple[str, str]], settings: Mappin
 
 
 def _plain_cross_encoder(files: Files) -> SentenceFolder | None:
-    """A CrossEncoder as it was saved before modules.json: its config.json says so. None for other models."""
+    """A CrossEncoder that was saved before modules.json existed, detected by its config.json. None for other models."""
     config = files.settings("config.json")
     if "sbert_ce_default_activation_function" not in config and not isinstance(
         config.get("sentence_transformers"), dict
@@ -217,7 +217,7 @@ def _activation_in(config: Mapping[str, Any]) -> Any:
 
 
 def _cross_activation(files: Files, given: Any, config: Mapping[str, Any]) -> str:
-    """The class of torch.nn that `CrossEncoder.predict` applies: the one given, else a sigmoid for a single score."""
+    """The torch.nn class that `CrossEncoder.predict` applies: the configured one, else a sigmoid for a single score."""
     if given is None:
         labels = config.get("num_labels", len(config.get("id2label") or (0, 1)))
         return "Sigmoid" if labels == 1 else "Identity"

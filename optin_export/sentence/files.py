@@ -1,4 +1,4 @@
-"""Files of a model folder or of a hub model, one by one: nothing else of the model is fetched."""
+"""Access individual files of a model folder or hub model, without fetching the rest of the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_BYTES = 1 << 20
 class Files:
     """Files of a model folder, or of a hub model: from the local cache, or fetched if `fetch`.
 
-    unknown: names of files that could not be asked for, because the hub was not reached.
+    unknown: names of files that could not be requested, because the hub was not reached.
     """
 
     def __init__(self, name: str, fetch: bool) -> None:
@@ -35,7 +35,7 @@ class Files:
             if found is not None:
                 return Path(found) if isinstance(found, str) else None
             return Path(hf_hub_download(self.name, name)) if self.fetch else None
-        except LocalEntryNotFoundError:  # a kind of EntryNotFoundError: the hub was not asked
+        except LocalEntryNotFoundError:  # a subclass of EntryNotFoundError: the hub was not asked
             self.unknown.append(name)
         except EntryNotFoundError:
             pass
@@ -86,7 +86,7 @@ def transformer_folder(folder: Path) -> Path:
 
 
 def inside(path: Any, name: str) -> str:
-    """A module's path, which has to be inside the folder. Raises InputError for another."""
+    """A module's path. Raises InputError if it is not inside the folder."""
     parts = PurePosixPath(str(path))
     if parts.is_absolute() or ".." in parts.parts:
         raise InputError(f"cannot use {MODULES} of {name}", f"'{path}' is not inside the folder", "correct that file")

@@ -1,4 +1,4 @@
-"""modules.json as steps: what each module of sentence-transformers does to the features before it."""
+"""modules.json as steps: the operation of each sentence-transformers module on the preceding features."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ def refusal(name: str, kind: str, why: str) -> InputError:
 
 
 def read_steps(files: Files, listed: list[tuple[str, str]]) -> tuple[list[Step], dict[int, Path]]:
-    """The steps after the Transformer, and the file of weights of each step that has one, by its index.
+    """The steps after the Transformer, and the weights file of each step that has one, by its index.
 
-    Raises InputError for a module that is not supported, and where they make no embedding.
+    Raises InputError for an unsupported module, and if the modules output no embedding.
     """
     steps: list[Step] = []
     weights: dict[int, Path] = {}
     known = {TOKENS}
     for kind, path in listed:
         step = _step(files, kind, files.settings(f"{path}/config.json"))
-        if step is None or (kind == "Normalize" and step["input"] not in known):  # the library skips it likewise
+        if step is None or (kind == "Normalize" and step["input"] not in known):  # the library skips it too
             continue
         if step["input"] not in known:
             raise refusal(files.name, kind, f"it reads '{step['input']}', which no earlier module returns")
@@ -132,7 +132,7 @@ def _step(files: Files, kind: str, config: dict[str, Any]) -> Step | None:
 
 
 def activation_name(path: Any) -> str | None:
-    """'Tanh' of 'torch.nn.modules.activation.Tanh'; None for what is no path into torch.nn."""
+    """'Tanh' from 'torch.nn.modules.activation.Tanh'; None for a path outside torch.nn."""
     text = str(path)
     return text.rpartition(".")[2] if text.startswith("torch.nn.") else None
 

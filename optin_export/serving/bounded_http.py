@@ -1,7 +1,7 @@
 """tritonclient's HTTP client with limits for the time and the size of a whole answer.
 
-tritonclient has a time-out for each read only, so a server that sends one byte a second is read for ever, and reads a
-body of any length into memory. Here the limits lie on the socket, below everything that reads from it.
+tritonclient has a time-out only for each read, so it reads forever from a server that sends one byte a second, and it
+reads a body of any length into memory. Here the limits apply to the socket, below everything that reads from it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-#: Bytes that one read asks for at most, whatever length a header announces.
+#: Maximum bytes of one read, whatever length a header announces.
 BLOCK = 1 << 16
-#: Bytes of headers, and of JSON that describes a model or a server, at most.
+#: Maximum bytes of headers, and of JSON that describes a model or a server.
 DESCRIPTION = 1 << 20
 
 
@@ -24,7 +24,7 @@ class TooMuch(Exception):
 
 
 class Budget:
-    """What one answer may still take: seconds until a deadline, and bytes."""
+    """The remaining budget of one answer: seconds until a deadline, and bytes."""
 
     def __init__(self) -> None:
         self.end, self.bytes, self.limit = 0.0, 0, 0
@@ -33,7 +33,7 @@ class Budget:
         self.end, self.bytes, self.limit = time.monotonic() + seconds, 0, limit
 
     def seconds(self) -> float:
-        """Seconds that are left. Raises TimeoutError where none are."""
+        """The remaining seconds. Raises TimeoutError if there are none."""
         left = self.end - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out: the answer did not end")
@@ -46,7 +46,7 @@ class Budget:
 
 
 class BoundedSocket:
-    """A connected socket that reads and writes within a budget; everything else is the socket's own."""
+    """A connected socket that reads and writes within a budget, and delegates everything else."""
 
     def __init__(self, connected: Any, budget: Budget) -> None:
         self._socket, self._budget = connected, budget
@@ -85,7 +85,7 @@ def bounded_client(address: str, secure: bool, timeout: float) -> Any:
         def within(self, seconds: float, limit: int) -> Iterator[None]:
             """Limit the time (TimeoutError) and the size in bytes (TooMuch) of requests in the body."""
             self.budget.begin(seconds, limit)
-            # Names are looked up and TLS is agreed on before there is a socket to set a time-out for.
+            # Name lookup and the TLS handshake precede the socket on which a time-out can be set.
             guard = gevent.Timeout(seconds)
             try:
                 with guard:

@@ -1,6 +1,6 @@
-"""A client of a served model over KServe v2, by gRPC or HTTP (tritonclient): ask, be answered, read the statistics.
+"""A client of a served model over KServe v2, by gRPC or HTTP (tritonclient): send requests, read statistics.
 
-Only the address that was given is ever connected to: no proxies, no redirects, nothing else.
+It connects only to the given address: no proxies, no redirects.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from optin_export.serving.bounded_http import DESCRIPTION, bounded_client
 Arrays = Mapping[str, np.ndarray]
 Request = list[Any]
 _SCHEMES = {"grpc": ("grpc", False), "grpcs": ("grpc", True), "http": ("http", False), "https": ("http", True)}
-#: No proxy, a connection of its own each, and nothing is unpacked: a few bytes could expand to gigabytes.
+#: No proxy, separate connections, and no decompression: a few bytes could expand to gigabytes.
 _CHANNEL = [
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.enable_http_proxy", 0),
@@ -31,7 +31,7 @@ _CHANNEL = [
 ]
 #: Maximum bytes per value of an answer: JSON writes a float32 in at most 25 characters.
 _BYTES_PER_VALUE = 32
-#: Inputs or outputs of a model, and characters of a name, at most.
+#: Maximum number of inputs or outputs of a model, and of characters in a name.
 MOST_TENSORS, MOST_NAME = 1000, 500
 _NUMPY = {"FP32": "float32", "FP64": "float64", "FP16": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8"}
 _NUMPY |= {"UINT8": "uint8", "BOOL": "bool", "INT16": "int16"}
@@ -100,7 +100,7 @@ class Counters:
 class Connection:
     """One connection, for one thread. timeout: seconds that any answer may take as a whole.
 
-    shape: of the answers that `infer` takes; more bytes than such an answer can have are not read.
+    shape: the shape of answers that `infer` accepts; more bytes than such an answer can have are not read.
     """
 
     def __init__(self, url: Url, timeout: float, shape: tuple[int, ...] = ()) -> None:
@@ -120,13 +120,13 @@ class Connection:
 
     @contextlib.contextmanager
     def _asking(self, doing: str) -> Iterator[None]:
-        """Every request and all that is read from its answer belongs in here: nothing a server sends is trusted."""
+        """A context for every request and for reading its answer: nothing that a server sends is trusted."""
         try:
             with contextlib.nullcontext() if self._limits else self._client.within(self.timeout, self._most):
                 yield
         except OptinError:
             raise
-        except Exception as error:  # each protocol raises its own types, and answers that are none raise any
+        except Exception as error:  # each protocol raises its own types, and malformed answers raise any type
             raise self._refusal(error, doing) from None
 
     def infer(self, model: Model, request: Request, output: str) -> np.ndarray:
@@ -160,7 +160,7 @@ class Connection:
         raise AssertionError  # the body returns or raises
 
     def ready(self, model: Model) -> None:
-        """Raises EnvironmentLacks unless the server is there and the model can be asked."""
+        """Raises EnvironmentLacks unless the server is reachable and the model is ready."""
         with self._asking("asking for its state"):
             if not self._client.is_server_live(**self._limits):
                 raise EnvironmentLacks(
@@ -200,10 +200,10 @@ class Connection:
                 found = self._client.get_inference_statistics(model.name, model.version, **self._as_json())
             except Exception as error:
                 if _unimplemented(error):
-                    return None  # KServe v2 itself has none: they are an extension of Triton
+                    return None  # KServe v2 itself has no statistics: they are an extension of Triton
                 raise
             entries = found["model_stats"] if self.url.protocol == "http" else found.get("model_stats", ())
-            # Counts come as text where protobuf wrote the JSON; what is zero is left out there.
+            # Counts are strings if protobuf wrote the JSON, which also omits zeros.
             return Counters(
                 requests=sum(_number(one, "success", "count") for one in entries),
                 failures=sum(_number(one, "fail", "count") for one in entries),
@@ -226,7 +226,7 @@ class Connection:
                 text,
                 "wait longer with --timeout, or send smaller requests",
             )
-        # A refusal in the words of the protocol is about the request; one in others is from no such server.
+        # A refusal in the protocol's format is about the request; in any other format it is not from such a server.
         in_order = "an exception occurred in the client" not in text
         if in_order and ("INVALID_ARGUMENT" in status or "NOT_FOUND" in status or status.startswith("4")):
             return InputError(f"{self.url} refused the request, {doing}", text, "check the model's name and inputs")
@@ -238,7 +238,7 @@ class Connection:
 
 
 def prepare(url: Url, inputs: Arrays) -> Request:
-    """A request that can be sent many times, by any thread."""
+    """A request that can be sent many times, from any thread."""
     module, entries = _import(url.protocol), []
     for name, array in inputs.items():
         kind = next(triton for triton, numpy in _NUMPY.items() if numpy == array.dtype.name)
@@ -249,9 +249,9 @@ def prepare(url: Url, inputs: Arrays) -> Request:
 
 
 def check_inputs(given: Arrays, output: str, found: Mapping[str, Mapping[str, Any]], model: Model, rows: int) -> None:
-    """Raises InputError where the model takes other inputs than the rows at hand, or has no such output.
+    """Raises InputError if the model takes other inputs than the given rows, or has no such output.
 
-    found: `Connection.metadata`. rows: per request.
+    found: `Connection.metadata`. rows: rows per request.
     """
     fix = "serve the models of this run, or give the run that they come from"
     if set(given) != set(found["inputs"]):

@@ -1,4 +1,4 @@
-"""Latency that clients see: base and pruned model on a server, measured in alternation, every answer checked.
+"""Latency for clients: base and pruned model on a server, measured alternately, with every answer checked.
 
 Blocks in random order of base, base again (A/A) and pruned, per setting: a number of threads in a closed loop, or a
 fixed rate in an open loop. The speedup is a ratio of medians with a bootstrap interval over blocks, as for engines.
@@ -26,7 +26,7 @@ from optin_export.workdir.files import regular
 ARMS = ("base", "again", "pruned")
 #: Threads that wait for answers in the open loop.
 OPEN_THREADS = 32
-#: Without --rate: this share of what the slower model does with one thread.
+#: Without --rate: this share of the slower model's rate with one thread.
 SHARE_OF_RATE = 0.7
 
 
@@ -41,7 +41,7 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path, output: str, tolerance: float) -> Reference:
-        """From measure/reference.safetensors. Raises InputError where it cannot be read."""
+        """Load measure/reference.safetensors. Raises InputError if it cannot be read."""
         try:
             tensors = load_file(regular(path))
             inputs = {name.removeprefix("input."): array for name, array in tensors.items() if name[:6] == "input."}
@@ -51,18 +51,18 @@ class Reference:
         return cls(inputs, outputs, output, tolerance)
 
     def shape(self, batch: int) -> tuple[int, ...]:
-        """Of the answer to a request of `batch` rows."""
+        """The shape of the answer to a request of `batch` rows."""
         return (batch, *self.outputs["base"].shape[1:])
 
     def rows(self, number: int, batch: int) -> np.ndarray:
-        """Which rows request `number` holds."""
+        """The rows of request `number`."""
         count = len(self.outputs["base"])
         return np.arange(number * batch, (number + 1) * batch) % count
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to ask. concurrency: threads of the closed loop; rate: requests a second of the open loop, 0: chosen."""
+    """One load. concurrency: threads of the closed loop; rate: requests a second of the open loop, 0: chosen."""
 
     protocol: str
     mode: Literal["closed", "open"]
@@ -73,7 +73,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """What a measurement asks of the server.
+    """Settings of a measurement.
 
     batch: rows per request. concurrency: threads of the closed loop, a setting each. rate: requests a second of the
     open loop; 0: chosen; None: no open loop. blocks: per setting and arm, of `seconds` each. timeout: seconds until a
@@ -93,7 +93,7 @@ class LoadSettings:
 class Arm:
     """One model in one setting. Milliseconds; throughput in rows a second. queue, compute: per request, by the server.
 
-    rows_per_batch: how many rows the server ran together. None where it has no statistics.
+    rows_per_batch: how many rows the server ran together. None if it has no statistics.
     """
 
     p50: float
@@ -132,8 +132,8 @@ def measure(
 ) -> Iterator[Result]:
     """One result per protocol and setting, as they are done.
 
-    Raises EnvironmentLacks where the server fails, InputError where it serves something else than the run, ParityError
-    where an answer is wrong.
+    Raises EnvironmentLacks if the server fails, InputError if it does not serve the run's models, ParityError if an
+    answer is wrong.
     """
     generator, batch, rate = np.random.default_rng(load.seed), load.batch, load.rate
     arms = {"base": models[0], "again": models[0], "pruned": models[1]}
@@ -164,7 +164,7 @@ def measure(
 
 
 def check_served(url: Url, models: Sequence[Model], reference: Reference, batch: int, timeout: float) -> str:
-    """That both models are ready and take the rows; returns the server's name and version."""
+    """Check that both models are ready and accept the rows; returns the server's name and version."""
     connection = Connection(url, timeout)
     try:
         for model in models:
@@ -185,7 +185,7 @@ class _Bench:
 
     def __init__(self, url: Url, setting: Setting, reference: Reference, timeout: float, seconds: float) -> None:
         self.url, self.setting, self.reference, self.timeout = url, setting, reference, timeout
-        # A slow model needs longer for one request than a block would last: the loops send one each at least.
+        # One request to a slow model may take longer than a block: each loop sends at least one.
         self.seconds = seconds
         self.requests = requests_of(url, reference, setting.batch)
         self.forget()
@@ -213,7 +213,7 @@ class _Bench:
         self.blocks[arm].append(Traffic(traffic.latencies, (), traffic.seconds, traffic.unsent))
         spent = after.since(before) if after is not None and before is not None else None
         if spent is not None and min(vars(spent).values()) < 0:
-            spent = None  # the server was restarted in between, or makes its statistics up
+            spent = None  # the server was restarted in between, or its statistics are wrong
         self.counters[arm].append(spent)
 
     def _connect(self, model: Model) -> Callable[[], Send]:

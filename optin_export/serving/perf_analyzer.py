@@ -20,7 +20,7 @@ from optin_export.workdir.files import MAX_TEXT, read_text, write_json
 
 
 def command_line(url: Url, model: Model, batch: int, concurrency: Sequence[int], data: Path, output: Path) -> str:
-    """What measures one model in the closed loop at the same settings; writes the CSV `output`."""
+    """The command that measures one model in the closed loop at the same settings; writes the CSV `output`."""
     address = f"https://{url.address}" if url.secure and url.protocol == "http" else url.address
     words = ["perf_analyzer", "-m", model.name]
     words += ["-x", model.version] if model.version else []

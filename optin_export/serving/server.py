@@ -1,7 +1,7 @@
-"""A tritonserver on this machine, for a try-out: found, started on loopback, waited for, and stopped.
+"""Find, start on loopback, await and stop a tritonserver on this machine, to try a run out.
 
-A server in a container has its backends next to it. The one inside the package nvidia-pytriton has only the python
-backend, whose folder is put together here out of the package's parts.
+A server in a container has its backends installed. The one in the package nvidia-pytriton has only the python backend,
+whose folder is assembled here from the package's parts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Program:
     environment: Path | None = None
 
     def backends(self) -> list[str]:
-        """Names of the backends it has."""
+        """Names of its backends."""
         if self.environment is not None:
             return ["python"]
         folder = self.binary.resolve().parent.parent / "backends"
@@ -47,7 +47,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. log: what it says, one file."""
+    """A running server. log: the file of its output."""
 
     process: subprocess.Popen[bytes]
     http: str
@@ -56,7 +56,7 @@ class Server:
     log: Path
 
     def reason(self) -> str:
-        """The last thing in its log that sounds like a reason."""
+        """The last line in its log that looks like an error."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         wrong = [line for line in lines if line.startswith("E") or "error" in line.lower()]
         return " ".join((wrong or lines or ["it said nothing"])[-1].split())[:400]
@@ -87,7 +87,7 @@ def find(environment: str | Path | None = None) -> Program:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nothing listens on now."""
+    """Loopback ports that are currently free."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -106,7 +106,7 @@ def running(
 ) -> Iterator[Server]:
     """A server for `repository` on loopback, ready; stopped when the block ends. ports: of HTTP, gRPC and metrics.
 
-    Raises InputError for a port that is taken, EnvironmentLacks where the server dies or is not ready in time.
+    Raises InputError for a used port, EnvironmentLacks if the server dies or is not ready in time.
     """
     http, grpc, metrics = ports or free_ports(3)
     for port in (http, grpc, metrics):
@@ -118,7 +118,7 @@ def running(
             command += [f"--{name}-address={HOST}", f"--{name}-port={port}"]
         log = Path(scratch) / "log"
         with log.open("wb") as output:
-            # A session of its own: Ctrl-C is for this process, which then stops the server.
+            # A separate session, so that Ctrl-C reaches only this process, which then stops the server.
             process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=variables, start_new_session=True
             )
@@ -131,7 +131,7 @@ def running(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and wait for it; by force if it does not go. What it left of its own processes ends, too."""
+    """Terminate the server and wait for it, by force if it does not end; also ends its remaining child processes."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
@@ -139,13 +139,13 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    # The stubs of its python backend outlive a server that was killed; they are of its session (see `running`).
+    # The stubs of its python backend outlive a killed server; they are in its session (see `running`).
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def fetch(url: str, seconds: float = 5.0) -> str:
-    """The body of a loopback URL; proxies of the environment are not asked. Raises OSError."""
+    """The body of a loopback URL, without the environment's proxies. Raises OSError."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=seconds) as response:
         return str(response.read().decode("utf-8", "replace"))

@@ -20,7 +20,7 @@ from optin_export.serving.traffic import Send, closed_loop
 
 @dataclass(frozen=True)
 class Shadow:
-    """What both models made of the same rows.
+    """Comparison of both models' answers to the same rows.
 
     same_largest: share of rows whose largest value is at the same place (the same class). cosine: of the rows' answers,
     mean and smallest. largest_difference: of any value, relative to the row's largest of the base model.
@@ -47,7 +47,7 @@ def compare(
     reference: Reference,
     load: LoadSettings,
 ) -> Shadow:
-    """Send the rows of `reference` to both models, each request to both, the order taking turns.
+    """Send each request of the rows of `reference` to both models, in alternating order.
 
     load: in a closed loop of the first concurrency.
     """

@@ -57,7 +57,7 @@ def closed_loop(connect: Callable[[], Send], threads: int, seconds: float, first
 def open_loop(connect: Callable[[], Send], threads: int, rate: float, seconds: float, first: int = 0) -> Traffic:
     """`rate` requests a second, due at equal distances, sent by the next free of `threads` threads.
 
-    What is still due after PATIENCE times the planned seconds is counted as unsent.
+    Requests that are still due after PATIENCE times the planned seconds count as unsent.
     """
     total = min(max(1, round(rate * seconds)), MOST_REQUESTS)
     clock = _Clock(first)
@@ -138,7 +138,7 @@ def _run(connect: Callable[[], Send], threads: int, clock: _Clock, work: Callabl
 
 
 class _Stopped(Exception):
-    """Ends a thread whose neighbour has failed."""
+    """Ends a thread after another thread has failed."""
 
 
 def pooled(blocks: Sequence[Traffic]) -> list[list[float]]:

@@ -1,9 +1,8 @@
-"""ship: a passed verdict becomes a Triton model repository with a manifest, and a client measures what is served.
+"""Ship a run that passed as a Triton model repository with a manifest.
 
-Knows nothing of scores. Modules: `origin` (a finished run), `models` and `ensemble` (what is served), `config`
-(config.pbtxt), `served/` (files that run in the server), `repository` and `journal` (staged, swapped, rolled back),
-`manifest`, `bom` and `signing` (what can be verified), `server` (a local tritonserver), `client`, `traffic` and
-`deployed` (latency).
+Independent of scores. Modules: `origin` (a finished run), `models` and `ensemble` (the served models), `config`
+(config.pbtxt), `served/` (files that run in the server), `repository` and `journal` (staging, swap, rollback),
+`manifest`, `bom` and `signing` (verification).
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Shipped:
-    """names: every model of the shipment; changed: those whose folder was replaced. image: one line on the server."""
+    """names: every model of the shipment; changed: models whose folder was replaced. image: one line on the server."""
 
     repository: Path
     names: tuple[str, ...]
@@ -60,10 +59,11 @@ def ship_models(
     bom: bool = False,
     key: Path | None = None,
 ) -> Shipped:
-    """Write the models of a run into a Triton model repository, all or none. key: PEM to sign with.
+    """Write the models of a run into a Triton model repository, all or none. key: PEM file of the signing key.
 
-    Whether the run may ship is not asked here: see `Origin.check`.
-    Raises InputError for what cannot be served or would overwrite another run, EnvironmentLacks for lack of disk space.
+    `Origin.check`, not this function, checks that the run may ship.
+    Raises InputError for a model that cannot be served or would overwrite another run, EnvironmentLacks if the disk is
+    full.
     """
     check_tools()
     name = name or origin.recipe.name
@@ -73,7 +73,7 @@ def ship_models(
     facts = origin.facts()
 
     written = shipment(origin, name)
-    # Each lists the others of its shipment, so that a missing one is noticed.
+    # Each model lists the others of its shipment, so that a missing one is detected.
     facts["shipment"] = sorted(written)
 
     def finished(model: str, write: Writer) -> Writer:

@@ -68,5 +68,5 @@ def write_bom(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
 
 
 def _licenses(name: str) -> dict[str, Any]:
-    """By name, not as an SPDX id: what a README says is not checked to be one."""
+    """Licences by name, not as SPDX ids: a README's licence is not checked to be a valid id."""
     return {} if name == UNKNOWN else {"licenses": [{"license": {"name": name}}]}

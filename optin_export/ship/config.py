@@ -10,7 +10,7 @@ from typing import Any
 from optin_export.errors import InputError, missing_package
 from optin_export.ship.signature import Signature, Tensor
 
-#: What a folder of a model repository may be called: a first dot would hide it, blanks and slashes break URLs.
+#: Allowed names of folders in a model repository: a leading dot would hide them, blanks and slashes break URLs.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LABELS = "labels.txt"
 
@@ -26,10 +26,10 @@ class Warmup:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything config.pbtxt says of one model.
+    """The content of one model's config.pbtxt.
 
-    batches: sizes the dynamic batcher prefers, the largest is the most; empty: the server adds no batch dimension.
-    versions: those that are served, out of the numbered folders; empty: the latest. labels: of the first output.
+    batches: preferred sizes of the dynamic batcher, the largest is the maximum; empty: the server adds no batch
+    dimension. versions: the numbered folders that are served; empty: the latest. labels: labels of the first output.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Step:
-    """One model of an ensemble, with how its tensors are called within it: model's name -> ensemble's name."""
+    """One model of an ensemble, with the names of its tensors: model's name -> ensemble's name."""
 
     model: str
     inputs: Mapping[str, str]
@@ -58,7 +58,7 @@ class Step:
 
 
 def check_name(name: str) -> None:
-    """Raises InputError for a name that Triton, its URLs or its repository would trip over."""
+    """Raises InputError for a name that Triton, its URLs or its repository cannot handle."""
     if not _NAME.fullmatch(name) or len(name) > 200:
         raise InputError(
             f"'{name[:60]}' cannot name a Triton model", "use letters, digits, '.', '_' and '-'", "set name, or --name"
@@ -133,7 +133,7 @@ def ensemble_text(name: str, signature: Signature, steps: Sequence[Step], batch:
 
 
 def read_config(text: str) -> Any:
-    """The protobuf message of a config.pbtxt. Raises InputError where Triton could not read it either."""
+    """The protobuf message of a config.pbtxt. Raises InputError if it is invalid."""
     text_format, proto = _protobuf()
     try:
         return text_format.Parse(text, proto.ModelConfig())

@@ -52,7 +52,7 @@ def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer
             if file.is_file():
                 shutil.copyfile(file, folder / "1" / file.name)
         shutil.copyfile(SERVED / code, folder / "1" / "model.py")
-        if not recipe.is_text:  # the arithmetic of the evaluation itself
+        if not recipe.is_text:  # the same arithmetic as in the evaluation
             shutil.copyfile(str(pixels.__file__), folder / "1" / "image_pixels.py")
         # Requests are prepared one by one, and batched before the model.
         spec = ModelSpec(prepare, "python", Signature(inputs, signature.inputs), (batch,), dynamic_batching=False)
@@ -74,9 +74,9 @@ def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer
 
 
 def _columns(origin: Origin) -> tuple[str, ...]:
-    """What a row of text is made of, in capitals, as the inputs of the ensemble are called.
+    """The columns of a row of text in capitals, which are the names of the ensemble's inputs.
 
-    Sentences that are compared are embedded one by one, so their pairs are not one row.
+    Sentences that are compared are embedded separately, so a pair is not one row.
     """
     recipe = origin.recipe
     if recipe.model.task == "question-answering":

@@ -1,4 +1,4 @@
-"""What to do with a shipment: printed after it, so that the next command is at hand."""
+"""Instructions for a shipment, printed after it with the next commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ METRICS = {
 
 
 def rollout(shipped: Shipped, recipe: Recipe) -> list[str]:
-    """Lines: image, docker, comparison where both models are served, metrics to watch, and the way back."""
+    """Lines: image, docker, comparison if both models are served, metrics to watch, and the rollback."""
     name, section = shipped.names[0], recipe.ship
     tag = shipped.image.split(" ")[0]
     line = docker_line(str(shipped.repository.resolve()), tag if tag.startswith(IMAGE) else f"{IMAGE}:YY.MM-py3", False)
@@ -38,7 +38,7 @@ def rollout(shipped: Shipped, recipe: Recipe) -> list[str]:
 
 
 def comparison(name: str, recipe: Recipe) -> list[str]:
-    """The command that compares both served models; none where one alone is served, for that would be with itself."""
+    """The command that compares both served models; empty if only one is served."""
     section = recipe.ship
     if section.layout == "pruned" or (section.layout == "versions" and section.serve != "all"):
         return []

@@ -1,8 +1,8 @@
-"""Which server image holds the library that an engine or graph was measured with.
+"""Find the server image with the library version with which an engine or graph was measured.
 
 onnxruntime: the table "ONNX Runtime Versions" of docs/introduction/compatibility.md in triton-inference-server/server
-(state of release 26.08). TensorRT: that page gives versions for the trtllm images only, which do not hold the tensorrt
-backend, so there is no table here that could be trusted; NVIDIA's support matrix names the release.
+(state of release 26.08). TensorRT: that page gives versions only for the trtllm images, which do not have the tensorrt
+backend, so there is no reliable table here; NVIDIA's support matrix names the release.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ONNXRUNTIME = {
 
 
 def server_image(backend: str, library: str, version: str | None) -> str:
-    """One line: the image whose library is that version, or that it is unknown, and where to look."""
+    """One line: the image whose library has that version, or, if unknown, where to find it."""
     if version is None:
         return f"unknown: the run does not say which {library} it was measured with"
     if backend == "python":

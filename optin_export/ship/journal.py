@@ -1,7 +1,7 @@
-"""Which renames a change of a model repository consists of, written down before the first: a killed one can be undone.
+"""The journal of a repository change: its renames, written before the first one, so that a killed change is undone.
 
-A shipment renames several models, and no file system renames several folders at once. Without this, the repository
-would stay half changed after a kill, and what a rollback puts back would be half of what was there.
+A shipment renames several models, and no file system renames several folders at once. Without the journal, the
+repository would stay partly changed after a kill, and a rollback would restore only a part.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from optin_export.workdir.files import read_json, write_json
 
 NAME = "journal.json"
-#: Bytes that a journal has at most: some renames of a few models.
+#: Maximum bytes of a journal: some renames of a few models.
 _LIMIT = 1 << 20
 
 

@@ -1,4 +1,4 @@
-"""labels.txt of a served model: the recipe's names, or those of the model itself."""
+"""labels.txt of a served model: the recipe's class names, or the model's own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from optin_export.ship.signature import Signature
 
 
 def labels_of(origin: Origin, signature: Signature) -> list[str]:
-    """One name per class. Raises InputError where there are not as many as outputs."""
+    """One name per class. Raises InputError if their number differs from that of the outputs."""
     path = origin.folder / "preprocess" / LABELS
     given = origin.recipe.ship.labels
     own = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    labels = [" ".join(label.split()) for label in given] if given else own  # the server reads one name a line
+    labels = [" ".join(label.split()) for label in given] if given else own  # the server reads one name per line
     dims = signature.outputs[0].dims
     if labels and (len(dims) != 2 or dims[1] != len(labels)):
         raise InputError(
@@ -27,7 +27,7 @@ def labels_of(origin: Origin, signature: Signature) -> list[str]:
 
 
 def write_labels(folder: Path, origin: Origin, signature: Signature) -> bool:
-    """Write labels.txt of a model's folder, and say whether there are any. Raises InputError as `labels_of`."""
+    """Write labels.txt into a model's folder; returns whether there are labels. Raises InputError as `labels_of`."""
     labels = labels_of(origin, signature)
     if labels:
         (folder / LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""manifest.json: the sha256 and size of every file of a run or of a shipped model, and what they were made from."""
+"""manifest.json: the sha256 and size of every file of a run or of a shipped model, and their origin."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from optin_export.workdir.files import HALF_WRITTEN, read_json, sha256_file, wri
 NAME = "manifest.json"
 #: A signature covers the manifest, so it cannot be part of it.
 SIGNATURE = "model.sig"
-#: What comes after a run's manifest, and is entered into it then; runs of earlier versions have it without an entry.
+#: Files written after a run's manifest and entered into it then; in runs of earlier versions they have no entry.
 _LATER = ("report.json", "report.html", "measure/deployed.json", "measure/perf_analyzer.json")
-#: Of a run folder: what changes without the run changing, or is there only while a process works in it. Their own
-#: content is not hashed; their allowed content is still checked (`strangers`).
+#: Entries of a run folder that change without the run changing, or exist only while a process works in it. They are
+#: not hashed, but what they may contain is still checked (`strangers`).
 _WORKING = {
     ".stages": re.compile(r"lock|[\w.@+-]+\.json"),
     "cluster": re.compile(r"[\w.@+-]+\.(log|json)|shards(/.*)?"),
@@ -35,7 +35,7 @@ def artefacts(folder: Path) -> Iterator[Path]:
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Everything below `folder` but the manifest, its signature and a run's working folders: (path, its own mode)."""
+    """Everything below `folder` except manifest, signature and a run's working folders, as (path, its own mode)."""
     is_run = (folder / "recipe.yaml").is_file()
     for place, folders, names in os.walk(folder):
         if Path(place) == folder:
@@ -50,8 +50,8 @@ def _entries(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def strangers(folder: Path, files: Collection[str]) -> list[str]:
-    """What is below `folder` and not in its manifest: files, hidden ones as well, folders that hold no file of it,
-    links, and what is neither. files: names in the manifest. Each as "NAME: what is wrong"."""
+    """Entries below `folder` that are not in its manifest: files (also hidden ones), folders without any listed file,
+    links and special files. files: names in the manifest. Each as "NAME: what is wrong"."""
     known = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
     problems = []
     for path, mode in sorted(_entries(folder)):
@@ -62,7 +62,7 @@ def strangers(folder: Path, files: Collection[str]) -> list[str]:
         elif name not in files:
             problems.append(f"{name}: not in the manifest" if stat.S_ISREG(mode) else f"{name}: {_kind(mode)}")
         elif not stat.S_ISREG(mode) and _stays_in(path, folder):
-            problems.append(f"{name}: {_kind(mode)}")  # for links to the outside the file itself is reported
+            problems.append(f"{name}: {_kind(mode)}")  # for links to the outside, the file itself is reported
     if (folder / "recipe.yaml").is_file():
         problems += [problem for name in _WORKING for problem in _strange_work(folder, name)]
     return problems
@@ -128,7 +128,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def add_files(folder: Path, paths: Sequence[Path]) -> None:
-    """Enter files that came or changed later into the manifest of `folder`; what it says of all others stays."""
+    """Enter files that were added or changed later into the manifest of `folder`, without changing other entries."""
     manifest = read_manifest(folder)
     for path in paths:
         entry = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
@@ -137,27 +137,27 @@ def add_files(folder: Path, paths: Sequence[Path]) -> None:
 
 
 def is_as_written(path: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether a file is the one that a manifest's entry describes; what has another size is not read."""
+    """Whether a file matches a manifest's entry; a file of another size is not read."""
     return path.is_file() and path.stat().st_size == entry["bytes"] and sha256_file(path) == entry["sha256"]
 
 
 def add_reports(run: Path, *others: Path) -> None:
-    """Enter a run's report.json and report.html as they are now, and other files that were written with them."""
+    """Enter a run's current report.json and report.html, and other files that were written with them."""
     add_files(run, [run / "report.json", run / "report.html", *others])
 
 
 def check_manifest(folder: Path) -> list[str]:
-    """Problems found when the files below `folder` are compared with its manifest; empty if all is as it was written.
+    """Compare the files below `folder` with its manifest; returns the problems found, empty if nothing changed.
 
-    Found are changed, missing and extra files, folders and links, what is no file, and names that point outside.
-    Raises InputError without a manifest.
+    Detects changed, missing and extra files, folders and links, special files, and names that point outside.
+    Raises InputError if there is no manifest.
     """
     manifest = read_manifest(folder)
     files, problems = manifest["files"], []
     for name, entry in files.items():
         try:
             problem = _problem(folder, name, entry)
-        except (OSError, ValueError, RuntimeError) as error:  # no name for a file, a loop of links, not permitted
+        except (OSError, ValueError, RuntimeError) as error:  # an invalid file name, a loop of links, or not permitted
             problem = f"cannot be read ({type(error).__name__})"
         if problem is not None:
             problems.append(f"{name}: {problem}")
@@ -165,7 +165,7 @@ def check_manifest(folder: Path) -> list[str]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder has a manifest, and all in it is as that says."""
+    """Whether a folder has a manifest and its content matches it."""
     try:
         return not check_manifest(folder)
     except InputError:
@@ -184,7 +184,7 @@ def _problem(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
 
 
 def run_of(folder: Path) -> str | None:
-    """The identity of the run that a shipped model comes from; None where there is no manifest of ours."""
+    """The identity of the run that a shipped model comes from; None without a manifest of this package."""
     try:
         run = read_manifest(folder).get("shipped_from")
         return run if isinstance(run, str) else None
@@ -193,7 +193,7 @@ def run_of(folder: Path) -> str | None:
 
 
 def content_of(folder: Path) -> dict[str, Any] | None:
-    """What makes two shipped models equal: files and verdict, not when they were written. None without a manifest."""
+    """The content by which shipped models are compared: files and verdict, not dates. None without a manifest."""
     try:
         manifest = read_manifest(folder)
     except InputError:

@@ -1,6 +1,6 @@
-"""The models of a shipment: base and pruned (two models, or two versions of one), and the ensemble around the pruned.
+"""The models of a shipment: base and pruned (two models, or two versions of one), and the pruned model's ensemble.
 
-Every folder is whole in itself: config.pbtxt, numbered versions, warm-up rows, labels, and its own manifest.json.
+Every folder is complete: config.pbtxt, numbered versions, warm-up rows, labels, and its own manifest.json.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Served:
 
 
 def served_as(origin: Origin, which: str) -> Served:
-    """Chooses the file for the recipe's `ship.backend`. Raises InputError where the backend cannot serve the run."""
+    """The file for the recipe's `ship.backend`. Raises InputError if the backend cannot serve the run."""
     backend, recipe = origin.recipe.ship.backend, origin.recipe
     rtx = [target for target in recipe.targets if target.engine == "tensorrt-rtx"]
     graphs = [target for target in recipe.targets if target.engine == "onnxruntime"]
@@ -75,28 +75,28 @@ def _plan(origin: Origin, which: str, target: Target, code: str | None) -> Serve
         library = str(record["library"])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path.name} has no readable record", str(error), "build it again (--force)") from None
-    # Without a range there is no batch for the server to add: dims are served whole.
+    # Without a range of batch sizes the server adds no batch dimension: dims include it.
     fixed = -1 not in {tensor.dims[0] for tensor in signature.inputs}
     return Served(path, signature, () if fixed else batches, target, code, library)
 
 
 def files_of(origin: Origin) -> list[Path]:
-    """The files of the run that a shipment reads."""
+    """The run's files that a shipment reads."""
     recipe = origin.recipe
     kinds = ("pruned",) if recipe.ship.layout == "pruned" else ("base", "pruned")
     found = [file for which in kinds for file in graph_files(served_as(origin, which).file)]
     optional = [origin.reference] if recipe.ship.warm_up else []
     preprocess = origin.folder / "preprocess"
     optional += sorted(preprocess.glob("*")) if recipe.ship.ensemble else [preprocess / LABELS]
-    # A link, a folder or a FIFO in a file's place is not left out without a word: it is refused with the rest.
+    # A link, a folder or a FIFO in place of a file is not silently left out, but refused with the rest.
     return found + [path for path in optional if os.path.lexists(path)]
 
 
 def shipment(origin: Origin, name: str) -> dict[str, Writer]:
-    """What each model folder of a shipment called `name` consists of, as functions that write it."""
+    """The model folders of a shipment called `name`, each with a function that writes it."""
     section = origin.recipe.ship
     if section.layout == "versions":
-        # Without a policy Triton serves the latest version alone.
+        # Without a policy Triton serves only the latest version.
         numbers = {"all": (1, 2), "base": (1,), "pruned": (2,)}[section.serve]
         models: dict[str, Writer] = {name: _writer(origin, name, ("base", "pruned"), numbers)}
     else:
@@ -172,7 +172,7 @@ def _write_warmup(reference: Path, folder: Path, one: Served) -> tuple[Warmup, .
             rows = {name: tensors.get_tensor(f"input.{name}") for name in names}
         if any(array.ndim < 2 or not array.size for array in rows.values()):
             raise ValueError("an input has no rows")
-    except Exception as error:  # a damaged header may also name types that numpy has not
+    except Exception as error:  # a damaged header may also name types that numpy lacks
         raise InputError(f"cannot read the rows in {reference}", str(error)[:300], "run the recipe again") from None
     for index, batch in enumerate(sorted(one.batches)) if one.batches else ():
         files, dims = {}, {}

@@ -1,4 +1,4 @@
-"""A finished run as what it is to the server: its files, its verdict, and where its model and data come from."""
+"""A finished run as the source of a shipment: its files, its verdict, and where its model and data come from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Origin:
-    """A run folder, and what is known of it. summary: the verdict's sentence, once the report is written."""
+    """A run folder and facts about the run. summary: the verdict's sentence, once the report is written."""
 
     folder: Path
     recipe: Recipe
@@ -35,7 +35,7 @@ class Origin:
 
     @classmethod
     def from_run(cls, folder: Path, overrides: Sequence[str] = ()) -> Origin:
-        """A run that was finished. overrides: `ship.a=b`; nothing else of a finished run can change.
+        """Open a finished run. overrides: `ship.a=b`; nothing else of a finished run can change.
 
         Raises InputError for anything else.
         """
@@ -50,7 +50,7 @@ class Origin:
             raise InputError(f"{folder} is not a run folder", "it has no recipe.yaml", "give the folder of a run")
         manifest = read_manifest(folder)
         recipe = load_recipe(folder / "recipe.yaml", overrides)
-        # What a report says of itself is not repeated: it is judged again, by what was measured.
+        # The report's own verdict is not trusted: the measurements are judged again.
         gates = judged_again(folder, recipe)
         return cls(
             folder,
@@ -63,7 +63,7 @@ class Origin:
 
     @property
     def identity(self) -> str:
-        """Which run a shipped model belongs to: its name, and where its folder is, without telling where that is."""
+        """The run that a shipped model belongs to: its name and a hash of its folder's path, which hides the path."""
         place = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()
         return f"{self.recipe.name} ({place[:16]})"
 
@@ -83,7 +83,7 @@ class Origin:
         )
 
     def graph(self, which: str) -> Path:
-        """The ONNX graph that is shipped as 'base' or 'pruned': the one place that knows which file that is."""
+        """The ONNX graph that is shipped as 'base' or 'pruned'; the only place that chooses this file."""
         return self.folder / "onnx" / f"{engine_name(which, self.recipe.export.precision)}.onnx"
 
     def engine(self, which: str, target: Target) -> Path:
@@ -91,7 +91,7 @@ class Origin:
         return engines.artefact(self.folder, target, engine_name(which, self.recipe.export.precision))
 
     def check(self, files: list[Path], allow_failed: bool) -> None:
-        """Raises GateError for a run that failed, InputError for files that are not those of its manifest."""
+        """Raises GateError for a run that failed, InputError for files that do not match its manifest."""
         if not self.passed and not allow_failed:
             raise GateError(
                 f"the run {self.recipe.name} failed its gates and is not shipped",
@@ -110,7 +110,7 @@ class Origin:
                 )
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest of a shipped model says of where it comes from."""
+        """The facts about its origin in the manifest of a shipped model."""
         recipe = self.recipe
         data = recipe.data
         return {
@@ -135,9 +135,9 @@ class Origin:
 
 
 def judged_again(folder: Path, recipe: Recipe) -> list[Gate]:
-    """The gates of a finished run, from measure/ and the recipe. Raises InputError where its files do not tell.
+    """The gates of a finished run, from measure/ and the recipe. Raises InputError if its files are insufficient.
 
-    Of targets that only a cluster has, their counts of gates are taken from the report.
+    For targets that only a cluster has, the counts of gates are taken from the report.
     """
     try:
         report = read_json(folder / "report.json")
@@ -176,7 +176,7 @@ def summary_of(gates: Sequence[Gate]) -> str:
 
 
 def without_folders(source: str) -> str:
-    """`csv:/home/me/data/train.csv` -> `csv:train.csv`; names of a hub stay. For what leaves this machine."""
+    """`csv:/home/me/data/train.csv` -> `csv:train.csv`; hub names stay. For files that leave this machine."""
     prefix, separator, rest = source.rpartition(":/") if ":/" in source else ("", "", source)
     path = f"/{rest}" if separator else rest
     if not path.startswith("/"):
@@ -198,7 +198,7 @@ def license_of(source: str) -> str:
 
         try:
             found = try_to_load_from_cache(name, "README.md")
-        except ValueError:  # no name of the hub
+        except ValueError:  # not a hub name
             return UNKNOWN
         if not isinstance(found, str):
             return UNKNOWN

@@ -1,4 +1,4 @@
-"""`preprocess/` of a run: what turns a client's text or image into the model's inputs, without the model's sources."""
+"""`preprocess/` of a run: files that turn a client's text or image into inputs, without the model's sources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optin_export.recipe import Recipe
 from optin_export.workdir.files import atomic_path, write_json, write_text
 
 TOKENIZER, IMAGE, LABELS, PROMPT = "tokenizer.json", "preprocess.json", "labels.txt", "prompt.txt"
-#: Task -> how the tokenizer cuts a pair; tasks that are not here take words or labels that no client would send.
+#: Task -> how the tokenizer cuts a pair; other tasks take words or labels, which a client does not send.
 _TRUNCATION = {
     "text-classification": "longest_first",
     "feature-extraction": "longest_first",
@@ -27,12 +27,12 @@ _CLASSES = ("text-classification", "image-classification", "zero-shot-image-clas
 
 
 def write_preprocess(folder: Path, processor: Processor, names: ClassNames, recipe: Recipe) -> None:
-    """Write tokenizer.json or preprocess.json, labels.txt where the classes have names, and prompt.txt where the model
-    puts a prompt before every text; each whole or not at all.
+    """Write tokenizer.json or preprocess.json, labels.txt if the classes have names, and prompt.txt if the model adds a
+    prompt to every text; each atomically.
 
-    names: of the model's classes, by which labels of the evaluation data were looked up as well.
+    names: the names of the model's classes, also used to look up labels of the evaluation data.
 
-    A tokenizer that has no fast form, and tasks that no client sends plain text for, leave none.
+    Writes no tokenizer.json if the tokenizer has no fast form, or for tasks without plain text as input.
     """
     if isinstance(processor, TextProcessor):
         fast = getattr(processor.tokenizer, "backend_tokenizer", None)
@@ -45,7 +45,7 @@ def write_preprocess(folder: Path, processor: Processor, names: ClassNames, reci
     elif isinstance(processor, ImageProcessor):
         write_json(folder / IMAGE, processor.config)
     if recipe.model.task in _CLASSES and names.real:
-        # One line each, in the order of the outputs; a class without a name is called by its index.
+        # One line each, in the order of the outputs; a class without a name gets its index.
         lines = [" ".join(name.split()) or str(index) for index, name in enumerate(names.names)]
         write_text(folder / LABELS, "".join(f"{line}\n" for line in lines))
     else:

@@ -1,6 +1,6 @@
-"""Atomic changes of a Triton repository: new folders are staged next to it and renamed into it, old ones are kept.
+"""Change a Triton repository atomically: new folders are staged next to it and renamed into it, old ones are kept.
 
-Every folder of a repository is a model to Triton, a hidden one as well, so nothing is staged or kept inside: this is
+Triton treats every folder of a repository as a model, also hidden ones, so nothing is staged or kept inside. This is
 done in `.NAME.optin-export/` next to the repository NAME, on the same file system.
 """
 
@@ -22,14 +22,14 @@ from optin_export.ship.manifest import content_of, is_whole, run_of
 from optin_export.workdir.files import confined, make_folders, open_in, open_regular, opened_folder
 from optin_export.workdir.files import remove as discard
 
-#: Of folders that hold the only copy of a model while it is moved.
+#: Prefix of folders that hold the only copy of a model while it is moved.
 _MOVING = "moving-"
-#: Writes the files of one model into the folder it is given.
+#: Writes the files of one model into the given folder.
 Writer = Callable[[Path], None]
 
 
 def private_folder(repository: Path) -> Path:
-    """Folder for staging and earlier models: next to the repository, never inside."""
+    """The folder for staging and earlier models: next to the repository, never inside."""
     whole = repository.resolve()
     return whole.parent / f".{whole.name}.optin-export"
 
@@ -37,10 +37,11 @@ def private_folder(repository: Path) -> Path:
 def install(repository: Path, models: Mapping[str, Writer], run: str, replace: bool = False) -> list[str]:
     """Write every model of a shipment and put all in place, or none; returns the names that changed.
 
-    run: identity of what ships. A model of another run, or of unknown origin, is refused unless `replace`; what is
-    replaced is kept for `roll_back`. A model that would not change is not written, unless its files are no longer those
-    of its manifest: then it is replaced, and the damaged one is not kept.
-    Raises InputError for that and for names Triton refuses, EnvironmentLacks where the disk does not take it.
+    run: identity of the shipped run. A model of another run, or of unknown origin, is refused unless `replace`; a
+    replaced model is kept for `roll_back`. A model that would not change is not written, unless its files no longer
+    match its manifest: then it is replaced, and the damaged one is not kept.
+    Raises InputError for a refused model and for names that Triton refuses, EnvironmentLacks if the disk cannot be
+    written.
     """
     for name in models:
         check_name(name)
@@ -60,7 +61,7 @@ def install(repository: Path, models: Mapping[str, Writer], run: str, replace: b
             same = [name for name in models if content_of(staging / name) == content_of(repository / name)]
             damaged = {name for name in same if not is_whole(repository / name)}
             changed = [name for name in models if name not in same or name in damaged]
-            # What is kept is the state before this shipment, in which the unchanged models were as they are.
+            # The state before this shipment is kept, in which unchanged models were the same.
             unchanged = [name for name in models if name not in changed] if changed else []
             _swap(repository, {name: staging / name for name in changed}, damaged, unchanged)
         except OSError as error:
@@ -73,8 +74,8 @@ def install(repository: Path, models: Mapping[str, Writer], run: str, replace: b
 def roll_back(repository: Path, name: str) -> list[str]:
     """Put back what the last shipment of `name` replaced, with its companions; doing it twice undoes it.
 
-    Where that shipment was killed as it renamed, what it had moved goes back, and that is all.
-    Raises InputError where nothing was kept.
+    If that shipment was killed while renaming, only its moved folders are put back.
+    Raises InputError if nothing was kept.
     """
     check_name(name)
     if not repository.is_dir():
@@ -93,12 +94,12 @@ def roll_back(repository: Path, name: str) -> list[str]:
         run = run_of(kept / name)
         names = [path.name for path in sorted(kept.iterdir()) if run_of(path) == run] if run else [name]
         try:
-            # Not the prefix of temporary folders: these are the only copies.
+            # Not the prefix of temporary folders, because these are the only copies.
             exchange = Path(tempfile.mkdtemp(dir=private_folder(repository), prefix=_MOVING))
             try:
                 _exchange(repository, names, exchange)
             finally:
-                with contextlib.suppress(OSError):  # what it still holds is put back by the next command
+                with contextlib.suppress(OSError):  # the next command puts back what it still holds
                     exchange.rmdir()
         except OSError as error:
             raise _unwritable(repository, error) from error
@@ -108,9 +109,9 @@ def roll_back(repository: Path, name: str) -> list[str]:
 def _swap(
     repository: Path, staged: Mapping[str, Path], damaged: Collection[str] = (), unchanged: Collection[str] = ()
 ) -> None:
-    """Rename every staged folder into the repository and what was there to `previous`; undone where one fails.
+    """Rename every staged folder into the repository, and existing ones into `previous`; undone if one rename fails.
 
-    damaged: models that are not kept, so that what was kept before them stays. unchanged: models of which nothing is
+    damaged: models that are not kept, so that the previously kept ones stay. unchanged: models for which nothing is
     kept.
     """
     kept = private_folder(repository) / "previous"
@@ -134,7 +135,7 @@ def _swap(
 
 
 def _exchange(repository: Path, names: Sequence[str], exchange: Path) -> None:
-    """Models in the repository and those kept under the same names change places, by way of the folder `exchange`."""
+    """Swap models in the repository with those kept under the same names, through the folder `exchange`."""
     kept, renames = private_folder(repository) / "previous", []
     for name in names:
         renames.append((kept / name, exchange / name))
@@ -164,7 +165,7 @@ def _refuse_foreign(folder: Path, run: str) -> None:
 
 
 def _publish(staging: Path) -> None:
-    """Readable for a server under another user, and on the disk before it is renamed."""
+    """Make files readable for a server under another user, and flush them to the disk before the rename."""
     for path in staging.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
         if path.is_file():
@@ -174,10 +175,9 @@ def _publish(staging: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(repository: Path) -> Iterator[list[str]]:
-    """One change of a repository at a time; what a killed one left is put in order first (yields as `_tidy` returns).
+    """Lock a repository for one change; first clean up after a killed one (yields the result of `_tidy`).
 
-    Neither a run's own repository nor anything next to it may be a link: files that are deleted
-    and moved there is ours.
+    Neither a run's own repository nor anything next to it may be a link: only our own files may be deleted and moved.
     """
     place = private_folder(repository)
     with contextlib.ExitStack() as stack:
@@ -211,10 +211,10 @@ def _locked(repository: Path) -> Iterator[list[str]]:
 
 
 def _tidy(repository: Path) -> list[str]:
-    """After a kill: undo the renames unless all were made, and delete staged files.
+    """Clean up after a kill: undo the renames unless all were done, and delete staged files.
 
-    Returns the models of a shipment that was half renamed. What a rollback was moving without a journal, as earlier
-    versions did, is moved to a free name.
+    Returns the models of a partly renamed shipment. Models that a rollback of an earlier version was moving without a
+    journal are moved to a free name.
     """
     place = private_folder(repository)
     note = place / journal.NAME
@@ -254,5 +254,5 @@ def remove(repository: Path) -> None:
 
 
 def models_of(repository: Path) -> list[Path]:
-    """Model folders that were shipped by this package."""
+    """Model folders that this package shipped."""
     return sorted(path.parent for path in repository.glob(f"*/{MANIFEST}"))

@@ -1,4 +1,4 @@
-"""What a model takes and gives: names, types and dims, read from the ONNX graph or the record of a TensorRT engine."""
+"""A model's inputs and outputs: names, types and dims, from the ONNX graph or the record of a TensorRT engine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output. type: Triton's name. dims: the batch first; -1 where any size is taken."""
+    """One input or output. type: Triton's name. dims: the batch first; -1 for any size."""
 
     name: str
     type: str
@@ -41,7 +41,7 @@ class Signature:
 
 
 def of_onnx(path: Path) -> Signature:
-    """The signature of an ONNX graph. Raises InputError where it cannot be read or Triton has no such type."""
+    """The signature of an ONNX graph. Raises InputError if it cannot be read or Triton lacks a type."""
     graph = read_graph(path).graph
     # Weights may be listed among the inputs of old graphs.
     weights = {tensor.name for tensor in graph.initializer}
@@ -67,7 +67,7 @@ def of_engine(path: Path, profiles: Sequence[Mapping[str, Sequence[Sequence[int]
         )
         for tensor in signature.inputs
     )
-    # A dim of an output that the graph leaves open is fixed only where all inputs are.
+    # An output's dim that the graph leaves open is fixed only if all inputs are.
     if all(-1 not in tensor.dims for tensor in inputs):
         batch = inputs[0].dims[0]
         outputs = tuple(replace(tensor, dims=(batch, *tensor.dims[1:])) for tensor in signature.outputs)

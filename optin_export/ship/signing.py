@@ -31,7 +31,7 @@ def sign(folder: Path, key: Path) -> None:
 
 
 def check_signature(folder: Path, key: Path) -> str | None:
-    """What is wrong with the signature of a model folder under a public key; None if it holds."""
+    """The problem with the signature of a model folder under a public key; None if it is valid."""
     signing = _import()
     check_key(key)
     if not (folder / SIGNATURE).is_file():

@@ -1,4 +1,4 @@
-"""A run or a whole model repository against its manifests."""
+"""Check a run or a whole model repository against its manifests."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from optin_export.ship.signing import check_signature
 
 
 def check_folder(folder: Path, key: Path | None = None) -> dict[str, list[str]]:
-    """Problems per run or model; empty lists where all is as written. key: public key that signed the models.
+    """Problems per run or model; empty lists if nothing changed. key: public key for the models' signatures.
 
-    In a repository, unknown models and missing models are problems as well. Raises InputError where
-    nothing in `folder` has a manifest.
+    In a repository, unknown models and missing models are problems as well. Raises InputError if nothing in `folder`
+    has a manifest.
     """
     if (folder / NAME).is_file():
         return {folder.name or str(folder): _check(folder, key)}
@@ -34,7 +34,7 @@ def check_folder(folder: Path, key: Path | None = None) -> dict[str, list[str]]:
 
 
 def _missing(models: list[Path]) -> dict[str, str]:
-    """Models that are not there -> one that is, whose manifest names them."""
+    """Missing models -> an existing one whose manifest names them."""
     there, missing = {model.name for model in models}, {}
     for model in models:
         try:

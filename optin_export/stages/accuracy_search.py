@@ -1,4 +1,4 @@
-"""Plans that are chosen by building models: the smallest that keeps the accuracy, the best share of merged tokens."""
+"""Choose plans by building models: the smallest that keeps the accuracy, the best share of merged tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from optin_export.search import Plan
 from optin_export.stages.results import SearchLog
 from optin_export.units import Costs, Structure
 
-#: (budget, what units cost) -> the plan; a plan -> its model, repaired.
+#: (budget, costs) -> the plan; a plan -> its repaired model.
 PlanOf = Callable[[Budget, Costs], Plan]
 Built = Callable[[Plan], TaskModel]
 
@@ -25,7 +25,7 @@ def choose(
     plan_of: PlanOf,
     built: Built,
 ) -> tuple[Plan, SearchLog]:
-    """The plan a recipe asks for, and what was tried to find it."""
+    """The plan that a recipe asks for, and the models that were tried."""
     recipe = sources.recipe
     budget = recipe.budget
     if recipe.tokens.keep == "auto":
@@ -54,7 +54,7 @@ def _smallest(
     built: Callable[[Budget], TaskModel],
     limit: float,
 ) -> search.Bisection:
-    """The smallest budget that keeps the accuracy on the evaluation rows set apart for that, model by model."""
+    """The smallest budget that keeps the accuracy on the evaluation rows reserved for the search."""
     data = sources.selection()
     base = measure.accuracy_of(as_function(sources.model), data)
 

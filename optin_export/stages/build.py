@@ -1,4 +1,4 @@
-"""Stage `engines`: both models become engines of every target."""
+"""Stage `engines`: build engines of both models for every target."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from optin_export.stages.context import RunContext
 from optin_export.stages.results import BuildResult, EngineBuild
 from optin_export.workdir.onnx_files import sha256_graph
 
-#: Into how many parts the progress of one engine's build is divided.
+#: Progress steps of one engine's build.
 PARTS = 100
 
 
 def build_engines(work: RunContext) -> BuildResult:
-    """Build both models, in every precision, for every target; says why an engine cannot run here, if so."""
+    """Build both models, in every precision, for every target; results state why an engine cannot run here, if so."""
     built: list[EngineResult] = []
     total, show = len(work.recipe.here) * len(work.engine_names), reporter()
 
     def share(step: int, steps: int) -> None:
-        """A builder's own steps are a part of the engine's share of the stage."""
+        """Scale a builder's own steps to the engine's share of the stage."""
         show(len(built) * PARTS + PARTS * step // max(steps, 1), total * PARTS)
 
     for target in work.recipe.here:

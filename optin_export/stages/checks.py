@@ -1,4 +1,4 @@
-"""What a run checks before anything else, in this order; `preflight` goes through the same checks without weights."""
+"""The checks at the start of a run, in this order; `preflight` runs the same checks without weights."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Check = Callable[[RunContext], str]
 
 
 def engines_load(work: RunContext) -> str:
-    """The packages of every target that is built here; raises EnvironmentLacks."""
+    """Check the packages of every target that is built here; raises EnvironmentLacks."""
     found = {name: version for target in work.recipe.here for name, version in engines.versions(target).items()}
     return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def sources_load(work: RunContext) -> str:
-    """Loaded now, because all that follows needs the model and the data."""
+    """Load the model and the data, which all later checks need."""
     sources = work.sources
     for text in sources.warnings:
         work.cache.warn(text)
@@ -32,7 +32,7 @@ def sources_load(work: RunContext) -> str:
 
 
 def placement_fits(work: RunContext) -> str:
-    """The recipe's device_map; nothing to say without one."""
+    """Check the recipe's device_map, if any."""
     if work.recipe.model.device_map is None:
         return ""
     sources, placement = work.sources, work.placement
@@ -44,7 +44,7 @@ def placement_fits(work: RunContext) -> str:
 
 
 def triton_is_there(work: RunContext) -> str:
-    """Triton's client, where the recipe ships for it."""
+    """Check Triton's client, if the recipe ships for Triton."""
     if not work.recipe.ship.triton:
         return ""
     ship.check_tools()
@@ -52,7 +52,7 @@ def triton_is_there(work: RunContext) -> str:
 
 
 def units_are_there(work: RunContext) -> str:
-    """The model's architecture is known and has units of the recipe's kinds."""
+    """Check that the model's architecture is supported and has units of the recipe's kinds."""
     structure = work.structure
     counts = Counter[str]()
     for group in structure.groups:
@@ -62,7 +62,7 @@ def units_are_there(work: RunContext) -> str:
 
 
 def budget_is_reachable(work: RunContext) -> str:
-    """With as few units as may stay the model meets the budget; and what the units cost can be measured."""
+    """Check that the costs can be measured, and that the model with the fewest allowed units meets the budget."""
     budget, costs = work.recipe.budget, work.costs
     for note in coverage_notes(work.sources.model, work.structure, costs, work.least, work.sources.fixed(1)):
         work.cache.warn(note)
@@ -77,7 +77,7 @@ def budget_is_reachable(work: RunContext) -> str:
 
 
 def latency_can_be_searched(work: RunContext) -> str:
-    """A latency budget: the target's clock has to run here, and the model has to have a latency table."""
+    """For a latency budget, check that the target can be timed here and that the model has a latency table."""
     if work.recipe.budget.kind != "latency":
         return ""
     target = work.recipe.budget_target
@@ -92,7 +92,7 @@ def latency_can_be_searched(work: RunContext) -> str:
     return f"measured on {target.name}"
 
 
-#: Name and check. Each raises InputError or EnvironmentLacks, or returns in words what it found; "" where nothing is.
+#: Name and check. Each raises InputError or EnvironmentLacks, or returns a text with its findings, possibly "".
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("engines", engines_load),
     ("model and data", sources_load),

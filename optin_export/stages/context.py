@@ -1,4 +1,4 @@
-"""One recipe, its run folder, and what several stages need of both; each stage is a file of its own."""
+"""The context of a run: the recipe, the run folder, and shared objects that several stages need."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from optin_export.units import Costs, Structure, find_structure, measured, notic
 from optin_export.workdir.cache import StepCache
 from optin_export.workdir.files import remove
 
-#: What makes a saved model.
+#: The files of a saved model.
 FILES = ("architecture.json", "model.safetensors")
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a run shares with others, where it is not alone (see `sweep` and `distributed`).
+    """State that a run shares with other runs or workers (see `sweep` and `distributed`).
 
-    spread: hash of all that the scores depend on -> who does the shards of the scoring. quiet: held while latency is
-    measured. shared: folder of steps that sibling runs have done. sources: already loaded.
+    spread: hash of all that the scores depend on -> what executes the scoring's shards. quiet: a context held while
+    latency is measured. shared: folder of steps that the runs of a sweep share. sources: already loaded sources.
     """
 
     spread: Callable[[str], scoring.Spread] = lambda key: scoring.in_process
@@ -53,7 +53,7 @@ class RunContext:
         self.around = around = around or Surroundings()
         self.cache = StepCache(folder, force, self._forget_conclusions, warn, around.shared)
 
-    # What several stages need, loaded on first use only: a run that is reused whole loads no pruned model.
+    # Shared objects, loaded only on first use: a completely reused run loads no pruned model.
 
     @cached_property
     def sources(self) -> Sources:
@@ -65,7 +65,7 @@ class RunContext:
 
     @cached_property
     def declared(self) -> Structure:
-        """The structure as its family sees it, before anything has run."""
+        """The structure as declared by its family, before any forward pass."""
         prune = self.recipe.prune
         return find_structure(self.sources.model, prune.coupled, prune.units, self.sources.fixed(2))
 
@@ -73,7 +73,7 @@ class RunContext:
     def structure(self) -> Structure:
         """The structure, with how its blocks run and depend on each other measured on two calibration rows."""
         model = self.sources.model
-        if self.sources.loaded.looked_up:  # without the values of its weights there is nothing to measure
+        if self.sources.loaded.looked_up:  # without the weights' values nothing can be measured
             return self.declared
         with self.placement(model):
             structure = measured(model, self.declared, self.sources.fixed(2))
@@ -83,7 +83,7 @@ class RunContext:
 
     @cached_property
     def scheduled(self) -> tuple[tuple[int, ...], Costs]:
-        """Tokens merged per block as the recipe says (none yet if the search decides), and what units cost then."""
+        """Tokens merged per block as the recipe says (none yet if the search decides), and the units' costs then."""
         return repair.scheduled(self.sources.model, self.structure, self.recipe.tokens, self.sources.fixed(1))
 
     @property
@@ -92,7 +92,7 @@ class RunContext:
 
     @cached_property
     def least(self) -> dict[str, int]:
-        """Units that have to stay in each group: none where the sub-layer can go as a whole, else one step."""
+        """Units that must stay in each group: none if the whole sub-layer can be removed, otherwise one step."""
         align = self.recipe.prune.align
         return {
             group.key: 0 if group.sublayer else min(group.step(align), group.count) for group in self.structure.groups
@@ -108,17 +108,17 @@ class RunContext:
 
     @property
     def python(self) -> pruning.PythonSource:
-        """What a saved model may run: the folder may be from anybody, the recipe is the user's own."""
+        """The Python that a saved model may run: the recipe's, because the folder is not trusted."""
         return pruning.PythonSource(self.recipe.model.source, self.recipe.model.args)
 
     def _forget_conclusions(self) -> None:
-        """Something is about to change: a verdict and a shipped repository of before no longer hold."""
+        """Delete an earlier verdict and shipped repository, which become invalid when a step is executed."""
         for name in ("report.json", "report.html", "manifest.json"):
             remove(self.folder / name)
         remove(self.folder / "triton")
 
     def operation(self, plan: search.Plan) -> repair.PrunedModel:
-        """The plan carried out on the model, and repaired as the recipe says."""
+        """Apply the plan to the model, and repair the result as the recipe says."""
         sources, prune = self.sources, self.recipe.prune
         return repair.apply_plan(
             sources.model,
@@ -137,7 +137,7 @@ class RunContext:
 
     @property
     def refines(self) -> bool:
-        """Whether the repair ends with Gauss-Newton on the output; `auto` as docs/results.md has it."""
+        """Whether the repair ends with Gauss-Newton on the output; `auto` decides as in docs/results.md."""
         prune = self.recipe.prune
         if prune.compensate is not True:
             return False
@@ -150,7 +150,7 @@ class RunContext:
 
     @cached_property
     def outputs(self) -> Reference:
-        """Of the unpruned model on the calibration rows: the same for all plans that are tried."""
+        """Outputs of the unpruned model on the calibration rows, shared by all plans that are tried."""
         return repair.outputs_of(self.sources.model, self.structure, self.sources.calibration, self.recipe.seed)
 
     @property
@@ -170,7 +170,7 @@ class RunContext:
 
     @property
     def shipped(self) -> str:
-        """The name of what is shipped: the pruned model in the recipe's precision."""
+        """The name of the shipped engine: the pruned model in the recipe's precision."""
         return engine_name("pruned", self.recipe.export.precision)
 
     def onnx(self, which: str) -> Path:

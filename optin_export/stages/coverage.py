@@ -1,4 +1,4 @@
-"""What of a model no unit reaches: the share of its MACs, the layers they are in, and units that are refused."""
+"""Notes on the part of a model outside all units: the share of its MACs, its layers, and refused units."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
 from optin_export.units import Costs, Refusal, Structure, capture
 
-#: A smaller share of the MACs in units than this is told.
+#: A note is written if units contain a smaller share of the MACs.
 ENOUGH = 0.5
-#: Refusals that are told one by one, and layers that are named.
+#: Maximum refusals that are listed individually, and layers that are named.
 MOST, NAMED = 3, 3
 
 
 def coverage_notes(
     model: TaskModel, structure: Structure, costs: Costs, least: dict[str, int], inputs: Inputs
 ) -> list[str]:
-    """One line per thing that the user should know before a budget is searched; none where nearly all is in units.
+    """Notes for the user before the search for a budget, one line each; none if units contain nearly all MACs.
 
-    costs: at the shape of `inputs`. least: units that have to stay, by group key.
+    costs: costs at the shape of `inputs`. least: units that must stay, by group key.
     """
     notes = _refused(structure.refused)
     without = costs.of("macs", dict.fromkeys(costs.units, 0)) / costs.macs
@@ -40,7 +40,7 @@ def coverage_notes(
 
 
 def with_refusals(error: InputError, refusals: Iterable[Refusal]) -> InputError:
-    """The error with the units that might have helped and are refused."""
+    """The error, extended by refused units that might have helped."""
     lines = _refused(refusals)
     return InputError(error.what, "; ".join([error.why, *lines]), error.fix) if lines else error
 

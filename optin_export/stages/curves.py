@@ -1,4 +1,4 @@
-"""Stage `curves`: what removing units of one group costs after repair, which the search adds up."""
+"""Stage `curves`: the loss of removing units of one group after repair, which the search adds up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optin_export.workdir.files import atomic_path, regular, sha256_file
 
 
 def measure_curves(work: RunContext, scores: ScoringResult) -> CurvesResult:
-    """Measure what keeping k units of each group costs, for several k, into scores/; nothing where scores decide."""
+    """Measure the loss of keeping k units of each group, for several k, into scores/; not if only scores decide."""
     path, prune = work.folder / "scores" / "curves.safetensors", work.recipe.prune
     if prune.allocation != "joint":
         return CurvesResult(None)

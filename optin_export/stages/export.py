@@ -1,4 +1,4 @@
-"""Stage `export`: the ONNX files, and programs of torch for its own engine."""
+"""Stage `export`: ONNX files, and torch programs for the torch engine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def export_models(work: RunContext) -> None:
 
         def run(which: str = which, path: Path = path) -> dict[str, Any]:
             model = work.sources.model if which == "base" else work.dense
-            # Two rows at least: a batch of one would be frozen into the graph.
+            # At least two rows: a batch of one would be fixed in the graph.
             inputs = work.sources.fixed(2)
             sequence = section.sequence if work.recipe.is_text and not work.recipe.tokens.merges else None
             return export_onnx(model, inputs, path, max_batch=max(section.batch), sequence=sequence).to_json()
@@ -51,7 +51,7 @@ def export_models(work: RunContext) -> None:
 
 
 def _export_program(work: RunContext, which: str, inputs: dict[str, Any]) -> None:
-    """Write onnx/<which>.pt2, what torch's own engine is made of."""
+    """Write onnx/<which>.pt2, from which the torch engine is built."""
     path, section = work.onnx(which).with_suffix(".pt2"), work.recipe.export
 
     def run() -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Engines of trial models on one target: the latency table of a search by latency, and the plans that it leads to.
+"""Engines of trial models on one target: the latency table for a latency budget, and the engines of its plans.
 
-What they find flows back to the search as data (`search.LatencyTable`, `search.PlanLatency`).
+The search receives the results as data (`search.LatencyTable`, `search.PlanLatency`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from optin_export.units import Costs, Structure, find_tokens
 
 #: Blocks in which the engines of one signature are timed.
 TABLE_BLOCKS = 16
-#: Plans of one search that are built and measured at most.
+#: Maximum plans of one search that are built and measured.
 ROUNDS = 3
-#: How far a plan may stay within its budget before another round spends the rest.
+#: Share of the budget that a plan may leave unused before another round spends it.
 SLACK = 0.02
 #: (budget, table) -> the best plan within it.
 PlanOf = Callable[[Budget, LatencyTable], Plan]
@@ -36,7 +36,7 @@ PlanOf = Callable[[Budget, LatencyTable], Plan]
 
 @dataclass(frozen=True)
 class LatencyTrials:
-    """Builds engines of models for one target in `folder`, by the path of the shipped ones, and times them.
+    """Builds engines of models for one target in `folder`, in the same way as the shipped ones, and times them.
 
     merged: tokens that the shipped model merges in each block.
     """
@@ -57,7 +57,7 @@ class LatencyTrials:
         return {name: tensor.numpy() for name, tensor in self.sources.fixed(self.batch).items()}
 
     def shaped(self, plan: Mapping[str, search.GroupPlan]) -> TaskModel:
-        """The model with these units, its tokens merged; not repaired, because only shapes matter here."""
+        """The model with these units and merged tokens; not repaired, because only shapes matter for latency."""
         sources = self.sources
         dense, _ = pruning.rebuild(sources.model, self.structure, plan, sources.fixed(2))
         if any(self.merged):
@@ -65,7 +65,7 @@ class LatencyTrials:
         return dense
 
     def first_units(self, counts: Mapping[str, int]) -> TaskModel:
-        """The model that keeps the first so many units of these groups, and all of the others."""
+        """The model that keeps this number of first units of each of these groups, and all units of the others."""
         return self.shaped(
             search.keep_first(
                 {group.key: (group.count, counts.get(group.key, group.count)) for group in self.structure.groups}
@@ -73,24 +73,24 @@ class LatencyTrials:
         )
 
     def engine(self, model: TaskModel) -> Engine:
-        """The model's engine in the recipe's precision, loaded; its files are deleted then."""
+        """The model's loaded engine in the recipe's precision; its files are deleted after loading."""
         try:
             return self.load(model, "trial")()
         finally:
             shutil.rmtree(self.folder / "trial", ignore_errors=True)
 
     def load(self, model: TaskModel, name: str) -> measure.Load:
-        """Build the model's engine below `folder`/`name`, and return what loads it from there."""
+        """Build the model's engine below `folder`/`name`, and return a function that loads it."""
         recipe, target, folder = self.sources.recipe, self.target, self.folder / name
         source, path = (of(folder, target, "trial") for of in (engines.source_of, engines.artefact))
         sequence = None if recipe.tokens.merges else self.sequence
         export = export_program if target.engine == "torch" else export_onnx
         converted = recipe.export.precision != "fp32"
-        # Not renamed after: a graph refers to weights beside it by name.
+        # Not renamed afterwards: a graph refers to its weights file by name.
         fp32 = source.with_name(f"fp32{source.suffix}") if converted else source
         export(model, self.sources.fixed(2), fp32, max_batch=max(recipe.export.batch), sequence=sequence)
         if converted:
-            # The scales of a few rows do: latency does not depend on them.
+            # Scales from a few rows are enough: latency does not depend on them.
             rows = ({n: t.numpy() for n, t in batch.inputs.items()} for batch in self.sources.quantization[:1])
             convert(fp32, source, recipe.export, rows)
         engines.build(source, target, path, self.sources.shapes())
@@ -104,9 +104,9 @@ class LatencyTrials:
 def measure_table(
     trials: LatencyTrials, costs: Costs, steps: Mapping[str, int], least: Mapping[str, int], seed: int
 ) -> LatencyTable:
-    """Build and time the anchors of every signature, each beside the unpruned engine.
+    """Build and time the anchors of every signature, each interleaved with the unpruned engine.
 
-    steps: group key -> counts are multiples of it. Raises InputError where the model has no such table.
+    steps: group key -> counts are multiples of it. Raises InputError if the model has no such table.
     """
     signatures = search.signatures(trials.structure, costs)
     members: dict[str, list[str]] = {}
@@ -128,15 +128,15 @@ def measure_table(
             built: dict[str, Engine] = {"base": base, "full": full, "floor": smallest}
             shared: dict[str, int] = {}
             for count in wanted[signature]:
-                # One group keeps a sub-layer where the others drop it: a model without any might compute nothing.
+                # One group keeps its sub-layer when the others drop theirs: a model without any might compute nothing.
                 chosen = keys[:-1] if count == 0 and len(keys) > 1 else keys
                 built[str(count)] = trials.engine(trials.first_units(dict.fromkeys(chosen, count)))
                 shared[str(count)] = len(chosen)
                 advance()
             timed = measure.interleave(built, trials.inputs(), blocks=TABLE_BLOCKS, seed=seed, mode=trials.target.mode)
             timings[signature] = timed, shared
-    # Signatures are measured one after another, perhaps at different clocks: what merging and units save are shares of
-    # the unpruned engine beside them.
+    # Signatures are measured one after another, possibly at different clock rates, so savings by merging and by units
+    # are shares of the unpruned engine in the same blocks.
     base_ns = 1e6 * float(np.median([timed.median("base").median for timed, _ in timings.values()]))
     merging, left = (
         float(np.median([timed.saved(name, "base", "base").median for timed, _ in timings.values()]))
@@ -166,11 +166,11 @@ def _anchor(timed: measure.Interleaved, name: str, groups: int, base_ns: float) 
 
 
 def choose(trials: LatencyTrials, table: LatencyTable, budget: Budget, plan_of: PlanOf, seed: int) -> Plan:
-    """The plan whose engine, built and measured, meets the budget, and loses the least of those that do.
+    """The plan with the least loss among those whose built and measured engines meet the budget.
 
-    Where an engine misses the budget, or leaves more than SLACK of it, the table's savings are scaled by measured over
-    promised ones and the search repeats, ROUNDS times at most. If none meets it the fastest plan is taken, and the gate
-    will say so. Raises InputError if the table knows of no plan within the budget.
+    If an engine misses the budget, or leaves more than SLACK of it, the table's savings are scaled by measured over
+    predicted savings and the search repeats, ROUNDS times at most. If no engine meets the budget, the fastest plan is
+    taken, and the gate will fail. Raises InputError if the table has no plan within the budget.
     """
     try:
         with task(ROUNDS):
@@ -255,7 +255,7 @@ def _round(found: measure.Latency, plan: Plan, table: LatencyTable, aimed: Budge
 
 
 def _spare(one: LatencyRound, budget: Budget) -> float:
-    """The share of the budget that a round's engine leaves, by the end of its interval that the gate will take."""
+    """The share of the budget that a round's engine leaves, by the end of its interval that the gate uses."""
     if budget.speedup is not None:
         return one.speedup_low / budget.speedup - 1
     assert budget.latency_ms is not None
@@ -263,16 +263,16 @@ def _spare(one: LatencyRound, budget: Budget) -> float:
 
 
 def _correct(table: LatencyTable, plan: Plan, one: LatencyRound, budget: Budget) -> tuple[LatencyTable, Budget]:
-    """The table that would have promised what was measured, and the latency to aim at with it.
+    """The table that would have predicted the measured latency, and the latency to aim at with it.
 
-    Only savings are scaled, because the unpruned engine is measured, not promised. All is in shares of the unpruned
-    engine, which may take another time now than it took for the table. The aim is as far within the budget as the
-    interval reaches beyond its median.
+    Only savings are scaled, because the unpruned engine is measured, not predicted. Everything is in shares of the
+    unpruned engine, whose latency may differ from that in the table. The aim is below the budget by the distance from
+    the interval's median to its end.
     """
     kept = {key: len(group.kept) for key, group in plan.groups.items()}
     promised = table.full_ns - table.of(kept)
     measured = table.full_ns - table.base_ns / one.speedup
-    # A promise of nearly nothing says nothing about the rest of the table.
+    # A predicted saving of nearly zero is no evidence about the rest of the table.
     scale = float(np.clip(measured / promised, 0.25, 4.0)) if promised > 0.01 * table.base_ns else 1.0
     if budget.speedup is not None:
         share = one.speedup_low / one.speedup / budget.speedup
@@ -284,7 +284,7 @@ def _correct(table: LatencyTable, plan: Plan, one: LatencyRound, budget: Budget)
 
 
 def _best(plans: list[Plan], rounds: list[LatencyRound]) -> int:
-    """Of those that met the budget the one that promises the most accuracy; else the fastest."""
+    """The plan with the most predicted accuracy among those that met the budget; otherwise the fastest."""
     met = [index for index, one in enumerate(rounds) if one.met]
     if not met:
         return max(range(len(rounds)), key=lambda index: rounds[index].speedup_low)

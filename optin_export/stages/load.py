@@ -1,4 +1,4 @@
-"""Stage `sources`: the model and the data are loaded, and what can be checked at once is."""
+"""Stage `sources`: load the model and the data, and run all checks that are possible at the start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `measure`: what is measured on the engines that run here, and the verdict."""
+"""Stage `measure`: measurements of the engines that run on this machine, and the verdict."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from optin_export.stages.results import MeasureResult, PruneResult
 from optin_export.workdir.files import atomic_path, read_json, sha256_file, write_json
 from optin_export.workdir.onnx_files import sha256_graph
 
-#: Rows of the reference at least.
+#: Minimum rows of the reference.
 REFERENCE_ROWS = 16
-#: Axis of the classes in a task's output, where it is not the last; None: its output is no choice.
+#: Axis of the classes in a task's output, if not the last; None: the output is not a choice of classes.
 CLASSES = {"feature-extraction": None, "image-feature-extraction": None, "image-segmentation": 1}
 
 
 def measure_engines(work: RunContext, plan: Plan, pruned: PruneResult) -> MeasureResult:
-    """Measure the engines that run here into `measure/`, with what the torch models answer, and judge the run."""
+    """Measure the engines that run here, write results and the torch models' reference to `measure/`, judge the run."""
     _write_reference(work)
     paths = {name: work.folder / "measure" / f"{name}.json" for name in ("parity", "accuracy", "latency")}
     export, evaluation = work.recipe.export, work.recipe.data.evaluation
@@ -81,7 +81,7 @@ def measure_engines(work: RunContext, plan: Plan, pruned: PruneResult) -> Measur
 
 
 def _judge(work: RunContext, plan: Plan, pruned: PruneResult, measured: measure.Measured) -> list[measure.Gate]:
-    """Every gate of the run, from what the stages found."""
+    """Every gate of the run, from the stages' results."""
     recipe, budget = work.recipe, work.recipe.budget
     fleet, macs = fleet_gates(recipe, work.folder), pruned.macs / work.costs.whole("macs")
     if budget.kind == "latency":
@@ -92,16 +92,16 @@ def _judge(work: RunContext, plan: Plan, pruned: PruneResult, measured: measure.
     spent = {"macs": pruned.macs, "params": pruned.params}[budget.kind] / work.costs.whole(budget.kind)
     judged = measure.judge(recipe.gates, budget, spent, measured, macs=macs)
     if not recipe.here:
-        # Nothing is measured here: what the nodes found is all there is, beside what can be counted.
+        # Nothing is measured here: there are only the nodes' results and what can be counted.
         judged = [gate for gate in judged if gate.name.startswith("budget.")]
     return judged + fleet
 
 
 def _write_reference(work: RunContext) -> None:
-    """measure/reference.safetensors: real rows at the shipped shape, and what both torch models make of them.
+    """Write measure/reference.safetensors: real rows at the shipped shape, and both torch models' outputs for them.
 
-    `input.NAME` [rows, ...] and `output.base`, `output.pruned` [rows, ...] float32; row i of every tensor belongs
-    together. With it, engines on another machine and servers are checked without the models' sources.
+    `input.NAME` [rows, ...] and `output.base`, `output.pruned` [rows, ...] float32; row i is the same sample in every
+    tensor. Engines on another machine and servers are checked against it without the models' sources.
     """
     path, count = work.folder / "measure" / "reference.safetensors", max(*work.recipe.export.batch, REFERENCE_ROWS)
 

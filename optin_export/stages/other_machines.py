@@ -1,8 +1,7 @@
-"""A finished run is continued on another machine: engines are built there from its ONNX files and measured.
+"""Continue a finished run on another machine: build engines from its ONNX files and measure them.
 
-Needed of the run: onnx/, measure/reference.safetensors (rows, and what the torch models answer), recipe.yaml,
-report.json and manifest.json. The model's source is needed for accuracy only. What is written lies below
-machines/<machine>/.
+Needs from the run: onnx/, measure/reference.safetensors (rows, and the torch models' outputs), recipe.yaml, report.json
+and manifest.json. The model's source is needed only for accuracy. Results are written below machines/<machine>/.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Continued:
-    """A run folder that has been checked, and the machine it is on now.
+    """A checked run folder, and the machine that it is on now.
 
-    Raises InputError for what is no finished run, or has changed since it was written.
+    Raises InputError for a folder that is not a finished run, or has changed since it was written.
     """
 
     def __init__(self, folder: Path, machine: str | None, trust_python: bool = False) -> None:
@@ -43,7 +42,7 @@ class Continued:
         self.manifest = read_manifest(folder)
         if not (folder / "report.json").is_file():
             raise InputError(f"{folder} has no report.json", "the run was not finished", "run the recipe to its end")
-        read_report(folder)  # what is measured is added to it: now it can be refused before anything is built
+        read_report(folder)  # results are added to it, so refuse it before anything is built
         self.recipe: Recipe = load_recipe(folder / "recipe.yaml")
         self.environment = {**describe(), "gpu": engines.gpu_name()}
         self.machine = machine or _slug(str(self.environment["gpu"] or self.environment["cpu"]))
@@ -59,7 +58,7 @@ class Continued:
         reason = engines.unavailable(target)
         for path in sources.values():
             if path.suffix == ".onnx":
-                read_graph(path)  # the manifest says it is whole, not that it is harmless
+                read_graph(path)  # the manifest shows that it is complete, not that it is harmless
                 for weights in graph_files(path)[1:]:
                     self._checked(weights)
         for which in names:
@@ -100,7 +99,7 @@ class Continued:
         return self.folder / "machines" / self.machine / "measure" / f"{target.name}.json"
 
     def evaluation(self) -> tuple[Dataset | None, str | None]:
-        """The recipe's evaluation data, where they can be read here, or why not."""
+        """The recipe's evaluation data, if they can be read here, or the reason why not."""
         if self.recipe.data.evaluation is None:
             return None, "the recipe names no evaluation data"
         code = self._names_code()
@@ -112,7 +111,7 @@ class Continued:
             return None, f"the recipe's model or data cannot be read here: {error.what}: {error.why}"[:400]
 
     def _names_code(self) -> str | None:
-        """Python that the recipe of this folder, which anybody may have written, would run here."""
+        """Python that the untrusted recipe of this folder would run here."""
         model, data = self.recipe.model, self.recipe.data
         sources = [model.source, data.calibration.source, data.evaluation.source if data.evaluation else ""]
         named = next((source for source in sources if source.startswith("py:")), None)
@@ -139,7 +138,7 @@ class Continued:
         path = self._checked(self.folder / "measure" / "reference.safetensors")
         try:
             tensors = load_file(regular(path))
-        except Exception as error:  # a header may name types that numpy has not
+        except Exception as error:  # a header may name types that numpy lacks
             raise InputError(f"cannot read {path}", str(error)[:300], "copy the run folder again") from None
         rows = {len(array) if array.ndim else 0 for array in tensors.values()}
         answers = {"output.base", "output.pruned"} <= tensors.keys()
@@ -153,7 +152,7 @@ class Continued:
 
     def _inputs(self) -> dict[str, np.ndarray]:
         names = {name: name.removeprefix("input.") for name in self.reference if name.startswith("input.")}
-        # In the order in which the models take them, which is that of the recipe's own engines.
+        # In the order of the models' arguments, which is the order in the recipe's own engines.
         return {short: self.reference[name] for name, short in names.items()}
 
     def _rows(self, batch: int, distinct: bool) -> dict[str, np.ndarray]:
@@ -161,7 +160,7 @@ class Continued:
         return {name: array[chosen] for name, array in self._inputs().items()}
 
     def _answers(self, which: str) -> Callable[[Arrays], np.ndarray]:
-        """What the torch model answered to the rows of `_rows`."""
+        """The torch model's outputs for the rows of `_rows`."""
         known, outputs = self._inputs(), self.reference[f"output.{which}"]
 
         def answer(inputs: Arrays) -> np.ndarray:
@@ -176,7 +175,7 @@ class Continued:
         return [{name: (batch, *shape) for name, shape in one.items()} for batch in self.recipe.export.batch]
 
     def _checked(self, path: Path) -> Path:
-        """The file, if it is there and as it was written."""
+        """The file, if it exists and is unchanged."""
         name = path.relative_to(self.folder).as_posix()
         entry = self.manifest["files"].get(name)
         if not path.is_file() or entry is None:
@@ -203,7 +202,7 @@ def continue_run(
     """Measure the run in `folder` on this machine, for `targets` (default: the recipe's); the files written.
 
     trust_python: run Python that the folder's recipe names, to load its model and evaluation data.
-    data: the evaluation data, where they were brought along.
+    data: the evaluation data, if the caller has them.
     machine: name of this machine in the report; default: its GPU, or else its CPU. Raises InputError for a folder that
     is no finished run, and where there is such a measurement already and `replace` is false; EnvironmentLacks where a
     target's library is missing.
@@ -215,7 +214,7 @@ def continue_run(
         refuse_links(folder / "machines" / run.machine / part)
     chosen = run.recipe.targets if targets is None else targets
     for target in chosen:
-        engines.versions(target)  # what is missing shows before anything is built
+        engines.versions(target)  # a missing package raises before anything is built
         if run.written(target).exists() and not replace:
             raise InputError(
                 f"{target.name} has been measured on {run.machine} already",

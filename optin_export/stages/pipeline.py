@@ -1,6 +1,5 @@
-"""The order of the stages: recipe -> sources -> scoring -> curves -> search -> surgery -> export -> engines -> measure
--> ship -> report. The only module that knows it. A stage takes the run context and what earlier stages handed on, and
-reads the files that they wrote into the run directory."""
+"""The order of the stages, from loading to the report, which only this module defines. A stage takes the run context
+and the results of earlier stages, and reads the files that they wrote into the run directory."""
 
 from __future__ import annotations
 
@@ -32,14 +31,14 @@ from optin_export.workdir.lock import held
 from optin_export.workdir.peak_memory import forget_peak, peak_bytes
 from optin_export.workdir.run_directory import STAGES, clear_leftovers, run_folder
 
-#: Loading finds out what can be reused; the manifest and the report are cheap and always written again.
+#: Loading determines what can be reused; the manifest and the report are cheap and always rewritten.
 NEVER_REUSED = ("sources", "ship", "report")
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
 class Display(Protocol):
-    """Where progress goes; `optin_export.displays` has the ones of the command line."""
+    """Receives progress; `optin_export.displays` has the command line's displays."""
 
     def start(self, stage: str) -> None: ...
 
@@ -63,9 +62,9 @@ def run(
 ) -> Report | None:
     """Run a recipe (a file, a dictionary, or a validated `Recipe`) in the folder `out` (default `runs/<name>`).
 
-    wait: for another process that works in the folder, instead of an error. around: what the run shares with others
-    (see `sweep` and `distributed`). Returns the report, whose verdict may have failed; None if `stop_after` ended the
-    run before it. Raises a subclass of OptinError for anything the user can mend.
+    wait: wait for another process that works in the folder, instead of an error. around: state that the run shares
+    with others (see `sweep` and `distributed`). Returns the report, whose verdict may have failed; None if `stop_after`
+    ended the run before it. Raises a subclass of OptinError for anything that the user can fix.
     """
     if isinstance(recipe, str | Path):
         recipe = load_recipe(recipe, overrides)
@@ -109,7 +108,7 @@ class _StoppedAsAsked(Exception):
 
 
 class _Stages:
-    """Runs one stage after another, and keeps what each took."""
+    """Runs one stage after another, and records the cost of each."""
 
     def __init__(self, work: RunContext, display: Display, stop_after: str | None) -> None:
         self.work, self.display, self.stop_after = work, display, stop_after
@@ -122,13 +121,13 @@ class _Stages:
         *results: P.args,
         **named: P.kwargs,
     ) -> Result:
-        """What the stage hands on. Raises _StoppedAsAsked if it was the last one."""
+        """Run a stage and return its result. Raises _StoppedAsAsked if it was the last one."""
         self.display.start(name)
         folder, cache, counted = self.work.folder, self.work.cache, forget_peak()
         start, executed = time.perf_counter(), cache.executed
         try:
             found = function(self.work, *results, **named)
-        except OSError as error:  # what a stage reads was there when an earlier one ended
+        except OSError as error:  # the files that a stage reads existed when an earlier stage ended
             raise EnvironmentLacks(
                 f"stage {name} cannot use {error.filename or folder}",
                 "it has vanished" if isinstance(error, FileNotFoundError) else error.strerror or str(error),

@@ -1,4 +1,4 @@
-"""A recipe checked as a run would check it at its start, without loading weights and without downloads."""
+"""Check a recipe as a run does at its start, but without loading weights and without downloads."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from optin_export.units import find_structure
 from optin_export.workdir.files import sha256_json
 
 State = Literal["ok", "warning", "refused", "not checked"]
-#: Checks that need the model and the data.
+#: The checks that need the model and the data.
 _ON_SOURCES = ("placement", "units", "budget", "latency")
 KINDS = ("heads", "neurons", "channels")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check. detail: what was found, what a run would warn of, why it was refused, or why it was not checked."""
+    """The result of one check. detail: findings, a run's warnings, why it was refused, or why it was not checked."""
 
     name: str
     state: State
@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found out about a recipe. model: the task model, without weights, where it was found; sources: with its
+    """The findings about a recipe. model: the task model without weights, if it was found; sources: the model with its
     data."""
 
     findings: tuple[Finding, ...]
@@ -52,12 +52,12 @@ class Preflight:
 
     @property
     def refusal(self) -> OptinError | None:
-        """The error that a run on this machine would end with at its start; None where none was found."""
+        """The error with which a run on this machine would fail at its start; None if none was found."""
         return next((one.error for one in self.findings if one.error is not None), None)
 
     @property
     def wrong(self) -> InputError | None:
-        """The first error that no other machine would mend."""
+        """The first error that would also occur on any other machine."""
         return next((one.error for one in self.findings if isinstance(one.error, InputError)), None)
 
     @property
@@ -66,14 +66,15 @@ class Preflight:
 
 
 class Known:
-    """Models and data that were looked up, for recipes that share them: the runs of a sweep."""
+    """Caches looked-up models and data for recipes that share them, as the runs of a sweep do."""
 
     def __init__(self) -> None:
         self.lookup = Lookup()
         self._last: tuple[str, Sources] | None = None
 
     def of(self, recipe: Recipe) -> Sources:
-        """Raises InputError. Only the last one is kept, because data is large; `lookup` says what was not checked."""
+        """The sources of a recipe. Only the last ones are cached, because data is large; `lookup` lists what was not
+        checked. Raises InputError."""
         key = shared_key(recipe)
         if self._last is None or self._last[0] != key:
             self.lookup, self._last = Lookup(), None
@@ -82,7 +83,7 @@ class Known:
 
 
 def shared_key(recipe: Recipe) -> str:
-    """A hash of all that loading looks at; the rest of a recipe is read off it when it is needed."""
+    """A hash of the recipe's fields that loading uses; other fields are read when needed."""
     key = recipe.model_dump(mode="json", exclude={"name", "prune", "targets", "gates", "ship"})
     key["export"] = recipe.export.sequence
     key["searched"] = recipe.budget.accuracy_drop is not None
@@ -90,10 +91,10 @@ def shared_key(recipe: Recipe) -> str:
 
 
 def preflight(recipe: Recipe, known: Known | None = None) -> Preflight:
-    """Go through the checks of a run's start, by the same functions, with a model without weights.
+    """Run the checks of a run's start, with the same functions, on a model without weights.
 
-    known: what was looked up for other recipes. What needs a download, or the weights' values, is told as not checked.
-    Writes nothing, and raises nothing for a wrong recipe: its errors are in the findings.
+    known: models and data looked up for other recipes. Checks that need a download, or the weights' values, are
+    reported as not checked. Writes nothing, and does not raise for a wrong recipe: its errors are in the findings.
     """
     with no_downloads():
         return _Checking(recipe, known or Known()).result()
@@ -114,7 +115,7 @@ class _Checking:
             found = list(self._done(name, check))
             findings += found
             if name != "engines" and any(isinstance(one.error, InputError) for one in found):
-                break  # what follows would only say so again
+                break  # later checks would only repeat this
         return Preflight(tuple(findings), self.known.lookup.model, self.sources)
 
     def _done(self, name: str, check: Check) -> Iterator[Finding]:
@@ -130,7 +131,7 @@ class _Checking:
                 return
             yield Finding(name, "refused", f"{error.what}: {error.why}", error)
             detail = ""
-        except Exception as error:  # a library that needs values where there are only shapes
+        except Exception as error:  # a library that needs values although there are only shapes
             yield Finding(name, "not checked", f"the {name}, without weights: {type(error).__name__}: {error}"[:300])
             return
         if detail:
@@ -143,19 +144,19 @@ class _Checking:
             yield from (Finding(name, "not checked", text) for text in self.known.lookup.not_checked)
 
     def _traced(self, check: Check) -> str:
-        """The result of a check whose forward passes give shapes alone, where the model can be traced."""
+        """The result of a check whose forward passes compute only shapes, if the model can be traced."""
         assert self.sources is not None
         try:
             with self.sources.tracing(first=True):
                 return check(self.work)
         except OptinError:
             raise
-        except Exception:  # it depends on values: computed instead, which raises what is wrong
+        except Exception:  # the pass depends on values: compute it instead, which raises the actual error
             with self.sources.tracing():
                 return check(self.work)
 
     def _without_downloads(self, error: OptinError) -> Iterator[Finding]:
-        """The model, or its tokenizer, is on the hub: what can be said of the other one, and of the data."""
+        """Findings about the data and the rest of the model, if the model or its tokenizer is only on the hub."""
         lookup, section = self.known.lookup, self.recipe.model
         missing = section.source if lookup.model is None else f"the tokenizer {section.tokenizer or section.source}"
         yield Finding("model and data", "not checked", not_cached(missing))
@@ -170,12 +171,12 @@ class _Checking:
 
 
 def usable_units(model: nn.Module, recipe: Recipe) -> tuple[str, ...]:
-    """The kinds of units that can be removed from a task model, one kind alone."""
+    """The kinds of units that can be removed from a task model, each kind separately."""
     usable = []
     for kind in KINDS:
         try:
             find_structure(model, recipe.prune.coupled, (kind,))
             usable.append(kind)
-        except InputError:  # this kind is none of them
+        except InputError:  # this kind cannot be removed
             continue
     return tuple(usable)

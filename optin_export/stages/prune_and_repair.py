@@ -1,4 +1,4 @@
-"""Stage `surgery`: the dense model, repaired, and fine-tuned where the recipe asks for it."""
+"""Stage `surgery`: build the dense model, repair it, and fine-tune it if the recipe asks for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHOWN = 4
 
 
 def apply_plan(work: RunContext, plan: Plan) -> PruneResult:
-    """Carry out the plan in `model/`; returns what the repair did, and the size of the result."""
+    """Apply the plan and write `model/`; returns the repair's results, and the size of the pruned model."""
     tuned, prune = work.recipe.finetune is not None, work.recipe.prune
     folder = work.folder / ("repaired" if tuned else "model")
 
@@ -46,7 +46,7 @@ def apply_plan(work: RunContext, plan: Plan) -> PruneResult:
 
 
 def _fine_tune(work: RunContext, plan: Plan) -> repair.FineTune:
-    """Fine-tune the repaired model in `repaired/`, as the recipe says, into `model/`; returns what was done."""
+    """Fine-tune the repaired model in `repaired/`, as the recipe says, into `model/`; returns a summary."""
     section, prune = work.recipe.finetune, work.recipe.prune
     assert section is not None
     repaired, folder = work.folder / "repaired", work.folder / "model"
@@ -82,6 +82,6 @@ def _fine_tune(work: RunContext, plan: Plan) -> repair.FineTune:
 
 
 def _code_of(source: str | None) -> str | None:
-    """Hash of the user's file: another function is another fine-tune."""
+    """Hash of the user's file, because another function gives another fine-tune."""
     path = Path((source or "").removeprefix("py:").rpartition(":")[0])
     return sha256_file(path) if path.suffix == ".py" else None

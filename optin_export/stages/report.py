@@ -1,4 +1,4 @@
-"""Stage `report`: report.json and report.html, out of what the stages found."""
+"""Stage `report`: write report.json and report.html from the stages' results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_report(
     judged: MeasureResult,
     stages: Sequence[StageResult],
 ) -> Report:
-    """Write report.json and report.html out of what the stages found."""
+    """Write report.json and report.html from the stages' results."""
     plan, tuned = found.plan, pruned.finetuned
     macs, params = (
         Size(base=base, pruned=count, ratio=count / base)
@@ -86,7 +86,7 @@ def write_report(
 
 
 def _method(work: RunContext) -> str:
-    """`prune.score`; of auto also what it took, for which units."""
+    """`prune.score`; for auto, also the chosen methods and their units."""
     score, chosen = work.recipe.prune.score, scoring.methods(work.structure, work.recipe.prune)
     if score != "auto":
         return score

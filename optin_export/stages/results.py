@@ -1,6 +1,6 @@
-"""What each stage hands on to later ones, beside the files that it writes into the run directory.
+"""The results that each stage passes to later ones, in addition to the files in the run directory.
 
-`load`, `export` and `ship` hand on nothing but files.
+`load`, `export` and `ship` pass on only files.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class ScoringResult:
 
 @dataclass(frozen=True)
 class CurvesResult:
-    """path: of the loss curves; None with `allocation: additive`, which needs none."""
+    """path: the file of the loss curves; None with `allocation: additive`, which needs no curves."""
 
     path: Path | None
 
 
 @dataclass(frozen=True)
 class SearchLog:
-    """What a search built on its way. tried: (share of the MACs, points lost) of models with other budgets; shares:
+    """Models that a search built. tried: (share of the MACs, points lost) of models with other budgets; shares:
     (share of the tokens kept, output loss) of models that merge other numbers of tokens."""
 
     tried: tuple[tuple[float, float], ...] = ()
@@ -49,8 +49,8 @@ class SearchResult:
 class PruneResult:
     """The dense model in `model/`, counted on the model that was built.
 
-    masked_difference: to the masked original before the repair, relative to the outputs. repairs: by group, and those
-    of the output layer and of Gauss-Newton. finetuned: None where the recipe does not ask for it.
+    masked_difference: difference from the masked original before the repair, relative to the outputs. repairs: by
+    group, with those of the output layer and of Gauss-Newton. finetuned: None if the recipe does not ask for it.
     """
 
     macs: int
@@ -62,7 +62,7 @@ class PruneResult:
 
 @dataclass(frozen=True)
 class EngineBuild:
-    """How one engine was built; facts: what its library says of it."""
+    """How one engine was built; facts: facts from its library."""
 
     build_seconds: float
     facts: dict[str, Any]
@@ -75,7 +75,7 @@ class BuildResult:
 
 @dataclass(frozen=True)
 class MeasureResult:
-    """What was measured on the engines, and what the gates say of it: the verdict that ships or refuses."""
+    """The engines' measurements, and the gates' results, which decide whether the run ships."""
 
     measured: Measured
     gates: tuple[Gate, ...]

@@ -1,4 +1,4 @@
-"""Stage `search`: the plan."""
+"""Stage `search`: find the plan."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ def _by_table(
 def _trials(work: RunContext) -> latency_trials.LatencyTrials:
     budget = work.recipe.budget
     assert budget.batch is not None
-    # In the run folder, because engines are large; a folder of their own, because they are gone afterwards.
+    # In the run folder, because engines are large; in a separate folder, because they are deleted afterwards.
     folder = work.folder / "plan" / ".trials"
     target = work.recipe.budget_target
     return latency_trials.LatencyTrials(work.sources, work.structure, target, budget.batch, folder, work.scheduled[0])
 
 
 def _latency_table(work: RunContext, steps: dict[str, int]) -> LatencyTable:
-    """Measure the table, or take that of before if nothing that it depends on has changed."""
+    """Measure the table, or reuse the previous one if nothing that it depends on has changed."""
     path = work.folder / TABLE
     budget = work.recipe.budget
 
@@ -119,7 +119,7 @@ def _latency_table(work: RunContext, steps: dict[str, int]) -> LatencyTable:
 
 
 def _fingerprint(work: RunContext) -> dict[str, Any]:
-    """What an engine's latency depends on: the target and its machine, the graph's shapes, not its weights."""
+    """All that an engine's latency depends on: the target and its machine, the graph's shapes, but not its weights."""
     target, export = work.recipe.budget_target, work.recipe.export
     return {
         "target": target.model_dump(mode="json"),

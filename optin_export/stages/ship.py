@@ -1,4 +1,4 @@
-"""Stage `ship`: what is shipped, and the manifest."""
+"""Stage `ship`: write the model repository and the manifest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optin_export.workdir.files import sha256_file, sha256_json
 
 @task(3)
 def ship_run(work: RunContext, judged: MeasureResult) -> None:
-    """A model repository only for a run that passed, and a manifest for every run."""
+    """Write a model repository for a run that passed, and a manifest for every run."""
     passed = judged.passed
     recipe, repository = work.recipe, work.folder / "triton"
     ship.write_preprocess(work.folder / "preprocess", work.sources.processor, work.sources.names, recipe)

@@ -1,5 +1,5 @@
-"""A sweep: many runs of one recipe, by default one after another. Scoring is done once for all that score alike, and
-who measures has the machine alone."""
+"""A sweep: many runs of one recipe, by default one after another. Runs with equal scores are scored once, and a run
+that measures has the machine for itself."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from optin_export.workdir.run_directory import clear_leftovers
 
 #: The sweep's index, in its folder: settings, folder and outcome of every run.
 INDEX = "sweep.json"
-#: Where runs leave what they share, below the sweep's folder.
+#: The folder of the runs' shared steps, below the sweep's folder.
 SHARED = ".shared"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the exit code that it would have had, and its verdict or error in words."""
+    """How a run ended: the exit code that it would have had alone, and its verdict or error as text."""
 
     exit_code: int
     summary: str
@@ -43,7 +43,7 @@ Outcomes = dict[str, Outcome]
 
 @dataclass(frozen=True)
 class SubRun:
-    """One run of a sweep. exit_code: what it alone would have ended with; summary: its verdict, or its error."""
+    """One run of a sweep. exit_code: the exit code that it would have alone; summary: its verdict, or its error."""
 
     label: str
     settings: dict[str, Any]
@@ -56,7 +56,7 @@ class SubRun:
 
 
 class Labelled:
-    """A display that says whose stage it is."""
+    """A display that adds the run's label to each stage."""
 
     def __init__(self, display: Display, label: str) -> None:
         self.display, self.label, self.tick = display, label, display.tick
@@ -86,8 +86,8 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs of one sweep, and what they have in common. spread: recipe, hash of all that its scores depend on -> who
-    does the shards of its scoring."""
+    """The runs of one sweep, and their shared state. spread: recipe, hash of all that its scores depend on -> what
+    executes the shards of its scoring."""
 
     folder: Path
     variants: tuple[Variant, ...]
@@ -107,7 +107,7 @@ class Sweep:
         )
 
     def run(self, one: Variant, stop_after: str | None) -> Outcome:
-        """Run one of them, as far as the stage `stop_after`; an error is an outcome, too."""
+        """Execute one run, up to the stage `stop_after`; an error is an outcome as well."""
         shown = Labelled(self.display, one.label)
         try:
             folder, around = self.folder / one.label, self.around(one)
@@ -131,10 +131,10 @@ def run_sweep(
     wait: bool = False,
     run_all: Callable[[Sweep], Outcomes] = in_turn,
 ) -> list[SubRun]:
-    """Run all combinations, each in a folder of its own below `folder`; one that fails does not stop the others.
+    """Run all combinations, each in a separate folder below `folder`; one that fails does not stop the others.
 
-    Also writes the index sweep.json and the page that compares the runs. wait: for another process that works in the
-    folder. run_all: has the runs done, and returns how each ended.
+    Also writes the index sweep.json and the page that compares the runs. wait: wait for another process that works in
+    the folder. run_all: executes the runs, and returns how each ended.
     """
     with held(folder, "a sweep", wait):
         clear_leftovers(folder)

@@ -1,8 +1,9 @@
-"""A module becomes a Structure: its blocks, and the groups of units that can be removed from them.
+"""Describe a module as a Structure: its blocks, and the groups of units that can be removed from them.
 
 `families/` has one file per architecture, in the terms of `declare`; `discovery` finds their blocks in a model;
-`topology` and `isolation` check by measurement what the families say; `costs` counts what units cost; `capture` is the
-one place where hooks are attached to a model; `hooks`, `trace` and `rows` read and steer forward passes with it.
+`topology` and `isolation` check the families' declarations by measurement; `costs` computes the costs of units;
+`capture` is the only file that attaches hooks to a model; `hooks`, `trace` and `rows` use it to observe and change
+forward passes.
 """
 
 from __future__ import annotations
@@ -93,15 +94,15 @@ __all__ = [
 ]
 
 
-#: Families of the user's own files, by name.
+#: Families from the user's files, by name.
 _registered: dict[str, Family] = {}
 
 
 def register(family: Family) -> None:
-    """Make a family known that is declared outside this package; it is asked before the package's own.
+    """Register a family that is declared outside this package; it takes precedence over the package's families.
 
-    A file that a recipe names as `py:FILE.py:FUNCTION` may do so when it is imported: a family of the same name, as
-    that file leaves it each time, takes the place of the one before.
+    A file that a recipe names as `py:FILE.py:FUNCTION` may call this when it is imported; a family of the same name
+    replaces the previous one.
     """
     _registered[family.name] = family
 
@@ -119,7 +120,7 @@ def find_structure(
     inputs: Mapping[str, torch.Tensor] | None = None,
     families: Iterable[str] | None = None,
 ) -> Structure:
-    """The structure of a task module: the blocks of every family in it, and the units of them that may go.
+    """The structure of a task module: the blocks of every family in it, and their removable units.
 
     Args:
         model: the task module.
@@ -127,7 +128,7 @@ def find_structure(
         units: only these kinds; None: all.
         inputs: any valid inputs of two rows or more. With them one forward pass shows in which order blocks run, which
             modules run several times or not at all (they are not pruned), which outputs are read again later, and the
-            channels of plain convolutions outside all blocks. Without them the order of the modules is taken.
+            channels of plain convolutions outside all blocks. Without them the order of the modules is used.
         families: names of the families to look for (as `Structure.family` joins them); None: all.
 
     Raises InputError if no family supports the module, if it has no units (or no residual streams, with `coupled`), or

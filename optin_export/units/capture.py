@@ -1,4 +1,4 @@
-"""Forward passes seen from inside: the one place where hooks are attached to modules, and removed again."""
+"""Observe modules during forward passes; the only place that attaches hooks to modules and removes them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from optin_export.units.outputs import Calls, calls_of, copied, map_tensors
 
 #: Before a module runs: (its path, positional arguments, named arguments) -> other positional arguments, or None.
 SeeInputs = Callable[[str, tuple[Any, ...], dict[str, Any]], tuple[Any, ...] | None]
-#: After it ran: (its path, positional arguments, what it returned) -> what it returns instead, or None.
+#: After it ran: (its path, positional arguments, its output) -> another output, or None.
 SeeOutput = Callable[[str, tuple[Any, ...], Any], Any]
-#: Where something is seen: a module's path, and the index of its positional argument, its "output", or its whole
-#: "call" (positional and named arguments).
+#: A place to observe: a module's path, and the index of its positional argument, its "output", or its whole "call"
+#: (positional and named arguments).
 Point = tuple[str, Any]
 
 
@@ -32,14 +32,14 @@ def capture(
     stop: str | None = None,
     calls: int = 1,
 ) -> Iterator[None]:
-    """See, and change, what modules read and return while the body runs the model.
+    """Observe, and change, what modules read and return while the body runs the model.
 
     Args:
         model: the module that the paths belong to; "" is the model itself.
-        inputs: path -> what is called before that module runs.
-        outputs: path -> what is called with its output. What is returned takes the place of the arguments or output.
+        inputs: path -> function that is called before the module runs; its result replaces the arguments.
+        outputs: path -> function that is called with the module's output; its result replaces the output.
         stop: the module after which the body ends, as if it were complete; later layers do not run.
-        calls: ... after this many calls of it.
+        calls: number of calls of `stop` after which the body ends.
     """
     left = calls
 
@@ -58,7 +58,7 @@ def capture(
             stack.callback(handle.remove)
         for path, after in (outputs or {}).items():
             stack.callback(model.get_submodule(path).register_forward_hook(_output_hook(path, after)).remove)
-        if stop is not None:  # last: what sees this module's output runs before it
+        if stop is not None:  # last, so that functions that observe this module's output run before it
             stack.callback(model.get_submodule(stop).register_forward_hook(stops).remove)
         yield
 
@@ -76,7 +76,7 @@ def _output_hook(path: str, see: SeeOutput) -> Callable[..., Any]:
 
 
 def attach(module: nn.Module, hook: Callable[..., Any]) -> None:
-    """Let `hook(module, args, output)` make the module's output for good: a part of the model, copied with it."""
+    """Let `hook(module, args, output)` permanently replace the module's output; it is copied with the model."""
     module.register_forward_hook(hook)
 
 
@@ -88,9 +88,9 @@ def captured(
     stop: str | None = None,
     calls: int = 1,
 ) -> Iterator[dict[Point, list[Any]]]:
-    """What is seen at these points in the forward passes of the body, call by call, in the order of the first calls.
+    """The values at these points in the forward passes of the body, call by call, in the order of the first calls.
 
-    keep: what is kept of a value; default: copies of its tensors. stop, calls: as for `capture`.
+    keep: value -> the part to keep; default: copies of its tensors. stop, calls: as for `capture`.
     """
     values: dict[Point, list[Any]] = {}
     wanted: dict[str, list[Any]] = {}
@@ -115,14 +115,14 @@ def captured(
 def block_outputs(model: nn.Module, blocks: Sequence[str], rewritten: Collection[str] = ()) -> Iterator[dict[str, Any]]:
     """Collect each block's output (as returned, tensor or containers of them) during the forward passes of the body.
 
-    rewritten: blocks whose output the model writes over in place; they are copied. Of a block that runs several times
-    in a pass the last output is kept.
+    rewritten: blocks whose output the model overwrites in place; they are copied. For a block that runs several times
+    in a pass, the last output is kept.
     """
     found: dict[str, Any] = {}
 
     def after(path: str, args: Any, output: Any) -> None:
-        # Lists and dictionaries are the model's own to change; tensors are not, unless they are written over. What
-        # follows a layer that is a block by itself may always work in place.
+        # Models may change their lists and dictionaries, but not tensors, except for those that they overwrite. Modules
+        # after a block that is a single layer may always work in place.
         copies = path in rewritten or isinstance(model.get_submodule(path), nn.Conv2d)
         found[path] = copied(output) if copies else map_tensors(output, lambda _, tensor: tensor)
 
@@ -132,14 +132,14 @@ def block_outputs(model: nn.Module, blocks: Sequence[str], rewritten: Collection
 
 @contextlib.contextmanager
 def layer_inputs(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """What these layers read in the last forward pass of the body.
+    """The inputs of these layers in the last forward pass of the body.
 
-    A tensor, or `Calls` of a layer that runs several times; layers that do not run are left out.
+    A tensor, or `Calls` for a layer that runs several times; layers that do not run are left out.
     """
     found: dict[str, Any] = {}
 
     def before(path: str, args: tuple[torch.Tensor, ...], kwargs: Any) -> None:
-        # A copy: the model may write over it in place, a residual stream for one.
+        # A copy: the model may overwrite it in place, for example a residual stream.
         inputs = args[0].clone()
         found[path] = Calls([*calls_of(found[path]), inputs]) if path in found else inputs
 
@@ -154,12 +154,12 @@ def layer_inputs(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, A
 def layer_outputs(
     model: nn.Module, paths: Sequence[str], rewritten: Collection[str] = ()
 ) -> Iterator[dict[str, list[torch.Tensor]]]:
-    """Collect what these layers compute, in the graph, call by call.
+    """Collect the outputs of these layers, in the autograd graph, call by call.
 
-    rewritten: layers whose output the model writes over in place, beside those before activations that say so.
+    rewritten: layers whose output the model overwrites in place, in addition to those before in-place activations.
     """
     found: dict[str, list[torch.Tensor]] = {}
-    # What works in place would write over what is recorded: it gets a copy.
+    # A module that works in place would overwrite the recorded tensor, so it gets a copy.
     in_place = any(getattr(module, "inplace", False) for module in model.modules())
 
     def after(path: str, args: object, output: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Channels between plain convolutions outside all known blocks: necks, pyramids and heads of segmentation models.
+"""Channels between plain convolutions outside known blocks: necks, pyramids and heads of segmentation models.
 
 They are found in autograd's graph of one forward pass, not by names. The channels that a convolution makes are units if
-everything between it and the convolutions that read them keeps channels apart, and nothing else reads them.
+no operation between it and the convolutions that read them mixes channels, and nothing else reads them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from optin_export.units.trace import Node, Pass
 NAME = "convolutions"
 _CONVOLUTION, _WEIGHT = "ConvolutionBackward0", 1
 _NORMS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
-#: Functions of one tensor whose output channel c depends on input channel c alone, and that keep the dimensions.
+#: Functions of one tensor whose output channel c depends only on input channel c, and that keep the dimensions.
 _PER_CHANNEL = (
     *("Relu", "LeakyRelu", "Hardtanh", "Hardswish", "Hardsigmoid", "Sigmoid", "Silu", "Gelu", "Elu", "Mish", "Tanh"),
     *("MaxPool2DWithIndices", "AvgPool2D", "AdaptiveAvgPool2D", "AdaptiveMaxPool2D", "ConstantPadNd"),
@@ -30,7 +30,7 @@ _KEEPS = {f"{name}Backward{version}" for name in _PER_CHANNEL for version in (0,
 
 @dataclass
 class _Walk:
-    """What the channels of one convolution pass on their way: further producers, and the layers that read them."""
+    """The layers on the path of one convolution's channels: further producers, and the layers that read them."""
 
     producers: list[Producer]
     readers: list[str] = field(default_factory=list)
@@ -38,7 +38,7 @@ class _Walk:
 
 def conv_chains(model: nn.Module, seen: Pass, taken: Collection[str]) -> Iterator[UnitGroup]:
     """Groups of channels, each with block 0: the caller knows the block of its consumer. taken: layers and blocks whose
-    units are declared already; nothing inside them is looked at."""
+    units are already declared; they are skipped with all that is inside them."""
     taken = set(taken)
     layers = _Layers(model, seen, taken)
     for path, layer in layers.paths.items():
@@ -47,7 +47,7 @@ def conv_chains(model: nn.Module, seen: Pass, taken: Collection[str]) -> Iterato
         walk = layers.walk(path)
         if walk is None:
             continue
-        # The last reader is the consumer: when it runs, all others have run.
+        # The last reader is the consumer, because all others have run by then.
         *readers, consumer = sorted(set(walk.readers), key=lambda name: seen.order[id(layers.paths[name])])
         yield UnitGroup(
             block=0,
@@ -83,7 +83,7 @@ class _Layers:
                     self.norms[norm] = path, module.num_features
 
     def walk(self, path: str) -> _Walk | None:
-        """None if something mixes the channels, or reads them in another way than a convolution."""
+        """Follow the channels; None if an operation mixes them, or reads them in another way than a convolution."""
         layer = self.paths[path]
         found = _Walk([])
         todo = [(path, self.seen.outputs[id(layer)])]
@@ -113,8 +113,8 @@ class _Layers:
                             return None
                         continue
                     if user.name() in _NORMS:
-                        # A norm after a fork, or a second one, would have to be cut as well: only one that follows
-                        # at once is.
+                        # A norm after a fork, or a second norm, would have to be cut as well, but only a norm that
+                        # directly follows the producer is.
                         norm, features = self.norms.get(user, ("", 0))
                         if node is not start or features != layer.out_channels or len(self.seen.users[start]) > 1:
                             return None
@@ -123,7 +123,7 @@ class _Layers:
                         return None
                     known.add(user)
                     nodes.append(user)
-            # Channels count as one per producer, explicitly: they are cut there, not where a tracer supposes them.
+            # One output row per unit, set explicitly: it is cut there, not where a tracer would infer it.
             found.producers.append(Producer(name, norm=norms[0] if norms else None, rows=1))
         return found if found.readers else None
 

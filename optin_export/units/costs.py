@@ -1,4 +1,4 @@
-"""What units cost, read from the modules during one forward pass at the shipped shape."""
+"""The costs of units, computed from the modules during one forward pass at the shipped shape."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Term:
 class Costs:
     """MACs of one sample and parameters of the whole model, and the part of them that depends on how many units stay.
 
-    units: group key -> number of units of the unpruned model. unmerged: MACs without token merging, where these are
-    the costs of a model that merges tokens; budgets are shares of that.
+    units: group key -> number of units of the unpruned model. unmerged: MACs without token merging, for the costs of a
+    model that merges tokens; budgets are shares of them.
     """
 
     macs: int
@@ -42,7 +42,7 @@ class Costs:
     unmerged: int | None = None
 
     def whole(self, kind: CostKind) -> int:
-        """Cost of the model as it was given: what budgets are shares of."""
+        """Cost of the given model, of which budgets are shares."""
         return self.params if kind == "params" else self.macs if self.unmerged is None else self.unmerged
 
     def of(self, kind: CostKind, kept: Mapping[str, int]) -> int:
@@ -54,7 +54,7 @@ class Costs:
         return (self.macs if kind == "macs" else self.params) - saved
 
     def per_unit(self, kind: CostKind, kept: Mapping[str, int]) -> dict[str, int]:
-        """What one unit of each group costs while the other groups keep this many units."""
+        """Cost of one unit of each group while the other groups keep this many units."""
         cost = dict.fromkeys(self.units, 0)
         for term in self.terms[kind]:
             for key in term.groups:
@@ -86,7 +86,7 @@ def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torc
     Per head: 3 t d k + 2 t^2 k + t k d; per neuron 2 t d, for t tokens, hidden size d, head dim k; a convolution of
     kernel area a and p output positions costs p a times its input and its output channels (docs/method.md).
     """
-    # Which group a layer's output rows and its input columns belong to, with rows or columns per unit.
+    # The group of a layer's output rows and of its input columns, with rows or columns per unit.
     rows = {producer.path: (group, producer) for group in structure.groups for producer in group.producers}
     columns = {path: group for group in structure.groups for path in group.reads}
     positions, tokens = _shapes(model, sorted({*rows, *columns}), inputs)
@@ -141,7 +141,7 @@ def _affine_size(model: nn.Module, path: str | None) -> int:
 def _shapes(
     model: nn.Module, paths: list[str], inputs: dict[str, torch.Tensor]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Per layer: output positions in all, and tokens in the second to last dimension of its input."""
+    """Per layer: total output positions, and tokens in the second to last dimension of its input."""
     positions: dict[str, int] = {}
     tokens: dict[str, int] = {}
 

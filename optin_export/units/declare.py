@@ -1,4 +1,4 @@
-"""What a family file declares: where the units of one block are. Pure data over module paths."""
+"""The declarations of a family file: where the units of one block are. Only data on module paths."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ class UnitGroup:
     sublayer: replaced by a constant when no unit is kept; `returns_tuple` if its caller unpacks (output, weights);
         None if at least one unit has to stay.
     bypass: modules that are then not needed either and pass their first argument on.
-    part: tells several groups of one kind in one block apart.
+    part: distinguishes several groups of one kind in one block.
     readers: further layers that read the same units; all must, for the removal to be exact.
-    tables: what else has entries per unit.
+    tables: other parameters and buffers with entries per unit.
     arrange: (task module, tensor of the residual stream) -> the tensor with its rows as the consumer's output has
         them, where that differs: windows, channels last. It only moves entries (and may add zeros).
-    expands: the sub-layer's caller reshapes its output: the constant in its place takes the shape of what comes in.
+    expands: the sub-layer's caller reshapes its output, so the constant in its place has the shape of the input.
     pairwise: heads that multiply every query with every key; not those that sample (deformable attention).
     batch_dim: the dimension of the consumer's input that counts samples.
     coupled: the units are channels of a residual stream: every layer that writes to it is a producer, and every layer
@@ -135,8 +135,8 @@ class Structure:
 
     family: the name of the family, or of several, joined by " + " ("resnet + vit").
     channels_first: the blocks whose output of four dimensions is [batch, features, height, width] rather than [...,
-    features]. families: the family of each block, if there are several. refused: units that are there but cannot go,
-    with the reason.
+    features]. families: the family of each block, if there are several. refused: units that cannot be removed, with the
+    reason.
     walk: the order of the blocks and the readers of their outputs, as measured (`families.measured`); None before
     that: they are then taken to run once each, in this order, each read by the next alone.
     """
@@ -151,7 +151,7 @@ class Structure:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Indices of the blocks in the order in which they run; blocks that nothing calls for are left out."""
+        """Indices of the blocks in the order in which they run, without blocks that never run."""
         return tuple(range(len(self.blocks))) if self.walk is None else self.walk.order
 
     @property
@@ -166,7 +166,7 @@ class Structure:
         return frozenset() if self.walk is None else self.walk.rewritten
 
     def gradients(self) -> AbstractContextManager[Any]:
-        """Held over a forward pass and its backward passes (see `Walk.gradients`)."""
+        """A context for a forward pass and its backward passes (see `Walk.gradients`)."""
         return contextlib.nullcontext() if self.walk is None else self.walk.gradients()
 
     def before(self, group: UnitGroup) -> tuple[str, ...]:
@@ -190,18 +190,18 @@ class Structure:
 
     @property
     def convolutional(self) -> bool:
-        """Whether channels may go, and no attention heads."""
+        """Whether channels, but no attention heads, can be removed."""
         return _is_convolutional(self.groups)
 
     def is_convolutional(self, group: UnitGroup) -> bool:
-        """The same of the part of the model that is of the group's family: the backbone of a hybrid, say."""
+        """The same for the part of the model in the group's family, for example the backbone of a hybrid."""
         if not self.families:
             return self.convolutional
         family = self.families[group.block]
         return _is_convolutional([one for one in self.groups if self.families[one.block] == family])
 
     def only(self, kinds: Iterable[str]) -> Structure:
-        """The same structure with only these kinds of units free to be removed; InputError if it has none of them."""
+        """The same structure with only these kinds of units removable; InputError if it has none of them."""
         groups = tuple(group for group in self.groups if group.kind in set(kinds))
         if not groups:
             raise InputError(
@@ -219,7 +219,7 @@ def _is_convolutional(groups: Iterable[UnitGroup]) -> bool:
 
 @dataclass(frozen=True)
 class Tokens:
-    """How the tokens of a stream [batch, tokens, hidden] pass a block, and which of them may be merged on the way.
+    """How the tokens of a stream [batch, tokens, hidden] pass a block, and which of them may be merged.
 
     prefix: number of tokens at the start that are never merged (class, distillation, registers).
     attend: (block, stream, attention mask or None) -> the stream after the attention, where tokens are merged.
@@ -270,5 +270,5 @@ class Family:
 
 
 def class_named(*names: str) -> Callable[[nn.Module], bool]:
-    """By class name rather than by class: the library is not imported to find out that it is not in use."""
+    """A check of a module's class by its name, without importing the library, which may not be in use."""
     return lambda module: type(module).__name__ in names

@@ -1,4 +1,4 @@
-"""Discovery: all blocks of every family in a model become one Structure, in the order in which they run."""
+"""Find all blocks of every family in a model, and combine them into one Structure in the order in which they run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optin_export.units.trace import Pass
 
 @dataclass
 class _Piece:
-    """One block of a family, or the chain of blocks that one of its modules is.
+    """One block of a family, or a chain of blocks in one of its modules.
 
     root: the module that the family recognises. groups: their `block` counts within `blocks`.
     """
@@ -33,9 +33,9 @@ class _Piece:
 
 
 class Discovery:
-    """The blocks of `families` in a model, and what of their units can go.
+    """The blocks of `families` in a model, and their removable units.
 
-    seen: an observed pass of the model; None: nothing is known of order and calls but what the modules' order says.
+    seen: an observed pass of the model; None: order and calls are assumed from the order of the modules.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Discovery:
         self.pieces: list[_Piece] = []
         self.errors: list[tuple[str, InputError]] = []
         self.refused: list[Refusal] = []
-        self.idle: list[Refusal] = []  # of blocks that never run, such as heads for training: nothing is lost by them
+        self.idle: list[Refusal] = []  # for blocks that never run, such as heads for training
 
     def structure(self, coupled: bool, wanted: Collection[str] | None) -> Structure | None:
         """None if no family supports a block of the model. Raises InputError as `find_structure` says."""
@@ -90,7 +90,7 @@ class Discovery:
         return next(family for family in self.families if family.name == name)
 
     def _collect(self) -> None:
-        """Every module that a family recognises; not those inside another block that has units of its own."""
+        """Every module that a family recognises, except inside another block that has its own units."""
         covered: set[str] = set()
         for path, module in self.model.named_modules():
             family = next((family for family in self.families if family.is_block(module)), None)
@@ -120,9 +120,9 @@ class Discovery:
         return piece
 
     def _leave_out_unused(self) -> None:
-        """Blocks that run several times in a pass, or never, can be neither replayed nor cut: they stay as they are.
+        """Leave out blocks that run several times in a pass, or never: they can be neither replayed nor cut.
 
-        So do those on which the output does not depend (heads for training): to cut them would save nothing that runs.
+        Blocks on which the output does not depend (heads for training) are left out too: cutting them saves nothing.
         """
         kept = []
         for piece in self.pieces:
@@ -142,7 +142,7 @@ class Discovery:
         return self.seen is None or self.seen.matters(self.model.get_submodule(piece.blocks[-1]))
 
     def _refuse_kinds(self, family: Family) -> None:
-        """What a family refuses for one kind holds for its own blocks only."""
+        """Apply a family's refusals of a kind to its own blocks only."""
         pieces = [piece for piece in self.pieces if piece.family == family.name]
         refusals = [] if family.refusals is None or not pieces else list(family.refusals(self.model))
         refusals += [refusal for piece in pieces for refusal in piece.refusals]
@@ -200,7 +200,7 @@ class Discovery:
         return [(path, self.model.get_submodule(path)) for path in roots]
 
     def _other_reader(self, groups: Sequence[UnitGroup]) -> str | None:
-        """A layer after the first block, in no block, that no group accounts for."""
+        """A layer after the first block, outside all blocks, that is in no group."""
         if self.seen is None:
             return None
         known = {path for group in groups for path in group.reads}
@@ -220,7 +220,7 @@ class Discovery:
         kinds = {group.kind for group in groups}
         for refusal in self.refused:
             asked = wanted is None or refusal.kind in wanted
-            # With several families the others continue, unless the recipe names this kind.
+            # With several families the other families continue, unless the recipe names this kind.
             named = sole or (wanted is not None and len(wanted) < 3)
             if asked and refusal.kind not in kinds and (named or not kinds):
                 raise refusal.error

@@ -15,20 +15,19 @@ from optin_export.units.outputs import map_tensors, placeholder
 
 @dataclass(frozen=True)
 class Walk:
-    """What was measured on one model; see `_topology`.
+    """The measurements on one model; see `topology`.
 
     order: indices of the blocks that run, or whose layers do, in the order in which they first run.
-    whole: why every pass has to be a whole forward pass; None where the outputs of blocks that come earlier can be
-    put in their place.
-    readers: per block and tensor of its output, the last position in `order` at which it is read; -1: nobody reads it,
+    whole: why every pass has to run the whole model; None if the outputs of earlier blocks can be replayed.
+    readers: per block and tensor of its output, the last position in `order` at which it is read; -1: never,
     len(order): it is read after the last block.
     rewritten: modules whose output is overwritten in place later in the pass.
     sample_dims: per block and tensor of its output, and per layer that reads units and its input, the dimension that
-    counts samples; None where none does (a position bias for all).
-    calls: how often a module runs in one pass, where that is not once; 0 for one that does not run.
+    counts samples; None if none does (a position bias for all).
+    calls: how often a module runs in one pass, if not once; 0 for one that does not run.
     silent: blocks in `order` whose layers run although the block itself is never called.
     idle: groups of units that no layer reads in a pass.
-    blind: layers through which no gradients flow back, although the pass asks for them.
+    blind: layers through which no gradients flow back, although the pass requests them.
     mutates: whether the model writes over tensors in place that gradients need (see `gradients`).
     """
 
@@ -44,7 +43,7 @@ class Walk:
     mutates: bool = False
 
     def gradients(self) -> AbstractContextManager[Any]:
-        """Held over a forward pass and its backward passes: what the model writes over is saved before."""
+        """A context for a forward pass and its backward passes; saves tensors before the model overwrites them."""
         return torch.autograd.graph.allow_mutation_on_saved_tensors() if self.mutates else contextlib.nullcontext()
 
     def last_reader(self, path: str) -> int:
@@ -52,9 +51,9 @@ class Walk:
         return max(self.readers.get(path, (-1,)), default=-1)
 
     def kept(self, path: str, output: Any, position: int) -> Any:
-        """A block's output for a pass that goes on from block `order[position]`: what is read from there on.
+        """The parts of a block's output that a pass reads which continues from block `order[position]`.
 
-        Tensors that nobody reads any more are zeros that occupy no memory.
+        Tensors that are no longer read are zeros that occupy no memory.
         """
         readers = self.readers.get(path, ())
 
@@ -68,7 +67,7 @@ class Walk:
         return next((dim for dim in self.sample_dims.get(path, ())[:1] if dim is not None), 0)
 
     def repeated(self, path: str, output: Any, copies: int) -> Any:
-        """A block's output for the batch several times over, one copy after another."""
+        """A block's output for the batch repeated several times, one copy after another."""
         dims = self.sample_dims.get(path, ())
 
         def repeat(number: int, tensor: torch.Tensor) -> torch.Tensor:

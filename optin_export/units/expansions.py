@@ -1,4 +1,4 @@
-"""Units of an expansion: the channels that one convolution makes, others filter group by group and one reads again."""
+"""Units of an expansion: channels that one convolution makes, others filter group by group, and another reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from optin_export.errors import InputError
 from optin_export.units.declare import Producer, UnitGroup
 
-#: The two layers of a squeeze-and-excitation gate, under the names that libraries give them.
+#: The libraries' names of the two layers of a squeeze-and-excitation gate.
 _GATES = (("conv_reduce", "conv_expand"), ("fc1", "fc2"))
 
 
@@ -20,7 +20,7 @@ def expansion(
 ) -> tuple[UnitGroup, ...]:
     """The unit groups of a block `body` that runs its modules in the order in which it defines them.
 
-    Where the convolutions between are grouped, a unit is one whole group. residual: as in `UnitGroup`, of the block.
+    If the convolutions between are grouped, a unit is one whole group. residual: as in `UnitGroup`, of the block.
     shortcut: modules of the body outside the chain. Raises InputError if something between two layers is not supported.
     """
     gates = _gates(body)

@@ -1,4 +1,4 @@
-"""Whether gradients flow back through a model: what scores by gradients and the weights of the repair rely on."""
+"""Check that gradients flow back through a model, as gradient scores and the weights of the repair require."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optin_export.units.passes import Inputs, Plain
 
 @contextlib.contextmanager
 def without_gradients(model: nn.Module, structure: Structure) -> Iterator[list[str]]:
-    """Layers that run without gradients although they are asked for: under `no_grad`, or in a reentrant checkpoint."""
+    """Layers that run without requested gradients: under `no_grad`, or in a reentrant checkpoint."""
     found: list[str] = []
 
     def before(path: str, args: Any, kwargs: Any) -> None:
@@ -31,7 +31,7 @@ def without_gradients(model: nn.Module, structure: Structure) -> Iterator[list[s
 
 
 def mutates(model: nn.Module, structure: Structure, walk: Walk, plain: Plain, inputs: Inputs) -> bool:
-    """Whether the model writes over tensors in place that its own gradients need, as models for inference may."""
+    """Whether the model overwrites tensors in place that its own gradients need, as models for inference may."""
     if not plain.writes_over:
         return False
     samples = len(next(iter(inputs.values())))

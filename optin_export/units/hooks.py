@@ -1,4 +1,4 @@
-"""Modules by their paths, and steering a forward pass through them: masks on units, prefix replay, other weights."""
+"""Access modules by paths, and change forward passes: masks on units, replay of a prefix, other weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def get_layer(model: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
 
 
 def set_module(model: nn.Module, path: str, module: nn.Module, everywhere: bool = False) -> None:
-    """Put `module` in the place of the one at `path`. everywhere: also under every other name that it has."""
+    """Replace the module at `path` by `module`. everywhere: also under all its other names."""
     parent, _, name = path.rpartition(".")
     if everywhere:
         old = model.get_submodule(path)
@@ -84,7 +84,7 @@ def _fitted(mask: torch.Tensor, module: nn.Module, inputs: torch.Tensor, batch_d
 
 @contextlib.contextmanager
 def replayed(model: nn.Module, outputs: Mapping[str, Any], rewritten: Collection[str] = ()) -> Iterator[None]:
-    """Let the named blocks return these outputs instead of computing: the prefix of a pass costs nothing.
+    """Let the named blocks return these outputs instead of computing, so that the prefix of a pass costs nothing.
 
     rewritten: blocks whose output the model overwrites in place: it gets copies.
     """
@@ -101,7 +101,7 @@ def replayed(model: nn.Module, outputs: Mapping[str, Any], rewritten: Collection
 
 @contextlib.contextmanager
 def refitted(model: nn.Module, layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None]:
-    """Let the named layers compute with this weight and bias; their own stay as they are, wherever they are kept."""
+    """Let the named layers compute with this weight and bias; their own are not changed, wherever they are stored."""
 
     def forward_of(path: str) -> Callable[..., torch.Tensor]:
         layer: Any = copy.copy(get_layer(model, path))
@@ -120,7 +120,7 @@ def refitted(model: nn.Module, layers: Mapping[str, tuple[torch.Tensor, torch.Te
 
 
 def tensor_in(module: nn.Module, name: str) -> torch.Tensor:
-    """A parameter's or buffer's values on the CPU, also where accelerate keeps them elsewhere until the module runs."""
+    """A parameter's or buffer's values on the CPU, also if accelerate offloads them until the module runs."""
     tensor = getattr(module, name).detach()
     if tensor.is_meta:
         hook: Any = module._hf_hook
@@ -130,9 +130,9 @@ def tensor_in(module: nn.Module, name: str) -> torch.Tensor:
 
 
 def reaching(block: str, norm: str, sublayer: str) -> Callable[[nn.Module, Any], torch.Tensor]:
-    """An `arrange` for a residual of kind "call": what the block's own code hands to its sub-layer, without the norm.
+    """An `arrange` for a residual of kind "call": the input that the block passes to its sub-layer, without the norm.
 
-    The block is run with `norm` as identity and stopped at `sublayer`: however it rolls, pads and cuts into windows.
+    The block runs with `norm` as identity and stops at `sublayer`, so its own code rolls, pads and cuts into windows.
     """
 
     def arrange(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
@@ -152,11 +152,11 @@ def reaching(block: str, norm: str, sublayer: str) -> Callable[[nn.Module, Any],
 
 @contextlib.contextmanager
 def in_place_of(model: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Let the named modules run these functions instead of their own forward; hooks run as ever."""
+    """Let the named modules run these functions instead of their own forward; hooks run as usual."""
     with contextlib.ExitStack() as stack:
         for path, forward in forwards.items():
             module = get_module(model, path)
-            # An instance attribute shadows the class's forward; one may be there already (a hook of accelerate).
+            # An instance attribute shadows the class's forward; one may already exist (an accelerate hook).
             if "forward" in vars(module):
                 stack.callback(setattr, module, "forward", vars(module)["forward"])
             else:

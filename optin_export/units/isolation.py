@@ -1,4 +1,4 @@
-"""Whether units found in a graph are units indeed: what they hold reaches the output by their readers only."""
+"""Check that units found in a graph are independent: their values reach the output only through their readers."""
 
 from __future__ import annotations
 

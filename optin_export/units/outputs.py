@@ -1,4 +1,4 @@
-"""What a module hands on: a tensor, or tensors in tuples, lists, dictionaries and dataclasses."""
+"""Outputs of modules: a tensor, or tensors in tuples, lists, dictionaries and dataclasses."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 def map_tensors(output: Any, change: Callable[[int, torch.Tensor], Any]) -> Any:
     """The same containers with `change(number, tensor)` in place of every tensor; tensors are numbered in order.
 
-    Containers are new ones: what the model does to its own lists and dictionaries later is not seen in them. Objects
-    of other kinds are handed on as they are.
+    Containers are copied, so that later changes of the model's own lists and dictionaries do not affect them. Objects
+    of other kinds are returned unchanged.
     """
     numbers = itertools.count()
 
@@ -62,19 +62,19 @@ def tensor_of(output: Any) -> torch.Tensor:
 
 
 def copied(output: Any) -> Any:
-    """The same values in tensors of their own (in the graph, where gradients are wanted)."""
+    """The same values in new tensors (in the graph, if gradients are enabled)."""
     return map_tensors(output, lambda _, tensor: tensor.clone())
 
 
 def placeholder(tensor: torch.Tensor) -> torch.Tensor:
-    """Zeros of the same shape that occupy no memory; flags and indices are kept, for a zero could be out of range."""
+    """Zeros of the same shape that occupy no memory; flags and indices are kept, because zero could be out of range."""
     return tensor.new_zeros(()).expand(tensor.shape) if tensor.is_floating_point() else tensor
 
 
 class Calls(list[Any]):
-    """What was seen at a point that runs several times in one forward pass: one entry per call, in order."""
+    """The values at a point that runs several times in one forward pass: one entry per call, in order."""
 
 
 def calls_of(value: Any) -> list[Any]:
-    """What was seen, call by call; a single call as a list of one."""
+    """The values, call by call; a single call as a list of one."""
     return list(value) if isinstance(value, Calls) else [value]

@@ -1,4 +1,4 @@
-"""Forward passes in which everything is seen, to hold one against another."""
+"""Fully observed forward passes, to compare one with another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optin_export.units.capture import Point, capture, captured
 from optin_export.units.declare import Structure, UnitGroup
 from optin_export.units.outputs import copied, tensors_in
 
-#: Largest difference, relative to the largest value, at which two passes see the same.
+#: Largest difference, relative to the largest value, at which the values of two passes count as equal.
 TOLERANCE = 1e-5
 Inputs = Mapping[str, torch.Tensor]
 
@@ -22,8 +22,8 @@ Inputs = Mapping[str, torch.Tensor]
 class Plain:
     """One plain pass: events (block, begins or ends), block outputs, per point its values call by call, the result.
 
-    first: when a module first ran, as the number of events before. live: outputs with their version when they were
-    made; a higher one since then means that they were written over. read: the same of what modules without parts read.
+    first: when a module first ran, as the number of earlier events. live: outputs with their original version; a higher
+    version means that they were overwritten. read: the same for the inputs of modules without submodules.
     """
 
     events: list[tuple[str, bool]] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Plain:
 
     @property
     def writes_over(self) -> bool:
-        """Whether anything that a module has read was written over afterwards."""
+        """Whether any tensor that a module has read was overwritten afterwards."""
         return any(tensor._version != version for tensor, version in self.read)
 
     @property
@@ -46,7 +46,7 @@ class Plain:
 
 
 def plain_pass(model: nn.Module, structure: Structure, inputs: Inputs) -> Plain:
-    """One forward pass on these inputs, and all that is to be known of it."""
+    """Run one forward pass on these inputs and record it completely."""
     found = Plain()
     layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
 
@@ -80,13 +80,13 @@ def plain_pass(model: nn.Module, structure: Structure, inputs: Inputs) -> Plain:
 
 
 def points_of(group: UnitGroup) -> list[Point]:
-    """What masks and repairs see of a group, wherever it is."""
+    """The points of a group that masks and repairs observe."""
     beside = [] if group.residual is None else [group.residual]
     return [*((path, 0) for path in group.reads), *beside]
 
 
 def take_rows(inputs: Inputs, wanted: Sequence[int]) -> dict[str, torch.Tensor]:
-    """These rows of the inputs, from the first again where there are fewer."""
+    """These rows of the inputs, repeated from the first one if there are fewer."""
     return {name: tensor[[row % len(tensor) for row in wanted]] for name, tensor in inputs.items()}
 
 

@@ -16,9 +16,9 @@ from optin_export.units.hooks import in_place_of
 from optin_export.units.outputs import copied, map_tensors, tensors_in
 from optin_export.units.passes import Inputs, Plain, points_of, same, take_rows
 
-#: Rows of the walk, and of the pass in between that leaves other values in the model.
+#: Rows of the walk, and of the pass in between, which leaves other values in the model.
 ROWS, OTHER_ROWS = 2, 3
-#: Relative difference of a sample in a batch and alone: sums are taken in another order.
+#: Relative difference between a sample in a batch and alone, because sums are computed in another order.
 LOOSE = 1e-2
 
 
@@ -27,7 +27,7 @@ def find_readers(
 ) -> dict[str, tuple[int, ...]]:
     """Find the readers of each tensor that blocks return: change it, and compare the arguments of all other blocks.
 
-    No block computes anything here: each hands on what it did in the plain pass.
+    No block computes anything here: each returns its output of the plain pass.
     """
     order = [structure.blocks[index] for index in walk.order]
     outputs = {path: plain.outputs[path][0] for path in order}
@@ -87,7 +87,7 @@ def pass_of_others(
 ) -> tuple[Inputs, dict[str, tuple[int | None, ...]]]:
     """Run other rows; returns them, and which dimension grows with their number.
 
-    This is known for each tensor that blocks return, and for the inputs of layers that read units.
+    Covers each tensor that blocks return, and the inputs of layers that read units.
     """
     samples = len(next(iter(inputs.values())))
     rows = [(samples - 1 - number) % samples for number in range(OTHER_ROWS)]
@@ -104,7 +104,7 @@ def pass_of_others(
             break
         except Exception:
             if number == len(candidates) - 1:
-                raise  # else a model for one length only
+                raise  # otherwise it is a model for one length only
     mine = {path: list(tensors_in(outputs[-1])) for path, outputs in plain.outputs.items()}
     mine |= {path: list(tensors_in(plain.seen[(path, 0)][-1])) for path in readers if (path, 0) in plain.seen}
     dims = {
@@ -120,7 +120,7 @@ def pass_of_others(
 def _shapes(
     model: nn.Module, blocks: Sequence[str], readers: Sequence[str], inputs: Inputs
 ) -> dict[str, list[torch.Size]]:
-    """Of what the blocks hand on, and of what the readers read."""
+    """The shapes of the blocks' outputs, and of the readers' inputs."""
     shapes: dict[str, list[torch.Size]] = {}
 
     def after(path: str, args: Any, output: Any) -> None:
@@ -135,9 +135,9 @@ def _shapes(
 
 
 def check_samples(model: nn.Module, structure: Structure, walk: Walk, plain: Plain, inputs: Inputs) -> None:
-    """Where a sample is several entries of the first dimension (windows, patches, tokens), they follow one another.
+    """Check that the parts of a sample in the first dimension (windows, patches, tokens) are consecutive.
 
-    Masks and losses per sample rely on it. Raises InputError where one sample alone does not have the first of them.
+    Masks and losses per sample rely on it. Raises InputError if a single sample does not equal the first parts.
     """
     points: list[Point] = [(path, "output") for path in plain.outputs]
     points += [(group.consumer, 0) for group in structure.groups if (group.consumer, 0) in plain.seen]

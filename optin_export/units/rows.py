@@ -1,4 +1,4 @@
-"""What a layer reads and outputs as rows of a matrix: one per token, or per position of a convolution."""
+"""A layer's inputs and outputs as rows of a matrix: one per token, or per position of a convolution."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from optin_export.units.declare import UnitGroup
 from optin_export.units.hooks import get_layer, rows_of, valid_rows
 from optin_export.units.outputs import Calls, tensor_of
 
-#: Positions per sample of a convolution's output that take part; neighbours tell the same.
+#: Positions per sample of a convolution's output that are used; neighbouring positions are redundant.
 POSITIONS = 64
 
 
 def output_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
-    """[rows, features] of what `layer` (or the residual stream next to it) outputs, on the CPU.
+    """[rows, features]: the output of `layer` (or of the residual stream next to it), on the CPU.
 
-    Padding is left out; of a convolution, the positions drawn for this batch are taken. Of a layer that runs several
-    times: the rows of all its calls, one call after another.
+    Padding is left out; for a convolution, only the positions drawn for this batch are used. For a layer that runs
+    several times, the rows of all its calls follow each other.
     """
     if isinstance(value, Calls):
         return torch.cat([output_rows(one, layer, inputs, batch) for one in value])
@@ -33,15 +33,15 @@ def output_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor]
 
 
 def input_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
-    """[rows, weights per output] of what `layer` reads, row for row as `output_rows`; patches for a convolution."""
+    """[rows, weights per output]: the input of `layer`, row for row as `output_rows`; patches for a convolution."""
     if isinstance(value, Calls):
         return torch.cat([input_rows(one, layer, inputs, batch) for one in value])
     tensor: torch.Tensor = value
     if isinstance(layer, nn.Conv2d):
-        # Every kind of padding ("same", reflecting, ...) as the convolution itself does it.
+        # Apply padding of any kind ("same", reflecting, ...) as the convolution does.
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         padded = F.pad(tensor, layer._reversed_padding_repeated_twice, mode=mode)
-        # A view of all patches [batch, channels, height, width, kernel height, kernel width]; only the drawn are read.
+        # A view of all patches [batch, channels, height, width, kernel height, kernel width]; only drawn ones are read.
         for dim, (size, step, apart) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), 2):
             padded = padded.unfold(dim, (size - 1) * apart + 1, step)[..., ::apart]
         drawn = _positions(padded.shape[2] * padded.shape[3], batch)
@@ -56,13 +56,13 @@ def _positions(count: int, batch: int) -> torch.Tensor:
 
 
 def as_matrix(model: nn.Module, path: str) -> torch.Tensor:
-    """A layer's weight as [outputs, weights per output], a view of it."""
+    """A view of a layer's weight as [outputs, weights per output]."""
     weight = get_layer(model, path).weight
     return weight.detach().view(len(weight), -1)
 
 
 def reads_rows(layer: nn.Module) -> bool:
-    """Not a grouped convolution, nor one that pads by itself: `input_rows` would not see what it sees."""
+    """Whether `input_rows` is what the layer reads: not for a grouped convolution, or one that does its own padding."""
     if not isinstance(layer, nn.Conv2d):
         return True
     return layer.groups == 1 and (type(layer).forward is nn.Conv2d.forward or layer.kernel_size == (1, 1))

@@ -1,4 +1,4 @@
-"""Weights and modules that are used in several places: their units cannot go from one place alone."""
+"""Weights and modules that are used in several places, so that their units cannot be removed from only one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optin_export.units.trace import Pass
 class Uses:
     """Where the modules and parameters of a model are used.
 
-    seen: a pass of the model; None: how often modules run is not known, and each runs once under every name it has.
+    seen: a pass of the model; None: each module is assumed to run once under every name.
     """
 
     def __init__(self, model: nn.Module, seen: Pass | None) -> None:
@@ -31,7 +31,7 @@ class Uses:
         return len(self.names[id(module)]) if self.seen is None else self.seen.calls.get(id(module), 0)
 
     def refusal(self, group: UnitGroup) -> Refusal | None:
-        """Why the units of this group cannot go, if a layer around them is used elsewhere as well."""
+        """The reason why the units of this group cannot be removed, if one of its layers is also used elsewhere."""
         paths = [*(producer.path for producer in group.producers), *group.reads]
         paths += [producer.norm for producer in group.producers if producer.norm is not None]
         for path in paths:
@@ -50,7 +50,7 @@ class Uses:
 
 
 def calls_error(path: str, calls: int, names: Sequence[str] = ()) -> InputError:
-    """For a module that does not run exactly once in a forward pass."""
+    """The error for a module that does not run exactly once in a forward pass."""
     others = [name for name in names if name != path]
     where = f" (also under the name '{others[0]}')" if others else ""
     if calls == 0:

@@ -1,10 +1,10 @@
-"""How the blocks of a model depend on each other, measured on a few rows before anything relies on it.
+"""Measure on a few rows how the blocks of a model depend on each other, before anything relies on it.
 
-Scores, loss curves and repairs put the outputs of earlier blocks in their place and compute what follows. That is
-right where every later layer then sees what it sees in a plain forward pass. It is not where a block runs several
-times, where a late block reads an early one (skip connections, parallel branches) that is no longer kept, or where
-blocks hand something on in other ways than by their outputs (attributes of modules, caches). So a walk with outputs put
-in place is held against a plain pass, and where they differ passes have to be whole.
+Scores, loss curves and repairs replay the stored outputs of earlier blocks and compute only the later ones. That is
+correct if every later layer then reads the same as in a plain forward pass. It is not if a block runs several times, if
+a late block reads an early one (skip connections, parallel branches) that is no longer kept, or if blocks pass on
+values other than their outputs (attributes of modules, caches). So a walk that replays outputs is compared with a plain
+pass, and if they differ every pass has to run the whole model.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from optin_export.units.readers import ROWS, check_samples, find_readers, pass_o
 
 
 def measured(model: nn.Module, structure: Structure, inputs: Inputs) -> Structure:
-    """The structure with its `walk`, without groups of layers that do not run on these inputs.
+    """The structure with its measured `walk`, without groups of layers that do not run on these inputs.
 
-    inputs: real rows, of which a few are taken. A structure that was measured before is given back as it is.
+    inputs: real rows, of which a few are used. A structure that was measured before is returned unchanged.
     """
     if structure.walk is not None:
         return structure
@@ -50,7 +50,7 @@ def measured(model: nn.Module, structure: Structure, inputs: Inputs) -> Structur
 
 
 def _placed(group: UnitGroup, walk: Walk) -> UnitGroup:
-    """The group with the dimension of its consumer's input that counts samples, where it is another one."""
+    """The group with the sample dimension of its consumer's input, if that is not the first one."""
     dim = walk.sample_dim(group.consumer)
     return dataclasses.replace(group, batch_dim=dim) if dim else group
 
@@ -71,11 +71,11 @@ def notices(structure: Structure) -> list[str]:
 
 @torch.no_grad()
 def measure_walk(model: nn.Module, structure: Structure, inputs: Inputs) -> Walk:
-    """Run the model on a few rows, plainly and walked block by block, and say how it can be walked."""
+    """Run the model on a few rows, normally and block by block, and determine how it can be run block by block."""
     few = take_rows(inputs, list(range(ROWS)))
     plain = plain_pass(model, structure, few)
     walk = _first_guess(structure, plain)
-    # Other rows, of another length: what the model keeps between passes is then not what the walk needs.
+    # Other rows of another length, so that state that the model keeps between passes does not suit the walk.
     with without_gradients(model, structure) as blind:
         other, dims = pass_of_others(model, structure, inputs, plain)
     walk = dataclasses.replace(
@@ -97,7 +97,7 @@ def measure_walk(model: nn.Module, structure: Structure, inputs: Inputs) -> Walk
 
 
 def _first_guess(structure: Structure, plain: Plain) -> Walk:
-    """Blocks in the order in which they run, each read by the next alone; or why that cannot be."""
+    """Blocks in the order in which they run, each read only by the next; or the reason why that is impossible."""
     ran: dict[str, None] = dict.fromkeys(path for path, begins in plain.events if begins)
     idle = tuple(group.key for group in structure.groups if not any(plain.calls.get(path) for path in group.reads))
     starts = {structure.blocks.index(path): plain.events.index((path, True)) for path in ran}
@@ -128,7 +128,7 @@ def _not_a_chain(structure: Structure, walk: Walk, plain: Plain) -> str | None:
     nested = next((end[0] for begin, end in spans if begin[0] != end[0]), None)
     if nested is not None:
         return f"'{nested}' runs within another block"
-    # With the outputs before `order[position]` in place, nothing that reads the block's units has run yet.
+    # With the outputs before `order[position]` replayed, nothing that reads the block's units has run yet.
     for group in structure.groups:
         if group.key in walk.idle:
             continue
@@ -140,15 +140,15 @@ def _not_a_chain(structure: Structure, walk: Walk, plain: Plain) -> str | None:
 
 
 def _compare(model: nn.Module, structure: Structure, walk: Walk, plain: Plain, inputs: Inputs) -> str | None:
-    """The first thing that a walk with outputs put in place sees otherwise than the plain pass; None if nothing is.
+    """The first value that differs between a walk with replayed outputs and the plain pass; None if none differs.
 
-    Last blocks first: the values that the other rows left in the earlier blocks are then still there.
+    The last blocks come first, so that the earlier blocks still hold the values that the other rows left there.
     """
     for position in reversed(range(len(walk.order))):
         path = structure.blocks[walk.order[position]]
         try:
             wrong = _compare_at(model, structure, walk, position, plain, inputs)
-        except Exception as error:  # placeholders may fit nowhere; any failure says that the walk is not possible
+        except Exception as error:  # placeholders may not fit; any failure means that the walk is not possible
             wrong = f"'{path}' cannot run without the blocks before it ({type(error).__name__})"
         if wrong is not None:
             return wrong

@@ -1,4 +1,4 @@
-"""One forward pass observed: which modules run, how often, in which order, and what is computed from what."""
+"""Observe one forward pass: which modules run, how often, in which order, and the dependencies between them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Node = Any
 
 @dataclass
 class Pass:
-    """What one forward pass did. Modules are distinguished by identity, because one module may have several names.
+    """The record of one forward pass. Modules are distinguished by identity, because a module may have several names.
 
     calls: how often each module ran. order: when it ran first. outputs: the node that made its (first) output, as it
     was when the module returned it; every: of all tensors that it returned. last: the node of the model's output.
@@ -36,7 +36,7 @@ class Pass:
 
     @cached_property
     def read(self) -> set[Node]:
-        """All nodes that the model's output is computed from."""
+        """All nodes from which the model's output is computed."""
         todo = [] if self.last is None else [self.last]
         found = set(todo)
         while todo:
@@ -53,7 +53,7 @@ class Pass:
 
 
 def observe_pass(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Pass:
-    """Run the model once on `inputs`; its weights, gradients and hooks are afterwards as they were."""
+    """Run the model once on `inputs`; its weights, gradients and hooks are not changed."""
     seen, ends = Pass(), []
 
     number = {path: id(module) for path, module in model.named_modules()}
@@ -73,7 +73,7 @@ def observe_pass(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Pass:
     with capture(model, dict.fromkeys(number, before), dict.fromkeys(number, after)), _recorded(model):
         result = model(**inputs)
     with torch.no_grad():
-        model(**inputs)  # what modules keep of a pass must not hold its graph: they could not be copied
+        model(**inputs)  # values that modules keep from a pass must not hold its graph, or they could not be copied
     seen.last = tensor_of(result).grad_fn
     seen.users = _users(ends)
     return seen
@@ -103,7 +103,7 @@ def _tensors(output: Any) -> list[torch.Tensor]:
 
 @contextlib.contextmanager
 def _recorded(model: nn.Module) -> Iterator[None]:
-    """Autograd records only what depends on something that asks for gradients: all weights do so for a while."""
+    """Make all weights require gradients in the body, because autograd records only operations that depend on them."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(parameter.is_floating_point())

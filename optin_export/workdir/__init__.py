@@ -1,1 +1,1 @@
-"""The run directory and what keeps it sound: atomic files, locks, the cache of finished steps."""
+"""The run directory and its consistency: atomic files, locks, the cache of finished steps."""

@@ -1,6 +1,6 @@
-"""What has been done in a run folder, by content: a step is skipped only if what it was made from is unchanged.
+"""The cache of steps in a run folder, by content: a step is skipped only if all its inputs are unchanged.
 
-This is the only cache of results there is. What it finds damaged is made again, and said.
+This is the only cache of results. Damaged results are made again, with a warning.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ LAYERS = (
     "report",
 )
 FOLDER = ".stages"
-#: Outside the layers, and part of every step all the same: they decide what a step reads and writes.
+#: Outside the layers, but part of every step: they decide what a step reads and writes.
 _COMMON = ("stages", "sentence", "tables.py", "textfiles.py", "workdir/onnx_files.py")
-#: Steps whose results sibling runs of a sweep take over: they are the same for many, and the longest.
+#: Steps whose results the runs of a sweep share: they are the longest, and equal in many runs.
 SHARED = ("scoring", "curves", "export.base", "export.program.base")
 RECORD = "step.json"
 Result = TypeVar("Result")
@@ -51,9 +51,9 @@ Result = TypeVar("Result")
 
 @lru_cache
 def code_hash(layer: str) -> str:
-    """Hash of the source of a layer, of all layers before it and of the stages: the code that a step can depend on.
+    """Hash of the source of a layer, all layers before it and the stages: the code that a step can depend on.
 
-    Comments, docstrings and layout do not count: only what is executed does.
+    Only executed code counts: comments, docstrings and layout do not.
     """
     package = Path(__file__).parents[1]
     total = hashlib.sha256()
@@ -66,9 +66,9 @@ def code_hash(layer: str) -> str:
     return total.hexdigest()
 
 
-@cache  # every stage asks for nearly all files again
+@cache  # every stage needs the hash of nearly all files
 def executed_code(source: bytes) -> bytes:
-    """Hash of what of a Python source is executed: its bytecode without docstrings, assertions and line numbers."""
+    """Hash of a Python source's executed code: its bytecode without docstrings, assertions and line numbers."""
     total = hashlib.sha256()
     codes = [compile(source, "source", "exec", dont_inherit=True, optimize=2)]
     for code in codes:
@@ -81,7 +81,7 @@ def executed_code(source: bytes) -> bytes:
 
 
 def _constant(value: Any) -> Any:
-    """A constant of the bytecode whose repr is the same in every process: the order of a set is not."""
+    """A constant of the bytecode in a form whose repr is equal in every process, unlike the order of a set."""
     if isinstance(value, CodeType):
         return "code"
     if isinstance(value, tuple):
@@ -90,18 +90,18 @@ def _constant(value: Any) -> Any:
 
 
 def computed_by(layer: str) -> dict[str, Any]:
-    """What computes a step of this layer: the package's code, and the versions of the libraries that it calls."""
+    """The code that computes a step of this layer: a hash of the package's code, and versions of its libraries."""
     return {"code": code_hash(layer), "libraries": libraries()}
 
 
 def _copy(source: Path, path: Path) -> None:
-    """The file, whole or not at all; nothing where there is no source."""
+    """Copy the file atomically; does nothing if there is no source."""
     if source.is_file():
         with atomic_path(path) as temporary:
             shutil.copyfile(source, temporary)
 
 
-#: Files that a step writes, or a function that tells them once it is done.
+#: Files that a step writes, or a function that returns them once the step is done.
 Outputs = Sequence[Path] | Callable[[], Sequence[Path]]
 
 
@@ -110,10 +110,10 @@ def _files(outputs: Outputs) -> Sequence[Path]:
 
 
 class StepCache:
-    """The steps done in one run folder. `changed` is called once, before the first step that is not reused.
+    """The finished steps in one run folder. `changed` is called once, before the first step that is not reused.
 
-    warn: is told each warning, in one line, such as a result that was damaged. warnings: those lines.
-    shared: a folder in which sibling runs leave the steps named in SHARED for each other, by their key.
+    warn: receives each warning in one line, such as a damaged result. warnings: those lines.
+    shared: a folder in which the runs of a sweep share the steps named in SHARED, by their key.
     """
 
     def __init__(
@@ -137,12 +137,12 @@ class StepCache:
         work: Callable[[], Result],
         kind: type[Result] | None = None,
     ) -> Result:
-        """Result of `work`, which writes `outputs`; from the last time if nothing that it depends on has changed.
+        """The result of `work`, which writes `outputs`; reused if nothing that it depends on has changed.
 
-        inputs: JSON-serialisable, with files given by their hash (`sha256_file`). Besides them count this package's
-        code, the versions of the libraries that compute, and the outputs themselves. outputs: what was written; a
-        function where only the work decides which files that are. kind: type of the result, a dataclass or a
-        dictionary (None: any one); where the record of the last time does not hold such a one, the step is done again.
+        inputs: JSON-serialisable, with files given by their hash (`sha256_file`). The step also depends on this
+        package's code, the versions of the libraries that compute, and the outputs themselves. outputs: the written
+        files; a function if only the work decides which files these are. kind: type of the result, a dataclass or a
+        dictionary (None: any type); if the previous record holds another type, the step is done again.
         """
         read = TypeAdapter(kind or dict[str, Any])
         key = sha256_json({"name": name, "inputs": inputs, **computed_by(layer)})
@@ -162,16 +162,16 @@ class StepCache:
         written = _files(outputs)
         files = {path.relative_to(self.run).as_posix(): sha256_file(path) for path in written}
         sizes = {name: (self.run / name).stat().st_size for name in files}
-        plain = json.loads(json.dumps(result, default=asdict))  # tuples are lists then, and all keys text
+        plain = json.loads(json.dumps(result, default=asdict))  # as JSON: tuples become lists, and all keys text
         write_json(record, {"key": key, "files": files, "bytes": sizes, "result": plain, "sha256": sha256_json(plain)})
         if shared is not None:
             for path in written:
                 _copy(path, shared / path.relative_to(self.run))
-            _copy(record, shared / RECORD)  # last: without it nothing is taken
+            _copy(record, shared / RECORD)  # last: without the record nothing is reused
         return result
 
     def _take(self, shared: Path, record: Path) -> None:
-        """Copy what a sibling left of this step, if it finished; weights of an earlier graph go."""
+        """Copy this step's files from another run of the sweep that finished it; delete weights of an earlier graph."""
         try:
             files = dict(read_json(shared / RECORD)["files"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -187,7 +187,7 @@ class StepCache:
         try:
             entry = read_json(record)
             same, files = entry["key"] == key, dict(entry["files"])
-            sizes = dict(entry.get("bytes", {}))  # what has another size is not read: it may be endless
+            sizes = dict(entry.get("bytes", {}))  # a file of another size is not read: it may be endless
             if same and entry["sha256"] != sha256_json(entry["result"]):
                 raise ValueError("its result is not what was written")
             result = read.validate_python(entry["result"]) if same else None
@@ -215,7 +215,7 @@ class StepCache:
         return result
 
     def warn(self, text: str) -> None:
-        """Say something in one line, once, and keep it for the report."""
+        """Issue a warning in one line, once, and keep it for the report."""
         if text in self.warnings:
             return
         self.warnings.append(text)

@@ -1,4 +1,4 @@
-"""Values too large to be held all at once: in memory up to a limit, in temporary files beyond it."""
+"""Store large values in memory up to a limit, and in temporary files above it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from optin_export.errors import EnvironmentLacks
 from optin_export.workdir.files import Scratch
 from optin_export.workdir.torch_files import sink
 
-#: Bytes that one `OffloadedTensors` holds in memory: they do not grow further with the number of rows.
+#: Maximum bytes that one `OffloadedTensors` holds in memory, whatever the number of rows.
 IN_MEMORY = 1 << 30
 
 
 class OffloadedTensors:
     """Tensors, or dictionaries and tuples of them, by number.
 
-    purpose, fix: for the error where a temporary file cannot be written (EnvironmentLacks).
+    purpose, fix: for the error if a temporary file cannot be written (EnvironmentLacks).
     """
 
     def __init__(self, purpose: str, fix: str) -> None:
@@ -44,7 +44,7 @@ class OffloadedTensors:
         try:
             if self._scratch is None:
                 self._scratch = Scratch()
-                weakref.finalize(self, self._scratch.close)  # at the end of Python at latest
+                weakref.finalize(self, self._scratch.close)  # at the latest when Python ends
             with sink(self._scratch.path / f"{number}.pt") as file:
                 torch.save(value, cast(IO[bytes], file))
         except (OSError, RuntimeError) as error:  # torch has reported a full disk as a RuntimeError
@@ -69,7 +69,7 @@ class OffloadedTensors:
 
 
 def bytes_of(value: Any) -> int:
-    """Of all tensors in a value, counted as they would be stored; one without strides (a placeholder) takes nothing."""
+    """Bytes of all tensors in a value when stored; a tensor without strides (a placeholder) takes nothing."""
     if isinstance(value, torch.Tensor):
         return value.element_size() if not any(value.stride()) else value.numel() * value.element_size()
     if isinstance(value, dict):

@@ -1,5 +1,5 @@
-"""What the stages of a run took when they were last carried out, for `--dry-run`: a stage that is reused later takes no
-time and would hide it in the report."""
+"""The costs of a run's stages when they were last executed, for `--dry-run`; the report does not have them if a stage
+is reused later."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME = ".stages/seconds.json"
 
 
 def remember(run: Path, stage: str, seconds: float, peak_bytes: int | None) -> None:
-    """Note what a stage took, and the most memory that the process held in it. A run never fails by it."""
+    """Record the time of a stage, and the peak memory of the process in it. Never makes a run fail."""
     with contextlib.suppress(EnvironmentLacks, ValueError):
         write_json(run / NAME, {**recall(run), stage: {"seconds": round(seconds, 3), "peak_bytes": peak_bytes}})
 
@@ -29,4 +29,4 @@ def recall(run: Path) -> dict[str, dict[str, Any]]:
             if isinstance(entry["seconds"], int | float) and isinstance(entry["peak_bytes"], int | None)
         }
     except (OSError, ValueError, AttributeError, TypeError, KeyError):
-        return {}  # no run yet, or a file that is not ours
+        return {}  # no run yet, or a foreign file

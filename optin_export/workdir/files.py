@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the hashes that name their content; how they are opened: `opening`."""
+"""Write files atomically, and hash their content; `opening` opens them."""
 
 from __future__ import annotations
 
@@ -62,34 +62,34 @@ __all__ = [
     "writing",
 ]
 
-#: Bytes of a JSON file that are read at most. The largest we write, measure/latency.json, holds every measured call.
+#: Maximum bytes of a JSON file. The largest that we write, measure/latency.json, holds every measured call.
 MAX_JSON = 256 << 20
-#: Bytes of a file that a person writes (a recipe, class names, a table of gates) at most.
+#: Maximum bytes of a file that a person writes (a recipe, class names, a table of gates).
 MAX_TEXT = 16 << 20
-#: Digits of a whole number in JSON at most: more than any hash, size or count has.
+#: Maximum digits of a whole number in JSON: more than any hash, size or count has.
 MAX_DIGITS = 100
 _SCRATCH = "optin-export-scratch-"
-#: Names of files that are not complete yet: our own temporary names, and those that safetensors uses.
+#: Names of incomplete files: our own temporary names, and those of safetensors.
 HALF_WRITTEN = re.compile(r"\.tmp-.*|\.tmp[A-Za-z0-9]{6}")
-#: What libraries say when a disk does not take what they write; most of them raise no OSError.
+#: Messages of libraries that cannot write to a disk; most of them do not raise OSError.
 _DISK = re.compile(
     r"no space left|disk quota|file too large|read-only file system|input/output error|os error (5|27|28|30|122)\b"
     r"|disk full|unexpected pos|write failed|failed writing|file write|cannot write|could not write",
     re.IGNORECASE,
 )
-#: A disk with less room than this has no room.
+#: A disk with less free space than this counts as full.
 _NO_ROOM = 1 << 16
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the body ends well it is fsynced and renamed to `path`.
+    """Yield a temporary path in the folder of `path`; if the body succeeds, it is fsynced and renamed to `path`.
 
-    The temporary path is below a descriptor of the folder: whatever happens to the folder's name, it stays there.
-    Raises EnvironmentLacks when the folder cannot be written (read-only, full disk), whichever library finds out, and
-    InputError for a folder behind a link (see `confined`).
+    The temporary path is below a descriptor of the folder, so renaming the folder does not affect it. Raises
+    EnvironmentLacks if the folder cannot be written (read-only, full disk), whichever library reports that, and
+    InputError for a folder that is reached through a link (see `confined`).
     """
-    # The suffix is kept: some libraries choose the format by it.
+    # Keep the suffix, by which some libraries choose the format.
     name = f".tmp-{secrets.token_hex(8)}{path.suffix}"
     try:
         with opened_folder(path.parent) as folder:
@@ -107,7 +107,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _finish(folder: int, name: str) -> None:
-    """What was written is a regular file, on the disk, and readable: servers under other users read a run folder."""
+    """Check that a regular file was written, flush it to the disk, and make it readable: servers under other users
+    read a run folder."""
     handle = os.open(name, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -120,7 +121,7 @@ def _finish(folder: int, name: str) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Tell a full or broken disk by EnvironmentLacks, where a library writes `path` and raises errors of its own."""
+    """Raise EnvironmentLacks for a full or broken disk, while a library writes `path` and raises its own errors."""
     try:
         with opened_folder(path.parent, make=False) as folder, _told_if_full(path, folder, path.name):
             yield
@@ -142,7 +143,7 @@ def _told_if_full(path: Path, folder: int, name: str) -> Iterator[None]:
 
 
 def _disk_trouble(error: Exception, folder: int, name: str) -> str | None:
-    """Why the disk did not take a file, if that is what a library's error is about."""
+    """The reason why the disk could not be written, if a library's error is about that."""
     if isinstance(error, EnvironmentLacks):
         return None
     disk = os.fstatvfs(folder)
@@ -153,7 +154,7 @@ def _disk_trouble(error: Exception, folder: int, name: str) -> str | None:
         size = os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
         if most != resource.RLIM_INFINITY and size >= most:
             return os.strerror(errno.EFBIG)
-    # An error of ours has been told already, whatever words it quotes.
+    # Our own error is already explained, whatever words it quotes.
     told = "" if isinstance(error, OptinError) else str(error)
     return next(iter(told.strip().splitlines()), "")[:300] if _DISK.search(told) else None
 
@@ -163,10 +164,10 @@ def _cannot_write(path: Path, why: str) -> EnvironmentLacks:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link as itself, or a folder with all in it; nothing where there is none.
+    """Delete a file, a link (not its target), or a folder with its content; does nothing if it does not exist.
 
-    Raises InputError where it lies behind a link inside a folder that is `confined`, and EnvironmentLacks where it has
-    to stay.
+    Raises InputError if it is reached through a link inside a folder that is `confined`, and EnvironmentLacks if it
+    cannot be deleted.
     """
     try:
         with opened_folder(path.parent, make=False) as folder:
@@ -181,7 +182,7 @@ def remove(path: Path) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add to the end of a text file, which is made if it is not there. Raises as `atomic_path` does."""
+    """Append to a text file, which is created if it does not exist. Raises as `atomic_path` does."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     try:
         with opened_folder(path.parent) as folder, os.fdopen(open_in(folder, path.name, flags), "ab") as file:
@@ -200,17 +201,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Sorted-independent, human-readable JSON; NaN and infinities are refused because JSON has no such numbers."""
+    """Write human-readable JSON; NaN and infinities are refused because JSON has no such numbers."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_checked(path: Path, data: bytes) -> None:
-    """Write bytes with their sha256 behind them, for `read_checked`."""
+    """Write bytes followed by their sha256, for `read_checked`."""
     write_bytes(path, data + hashlib.sha256(data).digest())
 
 
 def read_checked(path: Path, limit: int) -> bytes | None:
-    """What `write_checked` wrote; None where there is nothing, it is damaged, or it is larger than `limit` bytes."""
+    """The bytes that `write_checked` wrote; None if missing, damaged, or larger than `limit` bytes."""
     try:
         whole = read_bytes(path, limit + hashlib.sha256().digest_size)
     except (OSError, ValueError):
@@ -220,19 +221,19 @@ def read_checked(path: Path, limit: int) -> bytes | None:
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> Any:
-    """The value in a JSON file, whoever wrote it. Raises OSError, or ValueError for what is none."""
+    """The value in an untrusted JSON file. Raises OSError, or ValueError for invalid JSON."""
     text = read_text(path, limit)
     try:
         value = json.loads(text, parse_int=_whole_number)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if "\\ud" in text.lower():  # halves of characters, which could not be written again
+    if "\\ud" in text.lower():  # surrogate halves, which could not be written again
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
 
 
 def _whole_number(digits: str) -> int:
-    """Longer numbers were not written by us: they take time to read, and what is computed from them overflows."""
+    """Parse a whole number; refuse longer ones, which take time to read and overflow later."""
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"it holds a number of {len(digits)} digits")
     return int(digits)
@@ -244,7 +245,7 @@ def read_text(path: Path, limit: int = MAX_JSON) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Of a regular file, as long as it was when it was opened. Raises OSError."""
+    """Hash of a regular file, up to its size when it was opened. Raises OSError."""
     total = hashlib.sha256()
     with open_regular(path) as file:
         left = os.fstat(file.fileno()).st_size
@@ -260,9 +261,9 @@ def sha256_json(value: Any) -> str:
 
 
 class Scratch:
-    """A temporary folder that is found and deleted by `clear_scratch` should this process be killed.
+    """A temporary folder that `clear_scratch` finds and deletes if this process is killed.
 
-    path: the folder. It is held by a lock that the kernel gives back when the process ends, however it ends.
+    path: the folder. It is held by a lock that the kernel releases when the process ends, however it ends.
     """
 
     def __init__(self) -> None:
@@ -280,14 +281,14 @@ class Scratch:
 
 
 def clear_scratch(age: float = 60.0) -> None:
-    """Delete scratch folders whose process has gone. age: seconds within which one may not have its lock yet."""
+    """Delete scratch folders whose process has ended. age: seconds within which a folder may not have its lock yet."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError):  # just deleted by another run
             state = folder.lstat()
             if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or time.time() - state.st_mtime < age:
                 continue
             with opened_folder(folder, make=False) as place, contextlib.ExitStack() as stack:
-                with contextlib.suppress(FileNotFoundError):  # killed before it had its lock, or after it gave it back
+                with contextlib.suppress(FileNotFoundError):  # killed before it had its lock, or after it released it
                     lock = stack.enter_context(os.fdopen(open_in(place, "lock", os.O_RDONLY)))
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""One process at a time in a run folder: a lock that the kernel gives back, however its holder ends."""
+"""One process at a time in a run folder: a lock that the kernel releases, however its holder ends."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from typing import BinaryIO
 from optin_export.errors import EnvironmentLacks
 from optin_export.workdir.files import NotRegular, confined, open_in, opened_folder
 
-#: Hidden, so that no manifest lists it; in the folder of the step cache, so that an unfinished run holds nothing more.
+#: Hidden, so that no manifest lists it; in the step cache's folder, so that an unfinished run has no further entry.
 LOCK = ".stages/lock"
 
 
 @contextlib.contextmanager
 def held(folder: Path, doing: str, wait: bool = False) -> Iterator[None]:
-    """Hold the run folder for this process while the body runs; `doing` is what others are told.
+    """Lock the run folder for this process while the body runs; `doing` appears in other processes' errors.
 
-    The folder is made if it is not there, and is gone again if the body leaves nothing in it. A folder that may only be
-    read is held where it has a lock file, else not at all: nobody else can change it either.
-    What is written below it meanwhile follows no link out of it. wait: for the process that holds it, instead of an
+    The folder is created if missing, and removed again if the body leaves it empty. A read-only folder is locked if it
+    has a lock file, otherwise not at all: nobody else can change it either.
+    Writing below it meanwhile follows no link out of it. wait: wait for the process that holds the lock, instead of an
     error. Raises EnvironmentLacks, naming the holder, and InputError for a folder that would be written through a link.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -47,7 +47,7 @@ def held(folder: Path, doing: str, wait: bool = False) -> Iterator[None]:
 
 def _open(path: Path) -> BinaryIO | None:
     for _ in range(1000):
-        # Another process may take an empty folder away between the two steps: then they are done again.
+        # Another process may remove an empty folder between the two steps: then they are repeated.
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             return _made(path)
     folder = path.parent.parent
@@ -65,18 +65,18 @@ def _made(path: Path) -> BinaryIO | None:
         raise
     except OSError as error:
         if isinstance(error, NotRegular) or error.errno == errno.ELOOP:
-            return None  # a link or a FIFO that somebody put there: neither followed nor waited for
+            return None  # a link or a FIFO in its place is neither followed nor waited for
         if not folder.is_dir():
             raise EnvironmentLacks(
                 f"cannot write {folder}", error.strerror or str(error), "choose another folder with --out"
             ) from None
         with contextlib.suppress(OSError), confined(folder), opened_folder(path.parent, make=False) as place:
             return os.fdopen(open_in(place, path.name, os.O_RDONLY), "rb", buffering=0)
-        return None  # whoever writes here meets the reason
+        return None  # a later write here reports the reason
 
 
 def _locked(file: BinaryIO, folder: Path, wait: bool) -> BinaryIO:
-    """The lock file, held. Another process may have taken the file away meanwhile: then the new one is locked."""
+    """The locked lock file. If another process has removed the file meanwhile, the new one is locked."""
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -101,7 +101,7 @@ def _locked(file: BinaryIO, folder: Path, wait: bool) -> BinaryIO:
 def _tell(file: BinaryIO, doing: str) -> None:
     since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     told = {"doing": doing, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
-    with contextlib.suppress(OSError):  # a full disk, or opened for reading only: the lock holds all the same
+    with contextlib.suppress(OSError):  # a full disk, or opened for reading only: the lock is still held
         file.seek(0)
         file.truncate()
         file.write(json.dumps(told).encode() + b"\n")
@@ -122,10 +122,10 @@ def _forget(file: BinaryIO) -> None:
 
 
 def _remove_if_empty(folder: Path, made: list[Path]) -> None:
-    """A run that was refused before it wrote anything leaves no folder behind, nor one that was made around it."""
+    """Remove the folder, and the parents made for it, if a run was refused before it wrote anything."""
     place = (folder / LOCK).parent
     if {path.name for path in folder.iterdir()} == {place.name} and {path.name for path in place.iterdir()} == {"lock"}:
         (folder / LOCK).unlink()
         place.rmdir()
-        for empty in made:  # the innermost first; the first one that holds something ends it
+        for empty in made:  # the innermost first, until one is not empty
             empty.rmdir()

@@ -1,9 +1,9 @@
-"""One machine, one clock: who measures has the machine for itself, who only computes shares it.
+"""A machine-wide lock: a process that measures has the machine for itself; processes that only compute share it.
 
-A lock of readers and writers in two files of a folder of the user's own, held by the kernel: it ends with its
-process, also when that is killed. It binds all processes of one user that can see that folder, whatever started them,
-so also several Ray nodes on one machine; containers with folders of their own do not see each other. Other users cannot
-open the files, so they cannot hold the lock against anybody.
+A readers-writer lock in two files of a private folder of the user. The kernel holds it: it ends with its process, also
+if that is killed. It applies to all processes of one user that can see that folder, including several Ray nodes on one
+machine; containers with separate folders do not see each other. Other users cannot open the files, so they cannot block
+anyone.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Machine:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = _own_folder() if folder is None else folder
-        # The gate is taken for a moment by who comes, and kept by who waits to measure: nobody overtakes it.
+        # Every process takes the gate briefly on entry; one that waits to measure keeps it, so nobody overtakes it.
         self.gate, self.room = "gate", "lock"
         self.held: int | None = None
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
-        """Compute beside others, but not while anybody measures."""
+        """Compute at the same time as other processes, but not while a process measures."""
         self.held = self._enter(fcntl.LOCK_SH)
         try:
             yield
@@ -43,7 +43,7 @@ class Machine:
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
-        """Measure: waits until all others are done with what they compute, and keeps them away; also within `busy`."""
+        """Measure: wait until all other processes have finished computing, and block them; also within `busy`."""
         shared = self.held is not None
         self._leave()
         self.held = self._enter(fcntl.LOCK_EX)
@@ -72,8 +72,8 @@ class Machine:
 
 
 def _own_folder() -> Path:
-    """A folder that only this user can open: in the temporary folder, or, where somebody else took its name there, in
-    the user's cache. All processes of the user find the same one."""
+    """A folder that only this user can open: in the temporary folder, or, if another user has taken its name there, in
+    the user's cache. All processes of the user find the same folder."""
     places = (
         Path(tempfile.gettempdir()) / f"optin-export-{os.getuid()}",
         Path.home() / ".cache" / "optin-export",

@@ -1,7 +1,7 @@
-"""The files of an ONNX graph: NAME.onnx, and NAME.onnx.data with its weights where protobuf cannot hold them.
+"""The files of an ONNX graph: NAME.onnx, and NAME.onnx.data with its weights if protobuf cannot hold them.
 
-A protobuf message ends at 2 GiB. ONNX keeps larger weights as external data: the graph refers to another file in its
-folder by name, offset and length. Such files are written, hashed, copied and deleted together here.
+A protobuf message is limited to 2 GiB. ONNX keeps larger weights as external data: the graph refers to another file in
+its folder by name, offset and length. This module writes, hashes, copies and deletes such files together.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Any
 from optin_export.errors import EnvironmentLacks
 from optin_export.workdir.files import sha256_file
 
-#: Bytes of a protobuf message at most.
+#: Maximum bytes of a protobuf message.
 MAX_BYTES = 2**31 - 1
-#: Tensors of fewer bytes stay in the graph: shapes and indices that graph passes read.
+#: Tensors with fewer bytes stay in the graph: shapes and indices that graph passes read.
 SMALL = 1024
 SUFFIX = ".data"
 
 
 def data_file(path: Path) -> Path:
-    """Where the weights of the graph `path` lie, if they do not lie in it."""
+    """Path of the weights file of the graph `path`, if its weights are external."""
     return path.with_name(path.name + SUFFIX)
 
 
 def graph_files(path: Path) -> list[Path]:
-    """The graph `path`, or a file of another kind, and its weights where they have a file of their own."""
+    """The graph `path`, or a file of another kind, and its weights file if it has one."""
     data = data_file(path)
     return [path, data] if data.is_file() else [path]
 
@@ -42,7 +42,7 @@ def graph_bytes(path: Path) -> int:
 
 
 def sha256_graph(path: Path) -> str:
-    """Hash of a graph with its weights; of one file it is that file's sha256."""
+    """Hash of a graph with its weights; for a single file, its sha256."""
     hashes = [sha256_file(file) for file in graph_files(path)]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
@@ -52,7 +52,7 @@ def is_external(path: Path) -> bool:
 
 
 def copy_graph(source: Path, path: Path) -> None:
-    """Copy a graph to `path`; its weights keep their name, by which the graph refers to them, in the new folder."""
+    """Copy a graph to `path`; its weights file keeps its name, by which the graph refers to it."""
     with _telling(path):
         shutil.copyfile(source, path)
         for data in graph_files(source)[1:]:
@@ -60,7 +60,7 @@ def copy_graph(source: Path, path: Path) -> None:
 
 
 def save_graph(model: Any, path: Path, external: bool = False, limit: int = MAX_BYTES) -> None:
-    """Write a ModelProto whose weights are in memory; beside it where `external`, or where it passes `limit` bytes."""
+    """Write a ModelProto with weights in memory; into a separate file if `external` or above `limit` bytes."""
     import onnx
 
     if external or _bytes(model) > limit:
@@ -77,17 +77,17 @@ def save_graph(model: Any, path: Path, external: bool = False, limit: int = MAX_
 
 
 def _bytes(model: Any) -> int:
-    """Size of a ModelProto. One that protobuf cannot measure is beyond its limit."""
+    """Size of a ModelProto. A proto whose size protobuf cannot compute is above its limit."""
     held = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     return held if held > MAX_BYTES else int(model.ByteSize())
 
 
 @contextlib.contextmanager
 def atomic_graph(path: Path) -> Iterator[Path]:
-    """Yield a path of the same name in a temporary folder beside; when the body ends well, its files replace `path`.
+    """Yield a path with the same name in a temporary sibling folder; if the body succeeds, its files replace `path`.
 
-    Weights of an earlier graph that the new one does not need go. Raises EnvironmentLacks when the folder cannot be
-    written.
+    Weights of an earlier graph that the new one does not need are deleted. Raises EnvironmentLacks if the folder cannot
+    be written.
     """
     with _telling(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def atomic_graph(path: Path) -> Iterator[Path]:
                     with file.open("rb+") as handle:
                         os.fsync(handle.fileno())
                     file.chmod(0o644)
-            # The weights first: a graph never refers to what is not there.
+            # The weights first, so that the graph never refers to a missing file.
             if written[1].exists():
                 written[1].replace(data_file(path))
                 written[0].replace(path)

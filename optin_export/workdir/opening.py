@@ -1,7 +1,7 @@
-"""Opening files and folders that anybody may have put there: nothing waits, nothing is endless, no link leads away.
+"""Open untrusted files and folders safely: without blocking, with bounded size, without following links outside.
 
-What is read is a regular file of bounded size. What is written stays below its folder: no link on the way is followed
-where the folder is `confined`, and none at the end.
+Only regular files of bounded size are read. Files are written only below their folder: a link at the end of the path is
+never followed, and no link on the way if the folder is `confined`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _confining = threading.Lock()
 
 
 class NotRegular(OSError):
-    """A folder, FIFO, socket or device where a file should be."""
+    """A folder, FIFO, socket or device in place of a file."""
 
     def __init__(self, path: Path) -> None:
         if path.is_dir():
@@ -33,9 +33,9 @@ class NotRegular(OSError):
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file, opened to be read; links are followed. Raises NotRegular or another OSError.
+    """Open a regular file for reading; links are followed. Raises NotRegular or another OSError.
 
-    Neither waits for somebody to write into a FIFO nor touches a device.
+    Neither waits for a writer of a FIFO nor opens a device.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise NotRegular(path)
@@ -47,9 +47,9 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def regular(path: str | Path, limit: int | None = None) -> Path:
-    """The path, for a library that opens it by itself: a regular file of at most `limit` bytes.
+    """Check a path that a library will open: it must be a regular file of at most `limit` bytes.
 
-    Raises OSError for what is none, ValueError for a larger one.
+    Returns the path. Raises OSError for anything else, ValueError for a larger file.
     """
     path = Path(path)
     with open_regular(path) as file:
@@ -60,7 +60,7 @@ def regular(path: str | Path, limit: int | None = None) -> Path:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """A regular file of at most `limit` bytes. Raises OSError, or ValueError for a larger one."""
+    """The content of a regular file of at most `limit` bytes. Raises OSError, or ValueError for a larger one."""
     with open_regular(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -70,7 +70,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 @contextlib.contextmanager
 def confined(root: Path) -> Iterator[None]:
-    """While the body runs, what this module writes below `root` follows no link below `root`.
+    """While the body runs, this module follows no link below `root` when it writes there.
 
     `root` itself may be reached through links: its user named it.
     """
@@ -86,9 +86,9 @@ def confined(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened_folder(folder: Path, make: bool = True) -> Iterator[int]:
-    """A descriptor of the folder, which stays the same folder whatever is renamed meanwhile; made if `make`.
+    """A descriptor of the folder, which is not affected by renames; the folder is created if `make`.
 
-    Raises InputError where it lies behind a link inside a folder that is `confined`, and OSError.
+    Raises InputError if it is reached through a link inside a folder that is `confined`, and OSError.
     """
     place = os.path.abspath(folder)  # noqa: PTH100 - links stay
     with _confining:
@@ -125,20 +125,20 @@ def _inner(handle: int, part: str, make: bool, folder: Path) -> int:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raises InputError now, before any work, where `folder` would be written through a link (see `confined`)."""
+    """Raises InputError now, before any work, if `folder` would be written through a link (see `confined`)."""
     with contextlib.suppress(FileNotFoundError), opened_folder(folder, make=False):
         pass
 
 
 def make_folders(folder: Path) -> None:
-    """The folder and those around it, writable by this user alone whatever the umask is."""
+    """Create the folder and its parents, writable only by this user whatever the umask is."""
     if not folder.is_dir():
         make_folders(folder.parent)
         folder.mkdir(mode=0o755, exist_ok=True)
 
 
 def open_in(folder: int, name: str, flags: int, mode: int = 0o644) -> int:
-    """A descriptor of a regular file in an opened folder, not through a link. Raises OSError."""
+    """A descriptor of a regular file in an opened folder, without following a link. Raises OSError."""
     handle = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=folder)
     if stat.S_ISREG(os.fstat(handle).st_mode):
         return handle
@@ -147,6 +147,6 @@ def open_in(folder: int, name: str, flags: int, mode: int = 0o644) -> int:
 
 
 def below(folder: int, path: Path) -> Path:
-    """A path to what the descriptor is of, also for child processes; the plain path where there is no /proc."""
+    """A path to the descriptor's file, also valid in child processes; the plain path if there is no /proc."""
     place = Path(f"/proc/{os.getpid()}/fd/{folder}")
     return place if place.exists() else path

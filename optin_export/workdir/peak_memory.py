@@ -1,4 +1,4 @@
-"""The most memory this process held since a moment, by Linux's own count; elsewhere unknown."""
+"""Peak memory of this process since a reset, as counted by Linux; unknown on other systems."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _PROCESS = Path("/proc/self")
 
 
 def forget_peak() -> bool:
-    """Start counting again; False where the system cannot."""
+    """Reset the peak; False if the system cannot."""
     try:
         (_PROCESS / "clear_refs").write_text("5")
     except OSError:
@@ -17,7 +17,7 @@ def forget_peak() -> bool:
 
 
 def peak_bytes() -> int | None:
-    """Resident bytes at most since `forget_peak`; None where the system does not say."""
+    """Peak resident bytes since `forget_peak`; None if the system does not report them."""
     try:
         lines = (_PROCESS / "status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))

@@ -13,12 +13,12 @@ from optin_export.workdir.files import HALF_WRITTEN, remove
 if TYPE_CHECKING:
     from optin_export.recipe import Recipe
 
-#: What a folder may hold in which a run was killed before it had written its recipe.
+#: Allowed content of a folder in which a run was killed before it had written its recipe.
 _JUST_BEGUN = re.compile(r"\.stages|\.tmp-[0-9a-f]{16}\.yaml")
 #: In the order in which the pipeline runs them.
 STAGES = ("sources", "scoring", "curves", "search", "surgery", "export", "engines", "measure", "ship", "report")
 
-#: What a run folder can hold, as patterns of paths, and what it is; of two that fit, the first. docs/ is made from it.
+#: Content of a run folder: patterns of paths -> description; the first match counts. docs/ is generated from it.
 CONTENTS = {
     "recipe.yaml": "the resolved recipe; runs by itself",
     "report.json": "everything the run found out",
@@ -65,7 +65,7 @@ CONTENTS = {
 
 
 def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
-    """The run folder. Raises InputError if `out` is a file, or a folder that holds something else than a run."""
+    """The run folder. Raises InputError if `out` is a file, or a folder that holds anything but a run."""
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     try:
         if folder.exists() and not folder.is_dir():
@@ -97,14 +97,14 @@ def existing_run(folder: Path) -> Path:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What a killed process left half-written in a run folder: nobody else may be at work there."""
+    """Partly written files that a killed process left in a run folder; no other process may be working there."""
     found = [folder / "plan" / ".trials"]
     staged = folder / ".triton.optin-export"
-    if not (staged / "journal.json").exists():  # with it, what is staged may be the only copy
+    if not (staged / "journal.json").exists():  # with it, staged folders may hold the only copy
         found += staged.glob("staging-*")
     found = [path for path in found if path.is_dir() and not path.is_symlink()]
     for place, folders, names in os.walk(folder):  # does not follow links
-        # The runs of a sweep clear their own: somebody may be at work in one of them.
+        # The runs of a sweep clear their own folders: another process may be working in one of them.
         folders[:] = [name for name in folders if not is_run(Path(place) / name)]
         inside = [Path(place) / name for name in (*names, *folders) if HALF_WRITTEN.fullmatch(name)]
         found += [path for path in inside if not (path.is_symlink() and path.is_dir())]

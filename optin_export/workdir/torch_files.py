@@ -1,6 +1,6 @@
-"""Files for torch to write into.
+"""File objects for torch to write into.
 
-Where torch writes a file itself, a full disk ends the process: its writer throws as it is destroyed, and C++ aborts.
+If torch writes a file itself, a full disk ends the process: its writer throws in its destructor, and C++ aborts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 
 class Sink:
-    """A file object that keeps its first error to itself, and then takes whatever comes without writing it."""
+    """A file object that stores its first error, and then accepts data without writing it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -34,7 +34,7 @@ class Sink:
 
 @contextlib.contextmanager
 def sink(path: Path) -> Iterator[Sink]:
-    """A `Sink` into `path`; its error is raised when the body has ended."""
+    """A `Sink` into `path`; its error is raised after the body."""
     with path.open("wb", buffering=0) as file:
         made = Sink(file)
         yield made

@@ -17,8 +17,8 @@ from optin_export.workdir.files import regular
 class Size:
     """How large a model is.
 
-    parameters: numbers in the checkpoint. macs: a lower bound for one sample, the dense layers at every token; None if
-    the layers do not say it (convolutions). origin: what was read.
+    parameters: number of values in the checkpoint. macs: a lower bound for one sample, from the dense layers at every
+    token; None if the layers do not determine it (convolutions). origin: the files that were read.
     """
 
     parameters: int
@@ -27,7 +27,7 @@ class Size:
 
 
 def size_of(recipe: Recipe) -> Size | None:
-    """The size of the recipe's model; None if its weights are not on this machine, nor random."""
+    """The size of the recipe's model; None if its weights are neither on this machine nor random."""
     if recipe.model.weights == "random":
         return _counted(recipe)
     files = _files(recipe)
@@ -66,7 +66,7 @@ def _files(recipe: Recipe) -> list[Path]:
 
         try:
             found = try_to_load_from_cache(name, "model.safetensors")
-        except ValueError:  # not a name of the hub
+        except ValueError:  # not a hub name
             return []
         return [Path(found)] if isinstance(found, str) else []
     if not folder.is_dir() or prefix not in ("hf", model.source):
@@ -106,7 +106,7 @@ def _counted(recipe: Recipe) -> Size | None:
 
 def _macs(recipe: Recipe, shapes: list[tuple[str, tuple[int, ...]]]) -> int | None:
     kernels = [shape for _, shape in shapes if len(shape) == 4]
-    # Tables of embeddings are looked up, not multiplied by.
+    # Embedding tables are looked up, not multiplied.
     dense = sum(math.prod(shape) for name, shape in shapes if len(shape) == 2 and "embed" not in name.lower())
     if recipe.is_text:
         return dense * recipe.export.sequence

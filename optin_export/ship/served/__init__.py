@@ -1,1 +1,1 @@
-"""Files that are copied into a model repository and run inside the server's own Python; they import nothing of ours."""
+"""Files that are copied into a model repository and run in the server's own Python; they do not import this package."""

@@ -1,7 +1,7 @@
 """Triton python backend: an encoded image (PNG, JPEG, WebP, BMP) to pixels. Needs numpy and Pillow in its Python.
 
-Beside this file lie preprocess.json, which says how the model's images are prepared, and image_pixels.py, which does
-it: a copy of the module that the evaluation of the model used.
+In the same folder are preprocess.json, which says how the model's images are prepared, and image_pixels.py, which
+prepares them: a copy of the module that the evaluation of the model used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-#: An image of more pixels is refused before it is decoded.
+#: An image with more pixels is refused before it is decoded.
 MOST_PIXELS = 64_000_000
 
 
@@ -47,7 +47,7 @@ class TritonPythonModel:
         images = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy().reshape(-1)
         try:
             pixels = np.stack([prepare(data, self.config) for data in images])
-        except Exception as error:  # damaged, gigantic or no images at all: as many types as formats
+        except Exception as error:  # damaged, huge or not an image: each format raises its own types
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"cannot read the image: {error}"))
         return pb_utils.InferenceResponse([pb_utils.Tensor(self.name, pixels.astype(self.dtype))])
 

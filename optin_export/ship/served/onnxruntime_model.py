@@ -22,7 +22,7 @@ class TritonPythonModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(given["threads"])
         options.inter_op_num_threads = 1
-        # Base and pruned model are served side by side: the idle one must not spin on the other's cores.
+        # Base and pruned model are served together: the idle one must not spin on the other's cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = Path(args["model_repository"]) / args["model_version"] / given["file"]
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -30,7 +30,7 @@ class TritonPythonModel:
         self.outputs = [entry["name"] for entry in config["output"]]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """The requests of one dynamic batch are one run; they have the same shape but for the number of rows."""
+        """Run the requests of one dynamic batch together; they have the same shape except for the number of rows."""
         rows = [
             {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
             for request in requests

@@ -51,7 +51,7 @@ class TritonPythonModel:
         ]
 
     def run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """Outputs for one batch; raises an error where no optimization profile holds its shape."""
+        """Outputs for one batch; raises an error if no optimization profile fits its shape."""
         stream = self.stream.cuda_stream
         with torch.cuda.stream(self.stream):
             self.context.set_optimization_profile_async(self.profile(feed), stream)

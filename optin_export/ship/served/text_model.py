@@ -1,6 +1,6 @@
 """Triton python backend: text to token ids. Needs numpy and the package `tokenizers` in the server's Python.
 
-tokenizer.json next to this file has the vocabulary, truncation and padding; prompt.txt (if it exists) is put before
+tokenizer.json next to this file has the vocabulary, truncation and padding; prompt.txt (if it exists) is the prefix of
 every text. The names of this model's inputs define the columns of a row (TEXT, and TEXT_PAIR for pairs), the
 names of its outputs are the inputs of the next model.
 """

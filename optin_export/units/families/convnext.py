@@ -58,7 +58,7 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
 
 
 def _channels_last(model: nn.Module, stream: torch.Tensor) -> torch.Tensor:
-    """[batch, channels, height, width] -> [batch, height, width, channels], as the MLP has it."""
+    """[batch, channels, height, width] -> [batch, height, width, channels], the layout in the MLP."""
     return stream.permute(0, 2, 3, 1)
 
 

@@ -10,7 +10,7 @@ from optin_export.units.declare import Family, Producer, UnitGroup
 
 
 def _is_block(module: nn.Module) -> bool:
-    where = "transformers.models.distilbert.modeling_distilbert"  # others name their blocks so, too
+    where = "transformers.models.distilbert.modeling_distilbert"  # other models use this name too
     return type(module).__name__ == "TransformerBlock" and type(module).__module__ == where
 
 

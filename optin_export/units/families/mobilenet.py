@@ -1,4 +1,4 @@
-"""MobileNet V2 to V4, EfficientNet and their kin: the channels of inverted residual blocks (timm, torchvision)."""
+"""MobileNet V2 to V4, EfficientNet and relatives: the channels of inverted residual blocks (timm, torchvision)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _body(module: nn.Module) -> str | None:
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     """Blocks without an expansion (depthwise separable ones) are not pruned: their channels are the stream's.
 
-    Nor of timm's CondConvResidual, which is no block here: its filters depend on the image.
+    timm's CondConvResidual is not a block here, because its filters depend on the image.
     """
     body = _body(block)
     where = f"{path}.{body}" if body else path

@@ -1,7 +1,7 @@
 """MPNet of transformers: BERT's layers with a relative position bias per head that all blocks share.
 
 The bias [batch, heads, tokens, tokens] is computed once for the encoder, so no block may cut its table: each attention
-holds the numbers of its heads (a buffer that `sources` adds), and takes their part of the bias.
+holds the numbers of its heads (a buffer that `models` adds), and uses their part of the bias.
 """
 
 from __future__ import annotations

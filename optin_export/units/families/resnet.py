@@ -15,7 +15,7 @@ _NAMES = ("BasicBlock", "Bottleneck")
 
 
 def _is_block(module: nn.Module) -> bool:
-    """By name and parts: every library, and every user's file, has its own class of the same form."""
+    """Whether a module is a block, by name and parts: each library and user file has its own class of this form."""
     layers = [getattr(module, name, None) for name in ("conv1", "conv2")]
     norms = [getattr(module, name, None) for name in ("bn1", "bn2")]
     return (
@@ -47,7 +47,7 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     for number in range(1, depth):
         producer, consumer = convolutions[number - 1], convolutions[number]
         if producer.groups != 1:
-            continue  # its channels went with those of the layer before it
+            continue  # its channels are cut with those of the previous layer
         last = number + 1 == depth
         if consumer.groups != 1:
             if not last and consumer.in_channels == consumer.out_channels == producer.out_channels:
@@ -71,7 +71,7 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
 
 
 def _filtered(block: Any, path: str, index: int, layers: list[nn.Conv2d], is_gated: bool) -> UnitGroup:
-    """ResNeXt: channels of a grouped convolution do not go one by one, but whole groups of it do."""
+    """ResNeXt: whole groups of a grouped convolution can be removed, but not single channels."""
     count = layers[1].groups
     width = layers[1].out_channels // count
     return UnitGroup(
@@ -88,9 +88,9 @@ def _filtered(block: Any, path: str, index: int, layers: list[nn.Conv2d], is_gat
 
 
 def _shortcut(block: Any, path: str, layers: list[nn.Conv2d]) -> tuple[str, int | Literal["output"]] | None:
-    """Where the sum's other side is seen: what comes out of the projection, or else what comes in.
+    """Where to observe the other side of the sum: the output of the projection, or else the input.
 
-    None if that has another shape: the projection then is no module of a known name, and the repair does without it.
+    None if that has another shape: then the projection is not a module with a known name, and the repair ignores it.
     """
     for name in ("downsample", "shortcut"):
         if getattr(block, name, None) is not None and not _is_empty(getattr(block, name)):
@@ -109,7 +109,7 @@ def _computes(module: nn.Module | None) -> bool:
 
 @dataclass
 class _Stream:
-    """A residual stream: what writes to it, and what reads it, with the block of the first reader."""
+    """A residual stream: its writers and its readers, with the block of the first reader."""
 
     count: int
     producers: list[Producer]
@@ -148,7 +148,7 @@ def _streams(model: nn.Module, blocks: Sequence[tuple[str, nn.Module]]) -> list[
     if heads and model.get_submodule(heads[-1]).in_features == current.count:
         current.readers.append((len(blocks) - 1, heads[-1]))
     else:
-        current.usable = False  # the stream itself is what the model outputs
+        current.usable = False  # the model outputs the stream itself
     return [_coupled(stream, number) for number, stream in enumerate(streams) if stream.usable]
 
 
@@ -166,7 +166,7 @@ def _stem(model: nn.Module, first_block: str, channels: int) -> _Stream:
 
 
 def _projection(shortcut: nn.Module, path: str) -> list[Producer]:
-    """The convolution of a shortcut, with its norm; nothing if it is not just that."""
+    """The convolution of a shortcut, with its norm; empty if the shortcut has anything else."""
     named = [(f"{path}.{name}" if name else path, module) for name, module in shortcut.named_modules()]
     layers = [name for name, module in named if isinstance(module, nn.Conv2d)]
     norms = [name for name, module in named if isinstance(module, nn.BatchNorm2d)]

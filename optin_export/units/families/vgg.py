@@ -17,7 +17,7 @@ def _is_chain(module: nn.Module) -> bool:
 
 
 def _chain(module: Any, path: str) -> tuple[list[str], list[UnitGroup]]:
-    """A block is a layer with what follows it; the units a layer makes belong to the block of the layer that reads."""
+    """A block is a layer with the modules that follow it; a layer's units belong to the block of their reader."""
     where = f"{path}." if path else ""
     parts = [(f"{where}{name}", part) for name, part in module.named_modules() if not list(part.children())]
     layers = [index for index, (_, part) in enumerate(parts) if isinstance(part, nn.Conv2d | nn.Linear)]

@@ -39,7 +39,7 @@ def _heads(block: Any, path: str, index: int) -> UnitGroup | Refusal:
             ),
         )
     head_dim = attention.proj.in_features // attention.num_heads
-    shared = getattr(attention, "num_kv_groups", 1)  # query heads per key and value head: they go together
+    shared = getattr(attention, "num_kv_groups", 1)  # query heads per key and value head: they are removed together
     sizes = {"num_heads": shared, "attn_dim": shared * head_dim, "num_kv_heads": 1, "kv_dim": head_dim}
     table = getattr(attention, "relative_position_bias_table", None)
     return UnitGroup(
@@ -107,7 +107,7 @@ def _layer_scale(block: Any, path: str, number: int) -> str | None:
 
 
 def _refusals(model: Any) -> list[Refusal]:
-    """What all blocks share: a table with entries per head, as BEiT can have, or angles of each head's own."""
+    """Refusals for shared tables: a table with entries per head, as BEiT can have, or angles per head."""
     for path, module in model.named_modules():
         for name, why in (
             ("rel_pos_bias", "its position bias has entries per head, and all blocks share it"),
