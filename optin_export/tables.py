@@ -172,7 +172,7 @@ def _headed(table: Table, header: bool | None, columns: Mapping[str, str | int],
 
 
 def _suspect_header(table: Table, columns: Mapping[str, str | int], needs: Sequence[str]) -> Table:
-    """Columns are given by position. Raises InputError where the first row cannot be data but is taken as such."""
+    """Columns are given by position. Raises InputError if the first row cannot be data but is taken as such."""
     first = table.rows[0] if table.rows else []
     at = {need: place for need in needs if isinstance(place := columns.get(need), int) and place < len(first)}
     alike = [need for need, place in at.items() if re.fullmatch(ALIASES[need], first[place].strip(), re.IGNORECASE)]

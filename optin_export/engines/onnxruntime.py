@@ -192,7 +192,7 @@ def _on_gpu(runtime: Any, path: Path, target: Target) -> BoundEngine:
 
 
 def versions(target: Target) -> dict[str, str]:
-    """Raises EnvironmentLacks where this onnxruntime has no provider for the target."""
+    """Raises EnvironmentLacks if this onnxruntime has no provider for the target."""
     runtime = _import()
     if target.device != "cuda":
         return {"onnxruntime": runtime.__version__}

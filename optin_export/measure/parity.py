@@ -80,7 +80,7 @@ def compare(
     """Run both on the same inputs and compare row by row.
 
     reference: named inputs -> the output [batch, ...] of the torch model the engine was built from. classes: the axis
-    of the output whose largest value is the model's choice; None where there is no choice.
+    of the output whose largest value is the model's choice; None if there is no choice.
     """
     expected = reference(inputs)
     got = engine.run(inputs)[engine.outputs[0]]

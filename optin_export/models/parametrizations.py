@@ -76,7 +76,7 @@ def folded_state(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tens
 
 
 def _normed(norm: torch.Tensor, direction: torch.Tensor) -> torch.Tensor | None:
-    """The weight of a weight norm: `direction` scaled to `norm` along every dim but one; None where that is unclear."""
+    """The weight of a weight norm: `direction` scaled to `norm` along every dim but one; None if that is unclear."""
     dims = [dim for dim, size in enumerate(norm.shape) if size != 1]
     if norm.dim() not in (0, direction.dim()) or len(dims) > 1:
         return None
@@ -190,7 +190,7 @@ def _fold_unknown_hooks(module: nn.Module) -> list[str]:
 def _run(
     part: nn.Module, hook: Callable[..., Any], takes_kwargs: bool, before: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor] | None:
-    """The weights after a hook without inputs; None where it fails or wants inputs. Parameters are put back then."""
+    """The weights after a hook without inputs; None if it fails or wants inputs. Parameters are put back then."""
     try:
         given = hook(part, (), {}) if takes_kwargs else hook(part, ())
     except Exception:  # it reads missing inputs

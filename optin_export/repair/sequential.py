@@ -46,7 +46,7 @@ AtWork = Callable[[TaskModel], AbstractContextManager[Any]]
 @dataclass(frozen=True)
 class Repair:
     """One sub-layer's repair: weighted squared error on the residual stream, per element, before and after its refit
-    (None where it could not be computed).
+    (None if it could not be computed).
 
     damping: rho as a share of the Gram matrix's mean diagonal. fallback: why the projection was not changed, if so.
     """

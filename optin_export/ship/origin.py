@@ -72,7 +72,7 @@ class Origin:
         return self.folder / "measure" / "reference.safetensors"
 
     def target(self, engine: str) -> Target:
-        """The first target of an engine. Raises InputError where the recipe has none."""
+        """The first target of an engine. Raises InputError if the recipe has none."""
         for target in self.recipe.targets:
             if target.engine == engine:
                 return target
