@@ -47,10 +47,14 @@ SLOW = (
     "tests/stages/test_precision_run.py::test_four_engines_are_built_measured_and_reported[fp8",
     "tests/stages/test_precision_run.py::test_four_engines_are_built_measured_and_reported[int8-more2",
     "tests/stages/test_precision_run.py::test_four_engines_are_built_measured_and_reported[int8-more3",
+    "tests/studies/test_folder.py::test_commands_find_their_siblings_from_the_root",
+    "tests/test_docs_code.py::test_the_commands_and_python_of_a_page_run",
     "tests/test_examples.py::test_a_quick_example_runs",
+    "tests/test_recipes.py::test_every_recipe_prunes_a_small_stand_in[cifar_vgg16]",
     "tests/test_segmentation.py::test_a_run_from_scenes_to_a_served_model",
     "tests/test_text_tasks.py::test_a_run_from_recipe_to_report",
     "tests/units/test_topology.py::test_the_repair_brings_the_output_back[hrnet]",
+    "tests/workdir/test_scratch.py::test_exports_do_not_add_up_in_memory",
 )
 
 #: Beginnings of names of tests that repeat, on further models or many times, what quicker ones assert.
