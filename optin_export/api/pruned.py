@@ -1,4 +1,4 @@
-"""What `prune` returns: the smaller model with its plan and report, which can be saved, exported and shown."""
+"""The result of `prune`: the smaller model with its plan and report, which can be saved, exported and shown."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Pruned:
         return copy.deepcopy(self._task).cpu().float().eval().requires_grad_(False)
 
     def _base(self, source: str | None, args: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What the unpruned model is built from."""
+        """The description from which the unpruned model is built."""
         base = self._architecture
         if source is None and base["library"] == "python":
             raise InputError(

@@ -1,4 +1,4 @@
-"""What `init` detects: the task from the model's configuration, columns from the first line of a table."""
+"""Detect values for `init`: the task from the model's configuration, columns from the first line of a table."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _configuration(source: str) -> Any:
 
 
 def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:
-    """Where the task's columns are, by the names in the first line of the file; empty if it cannot be read.
+    """The positions of the task's columns, by names in the first line of the file; empty if it cannot be read.
 
     Raises:
         InputError: a column that the task needs has none of the known names.

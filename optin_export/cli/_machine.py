@@ -1,4 +1,4 @@
-"""What this machine can build and run, checked with the functions that a run calls."""
+"""Check what this machine can build and run, with the functions that a run calls."""
 
 from __future__ import annotations
 

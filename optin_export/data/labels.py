@@ -104,10 +104,10 @@ def numbers(examples: Examples) -> np.ndarray:
 
 
 def match_classes(own: Sequence[str], used: set[str], classes: Classes) -> tuple[dict[str, int], list[str]]:
-    """Which of the model's classes each class of the data is: by name, by number, or in order.
+    """Map each class of the data to one of the model's classes: by name, by number, or in order.
 
     own: all classes of the data in its order. used: the classes that rows have. Classes are matched in order only if
-    their numbers are equal, with a note. Raises InputError if only some of the classes are the model's.
+    there are as many as in the model, with a note. Raises InputError if only some of the classes are the model's.
     """
     own = tuple(map(_key, own))
     found: dict[str, int] = {}

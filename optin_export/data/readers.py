@@ -1,4 +1,4 @@
-"""Where data comes from: text tables, arrays, image folders, dataset repositories, or the user's own function."""
+"""Read data sources: text tables, arrays, image folders, dataset repositories, or the user's own function."""
 
 from __future__ import annotations
 

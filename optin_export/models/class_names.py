@@ -43,7 +43,7 @@ class ClassNames:
 
     @cached_property
     def numeric(self) -> bool:
-        """Whether classes are named by numbers, so that a number is a name."""
+        """Whether the classes have numbers as names, so that a number is a name."""
         return any(as_number(name) is not None for name in self.names)
 
     def find(self, label: str) -> int | None:

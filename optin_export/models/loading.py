@@ -1,4 +1,4 @@
-"""Where models come from: the hub or a folder (`hf:`), timm (`timm:`), or the user's own function (`py:`)."""
+"""Load models from the hub or a folder (`hf:`), timm (`timm:`), or the user's own function (`py:`)."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def _fold_unknown_hooks(module: nn.Module) -> list[str]:
 def _run(
     part: nn.Module, hook: Callable[..., Any], takes_kwargs: bool, before: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor] | None:
-    """The weights after a hook without inputs; None if it fails or wants inputs. Parameters are put back then."""
+    """The weights after a hook without inputs; None if it fails or needs inputs, with the parameters restored."""
     try:
         given = hook(part, (), {}) if takes_kwargs else hook(part, ())
     except Exception:  # it reads missing inputs

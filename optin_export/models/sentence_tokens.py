@@ -1,4 +1,4 @@
-"""How sentence-transformers uses a tokenizer: where texts are cut, lowercasing, and how long a prompt is."""
+"""Use a tokenizer as sentence-transformers does: length limit, lowercasing, and the length of a prompt."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def load_tokenizer(section: ModelSection, origin: str | None, sentence: Sentence
 
 
 def fitted_tokenizer(tokenizer: Any, name: str, task: str) -> Any:
-    """A tokenizer, which is changed, as the task's processors need it. Raises InputError if it cannot serve."""
+    """Adapt a tokenizer, in place, to the task's processors. Raises InputError if it cannot be used."""
     if tokenizer.pad_token is None and task == "text-generation":
         tokenizer.pad_token = tokenizer.eos_token  # hidden by the attention mask, so any token will do
     tokenizer.padding_side = "right"  # positions count from the first token

@@ -74,7 +74,7 @@ def sentence(verdict: Verdict) -> str:
 def layer_rows(engines: Sequence[EngineResult]) -> list[dict[str, Any]]:
     """Layers per engine of TensorRT. lost: the unpruned engine of the target fuses attention, this one does not.
 
-    Counts of the built engine are None if it could not be read, for want of a GPU.
+    Counts of the built engine are None if it could not be read without a GPU.
     """
     fused = {(one.target, one.model): one.facts.get("fused_attention") for one in engines}
     return [
@@ -164,7 +164,7 @@ def gate_measured(gate: GateResult) -> str:
 
 
 def deployed_p50(report: Report, measured: LatencyResult, engine: str) -> float | None:
-    """What a single client waits for this engine at this batch, if it is the one that is served and was measured."""
+    """Median latency of this engine for a single client at this batch, if the engine was served and measured."""
     if precision_of(engine) != measured.precision:
         return None
     for one in report.deployed:
@@ -196,7 +196,7 @@ def _minus(text: str) -> str:
 
 
 def _kept(plan: Any) -> dict[tuple[int, str], list[int]]:
-    """(block, kind) -> indices of the units that stay, out of plan.json; empty if it holds none."""
+    """(block, kind) -> indices of the units that stay, from plan.json; empty if it holds none."""
     groups = plan.get("groups") if isinstance(plan, Mapping) else None
     found: dict[tuple[int, str], list[int]] = {}
     for key, group in groups.items() if isinstance(groups, Mapping) else ():

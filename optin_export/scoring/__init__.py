@@ -89,7 +89,7 @@ def methods(structure: Structure, config: PruneSection) -> dict[str, str]:
     """{group key: the method that scores it}. `score: auto` uses those that keep most accuracy in docs/results.md.
 
     Channels of convolutional networks, if they are repaired by least squares and chosen by loss curves, which compare
-    groups, use CHANNELS, and channels without effect are not scored. All other groups use optin.
+    groups, use CHANNELS, with a score of 0 for channels without effect. All other groups use optin.
     """
     if config.score != "auto":
         return {group.key: config.score for group in structure.groups}

@@ -15,7 +15,7 @@ MAX_CELLS = 400_000
 
 @dataclass(frozen=True)
 class Options:
-    """What one group may choose from: integer costs and values, index by index."""
+    """The options of one group: integer costs and values, index by index."""
 
     costs: np.ndarray
     values: np.ndarray

@@ -2,7 +2,7 @@
 
 One file per stage: `load`, `score`, `curves`, `search` (with `latency_trials` and `accuracy_search`),
 `prune_and_repair`, `export`, `build`, `measure`, `ship`, `report`. Each takes the run context (`context`) and what
-earlier stages handed on (`results`), and writes files into the run directory. `load` goes through `checks` before
+earlier stages returned (`results`), and writes files into the run directory. `load` goes through `checks` before
 anything is written; `preflight` goes through the same checks without weights. `other_machines` continues a finished
 run elsewhere.
 """

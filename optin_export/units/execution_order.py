@@ -1,4 +1,4 @@
-"""How a model can be run block by block: the order of its blocks, and the readers of their outputs."""
+"""Run a model block by block: the order of its blocks, and the readers of their outputs."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from optin_export.units.trace import Pass
 
 
 class Uses:
-    """Where the modules and parameters of a model are used.
+    """The places where the modules and parameters of a model are used.
 
     seen: a pass of the model; None: each module is assumed to run once under every name.
     """

@@ -1,4 +1,4 @@
-"""How long the stages of a run take, and how much memory and disk they need. Loads no torch.
+"""Estimate the time, memory and disk space of a run's stages. Does not load torch.
 
 Numbers of an earlier run are preferred: a run in the same folder, or of the same model in a sibling folder. Otherwise
 lower bounds are derived from the size of the model. Without a bound, the cost is unknown.
@@ -143,7 +143,7 @@ def _weight_bytes(recipe: Recipe, base: int) -> dict[str, int]:
 
 
 def _copies(recipe: Recipe) -> float:
-    """How often the unpruned fp32 weights fit into what is written: model/, onnx/, engines/ and triton/."""
+    """Size of the written files in multiples of the unpruned fp32 weights: model/, onnx/, engines/ and triton/."""
     kept, precision = _least_kept(recipe), recipe.export.precision
     graphs = (1 + kept) * (1 + (0.0 if precision == "fp32" else _RELATIVE_SIZE[precision]))
     return kept + graphs * (1 + len(recipe.targets)) + ((1 + kept) if recipe.ship.triton else 0)

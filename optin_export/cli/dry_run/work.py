@@ -1,4 +1,4 @@
-"""What each stage of a run would do, from the recipe alone."""
+"""Describe what each stage of a run would do, from the recipe alone."""
 
 from __future__ import annotations
 
