@@ -41,7 +41,7 @@ SUMMARY = """\
 Points lost: metric of the unpruned engine minus that of the pruned one, with a 95 % bootstrap interval over all
 held-out rows (negative: gained). Speedup: unpruned over pruned median latency, timed in turns, fp32, onnxruntime, one
 CPU thread; at the batch size with the smallest one, with its 95 % interval. Minutes: scoring, loss curves and repair on
-one thread (mean over seeds; the machine was not always quiet), plus the measurement, without export. Further budgets of
+one thread (median over seeds; the machine was not always quiet), plus the measurement, without export. Further budgets of
 the same model reuse scores and loss curves.""".splitlines()
 CAVEATS = """\
 Read with care: most SST-2 rows are [parts of training texts](#minilm-l6-on-sst-2-minilm-sst2), the SegFormer checkpoint
@@ -97,12 +97,14 @@ def overview(
 
 
 def _minutes(result: dict[str, Any], case: Case | None) -> float | None:
-    """Scores, loss curves and repair of the case at this budget (mean over seeds), and this run's measurement."""
-    tables = case.tables if case else ()
-    timed = next(filter(None, (_defaults(table, result["budget"]) for table in tables)), [])
+    """Scores, loss curves and repair of the case at this budget, and this run's measurement.
+
+    The median of all seeds and tables, because some were timed on a machine with much other work.
+    """
+    timed = [row for table in (case.tables if case else ()) for row in _defaults(table, result["budget"])]
     seconds = [sum(row[f"{part}_seconds"] for part in ("scoring", "curves", "surgery")) for row in timed]
     measuring = [stage["seconds"] for stage in result.get("stages", []) if stage["name"] == "measure"]
-    return (statistics.fmean(seconds) + sum(measuring)) / 60 if seconds and measuring else None
+    return (statistics.median(seconds) + sum(measuring)) / 60 if seconds and measuring else None
 
 
 def _defaults(table: Table, budget: float) -> list[dict[str, Any]]:
