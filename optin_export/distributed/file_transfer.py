@@ -12,7 +12,7 @@ from optin_export.workdir.files import sha256_file, write_bytes
 
 
 @dataclass(frozen=True)
-class Parcel:
+class PackedFiles:
     """File contents by path below a folder, with the sha256 that each must have on arrival."""
 
     files: Mapping[str, bytes]
@@ -24,25 +24,25 @@ class Parcel:
         return sum(map(len, self.files.values()))
 
 
-def pack(folder: Path, paths: Iterable[Path], known: Mapping[str, str] | None = None) -> Parcel:
+def pack(folder: Path, paths: Iterable[Path], known: Mapping[str, str] | None = None) -> PackedFiles:
     """Pack these files below `folder`, without those that the receiver already has (`known`: path -> sha256)."""
     files, hashes = {}, {}
     for path in sorted(paths):
         name, digest = path.relative_to(folder).as_posix(), sha256_file(path)
         if (known or {}).get(name) != digest:
             files[name], hashes[name] = path.read_bytes(), digest
-    return Parcel(files, hashes)
+    return PackedFiles(files, hashes)
 
 
-def unpack(parcel: Parcel, folder: Path) -> list[Path]:
+def unpack(packed: PackedFiles, folder: Path) -> list[Path]:
     """Write the files below `folder`. Raises InputError for one that is damaged or would lie outside."""
-    for name, data in parcel.files.items():
+    for name, data in packed.files.items():
         inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-        if not inside or hashlib.sha256(data).hexdigest() != parcel.hashes.get(name):
+        if not inside or hashlib.sha256(data).hexdigest() != packed.hashes.get(name):
             raise InputError(f"{name} did not arrive", "its content or its place is wrong", "run the command again")
-    for name, data in parcel.files.items():
+    for name, data in packed.files.items():
         write_bytes(folder / name, data)
-    return [folder / name for name in parcel.files]
+    return [folder / name for name in packed.files]
 
 
 def hashes_of(folder: Path) -> dict[str, str]:

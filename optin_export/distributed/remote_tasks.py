@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from optin_export.data import Dataset, Sources
-from optin_export.distributed.file_transfer import Parcel, hashes_of, pack, unpack
+from optin_export.distributed.file_transfer import PackedFiles, hashes_of, pack, unpack
 from optin_export.errors import OptinError
 from optin_export.recipe import Recipe, Target
 from optin_export.stages.context import Surroundings
@@ -39,9 +39,9 @@ class Messenger:
         print(f"{self.label}: warning: {text}")
 
 
-def run_away(
-    recipe: Recipe, sources: Sources | None, place: Path | Parcel, shared: Path | None, messages: Any
-) -> tuple[Outcome, Parcel | None]:
+def run_on_worker(
+    recipe: Recipe, sources: Sources | None, place: Path | PackedFiles, shared: Path | None, messages: Any
+) -> tuple[Outcome, PackedFiles | None]:
     """Execute one run of a sweep, after its scoring. place: its run folder, or the files in it."""
     machine = Machine()
     with machine.busy(), _folder(place) as folder:
@@ -57,20 +57,20 @@ def run_away(
         return outcome, pack(folder, [path for path in folder.rglob("*") if path.is_file()], before)
 
 
-def measure_away(parcel: Parcel, target: Target, data: Dataset | None) -> tuple[str | None, Parcel]:
+def measure_on_node(packed: PackedFiles, target: Target, data: Dataset | None) -> tuple[str | None, PackedFiles]:
     """Build and measure one target of a finished run on this node; returns (reason for failure, resulting files)."""
     from optin_export.stages.other_machines import continue_run
 
-    with Machine().quiet(), _folder(parcel) as folder:
+    with Machine().quiet(), _folder(packed) as folder:
         try:
             continue_run(folder, [target], data=data)
         except OptinError as error:
-            return f"{error.what}: {error.why}", Parcel({}, {})
+            return f"{error.what}: {error.why}", PackedFiles({}, {})
         return None, pack(folder, [path for path in (folder / "machines").rglob("*") if path.is_file()])
 
 
 @contextlib.contextmanager
-def _folder(place: Path | Parcel) -> Iterator[Path]:
+def _folder(place: Path | PackedFiles) -> Iterator[Path]:
     if isinstance(place, Path):
         yield place
         return

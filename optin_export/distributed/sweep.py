@@ -11,7 +11,7 @@ from optin_export.data import Sources
 from optin_export.distributed import target_nodes
 from optin_export.distributed.costs import Book
 from optin_export.distributed.file_transfer import pack, unpack
-from optin_export.distributed.remote_tasks import run_away
+from optin_export.distributed.remote_tasks import run_on_worker
 from optin_export.distributed.scoring import spread_over
 from optin_export.errors import InputError
 from optin_export.progress import report, reporting
@@ -115,10 +115,10 @@ def _fan_out(
         stages += len(messages.get_nowait_batch(messages.qsize()))
         report(stages, len(STAGES) * len(variants))
 
-    for label, (outcome, parcel), facts in session.finished(tasks, turn):
-        if parcel is not None:
-            unpack(parcel, folder / label)
-            book.stage("runs").bytes_back += parcel.size
+    for label, (outcome, packed), facts in session.finished(tasks, turn):
+        if packed is not None:
+            unpack(packed, folder / label)
+            book.stage("runs").bytes_back += packed.size
         book.done("runs", f"{label}: {outcome.summary}", facts)
         outcomes[label] = outcome
     return outcomes
@@ -126,4 +126,4 @@ def _fan_out(
 
 def run_variant(recipe: Recipe, sources: Sources, place: Any, shared: Path | None, messages: Any) -> Any:
     """On a worker: run one recipe with sources that were loaded for another recipe of the sweep."""
-    return run_away(recipe, dataclasses.replace(sources, recipe=recipe), place, shared, messages)
+    return run_on_worker(recipe, dataclasses.replace(sources, recipe=recipe), place, shared, messages)

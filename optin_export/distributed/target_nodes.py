@@ -12,8 +12,8 @@ import numpy as np
 from optin_export import engines
 from optin_export.data import Dataset, load_sources
 from optin_export.distributed.costs import Book
-from optin_export.distributed.file_transfer import Parcel, pack, unpack
-from optin_export.distributed.remote_tasks import measure_away
+from optin_export.distributed.file_transfer import PackedFiles, pack, unpack
+from optin_export.distributed.remote_tasks import measure_on_node
 from optin_export.errors import OptinError
 from optin_export.progress import report
 from optin_export.recipe import Recipe, Target, engine_names
@@ -44,22 +44,22 @@ def measure_fleet(session: Session, recipe: Recipe, folder: Path, book: Book, fo
             reasons[target.name] = f"no node of the cluster has {missing}"
             continue
         data = data or session.put(_evaluation(recipe))
-        parcel = _needed(recipe, folder, target)
-        book.stage("fleet").bytes_out += parcel.size
-        tasks[session.submit(measure_away, session.put(parcel), target, data, resources=wanted)] = target.name
-    for number, (name, (reason, parcel), facts) in enumerate(session.finished(tasks, lambda: None)):
+        packed = _needed(recipe, folder, target)
+        book.stage("fleet").bytes_out += packed.size
+        tasks[session.submit(measure_on_node, session.put(packed), target, data, resources=wanted)] = target.name
+    for number, (name, (reason, packed), facts) in enumerate(session.finished(tasks, lambda: None)):
         if reason is not None:
             reasons[name] = f"{reason} (on {facts['worker']})"
         else:
-            add_files(folder, unpack(parcel, folder))
-            book.stage("fleet").bytes_back += parcel.size
+            add_files(folder, unpack(packed, folder))
+            book.stage("fleet").bytes_back += packed.size
         book.done("fleet", name, facts)
         report(number + 1, len(tasks))
     write_json(folder / FLEET, {"unmeasured": reasons})
     book.save()
 
 
-def _needed(recipe: Recipe, folder: Path, target: Target) -> Parcel:
+def _needed(recipe: Recipe, folder: Path, target: Target) -> PackedFiles:
     """The files of a run that a node needs: graphs, rows with their answers, and files that identify the run."""
     names = ("recipe.yaml", "report.json", "manifest.json", "measure/reference.safetensors")
     sources = [engines.source_of(folder, target, which) for which in engine_names(recipe.export.precision)]

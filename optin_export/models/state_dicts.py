@@ -45,7 +45,7 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A state dict in a checkpoint. where: its entry. prefix: the prefix of its names. beside: names without a prefix.
+    """A state dict in a checkpoint. where: its entry. prefix: the prefix of its names. others: names without it.
 
     missing: names of the model that it lacks.
     """
@@ -53,7 +53,7 @@ class Candidate:
     where: str
     prefix: str
     state: Mapping[str, torch.Tensor]
-    beside: tuple[str, ...]
+    others: tuple[str, ...]
     missing: tuple[str, ...]
 
     @property
@@ -107,12 +107,12 @@ def choose(content: Any, module: nn.Module, path: Path, key: str | None) -> tupl
         other = next(one for one in whole if one is not chosen)
         instead = f"; {path.name}#{other.name} takes those of the last step" if other.name else ""
         notes.append(f"took '{chosen.name}', the weights averaged over the training, as timm does{instead}")
-    beside = [name for name in chosen.beside if _extra(name, None) is None]
-    if beside:
+    others = [name for name in chosen.others if _extra(name, None) is None]
+    if others:
         notes.append(
-            f"left out {len(beside)} entries outside '{chosen.prefix}', which are not part of the model: {few(beside)}"
+            f"left out {len(others)} entries outside '{chosen.prefix}', which are not part of the model: {few(others)}"
         )
-    return dict(chosen.state), notes + _told({name: what for name in chosen.beside if (what := _extra(name, None))})
+    return dict(chosen.state), notes + _notes_of({name: what for name in chosen.others if (what := _extra(name, None))})
 
 
 def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, assign: bool = False) -> list[str]:
@@ -143,7 +143,7 @@ def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, assign
     result = module.load_state_dict(values, strict=False, assign=assign)
     lost = [name for name in result.missing_keys if name in names.missing(values)] + list(result.unexpected_keys)
     assert not lost, f"torch did not load {lost[:_SHOWN]}"
-    notes = _told(extras)
+    notes = _notes_of(extras)
     made = [
         name for name in names.own if name not in values and names.is_made(name) and not names.is_tied(name, values)
     ]
@@ -232,8 +232,8 @@ def _under(where: str, prefix: str, state: Mapping[str, torch.Tensor], names: _N
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     # The names of a norm's two vectors in transformers' oldest checkpoints.
     inside = {_renamed(name, names): tensor for name, tensor in inside.items()}
-    beside = tuple(name for name in state if not name.startswith(prefix))
-    return Candidate(where, prefix, inside, beside, tuple(names.missing(inside)))
+    others = tuple(name for name in state if not name.startswith(prefix))
+    return Candidate(where, prefix, inside, others, tuple(names.missing(inside)))
 
 
 def _renamed(name: str, names: _Names) -> str:
@@ -287,7 +287,7 @@ def _value(name: str, tensor: torch.Tensor, own: torch.Tensor, path: Path) -> to
     return tensor
 
 
-def _told(extras: Mapping[str, str]) -> list[str]:
+def _notes_of(extras: Mapping[str, str]) -> list[str]:
     """One note for each kind of entry that is ignored because no model needs it."""
     kinds: dict[str, list[str]] = {}
     for name, what in extras.items():

@@ -22,7 +22,7 @@ class Moments:
         self.gram = torch.zeros(features + 1, features + 1, dtype=torch.float64)
         self.cross = torch.zeros(features + 1, outputs, dtype=torch.float64)
         self.power, self.weight, self.rows = 0.0, 0.0, 0
-        self.knows_rows = False  # the Gram matrix already includes all rows
+        self.has_all_rows = False  # the Gram matrix already includes all rows
 
     def add(self, design: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> None:
         """design: [rows, features]; target: [rows, outputs]; weight: [rows], or None for equal weights."""
@@ -32,7 +32,7 @@ class Moments:
         augmented = torch.cat([design, design.new_ones(len(design), 1)], 1)
         weights = (design.new_ones(len(design)) if weight is None else weight.to(design))[:, None]
         weighted = augmented * weights
-        if not self.knows_rows:
+        if not self.has_all_rows:
             self.gram += (weighted.T @ augmented).double()
         self.cross += (weighted.T @ target).double()
         self.power += float((target.double().square() * weights).sum())
@@ -42,7 +42,7 @@ class Moments:
     def again(self) -> Moments:
         """Moments for other targets of the same weighted rows, with this Gram matrix, which `add` does not change."""
         other = Moments(len(self.gram) - 1, self.cross.shape[1])
-        other.gram, other.knows_rows = self.gram, True
+        other.gram, other.has_all_rows = self.gram, True
         return other
 
     def __add__(self, other: Moments) -> Moments:

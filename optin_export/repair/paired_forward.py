@@ -41,7 +41,7 @@ class Stream:
         structure = measured(model, structure, batches[0].inputs) if batches else structure
         self.model, self.structure, self.batches = model, structure, batches
         self.walk = structure.walk
-        self.hollow: list[dict[str, Any]] = [{} for _ in batches]
+        self.placeholders: list[dict[str, Any]] = [{} for _ in batches]
         self.store = _store()
         self.lasting: dict[str, OffloadedTensors] = {}
         self.walked: list[str] = []
@@ -49,7 +49,7 @@ class Stream:
         self.flow = flow_of(model)
         if self.flow is not None:
             self.flow.trace = True
-        self.behind: dict[int, MergedTokens] = {}
+        self.merged_before: dict[int, MergedTokens] = {}
         self.merged: dict[int, MergedTokens] = {}
 
     def see(self, index: int, points: Sequence[Point], until: str) -> dict[Point, Any]:
@@ -57,18 +57,18 @@ class Stream:
 
         Returns the values at the points that were reached: a value, or `Calls` for a module that runs several times.
         """
-        behind = dict(self.hollow[index])
-        behind |= {path: store[index] for path, store in self.lasting.items()}
-        if behind:
-            behind[self.walked[-1]] = self.store[index]
+        known = dict(self.placeholders[index])
+        known |= {path: store[index] for path, store in self.lasting.items()}
+        if known:
+            known[self.walked[-1]] = self.store[index]
         if self.flow is not None:
-            self.flow.restore(self.behind.get(index))
-        with torch.no_grad(), replayed(self.model, behind, self.structure.rewritten):
+            self.flow.restore(self.merged_before.get(index))
+        with torch.no_grad(), replayed(self.model, known, self.structure.rewritten):
             values, written_over = self._pass(index, points, until)
             if written_over and not self.copies:
                 self.copies = True  # from now on, because this model overwrites observed values
                 if self.flow is not None:
-                    self.flow.restore(self.behind.get(index))
+                    self.flow.restore(self.merged_before.get(index))
                 values, _ = self._pass(index, points, until)
         return {point: seen[0] if len(seen) == 1 else Calls(seen) for point, seen in values.items()}
 
@@ -114,10 +114,10 @@ class Stream:
             # Outputs that later blocks than the next one read are kept until then.
             if found is not None:
                 found[index] = walk.kept(path, output, position + 1)
-            self.hollow[index][path] = map_tensors(output, lambda _, tensor: placeholder(tensor))
+            self.placeholders[index][path] = map_tensors(output, lambda _, tensor: placeholder(tensor))
             self.store[index] = walk.kept(path, output, position)
             if self.flow is not None:
-                self.behind[index] = self.merged[index]
+                self.merged_before[index] = self.merged[index]
         self.walked.append(path)
         if found is not None:
             self.lasting[path] = found

@@ -135,7 +135,7 @@ def refit_producers(pair: ModelPair, group: UnitGroup, consumers: Collection[str
 
 def _refit_together(pair: ModelPair, paths: list[str]) -> None:
     starts = [start_of(pair.target.model, path) for path in paths]
-    rows = ProducerRows(pair, paths, _relu_behind(pair, paths))
+    rows = ProducerRows(pair, paths, _relu_after(pair, paths))
     fit = pair.problem(torch.cat(starts, 1), rows).solve()
     for path, part in zip(paths, fit.solution.split([one.shape[1] for one in starts], 1), strict=True):
         overwrite(pair.target.model, path, dataclasses.replace(fit, solution=part))
@@ -156,7 +156,7 @@ def refit_consumer(pair: ModelPair, group: UnitGroup, small: UnitGroup, only_sca
     stream = [] if group.residual is None else [group.residual[0]]
     if len({pair.calls(one) for one in [*stream, path]}) > 1:
         return Fit(start, None, float("nan"), float("nan"), "it runs more often than the residual stream is seen")
-    relu = _relu_behind(pair, [path]) if group.residual is None else None
+    relu = _relu_after(pair, [path]) if group.residual is None else None
     shift = None if group.residual is None else shift_of_block_relu(pair.source, pair.structure, group)
     scale = scale[pair.kept_of(path)] if len(scale.shape) else scale
     rows = ConsumerRows(pair, group, scale, small.sublayer if dropped else None, relu, shift)
@@ -193,7 +193,7 @@ def _paired(
     return ModelPair(source, target, structure, batches, weights, kept)
 
 
-def _relu_behind(pair: ModelPair, paths: Sequence[str]) -> ReluTarget | None:
+def _relu_after(pair: ModelPair, paths: Sequence[str]) -> ReluTarget | None:
     """The ReLU that follows the layers that make a group's units, for the units that stay."""
     groups = pair.structure.groups
     group = next((group for group in groups if [one.path for one in group.producers] == list(paths)), None)

@@ -97,8 +97,8 @@ def tradeoff(panels: Sequence[Panel], metric: str, name: str = "tradeoff") -> st
             axes.set_ylabel(metric + (" (lower is better)" if METRICS[metric].lower_is_better else " (points)"))
         legend(figure, grid[0])
 
-    told = "; ".join(f"{panel.title}: {', '.join(map(_told, panel.points))}" for panel in panels)
-    return render(name, f"{metric} against cost. {told}", 0.5 + 2.6 * rows, draw)
+    described = "; ".join(f"{panel.title}: {', '.join(map(_described, panel.points))}" for panel in panels)
+    return render(name, f"{metric} against cost. {described}", 0.5 + 2.6 * rows, draw)
 
 
 def _panel(axes: Axes, panel: Panel) -> None:
@@ -145,5 +145,5 @@ def _stacked(points: Sequence[Point]) -> list[int]:
     return [rows[at] for at in range(len(points))]
 
 
-def _told(point: Point) -> str:
+def _described(point: Point) -> str:
     return f"{point.label} {point.accuracy:.2f} at {point.cost:.3g}"

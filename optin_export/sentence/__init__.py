@@ -127,10 +127,10 @@ def find_sentence_folder(source: str, task: str, fetch: bool = False) -> tuple[S
             f"set model.task: {tasks[kind]}" if kind in tasks else "use another model",
         )
     folder = _sentence_transformer(files, listed_modules(files, modules), settings)
-    return folder, _told(folder)
+    return folder, _notes_of(folder)
 
 
-def _told(folder: SentenceFolder) -> list[str]:
+def _notes_of(folder: SentenceFolder) -> list[str]:
     """Warnings about a folder that is used without changes."""
     found = []
     if folder.prompts:

@@ -125,7 +125,7 @@ class StepCache:
         shared: Path | None = None,
     ) -> None:
         self.run, self.force, self._changed, self._warn, self.shared = run, force, changed, warn, shared
-        self.executed, self._told = 0, False
+        self.executed, self._warned = 0, False
         self.warnings: list[str] = []
 
     def step(
@@ -149,9 +149,9 @@ class StepCache:
         record = self.run / FOLDER / f"{name}.json"
         if not self.force and (result := self._reuse(record, key, outputs, read)) is not None:
             return result
-        if not self._told:
+        if not self._warned:
             self._changed()
-            self._told = True
+            self._warned = True
         shared = self.shared / key[:32] if self.shared is not None and name in SHARED else None
         if shared is not None and not self.force:
             self._take(shared, record)

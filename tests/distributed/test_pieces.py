@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from optin_export.distributed.costs import Book
-from optin_export.distributed.file_transfer import Parcel, hashes_of, pack, unpack
+from optin_export.distributed.file_transfer import PackedFiles, hashes_of, pack, unpack
 from optin_export.distributed.finished_shards import Memory
 from optin_export.errors import InputError
 from optin_export.report import costs_of
@@ -21,9 +21,9 @@ def test_a_parcel_arrives_as_it_was_sent(tmp_path: Path) -> None:
     (source / "x").mkdir(parents=True)
     (source / "x" / "one").write_bytes(b"1" * 1000)
     (source / "two").write_bytes(b"22")
-    parcel = pickle.loads(pickle.dumps(pack(source, [source / "x" / "one", source / "two"])))
-    assert parcel.size == 1002
-    unpack(parcel, target)
+    packed = pickle.loads(pickle.dumps(pack(source, [source / "x" / "one", source / "two"])))
+    assert packed.size == 1002
+    unpack(packed, target)
     assert hashes_of(source) == hashes_of(target)
     (source / "two").write_bytes(b"3")
     assert set(pack(source, [source / "x" / "one", source / "two"], hashes_of(target)).files) == {"two"}
@@ -34,13 +34,13 @@ def test_a_parcel_stays_in_its_folder(tmp_path: Path, name: str) -> None:
     import hashlib
 
     with pytest.raises(InputError):
-        unpack(Parcel({name: b"x"}, {name: hashlib.sha256(b"x").hexdigest()}), tmp_path / "in")
+        unpack(PackedFiles({name: b"x"}, {name: hashlib.sha256(b"x").hexdigest()}), tmp_path / "in")
     assert not (tmp_path / "outside").exists()
 
 
 def test_a_damaged_parcel_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did not arrive"):
-        unpack(Parcel({"a": b"x", "b": b"y"}, {"a": "0" * 64, "b": "1" * 64}), tmp_path / "in")
+        unpack(PackedFiles({"a": b"x", "b": b"y"}, {"a": "0" * 64, "b": "1" * 64}), tmp_path / "in")
     assert not (tmp_path / "in").exists()
 
 

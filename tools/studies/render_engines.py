@@ -41,8 +41,8 @@ SUMMARY = """\
 Points lost: metric of the unpruned engine minus that of the pruned one, with a 95 % bootstrap interval over all
 held-out rows (negative: gained). Speedup: unpruned over pruned median latency, timed in turns, fp32, onnxruntime, one
 CPU thread; at the batch size with the smallest one, with its 95 % interval. Minutes: scoring, loss curves and repair on
-one thread (median over seeds; the machine was not always quiet), plus the measurement, without export. Further budgets of
-the same model reuse scores and loss curves.""".splitlines()
+one thread (median over seeds; the machine was not always quiet), plus the measurement, without export. Further budgets
+of the same model reuse scores and loss curves.""".splitlines()
 CAVEATS = """\
 Read with care: most SST-2 rows are [parts of training texts](#minilm-l6-on-sst-2-minilm-sst2), the SegFormer checkpoint
 is undertrained, and defaults were chosen on these rows ([which rows](#accuracy-without-retraining)).""".splitlines()
