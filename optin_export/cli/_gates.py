@@ -167,7 +167,7 @@ def _disturbed(gates: GatesFile, one: LatencyResult | None) -> str:
 
 
 def _matching(where: Where, report: Report) -> Iterator[tuple[str, LatencyResult | None]]:
-    """(where it was measured, the measurement) for each one that a gate judges; (why, None) if there is none."""
+    """(where it was measured, the measurement) for each that a gate judges; (why, None) without one."""
     machines: dict[str | None, list[LatencyResult]] = {None: list(report.latency)}
     for result in report.elsewhere:
         machines.setdefault(result.machine, []).extend(result.latency)

@@ -94,7 +94,7 @@ ship_option = click.option(
 
 
 def command_of(name: str) -> click.Command | None:
-    """The command of this name; None if there is none. Only its module is imported."""
+    """The command with this name, or None. Only its module is imported."""
     if name not in COMMANDS:
         return None
     found: click.Command = getattr(importlib.import_module(f"optin_export.cli.{name}"), name)

@@ -95,9 +95,11 @@ def parse(trt: Any, builder: Any, log: Any, onnx: Path) -> tuple[Any, Any]:
     # The parser needs the path to find external weights.
     if not parser.parse(onnx.read_bytes(), str(onnx)):
         every = [parser.get_error(index) for index in range(parser.num_errors)]
-        told = "; ".join(f"{refusal.node_operator()} '{refusal.node_name()}': {refusal.desc()}" for refusal in every)
+        errors = "; ".join(f"{refusal.node_operator()} '{refusal.node_name()}': {refusal.desc()}" for refusal in every)
         raise ParityError(
-            f"{trt.__name__} cannot parse {onnx.name}", told[:600] or log.reason(), "replace the operator, or report it"
+            f"{trt.__name__} cannot parse {onnx.name}",
+            errors[:600] or log.reason(),
+            "replace the operator, or report it",
         )
     return definition, parser
 
@@ -274,23 +276,23 @@ def cut(array: np.ndarray, axes: Mapping[int, tuple[str, int]], given: Mapping[s
 def layers_of(information: str) -> dict[str, Any]:
     """The inspector's description of an engine: {"Layers": one entry each, a name or (detailed) a dictionary, ...}"""
     try:
-        told = json.loads(information)
-        return told if isinstance(told.get("Layers"), list) else {"unavailable": "the inspector returned no layers"}
+        found = json.loads(information)
+        return found if isinstance(found.get("Layers"), list) else {"unavailable": "the inspector returned no layers"}
     except (ValueError, AttributeError):
         return {"unavailable": f"the inspector returned no JSON: {information[:100]}"}
 
 
-def count_layers(told: Mapping[str, Any]) -> dict[str, int]:
+def count_layers(found: Mapping[str, Any]) -> dict[str, int]:
     """{"layers", "fused_attention"}: number of all layers, and of kernels for a whole attention, by name or tactic.
 
     TensorRT calls these kernels mha (`_gemm_mha_v2`, fmha, fused_mha_v2); it names other attention layers differently.
     """
-    if "Layers" not in told:
+    if "Layers" not in found:
         return {}
     words = [
         " ".join(str(layer.get(key, "")) for key in ("Name", "LayerType", "TacticName"))
         if isinstance(layer, dict)
         else str(layer)
-        for layer in told["Layers"]
+        for layer in found["Layers"]
     ]
     return {"layers": len(words), "fused_attention": sum(bool(_FUSED.search(word)) for word in words)}

@@ -186,9 +186,9 @@ def _write_layers(trt: Any, log: Any, path: Path, target: Target) -> dict[str, A
         write_json(_layers(path), {"unavailable": reason or log.reason()})
         return {}
     inspector = engine.create_engine_inspector()
-    told = network.layers_of(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-    write_json(_layers(path), told)
-    return network.count_layers(told)
+    described = network.layers_of(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    write_json(_layers(path), described)
+    return network.count_layers(described)
 
 
 def check_record(path: Path, library: str, version: str, device: str | None) -> dict[str, Any]:

@@ -51,9 +51,9 @@ def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Ar
         tools, prepare = _import()
         with contextlib.closing(Scratch()) as scratch:
             prepared = scratch.path / "prepared.onnx"
-            beside = {"external_data_location": data_file(prepared).name, "save_as_external_data": True}
+            external_file = {"external_data_location": data_file(prepared).name, "save_as_external_data": True}
             with writing(prepared):
-                prepare(str(source), str(prepared), skip_symbolic_shape=True, **(beside if external else {}))
+                prepare(str(source), str(prepared), skip_symbolic_shape=True, **(external_file if external else {}))
             if section.quantization == "dynamic":
                 _dynamic(tools, prepared, path, external)
             else:

@@ -70,7 +70,7 @@ def _copied(module: nn.Module) -> nn.Module:
         raise InputError(
             "the model cannot be copied",
             f"{type(error).__name__}: {error}"[:300],
-            "remove what it holds beside weights, such as kept activations, files or processes",
+            "remove what it holds in addition to weights, such as kept activations, files or processes",
         ) from error
 
 

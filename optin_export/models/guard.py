@@ -85,10 +85,10 @@ class Allocations(TorchDispatchMode):
         try:
             with torch.utils._python_dispatch._disable_current_modes():
                 kwargs = {name: value for name, value in kwargs.items() if name != "device"}
-                told = func(*tree_map(shape_only, args), **tree_map(shape_only, kwargs))
+                shaped = func(*tree_map(shape_only, args), **tree_map(shape_only, kwargs))
         except Exception:
             return
-        made = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(told) if isinstance(leaf, torch.Tensor))
+        made = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(shaped) if isinstance(leaf, torch.Tensor))
         if made > self.limit:
             raise TooLarge(f"{func.__name__} would take {made >> 20} MiB, of {self.limit >> 20} MiB")
 

@@ -79,10 +79,10 @@ def load_model(section: ModelSection, seed: int = 0, lookup: Lookup | None = Non
     torch.manual_seed(seed)  # for weights: random
     sentence, notes = find_sentence_folder(rest if prefix == "hf" else "", section.task, lookup is None)
     if prefix == "hf":
-        module, architecture, origin, told = _load_transformers(section, rest, lookup, sentence)
+        module, architecture, origin, further = _load_transformers(section, rest, lookup, sentence)
     else:
-        module, architecture, origin, told = {"timm": _load_timm, "py": _load_python}[prefix](section, rest, lookup)
-    return as_loaded(module, architecture, section, origin, [*notes, *told], sentence, looked_up=lookup is not None)
+        module, architecture, origin, further = {"timm": _load_timm, "py": _load_python}[prefix](section, rest, lookup)
+    return as_loaded(module, architecture, section, origin, [*notes, *further], sentence, looked_up=lookup is not None)
 
 
 def as_loaded(
@@ -121,10 +121,10 @@ def as_loaded(
         )
     if sentence is not None:
         load = partial(_load_layer, notes=notes, looked_up=looked_up)
-        wrapped, told = wrap_sentence(module, architecture, section, sentence, origin, load)
+        wrapped, further = wrap_sentence(module, architecture, section, sentence, origin, load)
         if not looked_up:
             _refuse_bad_weights(wrapped, section.source)
-        notes += told
+        notes += further
     else:
         wrapped = wrap(module, section.task, section.pooling, bool(section.normalize))
     return LoadedModel(wrapped, architecture, origin, dict(labels), tuple(notes), looked_up, sentence)

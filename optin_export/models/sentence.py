@@ -148,7 +148,7 @@ def chosen_steps(folder: SentenceFolder, section: ModelSection) -> tuple[list[St
 
     Raises InputError for a pooling that the folder's next module cannot take.
     """
-    told: list[str] = []
+    contradictions: list[str] = []
     steps: list[tuple[Step, int | None]] = [(dict(step), index) for index, step in enumerate(folder.steps)]
     if section.pooling is not None and folder.poolings != (section.pooling,):
         places = [at for at, (step, _) in enumerate(steps) if step["module"] == "pooling"]
@@ -160,7 +160,7 @@ def chosen_steps(folder: SentenceFolder, section: ModelSection) -> tuple[list[St
                 "leave model.pooling out",
             )
         steps[places[0]][0]["modes"] = [section.pooling]
-        told.append(_contradiction("pooling", section.pooling, " and ".join(folder.poolings), folder.source))
+        contradictions.append(_contradiction("pooling", section.pooling, " and ".join(folder.poolings), folder.source))
     if section.normalize is not None and section.normalize != folder.normalizes:
         last = max(at for at, (step, _) in enumerate(steps) if step["module"] != "truncate")
         if section.normalize:
@@ -168,8 +168,8 @@ def chosen_steps(folder: SentenceFolder, section: ModelSection) -> tuple[list[St
         else:
             del steps[last]
         given, found = (str(value).lower() for value in (section.normalize, folder.normalizes))
-        told.append(_contradiction("normalize", given, found, folder.source))
-    return [step for step, _ in steps], [index for _, index in steps], told
+        contradictions.append(_contradiction("normalize", given, found, folder.source))
+    return [step for step, _ in steps], [index for _, index in steps], contradictions
 
 
 def _contradiction(field: str, given: str, found: str, source: str) -> str:

@@ -42,7 +42,7 @@ class TextModel(nn.Module):
     `sentence_embedding` [batch, hidden], `scores` (a CrossEncoder with an activation) or `logits`: [batch, classes];
     per token, [batch, sequence, classes or vocabulary]; for question answering, [batch, 2, sequence] (start, end).
 
-    head: from token states to the embedding; None if there is none, or if the model does its own pooling.
+    head: from token states to the embedding; None without one, or if the model does its own pooling.
     reads_mask: false for an encoder that treats padding like any other text; it takes no attention_mask.
     """
 

@@ -136,23 +136,23 @@ def kept(runs: Sequence[Run]) -> dict[tuple[int, str], tuple[tuple[int, int] | N
 
 
 def warnings_of(groups: Sequence[Group]) -> list[str]:
-    told = []
+    remarks = []
     if len(groups) > 1:
         kinds = ", ".join(one.title for one in groups)
-        told.append(
+        remarks.append(
             f"The runs are of {len(groups)} tasks, metrics or evaluation data, which are not compared: {kinds}."
         )
     for group in groups:
         name = group.title
         reports = [run.report for run in group.runs]
         if len({report.model.get("source") for report in reports}) > 1:
-            told.append(f"{name}: the runs are of different models.")
+            remarks.append(f"{name}: the runs are of different models.")
         if len({one.accuracy.base for one in reports if one.accuracy}) > 1:
-            told.append(f"{name}: the unpruned models differ in accuracy: other weights or another engine.")
+            remarks.append(f"{name}: the unpruned models differ in accuracy: other weights or another engine.")
         if len({machine_of(report.environment) for report in reports}) > 1:
-            told.append(f"{name}: the runs are from different machines; each has its own front.")
-        told += [f"{run.label}: its recipe.yaml cannot be read." for run in group.runs if not run.recipe]
-    return told
+            remarks.append(f"{name}: the runs are from different machines; each has its own front.")
+        remarks += [f"{run.label}: its recipe.yaml cannot be read." for run in group.runs if not run.recipe]
+    return remarks
 
 
 def render(comparison: Comparison) -> str:

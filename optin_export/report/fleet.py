@@ -53,12 +53,12 @@ def _gate(target: Target, found: MachineResult | None, reason: str | None) -> Ga
             why = next(engine.unmeasured for engine in found.engines if engine.unmeasured) + f" on {found.machine}"
         return Gate(name, "gate", ">=", 1.0, None, False, f"not evaluated: {why}")
     passed = sum(gate.passed for gate in found.gates)
-    told = "; ".join(
+    details = "; ".join(
         f"{gate.name} {'not evaluated' if gate.measured is None else f'{gate.measured:.4g}'} "
         f"({gate.relation} {gate.required:g})"
         for gate in found.gates
     )
     wrong = any(gate.kind == "parity" and not gate.passed for gate in found.gates)
     kind: Literal["parity", "gate"] = "parity" if wrong else "gate"
-    note = f"gates on {found.machine}: {told}"
+    note = f"gates on {found.machine}: {details}"
     return Gate(name, kind, ">=", float(len(found.gates)), float(passed), passed == len(found.gates) > 0, note)

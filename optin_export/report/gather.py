@@ -22,7 +22,7 @@ LARGEST = 64 << 20
 @dataclass(frozen=True)
 class Run:
     """label: unique among the compared runs. recipe: "section.field" -> value as text; empty without a readable recipe.
-    evaluation: hash of the evaluation data from the manifest, "" if there is none."""
+    evaluation: hash of the evaluation data from the manifest, or ""."""
 
     label: str
     folder: Path

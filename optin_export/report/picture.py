@@ -60,8 +60,8 @@ def network(
 
 def _group(one: GroupResult, kept: Sequence[int], x: float, y: float, room: float) -> str:
     """Units of one group from left to right in the order of their indices, and how many stay."""
-    told = f"block {one.block}, {one.kind}: {one.kept} of {one.count} stay"
-    parts = [f"<g><title>{html.escape(told)}</title>"]
+    hint = f"block {one.block}, {one.kind}: {one.kept} of {one.count} stay"
+    parts = [f"<g><title>{html.escape(hint)}</title>"]
     if one.kept == 0:
         parts.append(
             f'<rect x="{x:.1f}" y="{y}" width="{room:.1f}" height="{HEIGHT}" class="gone" stroke-dasharray="4 3"/>'

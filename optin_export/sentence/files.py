@@ -23,7 +23,7 @@ class Files:
         self.unknown: list[str] = []
 
     def find(self, name: str) -> Path | None:
-        """The file of this name; None if there is none."""
+        """The file with this name, or None."""
         if self.local:
             path = Path(self.name) / name
             return path if path.is_file() else None
@@ -44,7 +44,7 @@ class Files:
         return None
 
     def read(self, name: str) -> Any:
-        """The value in a JSON file; None if there is none. Raises InputError for a file that cannot be read."""
+        """The value in a JSON file, or None without that file. Raises InputError for a file that cannot be read."""
         path = self.find(name)
         if path is None:
             return None
@@ -54,7 +54,7 @@ class Files:
             raise InputError(f"cannot read {name} of {self.name}", str(error)[:200], "restore that file") from None
 
     def settings(self, name: str) -> dict[str, Any]:
-        """The object in a JSON file, {} if there is none. Raises InputError for anything else."""
+        """The object in a JSON file, or {} if the file is missing. Raises InputError for anything else."""
         value = self.read(name)
         if value is None and self.find(name) is None:
             return {}

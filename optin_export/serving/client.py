@@ -143,10 +143,10 @@ class Connection:
                 outputs=[self._module.InferRequestedOutput(output)],
                 **self._limits,
             )
-            told = answer.get_output(output)
-            if told is None:
+            metadata = answer.get_output(output)
+            if metadata is None:
                 raise ParityError(f"{model} does not return '{output}'", "its answer has no such output", _SHIP_AGAIN)
-            kind, shape = _described(told if isinstance(told, dict) else _as_dict(told))
+            kind, shape = _described(metadata if isinstance(metadata, dict) else _as_dict(metadata))
             if kind not in _NUMPY or shape != self.shape:
                 raise ParityError(
                     f"{model} answered with {kind} of shape {list(shape)[:8]}",
@@ -279,8 +279,8 @@ def _described(one: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
     return _text(one["datatype"]), dims
 
 
-def _as_dict(told: Any) -> dict[str, Any]:
-    return {"datatype": told.datatype, "shape": list(told.shape)}
+def _as_dict(metadata: Any) -> dict[str, Any]:
+    return {"datatype": metadata.datatype, "shape": list(metadata.shape)}
 
 
 def _unimplemented(error: Exception) -> bool:

@@ -151,10 +151,10 @@ def judged_again(folder: Path, recipe: Recipe) -> list[Gate]:
         gates = judge(recipe.gates, budget, spent, measured, macs=macs)
         if not recipe.here:
             gates = [gate for gate in gates if gate.name.startswith("budget.")]
-        told = {one["name"]: one for one in report["verdict"]["gates"]}
+        reported = {one["name"]: one for one in report["verdict"]["gates"]}
         for target in recipe.fleet:
             name = f"target.{target.name}"
-            required, seen = float(told[name]["required"]), told[name]["measured"]
+            required, seen = float(reported[name]["required"]), reported[name]["measured"]
             passed = seen is not None and seen >= required > 0
             gates.append(Gate(name, "gate", ">=", required, seen, passed, "gates that hold on a node that has it"))
         return gates
@@ -187,7 +187,7 @@ def without_folders(source: str) -> str:
 
 
 def license_of(source: str) -> str:
-    """The licence in the front matter of the model's README; 'unknown' if there is none.
+    """The licence in the front matter of the model's README; 'unknown' without one.
 
     Nothing is downloaded: a hub model's README counts if it is in the local cache.
     """

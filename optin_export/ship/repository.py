@@ -146,7 +146,7 @@ def _exchange(repository: Path, names: Sequence[str], exchange: Path) -> None:
 
 
 def put_in_order(repository: Path) -> None:
-    """Undo the renames of a change that was killed; does nothing if there is none."""
+    """Undo the renames of a change that was killed; does nothing without one."""
     if os.path.lexists(private_folder(repository) / journal.NAME):
         with _locked(repository):
             pass

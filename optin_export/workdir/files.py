@@ -155,8 +155,8 @@ def _disk_trouble(error: Exception, folder: int, name: str) -> str | None:
         if most != resource.RLIM_INFINITY and size >= most:
             return os.strerror(errno.EFBIG)
     # Our own error is already explained, whatever words it quotes.
-    told = "" if isinstance(error, OptinError) else str(error)
-    return next(iter(told.strip().splitlines()), "")[:300] if _DISK.search(told) else None
+    message = "" if isinstance(error, OptinError) else str(error)
+    return next(iter(message.strip().splitlines()), "")[:300] if _DISK.search(message) else None
 
 
 def _cannot_write(path: Path, why: str) -> EnvironmentLacks:

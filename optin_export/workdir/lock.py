@@ -100,18 +100,18 @@ def _locked(file: BinaryIO, folder: Path, wait: bool) -> BinaryIO:
 
 def _tell(file: BinaryIO, doing: str) -> None:
     since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    told = {"doing": doing, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
+    holder = {"doing": doing, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
     with contextlib.suppress(OSError):  # a full disk, or opened for reading only: the lock is still held
         file.seek(0)
         file.truncate()
-        file.write(json.dumps(told).encode() + b"\n")
+        file.write(json.dumps(holder).encode() + b"\n")
 
 
 def _holder(file: BinaryIO) -> str:
     try:
         file.seek(0)
-        told = json.loads(file.read(10_000))
-        return f"{told['doing']} (process {told['pid']} on {told['host']}, since {told['since']})"
+        holder = json.loads(file.read(10_000))
+        return f"{holder['doing']} (process {holder['pid']} on {holder['host']}, since {holder['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another optin-export"
 

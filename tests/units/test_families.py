@@ -92,20 +92,23 @@ class Case:
                     np.testing.assert_allclose(got, np.broadcast_to(got[:1], got.shape), atol=1e-6)
 
 
-#: The first model of each family: the longer suites take it, and a nightly the others.
+#: The first model of each family. The core suite checks it, the longer suites check all, a nightly exports all.
 FIRST = {family: name for name, (family, _, _) in reversed(MODELS.items())}.values()
 
 
-def by_tier(core: Collection[str], *names: str) -> list[Any]:
-    """Models as parameters: those of `core` for the core suite, others for longer ones, as an export takes seconds."""
+def by_tier(core: Collection[str], *names: str, others: pytest.MarkDecorator = pytest.mark.nightly) -> list[Any]:
+    """Models as parameters: those of `core` for the core suite, the first of each family for the longer ones.
+
+    others: the mark of all other models; an export takes seconds.
+    """
 
     def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
-        return () if name in core else (pytest.mark.slow,) if name in FIRST else (pytest.mark.nightly,)
+        return () if name in core else (pytest.mark.slow,) if name in FIRST else (others,)
 
     return [pytest.param(name, marks=marks(name)) for name in names]
 
 
-@pytest.fixture(scope="module", params=by_tier(FIRST, *MODELS))
+@pytest.fixture(scope="module", params=by_tier(FIRST, *MODELS, others=pytest.mark.slow))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -224,6 +227,7 @@ def test_onnx_reproduces_the_model(case: Case) -> None:
 
 
 @pytest.mark.rtx
+@pytest.mark.parametrize("case", by_tier(FIRST, *MODELS), indirect=True)
 def test_tensorrt_parses_and_builds_the_model(case: Case) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'optin-export[rtx]'")
     sequence = "input_ids" in case.inputs(2, 5)

@@ -23,6 +23,7 @@ def kills(content: dict[str, Any]) -> list[str]:
     runs, shipments, machine = content["run"], content["shipment"], content["environment"]
     compared = content["compared"]["run"]
     states = next(iter(shipments["by_stage"].values()))
+    labels = [state.replace("writing beside", "writing next to it") for state in states]
     rows = [
         [step, *(str(counts[state]) for state in states), str(sum(counts.values()))]
         for step, counts in shipments["by_stage"].items()
@@ -42,7 +43,7 @@ def kills(content: dict[str, Any]) -> list[str]:
         "",
         *markdown_table(["run killed in", "kills"], [[stage, str(count)] for stage, count in runs["by_stage"].items()]),
         "",
-        *markdown_table(["shipment killed", *states, "all"], rows),
+        *markdown_table(["shipment killed", *labels, "all"], rows),
     ]
 
 

@@ -20,8 +20,8 @@ MOST_PIXELS = 64_000_000
 
 
 def _arithmetic() -> Any:
-    beside = Path(__file__).with_name("image_pixels.py")
-    spec = importlib.util.spec_from_file_location("image_pixels", beside) if beside.is_file() else None
+    neighbour = Path(__file__).with_name("image_pixels.py")
+    spec = importlib.util.spec_from_file_location("image_pixels", neighbour) if neighbour.is_file() else None
     if spec is None or spec.loader is None:  # not in a model repository: the package's own
         return importlib.import_module("optin_export.data.pixels")
     module = importlib.util.module_from_spec(spec)

@@ -40,7 +40,7 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
         )
     consumer = block.get_submodule(second)
     shortcut = getattr(block, "shortcut", nn.Identity())
-    beside: Any = (f"{path}.{depthwise}", 0) if isinstance(shortcut, nn.Identity) else (f"{path}.shortcut", "output")
+    residual: Any = (f"{path}.{depthwise}", 0) if isinstance(shortcut, nn.Identity) else (f"{path}.shortcut", "output")
     return (
         UnitGroup(
             block=index,
@@ -49,7 +49,7 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
             width=1,
             producers=(Producer(f"{path}.{first}"),),
             consumer=f"{path}.{second}",
-            residual=beside,
+            residual=residual,
             scale=f"{path}.{scale}" if getattr(block, scale, None) is not None else None,
             sublayer=None,
             arrange=_channels_last if isinstance(consumer, nn.Linear) else None,

@@ -19,12 +19,12 @@ def _is_block(module: nn.Module) -> bool:
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     """timm: conv1, conv2, se, conv3 and downsample; torchvision: the same layers in `f`, and proj."""
     names, body = (("proj",), "f") if hasattr(block, "f") else (("downsample",), "")
-    beside = getattr(block, names[0])
+    shortcut = getattr(block, names[0])
     first = "f.a.0" if body else "conv1.conv"
     residual: Any = (f"{path}.{first}", 0)
-    if beside is not None and not isinstance(beside, nn.Identity):
+    if shortcut is not None and not isinstance(shortcut, nn.Identity):
         residual = (f"{path}.{names[0]}", "output")
-    elif not body and beside is None:
+    elif not body and shortcut is None:
         residual = None  # timm's word for a block without a shortcut
     return expansion(block.get_submodule(body), f"{path}.{body}" if body else path, index, residual, names)
 
