@@ -21,7 +21,7 @@ Point = tuple[str, Any]
 
 
 class _Stop(Exception):
-    """Ends a forward pass once the module of interest has run."""
+    """Ends a forward pass once the module of interest has run. Its argument is the token of the capture that it ends."""
 
 
 @contextlib.contextmanager
@@ -41,17 +41,20 @@ def capture(
         stop: the module after which the body ends, as if it were complete; later layers do not run.
         calls: number of calls of `stop` after which the body ends.
     """
-    left = calls
+    left, token = calls, object()
 
     def stops(module: nn.Module, args: Any, output: Any) -> None:
         nonlocal left
         left -= 1
         if left == 0:
-            raise _Stop
+            raise _Stop(token)
+
+    def is_own_stop(kind: Any, error: BaseException | None, trace: Any) -> bool:
+        return isinstance(error, _Stop) and error.args[0] is token
 
     with contextlib.ExitStack() as stack:
         if stop is not None:
-            stack.enter_context(contextlib.suppress(_Stop))
+            stack.push(is_own_stop)
         for path, before in (inputs or {}).items():
             hook = _input_hook(path, before)
             handle = model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)

@@ -93,6 +93,18 @@ def test_a_stop_ends_only_its_own_body(net: Net) -> None:
     assert part == {} and len(whole["last", "output"]) == 1
 
 
+@pytest.mark.parametrize(("outer", "inner"), [("first", "again"), ("again", "first")])
+def test_a_stop_within_a_stop_ends_only_its_own_body(net: Net, outer: str, inner: str) -> None:
+    ended = {"outer": True, "inner": True}
+    with capture(net, stop=outer):
+        with capture(net, stop=inner):
+            net(X)
+            ended["inner"] = False
+        ended["outer"] = False
+    # The pass ends at whichever layer runs first; the body of the other capture goes on only if that was the inner one.
+    assert ended == {"outer": outer == "first", "inner": True} and hooks(net) == 0
+
+
 def test_what_layers_read_is_that_of_the_last_pass(net: Net) -> None:
     with layer_inputs(net, ["first", "again"]) as seen:
         net(X + 1)
