@@ -80,17 +80,14 @@ def roll_back(repository: Path, name: str) -> list[str]:
     check_name(name)
     if not repository.is_dir():
         raise InputError(f"{repository} is not a model repository", "there is no such folder", "give its path")
+    if not os.path.lexists(private_folder(repository)):  # the lock would create it
+        raise _nothing_kept(repository, name)
     with _locked(repository) as undone:
         if name in undone:
             return undone
         kept = private_folder(repository) / "previous"
         if not (kept / name).is_dir():
-            known = sorted(path.name for path in kept.glob("*")) if kept.is_dir() else []
-            raise InputError(
-                f"there is no earlier '{name}' of {repository}",
-                f"available: {', '.join(known) or 'none'}",
-                "choose one of them, or ship an older run",
-            )
+            raise _nothing_kept(repository, name)
         run = run_of(kept / name)
         names = [path.name for path in sorted(kept.iterdir()) if run_of(path) == run] if run else [name]
         try:
@@ -104,6 +101,15 @@ def roll_back(repository: Path, name: str) -> list[str]:
         except OSError as error:
             raise _unwritable(repository, error) from error
     return names
+
+
+def _nothing_kept(repository: Path, name: str) -> InputError:
+    known = sorted(path.name for path in (private_folder(repository) / "previous").glob("*"))
+    return InputError(
+        f"there is no earlier '{name}' of {repository}",
+        f"available: {', '.join(known) or 'none'}",
+        "choose one of them, or ship an older run",
+    )
 
 
 def _swap(

@@ -99,6 +99,15 @@ def test_nothing_to_go_back_to(place: Path, tmp_path: Path) -> None:
         roll_back(place, "../m")
 
 
+def test_a_rollback_writes_nothing_where_nothing_was_shipped(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(InputError, match="no earlier 'm'") as refused:
+        roll_back(folder, "m")
+    assert "available: none" in str(refused.value)
+    assert list(tmp_path.rglob("*")) == [folder]
+
+
 @pytest.mark.parametrize("at", range(1, 7))
 def test_whatever_rename_fails_the_repository_is_as_before(
     place: Path, at: int, monkeypatch: pytest.MonkeyPatch
