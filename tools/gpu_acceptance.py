@@ -303,7 +303,7 @@ def _cells(
     """One entry per batch size, share of MACs and mode: a latency with its raw blocks."""
     from optin_export.engines import modes
     from optin_export.measure.gpu import GpuLog, memory_of
-    from optin_export.measure.latency import measure_latency
+    from optin_export.measure.latency import LatencySettings, measure_latency
 
     log = GpuLog()
     for batch in batches:
@@ -316,17 +316,10 @@ def _cells(
                         entry["failed"] = "no time was left"
                     else:
                         log.entries = []
-                        result = measure_latency(
-                            loads["base"],
-                            loads[which],
-                            inputs,
-                            target=target,
-                            batch=batch,
-                            sequence=case.sample[0] if case.is_text else None,
-                            seed=0,
-                            mode=mode,
-                            after_block=log.read,
-                        ).to_json()
+                        sequence = case.sample[0] if case.is_text else None
+                        settings = LatencySettings(target, batch, sequence, 0, mode)
+                        pair = loads["base"], loads[which]
+                        result = measure_latency(*pair, inputs, settings, after_block=log.read).to_json()
                         entry["latency"] = {**result, "samples": _rounded(result["samples"])}
                         entry["clocks"], entry["clocks_note"] = log.entries, log.note
                         if mode == "call" and target.endswith("cuda"):

@@ -19,7 +19,7 @@ from optin_export.measure.doubts import Doubt, doubts
 from optin_export.measure.gate import Gate, judge
 from optin_export.measure.gpu import measure_modes
 from optin_export.measure.interleaved import Interleaved, interleave
-from optin_export.measure.latency import Latency, Load, measure_latency
+from optin_export.measure.latency import Latency, LatencySettings, Load, measure_latency
 from optin_export.measure.metrics import METRICS, Metric
 from optin_export.measure.neighbours import BUSY
 from optin_export.measure.parity import TOLERANCES, ParityCase, Tolerance, compare
@@ -39,6 +39,7 @@ __all__ = [
     "Interleaved",
     "Interval",
     "Latency",
+    "LatencySettings",
     "Load",
     "MeasureSettings",
     "Measured",
@@ -96,7 +97,7 @@ class MeasureSettings:
 
     batches: batch sizes of parity and latency. sequence: tokens per row of text. seed: seed of intervals and of the
     order of blocks. judged: target name -> the mode that gates apply to, if not `CALL`. precision: precision of the
-    judged engines. classes: axis of the classes in the output, for `compare`. other_work: see `measure_latency`.
+    judged engines. classes: axis of the classes in the output, for `compare`. other_work: see `LatencySettings`.
     """
 
     batches: Sequence[int]
@@ -161,14 +162,16 @@ def measure_engines(
             built[base],
             built[pruned],
             rows(batch, True),
-            target=target,
-            batch=batch,
-            sequence=settings.sequence,
-            seed=settings.seed,
-            judged=settings.judged.get(target, CALL),
-            precision=precision,
+            LatencySettings(
+                target,
+                batch,
+                settings.sequence,
+                settings.seed,
+                mode=settings.judged.get(target, CALL),
+                precision=precision,
+                other_work=settings.other_work,
+            ),
             plain={name: built[name] for name in MODELS},
-            other_work=settings.other_work,
         )
     ]
     return Measured(tuple(parity), accuracy, tuple(latency))

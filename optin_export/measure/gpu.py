@@ -12,9 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from optin_export.engines import CALL, Engine, modes
+from optin_export.engines import Engine, modes
 from optin_export.errors import EnvironmentLacks, OptinError
-from optin_export.measure.latency import Latency, Load, measure_latency
+from optin_export.measure.latency import Latency, LatencySettings, Load, measure_latency
+from optin_export.recipe import MODELS, engine_name
 
 
 @runtime_checkable
@@ -26,21 +27,19 @@ def measure_modes(
     base: Load,
     pruned: Load,
     inputs: Mapping[str, np.ndarray],
-    *,
-    judged: str = CALL,
+    settings: LatencySettings,
     plain: Mapping[str, Load] | None = None,
-    **rest: Any,
 ) -> list[Latency]:
-    """One measurement per mode that the engines have; on the CPU that is one. `rest`: as for `measure_latency`.
+    """One measurement per mode that the engines have; on the CPU that is one. See `measure_latency`.
 
-    judged: the mode that gates apply to. If it fails, that is an error; another mode that fails is recorded as
-    unmeasured, with the reason. plain: the fp32 pair, measured in the same blocks, if `precision` is not fp32.
+    The mode of `settings` is the one that gates apply to. If it fails, that is an error; another mode that fails is
+    recorded as unmeasured, with the reason. plain: the fp32 pair, measured in the same blocks, if the precision is
+    another.
     """
-    precision = rest.get("precision", "fp32")
-    suffix = "" if precision == "fp32" else f".{precision}"
-    loads = {**(plain or {}), f"base{suffix}": base, f"pruned{suffix}": pruned}
+    judged, (unpruned, smaller) = settings.mode, (engine_name(model, settings.precision) for model in MODELS)
+    loads = {**(plain or {}), unpruned: base, smaller: pruned}
     engines = {name: load() for name, load in loads.items()}
-    base_modes = modes(engines[f"base{suffix}"])
+    base_modes = modes(engines[unpruned])
     shared = [mode for mode in base_modes if all(mode in modes(engine) for engine in engines.values())]
     if judged not in shared:
         raise EnvironmentLacks(
@@ -51,10 +50,10 @@ def measure_modes(
     del engines  # every measurement loads its own engines
     found: list[Latency] = []
     failed: dict[str, str] = {}
-    measured = partial(measure_latency, base, pruned, inputs, plain=plain, **rest)
+    measured = partial(measure_latency, base, pruned, inputs, plain=plain)
     for mode in shared:
         try:
-            found.append(_measured(measured, mode, log))
+            found.append(_measured(measured, replace(settings, mode=mode), log))
         except (OptinError, RuntimeError) as error:  # RuntimeError: libraries cannot capture a graph
             if mode == judged:
                 raise
@@ -70,12 +69,12 @@ def memory_of(engine: Engine, inputs: Mapping[str, np.ndarray]) -> dict[str, int
     return engine.memory(inputs) if isinstance(engine, _KnowsMemory) else {}
 
 
-def _measured(measured: Callable[..., Latency], mode: str, log: GpuLog | None) -> Latency:
+def _measured(measured: Callable[..., Latency], settings: LatencySettings, log: GpuLog | None) -> Latency:
     """measured: `measure_latency` of these engines."""
     if log is None:
-        return measured(mode=mode)
+        return measured(settings)
     log.entries = []
-    result = measured(mode=mode, after_block=log.read)
+    result = measured(settings, after_block=log.read)
     return replace(result, clocks=tuple(log.entries), clocks_note=log.note)
 
 

@@ -141,43 +141,54 @@ def narrow(speedup: Speedup) -> bool:
     return speedup.ci_high - speedup.ci_low <= 2 * NARROW * speedup.median
 
 
+@dataclass(frozen=True)
+class LatencySettings:
+    """One measurement. target, batch, sequence: of the engines and their inputs, as the result names them.
+
+    seed: seed of the order of blocks and of intervals. mode: what one call includes, one of the engines' modes.
+    precision: precision of the judged pair. other_work: share of the machine's CPU time that other work may take; above
+    it the measurement is repeated after a pause, ATTEMPTS times at most, and the one with the least other work is
+    returned.
+    """
+
+    target: str
+    batch: int
+    sequence: int | None
+    seed: int
+    mode: str = CALL
+    precision: str = "fp32"
+    other_work: float = BUSY
+
+
 def measure_latency(
     base: Load,
     pruned: Load,
     inputs: Mapping[str, np.ndarray],
+    settings: LatencySettings,
     *,
-    target: str,
-    batch: int,
-    sequence: int | None,
-    seed: int,
-    mode: str = CALL,
-    precision: str = "fp32",
     plain: Mapping[str, Load] | None = None,
-    other_work: float = BUSY,
     after_block: Callable[[], None] = lambda: None,
 ) -> Latency:
     """Measure engines on `inputs` in rounds of interleaved blocks.
 
     Args:
-        base, pruned: load the pair that is judged, both in `precision`; called once or twice per round.
-        plain: the same for the fp32 pair by name, if `precision` is another.
-        mode: what one call includes, one of the engines' modes.
-        other_work: share of the machine's CPU time that other work may take; above it the measurement is repeated after
-            a pause, ATTEMPTS times at most, and the one with the least other work is returned.
+        base, pruned: load the pair that is judged, both in the settings' precision; called once or twice per round.
+        plain: the same for the fp32 pair by name, if that precision is another.
         after_block: called after each block, outside of what is timed.
     """
+    mode, precision = settings.mode, settings.precision
     names = [engine_name(model, precision) for model in MODELS]
     judged, faster = names
     loads = {**(plain or {}), judged: base, faster: pruned, AGAIN: base}
     best: tuple[_Arms, Neighbours | None] | None = None
     for attempt in range(1, ATTEMPTS + 1):
-        arms = _Arms(loads, judged, faster, inputs, mode, np.random.default_rng(seed))
+        arms = _Arms(loads, judged, faster, inputs, mode, np.random.default_rng(settings.seed))
         watch = Watch()
         arms.measure(after_block)
         seen = watch.seen()
         if best is None or best[1] is None or (seen is not None and seen.share < best[1].share):
             best = arms, seen
-        if seen is None or seen.share <= other_work:
+        if seen is None or seen.share <= settings.other_work:
             break
         if attempt < ATTEMPTS:
             time.sleep(PAUSE_SECONDS)
@@ -189,9 +200,9 @@ def measure_latency(
         by["cpu"] = arms.speedup(judged, faster, values=arms.cpu)
     again = speedup_of([arms.samples[judged]], arms.samples[AGAIN], arms.rounds, arms.generator)
     return Latency(
-        target=target,
-        batch=batch,
-        sequence=sequence,
+        target=settings.target,
+        batch=settings.batch,
+        sequence=settings.sequence,
         base_ms=quantiles[judged],
         pruned_ms=quantiles[faster],
         speedup=arms.speedup(judged, faster),

@@ -217,17 +217,15 @@ def _choose(trials: LatencyTrials, table: LatencyTable, budget: Budget, plan_of:
 
 
 def _measure(trials: LatencyTrials, base: measure.Load, plan: Plan, seed: int) -> measure.Latency:
-    return measure.measure_latency(
-        base,
-        trials.load(trials.shaped(plan.groups), "pruned"),
-        trials.inputs(),
-        target=trials.target.name,
-        batch=trials.batch,
-        sequence=trials.sequence,
-        seed=seed,
+    settings = measure.LatencySettings(
+        trials.target.name,
+        trials.batch,
+        trials.sequence,
+        seed,
         mode=trials.target.mode,
         other_work=trials.sources.recipe.gates.most_other_work,
     )
+    return measure.measure_latency(base, trials.load(trials.shaped(plan.groups), "pruned"), trials.inputs(), settings)
 
 
 def _round(found: measure.Latency, plan: Plan, table: LatencyTable, aimed: Budget, budget: Budget) -> LatencyRound:

@@ -17,7 +17,7 @@ from optin_export.engines import CALL, MODES, artefact, build, load, modes, sour
 from optin_export.errors import EnvironmentLacks, InputError, ParityError
 from optin_export.export import export_program
 from optin_export.export.program import fused_attention
-from optin_export.measure.latency import measure_latency
+from optin_export.measure.latency import LatencySettings, measure_latency
 from optin_export.models import as_function
 from optin_export.recipe import Target, validate
 from tests.conftest import ROOT, Make
@@ -100,7 +100,7 @@ def test_it_is_measured_by_its_own_clock(program: Path, tmp_path: Path, monkeypa
     build(program, CPU, tmp_path / "e.pt2")
     engine = load(tmp_path / "e.pt2", CPU)
     assert modes(engine) == (CALL,)
-    result = measure_latency(lambda: engine, lambda: engine, inputs(2, 8), target="t", batch=2, sequence=8, seed=0)
+    result = measure_latency(lambda: engine, lambda: engine, inputs(2, 8), LatencySettings("t", 2, 8, 0))
     assert result.base_ms.p50 > 0 and result.mode == CALL
 
 

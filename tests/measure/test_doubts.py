@@ -166,7 +166,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, base: Callable[[], Instance], pruned:
     monkeypatch.setattr(latency, "timer_of", timer_of)
     for name in ("WARM_UP_SECONDS", "PAUSE_SECONDS"):
         monkeypatch.setattr(latency, name, 0.0)
-    return latency.measure_latency(base, pruned, {"x": np.ones(2)}, target="t", batch=2, sequence=None, seed=0)
+    return latency.measure_latency(base, pruned, {"x": np.ones(2)}, latency.LatencySettings("t", 2, None, 0))
 
 
 def test_the_noise_floor_is_between_two_loaded_instances(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from optin_export.engines import CALL, MODES
 from optin_export.errors import EnvironmentLacks
-from optin_export.measure import Latency, Measured, ParityCase, gpu, judge, latency
+from optin_export.measure import Latency, LatencySettings, Measured, ParityCase, gpu, judge, latency
 from optin_export.recipe import Budget, Gates
 
 X = {"x": np.ones((2, 3), np.float32)}
-REST: dict[str, Any] = {"target": "torch-cuda", "batch": 2, "sequence": None, "seed": 0}
+
+
+def settings(judged: str = CALL) -> LatencySettings:
+    return LatencySettings("torch-cuda", 2, None, 0, judged)
 
 
 class OnGpu:
@@ -74,7 +76,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_every_mode_is_measured_and_one_is_judged(nvml: SimpleNamespace) -> None:
-    found = gpu.measure_modes(lambda: OnGpu(40.0), lambda: OnGpu(10.0), X, judged="device", **REST)
+    found = gpu.measure_modes(lambda: OnGpu(40.0), lambda: OnGpu(10.0), X, settings("device"))
     assert [one.mode for one in found] == [CALL, "device", "device+graph"]
     assert [one.base_ms.p50 for one in found] == [40.0, 20.0, 10.0]
     judged = found[1]
@@ -93,23 +95,23 @@ def test_every_mode_is_measured_and_one_is_judged(nvml: SimpleNamespace) -> None
 
 def test_a_judged_mode_that_fails_is_an_error(nvml: SimpleNamespace) -> None:
     with pytest.raises(RuntimeError, match="capturing"):
-        gpu.measure_modes(lambda: OnGpu(40.0), lambda: OnGpu(10.0), X, judged="call+graph", **REST)
+        gpu.measure_modes(lambda: OnGpu(40.0), lambda: OnGpu(10.0), X, settings("call+graph"))
 
 
 def test_a_mode_that_the_engine_has_not_is_named() -> None:
     host = OnGpu(1.0)
     host.modes = (CALL,)
     with pytest.raises(EnvironmentLacks, match=r"cannot be timed in the mode device\+graph"):
-        gpu.measure_modes(lambda: host, lambda: host, X, judged="device+graph", **REST)
-    only = gpu.measure_modes(lambda: host, lambda: host, X, **REST)
+        gpu.measure_modes(lambda: host, lambda: host, X, settings("device+graph"))
+    only = gpu.measure_modes(lambda: host, lambda: host, X, settings())
     assert [(one.mode, one.judged, one.memory, one.clocks) for one in only] == [(CALL, True, {}, ())]
 
 
 def test_the_gate_takes_the_judged_mode_only(nvml: SimpleNamespace) -> None:
-    found = gpu.measure_modes(lambda: OnGpu(40.0), lambda: OnGpu(10.0), X, **REST)
+    found = gpu.measure_modes(lambda: OnGpu(40.0), lambda: OnGpu(10.0), X, settings())
     slow = [
         one
-        for one in gpu.measure_modes(lambda: OnGpu(10.0), lambda: OnGpu(10.0), X, judged="device", **REST)
+        for one in gpu.measure_modes(lambda: OnGpu(10.0), lambda: OnGpu(10.0), X, settings("device"))
         if not one.judged
     ]
     good = ParityCase("torch-cuda", "base", 2, "distinct", 1e-6, 0.0, True)

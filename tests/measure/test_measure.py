@@ -63,9 +63,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> np.random.Generator:
 
 def measured(base: float, pruned: float) -> Latency:
     x = {"x": np.ones((2, 3), np.float32)}
-    return latency.measure_latency(
-        lambda: FakeEngine(ms=base), lambda: FakeEngine(ms=pruned), x, target="t", batch=2, sequence=None, seed=0
-    )
+    settings = latency.LatencySettings("t", 2, None, 0)
+    return latency.measure_latency(lambda: FakeEngine(ms=base), lambda: FakeEngine(ms=pruned), x, settings)
 
 
 def test_speedup_is_the_ratio_with_an_interval_around_it(clock: np.random.Generator) -> None:
@@ -145,9 +144,8 @@ def test_an_engine_may_bring_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> N
     assert latency.timer_of(engine, x)() == 40.0 and latency.timer_of(engine, x, "device")() == 20.0
     host = FakeEngine(ms=40.0)
     assert 0.0 < latency.timer_of(host, x)() < 40.0 and host.calls == 1  # the host's clock: it does not take that long
-    result = latency.measure_latency(
-        lambda: engine, lambda: OwnClock(ms=10.0), x, target="t", batch=2, sequence=None, seed=0, mode="device"
-    )
+    settings = latency.LatencySettings("t", 2, None, 0, mode="device")
+    result = latency.measure_latency(lambda: engine, lambda: OwnClock(ms=10.0), x, settings)
     assert (result.mode, result.base_ms.p50) == ("device", 20.0) and result.speedup.median == pytest.approx(4.0)
     assert "cpu" not in result.by  # the host only waits for a device
 

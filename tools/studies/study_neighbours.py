@@ -24,15 +24,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from study_fusion import inputs_of
+from study_files import inputs_of, machine, save
 
 from optin_export.engines import load
-from optin_export.environment import describe
-from optin_export.measure import measure_latency
+from optin_export.measure import LatencySettings, measure_latency
 from optin_export.recipe import Target, engine_name, engine_names
 from optin_export.report.schema import read_report
 
-RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studies" / "neighbours.json"
+NAME = "neighbours"
 #: What a neighbour does -> its program.
 NEIGHBOURS = {
     "computes": "import numpy as np\nx = np.ones((256, 256), np.float32)\nwhile True: x @ x",
@@ -74,11 +73,7 @@ def measured(folder: Path, batches: list[int]) -> Iterator[dict[str, Any]]:
                     engines[base],
                     engines[pruned],
                     {name: values[:batch] for name, values in inputs.items()},
-                    target=target.name,
-                    batch=batch,
-                    sequence=None,
-                    seed=0,
-                    precision=report.precision,
+                    LatencySettings(target.name, batch, None, 0, precision=report.precision),
                     plain={name: engines[name] for name in ("base", "pruned")},
                 )
             assert found.neighbours is not None
@@ -107,15 +102,7 @@ def main() -> None:
         for row in measured(folder, args.batches):
             rows.append(row)
             print(json.dumps(row), flush=True)
-    machine = describe()
-    document = {
-        "cpu": machine["cpu"],
-        "cpus": os.cpu_count(),
-        "onnxruntime": machine["packages"]["onnxruntime"],
-        "rows": rows,
-    }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    save(NAME, {"cpus": os.cpu_count(), **machine("onnxruntime"), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ that may choose, and the ratio of the unpruned onnxruntime engine's latency to t
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -19,18 +18,18 @@ from typing import Any
 
 import held_out
 import torch
+from study_files import machine, save, saved_rows
 
 from optin_export import engines, measure, pruning, repair, scoring, search
 from optin_export.data import load_sources
-from optin_export.environment import describe
 from optin_export.export import export_onnx
-from optin_export.measure.latency import measure_latency
+from optin_export.measure.latency import LatencySettings, measure_latency
 from optin_export.models import TaskModel, as_function
 from optin_export.recipe import Budget, Recipe, load_recipe
 from optin_export.units import count_macs, find_structure, find_tokens, measure_costs
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "docs" / "measurements" / "studies" / "tokens.json"
+NAME = "tokens"
 CASES = ("quickstart", "cifar_vit")
 WAYS = ("beta", "tau", "tokens")
 
@@ -113,15 +112,8 @@ class Study:
         assert self.held_out is not None
         statistics = measure.predict(as_function(model), self.held_out)
         inputs = {name: tensor.numpy() for name, tensor in self.sources.fixed(self.batch).items()}
-        timed = measure_latency(
-            self.base,
-            self._engine(model, f"{way}-{macs}"),
-            inputs,
-            target="onnxruntime-cpu-1t",
-            batch=self.batch,
-            sequence=None,
-            seed=self.recipe.seed,
-        )
+        settings = LatencySettings("onnxruntime-cpu-1t", self.batch, None, self.recipe.seed)
+        timed = measure_latency(self.base, self._engine(model, f"{way}-{macs}"), inputs, settings)
         return {
             "macs": round(count_macs(model, self.one) / self.costs.macs, 4),
             "merged": list(plan.merged),
@@ -151,7 +143,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the recipe, as on the command line")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    rows = saved_rows(NAME)
     for case in args.cases:
         recipe = load_recipe(ROOT / "recipes" / f"{case}.yaml", args.set)
         with tempfile.TemporaryDirectory() as folder:
@@ -163,8 +155,7 @@ def main() -> None:
                     rows.append({**key, **study.row(way, budget)})
                     print(rows[-1], flush=True)
                     rows.sort(key=lambda row: (row["case"], -row["budget"], WAYS.index(row["way"])))
-                    RESULT.parent.mkdir(parents=True, exist_ok=True)
-                    RESULT.write_text(json.dumps({"cpu": describe()["cpu"], "rows": rows}, indent=1) + "\n")
+                    save(NAME, {**machine(), "rows": rows})
 
 
 if __name__ == "__main__":
