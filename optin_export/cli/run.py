@@ -134,12 +134,13 @@ def _carry_out(
     """Execute a run or sweep; returns the report (None if it stopped before), or the runs. The imports load torch."""
     if cluster is not None:
         from optin_export.distributed.runs import run_on_cluster
+        from optin_export.stages.sweep import RunOptions
 
-        return run_on_cluster(cluster, recipe, folder, display, **how)
+        return run_on_cluster(cluster, recipe, folder, display, RunOptions(**how))
     if recipe.sweep:
-        from optin_export.stages.sweep import run_sweep
+        from optin_export.stages.sweep import RunOptions, run_sweep
 
-        return run_sweep(recipe, folder, display, **how)
+        return run_sweep(recipe, folder, display, RunOptions(**how))
     from optin_export.stages.pipeline import run
 
     return run(recipe, folder, display=display, **how)

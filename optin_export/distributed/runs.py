@@ -16,39 +16,32 @@ from optin_export.recipe import Recipe
 from optin_export.report import Report
 from optin_export.stages.context import Surroundings
 from optin_export.stages.pipeline import Display, run
-from optin_export.stages.sweep import SubRun, run_sweep
+from optin_export.stages.sweep import RunOptions, SubRun, run_sweep
 from optin_export.workdir.measurement_lock import Machine
 
 
 def run_on_cluster(
-    options: Options,
-    recipe: Recipe,
-    folder: Path,
-    display: Display,
-    *,
-    stop_after: str | None = None,
-    force: bool = False,
-    wait: bool = False,
+    cluster: Options, recipe: Recipe, folder: Path, display: Display, options: RunOptions
 ) -> Report | list[SubRun] | None:
     """Execute a recipe on a cluster; returns a run's report (None if it stops before), or the runs of a sweep.
 
     Raises EnvironmentLacks if there is no such cluster.
     """
-    with Session(options) as session:
+    with Session(cluster) as session:
         if session.dashboard:
             print(f"Ray's dashboard: http://{session.dashboard}", file=sys.stderr)
         if recipe.sweep:
             check_paths(recipe, session)
-            how = partial(run_on_workers, session)
-            return run_sweep(recipe, folder, display, stop_after=stop_after, force=force, wait=wait, run_all=how)
+            return run_sweep(recipe, folder, display, options, partial(run_on_workers, session))
         book = Book(folder)
         around = Surroundings(
-            spread=lambda key: spread_over(session, folder, key, book, force, recipe.model.gpus), quiet=Machine().quiet
+            spread=lambda key: spread_over(session, folder, key, book, options.force, recipe.model.gpus),
+            quiet=Machine().quiet,
         )
-        found = run(recipe, folder, stop_after=stop_after, force=force, wait=wait, display=display, around=around)
+        found = run(recipe, folder, display=display, around=around, **vars(options))
         if found is not None and recipe.fleet:
             display.start("fleet")
             with reporting(display.tick):
-                target_nodes.measure_fleet(session, recipe, folder, Book(folder), force)
+                target_nodes.measure_fleet(session, recipe, folder, Book(folder), options.force)
             found = run(recipe, folder)  # only the conclusions are computed again
         return found

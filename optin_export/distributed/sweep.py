@@ -33,8 +33,8 @@ def run_on_workers(session: Session, sweep: Sweep) -> Outcomes:
     sweep = dataclasses.replace(
         sweep, spread=lambda recipe, key: spread_over(session, folder, key, book, gpus=recipe.model.gpus)
     )
-    here = sweep.stop_after in STAGES[: STAGES.index(COMMON) + 1]
-    outcomes = {one.label: sweep.run(one, sweep.stop_after if here else COMMON) for one in sweep.variants}
+    here = sweep.options.stop_after in STAGES[: STAGES.index(COMMON) + 1]
+    outcomes = {one.label: sweep.run(one, sweep.options.stop_after if here else COMMON) for one in sweep.variants}
     if not here:
         waiting = [one for one in sweep.variants if outcomes[one.label].exit_code == 0]
         sweep.display.start("runs")
@@ -44,7 +44,7 @@ def run_on_workers(session: Session, sweep: Sweep) -> Outcomes:
             place = folder / one.label
             if one.recipe.fleet and (place / "report.json").exists():
                 with reporting(sweep.display.tick):
-                    target_nodes.measure_fleet(session, one.recipe, place, book, sweep.force)
+                    target_nodes.measure_fleet(session, one.recipe, place, book, sweep.options.force)
                 outcomes[one.label] = outcome_of(run(one.recipe, place, around=sweep.around(one)))
     book.save()
     return outcomes

@@ -55,6 +55,16 @@ class SubRun:
         return {**vars(self), "folder": self.folder.name}
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run or a sweep is executed. stop_after: its last stage; None: all. force: ignore earlier results in the
+    folder. wait: wait for another process that works in the folder."""
+
+    stop_after: str | None = None
+    force: bool = False
+    wait: bool = False
+
+
 class Labelled:
     """A display that adds the run's label to each stage."""
 
@@ -92,8 +102,7 @@ class Sweep:
     folder: Path
     variants: tuple[Variant, ...]
     display: Display
-    force: bool = False
-    stop_after: str | None = None
+    options: RunOptions = RunOptions()
     loaded: Loaded = field(default_factory=Loaded)
     machine: Machine = field(default_factory=Machine)
     spread: Callable[[Recipe, str], Spread] = lambda recipe, key: in_process
@@ -118,28 +127,25 @@ class Sweep:
 
 def in_turn(sweep: Sweep) -> Outcomes:
     """One run after another, in this process."""
-    return {one.label: sweep.run(one, sweep.stop_after) for one in sweep.variants}
+    return {one.label: sweep.run(one, sweep.options.stop_after) for one in sweep.variants}
 
 
 def run_sweep(
     recipe: Recipe,
     folder: Path,
     display: Display,
-    *,
-    stop_after: str | None = None,
-    force: bool = False,
-    wait: bool = False,
+    options: RunOptions,
     run_all: Callable[[Sweep], Outcomes] = in_turn,
 ) -> list[SubRun]:
     """Run all combinations, each in a separate folder below `folder`; one that fails does not stop the others.
 
-    Also writes the index sweep.json and the page that compares the runs. wait: wait for another process that works in
-    the folder. run_all: executes the runs, and returns how each ended.
+    Also writes the index sweep.json and the page that compares the runs. run_all: executes the runs, and returns how
+    each ended.
     """
-    with held(folder, "a sweep", wait):
+    with held(folder, "a sweep", options.wait):
         clear_leftovers(folder)
-        sweep = Sweep(folder, tuple(expand(recipe)), display, force, stop_after)
-        if force:
+        sweep = Sweep(folder, tuple(expand(recipe)), display, options)
+        if options.force:
             for name in (SHARED, "cluster/shards", *(f"{one.label}/{FOLDER}" for one in sweep.variants)):
                 remove(folder / name)
         write_text(folder / "recipe.yaml", recipe.to_yaml())

@@ -21,7 +21,7 @@ Point = tuple[str, Any]
 
 
 class _Stop(Exception):
-    """Ends a forward pass once the module of interest has run. Its argument is the token of the capture that it ends."""
+    """Ends a forward pass once the module of interest has run. Its argument: the token of the capture that it ends."""
 
 
 @contextlib.contextmanager

@@ -12,19 +12,18 @@ prefix replayed, many units in one batch. Its time is measured on every ``--ever
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from benchmark_accuracy import recipe_of
 from scipy.stats import spearmanr
+from study_files import save
 
 from optin_export.data import Batch, load_sources
 from optin_export.environment import describe
@@ -35,7 +34,7 @@ from optin_export.scoring.optin import observe_all
 from optin_export.scoring.sketch import Sketch
 from optin_export.units import find_structure
 
-RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studies" / "scoring.json"
+NAME = "scoring"
 SENTENCES, ROWS, PROBES = 24, 768, 16
 
 
@@ -176,8 +175,7 @@ def main() -> None:
         "comparison": compare(args.every, args.converged),
         "width": over_width((256, 512, 1024, 2048, 4096)),
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    save(NAME, result)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the rendered pages share: tables in Markdown, and plots as SVG that depend on nothing but the measurements."""
+"""What the rendered pages share: sections and tables in Markdown, and plots as SVG of the measurements alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ if TYPE_CHECKING:
 def markdown_table(columns: list[str], rows: list[list[str]]) -> list[str]:
     """Lines of a table."""
     return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def section(title: str, prose: list[str], columns: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a section of a page: its heading, its text, one table."""
+    return [f"## {title}", "", *prose, "", *markdown_table(columns, rows)]
+
+
+def faster(speedup: dict[str, float]) -> str:
+    """A speedup and its interval, as a cell of a table."""
+    return f"{speedup['median']:.2f}x ({speedup['ci_low']:.2f} to {speedup['ci_high']:.2f})"
 
 
 def svg(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from plots import markdown_table
+from plots import markdown_table, section
 
 #: Names of what the soak counts, as a reader would call them.
 COUNTS = {
@@ -60,14 +60,16 @@ def soak(content: dict[str, Any]) -> list[str]:
     ]
     worst = max(one["growth"] for one in content["growth"].values())
     commands = ", ".join(f"`{name}`" for name in dict.fromkeys(content["commands"]) if name != "run")
-    return [
-        "## Many runs in one process",
-        "",
+    prose = [
         f"{content['runs']} complete runs of a tiny model, each in a new folder and followed by {commands}; after",
         "each, everything is deleted and the process's resources are counted",
         "(`tools/studies/study_soak.py`). Growth is from",
         f"run {content['warm_up']} to the last; limit {100 * target:.0f} %: {'met' if worst < target else 'missed'}.",
         f"{machine['cpu']}, torch {machine['packages']['torch']}.",
-        "",
-        *markdown_table(["held", f"after run {content['warm_up']}", f"after run {content['runs']}", "growth"], rows),
     ]
+    return section(
+        "Many runs in one process",
+        prose,
+        ["held", f"after run {content['warm_up']}", f"after run {content['runs']}", "growth"],
+        rows,
+    )

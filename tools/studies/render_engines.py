@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import marks
 import render_precision
 from accuracy_tables import CASES, SCORERS, Case, Table
-from plots import markdown_table, svg
+from plots import faster, markdown_table, svg
 from render_accuracy import training_texts
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def overview(
             CASES[CASE_OF_RECIPE[name]].partition(",")[0],
             f"{result['macs']['ratio']:.0%}",
             f"{loss['drop']:z.2f} ({loss['drop_low']:z.2f} to {loss['drop_high']:z.2f})",
-            f"{least['median']:.2f}x ({least['ci_low']:.2f} to {least['ci_high']:.2f})",
+            faster(least),
             "-" if minutes is None else f"{minutes:.0f}",
         ]
         lines.append([*cells, *([f"{place['cpu']}, {place['cpus']} core{'s' * (place['cpus'] != 1)}"] * machine)])
@@ -230,7 +230,7 @@ def _rows(result: dict[str, Any]) -> list[list[str]]:
                 f"{one['batch']} x {one['sequence']}" if one["sequence"] else f"{one['batch']}",
                 f"{one['base_ms']['p50']:.3g} ms",
                 f"{one['pruned_ms']['p50']:.3g} ms",
-                f"{speedup['median']:.2f}x ({speedup['ci_low']:.2f} to {speedup['ci_high']:.2f})",
+                faster(speedup),
                 f"{speedup['median'] * ratio:.2f}",
             ]
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import marks
-from plots import markdown_table
+from plots import faster, markdown_table
 
 
 def sections(folder: Path) -> list[str]:
@@ -93,7 +93,7 @@ def _latency(content: dict[str, Any]) -> list[str]:
                 one["mode"],
                 f"{found['base_ms']['p50']:.3g} ms",
                 f"{found['pruned_ms']['p50']:.3g} ms",
-                f"{speedup['median']:.2f}x ({speedup['ci_low']:.2f} to {speedup['ci_high']:.2f})",
+                faster(speedup),
                 f"{speedup['median'] * one['macs']:.2f}",
             ]
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from plots import markdown_table
+from plots import faster, markdown_table
 
 #: What pruning and int8 together should reach, by recipe, precision and MACs budget: times faster than the unpruned
 #: fp32 engine and than the unpruned engine of the precision, and the points that may be lost.
@@ -28,7 +28,7 @@ def table(measured: dict[str, Any]) -> list[str]:
                         name.replace(".", " ") if "." in name else f"{name} fp32",
                         f"{accuracy['engines'][name]:.2f}",
                         f"{times['p50']:.3g} ms",
-                        *("-" if gain is None else _interval(gain) for gain in totals),
+                        *("-" if gain is None else faster(gain) for gain in totals),
                     ]
                 )
         notes += _verdicts(measured["recipe"], result)
@@ -54,10 +54,6 @@ def _gain(one: dict[str, Any], precision: str, engine: str, against: str) -> Gai
     found = {(pair["engine"], pair["against"]): pair["speedup"] for pair in one["comparisons"]}
     found[f"pruned.{precision}", f"base.{precision}"] = one["speedup"]
     return found.get((engine, against))
-
-
-def _interval(gain: Gain) -> str:
-    return f"{gain['median']:.2f}x ({gain['ci_low']:.2f} to {gain['ci_high']:.2f})"
 
 
 def _verdicts(recipe: str, result: dict[str, Any]) -> list[str]:

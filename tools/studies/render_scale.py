@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from plots import markdown_table
+from plots import section
 
 from optin_export.measure import latency
 
@@ -43,9 +43,7 @@ def measured(found: dict[str, Any]) -> list[str]:
         ["serial fraction, one worker", ratio(found["serial_fraction"])],
         ["scores of all runs", "identical to the last bit" if found["scores_identical"] else "**differ**"],
     ]
-    return [
-        "## Measured: one and two workers",
-        "",
+    prose = [
         f"`tools/studies/benchmark_scale.py` ([raw](measurements/scale.json)) on {machine['cpu']},",
         f"{machine['cores']} cores.",
         f"{busy} are ratios of runs in turn (load average {min(load):.1f} to {max(load):.1f}, our own runs included).",
@@ -53,28 +51,22 @@ def measured(found: dict[str, Any]) -> list[str]:
         f"{model['samples']}, {model['probes']} probes, {found['shards']} shards; one thread per worker; workers run",
         "and have the model before the clock starts. The serial fraction is the time of a run with one worker beyond",
         "the sum of its shards' times: sending, receiving, adding up.",
-        "",
-        *markdown_table(["", f"median of {len(found['rounds'])} rounds"], rows),
-        "",
     ]
+    columns = ["", f"median of {len(found['rounds'])} rounds"]
+    return [*section("Measured: one and two workers", prose, columns, rows), ""]
 
 
 def simulated(found: dict[str, Any]) -> list[str]:
     waves = ", ".join(map(str, found["waves"]))
-    return [
-        "## Simulated, not measured: more workers",
-        "",
+    prose = [
         "The measured shard times, scheduled on more workers with the same waits between the stages of the",
         f"scoring (of {waves} shards), plus the measured serial time. It assumes that workers do not slow each",
         "other down. Scaling ends if a stage has fewer shards than there are workers: more calibration batches",
         "(`prune.score_samples`) give more shards.",
-        "",
-        *markdown_table(
-            ["workers (simulated)", "times faster than one"],
-            [[str(one["workers"]), f"{one['speedup']:.2f}"] for one in found["simulated"]],
-        ),
-        "",
     ]
+    rows = [[str(one["workers"]), f"{one['speedup']:.2f}"] for one in found["simulated"]]
+    columns = ["workers (simulated)", "times faster than one"]
+    return [*section("Simulated, not measured: more workers", prose, columns, rows), ""]
 
 
 def traffic(found: dict[str, Any]) -> list[str]:
@@ -91,17 +83,13 @@ def traffic(found: dict[str, Any]) -> list[str]:
         for one in found["traffic"]
     ]
     columns = ["model", "parameters", "to a worker, once", "of it batches", "out, a shard"]
-    return [
-        "## Traffic",
-        "",
+    prose = [
         "Measured sizes of the objects themselves. The model and the batches go to a worker once; a shard's",
         "description goes out, its float64 sums come back. Hidden states and noise are never sent: a worker observes",
         "its own batches, and draws noise from the seed and the probe's number. So: 4 bytes per parameter out, once;",
         "8 bytes per sketched unit back for a shard with one probe, twice that for any more (two halves).",
-        "",
-        *markdown_table([*columns, "back, one probe", "back, two heads masked"], rows),
-        "",
     ]
+    return [*section("Traffic", prose, [*columns, "back, one probe", "back, two heads masked"], rows), ""]
 
 
 def clocks(found: dict[str, Any]) -> list[str]:
@@ -123,15 +111,12 @@ def clocks(found: dict[str, Any]) -> list[str]:
         ],
         [f"{MODELS:,} models of the largest size above to workers", f"{MODELS * moved / 1e9:.0f} GB"],
     ]
-    return [
-        "## Measurement time",
-        "",
+    prose = [
         f"Computed, not measured, for {BATCH_SIZES} batch sizes in fp32 on a CPU: {latency.BLOCKS} to",
         f"{latency.MAX_BLOCKS} blocks of {arms} arms of {latency.BLOCK_SECONDS:g} s each, and the warm-up; parity,",
         "accuracy and building come on top.",
-        "",
-        *markdown_table(["", ""], rows),
     ]
+    return section("Measurement time", prose, ["", ""], rows)
 
 
 def main() -> None:

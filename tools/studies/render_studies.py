@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import marks
 import render_endurance
 import render_timing
-from plots import markdown_table, svg
+from plots import markdown_table, section, svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,10 +26,10 @@ CORRELATION, FASTER, MEMORY = 0.97, 50.0, 2.0
 def sections(studies: Path) -> list[str]:
     """Lines of the page."""
     lines: list[str] = []
-    for name, section in SECTIONS.items():
+    for name, render in SECTIONS.items():
         content = _read(studies, name)
         if content is not None:
-            lines += ["", *section(content)]
+            lines += ["", *render(content)]
     return lines
 
 
@@ -119,17 +119,14 @@ def _joint(content: dict[str, Any]) -> list[str]:
         for row in content["rows"]
     ]
     columns = ["case", "MACs", "swaps", "estimate", "on other rows", "lost, no repair", "lost, repaired"]
-    return [
-        "## Joint selection by swaps",
-        "",
+    prose = [
         "A unit's residual gradients under all probes embed it, so that the squared length of the sum over the removed",
         "units estimates the loss of removing them together. Starting from the knapsack's plan, kept and removed units",
         "of one group are exchanged while that lowers the estimate (`tools/studies/study_joint.py`); the estimate is",
         f"repeated on rows that the swaps did not see. {content['cpu']}.",
         halves,
-        "",
-        *markdown_table(columns, rows),
     ]
+    return section("Joint selection by swaps", prose, columns, rows)
 
 
 def _ablation(content: dict[str, Any]) -> list[str]:
@@ -138,17 +135,14 @@ def _ablation(content: dict[str, Any]) -> list[str]:
         [f"`{row['case']}`", f"{row['budget']:g}", row["left_out"], f"{row['drop']:.2f}{star(row)}"]
         for row in content["rows"]
     ]
-    return [
-        "## What each part is worth",
-        "",
+    prose = [
         "The same case, budget and seed with one part of the method left out, or with more of what the repair sees",
         "(`tools/studies/study_ablation.py`): what was tried for the targets that are missed above, and what",
         "each part gains.",
         f"{content['cpu']}.",
         halves,
-        "",
-        *markdown_table(["case", "MACs", "left out, or more of", "points lost"], rows),
     ]
+    return section("What each part is worth", prose, ["case", "MACs", "left out, or more of", "points lost"], rows)
 
 
 def _finetune(content: dict[str, Any]) -> list[str]:
@@ -179,9 +173,7 @@ def _finetune(content: dict[str, Any]) -> list[str]:
         "after",
         "seconds",
     ]
-    return [
-        "## With a short fine-tune",
-        "",
+    prose = [
         "The only numbers of this page with training. The model is pruned and repaired as above; then all",
         "weights are trained for a few steps by distillation from the unpruned model, on the unlabelled calibration",
         "rows (`finetune:` of a recipe, `recipes/cifar_transfer.yaml`, `tools/studies/study_finetune.py`).",
@@ -190,9 +182,8 @@ def _finetune(content: dict[str, Any]) -> list[str]:
         "discarded and the repaired model stays, as in a run. Seconds are those",
         f"of the repair, then of the fine-tune alone. {content['cpu']}.",
         halves,
-        "",
-        *markdown_table(columns, rows),
     ]
+    return section("With a short fine-tune", prose, columns, rows)
 
 
 def _case(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -213,9 +204,7 @@ def _rounds(content: dict[str, Any]) -> list[str]:
         ]
         for row in sorted(content["rows"], key=lambda row: (row["case"], -row["budget"], row["samples"], row["rounds"]))
     ]
-    return [
-        "## Rounds of score, prune and repair",
-        "",
+    prose = [
         "The same budget reached in several rounds: the model repaired so far is scored again and its loss curves are",
         "measured again; the last plan is carried out on the original. Recipes had `prune.rounds` for this; it was",
         "removed: on this one case of one seed two rounds gain nothing, and four gain little for six times the time.",
@@ -223,9 +212,13 @@ def _rounds(content: dict[str, Any]) -> list[str]:
         "repository's history and no longer runs.",
         f"{content['cpu']}.",
         halves,
-        "",
-        *markdown_table(["case", "MACs", "score", "rounds", "images", "points lost", "seconds to choose"], rows),
     ]
+    return section(
+        "Rounds of score, prune and repair",
+        prose,
+        ["case", "MACs", "score", "rounds", "images", "points lost", "seconds to choose"],
+        rows,
+    )
 
 
 def _share(content: dict[str, Any]) -> list[str]:
@@ -233,15 +226,17 @@ def _share(content: dict[str, Any]) -> list[str]:
     for row in content["rows"]:
         share = f"{row['share']:g}" + (" (default)" if row["default"] else "")
         rows.append([f"`{row['case']}`", f"{row['budget']:g}", share, f"{row['drop']:.2f}{star(row)}"])
-    return [
-        "## The trajectory's share in the loss curves",
-        "",
+    prose = [
         "The budget is spent by the losses of keeping k units per sub-layer: a share of the trajectory's loss and the",
         f"rest of the output's, on one scale (`tools/studies/study_share.py`). {content['cpu']}.",
         halves,
-        "",
-        *markdown_table(["case", "MACs", "share of the trajectory", "points lost"], rows),
     ]
+    return section(
+        "The trajectory's share in the loss curves",
+        prose,
+        ["case", "MACs", "share of the trajectory", "points lost"],
+        rows,
+    )
 
 
 def _tokens(content: dict[str, Any]) -> list[str]:
@@ -261,9 +256,7 @@ def _tokens(content: dict[str, Any]) -> list[str]:
     batches = ", ".join(str(batch) for batch in sorted({row["batch"] for row in content["rows"]}))
     floor = max(row["noise_floor"] for row in content["rows"])
     rows_used = ", ".join(str(count) for count in sorted({row["calibration_rows"] for row in content["rows"]}))
-    return [
-        "## Tokens",
-        "",
+    prose = [
         "Accuracy against measured latency for the same budget of MACs spent in three ways",
         "(`tools/studies/study_tokens.py`):",
         "units alone (beta), units and merged tokens (tau, `tokens: {keep: auto}`), merged tokens alone. Speedup of",
@@ -271,26 +264,24 @@ def _tokens(content: dict[str, Any]) -> list[str]:
         f"that was shared with other work; the unpruned engine against itself differs by up to {100 * floor:.0f} %.",
         f"{rows_used} calibration rows; {content['cpu']}.",
         halves,
-        "",
-        *markdown_table(["case", "MACs", "by", "merged per block", "MACs left", "points lost", "times faster"], rows),
     ]
+    return section(
+        "Tokens", prose, ["case", "MACs", "by", "merged per block", "MACs left", "points lost", "times faster"], rows
+    )
 
 
 def _attacks(content: dict[str, Any]) -> list[str]:
     rows = [[one["kind"], f"{one['attempts']}", f"{one['clean']}"] for one in content["kinds"]]
     rows.append(["all", f"{content['attempts']}", f"{content['clean']}"])
     machine = content["environment"]
-    return [
-        "## Hostile input",
-        "",
+    prose = [
         "Command lines with hostile input (`tools/studies/study_attacks.py`, `tests/attacks`). Refused cleanly: in",
         "time, with the exit code of a refusal and three printable lines; no code of the input has run, no process was",
         "started, nobody connected to, no file changed outside. Where a command may do without a file (a resumed run",
         "makes it again) or where what is wrong is its answer (`verify`), that end is as good.",
         f"{machine['cpu']}, optin-export {machine['optin_export']}, Python {machine['python']}.",
-        "",
-        *markdown_table(["kind", "attempts", "refused cleanly"], rows),
     ]
+    return section("Hostile input", prose, ["kind", "attempts", "refused cleanly"], rows)
 
 
 SECTIONS = {

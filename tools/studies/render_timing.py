@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import marks
-from plots import markdown_table
+from plots import faster, markdown_table, section
 
 #: Of the study of intervals, in the order of the columns.
 METHODS = ("one_instance", "in_rounds")
@@ -70,17 +70,14 @@ def operators(content: dict[str, Any]) -> list[str]:
     rows = [line(f"`{name}`", {one: ms.get(name, 0.0) for one, ms in engines.items()}) for name in listed]
     rows += [line("all products", products), line("the rest", {one: totals[one] - products[one] for one in engines})]
     rows.append(line("sum", totals))
-    return [
-        "## Where the time of an engine goes",
-        "",
+    prose = [
         f"Milliseconds of one call by operator, and their share, for `{content['run']}` with {content['macs']:.0%} of",
         f"the MACs at batch {content['batch']} (`tools/studies/study_operators.py`: profile of onnxruntime,",
         "in turn, median",
         f"of {content['calls']} calls, one thread). Products are what MACs count; the rest shrinks less with them.",
         f"{content['cpu']}, onnxruntime {content['onnxruntime']}.",
-        "",
-        *markdown_table(["operator", *(f"{name}" for name in engines)], rows),
     ]
+    return section("Where the time of an engine goes", prose, ["operator", *(f"{name}" for name in engines)], rows)
 
 
 def fusion(content: dict[str, Any]) -> list[str]:
@@ -90,20 +87,22 @@ def fusion(content: dict[str, Any]) -> list[str]:
             f"{row['batch']}",
             f"{row['fused_ms']:.3g} ms",
             f"{row['ms']:.3g} ms",
-            f"{row['speedup']['median']:.2f}x ({row['speedup']['ci_low']:.2f} to {row['speedup']['ci_high']:.2f})",
+            faster(row["speedup"]),
         ]
         for row in content["rows"]
     ]
-    return [
-        "## LayerNormalization after a sum, fused or not",
-        "",
+    prose = [
         "Engines of onnxruntime with SkipLayerNormFusion and without, as this package builds them, in the same blocks",
         f"of one process, one thread (`tools/studies/study_fusion.py`); `{content['run']}` with",
         f"{content['macs']:.0%} of the",
         f"MACs. {content['cpu']}, onnxruntime {content['onnxruntime']}.",
-        "",
-        *markdown_table(["graph", "batch", "fused", "not fused", "speedup without it"], rows),
     ]
+    return section(
+        "LayerNormalization after a sum, fused or not",
+        prose,
+        ["graph", "batch", "fused", "not fused", "speedup without it"],
+        rows,
+    )
 
 
 def neighbours(content: dict[str, Any]) -> list[str]:
@@ -115,7 +114,7 @@ def neighbours(content: dict[str, Any]) -> list[str]:
             f"{row['seen']['others'] + row['seen']['stolen']:.1%}",
             f"{row['base_ms']:.3g} ms",
             f"{row['pruned_ms']:.3g} ms",
-            f"{row['speedup']['median']:.2f}x ({row['speedup']['ci_low']:.2f} to {row['speedup']['ci_high']:.2f})",
+            faster(row["speedup"]),
             f"± {row['noise_floor']:.1%}",
         ]
         for row in content["rows"]
@@ -159,17 +158,14 @@ def busy(content: dict[str, Any]) -> list[str]:
     ]
     broken = sum(bool(row["broken_rules"]) for row in content["rows"])
     machine = content["machine"]
-    return [
-        "## The quickstart on a busy machine",
-        "",
+    prose = [
         f"The whole run next to {content['processes']} processes that compute without pause",
         "(`tools/studies/study_busy.py`).",
         "Two rules: never PASSED with a speedup that is more than 1.3 times what the MACs explain, and never PASSED",
         f"without the warnings in the same line. Broken in {broken} of {len(content['rows'])} runs. {machine['cpu']},",
         f"{machine['cpus']} CPUs, onnxruntime {content['packages']['onnxruntime']}.",
-        "",
-        *markdown_table(head, rows),
     ]
+    return section("The quickstart on a busy machine", prose, head, rows)
 
 
 def interval(content: dict[str, Any]) -> list[str]:
@@ -187,17 +183,19 @@ def interval(content: dict[str, Any]) -> list[str]:
         cells = [f"{one['covered'] / one['runs']:.0%}, ± {one['half_width']:.1%}" for one in map(found.get, METHODS)]
         rows.append([words, *cells])
     runs = content["rows"][0]["runs"]
-    return [
-        "## How often the interval of a speedup contains the true value",
-        "",
+    prose = [
         f"Simulated: {runs} measurements of a true speedup of {content['truth']:g}x on each kind of machine, with",
         "the function that a run uses",
         "(`tools/studies/study_interval.py`). Share of intervals that contain the true value, and",
         "half their median width. Loaded once: engines loaded once and a bootstrap over blocks, as before; in rounds:",
         "engines loaded again for every round.",
-        "",
-        *markdown_table(["what disturbs the machine", "loaded once", "in rounds"], rows),
     ]
+    return section(
+        "How often the interval of a speedup contains the true value",
+        prose,
+        ["what disturbs the machine", "loaded once", "in rounds"],
+        rows,
+    )
 
 
 def shapes(content: dict[str, Any]) -> list[str]:
@@ -211,7 +209,7 @@ def shapes(content: dict[str, Any]) -> list[str]:
                 f"{row['batch']}",
                 f"{row['base_ms']:.3g} ms",
                 f"{row['pruned_ms']:.3g} ms",
-                f"{speedup['median']:.2f}x ({speedup['ci_low']:.2f} to {speedup['ci_high']:.2f})",
+                faster(speedup),
                 f"{speedup['median'] * row['macs']:.2f}",
                 "-" if seen is None else f"{seen['others'] + seen['stolen']:.1%}",
             ]
@@ -245,15 +243,12 @@ def processors(content: dict[str, Any]) -> list[str]:
             ]
         )
     head = ["recipe", "computed as", "accuracy", "scores differ", "kept units that differ", "outputs differ"]
-    return [
-        "## The same run on other processors",
-        "",
+    prose = [
         "Each recipe up to the export on the code paths that torch, oneDNN and MKL take on other processors, and with",
         "another number of threads (`tools/studies/study_processors.py`), against the run on this processor",
         "with one thread.",
         "Scores: the largest difference relative to the largest score of its group. Units: kept by one only.",
         f"Outputs: of the smaller models, relative to the largest. {content['cpu']}, torch {content['torch']}.",
         *([f"Smaller than the recipe: `{' '.join(content['settings'])}`."] if content["settings"] else []),
-        "",
-        *markdown_table(head, rows),
     ]
+    return section("The same run on other processors", prose, head, rows)

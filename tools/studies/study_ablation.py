@@ -10,21 +10,19 @@ Writes docs/measurements/studies/ablation.json, one row per variant.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
 from benchmark_accuracy import CASES, Bench, recipe_of
+from study_files import machine, save, saved_rows
 
 from optin_export import repair, units
 from optin_export.data import load_sources
-from optin_export.environment import describe
 
-RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studies" / "ablation.json"
+NAME = "ablation"
 #: The module; in the package its name stands for the function.
 REPAIR = sys.modules[repair.compensate.__module__]
 ROWS = sys.modules[units.input_rows.__module__]
@@ -113,15 +111,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--more", action="store_true", help="more of what the repair sees, instead of leaving out")
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    rows = saved_rows(NAME)
     for budget in args.budgets:
         for left_out, run in (with_more if args.more else variants)(args.case, args.seed, budget).items():
             row = {"case": args.case, "budget": budget, "seed": args.seed, "left_out": left_out}
             rows = [old for old in rows if any(old[name] != value for name, value in row.items())]
             rows.append({**row, **run()})
             print(rows[-1], flush=True)
-            RESULT.parent.mkdir(parents=True, exist_ok=True)
-            RESULT.write_text(json.dumps({"cpu": describe()["cpu"], "rows": rows}, indent=1) + "\n")
+            save(NAME, {**machine(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -12,19 +12,17 @@ learning rate.
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 from benchmark_accuracy import CASES, Bench, recipe_of
+from study_files import machine, save, saved_rows
 
 from optin_export import repair
 from optin_export.data import load_sources
-from optin_export.environment import describe
 from optin_export.recipe import FinetuneSection
 
-RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studies" / "finetune.json"
+NAME = "finetune"
 
 
 def main() -> None:
@@ -39,7 +37,7 @@ def main() -> None:
     bench = Bench(load_sources(recipe.model_copy(update={"finetune": FinetuneSection()})))
     scores, _ = bench.score("optin")
     curves = bench.curves(scores)
-    rows: list[dict[str, Any]] = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    rows = saved_rows(NAME)
     for budget in args.budgets:
         repaired, seconds = bench.apply_plan(bench.plan(scores, budget, curves), "least-squares")
         for steps in (0, *args.steps):
@@ -56,8 +54,7 @@ def main() -> None:
             rows = [old for old in rows if any(old[name] != value for name, value in row.items())]
             rows.append({**row, **bench.judged(model), **facts})
             print(rows[-1], flush=True)
-            RESULT.parent.mkdir(parents=True, exist_ok=True)
-            RESULT.write_text(json.dumps({"cpu": describe()["cpu"], "rows": rows}, indent=1) + "\n")
+            save(NAME, {**machine(), "rows": rows})
 
 
 if __name__ == "__main__":

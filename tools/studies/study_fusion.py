@@ -11,35 +11,27 @@ batch. Wants a quiet machine.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from safetensors.numpy import load_file
+from study_files import inputs_of, machine, save
 
 from optin_export.engines import onnxruntime as backend
-from optin_export.environment import describe
 from optin_export.measure import Interleaved, interleaved
 from optin_export.measure.bootstrap import Interval, ratio_of_medians
 from optin_export.recipe import Target
 from optin_export.report.schema import read_report
 
-RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studies" / "fusion.json"
+NAME = "fusion"
 BLOCKS = 40
 
 
 def speedup_of(found: Interleaved, name: str, against: str) -> Interval:
     """How many times faster `name` is, with the interval over blocks."""
     return ratio_of_medians(found.samples[against], found.samples[name], np.random.default_rng(found.seed))
-
-
-def inputs_of(run: Path) -> dict[str, np.ndarray]:
-    """The real rows at the shipped shape that a run keeps."""
-    stored = load_file(run / "measure" / "reference.safetensors")
-    return {name.removeprefix("input."): rows for name, rows in stored.items() if name.startswith("input.")}
 
 
 def main() -> None:
@@ -67,16 +59,13 @@ def main() -> None:
                 speedup = asdict(speedup_of(found, name, fused))
                 ms, fused_ms = found.median(name).median, found.median(fused).median
                 rows.append({"graph": name, "batch": batch, "ms": ms, "fused_ms": fused_ms, "speedup": speedup})
-    machine = describe()
     document = {
         "run": report.name,
         "macs": round(report.macs.ratio, 4),
-        "cpu": machine["cpu"],
-        "onnxruntime": machine["packages"]["onnxruntime"],
+        **machine("onnxruntime"),
         "rows": rows,
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    save(NAME, document)
 
 
 if __name__ == "__main__":

@@ -13,24 +13,21 @@ with and without the repair. Writes docs/measurements/studies/joint_selection.js
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from benchmark_accuracy import CASES, Bench, recipe_of
+from study_files import machine, save, saved_rows
 
 from optin_export import search
 from optin_export.data import load_sources
 from optin_export.data.batches import Batch
-from optin_export.environment import describe
 from optin_export.scoring.optin import observe_all
 from optin_export.scoring.shards import Partial
 from optin_export.scoring.sketch import Sketch
 
-RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studies" / "joint_selection.json"
+NAME = "joint_selection"
 PROBES = 16
 
 
@@ -116,7 +113,7 @@ def main() -> None:
     # What the sketch cannot see (masked exactly because of its size) is not for it to move.
     seen = {key: np.square(v).sum(0) for key, v in vectors.items()}
     protected = {key: set(np.nonzero(scores.values[key] > 2 * seen[key])[0].tolist()) for key in vectors}
-    rows: list[dict[str, Any]] = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    rows = saved_rows(NAME)
     curves = bench.curves(scores)
     for budget in args.budgets:
         plan = bench.plan(scores, budget, curves)
@@ -143,8 +140,7 @@ def main() -> None:
             same = [tuple(old[name] for name in ("case", "budget", "seed", "swaps")) for old in rows]
             wanted = tuple(row[name] for name in ("case", "budget", "seed", "swaps"))
             rows = [old for old, key in zip(rows, same, strict=True) if key != wanted] + [row]
-            RESULT.parent.mkdir(parents=True, exist_ok=True)
-            RESULT.write_text(json.dumps({"cpu": describe()["cpu"], "rows": rows}, indent=1) + "\n")
+            save(NAME, {**machine(), "rows": rows})
 
 
 if __name__ == "__main__":

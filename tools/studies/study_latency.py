@@ -27,18 +27,18 @@ from typing import Any
 import numpy as np
 import torch
 from benchmark_accuracy import CASES, Bench, recipe_of
+from study_files import machine, save, saved_rows
 from study_fusion import speedup_of
 
 from optin_export import engines, measure, pruning, search
 from optin_export.data import load_sources
-from optin_export.environment import describe
 from optin_export.export import export_onnx
 from optin_export.models import TaskModel
 from optin_export.recipe import Budget, Target
 from optin_export.search import LatencyTable, Plan
 from optin_export.stages import latency_trials
 
-RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studies" / "latency.json"
+NAME = "latency"
 TARGET = Target()  # onnxruntime, one CPU thread
 #: MACs budgets tried, relative to the one that the table takes for equally fast.
 AROUND = (0.9, 0.95, 1.0, 1.05, 1.1)
@@ -187,7 +187,7 @@ def main() -> None:
         return measure_table(args.folder, args.table[0], int(args.table[1]), int(args.table[2]))
     if args.engines:
         return time_engines(args.folder, args.engines)
-    rows: list[dict[str, Any]] = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    rows = saved_rows(NAME)
     for case in args.cases:
         folder = Path(tempfile.mkdtemp(prefix="study-latency-"))
         try:
@@ -197,11 +197,8 @@ def main() -> None:
                 row = {**key, **study.row(speedup)}
                 rows = [old for old in rows if any(old[name] != value for name, value in key.items())] + [row]
                 print(row, flush=True)
-                machine = describe()
-                versions = {name: machine["packages"][name] for name in ("onnxruntime", "torch")}
-                document = {"cpu": machine["cpu"], "target": TARGET.name, "versions": versions, "rows": rows}
-                RESULT.parent.mkdir(parents=True, exist_ok=True)
-                RESULT.write_text(json.dumps(document, indent=1) + "\n")
+                versions = machine("onnxruntime", "torch")
+                save(NAME, {"cpu": versions.pop("cpu"), "target": TARGET.name, "versions": versions, "rows": rows})
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return None

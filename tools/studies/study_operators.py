@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from safetensors.numpy import load_file
+from study_files import inputs_of, machine, save
 
-from optin_export.environment import describe
 from optin_export.report.schema import read_report
 
-RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studies" / "operators.json"
+NAME = "operators"
 WARM_UP = 5
 
 
@@ -71,22 +70,17 @@ def main() -> None:
     args = parser.parse_args()
     report = read_report(args.run)
     folder = next(iter(sorted((args.run / "engines").glob("onnxruntime-cpu-*"))))
-    stored = load_file(args.run / "measure" / "reference.safetensors")
-    head = "input."
-    inputs = {name.removeprefix(head): rows[: args.batch] for name, rows in stored.items() if name.startswith(head)}
+    inputs = {name: rows[: args.batch] for name, rows in inputs_of(args.run).items()}
     engines = {path.stem: path for path in sorted(folder.glob("*.onnx"))}
-    machine = describe()
     document = {
         "run": report.name,
         "batch": args.batch,
         "macs": round(report.macs.ratio, 4),
-        "cpu": machine["cpu"],
-        "onnxruntime": machine["packages"]["onnxruntime"],
+        **machine("onnxruntime"),
         "calls": args.calls,
         "rows": [{"engine": name, "ms": found} for name, found in profiled(engines, inputs, args.calls).items()],
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    save(NAME, document)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,15 @@ the best units of whichever order was better at the chosen count. Writes docs/me
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from benchmark_accuracy import CASES, Bench, recipe_of
+from study_files import machine, save, saved_rows
 
 from optin_export import repair, scoring, search
 from optin_export.data import load_sources
-from optin_export.environment import describe
 
-RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studies" / "orders.json"
+NAME = "orders"
 Curves = dict[str, np.ndarray]
 
 
@@ -57,7 +54,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=float, default=(0.5, 0.3))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    rows = saved_rows(NAME)
     for case in args.cases:
         bench = Bench(load_sources(recipe_of(case, args.seed)))
         scores = {name: bench.score(name)[0] for name in args.scorers}
@@ -73,8 +70,7 @@ def main() -> None:
                 predicted = None if plan.predicted_loss is None else round(plan.predicted_loss, 5)
                 rows.append({**row, "predicted": predicted, **bench.judged(dense)})
                 print(rows[-1], flush=True)
-                RESULT.parent.mkdir(parents=True, exist_ok=True)
-                RESULT.write_text(json.dumps({"cpu": describe()["cpu"], "rows": rows}, indent=1) + "\n")
+                save(NAME, {**machine(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -22,16 +22,16 @@ from typing import Any
 
 import torch
 from safetensors.numpy import load_file
+from study_files import machine, save
 
 from optin_export.data import load_sources
-from optin_export.environment import describe
 from optin_export.measure import accuracy_of
 from optin_export.models import TaskModel, as_function
 from optin_export.pruning import load_model
 from optin_export.recipe import load_recipe
 from optin_export.search import Plan
 
-RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studies" / "processors.json"
+NAME = "processors"
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 OLD = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
 #: name -> what is set. The first is what the others are compared with.
@@ -103,10 +103,7 @@ def main() -> None:
                 first = first or out
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-    machine = describe()
-    document = {"cpu": machine["cpu"], "torch": machine["packages"]["torch"], "settings": args.set, "rows": rows}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    save(NAME, {**machine("torch"), "settings": args.set, "rows": rows})
 
 
 if __name__ == "__main__":

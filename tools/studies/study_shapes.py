@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import yaml
 from benchmark_recipes import REPORTED
+from study_files import machine, save
 
 import optin_export
-from optin_export.environment import describe
 from optin_export.recipe import load_recipe
 from optin_export.report.schema import read_report
 
-RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studies" / "shapes.json"
+NAME = "shapes"
 BATCHES = [1, 8]
 
 
@@ -95,11 +95,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory(prefix="study-shapes-") as place:
                 rows += rows_of(model, budget, shlex.split(args.timer), Path(place))
             print(json.dumps(rows[-len(BATCHES) :]), flush=True)
-    machine = describe()
-    versions = {name: machine["packages"][name] for name in ("onnxruntime", "torch", "timm")}
-    document = {"cpu": machine["cpu"], "versions": versions, "rows": rows}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    versions = machine("onnxruntime", "torch", "timm")
+    save(NAME, {"cpu": versions.pop("cpu"), "versions": versions, "rows": rows})
 
 
 if __name__ == "__main__":

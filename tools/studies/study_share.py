@@ -11,19 +11,16 @@ Writes docs/measurements/studies/share.json, one row per case, budget and share.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
-from typing import Any
 from unittest import mock
 
 from benchmark_accuracy import CASES, Bench, recipe_of
+from study_files import machine, save, saved_rows
 
 from optin_export import repair
 from optin_export.data import load_sources
-from optin_export.environment import describe
 
-RESULT = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "studies" / "share.json"
+NAME = "share"
 CURVES = sys.modules[repair.loss_curves.__module__]
 
 
@@ -34,7 +31,7 @@ def main() -> None:
     parser.add_argument("--shares", nargs="+", type=float, default=(0.0, 0.5, 1.0))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    rows = saved_rows(NAME)
     for case in args.cases:
         bench = Bench(load_sources(recipe_of(case, args.seed)))
         scores, _ = bench.score("optin")
@@ -49,8 +46,7 @@ def main() -> None:
                 rows = [old for old in rows if any(old[name] != value for name, value in row.items())]
                 rows.append({**row, "default": share == own, **bench.judged(dense)})
                 print(rows[-1], flush=True)
-                RESULT.parent.mkdir(parents=True, exist_ok=True)
-                RESULT.write_text(json.dumps({"cpu": describe()["cpu"], "rows": rows}, indent=1) + "\n")
+                save(NAME, {**machine(), "rows": rows})
 
 
 if __name__ == "__main__":
