@@ -21,8 +21,11 @@ from tests.tiers import mark_tiers
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Workers share the cores: each computes on one. Several threads each would wait for one another most of the time.
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else int(os.environ.get("OMP_NUM_THREADS", 2)))
+# Workers share the cores: each computes on one, as do the processes that its tests start. Several threads each would
+# wait for one another most of the time.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 ROOT = Path(__file__).parent.parent
 WORDS = "a man is playing the guitar while two dogs run over green grass near some old red house by night"
@@ -252,7 +255,7 @@ def short_measurement() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def vit_recipe(vit_checkpoint: Path, image_data: Path) -> Make:
     """A recipe for the small ViT as a dictionary; keyword arguments replace top-level sections."""
 
@@ -275,6 +278,17 @@ def vit_recipe(vit_checkpoint: Path, image_data: Path) -> Make:
         }
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished_vit(vit_recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of `vit_recipe()`. Read it, or take a copy: `shutil.copytree`."""
+    import optin_export
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with measured_shortly():
+        optin_export.run(vit_recipe(), folder)
+    return folder
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Runs of tests export each model once: what the exporter wrote for the same model, inputs and sizes is copied.
 
 Half of the time of a run on a tiny model goes into torch's ONNX exporter, and most runs of tests have the same few
-models. Only the stage `export` of a run is concerned: tests of the exporter call it themselves.
+models. It concerns the stage `export` of a run, and the trials of a latency table; tests of the exporter call it
+themselves.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def exported_once(folder: Path) -> Iterator[None]:
     from optin_export import export
     from optin_export.export import Exported
     from optin_export.stages import export as export_stage
+    from optin_export.stages import latency_trials
     from optin_export.workdir import onnx_files
 
     real: Callable[..., Exported] = export_stage.export_onnx
@@ -86,7 +88,8 @@ def exported_once(folder: Path) -> Iterator[None]:
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_stage, "export_onnx", export_onnx)
+        for module in (export_stage, latency_trials):
+            patch.setattr(module, "export_onnx", export_onnx)
         yield
 
 

@@ -24,7 +24,7 @@ from optin_export.cli._group import COMMANDS, command_of
 from optin_export.cli.run import optin_export as command_line
 from optin_export.recipe import load_recipe
 from optin_export.workdir.run_directory import CONTENTS
-from tests.conftest import ROOT, sentences
+from tests.conftest import ROOT, Make, sentences
 from tests.docs_blocks import OUTPUT, PAGES, REASON, Block, arguments_of, blocks_of, commands_of, is_plain, unfenced
 from tests.shortly import measure_shortly
 
@@ -254,11 +254,12 @@ def test_yaml_is_what_its_reader_accepts(block: Block, tmp_path: Path) -> None:
 # --- the run folder -------------------------------------------------------------------------------------------------
 
 
-def test_every_file_of_a_run_is_described(given: Path) -> None:
+def test_every_file_of_a_run_is_described(finished_vit: Path, vit_recipe: Make, tmp_path: Path) -> None:
     """docs/reference/run-folder.md is written from CONTENTS; a run holds nothing that it does not name."""
     import fnmatch
 
-    run = given / "runs" / "quickstart"
+    run = Path(shutil.copytree(finished_vit, tmp_path / "run"))
+    optin_export.run(vit_recipe(ship={"triton": True}), run)
     files = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
     unknown = [name for name in files if not any(fnmatch.fnmatchcase(name, pattern) for pattern in CONTENTS)]
     assert not unknown

@@ -12,6 +12,8 @@ from optin_export.data import load_sources
 from optin_export.measure import accuracy_of
 from optin_export.models import IGNORED, as_function
 from optin_export.recipe import validate
+from optin_export.search import Plan
+from optin_export.workdir.files import read_json
 from tests.textmodels import TASKS, recipe_for, save_small, spoken
 
 pytest.importorskip("onnxruntime")
@@ -95,10 +97,11 @@ def test_the_smallest_model_by_perplexity(tmp_path: Path) -> None:
     prune = {"budget": budget, "probes": 4, "rows": 32, "score_samples": 8, "allocation": "additive"}
     recipe = recipe_for("text-generation", folder, rows, prune=prune)
     recipe["data"]["evaluation"]["metric"] = "perplexity"
-    report = optin_export.run(recipe, out=tmp_path / "run")
-    assert report is not None
+    optin_export.run(recipe, out=tmp_path / "run", stop_after="surgery")
     sources = load_sources(validate(recipe, Path("/")))
     models = (sources.model, optin_export.load_model(tmp_path / "run" / "model"))
     base, pruned = (accuracy_of(as_function(model), sources.selection()) for model in models)
-    found = [one.drop for one in report.pruning.tried if one.macs == report.pruning.budget["macs"]]
+    tried = read_json(tmp_path / "run" / ".stages" / "search.accuracy.json")["result"]["tried"]
+    chosen = Plan.model_validate(read_json(tmp_path / "run" / "plan" / "plan.json")).budget["macs"]
+    found = [drop for macs, drop in tried if macs == chosen]
     assert found == [pytest.approx(pruned - base, rel=1e-4)] and abs(pruned - base) > 1

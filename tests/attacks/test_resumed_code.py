@@ -66,22 +66,16 @@ FORGERIES = {
 }
 
 
-@pytest.fixture(scope="module")
-def half_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a run as far as its graphs is made once (see `begun`)."""
-    return tmp_path_factory.mktemp("half") / "run"
-
-
-def begun(half_done: Path, recipe: dict[str, Any], folder: Path) -> Path:
-    if not half_done.exists():
-        optin_export.run(recipe, half_done, stop_after="export")  # so that later only the pruned model is exported
-    return Path(shutil.copytree(half_done, folder / "run"))
+@pytest.fixture
+def run(finished_vit: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run of `vit_recipe()`."""
+    return Path(shutil.copytree(finished_vit, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("kind", some(list(FORGERIES), 9))
 def test_a_forged_architecture_runs_nothing(
     kind: str,
-    half_done: Path,
+    run: Path,
     vit_recipe: Make,
     evil: Path,
     mark: Path,
@@ -92,7 +86,6 @@ def test_a_forged_architecture_runs_nothing(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.py").symlink_to(evil)
-    run = begun(half_done, vit_recipe(), tmp_path)
     forge(run, {"library": "python", "source": FORGERIES[kind].replace("FOLDER", str(tmp_path)), "args": {}})
     count("resumed code")
     with pytest.raises(InputError, match="not the model of the recipe"):
@@ -101,9 +94,8 @@ def test_a_forged_architecture_runs_nothing(
 
 
 def test_a_forged_model_before_the_fine_tune(
-    half_done: Path, vit_recipe: Make, evil: Path, mark: Path, tmp_path: Path
+    run: Path, vit_recipe: Make, evil: Path, mark: Path, tmp_path: Path
 ) -> None:
-    run = begun(half_done, vit_recipe(), tmp_path)
     forge(run, {"library": "python", "source": f"py:{evil}:make", "args": {}})
     (run / "model").rename(run / "repaired")
     work = RunContext(validate(vit_recipe(), tmp_path), run, False)
@@ -127,7 +119,9 @@ def test_only_the_very_function_that_the_recipe_names(
         f"def other(**args):\n    open({str(mark)!r}, 'w').close()\n"
     )
     section = {**vit_recipe()["model"], "source": f"py:{own}:make", "args": {}}
-    recipe = vit_recipe(model=section)
+    # The cheapest scores, allocation and repair: the model is loaded after them.
+    prune = {"budget": {"macs": 0.6}, "score": "magnitude", "allocation": "additive", "compensate": False}
+    recipe = vit_recipe(model=section, prune=prune)
     run = tmp_path / "run"
     optin_export.run(recipe, run, stop_after="surgery")
     base = json.loads((run / "model" / "architecture.json").read_text())["base"]

@@ -47,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "preprocess": {"size": [32, 32], "mean": [0.5], "std": [0.5]},
         },
         "data": {"calibration": {**source, "samples": 48}, "evaluation": {**source, "metric": "accuracy"}},
-        "prune": {"budget": {"macs": 0.6}, "probes": 12, "rows": 64, "score_samples": 16, "allocation": "additive"},
+        "prune": {"budget": {"macs": 0.6}, "probes": 12, "rows": 64, "score_samples": 16},
         "export": {"batch": [1, 3]},
         "targets": [{"engine": "onnxruntime"}, {"engine": "torch"}],
         "gates": {"speedup": 0.01},

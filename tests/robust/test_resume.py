@@ -17,10 +17,11 @@ from optin_export.errors import InputError
 from optin_export.workdir.files import sha256_file
 from optin_export.workdir.run_directory import STAGES, leftovers
 from tests.robust import forked
+from tests.shortly import SHORTLY
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("tritonclient.grpc")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": SHORTLY}
 
 
 def killed(kills: int, seed: int, seconds: int) -> dict[str, Any]:

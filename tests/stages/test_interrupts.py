@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from optin_export.workdir.run_directory import STAGES
-from tests.conftest import ROOT, Make
+from tests.conftest import Make
+from tests.shortly import SHORTLY
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": SHORTLY, "OMP_NUM_THREADS": "1"}
 
 
 def start(place: Path, *options: str) -> subprocess.Popen[str]:

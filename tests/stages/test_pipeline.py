@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from optin_export.displays import Quiet
 from optin_export.errors import InputError
 from optin_export.measure import parity
 from optin_export.recipe import load_recipe
+from optin_export.report.schema import read_report
 from optin_export.ship import check_manifest
 from optin_export.stages.measure import REFERENCE_ROWS
 from optin_export.stages.pipeline import NEVER_REUSED
@@ -66,6 +68,12 @@ class Finished(Quiet):
         self.reused.append(reused)
 
 
+@pytest.fixture
+def run(finished_vit: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run of `vit_recipe()`."""
+    return Path(shutil.copytree(finished_vit, tmp_path / "run"))
+
+
 def reused(report: optin_export.Report) -> dict[str, bool]:
     return {stage.name: stage.reused for stage in report.stages}
 
@@ -106,15 +114,13 @@ def test_the_gates_are_judged_once(tmp_path: Path, vit_recipe: Make, monkeypatch
     assert report is not None and not report.verdict.passed and not (tmp_path / "run" / "triton").exists()
 
 
-def test_reported_accuracy_is_that_of_the_onnx_file(tmp_path: Path, vit_recipe: Make, image_data: Path) -> None:
+def test_reported_accuracy_is_that_of_the_onnx_file(finished_vit: Path, image_data: Path) -> None:
     """By hand, in plain onnxruntime, as a user would check."""
     import onnxruntime
 
-    report = optin_export.run(vit_recipe(), out=tmp_path / "run")
-    assert report is not None and report.accuracy is not None
-    session = onnxruntime.InferenceSession(
-        tmp_path / "run" / "onnx" / "pruned.onnx", providers=["CPUExecutionProvider"]
-    )
+    report = read_report(finished_vit)
+    assert report.accuracy is not None
+    session = onnxruntime.InferenceSession(finished_vit / "onnx" / "pruned.onnx", providers=["CPUExecutionProvider"])
     with np.load(image_data / "images.npz") as data:
         pixels = (data["images"][:, None].astype(np.float32) / 255 - 0.5) / 0.5
         predictions = np.concatenate([session.run(None, {"pixel_values": rows})[0] for rows in np.split(pixels, 40)])
@@ -122,12 +128,11 @@ def test_reported_accuracy_is_that_of_the_onnx_file(tmp_path: Path, vit_recipe: 
     assert report.accuracy.pruned == pytest.approx(accuracy)
 
 
-def test_the_reference_holds_what_the_torch_models_answer(tmp_path: Path, vit_recipe: Make) -> None:
-    optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="measure")
-    reference = load_file(tmp_path / "run" / "measure" / "reference.safetensors")
+def test_the_reference_holds_what_the_torch_models_answer(finished_vit: Path) -> None:
+    reference = load_file(finished_vit / "measure" / "reference.safetensors")
     rows, answers = reference["input.pixel_values"], reference["output.pruned"]
     assert len(rows) == len(answers) == len(reference["output.base"]) == REFERENCE_ROWS
-    model = optin_export.load_model(tmp_path / "run" / "model")
+    model = optin_export.load_model(finished_vit / "model")
     with torch.no_grad():
         torch.testing.assert_close(model(pixel_values=torch.from_numpy(rows)), torch.from_numpy(answers))
     assert not np.allclose(answers, reference["output.base"])
@@ -141,26 +146,25 @@ def test_without_repair_the_onnx_is_the_masked_model(tmp_path: Path, vit_recipe:
     assert all(group.error_before is None for group in report.pruning.groups)
 
 
-def test_a_second_run_reuses_everything_and_says_the_same(tmp_path: Path, vit_recipe: Make) -> None:
-    first = optin_export.run(vit_recipe(), out=tmp_path / "run")
+def test_a_second_run_reuses_everything_and_says_the_same(run: Path, vit_recipe: Make) -> None:
+    first = read_report(run)
     named = {"report.json", "report.html", "manifest.json"}  # which say when, and the manifest what is in the other two
-    before = {name: sha256_file(tmp_path / "run" / name) for name in ARTEFACTS - named}
-    second = optin_export.run(vit_recipe(), out=tmp_path / "run")
-    assert first is not None and second is not None
+    before = {name: sha256_file(run / name) for name in ARTEFACTS - named}
+    second = optin_export.run(vit_recipe(), out=run)
+    assert second is not None
     assert all(done for name, done in reused(second).items() if name not in NEVER_REUSED)
     assert second.latency == first.latency
-    assert before == {name: sha256_file(tmp_path / "run" / name) for name in before}
+    assert before == {name: sha256_file(run / name) for name in before}
 
 
-def test_another_budget_reuses_the_scores_and_the_base_engine(tmp_path: Path, vit_recipe: Make) -> None:
-    optin_export.run(vit_recipe(), out=tmp_path / "run")
-    base = (tmp_path / "run" / "onnx" / "base.onnx").stat().st_mtime_ns
+def test_another_budget_reuses_the_scores_and_the_base_engine(run: Path, vit_recipe: Make) -> None:
+    base = (run / "onnx" / "base.onnx").stat().st_mtime_ns
     prune = {**vit_recipe()["prune"], "budget": {"params": 0.7}}
-    report = optin_export.run(vit_recipe(prune=prune), out=tmp_path / "run")
+    report = optin_export.run(vit_recipe(prune=prune), out=run)
     assert report is not None
     assert reused(report)["scoring"]
     assert not any(reused(report)[name] for name in ("search", "surgery", "export", "engines", "measure"))
-    assert (tmp_path / "run" / "onnx" / "base.onnx").stat().st_mtime_ns == base
+    assert (run / "onnx" / "base.onnx").stat().st_mtime_ns == base
     assert report.params.ratio <= 0.7
 
 
@@ -173,37 +177,33 @@ def test_force_does_everything_again(tmp_path: Path, vit_recipe: Make) -> None:
     assert {name: sha256_file(tmp_path / "run" / name) for name in before} == before  # the same seed, the same result
 
 
-def test_a_damaged_artefact_is_made_again(tmp_path: Path, vit_recipe: Make) -> None:
-    optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="export")
-    path = tmp_path / "run" / "onnx" / "pruned.onnx"
+def test_a_damaged_artefact_is_made_again(run: Path, vit_recipe: Make) -> None:
+    path = run / "onnx" / "pruned.onnx"
     good = sha256_file(path)
     path.write_bytes(b"\0" + path.read_bytes()[1:])
-    optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="export")
+    optin_export.run(vit_recipe(), out=run, stop_after="export")
     assert sha256_file(path) == good
 
 
-def test_a_changed_plan_is_not_reported_with_the_old_verdict(tmp_path: Path, vit_recipe: Make) -> None:
+def test_a_changed_plan_is_not_reported_with_the_old_verdict(run: Path, vit_recipe: Make) -> None:
     """A run stopped half-way must not leave the conclusions of the run before it."""
-    optin_export.run(vit_recipe(), out=tmp_path / "run")
     prune = {**vit_recipe()["prune"], "budget": {"macs": 0.5}}
-    assert optin_export.run(vit_recipe(prune=prune), out=tmp_path / "run", stop_after="search") is None
-    assert not files(tmp_path / "run") & {"report.json", "report.html", "manifest.json"}
+    assert optin_export.run(vit_recipe(prune=prune), out=run, stop_after="search") is None
+    assert not files(run) & {"report.json", "report.html", "manifest.json"}
 
 
-@pytest.mark.parametrize(
-    ("stage", "last", "missing"),
-    [
+def test_stop_after(tmp_path: Path, vit_recipe: Make) -> None:
+    """One folder: each run goes on where the one before it stopped."""
+    for stage, last, missing in (
         ("sources", "recipe.yaml", "scores/scores.safetensors"),
         ("scoring", "scores/scores.safetensors", "scores/curves.safetensors"),
         ("curves", "scores/curves.safetensors", "plan/plan.json"),
         ("search", "plan/plan.json", "model/architecture.json"),
         ("surgery", "model/model.safetensors", "onnx/base.onnx"),
-    ],
-)
-def test_stop_after(stage: str, last: str, missing: str, tmp_path: Path, vit_recipe: Make) -> None:
-    assert optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after=stage) is None
-    assert (tmp_path / "run" / last).exists()
-    assert not (tmp_path / "run" / missing).exists()
+    ):
+        assert optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after=stage) is None
+        assert (tmp_path / "run" / last).exists()
+        assert not (tmp_path / "run" / missing).exists()
 
 
 def test_unknown_stage_is_refused(tmp_path: Path, vit_recipe: Make) -> None:
@@ -212,32 +212,31 @@ def test_unknown_stage_is_refused(tmp_path: Path, vit_recipe: Make) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_other_repairs_measure_new_curves_of_the_same_scores(tmp_path: Path, vit_recipe: Make) -> None:
+def test_other_repairs_measure_new_curves_of_the_same_scores(run: Path, vit_recipe: Make) -> None:
     prune = vit_recipe()["prune"]
-    curves = tmp_path / "run" / "scores" / "curves.safetensors"
-    optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="curves")
+    curves = run / "scores" / "curves.safetensors"
     before = sha256_file(curves)
     display = Finished()
     for section in ({**prune, "compensate": False}, {**prune, "allocation": "additive"}):
-        optin_export.run(vit_recipe(prune=section), out=tmp_path / "run", stop_after="curves", display=display)
+        optin_export.run(vit_recipe(prune=section), out=run, stop_after="curves", display=display)
     assert sha256_file(curves) != before
     assert display.reused == [False, True, False, False, True, True]  # sources are loaded; the last one needs no curves
 
 
-def test_a_missed_gate_is_a_failed_verdict_and_ships_nothing(tmp_path: Path, vit_recipe: Make) -> None:
+def test_a_missed_gate_is_a_failed_verdict_and_ships_nothing(run: Path, vit_recipe: Make) -> None:
     pytest.importorskip("tritonclient.grpc")
     passing, failing = {"accuracy_drop": 100.0}, {"speedup": 1000.0}
-    report = optin_export.run(vit_recipe(gates=passing, ship={"triton": True}), out=tmp_path / "run")
+    report = optin_export.run(vit_recipe(gates=passing, ship={"triton": True}), out=run)
     assert report is not None and report.verdict.passed
-    assert (tmp_path / "run" / "triton" / "tiny-vit" / "config.pbtxt").exists()
-    report = optin_export.run(vit_recipe(gates=failing, ship={"triton": True}), out=tmp_path / "run")
+    assert (run / "triton" / "tiny-vit" / "config.pbtxt").exists()
+    report = optin_export.run(vit_recipe(gates=failing, ship={"triton": True}), out=run)
     assert report is not None and not report.verdict.passed
     assert reused(report)["measure"]  # another gate is another judgement, not another measurement
     assert exit_code(report) == 4
     assert report.verdict.summary.startswith("FAILED")
     assert "speedup" in report.verdict.summary
-    assert not (tmp_path / "run" / "triton").exists()
-    assert not json.loads((tmp_path / "run" / "manifest.json").read_text())["passed"]
+    assert not (run / "triton").exists()
+    assert not json.loads((run / "manifest.json").read_text())["passed"]
 
 
 def test_failed_parity_is_exit_code_3_and_nothing_is_timed(
@@ -253,11 +252,9 @@ def test_failed_parity_is_exit_code_3_and_nothing_is_timed(
     assert speedup.measured is None and not speedup.passed
 
 
-def test_the_resolved_recipe_runs_from_the_run_folder(tmp_path: Path, vit_recipe: Make) -> None:
-    optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="search")
-    again = load_recipe(tmp_path / "run" / "recipe.yaml")
-    optin_export.run(again, out=tmp_path / "other", stop_after="search")
-    plans = [(tmp_path / name / "plan" / "plan.json").read_bytes() for name in ("run", "other")]
+def test_the_resolved_recipe_runs_from_the_run_folder(tmp_path: Path, finished_vit: Path) -> None:
+    optin_export.run(load_recipe(finished_vit / "recipe.yaml"), out=tmp_path / "other", stop_after="search")
+    plans = [(run / "plan" / "plan.json").read_bytes() for run in (finished_vit, tmp_path / "other")]
     assert plans[0] == plans[1]
 
 
