@@ -1,9 +1,10 @@
 """Refit the pruned model's remaining weights so that it follows the unpruned one on the calibration rows.
 
 Files, in the order in which a run uses them: `curves` (what removing k units of a group costs after repair),
-`token_schedule` (how many tokens each block keeps), `sensitivity` (the weights of the least squares), `apply` (rebuild,
-check, repair), `sequential` (block by block, with `paired_forward`, `layers`, `least_squares`, `relu`,
-`residual_branch`, `output_layer`), `gauss_newton` (all layers at once, against the output), `finetune` (optional).
+`token_schedule` (how many tokens each block keeps), `sensitivity` (the weights of the least squares), `settings` (which
+repair), `apply` (rebuild, check, repair), `sequential` (block by block, with `paired_forward`, `layers`,
+`least_squares`, `relu`, `residual_branch`, `output_layer`), `gauss_newton` (all layers at once, against the output),
+`finetune` (optional).
 No file depends on ONNX.
 """
 
@@ -15,6 +16,7 @@ from optin_export.repair.finetune import FineTune, fine_tune
 from optin_export.repair.gauss_newton import outputs_of, refine
 from optin_export.repair.sensitivity import Weights, sensitivities
 from optin_export.repair.sequential import Repair, compensate
+from optin_export.repair.settings import RepairSettings
 from optin_export.repair.token_schedule import scheduled, share_budget
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "FineTune",
     "PrunedModel",
     "Repair",
+    "RepairSettings",
     "Weights",
     "apply_plan",
     "combined",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,6 +17,7 @@ from optin_export.pruning import insert_merging, rebuild
 from optin_export.repair.gauss_newton import OUTPUT, outputs_of, refine
 from optin_export.repair.sensitivity import Weights
 from optin_export.repair.sequential import AtWork, Repair, compensate
+from optin_export.repair.settings import RepairSettings
 from optin_export.search import Plan
 from optin_export.units import Structure, find_tokens, masked
 
@@ -44,20 +45,16 @@ def apply_plan(
     plan: Plan,
     batches: Sequence[Batch],
     inputs: Inputs,
+    settings: RepairSettings,
     *,
-    repair: bool | Literal["rescale"],
-    gauss_newton: bool = False,
-    temperature: float = 1.0,
     weights: Weights | None = None,
     reference: Reference | None = None,
-    seed: int = 0,
     at_work: AtWork = contextlib.nullcontext,
 ) -> PrunedModel:
     """Rebuild `model` densely by `plan`, check it against the masked original, and repair it on `batches`.
 
-    inputs: a few real rows, for tracing and for the check. gauss_newton: refit gains and biases to the output after
-    the repair, by the divergence at this temperature. weights, reference: the `sensitivities` and the `outputs_of` of
-    `model` on `batches`, to share between several plans. at_work: a context held while `model` runs for the repair.
+    inputs: a few real rows, for tracing and for the check. weights, reference: the `sensitivities` and the `outputs_of`
+    of `model` on `batches`, to share between several plans. at_work: a context held while `model` runs for the repair.
     Raises InputError if the repair becomes non-finite, RuntimeError (a bug) if the dense model differs from the masked
     one.
     """
@@ -70,22 +67,13 @@ def apply_plan(
     if tokens is not None and not tokens.padded:
         dense = insert_merging(dense, structure, tokens, plan.merged)
     repairs: dict[str, Repair] = {}
-    if repair:
+    if settings.repair:
         repairs = compensate(
-            model,
-            dense,
-            structure,
-            smaller,
-            plan.groups,
-            batches,
-            only_scale=repair == "rescale",
-            weights=weights,
-            seed=seed,
-            at_work=at_work,
+            model, dense, structure, smaller, plan.groups, batches, settings, weights=weights, at_work=at_work
         )
-    if repair and gauss_newton:
-        reference = outputs_of(model, structure, batches, seed) if reference is None else reference
-        repairs[OUTPUT] = refine(dense, reference, temperature=temperature, at_work=at_work)
+    if settings.repair and settings.gauss_newton:
+        reference = outputs_of(model, structure, batches, settings.seed) if reference is None else reference
+        repairs[OUTPUT] = refine(dense, reference, temperature=settings.temperature, at_work=at_work)
     if not all(torch.isfinite(tensor).all() for tensor in dense.state_dict().values() if tensor.is_floating_point()):
         raise InputError(
             "compensation did not give finite weights", "activations are NaN or constant", "set prune.compensate: false"

@@ -24,6 +24,7 @@ from optin_export.progress import report
 from optin_export.repair.least_squares import Moments
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.sensitivity import Weights, sensitivities
+from optin_export.repair.settings import RepairSettings
 from optin_export.units import (
     Structure,
     UnitGroup,
@@ -55,33 +56,30 @@ def loss_curves(
     scores: Mapping[str, np.ndarray],
     calibration: Sequence[Batch],
     scoring: Sequence[Batch],
+    settings: RepairSettings,
     *,
     least: Mapping[str, int],
-    temperature: float,
-    repair: bool | Literal["rescale"] = True,
     weights: Weights | None = None,
-    seed: int,
 ) -> dict[str, Curve]:
     """One curve per group: float64 [points, 3] with units kept (ascending, the last is all), trajectory, output loss.
 
-    scores: decide which units stay at each count. scoring: the rows on which losses are measured. least: the smallest
-    count of each group. repair: the run's repair (`prune.compensate`): refit the layers that read the units by least
-    squares, find one factor per kept unit, or nothing (the curve of masking). weights: the `sensitivities` of `model`
-    on `calibration`, if they are known.
+    scores: decide which units stay at each count. scoring: the rows on which losses are measured. settings: the run's
+    repair, of which the layers that read the units are refitted or rescaled; without it, the curve of masking. least:
+    the smallest count of each group. weights: the `sensitivities` of `model` on `calibration`, if they are known.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     structure = measured(model, structure, (*calibration, *scoring)[0].inputs)
     references = Reference(model, structure, scoring, draw=generator)
     references.observe()  # now, because the model's layers compute with other weights from here on
     curves: dict[str, Curve] = {}
     moments: dict[str, Moments] = {}
-    repaired = {group.key: _repaired(model, group, repair) for group in structure.groups}
+    repaired = {group.key: _repaired(model, group, settings.repair) for group in structure.groups}
 
     def measure(group: UnitGroup) -> None:
         order = np.argsort(-scores[group.key], kind="stable")
         grams = {path: moments.pop(path).gram for path in repaired[group.key] if path in moments}
-        solve = _rescaled if repair == "rescale" else _refitted
-        losses = partial(_losses, model, structure, group, references, temperature)
+        solve = _rescaled if settings.repair == "rescale" else _refitted
+        losses = partial(_losses, model, structure, group, references, settings.temperature)
         curves[group.key] = _curve(_Candidates(model, group, order, grams, solve), least[group.key], losses)
         report(len(curves), len(structure.groups))
 
@@ -91,7 +89,7 @@ def loss_curves(
         return curves
     chosen = _thinned(calibration)
     if weights is None:
-        weights = sensitivities(model, structure, calibration, seed)
+        weights = sensitivities(model, structure, calibration, settings.seed)
     stream = Stream(model, structure, [calibration[index] for index in chosen])
     try:
         for block in structure.order:

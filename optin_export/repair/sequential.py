@@ -33,6 +33,7 @@ from optin_export.repair.paired_forward import Stream
 from optin_export.repair.relu import ReluTarget, relu_of_units, shift_of_block_relu
 from optin_export.repair.residual_branch import affine_of
 from optin_export.repair.sensitivity import Weights, sensitivities
+from optin_export.repair.settings import RepairSettings
 from optin_export.search import GroupPlan
 from optin_export.units import Calls, Structure, UnitGroup, columns_per_unit, get_layer, measured, reads_rows
 
@@ -64,26 +65,25 @@ def compensate(
     smaller: Structure,
     groups: Mapping[str, GroupPlan],
     batches: Sequence[Batch],
+    settings: RepairSettings,
     *,
-    only_scale: bool = False,
     weights: Weights | None = None,
-    seed: int = 0,
     at_work: AtWork = contextlib.nullcontext,
 ) -> dict[str, Repair]:
     """Refit the layers around every group of `dense` and its output layer, in place; returns the errors by group key.
 
     structure, smaller: the structures of `original` and `dense`; groups: the plan between them. Groups that lost
-    nothing are refitted as well: they correct errors from upstream. only_scale: find one factor per kept unit instead
-    of new weights. weights: the `sensitivities` of `original`, if they are already known. at_work: a context held while
-    `original` runs; `dense` is not moved.
+    nothing are refitted as well: they correct errors from upstream. weights: the `sensitivities` of `original`, if they
+    are already known. at_work: a context held while `original` runs; `dense` is not moved.
     """
+    only_scale = settings.repair == "rescale"
     if batches:
         with at_work(original):
             structure = measured(original, structure, batches[0].inputs)
     head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
     repairs: dict[str, Repair] = {}
     with at_work(original):
-        weights = sensitivities(original, structure, batches, seed) if weights is None else weights
+        weights = sensitivities(original, structure, batches, settings.seed) if weights is None else weights
         pair = _paired(original, dense, structure, groups, batches, weights)
         # Channels of a residual stream have no sub-layer: the layers around them compensate for them.
         left_of = {group.key: group for group in smaller.groups}

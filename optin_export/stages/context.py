@@ -126,14 +126,16 @@ class RunContext:
             plan,
             sources.calibration if prune.compensate else (),
             sources.fixed(2),
-            repair=prune.compensate,
-            gauss_newton=self.refines,
-            temperature=prune.temperature,
+            self.repair_settings,
             weights=self.sensitivities if prune.compensate else None,
             reference=self.outputs if self.refines else None,
-            seed=self.recipe.seed,
             at_work=self.placement,
         )
+
+    @property
+    def repair_settings(self) -> repair.RepairSettings:
+        prune = self.recipe.prune
+        return repair.RepairSettings(prune.compensate, self.refines, prune.temperature, self.recipe.seed)
 
     @property
     def refines(self) -> bool:

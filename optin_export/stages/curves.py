@@ -27,11 +27,9 @@ def measure_curves(work: RunContext, scores: ScoringResult) -> CurvesResult:
                 load_file(regular(scores.path)),
                 sources.calibration,
                 sources.curves,
+                work.repair_settings,
                 least=work.least,
-                temperature=prune.temperature,
-                repair=prune.compensate,
                 weights=weights,
-                seed=work.recipe.seed,
             )
         with atomic_path(path) as temporary:
             save_file(dict(sorted(curves.items())), temporary)

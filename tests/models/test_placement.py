@@ -13,7 +13,7 @@ import torch
 from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.models import Placement, TaskModel, placement
 from optin_export.recipe import Budget, PruneSection, validate
-from optin_export.repair import apply_plan, loss_curves, sensitivities
+from optin_export.repair import RepairSettings, apply_plan, loss_curves, sensitivities
 from optin_export.scoring import score
 from optin_export.units import find_structure
 from tests.conftest import Make
@@ -50,9 +50,9 @@ def test_scores_curves_and_repair_are_the_same_to_the_last_bit(name: str) -> Non
             assert (where.device_map is not None) == any(one.is_meta for one in model.parameters())
             weights = sensitivities(model, structure, batches, 0)
             curves = loss_curves(
-                model, structure, scores.values, batches, batches, least=least, temperature=1.0, weights=weights, seed=0
+                model, structure, scores.values, batches, batches, RepairSettings(), least=least, weights=weights
             )
-        repaired = apply_plan(model, structure, plan, batches, inputs, repair=True, at_work=where)
+        repaired = apply_plan(model, structure, plan, batches, inputs, RepairSettings(), at_work=where)
         results.append((scores.values, curves, repaired.dense.state_dict()))
         after = model.state_dict()
         assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)

@@ -12,7 +12,7 @@ from optin_export.models import TaskModel
 from optin_export.objective import ROWS, observe, output_losses, trajectory_losses
 from optin_export.progress import reporting
 from optin_export.recipe import Budget, PruneSection
-from optin_export.repair import combined, curves, loss_curves
+from optin_export.repair import RepairSettings, combined, curves, loss_curves
 from optin_export.scoring import score
 from optin_export.units import Structure, block_outputs, find_structure, get_layer, masked
 from tests.units.models import batches_for, small_model
@@ -28,12 +28,11 @@ def curves_of(model: TaskModel, structure: Structure, **changes: Any) -> dict[st
         "calibration": batches_for(model, 4, size=8),
         "scoring": batches_for(model, 1, size=8, first_seed=50),
         "least": {group.key: 0 if group.sublayer else 1 for group in structure.groups},
-        "temperature": 1.0,
-        "seed": 0,
+        "repair": True,
         **changes,
     }
-    scores, calibration, scoring = (settings.pop(name) for name in ("scores", "calibration", "scoring"))
-    return loss_curves(model, structure, scores, calibration, scoring, **settings)
+    rows = (settings[name] for name in ("scores", "calibration", "scoring"))
+    return loss_curves(model, structure, *rows, RepairSettings(settings["repair"]), least=settings["least"])
 
 
 @pytest.mark.parametrize("name", ["bert", "vit", "resnet-timm", "vgg-bn"])

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from optin_export.objective import OutputNoise, observe, output_losses
-from optin_export.repair import apply_plan, gauss_newton, refine
+from optin_export.repair import RepairSettings, apply_plan, gauss_newton, refine
 from optin_export.repair.gauss_newton import OUTPUT, outputs_of
 from optin_export.units import find_structure
 from tests.repair.plans import halved
@@ -42,7 +42,7 @@ def operated(name: str) -> tuple:  # type: ignore[type-arg]
     model, _ = small_model(name)
     structure, batches = find_structure(model), batches_for(model, 6)
     dense = apply_plan(
-        model, structure, halved(structure, 0.7), batches[:1], inputs_for(model, 3, 5), repair=False
+        model, structure, halved(structure, 0.7), batches[:1], inputs_for(model, 3, 5), RepairSettings(repair=False)
     ).dense
     return model, structure, batches, dense
 
@@ -231,8 +231,8 @@ def test_operate_does_it_last_and_only_when_asked() -> None:
     model, _ = small_model("resnet-cifar")
     structure, batches, inputs = find_structure(model), batches_for(model, 6), inputs_for(model, 3, 5)
     plan = halved(structure)
-    plain = apply_plan(model, structure, plan, batches, inputs, repair=True)
-    refined = apply_plan(model, structure, plan, batches, inputs, repair=True, gauss_newton=True)
+    plain = apply_plan(model, structure, plan, batches, inputs, RepairSettings())
+    refined = apply_plan(model, structure, plan, batches, inputs, RepairSettings(gauss_newton=True))
     assert OUTPUT not in plain.repairs and list(refined.repairs) == [*plain.repairs, OUTPUT]
-    unrepaired = apply_plan(model, structure, plan, batches, inputs, repair=False, gauss_newton=True)
+    unrepaired = apply_plan(model, structure, plan, batches, inputs, RepairSettings(repair=False, gauss_newton=True))
     assert not unrepaired.repairs

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from optin_export.pruning import load_model, save_model
-from optin_export.repair import apply_plan, output_layer
+from optin_export.repair import RepairSettings, apply_plan, output_layer
 from optin_export.repair.sequential import HEAD
 from optin_export.units import find_structure
 from tests.repair.plans import halved
@@ -33,7 +33,7 @@ def test_a_layer_of_its_own_is_refitted(name: str, path: str, monkeypatch: pytes
     structure, batches = find_structure(model), batches_for(model, 4)
     assert output_layer.output_layer(model, batches[0].inputs) == path
     plan = halved(structure)
-    operation = apply_plan(model, structure, plan, batches, inputs_for(model, 3, 5), repair=True)
+    operation = apply_plan(model, structure, plan, batches, inputs_for(model, 3, 5), RepairSettings())
     repair = operation.repairs[HEAD]
     assert repair.before is not None and repair.after is not None and repair.after < repair.before
     monkeypatch.setattr(output_layer, "MOST_OUTPUTS", 1)
@@ -48,7 +48,7 @@ def test_tied_weights_stay_one_tensor_and_are_saved_once(name: str, tmp_path: Pa
     words = embedding.weight.clone()  # type: ignore[operator]
     structure, inputs = find_structure(model), inputs_for(model, 3, 5)
     plan = halved(structure)
-    operation = apply_plan(model, structure, plan, batches_for(model, 4), inputs, repair=True)
+    operation = apply_plan(model, structure, plan, batches_for(model, 4), inputs, RepairSettings())
     assert HEAD not in operation.repairs
     save_model(tmp_path, operation.dense, architecture, MODELS[name][0], plan, inputs)
     kept = load_file(tmp_path / "model.safetensors")

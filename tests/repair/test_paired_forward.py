@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from optin_export.errors import EnvironmentLacks
-from optin_export.repair import apply_plan, paired_forward
+from optin_export.repair import RepairSettings, apply_plan, paired_forward
 from optin_export.repair.paired_forward import Stream
 from optin_export.units import (
     POSITIONS,
@@ -156,7 +156,7 @@ def test_the_repair_is_the_same_from_files(name: str, temporary: Path, monkeypat
     results = []
     for limit in (1 << 30, 0):
         monkeypatch.setattr(disk_offload, "IN_MEMORY", limit)
-        results.append(apply_plan(model, structure, halved(structure), batches, batches[0].inputs, repair=True))
+        results.append(apply_plan(model, structure, halved(structure), batches, batches[0].inputs, RepairSettings()))
     states = [result.dense.state_dict() for result in results]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert results[0].repairs == results[1].repairs
@@ -178,5 +178,5 @@ def test_a_full_disk_says_where_to_make_room(temporary: Path, monkeypatch: pytes
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(EnvironmentLacks, match="TMPDIR"):
-        apply_plan(model, structure, halved(structure), batches, batches[0].inputs, repair=True)
+        apply_plan(model, structure, halved(structure), batches, batches[0].inputs, RepairSettings())
     assert list(temporary.iterdir()) == []

@@ -7,7 +7,7 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
-from optin_export.repair import apply_plan, layer_problem
+from optin_export.repair import RepairSettings, apply_plan, layer_problem
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.relu import ReluTarget, relu_of_units, shift_of_block_relu
 from optin_export.repair.sequential import HEAD, output_layer
@@ -91,7 +91,7 @@ def test_looking_through_the_relu_helps_behind_it(name: str, monkeypatch: pytest
     errors = {}
     for rounds in (0, 2):
         monkeypatch.setattr(layer_problem, "ROUNDS", rounds)
-        dense = apply_plan(model, structure, plan, batches, batches[0].inputs, repair=True).dense
+        dense = apply_plan(model, structure, plan, batches, batches[0].inputs, RepairSettings()).dense
         errors[rounds] = error_of_blocks(model, dense, structure, unseen)
     assert errors[2] < errors[0]
 
@@ -102,7 +102,7 @@ def test_the_output_layer_is_found_and_refitted(name: str, head: str | None) -> 
     structure, batches = find_structure(model), batches_for(model, 6, size=24)
     path = output_layer(model, batches[0].inputs)
     assert (path is None) == (head is None)
-    operation = apply_plan(model, structure, halved(structure, share=0.5), batches, batches[0].inputs, repair=True)
+    operation = apply_plan(model, structure, halved(structure, share=0.5), batches, batches[0].inputs, RepairSettings())
     if head is None:
         assert HEAD not in operation.repairs
         return
@@ -119,7 +119,9 @@ def test_rows_that_do_not_fit_into_memory_are_computed_again(monkeypatch: pytest
     plan, states = halved(structure, share=0.5), []
     for room in (1 << 29, 0):
         monkeypatch.setattr(layer_problem, "ROWS_IN_MEMORY", room)
-        states.append(apply_plan(model, structure, plan, batches, batches[0].inputs, repair=True).dense.state_dict())
+        states.append(
+            apply_plan(model, structure, plan, batches, batches[0].inputs, RepairSettings()).dense.state_dict()
+        )
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -129,6 +131,6 @@ def test_the_error_behind_the_relu_never_grows() -> None:
         model, _ = small_model(name)
         structure, batches = find_structure(model), batches_for(model, 5, size=6)
         plan = halved(structure, share=0.5)
-        for repair in apply_plan(model, structure, plan, batches, batches[0].inputs, repair=True).repairs.values():
+        for repair in apply_plan(model, structure, plan, batches, batches[0].inputs, RepairSettings()).repairs.values():
             assert repair.before is not None and repair.after is not None
             assert repair.after <= repair.before * (1 + 1e-6)

@@ -16,7 +16,7 @@ from optin_export.errors import InputError
 from optin_export.models import TaskModel
 from optin_export.pruning.rebuild import rebuild
 from optin_export.recipe import validate
-from optin_export.repair import PrunedModel, apply_plan, layer_problem
+from optin_export.repair import PrunedModel, RepairSettings, apply_plan, layer_problem
 from optin_export.repair.least_squares import DAMPINGS, Fit, Moments
 from optin_export.repair.sensitivity import Weights
 from optin_export.repair.sequential import HEAD, Repair
@@ -47,8 +47,8 @@ def test_a_duplicated_neuron_is_removed_without_loss(sources: Sources) -> None:
     up.weight.data[1], up.bias.data[1] = up.weight.data[0], up.bias.data[0]
     plan = plan_without(sources, block00_neurons=[1])
     inputs = sources.fixed(4)
-    plain = apply_plan(sources.model, structure, plan, (), inputs, repair=False)
-    repaired = apply_plan(sources.model, structure, plan, sources.calibration, inputs, repair=True)
+    plain = apply_plan(sources.model, structure, plan, (), inputs, RepairSettings(repair=False))
+    repaired = apply_plan(sources.model, structure, plan, sources.calibration, inputs, RepairSettings())
     with torch.no_grad():
         reference = sources.model(**inputs)
         errors = [float((one.dense(**inputs) - reference).abs().max()) for one in (plain, repaired)]
@@ -62,7 +62,7 @@ def test_a_constant_neuron_is_folded_into_the_bias(sources: Sources) -> None:
     up = get_layer(sources.model, group.producers[0].path)
     up.weight.data[2], up.bias.data[2] = 0.0, 1.5
     plan = plan_without(sources, block00_neurons=[2])
-    repaired = apply_plan(sources.model, structure, plan, sources.calibration, sources.fixed(2), repair=True)
+    repaired = apply_plan(sources.model, structure, plan, sources.calibration, sources.fixed(2), RepairSettings())
     assert repaired.repairs[group.key].after < 0.05 * repaired.repairs[group.key].before
 
 
@@ -75,7 +75,7 @@ def test_the_original_model_is_left_alone(sources: Sources) -> None:
         plan_without(sources, block01_heads=[0], block02_neurons=[3]),
         sources.calibration,
         sources.fixed(2),
-        repair=True,
+        RepairSettings(),
     )
     after = sources.model.state_dict()
     assert before.keys() == after.keys()
@@ -100,7 +100,7 @@ def test_a_layer_scale_of_zero_is_survived(vit_recipe: Make, tmp_path: Path) -> 
     assert structure.groups[0].scale is not None
     sources.model.get_parameter(structure.groups[0].scale).data[:5] = 0.0
     plan = plan_without(sources, block00_heads=[0], block00_neurons=[1, 2])
-    operation = apply_plan(sources.model, structure, plan, sources.calibration, sources.fixed(2), repair=True)
+    operation = apply_plan(sources.model, structure, plan, sources.calibration, sources.fixed(2), RepairSettings())
     assert all(repair.after <= repair.before for repair in operation.repairs.values())
 
 
@@ -116,7 +116,9 @@ def test_the_repair_helps_on_rows_it_has_not_seen(name: str) -> None:
     structure, batches = find_structure(model), batches_for(model, 6, size=12)
     plan, unseen = halved(structure, share=0.6), batches_for(model, 2, size=16, first_seed=100)
     kinds: tuple[bool | Literal["rescale"], ...] = (False, "rescale", True)
-    operations = [apply_plan(model, structure, plan, batches, batches[0].inputs, repair=kind) for kind in kinds]
+    operations = [
+        apply_plan(model, structure, plan, batches, batches[0].inputs, RepairSettings(repair=kind)) for kind in kinds
+    ]
     nothing, factors, full = (error_of(model, operation.dense, unseen) for operation in operations)
     assert full < 0.8 * factors and factors < 0.9 * nothing
     assert operations[0].repairs == {}
@@ -133,7 +135,8 @@ def test_the_repair_lowers_the_error_of_every_architecture(name: str) -> None:
     structure, batches = find_structure(model), batches_for(model, 6, size=24)
     plan, unseen = halved(structure, share=0.8), batches_for(model, 4, size=16, first_seed=100)
     plain, repaired = (
-        apply_plan(model, structure, plan, batches, batches[0].inputs, repair=repair).dense for repair in (False, True)
+        apply_plan(model, structure, plan, batches, batches[0].inputs, RepairSettings(repair=repair)).dense
+        for repair in (False, True)
     )
     assert error_of(model, repaired, unseen) < 0.97 * error_of(model, plain, unseen)
 
@@ -143,7 +146,9 @@ def test_factors_only_leave_everything_else(sources: Sources) -> None:
     structure = find_structure(sources.model)
     plan = halved(structure)
     plain, scaled = (
-        apply_plan(sources.model, structure, plan, sources.calibration, sources.fixed(2), repair=repair).dense
+        apply_plan(
+            sources.model, structure, plan, sources.calibration, sources.fixed(2), RepairSettings(repair=repair)
+        ).dense
         for repair in (False, "rescale")  # type: ignore[arg-type]
     )
     consumers = {f"{group.consumer}.weight": group for group in structure.groups}
@@ -164,7 +169,7 @@ def test_layers_that_lost_nothing_are_refitted_to_what_reaches_them() -> None:
     model, _ = small_model("bert")
     structure, batches = find_structure(model), batches_for(model, 6, size=8)
     plan = without(structure, {"block01.neurons": range(0, 64, 2)})
-    repairs = apply_plan(model, structure, plan, batches, batches[0].inputs, repair=True).repairs
+    repairs = apply_plan(model, structure, plan, batches, batches[0].inputs, RepairSettings()).repairs
     for key in ("block00.heads", "block00.neurons", "block01.heads"):  # there is nothing to do, which is no failure
         untouched = repairs[key]
         assert untouched.before == untouched.after and (untouched.damping, untouched.fallback) == (None, None)
@@ -185,7 +190,7 @@ def test_the_damping_is_judged_on_rows_or_batches_held_out(batches: int, monkeyp
         return solve(train, held, start)
 
     monkeypatch.setattr(layer_problem, "ridge", spy)
-    apply_plan(model, structure, halved(structure), data, data[0].inputs, repair=True)
+    apply_plan(model, structure, halved(structure), data, data[0].inputs, RepairSettings())
     rows = 4 * 17
     assert seen.pop() == ((4, 0) if batches == 1 else (20, 4))  # the output layer, one row per sample
     assert len(seen) == 2 * len(structure.groups)  # the layers that make the units, and the layer that reads them
@@ -200,7 +205,7 @@ def test_padding_does_not_change_the_repair(name: str, monkeypatch: pytest.Monke
     plan = halved(structure)
 
     def repaired(data: list[Batch]) -> dict[str, torch.Tensor]:
-        return apply_plan(model, structure, plan, data, batches[0].inputs, repair=True).dense.state_dict()
+        return apply_plan(model, structure, plan, data, batches[0].inputs, RepairSettings()).dense.state_dict()
 
     def other_tokens(batch: Batch) -> Batch:
         mask = batch.inputs["attention_mask"]
@@ -232,7 +237,7 @@ def test_rows_of_no_weight_are_not_fitted(monkeypatch: pytest.MonkeyPatch) -> No
     def repaired(data: list[Batch], weights: Weights) -> PrunedModel:
         monkeypatch.setattr(repair_module, "sensitivities", lambda *args: weights)
         monkeypatch.setattr(repair_module, "output_layer", lambda *args: None)  # it has no weights
-        return apply_plan(model, structure, plan, data, batches[0].inputs, repair=True)
+        return apply_plan(model, structure, plan, data, batches[0].inputs, RepairSettings())
 
     every_second = [dict.fromkeys(paths, torch.full((4 * 17,), float(index % 2))) for index in range(4)]
     states = [
@@ -258,7 +263,7 @@ def test_a_batch_norm_without_statistics_is_left_alone() -> None:
     model, _ = small_model("resnet-torchvision")
     without_statistics(model)
     structure, batches = find_structure(model), batches_for(model, 3, size=6)
-    repairs = apply_plan(model, structure, halved(structure), batches, batches[0].inputs, repair=True).repairs
+    repairs = apply_plan(model, structure, halved(structure), batches, batches[0].inputs, RepairSettings()).repairs
     alone = repairs.pop("block01.channels")
     assert alone == Repair(None, None, None, "the batch norm behind it has no statistics")
     assert all(repair.fallback is None for repair in repairs.values())
@@ -269,8 +274,8 @@ def test_activations_that_are_not_finite_leave_the_layers_alone() -> None:
     model, _ = small_model("vit")
     structure, batches = find_structure(model), batches_for(model, 2, size=3)
     batches[1].inputs["pixel_values"][0, 0, 0, 0] = float("nan")
-    operation = apply_plan(model, structure, halved(structure), batches, batches[0].inputs, repair=True)
-    plain = apply_plan(model, structure, halved(structure), (), batches[0].inputs, repair=False)
+    operation = apply_plan(model, structure, halved(structure), batches, batches[0].inputs, RepairSettings())
+    plain = apply_plan(model, structure, halved(structure), (), batches[0].inputs, RepairSettings(repair=False))
     assert {repair.fallback for repair in operation.repairs.values()} == {"activations are not finite"}
     assert all(repair.before is None and repair.after is None for repair in operation.repairs.values())
     assert all(torch.equal(value, plain.dense.state_dict()[key]) for key, value in operation.dense.state_dict().items())
@@ -298,7 +303,8 @@ def test_a_projection_of_unknown_name_is_done_without() -> None:
     assert [group.residual for group in structure.groups][1:3] == [("model.layer1.1.conv1", 0), None]
     plan = halved(structure)
     plain, repaired = (
-        apply_plan(model, structure, plan, batches, batches[0].inputs, repair=repair) for repair in (False, True)
+        apply_plan(model, structure, plan, batches, batches[0].inputs, RepairSettings(repair=repair))
+        for repair in (False, True)
     )
     assert error_of(model, repaired.dense, batches) < 0.8 * error_of(model, plain.dense, batches)
 
@@ -318,6 +324,7 @@ def test_every_padding_is_repaired(padding: dict[str, Any]) -> None:
     structure, batches = find_structure(model), batches_for(model, 3, size=6)
     plan = without(structure, {"block00.channels": [1]})
     plain, repaired = (
-        apply_plan(model, structure, plan, batches, batches[0].inputs, repair=repair) for repair in (False, True)
+        apply_plan(model, structure, plan, batches, batches[0].inputs, RepairSettings(repair=repair))
+        for repair in (False, True)
     )
     assert error_of(model, repaired.dense, batches) < 1e-3 * error_of(model, plain.dense, batches)

@@ -13,7 +13,7 @@ import optin_export
 from optin_export.errors import InputError
 from optin_export.pruning import load_model, save_model
 from optin_export.pruning.token_merging import insert_merging
-from optin_export.repair import apply_plan
+from optin_export.repair import RepairSettings, apply_plan
 from optin_export.search import Plan, kept_share
 from optin_export.units import count_macs, find_structure, find_tokens
 from tests.conftest import Make
@@ -102,7 +102,7 @@ def test_what_is_saved_is_what_was_built(name: str, tmp_path: Path) -> None:
     structure = find_structure(model)
     plan = halved(structure).model_copy(update={"merged": (2, 2, 1)})
     inputs = inputs_for(model, 3, 5)
-    operation = apply_plan(model, structure, plan, batches_for(model, 3), inputs, repair=True)
+    operation = apply_plan(model, structure, plan, batches_for(model, 3), inputs, RepairSettings())
     assert operation.masked_difference <= 1e-5
     save_model(tmp_path, operation.dense, architecture, structure.family, plan, inputs)
     data = inputs_for(model, 4, 8)
@@ -116,8 +116,8 @@ def test_the_repair_lowers_the_error_on_the_merged_stream(name: str) -> None:
     structure = find_structure(model)
     plan = halved(structure).model_copy(update={"merged": (3, 2, 2)})
     inputs, batches = inputs_for(model, 6, 1), batches_for(model, 5)
-    plain = apply_plan(model, structure, plan, (), inputs, repair=False).dense
-    repaired = apply_plan(model, structure, plan, batches, inputs, repair=True)
+    plain = apply_plan(model, structure, plan, (), inputs, RepairSettings(repair=False)).dense
+    repaired = apply_plan(model, structure, plan, batches, inputs, RepairSettings())
     assert all(one.after <= one.before * 1.001 + 1e-12 for one in repaired.repairs.values())
     with torch.no_grad():
         errors = [float((one(**inputs) - model(**inputs)).square().sum()) for one in (plain, repaired.dense)]
@@ -134,7 +134,7 @@ def test_an_altered_schedule_in_a_saved_model_is_refused(tmp_path: Path) -> None
     model, architecture = small_model("vit")
     structure = find_structure(model)
     plan = halved(structure).model_copy(update={"merged": (2,)})
-    operation = apply_plan(model, structure, plan, (), inputs_for(model, 2, 0), repair=False)
+    operation = apply_plan(model, structure, plan, (), inputs_for(model, 2, 0), RepairSettings(repair=False))
     save_model(tmp_path, operation.dense, architecture, structure.family, plan, inputs_for(model, 2, 0))
     path = tmp_path / "architecture.json"
     stored = json.loads(path.read_text())

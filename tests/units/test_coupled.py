@@ -9,7 +9,7 @@ import torch
 
 from optin_export.errors import InputError
 from optin_export.pruning.rebuild import rebuild
-from optin_export.repair import apply_plan
+from optin_export.repair import RepairSettings, apply_plan
 from optin_export.scoring.activation import activation_scores
 from optin_export.scoring.magnitude import magnitude_scores
 from optin_export.search import GroupPlan
@@ -61,7 +61,7 @@ def test_the_repair_makes_up_for_lost_channels(name: str) -> None:
     with torch.no_grad():
         wanted = model(**unseen)
         for repair in (False, True):
-            dense = apply_plan(model, structure, plan, batches, batches[0].inputs, repair=repair).dense
+            dense = apply_plan(model, structure, plan, batches, batches[0].inputs, RepairSettings(repair=repair)).dense
             errors.append(float((dense(**unseen) - wanted).square().mean()))
     assert errors[1] < 0.9 * errors[0]
 
@@ -103,7 +103,7 @@ def test_a_coupled_model_is_rebuilt_from_its_files(tmp_path: Path) -> None:
     model, architecture = small_model("resnet-torchvision")
     structure, inputs = find_structure(model, coupled=True), inputs_for(model, 2, 4)
     plan = halved(structure, share=0.6)
-    operation = apply_plan(model, structure, plan, batches_for(model, 2), inputs, repair=True)
+    operation = apply_plan(model, structure, plan, batches_for(model, 2), inputs, RepairSettings())
     save_model(tmp_path, operation.dense, architecture, structure.family, plan, inputs)
     with torch.no_grad():
         assert torch.equal(load_model(tmp_path, trust_python=True)(**inputs), operation.dense(**inputs))

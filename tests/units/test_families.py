@@ -20,7 +20,7 @@ from optin_export.models.tasks import TaskModel, wrap
 from optin_export.pruning import load_model, save_model
 from optin_export.pruning.rebuild import rebuild
 from optin_export.recipe import Budget, PruneSection, Target
-from optin_export.repair import apply_plan
+from optin_export.repair import RepairSettings, apply_plan
 from optin_export.scoring import score
 from optin_export.scoring.activation import activation_scores
 from optin_export.search import GroupPlan, Plan, find_plan
@@ -51,8 +51,8 @@ class Case:
         least = {group.key: 0 if group.sublayer is not None else 1 for group in self.structure.groups}
         self.plan: Plan = find_plan(self.scores.values, self.costs, config.budget, align, least)
         inputs = self.inputs(3, 5)
-        self.plain = apply_plan(self.model, self.structure, self.plan, (), inputs, repair=False)
-        self.repaired = apply_plan(self.model, self.structure, self.plan, self.batches, inputs, repair=True)
+        self.plain = apply_plan(self.model, self.structure, self.plan, (), inputs, RepairSettings(repair=False))
+        self.repaired = apply_plan(self.model, self.structure, self.plan, self.batches, inputs, RepairSettings())
         save_model(folder, self.repaired.dense, self.architecture, self.family, self.plan, inputs)
 
     def inputs(self, batch: int, seed: int) -> dict[str, torch.Tensor]:
@@ -174,7 +174,7 @@ def test_masked_equals_dense_when_every_group_loses_some_units(case: Case) -> No
     plan = case.kept(
         {key: tuple(unit for unit in range(one.count) if unit % 3) for key, one in case.plan.groups.items()}
     )
-    operation = apply_plan(case.model, case.structure, plan, (), case.inputs(3, 7), repair=False)
+    operation = apply_plan(case.model, case.structure, plan, (), case.inputs(3, 7), RepairSettings(repair=False))
     assert operation.masked_difference <= 1e-5
 
 
@@ -252,9 +252,9 @@ def test_whole_sub_layers_may_vanish(case: Case, tmp_path: Path) -> None:
     """Drop the heads of one block and the neurons of another: masked equals dense, repair works, ONNX has no trace."""
     plan = case.kept({"block00.heads": (), "block01.neurons": ()})
     inputs = case.inputs(3, 5)
-    plain = apply_plan(case.model, case.structure, plan, (), inputs, repair=False)
+    plain = apply_plan(case.model, case.structure, plan, (), inputs, RepairSettings(repair=False))
     assert plain.masked_difference <= 1e-5
-    repaired = apply_plan(case.model, case.structure, plan, case.batches, inputs, repair=True)
+    repaired = apply_plan(case.model, case.structure, plan, case.batches, inputs, RepairSettings())
     assert repaired.repairs["block00.heads"].after < repaired.repairs["block00.heads"].before
     save_model(tmp_path, repaired.dense, case.architecture, case.family, plan, inputs)
     data = case.inputs(4, 8)

@@ -15,7 +15,7 @@ from optin_export.models import build
 from optin_export.models.tasks import TaskModel
 from optin_export.pruning import load_model, save_model
 from optin_export.recipe import Budget, PruneSection
-from optin_export.repair import apply_plan, masked_difference
+from optin_export.repair import RepairSettings, apply_plan, masked_difference
 from optin_export.scoring import methods
 from optin_export.units import Structure, count_macs, count_params, find_structure, find_tokens, measure_costs, measured
 from tests.conftest import enlarge
@@ -116,7 +116,7 @@ def test_all_kinds_of_blocks_go_exactly(name: str, tmp_path: Path) -> None:
     assert len(structure.families) == len(structure.blocks) == len(set(structure.blocks))
     assert not structure.refused and covered(model, structure) > 0.5
     plan = halved(structure)
-    dense = apply_plan(model, structure, plan, (), images(2), repair=False).dense
+    dense = apply_plan(model, structure, plan, (), images(2), RepairSettings(repair=False)).dense
     output = model(**images(2))
     assert float((output[0] - output[1]).abs().max()) > 0.01 * float(output.abs().max())  # not a constant
     for batch in (1, 2, 5):
@@ -135,14 +135,17 @@ def test_a_walk_over_the_blocks_sees_what_a_plain_pass_sees(name: str) -> None:
     structure = find_structure(model, inputs=images(2))
     batches = batches_for(model, 5, size=4)
     whole = plan_of(structure, {})
-    same = apply_plan(model, structure, whole, batches, images(2), repair=True).dense
+    same = apply_plan(model, structure, whole, batches, images(2), RepairSettings()).dense
     torch.testing.assert_close(same(**images(3, 9)), model(**images(3, 9)), atol=1e-4, rtol=1e-3)
     plan = halved(structure)
     wanted = model(**images(16, 9))
     errors = [
         float(
             (
-                apply_plan(model, structure, plan, batches, images(2), repair=repair).dense(**images(16, 9)) - wanted
+                apply_plan(model, structure, plan, batches, images(2), RepairSettings(repair=repair)).dense(
+                    **images(16, 9)
+                )
+                - wanted
             ).norm()
         )
         for repair in (False, True)
@@ -218,7 +221,7 @@ def test_what_one_family_refuses_leaves_the_others() -> None:
         find_structure(model, inputs=images(2), units=("heads",))
     assert {group.kind for group in find_structure(model, inputs=images(2), units=("neurons",)).groups} == {"neurons"}
     plan = halved(structure)
-    assert apply_plan(model, structure, plan, (), images(2), repair=False).masked_difference <= 1e-5
+    assert apply_plan(model, structure, plan, (), images(2), RepairSettings(repair=False)).masked_difference <= 1e-5
 
 
 def test_tokens_and_streams_of_a_hybrid_are_left_alone() -> None:
@@ -279,7 +282,7 @@ def test_a_saved_model_of_one_family_is_still_rebuilt(tmp_path: Path) -> None:
     structure = find_structure(model)
     assert structure.family == "mobilenet"
     plan = halved(structure)
-    dense = apply_plan(model, structure, plan, (), images(2), repair=False).dense
+    dense = apply_plan(model, structure, plan, (), images(2), RepairSettings(repair=False)).dense
     save_model(tmp_path, dense, architecture, structure.family, plan, images(2))
     assert torch.equal(
         load_model(tmp_path, trust_python=True)(**inputs_for(model, 2, 3)), dense(**inputs_for(model, 2, 3))

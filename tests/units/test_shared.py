@@ -11,7 +11,7 @@ from optin_export.errors import InputError
 from optin_export.models import build
 from optin_export.models.tasks import TaskModel
 from optin_export.pruning import load_model, save_model
-from optin_export.repair import apply_plan, masked_difference
+from optin_export.repair import RepairSettings, apply_plan, masked_difference
 from optin_export.units import find_structure
 from tests.repair.plans import halved, plan_of
 from tests.units.builders import from_python
@@ -52,9 +52,9 @@ def test_units_around_what_is_used_twice_stay(share: str, tmp_path: Path) -> Non
     told = " ".join(f"{one.error.what} {one.error.why}" for one in structure.refused)
     assert all(word in told for word in words) and bool(words) == bool(structure.refused)
     plan, batches = halved(structure), batches_for(model, 5, size=4)
-    plain = apply_plan(model, structure, plan, (), images(2), repair=False).dense
+    plain = apply_plan(model, structure, plan, (), images(2), RepairSettings(repair=False)).dense
     assert max(masked_difference(model, plain, structure, plan, images(size, size)) for size in (1, 2, 5)) <= 1e-5
-    repaired = apply_plan(model, structure, plan, batches, images(2), repair=True).dense
+    repaired = apply_plan(model, structure, plan, batches, images(2), RepairSettings()).dense
     errors = [float((dense(**images(20, 9)) - model(**images(20, 9))).norm()) for dense in (plain, repaired)]
     assert errors[1] < 0.5 * errors[0]
     assert torch.equal(model(**images(3)), before)
@@ -81,7 +81,7 @@ def test_a_sublayer_that_goes_as_a_whole_goes_under_all_its_names(tmp_path: Path
     structure = find_structure(model, inputs=images(2))
     assert len(structure.groups) == 6
     plan = plan_of(structure, {"block00.heads": (), "block01.neurons": (), "block02.heads": (1, 3)})
-    dense = apply_plan(model, structure, plan, (), images(2), repair=False).dense
+    dense = apply_plan(model, structure, plan, (), images(2), RepairSettings(repair=False)).dense
     assert max(masked_difference(model, dense, structure, plan, images(size, size)) for size in (1, 2, 5)) <= 1e-5
     save_model(tmp_path, dense, architecture, structure.family, plan, images(2))
     assert torch.equal(load_model(tmp_path, trust_python=True)(**images(3)), dense(**images(3)))

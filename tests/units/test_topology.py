@@ -20,7 +20,7 @@ from optin_export.errors import InputError
 from optin_export.models import TaskModel, build
 from optin_export.objective import divergence, observe
 from optin_export.recipe import PruneSection
-from optin_export.repair import apply_plan, loss_curves, sensitivities
+from optin_export.repair import RepairSettings, apply_plan, loss_curves, sensitivities
 from optin_export.repair import curves as curves_module
 from optin_export.repair.paired_forward import Point, Stream
 from optin_export.scoring.activation import contributions
@@ -182,8 +182,8 @@ def test_with_outputs_in_place_all_is_as_by_whole_passes(kind: str, monkeypatch:
     for one in (structure, whole(structure)):
         scores = scoring.score(model, one, batches, config, 0).values
         least = {group.key: 1 for group in one.groups}
-        curves = loss_curves(model, one, scores, batches, batches[:1], least=least, temperature=1.0, seed=0)
-        operation = apply_plan(model, one, halved(one), batches, batches[0].inputs, repair=True)
+        curves = loss_curves(model, one, scores, batches, batches[:1], RepairSettings(), least=least)
+        operation = apply_plan(model, one, halved(one), batches, batches[0].inputs, RepairSettings())
         results.append((scores, curves, operation))
         assert all(curve[-1].tolist() == [group.count, 0, 0] for group, curve in zip(one.groups, curves.values()))  # noqa: B905
         assert operation.masked_difference <= 1e-5
@@ -205,7 +205,7 @@ def test_the_repair_brings_the_output_back(kind: str) -> None:
         structure = dataclasses.replace(structure, groups=some)
     plan = halved(structure, 0.75)
     dense = [
-        apply_plan(model, structure, plan, batches[:-1], batches[0].inputs, repair=repair).dense
+        apply_plan(model, structure, plan, batches[:-1], batches[0].inputs, RepairSettings(repair=repair)).dense
         for repair in (False, True)
     ]
     with torch.no_grad():

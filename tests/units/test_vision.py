@@ -15,7 +15,7 @@ from optin_export.errors import InputError
 from optin_export.models import TaskModel, build
 from optin_export.pruning import load_model, save_model
 from optin_export.pruning.rebuild import rebuild
-from optin_export.repair import apply_plan, sequential
+from optin_export.repair import RepairSettings, apply_plan, sequential
 from optin_export.repair.least_squares import Fit
 from optin_export.repair.model_pair import arranged
 from optin_export.repair.paired_forward import Stream
@@ -80,7 +80,10 @@ def test_one_kind_is_refused_and_the_other_goes(
     structure = find_structure(model, units=(other,))
     assert {group.kind for group in structure.groups} == {other}
     plan = halved(structure, share=0.5)
-    assert apply_plan(model, structure, plan, (), inputs_for(model, 2, 3), repair=False).masked_difference <= 1e-5
+    assert (
+        apply_plan(model, structure, plan, (), inputs_for(model, 2, 3), RepairSettings(repair=False)).masked_difference
+        <= 1e-5
+    )
 
 
 def test_a_model_pruned_of_one_kind_is_rebuilt_although_the_other_is_refused(tmp_path: Path) -> None:
@@ -88,7 +91,7 @@ def test_a_model_pruned_of_one_kind_is_rebuilt_although_the_other_is_refused(tmp
     model = build(architecture)
     structure, inputs = find_structure(model, units=("heads",)), inputs_for(model, 2, 3)
     plan = halved(structure, share=0.5)
-    dense = apply_plan(model, structure, plan, batches_for(model, 2), inputs, repair=True).dense
+    dense = apply_plan(model, structure, plan, batches_for(model, 2), inputs, RepairSettings()).dense
     save_model(tmp_path, dense, architecture, structure.family, plan, inputs)
     assert torch.equal(output(load_model(tmp_path), inputs), output(dense, inputs))
 
@@ -154,7 +157,7 @@ def test_layers_around_a_gate_are_refitted_in_the_order_in_which_they_run(monkey
 
     monkeypatch.setattr(sequential, "overwrite", seen)
     plan = halved(structure, share=0.5)
-    apply_plan(model, structure, plan, batches_for(model, 2), inputs_for(model, 2, 0), repair=True)
+    apply_plan(model, structure, plan, batches_for(model, 2), inputs_for(model, 2, 0), RepairSettings())
     where = structure.groups[1].consumer.removesuffix("conv_pwl")
     ours = [path.removeprefix(where) for path in refitted if path.startswith(where)]
     assert ours == ["conv_pw", "se.conv_reduce", "se.conv_expand", "conv_pwl"]
@@ -220,7 +223,7 @@ def test_heads_take_their_entries_of_the_bias_table_along() -> None:
 def test_whole_sub_layers_may_vanish(name: str, tmp_path: Path) -> None:
     case = Case(name, tmp_path)
     plan = case.kept({"block00.heads": (), "block01.neurons": ()})
-    operation = apply_plan(case.model, case.structure, plan, case.batches, case.inputs(3, 5), repair=True)
+    operation = apply_plan(case.model, case.structure, plan, case.batches, case.inputs(3, 5), RepairSettings())
     assert operation.masked_difference <= 1e-5
     assert operation.repairs["block00.heads"].after < operation.repairs["block00.heads"].before
     save_model(tmp_path, operation.dense, case.architecture, case.family, plan, case.inputs(3, 5))
@@ -243,7 +246,7 @@ def test_channels_of_residual_streams_go_from_a_resnext_too() -> None:
     structure, inputs = find_structure(model, coupled=True), inputs_for(model, 2, 0)
     assert any(group.coupled for group in structure.groups) and any(group.width > 1 for group in structure.groups)
     plan = halved(structure, share=0.6)
-    assert apply_plan(model, structure, plan, batches_for(model, 2), inputs, repair=True).masked_difference <= 1e-5
+    assert apply_plan(model, structure, plan, batches_for(model, 2), inputs, RepairSettings()).masked_difference <= 1e-5
 
 
 def test_a_gate_on_a_residual_stream_keeps_its_channels() -> None:
@@ -258,7 +261,7 @@ def test_a_layer_that_pads_by_itself_is_not_refitted() -> None:
     structure, inputs = find_structure(model), inputs_for(model, 2, 0)
     fused = next(group for group in structure.groups if "conv_exp" in group.producers[0].path)
     assert not reads_rows(get_layer(model, fused.producers[0].path)) and reads_rows(get_layer(model, fused.consumer))
-    operation = apply_plan(model, structure, halved(structure, 0.5), batches_for(model, 2), inputs, repair=True)
+    operation = apply_plan(model, structure, halved(structure, 0.5), batches_for(model, 2), inputs, RepairSettings())
     assert operation.masked_difference <= 1e-5
 
 

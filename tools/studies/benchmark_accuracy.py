@@ -104,11 +104,14 @@ class Bench:
             scores.values,
             self.sources.calibration,
             self.sources.curves,
+            self.settings(),
             least=self.least,
-            temperature=self.sources.recipe.prune.temperature,
             weights=self.weights,
-            seed=self.sources.recipe.seed,
         )
+
+    def settings(self, **changes: Any) -> repair.RepairSettings:
+        recipe = self.sources.recipe
+        return repair.RepairSettings(temperature=recipe.prune.temperature, seed=recipe.seed, **changes)
 
     @cached_property
     def weights(self) -> repair.Weights:
@@ -138,11 +141,8 @@ class Bench:
             plan,
             self.sources.calibration,
             self.sources.fixed(2),
-            repair=REPAIRS[how],  # type: ignore[arg-type]
-            gauss_newton=how == "gauss-newton",
-            temperature=self.sources.recipe.prune.temperature,
+            self.settings(repair=REPAIRS[how], gauss_newton=how == "gauss-newton"),
             weights=None if how == "none" else self.weights,
-            seed=self.sources.recipe.seed,
         )
         seconds = time.perf_counter() - start
         if how == "least-squares":

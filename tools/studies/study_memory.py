@@ -47,7 +47,7 @@ def one(stage: str, rows: int) -> dict[str, Any]:
     from optin_export import pruning, scoring
     from optin_export.data import load_sources
     from optin_export.recipe import validate
-    from optin_export.repair.sequential import compensate
+    from optin_export.repair import RepairSettings, compensate
     from optin_export.search import GroupPlan
     from optin_export.units import find_structure
     from optin_export.workdir import disk_offload
@@ -83,7 +83,7 @@ def one(stage: str, rows: int) -> dict[str, Any]:
             scoring.score(sources.model, structure, batches, sources.recipe.prune, 0)
         else:
             dense, smaller = pruning.rebuild(sources.model, structure, plan, sources.fixed(2))
-            compensate(sources.model, dense, structure, smaller, plan, batches, only_scale=False, seed=0)
+            compensate(sources.model, dense, structure, smaller, plan, batches, RepairSettings())
         return {"stage": stage, "rows": rows, "row_bytes": held, "bytes": peak() - before}
 
 

@@ -56,10 +56,9 @@ class Study:
             self.scores,
             self.sources.calibration,
             self.sources.curves,
+            repair.RepairSettings(temperature=recipe.prune.temperature, seed=recipe.seed),
             least=self.least,
-            temperature=recipe.prune.temperature,
             weights=self.weights,
-            seed=recipe.seed,
         )
         self.curves = repair.combined(curves, self.model.output_kind)
         self.base = self._engine(self.model, "base")
@@ -76,9 +75,8 @@ class Study:
             plan,
             self.sources.calibration,
             self.sources.fixed(2),
-            repair=True,
+            repair.RepairSettings(seed=self.recipe.seed),
             weights=self.weights,
-            seed=self.recipe.seed,
         ).dense
 
     def chosen(self, way: str, macs: float) -> search.Plan:
