@@ -17,12 +17,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
+if TYPE_CHECKING:
+    from optin_export.export import Exported
 
 #: Tests of these folders ask whether the same comes out of the exporter, or what becomes of it when it fails.
 REAL = ("tests/export/", "tests/robust/")
+#: The environment variable by which processes that tests start find the folder (`tests/short/sitecustomize.py`).
+FOLDER = "OPTIN_EXPORT_TEST_EXPORTS"
 #: What of a module's attributes a graph can depend on, and is the same in every process.
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -59,14 +62,26 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def exported_once(folder: Path) -> Iterator[None]:
-    """Within it, stages `export` of this process take from this folder what is there, and leave there what is not."""
-    from optin_export import export
-    from optin_export.export import Exported
+    """Within it, stages `export` of this process, and of those that it starts, take from this folder what is there, and
+    leave there what is not."""
+    import pytest
+
     from optin_export.stages import export as export_stage
     from optin_export.stages import latency_trials
-    from optin_export.workdir import onnx_files
 
-    real: Callable[..., Exported] = export_stage.export_onnx
+    shared = sharing(export_stage.export_onnx, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(folder))
+        for module in (export_stage, latency_trials):
+            patch.setattr(module, "export_onnx", shared)
+        yield
+
+
+def sharing(real: Callable[..., Exported], folder: Path) -> Callable[..., Exported]:
+    """`real`, which is `export_onnx`, with the folder as its memory."""
+    from optin_export import export
+    from optin_export.export import Exported
+    from optin_export.workdir import onnx_files
 
     def export_onnx(model: Any, inputs: Any, path: Path, *, max_batch: int, sequence: int | None) -> Exported:
         if os.environ.get("PYTEST_CURRENT_TEST", "").startswith(REAL):
@@ -87,10 +102,7 @@ def exported_once(folder: Path) -> Iterator[None]:
                 mine.replace(place)  # workers of a test session share the folder
         return found
 
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (export_stage, latency_trials):
-            patch.setattr(module, "export_onnx", export_onnx)
-        yield
+    return export_onnx
 
 
 def _writer(content: Any) -> Callable[[Path], Any]:

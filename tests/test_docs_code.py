@@ -26,7 +26,7 @@ from optin_export.recipe import load_recipe
 from optin_export.workdir.run_directory import CONTENTS
 from tests.conftest import ROOT, Make, sentences
 from tests.docs_blocks import OUTPUT, PAGES, REASON, Block, arguments_of, blocks_of, commands_of, is_plain, unfenced
-from tests.shortly import measure_shortly
+from tests.shortly import SHORTLY, measure_shortly
 
 pytest.importorskip("onnxruntime")
 
@@ -171,7 +171,7 @@ def _shell(block: Block, place: Path) -> None:
     shim.parent.mkdir(exist_ok=True)
     shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m optin_export "$@"\n', encoding="utf-8")
     shim.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{shim.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PATH": f"{shim.parent}:{os.environ['PATH']}", "PYTHONPATH": SHORTLY}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.text], cwd=place, env=environment, capture_output=True, text=True
     )

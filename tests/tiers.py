@@ -13,6 +13,7 @@ import pytest
 #: Beginnings of test names that take several seconds, most of it in a whole run or an ONNX export.
 SLOW = (
     "tests/cli/test_measure.py::test_a_copied_run_is_measured_without_the_models_source",
+    "tests/cli/test_measure.py::test_what_cannot_run_here_is_built_and_never_passes",
     "tests/cli/test_measure.py::test_with_the_source_accuracy_is_measured",
     "tests/stages/test_interrupts.py::test_an_interrupted_run_says_how_to_go_on_and_goes_on",
     "tests/stages/test_sweep.py::test_one_machine_needs_no_code_of_clusters",

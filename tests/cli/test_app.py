@@ -245,7 +245,8 @@ def test_a_random_model_needs_no_files(run: Run, vit_recipe: Make, source: str, 
     """weights: random with an architecture alone: scored with joint allocation, cut, repaired, saved."""
     raw = vit_recipe()
     raw["model"] |= {"source": source, "weights": "random", "args": args}
-    raw["prune"] |= {"budget": {"macs": 0.8}, "curve_samples": 8}
+    raw["prune"] |= {"budget": {"macs": 0.8}, "curve_samples": 8, "probes": 2, "score_samples": 8}
+    raw["data"]["calibration"]["samples"] = 16
     result = run(raw, "--stop-after", "surgery")
     assert result[0] == 0, result[2]
     assert Path("runs/tiny-vit/model/architecture.json").is_file()

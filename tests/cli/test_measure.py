@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,40 +18,16 @@ from optin_export.errors import InputError
 from optin_export.report import still_elsewhere
 from optin_export.ship import check_manifest
 from optin_export.workdir.files import read_json, sha256_file
-from tests.conftest import VIT_ARGS, Make, enlarge, measured_shortly
+from tests.conftest import Make, measured_shortly
 
 pytestmark = pytest.mark.usefixtures("short_measurement")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a small ViT for onnxruntime and torch, whose model's weights are gone."""
-    import timm
-    from safetensors.torch import save_file
-
-    here = tmp_path_factory.mktemp("elsewhere")
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (80, 32, 32), dtype=np.uint8)
-    np.savez(here / "images.npz", images=images, labels=generator.integers(0, 5, 80))
-    model = enlarge(timm.create_model("vit_tiny_patch16_224", pretrained=False, **VIT_ARGS))
-    save_file(model.state_dict(), here / "vit.safetensors")
-    source = {"source": f"npz:{here / 'images.npz'}"}
-    recipe = {
-        "recipe": 1,
-        "name": "tiny-vit",
-        "model": {
-            "source": "timm:vit_tiny_patch16_224",
-            "task": "image-classification",
-            "weights": str(here / "vit.safetensors"),
-            "args": VIT_ARGS,
-            "preprocess": {"size": [32, 32], "mean": [0.5], "std": [0.5]},
-        },
-        "data": {"calibration": {**source, "samples": 48}, "evaluation": {**source, "metric": "accuracy"}},
-        "prune": {"budget": {"macs": 0.6}, "probes": 12, "rows": 64, "score_samples": 16},
-        "export": {"batch": [1, 3]},
-        "targets": [{"engine": "onnxruntime"}, {"engine": "torch"}],
-        "gates": {"speedup": 0.01},
-    }
+def finish(make: Make, weights: Path, here: Path, targets: Sequence[str]) -> Path:
+    """A finished run of the small ViT for these engines, whose model's weights are gone."""
+    shutil.copy(weights, here / "vit.safetensors")
+    recipe = make(targets=[{"engine": engine} for engine in targets], gates={"speedup": 0.01})
+    recipe["model"]["weights"] = str(here / "vit.safetensors")
     with measured_shortly():
         report = optin_export.run(recipe, here / "run")
     assert report is not None and report.verdict.passed
@@ -59,17 +35,34 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here / "run"
 
 
+@pytest.fixture(scope="module")
+def finished(vit_recipe: Make, vit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish(vit_recipe, vit_checkpoint, tmp_path_factory.mktemp("elsewhere"), ["onnxruntime"])
+
+
+@pytest.fixture(scope="module")
+def with_programs(vit_recipe: Make, vit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish(vit_recipe, vit_checkpoint, tmp_path_factory.mktemp("programs"), ["onnxruntime", "torch"])
+
+
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "copy")
-    return tmp_path / "copy"
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+@pytest.fixture
+def copied_programs(with_programs: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(with_programs, tmp_path / "copy"))
 
 
 def measure(run: Path, *more: str) -> int:
     return cli.main(["measure", str(run), "--quiet", *more])
 
 
-def test_a_copied_run_is_measured_without_the_models_source(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_copied_run_is_measured_without_the_models_source(
+    copied_programs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = copied_programs
     before = read_json(copied / "report.json")
     mine = {path: path.read_bytes() for path in (copied / "measure").iterdir()}
     chosen = ("--target", "engine=onnxruntime,threads=2", "--target", "engine=torch,device=cpu", "--machine", "box-b")
@@ -104,15 +97,17 @@ def test_a_copied_run_is_measured_without_the_models_source(copied: Path, capsys
     assert measure(copied, "--target", "engine=onnxruntime,threads=2", "--machine", "box-b", "--replace") == 0
 
 
-def test_with_the_source_accuracy_is_measured(finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = finished.parent / "elsewhere.safetensors"
-    shutil.copy(weights, finished.parent / "vit.safetensors")
+def test_with_the_source_accuracy_is_measured(
+    with_programs: Path, copied_programs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = with_programs.parent / "elsewhere.safetensors"
+    shutil.copy(weights, with_programs.parent / "vit.safetensors")
     try:
-        assert measure(copied, "--target", "engine=torch", "--machine", "a", "--json") == 0
+        assert measure(copied_programs, "--target", "engine=torch", "--machine", "a", "--json") == 0
     finally:
-        (finished.parent / "vit.safetensors").unlink()
+        (with_programs.parent / "vit.safetensors").unlink()
     (one,) = json.loads(capsys.readouterr().out)["results"]
-    own = read_json(copied / "report.json")["accuracy"]
+    own = read_json(copied_programs / "report.json")["accuracy"]
     assert one["accuracy"]["base"] == own["base"] and one["accuracy"]["drop"] == own["drop"]
 
 
@@ -124,13 +119,15 @@ def test_results_of_other_graphs_are_left_out(copied: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_what_cannot_run_here_is_built_and_never_passes(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert measure(copied, "--target", "engine=torch,device=cuda", "--machine", "a") == 4
+def test_what_cannot_run_here_is_built_and_never_passes(
+    copied_programs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert measure(copied_programs, "--target", "engine=torch,device=cuda", "--machine", "a") == 4
     assert "not evaluated" in capsys.readouterr().out
-    (one,) = still_elsewhere(copied)
+    (one,) = still_elsewhere(copied_programs)
     assert one.parity is None and one.latency == () and not any(gate.passed for gate in one.gates)
     assert "no NVIDIA GPU" in (one.engines[0].unmeasured or "")
-    assert (copied / "machines" / "a" / "engines" / "torch-cuda" / "base.pt2").exists()
+    assert (copied_programs / "machines" / "a" / "engines" / "torch-cuda" / "base.pt2").exists()
 
 
 def wrong_answers(run: Path) -> None:
@@ -180,7 +177,7 @@ def test_what_is_no_finished_run_is_refused(
 
 
 def test_a_torch_target_without_a_program_says_how_to_get_one(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (copied / "onnx" / "base.pt2").unlink()
+    assert not (copied / "onnx" / "base.pt2").exists()
     assert measure(copied, "--target", "engine=torch") == 2
     assert "engine: torch among its targets" in capsys.readouterr().err
 

@@ -1,25 +1,44 @@
-"""Makes measurements short in every Python process that has this folder on PYTHONPATH: those that tests start.
+"""Makes measurements short, and exports shared, in every Python process that has this folder on PYTHONPATH.
 
-Python imports a module of this name as it starts. The package itself is not imported before the process asks for it.
+Those are processes that tests start. Python imports a module of this name as it starts. The package itself is not
+imported before the process asks for it.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from typing import Any
 
+from tests.exported_once import FOLDER, sharing
 from tests.shortly import SHORT
 
-NAME = "optin_export.measure.latency"
+
+def _measure_shortly(module: Any) -> None:
+    vars(module).update(SHORT)
 
 
-class Shortly(MetaPathFinder):
-    """Sets the constants of the measuring module right after it has been imported."""
+def _export_once(module: Any) -> None:
+    if FOLDER in os.environ:
+        module.export_onnx = sharing(module.export_onnx, Path(os.environ[FOLDER]))
+
+
+#: Module -> what is done with it right after it has been imported.
+CHANGES: dict[str, Callable[[Any], None]] = {
+    "optin_export.measure.latency": _measure_shortly,
+    "optin_export.stages.export": _export_once,
+}
+
+
+class Changing(MetaPathFinder):
+    """Carries out the changes."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if name != NAME:
+        if name not in CHANGES:
             return None
         spec = PathFinder.find_spec(name, path, target)
         assert spec is not None and spec.loader is not None
@@ -27,10 +46,10 @@ class Shortly(MetaPathFinder):
 
         def exec_module(module: Any) -> None:
             execute(module)
-            vars(module).update(SHORT)
+            CHANGES[name](module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-sys.meta_path.insert(0, Shortly())
+sys.meta_path.insert(0, Changing())
