@@ -15,7 +15,7 @@ _BLOCKS = {
     ("timm.models.beit", "Block"),
     ("timm.models.eva", "EvaBlock"),
 }
-#: Attentions whose forward counts heads rather than features; see also models/equivalents.py.
+#: Attentions whose forward counts heads rather than features; see also models/equivalents/.
 _ATTENTIONS = ("Attention", "AttentionRope", "SelfAttention")
 
 

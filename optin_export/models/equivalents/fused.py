@@ -1,7 +1,7 @@
-"""Modules that are equivalent to a library's, in a form whose units can be removed.
+"""Attention of timm's BEiT and EVA, with its biases in the projection.
 
-timm's BEiT and EVA reshape the attention's result to the width of its input, so no head can be removed, and they keep
-the biases of the fused projection separately. Here both follow the weights. Other modules are not changed.
+They reshape the attention's result to the width of its input, so no head can be removed, and they keep the biases of
+the fused projection separately. Here both follow the weights. The same holds for the biases of timm's Swin V2.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SelfAttention(nn.Module):
     def __init__(self, original: Any) -> None:
         super().__init__()
         self.num_heads, self.scale = original.num_heads, original.scale
-        self.qkv, self.proj = _fused(original), original.proj
+        self.qkv, self.proj = fused_projection(original), original.proj
         self.q_norm, self.k_norm = (getattr(original, name, nn.Identity()) for name in ("q_norm", "k_norm"))
         self.num_prefix_tokens = getattr(original, "num_prefix_tokens", 0)
         self.rotate_half = getattr(original, "rotate_half", False)
@@ -55,7 +55,7 @@ class SelfAttention(nn.Module):
         return torch.cat([x[:, :, :first], turned], dim=2)
 
 
-def _fused(original: Any) -> nn.Linear:
+def fused_projection(original: Any) -> nn.Linear:
     """The projection to queries, keys and values, one after another, as one layer with its biases."""
     if original.qkv is not None:
         weight = original.qkv.weight
@@ -73,17 +73,3 @@ def _fused(original: Any) -> nn.Linear:
             rows = zip(parts, biases, strict=True)
             fused.bias.copy_(torch.cat([part.new_zeros(len(part)) if one is None else one for part, one in rows]))
     return fused
-
-
-def use_equivalents(module: nn.Module) -> None:
-    """Replace modules that have an equivalent, in place; a norm or gate across heads, or a shared table, has none."""
-    if getattr(module, "rel_pos_bias", None) is not None:
-        return
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            where = (type(child).__module__, type(child).__name__)
-            if where not in (("timm.models.beit", "Attention"), ("timm.models.eva", "EvaAttention")):
-                continue
-            is_plain = isinstance(getattr(child, "norm", nn.Identity()), nn.Identity)
-            if is_plain and getattr(child, "gate", None) is None:
-                setattr(parent, name, SelfAttention(child))
