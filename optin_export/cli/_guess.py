@@ -33,6 +33,8 @@ _TRIED = (
     "image-classification",
     "image-segmentation",
     "zero-shot-image-classification",
+    "audio-classification",
+    "automatic-speech-recognition",
     "feature-extraction",
 )
 #: Columns that a task reads; labels come last.
@@ -47,6 +49,8 @@ COLUMNS = {
     "image-feature-extraction": ("image",),
     "zero-shot-image-classification": ("image", "label"),
     "image-segmentation": ("image", "label"),
+    "audio-classification": ("audio", "label"),
+    "automatic-speech-recognition": ("audio",),
 }
 
 

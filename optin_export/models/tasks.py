@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
+from optin_export.models.audio import AudioModel
 from optin_export.models.contrastive import TextTower
 from optin_export.models.sentence import SentenceHead, make_activation, plain_steps
 from optin_export.recipe import IGNORED as IGNORED
@@ -141,7 +142,9 @@ class SegmentationModel(ImageModel):
         return shares.clamp(min=LEAST_SHARE).log().unflatten(2, masks.shape[-2:])
 
 
-TaskModel = TextModel | ImageModel
+TaskModel = TextModel | ImageModel | AudioModel
+#: Tasks of an `AudioModel`.
+AUDIO_TASKS = ("audio-classification", "automatic-speech-recognition")
 
 
 def wrap(
@@ -150,15 +153,19 @@ def wrap(
     pooling: str | None = None,
     normalize: bool = False,
     sentence: Mapping[str, Any] | None = None,
+    encoder: bool = False,
 ) -> TaskModel:
     """The task's module around `model`, ready for inference: float32, eval mode, no gradients of the weights.
 
     sentence: for a sentence-transformers model, its `steps` to the embedding, or the `activation` of its scores.
+    encoder: `model` is the encoder of a model with a decoder.
     """
     if task in ("image-classification", "zero-shot-image-classification", "image-feature-extraction"):
         wrapped: TaskModel = ImageModel(model, task == "image-feature-extraction", normalize)
     elif task == "image-segmentation":
         wrapped = SegmentationModel(model)
+    elif task in AUDIO_TASKS:
+        wrapped = AudioModel(model, task, encoder)
     else:
         wrapped = TextModel(model, task, pooling, normalize, sentence)
     return wrapped.float().eval().requires_grad_(False)
@@ -189,7 +196,16 @@ def as_rows(model: TaskModel, output: torch.Tensor, inputs: Mapping[str, torch.T
 def counted_rows(model: TaskModel, output: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """bool [batch, rows]: which rows of `as_rows` are predictions rather than padding; None if all are."""
     mask = inputs.get("attention_mask")
-    return mask.bool() if model.output_layout == "tokens" and mask is not None else None
+    if model.output_layout != "tokens" or mask is None:
+        return None
+    return model.frames(mask, output.shape[1]) if isinstance(model, AudioModel) else mask.bool()
+
+
+def class_axis(model: TaskModel) -> int | None:
+    """The axis of the classes in a task's output; None if the output is not a choice of classes."""
+    if model.output_kind != "logits":
+        return None
+    return 1 if model.output_layout == "map" else -1
 
 
 def as_function(model: nn.Module) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:

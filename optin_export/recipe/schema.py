@@ -38,6 +38,8 @@ Task = Literal[
     "image-feature-extraction",
     "zero-shot-image-classification",
     "image-segmentation",
+    "audio-classification",
+    "automatic-speech-recognition",
 ]
 Metric = Literal["accuracy", "f1", "spearman", "pearson", "squad_f1", "exact_match", "perplexity", "mean_iou"]
 _TEXT_TASKS = (
@@ -49,7 +51,7 @@ _TEXT_TASKS = (
     "text-generation",
 )
 #: Tasks whose labels the built-in fine-tune can train on: one class, or one number, per row.
-_LABELLED = ("text-classification", "image-classification", "zero-shot-image-classification")
+_LABELLED = ("text-classification", "image-classification", "zero-shot-image-classification", "audio-classification")
 METRICS: dict[str, tuple[str, ...]] = {
     "text-classification": ("accuracy", "f1", "spearman", "pearson"),  # the correlations for models of one output
     "feature-extraction": ("spearman", "pearson"),
@@ -61,6 +63,8 @@ METRICS: dict[str, tuple[str, ...]] = {
     "image-feature-extraction": (),
     "zero-shot-image-classification": ("accuracy",),
     "image-segmentation": ("mean_iou",),
+    "audio-classification": ("accuracy", "f1"),
+    "automatic-speech-recognition": (),
 }
 
 
@@ -144,14 +148,17 @@ class ModelSection(Section):
 
 class DataSource(Section):
     source: str = Field(
-        description="where the rows are: 'csv:', 'tsv:', 'npz:', 'images:', 'hf-dataset:' or 'py:FILE.py:FUNCTION'",
+        description="where the rows are: 'csv:', 'tsv:', 'npz:', 'images:', 'wav:', 'hf-dataset:' or "
+        "'py:FILE.py:FUNCTION'",
         examples=["csv:train.csv"],
     )
-    columns: dict[Literal["text", "text_pair", "tokens", "question", "context", "image", "label"], Column] = Field(
-        default_factory=dict,
-        description="maps our names (text, label, ...) to your columns: by header name, or by index from 0; default: "
-        "columns with exactly these names",
-        examples=[{"text": "sentence", "label": 1}],
+    columns: dict[Literal["text", "text_pair", "tokens", "question", "context", "image", "audio", "label"], Column] = (
+        Field(
+            default_factory=dict,
+            description="maps our names (text, label, ...) to your columns: by header name, or by index from 0; default: "
+            "columns with exactly these names",
+            examples=[{"text": "sentence", "label": 1}],
+        )
     )
     header: bool | None = Field(
         None, description="whether the first line holds column names; default: guessed from `columns` and that line"
@@ -159,8 +166,8 @@ class DataSource(Section):
     split: str = Field("train", description="split of an hf-dataset")
     label_pattern: Pattern | None = Field(
         None,
-        description="for 'images:': regular expression; group 1 of a file name is its class; default: one folder per "
-        "class; both are matched with the model's class names",
+        description="for 'images:' and 'wav:': regular expression; group 1 of a file name is its class; default: one "
+        "folder per class; both are matched with the model's class names",
         examples=["^([a-z]+)_"],
     )
     label_folder: str | None = Field(
