@@ -33,6 +33,8 @@ _TRIED = (
     "image-classification",
     "image-segmentation",
     "zero-shot-image-classification",
+    "object-detection",
+    "depth-estimation",
     "audio-classification",
     "automatic-speech-recognition",
     "feature-extraction",
@@ -49,6 +51,8 @@ COLUMNS = {
     "image-feature-extraction": ("image",),
     "zero-shot-image-classification": ("image", "label"),
     "image-segmentation": ("image", "label"),
+    "object-detection": ("image",),
+    "depth-estimation": ("image",),
     "audio-classification": ("audio", "label"),
     "automatic-speech-recognition": ("audio",),
 }

@@ -21,7 +21,8 @@ _PATHS = ("csv", "tsv", "npz", "images", "wav")
 _QUESTIONS = {
     "model": "Model: a folder, hf:ID, timm:NAME or py:FILE.py:FUNCTION",
     "task": "Task of the model",
-    "data": "Calibration data, labels not needed: csv:FILE, tsv:FILE, npz:FILE, images:FOLDER, wav:FOLDER or hf-dataset:NAME",
+    "data": "Calibration data, labels not needed: csv:FILE, tsv:FILE, npz:FILE, images:FOLDER, wav:FOLDER or "
+    "hf-dataset:NAME",
     "evaluation": "Held-out, labelled data for the accuracy (empty: accuracy is not measured)",
     "goal": "Goal: macs=0.5, params=0.5, speedup=1.5, latency_ms=2 or accuracy_drop=0.5",
 }

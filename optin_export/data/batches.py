@@ -1,4 +1,7 @@
-"""Encode rows as tensors, in batches of rows of similar length; text here, images in `images`, recordings in `audio`."""
+"""Encode rows as tensors, in batches of rows of similar length.
+
+Text here, images in `images`, recordings in `audio`.
+"""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ Column = Sequence[Any] | np.ndarray
 @dataclass(frozen=True)
 class Examples:
     """Rows as columns: `text`, `text_pair`, `question`, `context` (str), `tokens` (lists of words), `image` (array
-    [N, H, W] / [N, H, W, C] / paths), `audio` (array [N, samples] / arrays / paths), `label` (a number, a name, a list of them, or a label map: array [H, W] or
-    path).
+    [N, H, W] / [N, H, W, C] / paths), `audio` (array [N, samples] / arrays / paths), `label` (a number, a name, a list
+    of them, or a label map: array [H, W] or path).
 
     places: position of each row in its source: `place` (line, row) and a number. classes: the source's own class names
     in its order (class folders, features of a dataset), used in `label`. notes: decisions that were inferred from the

@@ -22,6 +22,8 @@ AUTO_CLASS = {
     "image-feature-extraction": "AutoModel",
     "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
     "image-segmentation": "AutoModelForSemanticSegmentation",
+    "object-detection": "AutoModelForObjectDetection",
+    "depth-estimation": "AutoModelForDepthEstimation",
     "audio-classification": "AutoModelForAudioClassification",
     "automatic-speech-recognition": "AutoModelForCTC",
 }

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.models.adapt import checked, readable, refuse_quantised_config
+from optin_export.models.adapt import checked, readable, refuse_other_task, refuse_quantised_config
+from optin_export.models.backbones import drop_pooler, embedding_layout
 from optin_export.models.by_type import BY_TYPE, auto_class, config_of_type
 from optin_export.models.checkpoints import load_checkpoint
 from optin_export.models.class_names import repaired_config
@@ -112,20 +113,10 @@ def as_loaded(
         module, architecture["tower"], labels = take_tower(
             module, section, lambda: load_tokenizer(section, origin), classify=not looked_up
         )
-    elif section.task == "zero-shot-image-classification" or (
-        section.task == "image-feature-extraction" and architecture["library"] == "transformers"
-    ):
-        raise InputError(
-            f"a {type(module).__name__} cannot be used for {section.task}",
-            "only CLIP and SigLIP have such an output",
-            "use one of these; for embeddings also timm models with model.args: {num_classes: 0}",
-        )
-    elif section.task == "feature-extraction" and getattr(module, "main_input_name", "input_ids") != "input_ids":
-        raise InputError(
-            f"a {type(module).__name__} cannot be used for {section.task}",
-            f"it reads {module.main_input_name}, not text",
-            "set model.task to a task of such a model",
-        )
+    elif section.task == "image-feature-extraction" and architecture["library"] == "transformers":
+        architecture["layout"] = embedding_layout(module)
+    else:
+        refuse_other_task(module, section.task)
     if has_decoder(module, section.task):
         notes.append(note_on(module))
         module, architecture["encoder"] = encoder_of(module), True
@@ -137,7 +128,8 @@ def as_loaded(
         notes += further
     else:
         encoder = "encoder" in architecture
-        wrapped = wrap(module, section.task, section.pooling, bool(section.normalize), encoder=encoder)
+        layout = architecture.get("layout", "vector")
+        wrapped = wrap(module, section.task, section.pooling, bool(section.normalize), None, encoder, layout)
     return LoadedModel(wrapped, architecture, origin, dict(labels), tuple(notes), looked_up, sentence)
 
 
@@ -188,8 +180,11 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
     encoder = bool(architecture.get("encoder"))
     if encoder:
         module = encoder_of(module)
-    sentence = architecture.get("sentence")
-    return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"], sentence, encoder)
+    layout, sentence = architecture.get("layout", "vector"), architecture.get("sentence")
+    if layout != "vector":
+        drop_pooler(module)
+    task, pooling, normalize = (architecture[name] for name in ("task", "pooling", "normalize"))
+    return wrap(module, task, pooling, normalize, sentence, encoder, layout)
 
 
 def _load_transformers(
@@ -246,6 +241,10 @@ def _load_transformers(
             f"{len(missing)} are missing, such as {missing[0]}: they would stay random",
             "give a model trained for this task, or correct model.task",
         )
+    if section.task == "image-feature-extraction" and any(
+        key.startswith("pooler.") for key in info.get("missing_keys", ())
+    ):
+        drop_pooler(module)
     notes = unused_weights(info, module, name, section.task)
     return module, architecture_of(module), None if by_type is not None else name, notes
 
@@ -261,6 +260,8 @@ def _load_timm(
     section: ModelSection, name: str, lookup: Lookup | None
 ) -> tuple[nn.Module, dict[str, Any], None, list[str]]:
     pretrained, args = section.weights == "pretrained", dict(section.args)
+    if section.task == "image-feature-extraction":
+        args.setdefault("num_classes", 0)
     if not Path(name).is_absolute():
         module = built_timm(name, lambda load: _create_timm(name, args, load), pretrained, lookup)
         return module, {"library": "timm", "name": name, "args": args}, None, []

@@ -38,6 +38,8 @@ Task = Literal[
     "image-feature-extraction",
     "zero-shot-image-classification",
     "image-segmentation",
+    "object-detection",
+    "depth-estimation",
     "audio-classification",
     "automatic-speech-recognition",
 ]
@@ -63,6 +65,8 @@ METRICS: dict[str, tuple[str, ...]] = {
     "image-feature-extraction": (),
     "zero-shot-image-classification": ("accuracy",),
     "image-segmentation": ("mean_iou",),
+    "object-detection": (),
+    "depth-estimation": (),
     "audio-classification": ("accuracy", "f1"),
     "automatic-speech-recognition": (),
 }
@@ -155,8 +159,8 @@ class DataSource(Section):
     columns: dict[Literal["text", "text_pair", "tokens", "question", "context", "image", "audio", "label"], Column] = (
         Field(
             default_factory=dict,
-            description="maps our names (text, label, ...) to your columns: by header name, or by index from 0; default: "
-            "columns with exactly these names",
+            description="maps our names (text, label, ...) to your columns: by header name, or by index from 0; "
+            "default: columns with exactly these names",
             examples=[{"text": "sentence", "label": 1}],
         )
     )

@@ -33,6 +33,8 @@ CLASSES = {
     "feature-extraction": None,
     "image-feature-extraction": None,
     "image-segmentation": 1,
+    "object-detection": None,
+    "depth-estimation": None,
     "automatic-speech-recognition": None,
 }
 
