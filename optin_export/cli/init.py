@@ -187,7 +187,7 @@ def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
     """
     from optin_export.data.lengths import fitting_length, positions
     from optin_export.recipe import validate
-    from optin_export.recipe.schema import METRICS
+    from optin_export.recipe.tasks import METRICS
     from optin_export.stages.preflight import Known, preflight, usable_units
 
     notes: list[str] = []

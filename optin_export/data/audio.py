@@ -130,7 +130,8 @@ def _extractor(loaded: LoadedModel, recipe: Recipe) -> Any:
             trust = recipe.model.trust_remote_code
             return transformers.AutoFeatureExtractor.from_pretrained(loaded.origin, trust_remote_code=trust)
         bands = getattr(config, "num_mel_bins", None)
-        made = FEATURE_EXTRACTOR_MAPPING[type(config)]
+        mapping: Any = FEATURE_EXTRACTOR_MAPPING
+        made = mapping[type(config)]
         return made(**({} if bands is None or made.__name__ != "WhisperFeatureExtractor" else {"feature_size": bands}))
     except Exception as error:  # transformers raises many types; all mean that there is none
         raise InputError(

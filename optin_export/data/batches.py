@@ -18,9 +18,10 @@ from optin_export.data.images import ImageProcessor as ImageProcessor
 from optin_export.data.images import make_image_processor
 from optin_export.data.readers import Examples
 from optin_export.errors import InputError
+from optin_export.models.audio import AudioModel
 from optin_export.models.loading import LoadedModel
 from optin_export.models.sentence_tokens import adapt_tokenizer, prompt_tokens
-from optin_export.models.tasks import AudioModel, ImageModel, Inputs
+from optin_export.models.tasks import ImageModel, Inputs
 from optin_export.models.tokenizer import load_tokenizer
 from optin_export.recipe import Recipe
 

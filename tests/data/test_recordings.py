@@ -16,7 +16,7 @@ from optin_export.data.readers import Examples, load_examples
 from optin_export.data.recordings import header_of, samples_of
 from optin_export.errors import InputError
 from optin_export.recipe import DataSource
-from tests.models.audio_folders import RATE, audio_folder, noise, recordings
+from tests.models.audio_folders import RATE, WHISPER, audio_folder, noise, recordings
 from tests.models.test_audio import recipe
 
 
@@ -134,6 +134,14 @@ def test_a_model_without_a_feature_extractor_is_refused(tmp_path: Path) -> None:
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(InputError, match="no usable feature extractor"):
         load_sources(recipe(folder, source, "audio-classification"))
+
+
+def test_an_architecture_without_a_checkpoint_has_its_classs_extractor(tmp_path: Path) -> None:
+    fields = {**WHISPER, "max_source_positions": 1500}
+    model = {"source": "hf:model_type=whisper", "weights": "random", "args": fields}
+    source = f"wav:{recordings(tmp_path / 'wav')}"
+    sources = load_sources(recipe(tmp_path, source, "automatic-speech-recognition", model=model))
+    assert sources.fixed(1)["input_features"].shape == (1, 16, 3000)
 
 
 def test_the_server_cannot_prepare_recordings(tmp_path: Path) -> None:

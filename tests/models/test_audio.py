@@ -21,7 +21,7 @@ LENGTHS = (1600, 2400, 2000, 2400)
 
 
 def recipe(folder: Path, source: str, task: str, **more: Any) -> Recipe:
-    raw = {
+    raw: dict[str, Any] = {
         "recipe": 1,
         "name": "sound",
         "model": {"source": str(folder), "task": task},
@@ -29,6 +29,7 @@ def recipe(folder: Path, source: str, task: str, **more: Any) -> Recipe:
         "prune": {"budget": {"macs": 0.6}},
         **more,
     }
+    raw["model"]["task"] = task
     return validate(raw, folder)
 
 
