@@ -29,6 +29,7 @@ ALIASES = {
     "question": r"question",
     "context": r"context|passage",
     "image": r"images?|pixels|x",
+    "audio": r"audio|wav|file|path",
     "label": r"labels?|target|score|class|answers?|masks?|y|tags|ner_tags",
 }
 

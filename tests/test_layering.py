@@ -22,6 +22,7 @@ LAZY = {
     "model_signing": {"ship/signing.py"},
     "tokenizers": {"ship/preprocess.py", "ship/served/text_model.py", "models/sentence_tokens.py"},
     "datasets": {"data/readers.py"},
+    "soundfile": {"data/recordings.py"},
     "pynvml": {"measure/gpu.py"},
     "tensorrt": set(),
     "tensorrt_rtx": set(),

@@ -10,7 +10,7 @@ import yaml
 
 from optin_export.errors import InputError
 from optin_export.recipe.manual import describe_fields
-from optin_export.recipe.schema import METRICS
+from optin_export.recipe.tasks import METRICS
 
 EDITOR_LINE = "# yaml-language-server: $schema={}\n"
 #: Sections that are written on one line.

@@ -33,6 +33,10 @@ _TRIED = (
     "image-classification",
     "image-segmentation",
     "zero-shot-image-classification",
+    "object-detection",
+    "depth-estimation",
+    "audio-classification",
+    "automatic-speech-recognition",
     "feature-extraction",
 )
 #: Columns that a task reads; labels come last.
@@ -47,6 +51,10 @@ COLUMNS = {
     "image-feature-extraction": ("image",),
     "zero-shot-image-classification": ("image", "label"),
     "image-segmentation": ("image", "label"),
+    "object-detection": ("image",),
+    "depth-estimation": ("image",),
+    "audio-classification": ("audio", "label"),
+    "automatic-speech-recognition": ("audio",),
 }
 
 

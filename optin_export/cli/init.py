@@ -16,12 +16,13 @@ from optin_export.cli._group import PATH, command
 from optin_export.errors import InputError
 
 #: Sources whose name is a path.
-_PATHS = ("csv", "tsv", "npz", "images")
+_PATHS = ("csv", "tsv", "npz", "images", "wav")
 #: Required answers in the order of the questions: the option's help, and the question.
 _QUESTIONS = {
     "model": "Model: a folder, hf:ID, timm:NAME or py:FILE.py:FUNCTION",
     "task": "Task of the model",
-    "data": "Calibration data, labels not needed: csv:FILE, tsv:FILE, npz:FILE, images:FOLDER or hf-dataset:NAME",
+    "data": "Calibration data, labels not needed: csv:FILE, tsv:FILE, npz:FILE, images:FOLDER, wav:FOLDER or "
+    "hf-dataset:NAME",
     "evaluation": "Held-out, labelled data for the accuracy (empty: accuracy is not measured)",
     "goal": "Goal: macs=0.5, params=0.5, speedup=1.5, latency_ms=2 or accuracy_drop=0.5",
 }
@@ -186,7 +187,7 @@ def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
     """
     from optin_export.data.lengths import fitting_length, positions
     from optin_export.recipe import validate
-    from optin_export.recipe.schema import METRICS
+    from optin_export.recipe.tasks import METRICS
     from optin_export.stages.preflight import Known, preflight, usable_units
 
     notes: list[str] = []

@@ -1,4 +1,7 @@
-"""Encode rows as tensors, in batches of rows of similar length; text here, images in `images`."""
+"""Encode rows as tensors, in batches of rows of similar length.
+
+Text here, images in `images`, recordings in `audio`.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from optin_export.data.audio import make_audio_processor
 from optin_export.data.images import ImageProcessor as ImageProcessor
 from optin_export.data.images import make_image_processor
 from optin_export.data.readers import Examples
 from optin_export.errors import InputError
+from optin_export.models.audio import AudioModel
 from optin_export.models.loading import LoadedModel
 from optin_export.models.sentence_tokens import adapt_tokenizer, prompt_tokens
 from optin_export.models.tasks import ImageModel, Inputs
@@ -128,6 +133,8 @@ def make_processor(
     or used. tokenizer: already loaded; None: the recipe's, or the model's own."""
     if isinstance(loaded.model, ImageModel):
         return make_image_processor(loaded, recipe)
+    if isinstance(loaded.model, AudioModel):
+        return make_audio_processor(loaded, recipe)
     sentence = loaded.sentence
     if tokenizer is None:
         tokenizer = load_tokenizer(recipe.model, loaded.origin, sentence)

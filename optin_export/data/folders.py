@@ -1,4 +1,4 @@
-"""Image folders: list the images, and find the class of each by its folder or its name."""
+"""Folders of images or recordings: list the files, and find the class of each by its folder or its name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from optin_export.errors import InputError
 _LEFTOVERS = ("__MACOSX", "@eaDir", "__pycache__", "$RECYCLE.BIN", "lost+found")
 
 
-def list_images(root: Path, suffixes: Sequence[str]) -> list[Path]:
-    """All images below a folder, in the order of their paths. Links are followed, hidden files and folders are not."""
+def list_files(root: Path, suffixes: Sequence[str]) -> list[Path]:
+    """All files with these suffixes below a folder, in the order of their paths.
+
+    Links are followed; hidden files and folders are left out.
+    """
     found: list[Path] = []
 
     def walk(folder: Path, above: frozenset[str]) -> None:
@@ -34,10 +37,10 @@ def list_images(root: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def class_folders(files: Sequence[Path], root: Path) -> tuple[list[str], tuple[str, ...]]:
-    """The class of every image, and all classes: the folders directly below `root`, as in torchvision's ImageFolder.
+    """The class of every file, and all classes: the folders directly below `root`, as in torchvision's ImageFolder.
 
-    Folders without an image are classes too, because the numbers of the others depend on them. Raises InputError for
-    an image outside all folders.
+    Folders without a file are classes too, because the numbers of the others depend on them. Raises InputError for
+    a file outside all folders.
     """
     stray = next((file for file in files if file.parent == root), None)
     if stray is not None:
@@ -49,9 +52,9 @@ def class_folders(files: Sequence[Path], root: Path) -> tuple[list[str], tuple[s
 
 
 def named_classes(files: Sequence[Path], pattern: str) -> tuple[list[str], tuple[str, ...]]:
-    """The class of every image by group 1 of a regular expression in its name, and all classes.
+    """The class of every file by group 1 of a regular expression in its name, and all classes.
 
-    Raises InputError for an image whose name does not match.
+    Raises InputError for a file whose name does not match.
     """
     found = []
     for file in files:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from optin_export.data.readers import Column, Examples, refuse_bad_values
-from optin_export.data.rows import COLUMNS
+from optin_export.data.rows import AUDIO, COLUMNS
 from optin_export.errors import InputError
 
 #: Arguments of a text model that are supported; others are refused.
@@ -80,6 +80,12 @@ def _items(data: Any, name: str) -> Iterable[Any]:
 
 def _batch(item: Any, task: str, module: nn.Module, where: str, labelled: bool) -> Rows:
     """The rows of one item, which may be a single row."""
+    if task in AUDIO:
+        raise InputError(
+            f"prune() cannot read recordings for {task}",
+            "it takes texts, tokens and images",
+            "run a recipe with a `wav:` source (optin_export.run)",
+        )
     inputs, label = _apart(item)
     rows = _texts(inputs, task, where) if task in COLUMNS else _images(inputs, module, where)
     ignored = inspect.signature(module.forward).parameters.keys() & inputs.keys() - {*rows, *TOKENS, PIXELS}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from optin_export.data.audio import AudioProcessor
 from optin_export.data.batches import Batch, ImageProcessor, Processor, TextProcessor, batches, make_processor
 from optin_export.data.fitness import check_amounts, check_metric, check_training
 from optin_export.data.label_maps import LabelMaps
@@ -260,7 +261,7 @@ def load_sources(recipe: Recipe, lookup: Lookup | None = None) -> Sources:
     data = read_data(recipe, lookup)
     task, evaluation = recipe.model.task, data.evaluation
     processor = make_processor(loaded, recipe, data.pairs, PROCESSORS.get(task, TextProcessor))
-    if isinstance(processor, ImageProcessor):
+    if isinstance(processor, ImageProcessor | AudioProcessor):
         for one in (data.calibration, evaluation, data.finetune, data.spare):
             if one is not None:
                 processor.check(one)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from optin_export.data.folders import class_folders, list_images, named_classes
+from optin_export.data.folders import class_folders, list_files, named_classes
 from optin_export.data.label_maps import find_maps
 from optin_export.data.pixels import FORMATS as IMAGE_FORMATS
 from optin_export.errors import InputError, missing_package
@@ -29,14 +29,17 @@ BOMB_BYTES, BOMB_RATIO = 256 << 20, 200
 #: How sources name a data set of the hub.
 HUB = "hf-dataset:"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
+#: Columns whose texts are paths of files.
+_FILES = ("image", "audio")
 Column = Sequence[Any] | np.ndarray
 
 
 @dataclass(frozen=True)
 class Examples:
     """Rows as columns: `text`, `text_pair`, `question`, `context` (str), `tokens` (lists of words), `image` (array
-    [N, H, W] / [N, H, W, C] / paths), `label` (a number, a name, a list of them, or a label map: array [H, W] or
-    path).
+    [N, H, W] / [N, H, W, C] / paths), `audio` (array [N, samples] / arrays / paths), `label` (a number, a name, a list
+    of them, or a label map: array [H, W] or path).
 
     places: position of each row in its source: `place` (line, row) and a number. classes: the source's own class names
     in its order (class folders, features of a dataset), used in `label`. notes: decisions that were inferred from the
@@ -65,9 +68,10 @@ class Examples:
 
     def where(self, row: int) -> str:
         """The location of a row in its source: an image's path, a line of a file, or its number from 0."""
-        image = self.columns.get("image")
-        if image is not None and isinstance(image[row], Path):
-            return str(image[row])
+        for name in _FILES:
+            column = self.columns.get(name)
+            if column is not None and isinstance(column[row], Path):
+                return str(column[row])
         return f"{self.place} {row if self.places is None else self.places[row]}"
 
     def digest(self) -> str:
@@ -153,7 +157,7 @@ def _as_column(values: Any, name: str, source: str) -> Column:
         )
     if name == "tokens":
         return [value.split() if isinstance(value, str) else value for value in values]
-    if name == "image":
+    if name in _FILES:
         return [Path(value) if isinstance(value, str) else value for value in values]
     return list(values)
 
@@ -209,6 +213,8 @@ def _read_table(path: str, section: DataSource, needs: tuple[str, ...], kind: Ki
         assert wanted is not None  # see read_table
         at = place_of(table, wanted) if table.rows else 0
         found[need] = [row[at] for row in table.rows]
+        if need == "audio":  # beside the table
+            found[need] = [Path(path).parent / cell for cell in found[need]]
         words = [row for row, value in enumerate(found[need]) if str(value).strip() in _PERHAPS_MISSING]
         if words and need != "label":
             notes.append(
@@ -272,19 +278,33 @@ def _check_member(archive: zipfile.ZipFile, name: str) -> None:
 
 
 def _read_images(path: str, section: DataSource, needs: tuple[str, ...]) -> Examples:
-    """Read an image folder; classes are sub-folders or matches of `label_pattern`, label maps are in another folder."""
+    return _read_folder(path, section, needs, "image", IMAGE_SUFFIXES)
+
+
+def _read_wav(path: str, section: DataSource, needs: tuple[str, ...]) -> Examples:
+    return _read_folder(path, section, needs, "audio", AUDIO_SUFFIXES)
+
+
+def _read_folder(
+    path: str, section: DataSource, needs: tuple[str, ...], kind: str, suffixes: tuple[str, ...]
+) -> Examples:
+    """Read a folder of files; classes are sub-folders or matches of `label_pattern`, label maps are in another folder.
+
+    kind: the column of the files.
+    """
     root = Path(path)
-    files = list_images(root, IMAGE_SUFFIXES)
+    files = list_files(root, suffixes)
     if not files:
         everything = sorted(file for file in root.rglob("*") if not file.is_dir())
         others = sorted({file.suffix.lower() for file in everything if file.suffix})
         held = f"it holds {len(everything)} files ({', '.join(others)[:200] or 'without a suffix'})"
+        noun = {"image": "images"}.get(kind, "recordings")
         raise InputError(
-            f"no images in {root}",
-            f"{held}, which are not read as images" if everything else "the folder is missing or holds none",
-            f"use {', '.join(IMAGE_SUFFIXES)}",
+            f"no {noun} in {root}",
+            f"{held}, which are not read as {noun}" if everything else "the folder is missing or holds none",
+            f"use {', '.join(suffixes)}",
         )
-    columns: dict[str, Column] = {"image": files}
+    columns: dict[str, Column] = {kind: files}
     classes = None
     if "label" in needs:
         if section.label_folder is not None:
@@ -309,7 +329,7 @@ def stand_ins(needs: Sequence[str]) -> Examples:
     """Two synthetic rows with these columns, in place of rows that are not on this machine."""
     from PIL import Image
 
-    made = {"image": Image.new("RGB", (64, 64)), "tokens": ["a"]}
+    made = {"image": Image.new("RGB", (64, 64)), "audio": np.zeros(16000, np.float32), "tokens": ["a"]}
     return Examples({name: [made.get(name, "a")] * 2 for name in needs})
 
 
@@ -365,6 +385,7 @@ _READERS: dict[str, Callable[[str, DataSource, tuple[str, ...]], Examples]] = {
     "tsv": _read_tsv,
     "npz": _read_npz,
     "images": _read_images,
+    "wav": _read_wav,
     "hf-dataset": _read_hub,
     "py": _read_python,
 }

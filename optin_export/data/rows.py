@@ -9,9 +9,10 @@ from optin_export.data.training import MOST_HELD_OUT
 from optin_export.errors import InputError
 from optin_export.models.loading import python_function
 from optin_export.models.lookup import Lookup
+from optin_export.models.tasks import AUDIO_TASKS
 from optin_export.recipe import Recipe
 
-#: Columns of a row for each text task (other tasks: an image); columns of pairs and labels are added.
+#: Columns of a row for each task of text; columns of pairs and labels are added.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "text-classification": ("text",),
     "feature-extraction": ("text",),
@@ -20,6 +21,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "fill-mask": ("text",),
     "text-generation": ("text",),
 }
+#: The column of a row for each task of sound; that of all others is an image.
+AUDIO = dict.fromkeys(AUDIO_TASKS, ("audio",))
 #: Tasks whose labels are made from the data.
 SELF_SUPERVISED = ("fill-mask", "text-generation")
 
@@ -43,7 +46,7 @@ def read_data(recipe: Recipe, lookup: Lookup | None = None) -> Data:
     data, task = recipe.data, recipe.model.task
     pairs = task in ("text-classification", "feature-extraction") and "text_pair" in data.calibration.columns
     classify_pairs = task == "text-classification" and pairs
-    needs = ("text", "text_pair") if pairs else COLUMNS.get(task, ("image",))
+    needs = ("text", "text_pair") if pairs else {**COLUMNS, **AUDIO}.get(task, ("image",))
     apart = pairs and not classify_pairs  # embedded separately: each sentence is a row
     elsewhere = {
         one.source for one in (data.calibration, data.evaluation) if lookup and one and one.source.startswith(HUB)

@@ -63,7 +63,7 @@ def _refuse_paths(recipe: Recipe) -> None:
     rows = [data.calibration, data.evaluation, None if tune is None else tune.data]
     code = [recipe.model.source, None if tune is None else tune.source]
     by_path = [one for one in code if one is not None and one.startswith("py:") and ".py:" in one.removeprefix("py:")]
-    by_path += [one.source for one in rows if one is not None and one.source.startswith("images:")]
+    by_path += [one.source for one in rows if one is not None and one.source.startswith(("images:", "wav:"))]
     if by_path:
         raise InputError(
             "a sweep on this cluster cannot use the recipe's files",

@@ -115,3 +115,15 @@ def _take_bias_of_heads(attention: Any, args: tuple[Any, ...]) -> tuple[Any, ...
     if bias is None or len(attention.heads) == bias.shape[1]:
         return None
     return hidden, mask, bias.index_select(1, attention.heads)
+
+
+def refuse_other_task(module: Any, task: str) -> None:
+    """Raises InputError for a module whose class has no output for the task, or does not read the task's data."""
+    reads = getattr(module, "main_input_name", "input_ids")
+    if task == "zero-shot-image-classification":
+        why, fix = "only CLIP and SigLIP have such an output", "use one of these"
+    elif task == "feature-extraction" and reads != "input_ids":
+        why, fix = f"it reads {reads}, not text", "set model.task to a task of such a model"
+    else:
+        return
+    raise InputError(f"a {type(module).__name__} cannot be used for {task}", why, fix)

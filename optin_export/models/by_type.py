@@ -22,7 +22,26 @@ AUTO_CLASS = {
     "image-feature-extraction": "AutoModel",
     "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
     "image-segmentation": "AutoModelForSemanticSegmentation",
+    "object-detection": "AutoModelForObjectDetection",
+    "depth-estimation": "AutoModelForDepthEstimation",
+    "audio-classification": "AutoModelForAudioClassification",
+    "automatic-speech-recognition": "AutoModelForCTC",
 }
+#: The class for configurations that a task's `AUTO_CLASS` does not know.
+_OTHERWISE = {
+    "image-segmentation": "AutoModelForUniversalSegmentation",
+    "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
+}
+
+
+def auto_class(config: Any, task: str) -> Any:
+    """The transformers class that makes the model of a task from this configuration."""
+    import transformers
+
+    auto = getattr(transformers, AUTO_CLASS[task])
+    if task in _OTHERWISE and type(config) not in auto._model_mapping:
+        return getattr(transformers, _OTHERWISE[task])
+    return auto
 
 
 def config_of_type(name: str, fields: Mapping[str, Any]) -> Any:
@@ -62,12 +81,15 @@ def task_of_class(kind: str, name: str) -> str | None:
         if task not in ("feature-extraction", "image-feature-extraction")
     ]
     for task, auto in [
+        *_OTHERWISE.items(),
+        ("feature-extraction", "AutoModelForSeq2SeqLM"),  # its encoder
         *autos,
-        ("image-segmentation", "AutoModelForUniversalSegmentation"),
         ("feature-extraction", "AutoModel"),
     ]:
         stands_for = getattr(transformers, auto)._model_mapping._model_mapping.get(kind, ())
         if name in ((stands_for,) if isinstance(stands_for, str) else stands_for):
-            reads_images = getattr(getattr(transformers, name, None), "main_input_name", "") == "pixel_values"
-            return "image-feature-extraction" if task == "feature-extraction" and reads_images else task
+            if task != "feature-extraction":
+                return task
+            reads = getattr(getattr(transformers, name, None), "main_input_name", "input_ids")
+            return {"pixel_values": "image-feature-extraction", "input_ids": task}.get(reads)
     return None

@@ -16,14 +16,16 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.models.adapt import checked, readable, refuse_quantised_config
-from optin_export.models.by_type import AUTO_CLASS, BY_TYPE, config_of_type
+from optin_export.models.adapt import checked, readable, refuse_other_task, refuse_quantised_config
+from optin_export.models.backbones import drop_pooler, embedding_layout
+from optin_export.models.by_type import BY_TYPE, auto_class, config_of_type
 from optin_export.models.checkpoints import load_checkpoint
 from optin_export.models.class_names import repaired_config
 from optin_export.models.contrastive import build_tower, is_contrastive, take_tower
+from optin_export.models.encoders import encoder_of, has_decoder, note_on
 from optin_export.models.equivalents import use_equivalents
 from optin_export.models.guard import READS_FILES, plain_config, refuse_endless, refuse_no_files
-from optin_export.models.loading_report import unused_weights
+from optin_export.models.loading_report import missing_weights, unused_weights
 from optin_export.models.lookup import Lookup, built, built_timm, from_pretrained
 from optin_export.models.normalizations import plain_batch_norms
 from optin_export.models.parametrizations import fold_weights
@@ -111,14 +113,13 @@ def as_loaded(
         module, architecture["tower"], labels = take_tower(
             module, section, lambda: load_tokenizer(section, origin), classify=not looked_up
         )
-    elif section.task == "zero-shot-image-classification" or (
-        section.task == "image-feature-extraction" and architecture["library"] == "transformers"
-    ):
-        raise InputError(
-            f"a {type(module).__name__} cannot be used for {section.task}",
-            "only CLIP and SigLIP have such an output",
-            "use one of these; for embeddings also timm models with model.args: {num_classes: 0}",
-        )
+    elif section.task == "image-feature-extraction" and architecture["library"] == "transformers":
+        architecture["layout"] = embedding_layout(module)
+    else:
+        refuse_other_task(module, section.task)
+    if has_decoder(module, section.task):
+        notes.append(note_on(module))
+        module, architecture["encoder"] = encoder_of(module), True
     if sentence is not None:
         load = partial(_load_layer, notes=notes, looked_up=looked_up)
         wrapped, further = wrap_sentence(module, architecture, section, sentence, origin, load)
@@ -126,7 +127,9 @@ def as_loaded(
             _refuse_bad_weights(wrapped, section.source)
         notes += further
     else:
-        wrapped = wrap(module, section.task, section.pooling, bool(section.normalize))
+        encoder = "encoder" in architecture
+        layout = architecture.get("layout", "vector")
+        wrapped = wrap(module, section.task, section.pooling, bool(section.normalize), None, encoder, layout)
     return LoadedModel(wrapped, architecture, origin, dict(labels), tuple(notes), looked_up, sentence)
 
 
@@ -174,8 +177,14 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
     _prepare(module)
     if "tower" in architecture:
         module = build_tower(module, architecture["tower"])
-    sentence = architecture.get("sentence")
-    return wrap(module, architecture["task"], architecture["pooling"], architecture["normalize"], sentence)
+    encoder = bool(architecture.get("encoder"))
+    if encoder:
+        module = encoder_of(module)
+    layout, sentence = architecture.get("layout", "vector"), architecture.get("sentence")
+    if layout != "vector":
+        drop_pooler(module)
+    task, pooling, normalize = (architecture[name] for name in ("task", "pooling", "normalize"))
+    return wrap(module, task, pooling, normalize, sentence, encoder, layout)
 
 
 def _load_transformers(
@@ -207,9 +216,7 @@ def _load_transformers(
         config._attn_implementation = "eager"
         options["dtype"] = torch.float32  # whatever the checkpoint is stored in
         encoder = encoder_class(config) if section.task == "feature-extraction" else None
-        auto = getattr(transformers, encoder or AUTO_CLASS[section.task])
-        if section.task == "image-segmentation" and type(config) not in auto._model_mapping:
-            auto = transformers.AutoModelForUniversalSegmentation
+        auto = getattr(transformers, encoder) if encoder else auto_class(config, section.task)
         if section.weights == "pretrained" and lookup is not None:
             module, info = from_pretrained(auto, name, config, lookup, **options)
         elif section.weights == "pretrained":
@@ -227,14 +234,17 @@ def _load_transformers(
             _first_line(error),
             "check the name or folder; a hub model needs the network once, a folder needs config.json and weights",
         ) from error
-    # The pooler is not part of a sentence embedding, nor the loss of a segmentation; they are dropped with it.
-    missing = sorted(key for key in info.get("missing_keys", ()) if not key.startswith(("pooler.", "criterion.")))
+    missing = missing_weights(info, module, section.task)
     if missing:
         raise InputError(
             f"'hf:{name}' has no weights for {section.task}",
             f"{len(missing)} are missing, such as {missing[0]}: they would stay random",
             "give a model trained for this task, or correct model.task",
         )
+    if section.task == "image-feature-extraction" and any(
+        key.startswith("pooler.") for key in info.get("missing_keys", ())
+    ):
+        drop_pooler(module)
     notes = unused_weights(info, module, name, section.task)
     return module, architecture_of(module), None if by_type is not None else name, notes
 
@@ -250,6 +260,8 @@ def _load_timm(
     section: ModelSection, name: str, lookup: Lookup | None
 ) -> tuple[nn.Module, dict[str, Any], None, list[str]]:
     pretrained, args = section.weights == "pretrained", dict(section.args)
+    if section.task == "image-feature-extraction":
+        args.setdefault("num_classes", 0)
     if not Path(name).is_absolute():
         module = built_timm(name, lambda load: _create_timm(name, args, load), pretrained, lookup)
         return module, {"library": "timm", "name": name, "args": args}, None, []

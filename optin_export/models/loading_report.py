@@ -8,7 +8,27 @@ from typing import Any
 from torch import nn
 
 from optin_export.errors import InputError
+from optin_export.models.encoders import has_decoder
 from optin_export.models.state_dicts import few, is_extra
+
+
+def missing_weights(info: Mapping[str, Any], module: nn.Module, task: str) -> list[str]:
+    """Names of weights that the checkpoint lacks and that the task's module uses.
+
+    The pooler is not part of a sentence embedding, nor the loss of a segmentation, nor what masks frames in training.
+    info: see `unused_weights`.
+    """
+    unused: tuple[str, ...] = ("pooler.", "criterion.")
+    if has_decoder(module, task):
+        unused += ("decoder.", "model.decoder.")
+    names = (key for key in info.get("missing_keys", ()) if not key.startswith(unused))
+    return sorted(key for key in names if not key.endswith("masked_spec_embed") and not _is_computed(module, key))
+
+
+def _is_computed(module: nn.Module, key: str) -> bool:
+    """Whether a weight is a table of sines, which the library computes instead of saving it."""
+    parent = dict(module.named_modules()).get(key.rpartition(".")[0])
+    return "Sinusoidal" in type(parent).__name__
 
 
 def unused_weights(info: Mapping[str, Any], module: nn.Module, name: str, task: str) -> list[str]:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
+from optin_export.models.audio import AudioModel
+from optin_export.models.backbones import embedding
 from optin_export.models.contrastive import TextTower
 from optin_export.models.sentence import SentenceHead, make_activation, plain_steps
 from optin_export.recipe import IGNORED as IGNORED
@@ -95,21 +97,26 @@ class TextModel(nn.Module):
 
 class ImageModel(nn.Module):
     """An image model of any library: forward(pixel_values [batch, channels, H, W]) -> `logits` [batch, classes], or
-    `image_embedding` [batch, hidden] for a model that has no classes."""
+    `image_embedding` for a model that has no classes: [batch, hidden]; [batch, tokens, hidden] or [batch, hidden, h, w]
+    for a transformers model whose library does not pool its last hidden states (layout: tokens, map)."""
 
-    output_layout: OutputLayout = "vector"
-
-    def __init__(self, model: nn.Module, embeds: bool = False, normalize: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, embeds: bool = False, normalize: bool = False, layout: OutputLayout = "vector"
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.output_layout = model, layout
         self.normalize = embeds and normalize
         self.output_name = "image_embedding" if embeds else "logits"
         self.output_kind: OutputKind = "embedding" if embeds else "logits"
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         output = self.model(pixel_values)
-        result = output if isinstance(output, torch.Tensor) else output.logits
-        return nn.functional.normalize(result, dim=-1) if self.normalize else result
+        if isinstance(output, torch.Tensor):
+            result = output
+        else:
+            result = embedding(output, self.output_layout) if self.output_kind == "embedding" else output.logits
+        axis = 1 if self.output_layout == "map" else -1
+        return nn.functional.normalize(result, dim=axis) if self.normalize else result
 
 
 class SegmentationModel(ImageModel):
@@ -121,10 +128,8 @@ class SegmentationModel(ImageModel):
     output is the logarithm of that share.
     """
 
-    output_layout: OutputLayout = "map"
-
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+        super().__init__(model, layout="map")
         if getattr(model, "criterion", None) is not None:
             model.register_module("criterion", None)  # the training loss, which has its own buffers
 
@@ -141,7 +146,41 @@ class SegmentationModel(ImageModel):
         return shares.clamp(min=LEAST_SHARE).log().unflatten(2, masks.shape[-2:])
 
 
-TaskModel = TextModel | ImageModel
+class DetectionModel(ImageModel):
+    """An object detector of transformers: forward(pixel_values) -> `detections` [batch, queries, classes + 4].
+
+    A query's features are its class logits, then its box (centre x, centre y, width, height in 0..1): one row per
+    query, so that a class and its box are compared together. Rows are compared as embeddings, without a metric.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, layout="tokens")
+        self.output_name, self.output_kind = "detections", "embedding"
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        output = self.model(pixel_values)
+        return torch.cat([output.logits, output.pred_boxes], -1)
+
+
+class DepthModel(ImageModel):
+    """A depth model of transformers: forward(pixel_values) -> `predicted_depth` [batch, 1, h, w].
+
+    Every pixel is a row of one number, compared as a regression: the cosine of one number would be its sign.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, layout="map")
+        self.output_name, self.output_kind = "predicted_depth", "regression"
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        output = self.model(pixel_values)
+        depth: torch.Tensor = output if isinstance(output, torch.Tensor) else output.predicted_depth
+        return depth[:, None] if depth.dim() == 3 else depth
+
+
+TaskModel = TextModel | ImageModel | AudioModel
+#: Tasks of an `AudioModel`.
+AUDIO_TASKS = ("audio-classification", "automatic-speech-recognition")
 
 
 def wrap(
@@ -150,15 +189,24 @@ def wrap(
     pooling: str | None = None,
     normalize: bool = False,
     sentence: Mapping[str, Any] | None = None,
+    encoder: bool = False,
+    layout: OutputLayout = "vector",
 ) -> TaskModel:
     """The task's module around `model`, ready for inference: float32, eval mode, no gradients of the weights.
 
     sentence: for a sentence-transformers model, its `steps` to the embedding, or the `activation` of its scores.
+    encoder: `model` is the encoder of a model with a decoder. layout: that of an image's embedding.
     """
     if task in ("image-classification", "zero-shot-image-classification", "image-feature-extraction"):
-        wrapped: TaskModel = ImageModel(model, task == "image-feature-extraction", normalize)
+        wrapped: TaskModel = ImageModel(model, task == "image-feature-extraction", normalize, layout)
     elif task == "image-segmentation":
         wrapped = SegmentationModel(model)
+    elif task == "object-detection":
+        wrapped = DetectionModel(model)
+    elif task == "depth-estimation":
+        wrapped = DepthModel(model)
+    elif task in AUDIO_TASKS:
+        wrapped = AudioModel(model, task, encoder)
     else:
         wrapped = TextModel(model, task, pooling, normalize, sentence)
     return wrapped.float().eval().requires_grad_(False)
@@ -189,7 +237,16 @@ def as_rows(model: TaskModel, output: torch.Tensor, inputs: Mapping[str, torch.T
 def counted_rows(model: TaskModel, output: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """bool [batch, rows]: which rows of `as_rows` are predictions rather than padding; None if all are."""
     mask = inputs.get("attention_mask")
-    return mask.bool() if model.output_layout == "tokens" and mask is not None else None
+    if model.output_layout != "tokens" or mask is None:
+        return None
+    return model.frames(mask, output.shape[1]) if isinstance(model, AudioModel) else mask.bool()
+
+
+def class_axis(model: TaskModel) -> int | None:
+    """The axis of the classes in a task's output; None if the output is not a choice of classes."""
+    if model.output_kind != "logits":
+        return None
+    return 1 if model.output_layout == "map" else -1
 
 
 def as_function(model: nn.Module) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:

@@ -11,7 +11,6 @@ from optin_export.recipe.paths import absolute_source
 from optin_export.recipe.precision import MODELS, Precision, engine_name, engine_names, model_of, precision_of
 from optin_export.recipe.schema import (
     IGNORED,
-    METRICS,
     DataSource,
     FinetuneSection,
     ModelSection,
@@ -19,6 +18,7 @@ from optin_export.recipe.schema import (
     Recipe,
 )
 from optin_export.recipe.sweep import Variant
+from optin_export.recipe.tasks import METRICS
 from optin_export.recipe.tokens import TokensSection
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from optin_export.recipe.fields import BatchSize, Count, Section
+from optin_export.recipe.fields import BatchSize, Count, Positive, Section
 from optin_export.recipe.precision import Precision
 
 
@@ -29,6 +29,12 @@ class ExportSection(Section):
     calibration_rows: Count = Field(128, description="int8 (static) and fp8: number of calibration rows for the scales")
     batch: tuple[BatchSize, ...] = Field((1, 8), min_length=1, description="batch sizes to ship and to measure")
     sequence: Count = Field(128, description="text: longest sequence in tokens; latency is measured at this length")
+    seconds: Positive | None = Field(
+        None,
+        description="audio of raw samples: length of every row; longer recordings are cut, shorter ones padded; "
+        "default: the longest calibration row",
+        examples=[5.0],
+    )
 
     @model_validator(mode="after")
     def _quantized(self) -> ExportSection:

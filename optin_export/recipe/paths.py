@@ -10,7 +10,7 @@ from optin_export.recipe.schema import DataSource, Recipe
 
 #: What a source may start with; "" is a bare path.
 MODEL_PREFIXES = ("", "hf", "timm", "py")
-DATA_PREFIXES = ("csv", "tsv", "npz", "images", "hf-dataset", "py")
+DATA_PREFIXES = ("csv", "tsv", "npz", "images", "wav", "hf-dataset", "py")
 
 
 def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
@@ -69,7 +69,7 @@ def absolute_source(source: str, folder: Path, prefixes: Sequence[str]) -> str:
         raise InputError(f"unknown source '{source}'", f"it starts with none of {known}", fix)
     if not rest:
         raise InputError(f"cannot read the source '{source}'", "it names nothing", "name what to load")
-    if prefix in ("csv", "tsv", "npz", "images"):
+    if prefix in ("csv", "tsv", "npz", "images", "wav"):
         return f"{prefix}:{_find(rest, folder)}"
     if prefix == "py":
         file, colon, function = rest.rpartition(":")

@@ -25,43 +25,8 @@ from optin_export.recipe.fields import (
 )
 from optin_export.recipe.gates import Gates
 from optin_export.recipe.removed import no_comparison, without_rounds
+from optin_export.recipe.tasks import LABELLED, METRICS, TEXT_TASKS, Metric, Task
 from optin_export.recipe.tokens import TokensSection
-
-Task = Literal[
-    "text-classification",
-    "feature-extraction",
-    "token-classification",
-    "question-answering",
-    "fill-mask",
-    "text-generation",
-    "image-classification",
-    "image-feature-extraction",
-    "zero-shot-image-classification",
-    "image-segmentation",
-]
-Metric = Literal["accuracy", "f1", "spearman", "pearson", "squad_f1", "exact_match", "perplexity", "mean_iou"]
-_TEXT_TASKS = (
-    "text-classification",
-    "feature-extraction",
-    "token-classification",
-    "question-answering",
-    "fill-mask",
-    "text-generation",
-)
-#: Tasks whose labels the built-in fine-tune can train on: one class, or one number, per row.
-_LABELLED = ("text-classification", "image-classification", "zero-shot-image-classification")
-METRICS: dict[str, tuple[str, ...]] = {
-    "text-classification": ("accuracy", "f1", "spearman", "pearson"),  # the correlations for models of one output
-    "feature-extraction": ("spearman", "pearson"),
-    "token-classification": ("accuracy", "f1"),
-    "question-answering": ("squad_f1", "exact_match"),
-    "fill-mask": ("accuracy", "perplexity"),
-    "text-generation": ("accuracy", "perplexity"),
-    "image-classification": ("accuracy",),
-    "image-feature-extraction": (),
-    "zero-shot-image-classification": ("accuracy",),
-    "image-segmentation": ("mean_iou",),
-}
 
 
 class Preprocess(Section):
@@ -144,14 +109,17 @@ class ModelSection(Section):
 
 class DataSource(Section):
     source: str = Field(
-        description="where the rows are: 'csv:', 'tsv:', 'npz:', 'images:', 'hf-dataset:' or 'py:FILE.py:FUNCTION'",
+        description="where the rows are: 'csv:', 'tsv:', 'npz:', 'images:', 'wav:', 'hf-dataset:' or "
+        "'py:FILE.py:FUNCTION'",
         examples=["csv:train.csv"],
     )
-    columns: dict[Literal["text", "text_pair", "tokens", "question", "context", "image", "label"], Column] = Field(
-        default_factory=dict,
-        description="maps our names (text, label, ...) to your columns: by header name, or by index from 0; default: "
-        "columns with exactly these names",
-        examples=[{"text": "sentence", "label": 1}],
+    columns: dict[Literal["text", "text_pair", "tokens", "question", "context", "image", "audio", "label"], Column] = (
+        Field(
+            default_factory=dict,
+            description="maps our names (text, label, ...) to your columns: by header name, or by index from 0; "
+            "default: columns with exactly these names",
+            examples=[{"text": "sentence", "label": 1}],
+        )
     )
     header: bool | None = Field(
         None, description="whether the first line holds column names; default: guessed from `columns` and that line"
@@ -159,8 +127,8 @@ class DataSource(Section):
     split: str = Field("train", description="split of an hf-dataset")
     label_pattern: Pattern | None = Field(
         None,
-        description="for 'images:': regular expression; group 1 of a file name is its class; default: one folder per "
-        "class; both are matched with the model's class names",
+        description="for 'images:' and 'wav:': regular expression; group 1 of a file name is its class; default: one "
+        "folder per class; both are matched with the model's class names",
         examples=["^([a-z]+)_"],
     )
     label_folder: str | None = Field(
@@ -335,8 +303,8 @@ class Recipe(Section):
             raise ValueError(f"data.evaluation: there is no metric for {self.model.task}")
         if evaluation is not None and evaluation.metric not in known:
             raise ValueError(f"data.evaluation.metric for {self.model.task} is {' or '.join(known)}")
-        if self.finetune is not None and self.finetune.labelled and self.model.task not in _LABELLED:
-            raise ValueError(f"finetune.loss: labels is for {', '.join(_LABELLED)}; use distill")
+        if self.finetune is not None and self.finetune.labelled and self.model.task not in LABELLED:
+            raise ValueError(f"finetune.loss: labels is for {', '.join(LABELLED)}; use distill")
         if len({target.name for target in self.targets}) != len(self.targets):
             raise ValueError("targets: two entries are the same")
         if self.prune.budget.kind == "latency" and self.budget_target.resources:
@@ -386,7 +354,7 @@ class Recipe(Section):
 
     @property
     def is_text(self) -> bool:
-        return self.model.task in _TEXT_TASKS
+        return self.model.task in TEXT_TASKS
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)

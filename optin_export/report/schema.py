@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from optin_export.errors import InputError
 from optin_export.recipe import Precision
-from optin_export.recipe.schema import METRICS
+from optin_export.recipe.tasks import METRICS
 from optin_export.report.base import Part as _Part
 from optin_export.report.latency import LatencyResult as LatencyResult
 from optin_export.report.latency import Milliseconds as Milliseconds

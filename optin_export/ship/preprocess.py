@@ -23,7 +23,7 @@ _TRUNCATION = {
     "fill-mask": "longest_first",
     "text-generation": "longest_first",
 }
-_CLASSES = ("text-classification", "image-classification", "zero-shot-image-classification")
+_CLASSES = ("text-classification", "image-classification", "zero-shot-image-classification", "audio-classification")
 
 
 def write_preprocess(folder: Path, processor: Processor, names: ClassNames, recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from optin_export import engines, measure
-from optin_export.models import as_function
+from optin_export.models import as_function, class_axis
 from optin_export.report import fleet_gates
 from optin_export.search import Plan
 from optin_export.stages.context import FILES, RunContext
@@ -19,8 +19,6 @@ from optin_export.workdir.onnx_files import sha256_graph
 
 #: Minimum rows of the reference.
 REFERENCE_ROWS = 16
-#: Axis of the classes in a task's output, if not the last; None: the output is not a choice of classes.
-CLASSES = {"feature-extraction": None, "image-feature-extraction": None, "image-segmentation": 1}
 
 
 def measure_engines(work: RunContext, plan: Plan, pruned: PruneResult) -> MeasureResult:
@@ -54,7 +52,7 @@ def measure_engines(work: RunContext, plan: Plan, pruned: PruneResult) -> Measur
                 seed=work.recipe.seed,
                 judged={target.name: target.mode for target in work.recipe.here},
                 precision=export.precision,
-                classes=CLASSES.get(work.recipe.model.task, -1),
+                classes=class_axis(work.sources.model),
                 other_work=work.recipe.gates.most_other_work,
             ),
         ).to_json()

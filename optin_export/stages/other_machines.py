@@ -24,11 +24,19 @@ from optin_export.export import read_graph
 from optin_export.recipe import MODELS, Recipe, Target, engine_names, load_recipe
 from optin_export.report.schema import read_report
 from optin_export.ship.manifest import add_files, is_as_written, read_manifest
-from optin_export.stages.measure import CLASSES
 from optin_export.workdir.files import refuse_links, regular, write_json
 from optin_export.workdir.onnx_files import graph_files, sha256_graph
 
 Arrays = Mapping[str, np.ndarray]
+#: Axis of the classes in a task's output, if not the last; None: none, or it depends on the model, which is not here.
+CLASSES = {
+    "feature-extraction": None,
+    "image-feature-extraction": None,
+    "image-segmentation": 1,
+    "object-detection": None,
+    "depth-estimation": None,
+    "automatic-speech-recognition": None,
+}
 
 
 class Continued:

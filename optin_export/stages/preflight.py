@@ -85,7 +85,7 @@ class Known:
 def shared_key(recipe: Recipe) -> str:
     """A hash of the recipe's fields that loading uses; other fields are read when needed."""
     key = recipe.model_dump(mode="json", exclude={"name", "prune", "targets", "gates", "ship"})
-    key["export"] = recipe.export.sequence
+    key["export"] = [recipe.export.sequence, recipe.export.seconds]
     key["searched"] = recipe.budget.accuracy_drop is not None
     return sha256_json(key)
 

@@ -1,0 +1,48 @@
+"""Task modules of sound: a class per recording, or a row per frame of speech."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from optin_export.models.tasks import OutputKind, OutputLayout
+
+
+class AudioModel(nn.Module):
+    """A transformers model of sound, or a module of the same form.
+
+    forward(input_values or input_features, float32 [batch, ...] as the model's feature extractor gives them; an
+    attention_mask int64 [batch, samples] if it gives one) returns `logits` [batch, classes]; for speech recognition
+    `logits` [batch, frames, vocabulary] of a CTC model, or `encoder_states` [batch, frames, hidden] of an encoder.
+
+    encoder: the module is the encoder of a model whose decoder stays whole.
+    """
+
+    def __init__(self, model: nn.Module, task: str, encoder: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.output_layout: OutputLayout = "tokens" if task == "automatic-speech-recognition" else "vector"
+        self.output_kind: OutputKind = "embedding" if encoder else "logits"
+        self.output_name = "encoder_states" if encoder else "logits"
+
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        mask = {} if attention_mask is None else {"attention_mask": attention_mask}
+        output = self.model(input_features if input_values is None else input_values, **mask)
+        if isinstance(output, torch.Tensor):
+            return output
+        return output.last_hidden_state if self.output_kind == "embedding" else output.logits
+
+    def frames(self, mask: torch.Tensor, count: int) -> torch.Tensor | None:
+        """bool [batch, count]: which output frames are not padding, of a mask of input samples; None if unknown."""
+        if mask.shape[1] == count:
+            return mask.bool()
+        shortened = getattr(self.model, "_get_feature_vector_attention_mask", None)
+        return None if shortened is None else shortened(count, mask).bool()
