@@ -100,8 +100,9 @@ def test_a_plan_is_counted_by_kind() -> None:
 
 def test_rows_that_exist_are_not_repeated_unless_they_are_named() -> None:
     first, second = list(study.CASES)[:2]
-    rows = {first: {"quick": True}, second: {"quick": False}}
+    rows = {first: {"code": 0, "quick": True}, second: {"code": 0, "quick": False}}
     assert study.wanted([], rows, True)[:1] == list(study.CASES)[2:3]
+    assert study.wanted([], rows | {first: {"unbuilt": "ImportError"}}, True)[0] == first
     assert study.wanted([], rows, False)[:2] == [first, list(study.CASES)[2]]
     assert study.wanted([second], rows, False) == [second]
     with pytest.raises(SystemExit, match="no such architecture: unknown"):
@@ -135,7 +136,7 @@ def test_the_page_counts_what_ran() -> None:
     for line in (
         "| exit code 0 | 2 of 6 (33%) |",
         "| models with attention whose heads are units | 1 of 5 (20%) |",
-        "| exit code 1, or no end within the time limit | 2 |",
+        "| exit code 1, or killed at the time limit | 2 |",
         "| exit code 0, but a difference above the tolerance | 1 |",
         "| the architecture X is not supported: no family | 2 | new, other |",
         "| `good` | image-classification | 0 | 5 of 12 heads, 64 of 384 neurons | 0.61 | 1e-06 | 0 | 2e-07 | 2 |  |",
@@ -149,3 +150,9 @@ def test_reasons_of_two_architectures_are_one_without_their_names() -> None:
     first = page.general("no plan meets the budget macs: 0.6: with the minimum the model still has 0.8123; more")
     assert first == page.general("no plan meets the budget macs: 0.6: with the minimum the model still has 0.9")
     assert page.general("layer 'a.b' of BertLayer is odd") == "layer X of X is odd"
+    named = [
+        page.general(f"the architecture {name} is not supported: no family; nearest: x") for name in ("Xcit", "FNetV2")
+    ]
+    assert named == ["the architecture X is not supported: no family"] * 2
+    listed = "task: should be 'a', 'b' or 'c', not 'd' (did you mean 'a'?)"
+    assert page.general(listed) == "task: should be X, not X"

@@ -73,7 +73,7 @@ _CLASSES = {"classes": ["cat", "dog", "plane"], "prompt": "a photo of a {}"}
 TRANSFORMERS = {
     "vit-hf": _vit("vit"),
     "vit-hf-embedding": _vit("vit", EMBED),
-    "deit-hf": _vit("deit"),
+    "deit-hf": _vit("deit", name="DeiTForImageClassification"),
     "deit-hf-teacher": _vit("deit", name="DeiTForImageClassificationWithTeacher", num_labels=5),
     "beit-hf": _vit("beit"),
     "data2vec-vision": _vit("data2vec-vision"),
@@ -92,11 +92,24 @@ TRANSFORMERS = {
         "swinv2", attention=True, image_size=64, embed_dim=32, depths=[2, 2], num_heads=[2, 4], window_size=4
     ),
     "pvt-v2-hf": _stages("pvt_v2", attention=True, image_size=64),
-    "levit-hf": _stages("levit", attention=True, image_size=64, hidden_sizes=[32, 48, 64], depths=[1, 1, 1]),
+    "levit-hf": _stages(
+        "levit",
+        name="LevitForImageClassification",
+        attention=True,
+        image_size=64,
+        hidden_sizes=[32, 48, 64],
+        depths=[1, 1, 1],
+    ),
     "hiera-hf": _stages(
         "hiera", attention=True, image_size=[64, 64], embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8]
     ),
-    "cvt-hf": _stages("cvt", attention=True, embed_dim=[16, 32, 64], num_heads=[1, 2, 4], depth=[1, 1, 2]),
+    "cvt-hf": _stages(
+        "cvt",
+        attention=True,
+        embed_dim=[16, 32, 64],
+        num_heads=[1, 2, 4],
+        depth=[1, 2, 3],
+    ),
     "mobilevit-hf": _stages("mobilevit", attention=True, image_size=64),
     "segformer-classes": _stages("segformer", attention=True, **_FOUR, num_attention_heads=[1, 2, 2, 4]),
     "convnext-hf": _stages("convnext", hidden_sizes=[16, 32, 32, 32], depths=[1, 1, 2, 1]),
@@ -128,7 +141,9 @@ DENSE = {
         decoder_hidden_size=64,
         num_labels=5,
     ),
-    "beit-segmentation": _vit("beit", SEGMENT, num_labels=5, out_indices=[1, 2, 3, 3], use_auxiliary_head=False),
+    "beit-segmentation": _vit(
+        "beit", SEGMENT, num_labels=5, num_hidden_layers=4, out_indices=[1, 2, 3, 4], use_auxiliary_head=False
+    ),
     "mask2former": _stages(
         "mask2former",
         SEGMENT,
@@ -282,11 +297,11 @@ _OTHERS: dict[str, tuple[str, int, dict[str, Any]]] = {
     **{name: (name, 96, {}) for name in ("inception_v4", "legacy_xception")},
     "poolformer": ("poolformer_s12", 64, {}),
     "fastvit": ("fastvit_t8", 64, {}),
-    "focalnet": ("focalnet_tiny_srf", 64, {"depths": (1, 1, 1, 1), "embed_dim": 16}),
-    "resmlp": ("resmlp_12_224", 64, {"img_size": 64, "embed_dim": WIDTH, "num_blocks": BLOCKS}),
-    "mixer": ("mixer_s32_224", 64, {"img_size": 64, "embed_dim": WIDTH, "num_blocks": BLOCKS}),
-    "gmlp": ("gmlp_s16_224", 64, {"img_size": 64, "embed_dim": WIDTH, "num_blocks": BLOCKS}),
-    "convmixer": ("convmixer_768_32", 64, {"dim": WIDTH, "depth": BLOCKS}),
+    "focalnet": ("focalnet_tiny_srf", 64, {}),
+    "resmlp": ("resmlp_12_224", 64, {"img_size": 64}),
+    "mixer": ("mixer_s32_224", 64, {"img_size": 64}),
+    "gmlp": ("gmlp_s16_224", 64, {"img_size": 64}),
+    "convmixer": ("convmixer_768_32", 64, {}),
 }
 TIMM = {
     name: timm_case(model, attention, size, **arguments)

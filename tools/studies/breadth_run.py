@@ -90,7 +90,7 @@ def measure(name: str, case: Case, place: Path, data: Path, quick: bool) -> dict
         `code` (exit code), `reason` (what and why of a refusal, or the last line of a traceback), `one_sentence`
         (whether a refusal has the three lines and no traceback), `family` and `units` ({kind: [count, removed]}),
         `refused` (kinds of units that the model has, but that cannot be removed: the reasons), `floor` and `budget`
-        (shares of MACs), `macs` (the share kept), `check` (see `breadth_check.check`), `seconds` of the command.
+        (shares of MACs), `macs` (the share kept), `check` (see `breadth_check.check`), CPU `seconds` of the command.
     """
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
@@ -99,7 +99,7 @@ def measure(name: str, case: Case, place: Path, data: Path, quick: bool) -> dict
         made = case.make(place / "model")
     except Exception as error:  # of the library: no architecture to run
         return row | {"unbuilt": f"{type(error).__name__}: {str(error)[:300]}"}
-    began = time.monotonic()
+    began = time.process_time()
     row |= run_once(recipe(name, case, made, data), place, quick) | {"budget": BUDGET}
     found = _FLOOR.search(row["reason"] or "")
     if found is not None:
@@ -107,7 +107,7 @@ def measure(name: str, case: Case, place: Path, data: Path, quick: bool) -> dict
         if row["floor"] < 1 and not quick:
             row["budget"] = round((1 + row["floor"]) / 2, 3)
             row |= run_once(recipe(name, case, made, data, row["budget"]), place, quick)
-    row["seconds"] = round(time.monotonic() - began, 1)
+    row["seconds"] = round(time.process_time() - began, 1)
     if row["code"] in (0, 3, 4) and not quick:
         row |= finished(place / "run")
         row["check"] = _checked(case, made, place / "run")

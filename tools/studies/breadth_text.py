@@ -90,10 +90,12 @@ ENCODERS = {
     "rembert": _text("rembert", input_embedding_size=32, output_embedding_size=32),
     "roformer": _text("roformer", embedding_size=WIDTH),
     "fnet": _text("fnet"),
-    "funnel": _text("funnel", d_model=WIDTH, n_head=HEADS, d_head=16, d_inner=NEURONS, block_sizes=[1, 1]),
+    "funnel": _other_names(
+        "funnel", d_model=WIDTH, n_head=HEADS, d_head=16, d_inner=NEURONS, block_sizes=[1, 1], pad_token_id=0
+    ),
     "longformer": _text("longformer", attention_window=16),
     "big-bird": _text("big_bird", block_size=8, attention_type="original_full"),
-    "xlnet": _text("xlnet", d_model=WIDTH, n_layer=BLOCKS, n_head=HEADS, d_inner=NEURONS),
+    "xlnet": _other_names("xlnet", d_model=WIDTH, n_layer=BLOCKS, n_head=HEADS, d_inner=NEURONS, pad_token_id=0),
     "flaubert": _other_names("flaubert", emb_dim=WIDTH, n_layers=BLOCKS, n_heads=HEADS, pad_index=0, n_words=1000),
     "dpr": _text("dpr", EMBED, "DPRQuestionEncoder"),
     "t5-encoder": _text("t5", EMBED, "T5EncoderModel", **_T5),
@@ -104,7 +106,7 @@ ENCODERS = {
 DECODERS = {
     "gpt2": _text("gpt2", GENERATE, n_embd=WIDTH, n_layer=BLOCKS, n_head=HEADS, n_positions=128),
     "gpt2-classes": _text("gpt2", n_embd=WIDTH, n_layer=BLOCKS, n_head=HEADS, n_positions=128),
-    "gpt-neo": _text("gpt_neo", GENERATE, num_layers=2, num_heads=HEADS, attention_types=[[["global", "local"], 1]]),
+    "gpt-neo": _text("gpt_neo", GENERATE, attention_types=[[["global", "local", "global"], 1]]),
     "gpt-neox": _text("gpt_neox", GENERATE),
     "gptj": _text("gptj", GENERATE, n_embd=WIDTH, n_layer=BLOCKS, n_head=HEADS, n_positions=128, rotary_dim=8),
     "codegen": _text("codegen", GENERATE, n_embd=WIDTH, n_layer=BLOCKS, n_head=HEADS, n_positions=128, rotary_dim=8),

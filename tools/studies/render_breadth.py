@@ -48,7 +48,7 @@ def summary(rows: dict[str, Any]) -> list[str]:
     counts = [
         ["exit code 0", _share(sum(row["code"] == 0 for row in ran), len(ran))],
         ["models with attention whose heads are units", _share(sum(map(has_heads, attention)), len(attention))],
-        ["exit code 1, or no end within the time limit", str(sum(row["code"] in (1, None) for row in ran))],
+        ["exit code 1, or killed at the time limit", str(sum(row["code"] in (1, None) for row in ran))],
         ["exit code 3 or 4", str(sum(row["code"] in (3, 4) for row in ran))],
         ["exit code 0, but a difference above the tolerance", str(sum(map(is_silently_wrong, ran)))],
         ["refusals that are no single sentence", str(sum(not row.get("one_sentence") for row in ran))],
@@ -85,8 +85,10 @@ def reasons(rows: dict[str, Any]) -> dict[str, list[str]]:
 def general(reason: str) -> str:
     """A reason without what differs between architectures: class names, paths and numbers."""
     text = re.sub(r"'[^']*'|\"[^\"]*\"", "X", reason.partition("; ")[0])
-    text = re.sub(r"\b(?:[A-Z][a-z0-9]+){2,}\w*|\b[\w-]+(?:\.[\w-]+)+|/\S+", "X", text)
-    text = re.sub(r"\d+(?:\.\d+)?", "N", text)
+    text = re.sub(r" \([^()]*\)", "", re.sub(r"\([^()]*\)", "", text))
+    text = re.sub(r"\b(architecture|a|an) \w+ (is|cannot)\b", r"\1 X \2", text)
+    text = re.sub(r"\b\w*[a-z]\w*[A-Z]\w*|\b[A-Z]{2,}\w*[a-z]\w*|\b[\w-]+(?:\.[\w-]+)+|/\S+", "X", text)
+    text = re.sub(r"\bX(?:(?:,| or) X)+", "X", re.sub(r"\d+(?:\.\d+)?", "N", text))
     return _cell(text)
 
 
@@ -105,7 +107,7 @@ def _table(rows: dict[str, Any]) -> list[str]:
         "base",
         "pruned",
         "masked",
-        "s",
+        "CPU s",
         "reason",
     ]
     return markdown_table(columns, [_line(name, row) for name, row in rows.items()])
