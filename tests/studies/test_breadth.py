@@ -134,6 +134,7 @@ def test_the_page_counts_what_ran() -> None:
     machine = {"cpu": "A CPU", "packages": {"torch": "2"}}
     text = page.page({"budget": 0.6, "environment": machine, "rows": ROWS})
     for line in (
+        "Measured: 7 architectures of those",
         "| exit code 0 | 2 of 6 (33%) |",
         "| models with attention whose heads are units | 1 of 5 (20%) |",
         "| exit code 1, or killed at the time limit | 2 |",

@@ -149,7 +149,8 @@ def main(arguments: list[str]) -> int:
                 running.remove(child)
                 rows[child.name] = row
                 ordered = {name: rows[name] for name in CASES if name in rows}
-                write_json(options.out, {"budget": breadth_run.BUDGET, "environment": describe(), "rows": ordered})
+                facts = {"budget": breadth_run.BUDGET, "environment": describe()}
+                write_json(options.out, {**facts, "rows": ordered})
                 print(child.name, described(row), flush=True)
             time.sleep(0.1)
     return 0
