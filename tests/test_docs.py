@@ -119,6 +119,9 @@ def test_measured_numbers_are_those_of_the_measurement_files() -> None:
     tool = load_tool("render_results")
     page = tool.PAGE.read_text(encoding="utf-8")
     assert page == tool.page(), "run: python tools/studies/render_results.py"
+    assert tool.BREADTH.read_text(encoding="utf-8") == tool.breadth_page(), (
+        "run: python tools/studies/render_results.py"
+    )
     text = tool.README.read_text(encoding="utf-8")
     assert text == tool.readme(text), "run: python tools/studies/render_results.py"
     for figure in re.findall(r"\]\((figures/[^)]+)\)", page):

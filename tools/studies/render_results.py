@@ -1,4 +1,4 @@
-"""Render docs/results.md, its plots in docs/figures/ and the README's numbers from docs/measurements/ alone.
+"""Render docs/results.md, its plots in docs/figures/, docs/breadth.md and the README's numbers from docs/measurements/.
 
     python tools/studies/render_results.py
 
@@ -10,10 +10,12 @@ out.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import plot_accuracy
 import render_accuracy
+import render_breadth
 import render_engines
 import render_gpu
 import render_studies
@@ -24,6 +26,7 @@ from optin_export.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASUREMENTS = ROOT / "docs" / "measurements"
+BREADTH = ROOT / "docs" / "breadth.md"
 PAGE, FIGURES, README = ROOT / "docs" / "results.md", ROOT / "docs" / "figures", ROOT / "README.md"
 
 
@@ -42,6 +45,11 @@ def page(measurements: Path = MEASUREMENTS) -> str:
         *render_gpu.sections(measurements / "gpu"),
     ]
     return "\n".join(lines) + "\n"
+
+
+def breadth_page(measurements: Path = MEASUREMENTS) -> str:
+    """docs/breadth.md, from the stored measurement alone."""
+    return render_breadth.page(json.loads((measurements / "studies" / "breadth.json").read_text(encoding="utf-8")))
 
 
 def readme(text: str, measurements: Path = MEASUREMENTS) -> str:
@@ -68,14 +76,15 @@ def figures(measurements: Path = MEASUREMENTS) -> dict[str, str]:
 
 
 def write() -> None:
-    """Write the page, its plots and the measured parts of the README."""
+    """Write the pages, their plots and the measured parts of the README."""
     PAGE.write_text(page(), encoding="utf-8")
+    BREADTH.write_text(breadth_page(), encoding="utf-8")
     README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
     plots = figures()
     FIGURES.mkdir(parents=True, exist_ok=True)
     for name, drawn in plots.items():
         (FIGURES / name).write_text(drawn, encoding="utf-8")
-    print(f"wrote {PAGE}, {len(plots)} plots in {FIGURES} and the measured parts of {README}")
+    print(f"wrote {PAGE}, {BREADTH}, {len(plots)} plots in {FIGURES} and the measured parts of {README}")
 
 
 if __name__ == "__main__":
