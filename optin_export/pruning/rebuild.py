@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,8 +70,23 @@ def rebuild(
 
 def shrunk(structure: Structure, groups: Mapping[str, GroupPlan]) -> Structure:
     """The structure after the plan: same groups, with the number of units that stay."""
-    changed = tuple(dataclasses.replace(group, count=len(groups[group.key].kept)) for group in structure.groups)
-    return dataclasses.replace(structure, groups=changed)
+    return dataclasses.replace(structure, groups=tuple(_smaller(group, groups[group.key]) for group in structure.groups))
+
+
+def _smaller(group: UnitGroup, plan: GroupPlan) -> UnitGroup:
+    """The group with the units that stay; explicit rows and entries get the numbers that they have after the cut."""
+    producers = tuple(dataclasses.replace(one, index=_renumbered(one.index, plan.kept)) for one in group.producers)
+    tables = tuple(dataclasses.replace(one, index=_renumbered(one.index, plan.kept)) for one in group.tables)
+    return dataclasses.replace(group, count=len(plan.kept), producers=producers, tables=tables)
+
+
+def _renumbered(
+    index: tuple[tuple[int, ...], ...] | None, kept: Sequence[int]
+) -> tuple[tuple[int, ...], ...] | None:
+    if index is None:
+        return None
+    removed = sorted(row for unit in set(range(len(index))) - set(kept) for row in index[unit])
+    return tuple(tuple(row - bisect.bisect(removed, row) for row in index[unit]) for unit in kept)
 
 
 def drop(model: TaskModel, group: UnitGroup) -> None:
@@ -109,7 +125,8 @@ def _is_explicit(model: TaskModel, group: UnitGroup) -> bool:
     several sizes, tables, grouped convolutions, gates that scale the units."""
     layers = [get_module(model, producer.path) for producer in group.producers]
     return (
-        bool(group.tables)
+        group.found
+        or bool(group.tables)
         or (bool(group.readers) and not group.coupled)
         or any(producer.fused > 1 or producer.rows is not None for producer in group.producers)
         or any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in layers)
@@ -117,6 +134,7 @@ def _is_explicit(model: TaskModel, group: UnitGroup) -> bool:
 
 
 def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int]) -> None:
+    before = {one.path: len(get_layer(model, one.path).weight) for one in group.producers}
     first = get_module(model, group.producers[0].path)
     # Layers that the output does not depend on (the last block, if an earlier output is taken) are not in the graph.
     if _is_explicit(model, group) or (not group.coupled and first not in graph.module2node):
@@ -126,17 +144,29 @@ def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int]) 
         cut = torch_pruning.prune_conv_out_channels if is_convolution else torch_pruning.prune_linear_out_channels
         graph.get_pruning_group(first, cut, _spread(removed, group.rows)).prune()
     left = group.count - len(removed)
-    _check_shapes(model, group, left)
+    _check_shapes(model, before, group, left)
     for attribute, per_unit in group.sizes:
-        path, _, name = attribute.rpartition(".")
-        setattr(get_module(model, path), name, per_unit * left)
+        set_size(model, attribute, per_unit * left)
+
+
+def set_size(model: nn.Module, attribute: str, value: int) -> None:
+    """Set an attribute that holds a size, by its path; an object that is no module, such as a configuration that the
+    module shares with others, is copied for the module first."""
+    path, _, name = attribute.rpartition(".")
+    owner, rest = model, path.split(".") if path else []
+    while rest and isinstance(getattr(owner, rest[0]), nn.Module):
+        owner = getattr(owner, rest.pop(0))
+    target: Any = owner
+    for part in rest:
+        own = copy.copy(getattr(target, part))
+        setattr(target, part, own)
+        target = own
+    setattr(target, name, value)
 
 
 def _remove_explicitly(model: TaskModel, group: UnitGroup, removed: list[int]) -> None:
     for producer in group.producers:
-        layer, per_unit = get_layer(model, producer.path), group.rows_in(producer)
-        rows, span = _spread(removed, per_unit), group.count * per_unit
-        every = [slab * span + row for slab in range(producer.fused) for row in rows]
+        layer, every = get_layer(model, producer.path), group.rows_of(producer, removed)
         if isinstance(layer, nn.Linear):
             torch_pruning.prune_linear_out_channels(layer, every)
         else:
@@ -152,7 +182,8 @@ def _remove_explicitly(model: TaskModel, group: UnitGroup, removed: list[int]) -
         where, _, name = table.path.rpartition(".")
         module = get_module(model, where)
         tensor = getattr(module, name)
-        kept = torch.tensor(_spread(sorted(set(range(group.count)) - set(removed)), table.entries))
+        cut = set(group.entries_of(table, removed))
+        kept = torch.tensor([entry for entry in range(tensor.shape[table.dim]) if entry not in cut])
         smaller = tensor.detach().index_select(table.dim, kept)
         is_parameter = isinstance(tensor, nn.Parameter)
         setattr(module, name, nn.Parameter(smaller, requires_grad=False) if is_parameter else smaller)
@@ -192,11 +223,17 @@ def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -
         raise RuntimeError(f"the dependency graph also changed {sorted(stray)}")
 
 
-def _check_shapes(model: TaskModel, group: UnitGroup, left: int) -> None:
-    """The dependency graph must have cut exactly what the family declares; anything else is a bug of ours."""
+def _check_shapes(model: TaskModel, before: Mapping[str, int], group: UnitGroup, left: int) -> None:
+    """The dependency graph must have cut exactly what the group declares; anything else is a bug of ours.
+
+    before: the producers' output rows before the cut.
+    """
     shapes = {
-        producer.path: (len(get_layer(model, producer.path).weight), producer.fused * left * group.rows_in(producer))
-        for producer in group.producers
+        one.path: (
+            len(get_layer(model, one.path).weight),
+            before[one.path] - one.fused * (group.count - left) * group.rows_in(one),
+        )
+        for one in group.producers
     }
     shapes |= {path: (get_layer(model, path).weight.shape[1], left * group.width) for path in group.reads}
     wrong = {path: pair for path, pair in shapes.items() if pair[0] != pair[1]}

@@ -20,8 +20,9 @@ from optin_export.errors import InputError
 from optin_export.units.capture import Point, attach, block_outputs, capture, captured, layer_inputs, layer_outputs
 from optin_export.units.chains import NAME as CHAINS
 from optin_export.units.costs import CostKind, Costs, Term, count_macs, count_params, measure_costs
-from optin_export.units.declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup
-from optin_export.units.discovery import Discovery
+from optin_export.units.declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup, UnitKind
+from optin_export.units.discover import NAME as FOUND
+from optin_export.units.discovery import Discovery, found_structure, nothing_left
 from optin_export.units.execution_order import Walk
 from optin_export.units.hooks import (
     get_layer,
@@ -54,6 +55,7 @@ __all__ = [
     "Term",
     "Tokens",
     "UnitGroup",
+    "UnitKind",
     "Walk",
     "as_matrix",
     "attach",
@@ -77,6 +79,7 @@ __all__ = [
     "measure_costs",
     "measured",
     "nearest",
+    "nothing_left",
     "notices",
     "output_rows",
     "placeholder",
@@ -140,6 +143,8 @@ def find_structure(
     seen = None if inputs is None else observe_pass(model, inputs)
     discovery = Discovery(model, known, seen, inputs, chains=names is None or CHAINS in names)
     structure = discovery.structure(coupled, None if units is None else set(units))
+    if structure is None and inputs is not None and not coupled and (names is None or FOUND in names):
+        structure = found_structure(model, inputs, seen, None if units is None else set(units))
     if structure is None:
         raise _unsupported(model, known)
     return structure

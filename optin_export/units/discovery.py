@@ -11,6 +11,8 @@ from torch import nn
 from optin_export.errors import InputError
 from optin_export.units.chains import NAME, conv_chains
 from optin_export.units.declare import Family, Refusal, Structure, UnitGroup
+from optin_export.units.discover import NAME as DISCOVERED
+from optin_export.units.discover import discover_groups
 from optin_export.units.isolation import isolated
 from optin_export.units.shared_weights import Uses, calls_error
 from optin_export.units.trace import Pass
@@ -231,3 +233,37 @@ class Discovery:
             raise InputError(
                 "the model has nothing to prune", f"no block of family {family} has units", "use another model"
             )
+
+
+def found_structure(
+    model: nn.Module, inputs: Mapping[str, torch.Tensor], seen: Pass | None, wanted: Collection[str] | None
+) -> Structure:
+    """The structure of a model that no family supports, by measurement. Its groups are to be verified before use.
+
+    Raises InputError if there are no units.
+    """
+    found, uses = discover_groups(model, inputs), Uses(model, seen)
+    refused, groups, blocks = list(found.refusals), [], []
+    for path, ones in found.blocks.items():
+        usable = []
+        for group in ones:
+            refusal = uses.refusal(group)
+            if refusal is None:
+                usable.append(replace(group, block=len(blocks)))
+            else:
+                refused.append(refusal)
+        if usable:
+            blocks.append(path)
+            groups += usable
+    if not groups:
+        raise nothing_left(refused)
+    structure = Structure(DISCOVERED, tuple(blocks), tuple(groups), found.channels_first, (), tuple(refused))
+    return structure if wanted is None else structure.only(wanted)
+
+
+def nothing_left(refused: Sequence[Refusal]) -> InputError:
+    """The error for a model without any unit that can be removed."""
+    why = "no layer reads features that the layers before it keep apart"
+    if refused:
+        why = f"{refused[0].error.what}: {refused[0].error.why}"
+    return InputError("the model has nothing to prune", why, "use another model, or declare a family (docs/families.md)")
