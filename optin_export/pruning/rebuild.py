@@ -16,7 +16,7 @@ from torch import nn
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
 from optin_export.search import GroupPlan
-from optin_export.units import Structure, UnitGroup, get_layer, get_module, set_module
+from optin_export.units import Structure, UnitGroup, get_layer, get_module, reset_caches, set_module
 
 
 class Constant(nn.Module):
@@ -56,6 +56,7 @@ def rebuild(
     """
     _check(structure, groups)
     dense = copy.deepcopy(model)
+    reset_caches(dense)  # they would have the sizes of before
     todo = [group for group in structure.groups if 0 < len(groups[group.key].kept) < group.count]
     graph = _graph(dense, inputs) if any(not _is_explicit(dense, group) for group in todo) else None
     for group in todo:
@@ -70,7 +71,9 @@ def rebuild(
 
 def shrunk(structure: Structure, groups: Mapping[str, GroupPlan]) -> Structure:
     """The structure after the plan: same groups, with the number of units that stay."""
-    return dataclasses.replace(structure, groups=tuple(_smaller(group, groups[group.key]) for group in structure.groups))
+    return dataclasses.replace(
+        structure, groups=tuple(_smaller(group, groups[group.key]) for group in structure.groups)
+    )
 
 
 def _smaller(group: UnitGroup, plan: GroupPlan) -> UnitGroup:
@@ -80,9 +83,7 @@ def _smaller(group: UnitGroup, plan: GroupPlan) -> UnitGroup:
     return dataclasses.replace(group, count=len(plan.kept), producers=producers, tables=tables)
 
 
-def _renumbered(
-    index: tuple[tuple[int, ...], ...] | None, kept: Sequence[int]
-) -> tuple[tuple[int, ...], ...] | None:
+def _renumbered(index: tuple[tuple[int, ...], ...] | None, kept: Sequence[int]) -> tuple[tuple[int, ...], ...] | None:
     if index is None:
         return None
     removed = sorted(row for unit in set(range(len(index))) - set(kept) for row in index[unit])

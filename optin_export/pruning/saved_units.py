@@ -91,7 +91,9 @@ def _saved(group: UnitGroup) -> SavedGroup:
     values["producers"] = tuple(
         SavedProducer(**{**dataclasses.asdict(one), "index": _runs(one.index)}) for one in group.producers
     )
-    values["tables"] = tuple(SavedTable(**{**dataclasses.asdict(one), "index": _runs(one.index)}) for one in group.tables)
+    values["tables"] = tuple(
+        SavedTable(**{**dataclasses.asdict(one), "index": _runs(one.index)}) for one in group.tables
+    )
     return SavedGroup(**values)
 
 

@@ -52,7 +52,9 @@ def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structur
         else:
             kept |= {group.key: group for group in tried}
     structure = dataclasses.replace(
-        structure, groups=tuple(kept[group.key] for group in structure.groups if group.key in kept), refused=tuple(refused)
+        structure,
+        groups=tuple(kept[group.key] for group in structure.groups if group.key in kept),
+        refused=tuple(refused),
     )
     if not structure.groups:
         raise nothing_left(structure.refused)
@@ -152,7 +154,11 @@ def _difference(
             with torch.no_grad():
                 got = dense(**inputs)
         except Exception as error:  # a module's own code, on sizes that it does not expect
-            return f"without half of the units that {where} reads the model does not run: {type(error).__name__}: {error}"[:300]
+            return (
+                f"without half of the units that {where} reads the model does not run: {type(error).__name__}: {error}"[
+                    :300
+                ]
+            )
         if got.shape != wanted.shape:
             return f"without half of the units that {where} reads the output has another shape"
         difference = float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
@@ -172,7 +178,10 @@ def _variants(model: TaskModel, inputs: Inputs) -> Iterator[Inputs]:
     """Two batch sizes, and a shorter length if the model takes one."""
     yield {name: tensor[:2] for name, tensor in inputs.items()}
     yield {name: tensor[:1] for name, tensor in inputs.items()}
-    shorter = {name: tensor[:2, : max(2, tensor.shape[1] // 2)] if tensor.dim() == 2 else tensor[:2] for name, tensor in inputs.items()}
+    shorter = {
+        name: tensor[:2, : max(2, tensor.shape[1] // 2)] if tensor.dim() == 2 else tensor[:2]
+        for name, tensor in inputs.items()
+    }
     if any(shorter[name].shape != tensor[:2].shape for name, tensor in inputs.items()):
         try:
             with torch.no_grad():
@@ -249,4 +258,3 @@ def _refusal(groups: Sequence[UnitGroup], why: str) -> Refusal:
     kinds, count = groups[0].kind, len(groups)
     where = f"'{groups[0].consumer}'" + (f" and {count - 1} layers like it" if count > 1 else "")
     return Refusal(kinds, InputError(f"the {kinds} that {where} reads cannot be removed", why, "leave them"))
-

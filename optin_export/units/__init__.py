@@ -17,7 +17,16 @@ from torch import nn
 
 import optin_export.units.families as family_files
 from optin_export.errors import InputError
-from optin_export.units.capture import Point, attach, block_outputs, capture, captured, layer_inputs, layer_outputs
+from optin_export.units.capture import (
+    Point,
+    attach,
+    block_outputs,
+    capture,
+    captured,
+    layer_inputs,
+    layer_outputs,
+    reset_caches,
+)
 from optin_export.units.chains import NAME as CHAINS
 from optin_export.units.costs import CostKind, Costs, Term, count_macs, count_params, measure_costs
 from optin_export.units.declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup, UnitKind
@@ -87,6 +96,7 @@ __all__ = [
     "refitted",
     "register",
     "replayed",
+    "reset_caches",
     "rows_of",
     "set_module",
     "supported",

@@ -266,4 +266,6 @@ def nothing_left(refused: Sequence[Refusal]) -> InputError:
     why = "no layer reads features that the layers before it keep apart"
     if refused:
         why = f"{refused[0].error.what}: {refused[0].error.why}"
-    return InputError("the model has nothing to prune", why, "use another model, or declare a family (docs/families.md)")
+    return InputError(
+        "the model has nothing to prune", why, "use another model, or declare a family (docs/families.md)"
+    )

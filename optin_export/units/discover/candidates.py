@@ -72,7 +72,9 @@ def _merged(calls: list[Candidate]) -> Candidate | None:
                 return None
     tables = {name: table for one in calls for name, table in one.tables.items()}
     feeds = tuple(dict.fromkeys(path for one in calls for path in one.feeds))
-    return Candidate(calls[0].path, calls[0].count, calls[0].width, rows, tables, feeds, any(one.heads for one in calls))
+    return Candidate(
+        calls[0].path, calls[0].count, calls[0].width, rows, tables, feeds, any(one.heads for one in calls)
+    )
 
 
 def _candidate(graph: LocalGraph, path: str, questions: Questions) -> Candidate | Leak | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from optin_export.units.discover.candidates import Candidate
-from optin_export.units.discover.local_graph import OUTPUT, LocalGraph, filters, mixes
+from optin_export.units.discover.local_graph import OUTPUT, LocalGraph, feature_dim, filters, mixes
 
 Tables = dict[str, tuple[int, list[list[int]]]]
 
@@ -117,13 +117,16 @@ def _is_stream(graph: LocalGraph, component: Component, feeds: Mapping[str, set[
 
     A gate (squeeze-and-excitation) is computed from them as well, but has one value for all positions.
     """
-    makers = [name for name in component.rows if name in feeds]
-    size = {name: max(one[0].numel() for one in graph.makes[name]) for name in component.rows}
-    largest = max(size.values())
-    for name in makers:
-        if size[name] == largest and _upstream(name, feeds) & set(component.readers):
-            return True
-    return False
+    positions = {
+        name: max(one.numel() // one.shape[feature_dim(graph.module(name), one)] for one in graph.makes[name])
+        for name in component.rows
+    }
+    several = max(positions.values()) > 1
+    return any(
+        not (several and positions[name] == 1) and _upstream(name, feeds) & set(component.readers)
+        for name in component.rows
+        if name in feeds
+    )
 
 
 def _upstream(path: str, feeds: Mapping[str, set[str]]) -> set[str]:

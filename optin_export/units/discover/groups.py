@@ -189,4 +189,3 @@ def _refusals(obstacles: Sequence[Obstacle], taken: Collection[str]) -> list[Ref
             Refusal(kind, InputError(f"the {kind} that '{one.path}' reads cannot be removed", one.why, "leave them"))
         )
     return found
-

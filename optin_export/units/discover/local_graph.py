@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_export.units.capture import capture
+from optin_export.units.capture import capture, reset_caches
 from optin_export.units.outputs import map_tensors, tensors_in
 
 #: Name of the model's output among the readers.
@@ -105,13 +105,16 @@ def local_graph(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Iterato
         graph.makes.setdefault(path, []).append(own := output.clone())
         return own.clone()
 
+    reset_caches(model)
     frozen = {name: one.requires_grad for name, one in model.named_parameters()}
     try:
         for one in model.parameters():
             one.requires_grad_(one.is_floating_point())
         with (
             torch.enable_grad(),
-            capture(model, dict.fromkeys(readers, before), {**dict.fromkeys(cut, leaf), **dict.fromkeys(watched, node)}),
+            capture(
+                model, dict.fromkeys(readers, before), {**dict.fromkeys(cut, leaf), **dict.fromkeys(watched, node)}
+            ),
         ):
             result = model(**inputs)
         graph.reads[OUTPUT] = [one for one in tensors_in(result) if one.is_floating_point()]
@@ -123,5 +126,6 @@ def local_graph(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Iterato
             one.requires_grad_(frozen[name])
         graph.reads.clear()
         graph.makes.clear()
+        reset_caches(model)
         with torch.no_grad():
             model(**inputs)  # values that modules keep from a pass must not hold its graph

@@ -134,7 +134,9 @@ class Questions:
             found[key] = found[key] | reached if key in found else reached
         return found
 
-    def _gradients(self, features: list[int], sources: list[tuple[Key, torch.Tensor]]) -> tuple[torch.Tensor | None, ...]:
+    def _gradients(
+        self, features: list[int], sources: list[tuple[Key, torch.Tensor]]
+    ) -> tuple[torch.Tensor | None, ...]:
         shape = [1] * self.read.dim()
         shape[self.dim] = self.features
         chosen = torch.zeros(self.features)

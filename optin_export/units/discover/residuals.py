@@ -38,6 +38,7 @@ class Streams:
     results: dict[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
 
+    @torch.no_grad()
     def residual(self, layer: str) -> tuple[Residual | None, str | None]:
         """(the residual stream to which the layer's output is added, the parameter that scales the output first)."""
         if layer not in self.outputs or layer in self.repeated:
@@ -47,12 +48,12 @@ class Streams:
         _, result = self.results.get(block, (0, None))
         sums = [tensor for _, tensor in self.events[at : at + NEAR]] + ([] if result is None else [result])
         before = [one for one in self.events[max(0, at - NEAR) : at] if self._is_usable(one[0], block)]
-        factors = [(None, None), *self._scales(block, output)]
+        scaled = [(None, output), *self._scaled(layer, block, output)]
         for total in sums:
             if total.shape != output.shape:
                 continue
-            for name, factor in factors:
-                wanted = total - (output if factor is None else output * factor)
+            for name, added in scaled:
+                wanted = total - added
                 for path, tensor in reversed(before):
                     if tensor.shape == output.shape and _equal(tensor, wanted, total):
                         return (path, 0), name
@@ -63,14 +64,22 @@ class Streams:
         others = (one for one in set(self.block_of.values()) if one != block)
         return path not in self.repeated and not any(path == one or path.startswith(f"{one}.") for one in others)
 
-    def _scales(self, block: str, output: torch.Tensor) -> list[tuple[str | None, torch.Tensor | None]]:
-        """Parameters of the block with one entry per output feature that may be a layer scale."""
-        features = output.shape[-1]
-        return [
-            (f"{block}.{name}", parameter.detach())
-            for name, parameter in self.model.get_submodule(block).named_parameters()
-            if parameter.shape == (features,) and not name.endswith(("bias", "norm.weight"))
-        ]
+    def _scaled(self, layer: str, block: str, output: torch.Tensor) -> list[tuple[str | None, torch.Tensor]]:
+        """(path, the layer's output after it) for a batch norm that reads the output, and for every parameter of the
+        block that may be a layer scale."""
+        found: list[tuple[str | None, torch.Tensor]] = []
+        at = self.outputs[layer][0]
+        for path, tensor in self.events[at : at + 2]:
+            module = self.model.get_submodule(path)
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and tensor.shape == output.shape:
+                if torch.equal(tensor, output):
+                    found.append((path, module(output)))
+        if _is_conv(self.model, layer):
+            return found
+        for name, parameter in self.model.get_submodule(block).named_parameters():
+            if parameter.shape == output.shape[-1:] and not name.endswith(("bias", "norm.weight")):
+                found.append((f"{block}.{name}", output * parameter.detach()))
+        return found
 
     def is_channels_first(self, block: str) -> bool:
         """Whether the block's output of four dimensions is [batch, features, height, width]."""
