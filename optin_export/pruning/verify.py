@@ -164,7 +164,9 @@ def _difference(
             return f"without half of the units that {where} reads the output has another shape"
         difference = float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
         if not difference <= TOLERANCE:
-            return f"without half of the units that {where} reads the model differs from the masked one by {difference:.1e}"
+            return (
+                f"without half of the units that {where} reads the model differs from the masked one: {difference:.1e}"
+            )
     return None
 
 

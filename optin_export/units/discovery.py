@@ -260,7 +260,8 @@ def found_structure(
     Raises InputError if there are no units.
     """
     found, uses = discover_groups(model, inputs), Uses(model, seen)
-    refused, groups, blocks = list(found.refusals), [], []
+    refused, groups = list(found.refusals), list[UnitGroup]()
+    blocks: list[str] = []
     for path, ones in found.blocks.items():
         usable = []
         for group in ones:

@@ -153,7 +153,7 @@ def _blocks(model: nn.Module, made: Sequence[Component]) -> list[str]:
         reader = one.readers[-1]
         outer = next((element for element in elements if reader.startswith(f"{element}.")), reader)
         blocks.append(path if path in elements else outer)
-    return blocks  # type: ignore[return-value]
+    return blocks
 
 
 def _layers(model: nn.Module, component: Component) -> list[str]:
