@@ -142,7 +142,7 @@ def _pruned(sources: Sources) -> Pruned:
         done.dense,
         sources.fixed(2),
         sources.loaded.architecture,
-        work.structure.family,
+        work.structure,
         recipe.export.sequence if recipe.is_text and not recipe.tokens.merges else None,
     )
 

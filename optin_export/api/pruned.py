@@ -20,6 +20,7 @@ from optin_export.export import Exported, export_onnx
 from optin_export.models import Inputs, TaskModel
 from optin_export.recipe import absolute_source
 from optin_export.search import Plan
+from optin_export.units import Structure
 from optin_export.workdir.files import Scratch
 
 #: Largest relative difference between the outputs of a saved model and of the one that was saved.
@@ -44,7 +45,7 @@ class Pruned:
     _task: TaskModel = field()
     _inputs: Inputs = field()
     _architecture: dict[str, Any] = field()
-    _family: str = field()
+    _structure: Structure = field()
     _sequence: int | None = field()
 
     def save(self, folder: str | Path, *, source: str | None = None, args: Mapping[str, Any] | None = None) -> Path:
@@ -60,7 +61,7 @@ class Pruned:
         """
         base = self._base(source, args)
         model = self._frozen()
-        saved = model, base, self._family, self.plan, self._inputs
+        saved = model, base, self._structure, self.plan, self._inputs
         with contextlib.closing(Scratch()) as scratch:
             pruning.save_model(scratch.path / "model", *saved)
             try:

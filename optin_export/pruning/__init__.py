@@ -5,6 +5,7 @@ from __future__ import annotations
 from optin_export.pruning.checkpoint import Architecture, PythonSource, load_model, save_model, save_places
 from optin_export.pruning.rebuild import rebuild
 from optin_export.pruning.token_merging import count_tokens, insert_merging
+from optin_export.pruning.verify import verified
 
 __all__ = [
     "Architecture",
@@ -15,4 +16,5 @@ __all__ = [
     "rebuild",
     "save_model",
     "save_places",
+    "verified",
 ]

@@ -18,9 +18,10 @@ from optin_export.errors import InputError, OptinError
 from optin_export.models import Inputs, TaskModel, build
 from optin_export.models.guard import Allocations
 from optin_export.pruning.rebuild import rebuild
+from optin_export.pruning.saved_units import SavedUnits, saved_units
 from optin_export.pruning.token_merging import count_tokens, insert_merging, places
 from optin_export.search import Plan, check_merging, keep_first
-from optin_export.units import find_structure, find_tokens
+from optin_export.units import Structure, find_structure, find_tokens
 from optin_export.workdir.files import atomic_path, read_json, regular, remove, sha256_json, write_text
 
 #: Maximum bytes of an architecture.json.
@@ -56,6 +57,9 @@ class Architecture(BaseModel):
     merged: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (), description="number of tokens merged in each block; empty: no merging"
     )
+    units: SavedUnits | None = Field(
+        None, description="the units, if they were found by measurement; otherwise the family declares them"
+    )
 
     @model_validator(mode="after")
     def _is_plausible(self) -> Architecture:
@@ -68,12 +72,15 @@ class Architecture(BaseModel):
 
 
 def save_model(
-    folder: Path, dense: TaskModel, base: dict[str, Any], family: str, plan: Plan, inputs: Inputs
+    folder: Path, dense: TaskModel, base: dict[str, Any], structure: Structure, plan: Plan, inputs: Inputs
 ) -> Architecture:
-    """Write architecture.json and model.safetensors of a pruned model, each atomically."""
+    """Write architecture.json and model.safetensors of a pruned model, each atomically.
+
+    structure: of the unpruned model.
+    """
     architecture = Architecture(
         base=base,
-        family=family,
+        family=structure.family,
         groups={key: GroupSize(count=group.count, kept=len(group.kept)) for key, group in plan.groups.items()},
         inputs={
             name: ("float32" if tensor.is_floating_point() else "int64", tuple(tensor.shape))
@@ -81,6 +88,7 @@ def save_model(
         },
         output=dense.output_name,
         merged=plan.merged,
+        units=saved_units(structure),
     )
     tied = _tied(dense)
     state = _apart({name: tensor for name, tensor in dense.state_dict().items() if name not in tied})
@@ -160,7 +168,10 @@ def _assembled(
         name: torch.ones(shape, dtype=getattr(torch, kind)) for name, (kind, shape) in architecture.inputs.items()
     }
     coupled = any(key.count(".") > 1 for key in architecture.groups)
-    structure = find_structure(model, coupled, kinds, inputs, architecture.family.split(" + "))
+    if architecture.units is not None:
+        structure = architecture.units.structure(model, architecture.family)
+    else:
+        structure = find_structure(model, coupled, kinds, inputs, architecture.family.split(" + "))
     # Groups in layers that do not run were not changed, and are not in the plan.
     known = tuple(group for group in structure.groups if group.key in architecture.groups)
     structure = dataclasses.replace(structure, groups=known)

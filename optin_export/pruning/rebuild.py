@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
+from optin_export.pruning.input_width import INPUT_WIDTH, Call, calls_of_modules, set_input_width
 from optin_export.search import GroupPlan
-from optin_export.units import Structure, UnitGroup, get_layer, get_module, set_module
+from optin_export.units import Structure, UnitGroup, get_layer, get_module, reset_caches, set_module
 
 
 class Constant(nn.Module):
@@ -55,10 +57,12 @@ def rebuild(
     """
     _check(structure, groups)
     dense = copy.deepcopy(model)
+    reset_caches(dense)  # they would have the sizes of before
     todo = [group for group in structure.groups if 0 < len(groups[group.key].kept) < group.count]
     graph = _graph(dense, inputs) if any(not _is_explicit(dense, group) for group in todo) else None
+    calls = calls_of_modules(dense, todo, inputs)
     for group in todo:
-        _remove(dense, graph, group, sorted(set(range(group.count)) - set(groups[group.key].kept)))
+        _remove(dense, graph, group, sorted(set(range(group.count)) - set(groups[group.key].kept)), calls)
     dense.requires_grad_(False)
     _check_untouched(model, dense, structure)
     for group in structure.groups:
@@ -69,8 +73,23 @@ def rebuild(
 
 def shrunk(structure: Structure, groups: Mapping[str, GroupPlan]) -> Structure:
     """The structure after the plan: same groups, with the number of units that stay."""
-    changed = tuple(dataclasses.replace(group, count=len(groups[group.key].kept)) for group in structure.groups)
-    return dataclasses.replace(structure, groups=changed)
+    return dataclasses.replace(
+        structure, groups=tuple(_smaller(group, groups[group.key]) for group in structure.groups)
+    )
+
+
+def _smaller(group: UnitGroup, plan: GroupPlan) -> UnitGroup:
+    """The group with the units that stay; explicit rows and entries get the numbers that they have after the cut."""
+    producers = tuple(dataclasses.replace(one, index=_renumbered(one.index, plan.kept)) for one in group.producers)
+    tables = tuple(dataclasses.replace(one, index=_renumbered(one.index, plan.kept)) for one in group.tables)
+    return dataclasses.replace(group, count=len(plan.kept), producers=producers, tables=tables)
+
+
+def _renumbered(index: tuple[tuple[int, ...], ...] | None, kept: Sequence[int]) -> tuple[tuple[int, ...], ...] | None:
+    if index is None:
+        return None
+    removed = sorted(row for unit in set(range(len(index))) - set(kept) for row in index[unit])
+    return tuple(tuple(row - bisect.bisect(removed, row) for row in index[unit]) for unit in kept)
 
 
 def drop(model: TaskModel, group: UnitGroup) -> None:
@@ -109,14 +128,16 @@ def _is_explicit(model: TaskModel, group: UnitGroup) -> bool:
     several sizes, tables, grouped convolutions, gates that scale the units."""
     layers = [get_module(model, producer.path) for producer in group.producers]
     return (
-        bool(group.tables)
+        group.found
+        or bool(group.tables)
         or (bool(group.readers) and not group.coupled)
         or any(producer.fused > 1 or producer.rows is not None for producer in group.producers)
         or any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in layers)
     )
 
 
-def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int]) -> None:
+def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int], calls: Mapping[str, Call]) -> None:
+    before = {one.path: len(get_layer(model, one.path).weight) for one in group.producers}
     first = get_module(model, group.producers[0].path)
     # Layers that the output does not depend on (the last block, if an earlier output is taken) are not in the graph.
     if _is_explicit(model, group) or (not group.coupled and first not in graph.module2node):
@@ -126,17 +147,37 @@ def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int]) 
         cut = torch_pruning.prune_conv_out_channels if is_convolution else torch_pruning.prune_linear_out_channels
         graph.get_pruning_group(first, cut, _spread(removed, group.rows)).prune()
     left = group.count - len(removed)
-    _check_shapes(model, group, left)
-    for attribute, per_unit in group.sizes:
+    _check_shapes(model, before, group, left)
+    # The width of an input last: the module's code is traced with its other sizes.
+    for attribute, per_unit in sorted(group.sizes, key=lambda one: one[0].endswith(INPUT_WIDTH)):
         path, _, name = attribute.rpartition(".")
-        setattr(get_module(model, path), name, per_unit * left)
+        if name == INPUT_WIDTH:
+            set_input_width(model, path, calls[path], per_unit * group.count, per_unit * left)
+        else:
+            set_size(model, attribute, per_unit * left)
+
+
+def set_size(model: nn.Module, attribute: str, value: int) -> None:
+    """Set an attribute that holds a size, by its path; an object that is no module, such as a configuration that the
+    module shares with others, is copied for the module first. A number at the end is an index in a tuple."""
+    path, _, name = attribute.rpartition(".")
+    owner, rest = model, path.split(".") if path else []
+    while rest and isinstance(getattr(owner, rest[0]), nn.Module):
+        owner = getattr(owner, rest.pop(0))
+    target: Any = owner
+    for part in rest:
+        held = getattr(target, part)
+        if isinstance(held, tuple):
+            setattr(target, part, (*held[: int(name)], value, *held[int(name) + 1 :]))
+            return
+        setattr(target, part, own := copy.copy(held))
+        target = own
+    setattr(target, name, value)
 
 
 def _remove_explicitly(model: TaskModel, group: UnitGroup, removed: list[int]) -> None:
     for producer in group.producers:
-        layer, per_unit = get_layer(model, producer.path), group.rows_in(producer)
-        rows, span = _spread(removed, per_unit), group.count * per_unit
-        every = [slab * span + row for slab in range(producer.fused) for row in rows]
+        layer, every = get_layer(model, producer.path), group.rows_of(producer, removed)
         if isinstance(layer, nn.Linear):
             torch_pruning.prune_linear_out_channels(layer, every)
         else:
@@ -152,7 +193,8 @@ def _remove_explicitly(model: TaskModel, group: UnitGroup, removed: list[int]) -
         where, _, name = table.path.rpartition(".")
         module = get_module(model, where)
         tensor = getattr(module, name)
-        kept = torch.tensor(_spread(sorted(set(range(group.count)) - set(removed)), table.entries))
+        cut = set(group.entries_of(table, removed))
+        kept = torch.tensor([entry for entry in range(tensor.shape[table.dim]) if entry not in cut])
         smaller = tensor.detach().index_select(table.dim, kept)
         is_parameter = isinstance(tensor, nn.Parameter)
         setattr(module, name, nn.Parameter(smaller, requires_grad=False) if is_parameter else smaller)
@@ -192,11 +234,17 @@ def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -
         raise RuntimeError(f"the dependency graph also changed {sorted(stray)}")
 
 
-def _check_shapes(model: TaskModel, group: UnitGroup, left: int) -> None:
-    """The dependency graph must have cut exactly what the family declares; anything else is a bug of ours."""
+def _check_shapes(model: TaskModel, before: Mapping[str, int], group: UnitGroup, left: int) -> None:
+    """The dependency graph must have cut exactly what the group declares; anything else is a bug of ours.
+
+    before: the producers' output rows before the cut.
+    """
     shapes = {
-        producer.path: (len(get_layer(model, producer.path).weight), producer.fused * left * group.rows_in(producer))
-        for producer in group.producers
+        one.path: (
+            len(get_layer(model, one.path).weight),
+            before[one.path] - one.fused * (group.count - left) * group.rows_in(one),
+        )
+        for one in group.producers
     }
     shapes |= {path: (get_layer(model, path).weight.shape[1], left * group.width) for path in group.reads}
     wrong = {path: pair for path, pair in shapes.items() if pair[0] != pair[1]}

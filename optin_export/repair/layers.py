@@ -9,14 +9,16 @@ from optin_export.models import TaskModel
 from optin_export.pruning.rebuild import Constant
 from optin_export.repair.least_squares import Fit
 from optin_export.search import GroupPlan
-from optin_export.units import UnitGroup, as_matrix, get_layer, get_module
+from optin_export.units import Producer, UnitGroup, as_matrix, get_layer, get_module
 
 
-def kept_rows(plan: GroupPlan, count: int, per_unit: int, fused: int) -> torch.Tensor:
-    """The output rows of the unpruned producer that stay."""
-    units = torch.tensor(plan.kept, dtype=torch.long)
-    one = (units[:, None] * per_unit + torch.arange(per_unit)).flatten()
-    return torch.cat([slab * count * per_unit + one for slab in range(fused)])
+def kept_rows(model: TaskModel, group: UnitGroup, producer: Producer, plan: GroupPlan) -> torch.Tensor:
+    """The output rows of the unpruned producer that stay, in the order of the smaller one."""
+    if producer.index is None:
+        return torch.tensor(group.rows_of(producer, plan.kept), dtype=torch.long)
+    removed = set(group.rows_of(producer, set(range(group.count)) - set(plan.kept)))
+    rows = len(get_layer(model, producer.path).weight)
+    return torch.tensor([row for row in range(rows) if row not in removed], dtype=torch.long)
 
 
 def start_of(model: TaskModel, path: str) -> torch.Tensor:

@@ -60,6 +60,8 @@ def relu_of_units(original: Stream, group: UnitGroup, kept: torch.Tensor) -> Rel
     if len(group.producers) != 1 or not original.batches:
         return None
     producer, units = group.producers[0], (group.consumer, 0)
+    if producer.index is not None:  # its rows are not the units, one by one
+        return None
     seen = original.see(0, [(producer.path, "output"), units], group.consumer)
     output = seen.get((producer.path, "output"))
     if not isinstance(output, torch.Tensor) or not isinstance(seen.get(units), torch.Tensor):

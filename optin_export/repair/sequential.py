@@ -185,7 +185,7 @@ def _paired(
     weights: Weights,
 ) -> ModelPair:
     kept = {
-        producer.path: kept_rows(groups[group.key], group.count, group.rows_in(producer), producer.fused)
+        producer.path: kept_rows(original, group, producer, groups[group.key])
         for group in structure.groups
         for producer in group.producers
     }

@@ -32,5 +32,9 @@ def _squared_norms(model: TaskModel, group: UnitGroup) -> torch.Tensor:
     total = torch.stack([one.square().transpose(0, 1).reshape(group.count, -1).sum(1) for one in readers]).sum(0)
     for producer in group.producers:
         weight = get_layer(model, producer.path).weight.detach()
-        total = total + weight.square().reshape(producer.fused, group.count, -1).sum((0, 2))
+        if producer.index is None:
+            total = total + weight.square().reshape(producer.fused, group.count, -1).sum((0, 2))
+        else:
+            per_row = weight.square().flatten(1).sum(1)
+            total = total + per_row[torch.tensor(producer.index, device=weight.device)].sum(1)
     return total

@@ -65,9 +65,9 @@ class RunContext:
 
     @cached_property
     def declared(self) -> Structure:
-        """The structure as declared by its family, before any forward pass."""
-        prune = self.recipe.prune
-        return find_structure(self.sources.model, prune.coupled, prune.units, self.sources.fixed(2))
+        """The structure as declared by its families, or found and verified by measurement."""
+        prune, model, inputs = self.recipe.prune, self.sources.model, self.sources.fixed(2)
+        return pruning.verified(model, find_structure(model, prune.coupled, prune.units, inputs), inputs)
 
     @cached_property
     def structure(self) -> Structure:

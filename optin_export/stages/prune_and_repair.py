@@ -24,7 +24,7 @@ def apply_plan(work: RunContext, plan: Plan) -> PruneResult:
     def run() -> PruneResult:
         sources = work.sources
         inputs, operation = sources.fixed(2), work.operation(plan)
-        pruning.save_model(folder, operation.dense, sources.loaded.architecture, work.structure.family, plan, inputs)
+        pruning.save_model(folder, operation.dense, sources.loaded.architecture, work.structure, plan, inputs)
         pruning.save_places(folder / "places.safetensors", operation.dense, sources.fixed(SHOWN))
         one = sources.fixed(1)
         macs, params = count_macs(operation.dense, one), count_params(operation.dense)
@@ -63,8 +63,8 @@ def _fine_tune(work: RunContext, plan: Plan) -> repair.FineTune:
             temperature=prune.temperature,
             seed=work.recipe.seed,
         )
-        architecture, family = sources.loaded.architecture, work.structure.family
-        pruning.save_model(folder, tuned, architecture, family, plan, sources.fixed(2))
+        architecture, structure = sources.loaded.architecture, work.structure
+        pruning.save_model(folder, tuned, architecture, structure, plan, sources.fixed(2))
         pruning.save_places(folder / "places.safetensors", tuned, sources.fixed(SHOWN))
         return outcome
 

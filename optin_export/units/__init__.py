@@ -17,11 +17,20 @@ from torch import nn
 
 import optin_export.units.families as family_files
 from optin_export.errors import InputError
-from optin_export.units.capture import Point, attach, block_outputs, capture, captured, layer_inputs, layer_outputs
+from optin_export.units.capture import (
+    Point,
+    attach,
+    block_outputs,
+    capture,
+    captured,
+    layer_inputs,
+    layer_outputs,
+    reset_caches,
+)
 from optin_export.units.chains import NAME as CHAINS
 from optin_export.units.costs import CostKind, Costs, Term, count_macs, count_params, measure_costs
-from optin_export.units.declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup
-from optin_export.units.discovery import Discovery
+from optin_export.units.declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup, UnitKind
+from optin_export.units.discovery import Discovery, found_structure, nothing_left
 from optin_export.units.execution_order import Walk
 from optin_export.units.hooks import (
     get_layer,
@@ -54,6 +63,7 @@ __all__ = [
     "Term",
     "Tokens",
     "UnitGroup",
+    "UnitKind",
     "Walk",
     "as_matrix",
     "attach",
@@ -77,6 +87,7 @@ __all__ = [
     "measure_costs",
     "measured",
     "nearest",
+    "nothing_left",
     "notices",
     "output_rows",
     "placeholder",
@@ -84,6 +95,7 @@ __all__ = [
     "refitted",
     "register",
     "replayed",
+    "reset_caches",
     "rows_of",
     "set_module",
     "supported",
@@ -94,6 +106,8 @@ __all__ = [
 ]
 
 
+#: Units are also searched by measurement if those of families hold a smaller share of the MACs.
+COVERED = 0.5
 #: Families from the user's files, by name.
 _registered: dict[str, Family] = {}
 
@@ -138,11 +152,37 @@ def find_structure(
     names = None if families is None else set(families)
     known = [family for family in supported() if names is None or family.name in names]
     seen = None if inputs is None else observe_pass(model, inputs)
+    wanted = None if units is None else set(units)
     discovery = Discovery(model, known, seen, inputs, chains=names is None or CHAINS in names)
-    structure = discovery.structure(coupled, None if units is None else set(units))
+    if inputs is None or coupled or names is not None:
+        structure = discovery.structure(coupled, wanted)
+    else:
+        structure = _completed(discovery, wanted)
     if structure is None:
         raise _unsupported(model, known)
     return structure
+
+
+def _completed(discovery: Discovery, wanted: set[str] | None) -> Structure:
+    """The families' structure; where they know nothing, or less than half of the model, with units that are found by
+    measurement."""
+    model, inputs = discovery.model, discovery.inputs
+    assert inputs is not None
+    try:
+        structure = discovery.structure(False, wanted)
+    except InputError as error:
+        try:
+            return found_structure(model, inputs, discovery.seen, wanted)
+        except InputError:
+            raise error from None
+    if structure is None:
+        return found_structure(model, inputs, discovery.seen, wanted)
+    one = {name: tensor[:1] for name, tensor in inputs.items()}
+    costs = measure_costs(model, structure, one)
+    if 1 - costs.of("macs", dict.fromkeys(costs.units, 0)) / max(costs.macs, 1) >= COVERED:
+        return structure
+    further = Discovery(model, discovery.families, discovery.seen, inputs, discovery.chains, further=True)
+    return further.structure(False, wanted) or structure
 
 
 def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:

@@ -83,6 +83,14 @@ def attach(module: nn.Module, hook: Callable[..., Any]) -> None:
     module.register_forward_hook(hook)
 
 
+def reset_caches(model: nn.Module) -> None:
+    """Let modules forget tensors that they keep between passes, as timm's do when they are switched to training."""
+    for module in model.modules():
+        if type(module).train is not nn.Module.train and not module.training:
+            module.train()
+            module.eval()
+
+
 @contextlib.contextmanager
 def captured(
     model: nn.Module,

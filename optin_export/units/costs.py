@@ -113,14 +113,17 @@ def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torc
         macs[tuple(sorted(keys))] += positions[path] * size
         params[tuple(sorted(keys))] += size
     for group in structure.groups:
-        if group.kind == "heads" and group.pairwise:
+        if group.outside is not None:
+            macs[(group.key,)] += group.outside
+        elif group.kind == "heads" and group.pairwise:
             # Scores and context; the values' tokens may be fewer than the queries'.
             seen = tokens[group.producers[-1].path]
             macs[(group.key,)] += 2 * positions[group.consumer] * seen * group.width
         for table in group.tables:
             parameter = dict(model.named_parameters()).get(table.path)
             if parameter is not None:
-                params[(group.key,)] += table.entries * parameter.numel() // parameter.shape[table.dim]
+                entries = table.entries if table.index is None else len(table.index[0])
+                params[(group.key,)] += entries * parameter.numel() // parameter.shape[table.dim]
     return Costs(
         macs=count_macs(model, inputs),
         params=count_params(model),

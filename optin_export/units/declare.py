@@ -23,25 +23,29 @@ class Producer:
 
     fused: slabs of rows that lie one after another (3 for qkv). norm: a batch norm between it and the consumer, if any.
     rows: output features per unit in one slab, where that is not `UnitGroup.rows` (grouped-query attention: a unit is
-    a key and value head with the query heads that share it).
+    a key and value head with the query heads that share it). index: the output rows of each unit, where they are not
+    such slabs; rows of no unit stay.
     """
 
     path: str
     fused: int = 1
     norm: str | None = None
     rows: int | None = None
+    index: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
 class Table:
     """A parameter or buffer with entries per unit outside the layers: a relative position table, or a bias.
 
-    dim: the dimension that counts units. entries: how many entries along it a unit has.
+    dim: the dimension that counts units. entries: how many entries along it a unit has. index: the entries of each
+    unit, where they are not consecutive.
     """
 
     path: str
     dim: int = 0
     entries: int = 1
+    index: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,10 @@ class UnitGroup:
     batch_dim: the dimension of the consumer's input that counts samples.
     coupled: the units are channels of a residual stream: every layer that writes to it is a producer, and every layer
         that reads it the consumer or a reader. They are removed from all of them together.
+    found: the units were found by measurement (`discover`), not declared by a family. They are cut by their rows, and
+        verified on the model before use.
+    outside: MACs per sample and unit outside the group's layers (attention), as measured on the rebuilt model; None:
+        computed from `pairwise`.
     """
 
     block: int
@@ -94,6 +102,8 @@ class UnitGroup:
     pairwise: bool = True
     batch_dim: int = 0
     coupled: bool = False
+    found: bool = False
+    outside: int | None = None
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -114,7 +124,25 @@ class UnitGroup:
 
     def rows_in(self, producer: Producer) -> int:
         """Output features per unit in one slab of this producer."""
+        if producer.index is not None:
+            return len(producer.index[0])
         return self.rows if producer.rows is None else producer.rows
+
+    def rows_of(self, producer: Producer, units: Iterable[int]) -> list[int]:
+        """The output rows of a producer that belong to these units, in ascending order for ascending units."""
+        if producer.index is not None:
+            return sorted(row for unit in units for row in producer.index[unit])
+        size, wanted = self.rows_in(producer), list(units)
+        span = self.count * size
+        return [
+            slab * span + unit * size + row for slab in range(producer.fused) for unit in wanted for row in range(size)
+        ]
+
+    def entries_of(self, table: Table, units: Iterable[int]) -> list[int]:
+        """The entries of a table along its dimension that belong to these units."""
+        if table.index is not None:
+            return sorted(entry for unit in units for entry in table.index[unit])
+        return [unit * table.entries + entry for unit in units for entry in range(table.entries)]
 
     def step(self, align: int) -> int:
         """Step in units that keeps layer sizes multiples of `align`; 1 for heads."""

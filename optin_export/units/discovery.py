@@ -11,6 +11,8 @@ from torch import nn
 from optin_export.errors import InputError
 from optin_export.units.chains import NAME, conv_chains
 from optin_export.units.declare import Family, Refusal, Structure, UnitGroup
+from optin_export.units.discover import NAME as DISCOVERED
+from optin_export.units.discover import discover_groups
 from optin_export.units.isolation import isolated
 from optin_export.units.shared_weights import Uses, calls_error
 from optin_export.units.trace import Pass
@@ -35,7 +37,8 @@ class _Piece:
 class Discovery:
     """The blocks of `families` in a model, and their removable units.
 
-    seen: an observed pass of the model; None: order and calls are assumed from the order of the modules.
+    seen: an observed pass of the model; None: order and calls are assumed from the order of the modules. further: also
+    find units by measurement outside the families' blocks.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class Discovery:
         seen: Pass | None,
         inputs: Mapping[str, torch.Tensor] | None,
         chains: bool,
+        further: bool = False,
     ) -> None:
         self.model, self.families, self.seen, self.inputs, self.chains = model, families, seen, inputs, chains
+        self.further = further
         self.uses = Uses(model, seen)
         self.found: list[tuple[str, nn.Module, Family]] = []
         self.pieces: list[_Piece] = []
@@ -68,6 +73,8 @@ class Discovery:
             self._refuse_kinds(family)
         if not coupled and self.chains and self.seen is not None and self.pieces:
             self._add_chains()
+        if self.further and not coupled and self.inputs is not None:
+            self._add_found()
         self._order()
         groups = [replace(one, block=piece.start + one.block) for piece in self.pieces for one in piece.groups]
         if coupled:
@@ -162,6 +169,18 @@ class Discovery:
         for group in isolated(self.model, self.inputs, groups):
             self.pieces.append(_Piece(NAME, group.consumer, [group.consumer], [group], channels_first=True))
 
+    def _add_found(self) -> None:
+        assert self.inputs is not None
+        taken = [path for piece in self.pieces for path in (piece.root, *piece.blocks) if path and piece.groups]
+        found = discover_groups(self.model, self.inputs, taken)
+        for path, groups in found.blocks.items():
+            around = any(one.startswith(f"{path}.") for piece in self.pieces for one in piece.blocks)
+            usable = [group for group in groups if not self._is_shared(group)]
+            if usable and not around:
+                first = path in found.channels_first
+                self.pieces.append(_Piece(DISCOVERED, path, [path], usable, channels_first=first))
+        self.refused += found.refusals
+
     def _is_shared(self, group: UnitGroup) -> bool:
         refusal = self.uses.refusal(group)
         if refusal is not None:
@@ -231,3 +250,40 @@ class Discovery:
             raise InputError(
                 "the model has nothing to prune", f"no block of family {family} has units", "use another model"
             )
+
+
+def found_structure(
+    model: nn.Module, inputs: Mapping[str, torch.Tensor], seen: Pass | None, wanted: Collection[str] | None
+) -> Structure:
+    """The structure of a model that no family supports, by measurement. Its groups are to be verified before use.
+
+    Raises InputError if there are no units.
+    """
+    found, uses = discover_groups(model, inputs), Uses(model, seen)
+    refused, groups = list(found.refusals), list[UnitGroup]()
+    blocks: list[str] = []
+    for path, ones in found.blocks.items():
+        usable = []
+        for group in ones:
+            refusal = uses.refusal(group)
+            if refusal is None:
+                usable.append(replace(group, block=len(blocks)))
+            else:
+                refused.append(refusal)
+        if usable:
+            blocks.append(path)
+            groups += usable
+    if not groups:
+        raise nothing_left(refused)
+    structure = Structure(DISCOVERED, tuple(blocks), tuple(groups), found.channels_first, (), tuple(refused))
+    return structure if wanted is None else structure.only(wanted)
+
+
+def nothing_left(refused: Sequence[Refusal]) -> InputError:
+    """The error for a model without any unit that can be removed."""
+    why = "no layer reads features that the layers before it keep apart"
+    if refused:
+        why = f"{refused[0].error.what}: {refused[0].error.why}"
+    return InputError(
+        "the model has nothing to prune", why, "use another model, or declare a family (docs/families.md)"
+    )

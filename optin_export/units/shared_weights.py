@@ -36,7 +36,9 @@ class Uses:
         paths += [producer.norm for producer in group.producers if producer.norm is not None]
         for path in paths:
             module = self.model.get_submodule(path)
-            if (calls := self.calls(module)) != 1:
+            calls = self.calls(module)
+            # Found groups were found over all calls of their layers.
+            if calls != 1 and not (group.found and calls > 1):
                 return Refusal(group.kind, calls_error(path, calls, self.names[id(module)]))
         for path in (*paths, *(table.path.rpartition(".")[0] for table in group.tables)):
             for parameter in self.model.get_submodule(path).parameters(recurse=False):

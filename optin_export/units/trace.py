@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_export.units.capture import capture
+from optin_export.units.capture import capture, reset_caches
 from optin_export.units.outputs import tensor_of
 
 #: A node of autograd's graph; compared by identity.
@@ -72,6 +72,7 @@ def observe_pass(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Pass:
 
     with capture(model, dict.fromkeys(number, before), dict.fromkeys(number, after)), _recorded(model):
         result = model(**inputs)
+    reset_caches(model)
     with torch.no_grad():
         model(**inputs)  # values that modules keep from a pass must not hold its graph, or they could not be copied
     seen.last = tensor_of(result).grad_fn

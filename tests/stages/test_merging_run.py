@@ -104,7 +104,7 @@ def test_what_is_saved_is_what_was_built(name: str, tmp_path: Path) -> None:
     inputs = inputs_for(model, 3, 5)
     operation = apply_plan(model, structure, plan, batches_for(model, 3), inputs, RepairSettings())
     assert operation.masked_difference <= 1e-5
-    save_model(tmp_path, operation.dense, architecture, structure.family, plan, inputs)
+    save_model(tmp_path, operation.dense, architecture, structure, plan, inputs)
     data = inputs_for(model, 4, 8)
     with torch.no_grad():
         assert torch.equal(load_model(tmp_path)(**data), operation.dense(**data))
@@ -135,7 +135,7 @@ def test_an_altered_schedule_in_a_saved_model_is_refused(tmp_path: Path) -> None
     structure = find_structure(model)
     plan = halved(structure).model_copy(update={"merged": (2,)})
     operation = apply_plan(model, structure, plan, (), inputs_for(model, 2, 0), RepairSettings(repair=False))
-    save_model(tmp_path, operation.dense, architecture, structure.family, plan, inputs_for(model, 2, 0))
+    save_model(tmp_path, operation.dense, architecture, structure, plan, inputs_for(model, 2, 0))
     path = tmp_path / "architecture.json"
     stored = json.loads(path.read_text())
     path.write_text(json.dumps({**stored, "merged": [9]}))

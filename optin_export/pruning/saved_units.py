@@ -1,0 +1,144 @@
+"""The units of a saved model that were found by measurement, as data, so that loading it needs no measurement."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.pruning.input_width import INPUT_WIDTH
+from optin_export.units import Producer, Structure, Table, UnitGroup, UnitKind
+
+Number = Annotated[int, Field(ge=0, le=1 << 31)]
+Path = Annotated[str, Field(max_length=1000)]
+#: Indices per unit, as runs [first, number of consecutive indices].
+Runs = tuple[tuple[tuple[Number, Number], ...], ...]
+
+
+class _Saved(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SavedProducer(_Saved):
+    path: Path
+    fused: Annotated[int, Field(ge=1, le=64)] = 1
+    norm: Path | None = None
+    rows: Number | None = None
+    index: Runs | None = None
+
+
+class SavedTable(_Saved):
+    path: Path
+    dim: Annotated[int, Field(ge=0, le=16)] = 0
+    entries: Number = 1
+    index: Runs | None = None
+
+
+class SavedGroup(_Saved):
+    """A `UnitGroup`, as far as a rebuild needs it."""
+
+    block: Number
+    kind: UnitKind
+    count: Annotated[int, Field(ge=1, le=1 << 31)]
+    width: Annotated[int, Field(ge=1, le=1 << 31)]
+    part: Path = ""
+    producers: tuple[SavedProducer, ...]
+    consumer: Path
+    readers: tuple[Path, ...] = ()
+    tables: tuple[SavedTable, ...] = ()
+    sizes: tuple[tuple[Path, Number], ...] = ()
+    sublayer: Path | None = None
+    returns_tuple: bool = False
+    expands: bool = False
+    bypass: tuple[tuple[Path, bool], ...] = ()
+    coupled: bool = False
+    found: bool = False
+
+
+class SavedUnits(_Saved):
+    """blocks: their paths; groups: as in `Structure`."""
+
+    format: Literal["optin-export-units"] = "optin-export-units"
+    blocks: tuple[Path, ...]
+    groups: tuple[SavedGroup, ...]
+
+    def structure(self, model: nn.Module, family: str) -> Structure:
+        """The structure of a model that was just built. Raises InputError for sizes that it does not have."""
+        groups = tuple(_loaded(one) for one in self.groups)
+        for group in groups:
+            for attribute, per_unit in group.sizes:
+                if not attribute.endswith(f".{INPUT_WIDTH}") and _value(model, attribute) != per_unit * group.count:
+                    raise InputError(
+                        "the saved units are not of this model",
+                        f"'{attribute}' is not {per_unit * group.count}",
+                        "run the recipe with --force",
+                    )
+        return Structure(family, self.blocks, groups)
+
+
+def saved_units(structure: Structure) -> SavedUnits | None:
+    """The structure as data; None if families declare all of it."""
+    if not any(group.found for group in structure.groups):
+        return None
+    return SavedUnits(blocks=structure.blocks, groups=tuple(_saved(group) for group in structure.groups))
+
+
+def _saved(group: UnitGroup) -> SavedGroup:
+    values: dict[str, Any] = {name: getattr(group, name) for name in SavedGroup.model_fields}
+    values["producers"] = tuple(
+        SavedProducer(**{**dataclasses.asdict(one), "index": _runs(one.index)}) for one in group.producers
+    )
+    values["tables"] = tuple(
+        SavedTable(**{**dataclasses.asdict(one), "index": _runs(one.index)}) for one in group.tables
+    )
+    return SavedGroup(**values)
+
+
+def _loaded(saved: SavedGroup) -> UnitGroup:
+    values: dict[str, Any] = {name: getattr(saved, name) for name in SavedGroup.model_fields}
+    values["producers"] = tuple(
+        Producer(one.path, one.fused, one.norm, one.rows, _indices(one.index, saved.count)) for one in saved.producers
+    )
+    values["tables"] = tuple(
+        Table(one.path, one.dim, one.entries, _indices(one.index, saved.count)) for one in saved.tables
+    )
+    return UnitGroup(residual=None, **values)
+
+
+def _runs(index: Iterable[Iterable[int]] | None) -> Runs | None:
+    if index is None:
+        return None
+    found = []
+    for unit in index:
+        runs: list[tuple[int, int]] = []
+        for entry in unit:
+            if runs and entry == sum(runs[-1]):
+                runs[-1] = runs[-1][0], runs[-1][1] + 1
+            else:
+                runs.append((entry, 1))
+        found.append(tuple(runs))
+    return tuple(found)
+
+
+def _indices(runs: Runs | None, count: int) -> tuple[tuple[int, ...], ...] | None:
+    if runs is None:
+        return None
+    if len(runs) != count or len({sum(size for _, size in unit) for unit in runs}) != 1:
+        raise InputError("the saved units are damaged", "their rows are not those of each unit", "run with --force")
+    return tuple(tuple(entry for first, size in unit for entry in range(first, first + size)) for unit in runs)
+
+
+def _value(model: nn.Module, attribute: str) -> object:
+    target: object = model
+    for part in attribute.split("."):
+        if isinstance(target, tuple):
+            return target[int(part)] if part.isdigit() and int(part) < len(target) else None
+        modules = target._modules if isinstance(target, nn.Module) else {}
+        target = modules[part] if part in modules else vars(target).get(part)
+        if target is None:
+            return None
+    return target

@@ -1,0 +1,284 @@
+"""Verify units that were found by measurement: the rebuilt model must equal the masked one.
+
+Per type of group (kind, class of block, sizes), half of the units of one group are removed and the outputs compared.
+Attributes that hold sizes (numbers of heads, widths) are found by their value, changed, and tried. At last all groups
+are cut together. Types that fail are left whole, with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.models import Inputs, TaskModel
+from optin_export.pruning.input_width import INPUT_WIDTH
+from optin_export.pruning.rebuild import rebuild
+from optin_export.search import GroupPlan
+from optin_export.units import (
+    Refusal,
+    Structure,
+    UnitGroup,
+    count_macs,
+    masked,
+    measure_costs,
+    nothing_left,
+)
+
+#: Largest difference between the masked and the rebuilt model, relative to the largest output.
+TOLERANCE = 1e-4
+#: Largest number of heads in a unit that is tried (grouped queries).
+MOST_SHARED = 16
+Sizes = tuple[tuple[str, int], ...]
+
+
+def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structure:
+    """The structure with those found groups whose removal is exact, their size attributes and measured costs.
+
+    inputs: two rows or more. Declared groups are returned as they are. Raises InputError if no group is left.
+    """
+    found = [group for group in structure.groups if group.found]
+    if not found:
+        return structure
+    variants = list(_variants(model, inputs))
+    kept: dict[str, UnitGroup] = {group.key: group for group in structure.groups if not group.found}
+    refused = list(structure.refused)
+    for groups in _types(model, structure, found):
+        tried = _tried(model, structure, groups, variants)
+        if isinstance(tried, str):
+            refused.append(_refusal(groups, tried))
+        else:
+            kept |= {group.key: group for group in tried}
+    structure = dataclasses.replace(
+        structure,
+        groups=tuple(kept[group.key] for group in structure.groups if group.key in kept),
+        refused=tuple(refused),
+    )
+    if not structure.groups:
+        raise nothing_left(structure.refused)
+    wrong = _wrong(model, structure, [group for group in structure.groups if group.found], variants)
+    if wrong is not None:
+        raise InputError(
+            "the units of the model cannot be removed together",
+            wrong,
+            "name one kind in prune.units, or declare a family for this architecture (docs/families.md)",
+        )
+    return structure
+
+
+def _types(model: nn.Module, structure: Structure, groups: Sequence[UnitGroup]) -> Iterator[list[UnitGroup]]:
+    """Groups that are alike: one of them stands for all."""
+
+    def key(group: UnitGroup) -> tuple[object, ...]:
+        block = structure.blocks[group.block]
+        relative = group.consumer.removeprefix(f"{block}.")
+        own = relative if relative != group.consumer else group.consumer
+        return type(model.get_submodule(block)).__name__, own, group.kind, group.part, group.count, group.width
+
+    found: dict[tuple[object, ...], list[UnitGroup]] = {}
+    for group in groups:
+        found.setdefault(key(group), []).append(group)
+    yield from found.values()
+
+
+def _tried(
+    model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], variants: Sequence[Inputs]
+) -> list[UnitGroup] | str:
+    """The groups with sizes for which the first one can be removed exactly; the reason if there are none."""
+    first, wrong = groups[0], ""
+    block = structure.blocks[first.block]
+    for sizes in _possible_sizes(model, block, first):
+        group = dataclasses.replace(first, sizes=sizes)
+        result = _wrong(model, structure, [group], variants)
+        if result is None:
+            group = _with_least_sizes(model, structure, group, variants)
+            sizes = group.sizes
+            outside = _outside(model, structure, group, variants[0])
+            return [_like(one, structure.blocks[one.block], sizes, block, outside) for one in groups]
+        wrong = wrong or result
+    return wrong
+
+
+def _with_least_sizes(
+    model: TaskModel, structure: Structure, group: UnitGroup, variants: Sequence[Inputs]
+) -> UnitGroup:
+    """The group without attributes that need not change: they have such a value by chance."""
+    for one in group.sizes:
+        fewer = dataclasses.replace(group, sizes=tuple(other for other in group.sizes if other != one))
+        if _wrong(model, structure, [fewer], variants) is None:
+            group = fewer
+    return group
+
+
+def _like(group: UnitGroup, block: str, sizes: Sizes, other: str, outside: int | None) -> UnitGroup:
+    """The group of another block with the sizes found for the same group of block `other`."""
+    own = tuple((f"{block}{path.removeprefix(other)}", per_unit) for path, per_unit in sizes)
+    return dataclasses.replace(group, sizes=own, outside=outside)
+
+
+def _wrong(
+    model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], variants: Sequence[Inputs]
+) -> str | None:
+    """Why the model without half of these units is not the masked one; None if it is."""
+    halves = {group.key: _half(group) for group in groups}
+    fewest = {group.key: GroupPlan(count=group.count, kept=(group.count - 1,)) for group in groups}
+    for plans in (halves, fewest):
+        why = _difference(model, structure, groups, plans, variants)
+        if why is not None:
+            return why
+    return None
+
+
+def _difference(
+    model: TaskModel,
+    structure: Structure,
+    groups: Sequence[UnitGroup],
+    plans: Mapping[str, GroupPlan],
+    variants: Sequence[Inputs],
+) -> str | None:
+    part = dataclasses.replace(structure, groups=tuple(groups))
+    masks = {group.key: torch.zeros(group.count) for group in groups}
+    for group in groups:
+        masks[group.key][list(plans[group.key].kept)] = 1
+    where = f"'{groups[0].consumer}'" if len(groups) == 1 else "these layers"
+    try:
+        dense, _ = rebuild(model, part, plans, variants[0])
+    except (RuntimeError, IndexError, AssertionError, InputError) as error:
+        return f"the layers around {where} cannot be cut: {error}"[:300]
+    for inputs in variants:
+        with torch.no_grad(), masked(model, groups, masks):
+            wanted = model(**inputs)
+        try:
+            with torch.no_grad():
+                got = dense(**inputs)
+        except Exception as error:  # a module's own code, on sizes that it does not expect
+            return (
+                f"without half of the units that {where} reads the model does not run: {type(error).__name__}: {error}"[
+                    :300
+                ]
+            )
+        if got.shape != wanted.shape:
+            return f"without half of the units that {where} reads the output has another shape"
+        difference = float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+        if not difference <= TOLERANCE:
+            return (
+                f"without half of the units that {where} reads the model differs from the masked one: {difference:.1e}"
+            )
+    return None
+
+
+def _half(group: UnitGroup) -> GroupPlan:
+    """A random half of the units."""
+    generator = torch.Generator().manual_seed(group.count)
+    order = torch.randperm(group.count, generator=generator)[: max(1, group.count // 2)]
+    return GroupPlan(count=group.count, kept=tuple(sorted(order.tolist())))
+
+
+def _variants(model: TaskModel, inputs: Inputs) -> Iterator[Inputs]:
+    """Two batch sizes, and a shorter length if the model takes one."""
+    yield {name: tensor[:2] for name, tensor in inputs.items()}
+    yield {name: tensor[:1] for name, tensor in inputs.items()}
+    shorter = {
+        name: tensor[:2, : max(2, tensor.shape[1] // 2)] if tensor.dim() == 2 else tensor[:2]
+        for name, tensor in inputs.items()
+    }
+    if any(shorter[name].shape != tensor[:2].shape for name, tensor in inputs.items()):
+        try:
+            with torch.no_grad():
+                model(**shorter)
+        except Exception:  # a model for one length only
+            return
+        yield shorter
+
+
+def _possible_sizes(model: nn.Module, block: str, group: UnitGroup) -> Iterator[Sizes]:
+    """Sets of attributes that may hold sizes of the group, the smallest set first."""
+    rows = [group.rows_in(one) * one.fused for one in group.producers]
+    widths = {group.width, *rows, *(group.rows_in(one) for one in group.producers), sum(rows)} - {1}
+    modules = {name for name, _ in model.named_modules()}
+    own: dict[int, list[tuple[str, int]]] = {}
+    shared: dict[int, list[tuple[str, int]]] = {}
+    for path, value in _integers(model, block, group):
+        if value % group.count == 0 and value:
+            per_unit = value // group.count
+            owner = path.rpartition(".")[0]
+            in_tuple = path[-1].isdigit() and owner.rpartition(".")[0] in modules
+            kind = own if owner in modules or in_tuple else shared
+            kind.setdefault(per_unit, []).append((path, per_unit))
+    many = [size for size in range(2, MOST_SHARED + 1) if group.width % size == 0 and (size in own or size in shared)]
+    wide = [one for size in sorted(widths) for one in own.get(size, [])]
+    fields_wide = [one for size in sorted(widths) for one in shared.get(size, [])]
+    tried: set[Sizes] = set()
+    own_width = [((f"{path}.{INPUT_WIDTH}", group.width),) for path in _around(block, group)] if group.width > 1 else []
+    for width in ((), *own_width):
+        for sizes in _combined(own, shared, many, wide, fields_wide):
+            if (*sizes, *width) not in tried:
+                tried.add((*sizes, *width))
+                yield (*sizes, *width)
+
+
+def _combined(
+    own: Mapping[int, list[tuple[str, int]]],
+    shared: Mapping[int, list[tuple[str, int]]],
+    many: Sequence[int],
+    wide: Sequence[tuple[str, int]],
+    fields_wide: Sequence[tuple[str, int]],
+) -> Iterator[Sizes]:
+    for heads in ((), (1,), *((1, size) for size in many)):
+        of_own = [one for size in heads for one in own.get(size, [])]
+        of_shared = [one for size in heads for one in shared.get(size, [])]
+        for further in ([], wide, of_shared, [*wide, *of_shared], [*wide, *of_shared, *fields_wide]):
+            yield tuple(sorted({*of_own, *further}))
+
+
+def _integers(model: nn.Module, block: str, group: UnitGroup) -> Iterator[tuple[str, int]]:
+    """Integer attributes of the modules around the group's layers, and of the configurations that these hold."""
+    for path in _around(block, group):
+        module = model.get_submodule(path)
+        for name, value in vars(module).items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                yield f"{path}.{name}" if path else name, value
+            elif isinstance(value, tuple) and all(type(one) is int for one in value):
+                yield from ((f"{path}.{name}.{number}", one) for number, one in enumerate(value))
+            elif name == "config" or type(value).__name__.endswith("Config"):
+                for field, number in vars(value).items():
+                    if isinstance(number, int) and not isinstance(number, bool):
+                        yield f"{path}.{name}.{field}", number
+
+
+def _around(block: str, group: UnitGroup) -> list[str]:
+    """The modules of the block around the group's layers, the innermost first."""
+    around: dict[str, None] = {}
+    tables = (one.path for one in group.tables)
+    for layer in (group.consumer, *(one.path for one in group.producers), *group.readers, *tables):
+        parts = layer.split(".")
+        for end in range(len(parts) - 1, -1, -1):
+            path = ".".join(parts[:end])
+            if path == block or path.startswith(f"{block}."):
+                around[path] = None
+    return sorted(around, key=lambda path: -path.count("."))
+
+
+def _outside(model: TaskModel, structure: Structure, group: UnitGroup, inputs: Inputs) -> int | None:
+    """MACs per unit outside the group's layers, if they are not those of attention."""
+    one = {name: tensor[:1] for name, tensor in inputs.items()}
+    plan = _half(group)
+    part = dataclasses.replace(structure, groups=(group,))
+    dense, _ = rebuild(model, part, {group.key: plan}, one)
+    measured = count_macs(dense, one)
+    costs = measure_costs(model, part, one)
+    kept = {group.key: len(plan.kept)}
+    if costs.of("macs", kept) == measured:
+        return None
+    bare = dataclasses.replace(part, groups=(dataclasses.replace(group, outside=0),))
+    removed = group.count - len(plan.kept)
+    return round((measure_costs(model, bare, one).of("macs", kept) - measured) / removed)
+
+
+def _refusal(groups: Sequence[UnitGroup], why: str) -> Refusal:
+    kinds, count = groups[0].kind, len(groups)
+    where = f"'{groups[0].consumer}'" + (f" and {count - 1} layers like it" if count > 1 else "")
+    return Refusal(kinds, InputError(f"the {kinds} that {where} reads cannot be removed", why, "leave them"))

@@ -1,0 +1,193 @@
+"""Unit groups of a model, found by measurement, in blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from optin_export.errors import InputError
+from optin_export.units.declare import Producer, Refusal, Table, UnitGroup, UnitKind
+from optin_export.units.discover.candidates import candidates
+from optin_export.units.discover.components import Component, Obstacle, components
+from optin_export.units.discover.local_graph import local_graph, mixes
+from optin_export.units.discover.residuals import Streams, observe_streams
+
+#: The name of such units in the report, next to the names of families.
+NAME = "discovered"
+
+
+@dataclass(frozen=True)
+class Discovered:
+    """blocks: path -> its groups, whose `block` is 0; in running order. channels_first: blocks with channels first.
+
+    refusals: units that are kept apart by some layers, but cannot be removed.
+    """
+
+    blocks: dict[str, tuple[UnitGroup, ...]]
+    channels_first: frozenset[str]
+    refusals: tuple[Refusal, ...]
+
+
+def discover_groups(model: nn.Module, inputs: Mapping[str, torch.Tensor], taken: Collection[str] = ()) -> Discovered:
+    """Find the groups of units of a model by gradients between its layers, on the first row of `inputs`.
+
+    taken: modules whose units are already known; nothing inside them is looked at. Raises InputError if the model does
+    not run with gradients.
+    """
+    few = {name: tensor[:1] for name, tensor in inputs.items()}
+    try:
+        with local_graph(model, few) as graph:
+            found, feeds, _ = candidates(graph)
+            made, obstacles = components(graph, found, feeds)
+            made = [one for one in made if not _is_inside((*one.rows, *one.readers), taken)]
+            blocks = _blocks(model, made)
+            order = graph.order
+    except RuntimeError as error:
+        raise InputError(
+            "the units of the model cannot be found by measurement",
+            f"gradients cannot be computed through it: {error}"[:300],
+            "remove operations that overwrite tensors in place or that detach them, or declare a family",
+        ) from None
+    streams = observe_streams(model, few, {one.readers[-1]: block for one, block in zip(made, blocks, strict=True)})
+    groups: dict[str, list[UnitGroup]] = {}
+    for one, block in zip(made, blocks, strict=True):
+        groups.setdefault(block, []).append(_group(model, one, streams))
+    ordered = sorted(groups, key=lambda block: min(order[group.consumer] for group in groups[block]))
+    return Discovered(
+        {block: _numbered(groups[block]) for block in ordered},
+        frozenset(block for block in ordered if streams.is_channels_first(block)),
+        tuple(_refusals(obstacles, taken)),
+    )
+
+
+def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGroup:
+    modules = {path: model.get_submodule(path) for path in component.rows}
+    producers: list[Producer] = []
+    tables = [_table(model, name, dim, units) for name, (dim, units) in component.tables.items()]
+    for path, units in component.rows.items():
+        if isinstance(modules[path], nn.Linear | nn.Conv2d):
+            producers.append(_producer(path, units, component.count))
+            continue
+        norm = modules[path]
+        before = producers[-1] if producers else None
+        if before is not None and before.norm is None and component.rows[before.path] == units:
+            producers[-1] = dataclasses.replace(before, norm=path)
+            tables = [one for one in tables if one.path.rpartition(".")[0] != path]
+        else:
+            named = [name for name, tensor in norm.state_dict(keep_vars=True).items() if tensor.dim() == 1]
+            tables = [one for one in tables if one.path.rpartition(".")[0] != path]
+            tables += [_table(model, f"{path}.{name}", 0, units) for name in named]
+    inside = {f"{path}." for path, module in modules.items() if isinstance(module, nn.Conv2d)}
+    tables = [one for one in tables if not one.path.startswith(tuple(inside))]
+    consumer = component.readers[-1]
+    kind: UnitKind = "heads" if component.heads else "channels" if _has_channels(model, component) else "neurons"
+    residual, scale = streams.residual(consumer)
+    return UnitGroup(
+        block=0,
+        kind=kind,
+        count=component.count,
+        width=component.width,
+        producers=tuple(producers),
+        consumer=consumer,
+        readers=component.readers[:-1],
+        residual=residual,
+        scale=scale,
+        sublayer=None,
+        tables=tuple(tables),
+        found=True,
+    )
+
+
+def _producer(path: str, units: Sequence[Sequence[int]], count: int) -> Producer:
+    """The producer with its rows as slabs if they are such slabs, otherwise one by one."""
+    per_unit = len(units[0])
+    for fused in range(1, per_unit + 1):
+        size, rest = divmod(per_unit, fused)
+        if rest:
+            continue
+        wanted = [
+            [slab * count * size + unit * size + row for slab in range(fused) for row in range(size)]
+            for unit in range(count)
+        ]
+        if [list(unit) for unit in units] == wanted:
+            return Producer(path, fused=fused, rows=size)
+        if fused == 4:
+            break
+    return Producer(path, rows=None, index=tuple(tuple(unit) for unit in units))
+
+
+def _table(model: nn.Module, name: str, dim: int, units: Sequence[Sequence[int]]) -> Table:
+    entries = len(units[0])
+    if [entry for unit in units for entry in unit] == list(range(entries * len(units))):
+        return Table(name, dim, entries)
+    return Table(name, dim, index=tuple(tuple(unit) for unit in units))
+
+
+def _has_channels(model: nn.Module, component: Component) -> bool:
+    return any(isinstance(model.get_submodule(path), nn.Conv2d) for path in (*component.rows, *component.readers))
+
+
+def _numbered(groups: Sequence[UnitGroup]) -> tuple[UnitGroup, ...]:
+    """Number several groups of one kind in one block."""
+    counts: dict[str, int] = {}
+    numbered = []
+    for group in groups:
+        number = counts[group.kind] = counts.get(group.kind, 0) + 1
+        numbered.append(group if number == 1 else dataclasses.replace(group, part=str(number)))
+    return tuple(numbered)
+
+
+def _blocks(model: nn.Module, made: Sequence[Component]) -> list[str]:
+    """Per component, the module that is its block: the nearest element of a list or sequence of modules around all its
+    layers, if it is not around other such elements; otherwise the element around its last reader, or that reader."""
+    around = [_nearest_element(model, _layers(model, one)) for one in made]
+    elements = {path for path in around if path is not None}
+    elements = {path for path in elements if not any(other.startswith(f"{path}.") for other in elements)}
+    blocks = []
+    for one, path in zip(made, around, strict=True):
+        reader = one.readers[-1]
+        outer = next((element for element in elements if reader.startswith(f"{element}.")), reader)
+        blocks.append(path if path in elements else outer)
+    return blocks
+
+
+def _layers(model: nn.Module, component: Component) -> list[str]:
+    makers = [path for path in component.rows if mixes(model.get_submodule(path))]
+    return [*makers, *component.readers]
+
+
+def _nearest_element(model: nn.Module, paths: Iterable[str]) -> str | None:
+    split = [path.split(".") for path in paths]
+    common = [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))]
+    for end in range(len(common), 0, -1):
+        parent = model.get_submodule(".".join(common[: end - 1]))
+        module = model.get_submodule(".".join(common[:end]))
+        layer = isinstance(module, nn.Linear | nn.Conv2d)
+        if isinstance(parent, nn.ModuleList | nn.Sequential | nn.ModuleDict) and not layer and _is_called(module):
+            return ".".join(common[:end])
+    return None
+
+
+def _is_called(module: nn.Module) -> bool:
+    return not isinstance(module, nn.ModuleList | nn.ModuleDict)
+
+
+def _is_inside(paths: Iterable[str], taken: Collection[str]) -> bool:
+    return any(path == one or path.startswith(f"{one}.") for path in paths for one in taken)
+
+
+def _refusals(obstacles: Sequence[Obstacle], taken: Collection[str]) -> list[Refusal]:
+    found = []
+    for one in obstacles:
+        if one.quiet or _is_inside([one.path], taken):
+            continue
+        kind: UnitKind = "heads" if one.heads else "neurons"
+        found.append(
+            Refusal(kind, InputError(f"the {kind} that '{one.path}' reads cannot be removed", one.why, "leave them"))
+        )
+    return found

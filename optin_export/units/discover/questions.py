@@ -1,0 +1,174 @@
+"""Ask which features of earlier layers reach which input features of a layer, by gradients.
+
+With x the input of a layer and o the output of an earlier one, the non-zeros of d(x . w)/do, for random w on a set S of
+x's features, are the features of o that reach S. Operations that keep features apart give exact zeros. Numbering the
+units and asking for both values of every bit of the number names the unit of every feature of every layer and parameter
+in 2 log2(units) backward passes, in whatever order they are stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from optin_export.units.discover.local_graph import LocalGraph, feature_dim
+
+#: Single units that are asked for, to distinguish "all units" from "several".
+SINGLES = 4
+#: A feature that reaches no unit, or all of them.
+NONE, ALL = -1, -2
+Key = tuple[str, str]  # ("layer" or "parameter", path)
+
+
+class Mixed(Exception):
+    """Some features reach several units, but not all: these are not the units. The message names the source."""
+
+
+@dataclass
+class Answer:
+    """Per source, the unit that each of its features reaches, or NONE or ALL.
+
+    layers: path -> int64 [features]. tables: parameter name -> (dimension, int64 [entries along it]).
+    """
+
+    layers: dict[str, torch.Tensor] = field(default_factory=dict)
+    tables: dict[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
+
+    def rows(self, path: str, units: int) -> list[list[int]]:
+        """Features of a layer, unit by unit."""
+        return _by_unit(self.layers[path], units)
+
+    def entries(self, name: str, units: int) -> list[list[int]]:
+        """Entries of a parameter along its dimension, unit by unit."""
+        return _by_unit(self.tables[name][1], units)
+
+
+def _by_unit(numbers: torch.Tensor, units: int) -> list[list[int]]:
+    found: list[list[int]] = [[] for _ in range(units)]
+    for position, unit in enumerate(numbers.tolist()):
+        if unit >= 0:
+            found[unit].append(position)
+    return found
+
+
+def _table(numbers: torch.Tensor) -> tuple[int, torch.Tensor] | None:
+    """The dimension of a parameter along which its entries belong to units, and the unit of each; None if none does."""
+    for dim in range(numbers.dim()):
+        lines = numbers.movedim(dim, -1).reshape(-1, numbers.shape[dim])
+        unit = lines.max(0).values  # entries that this pass does not use reach no unit
+        if bool((unit >= 0).any()) and bool(((lines == unit) | (lines == NONE)).all()):
+            return dim, unit
+    return None
+
+
+class Questions:
+    """Questions about the input of one layer in one call."""
+
+    def __init__(self, graph: LocalGraph, path: str, call: int) -> None:
+        self.graph, self.read = graph, graph.reads[path][call]
+        self.generator = torch.Generator().manual_seed(graph.order[path])
+        self.dim = feature_dim(graph.module(path), self.read) if path else self.read.dim() - 1
+        self.features = self.read.shape[self.dim]
+        self.sources: list[tuple[Key, torch.Tensor]] = []
+        if self.read.requires_grad:
+            everything = [(("layer", name), one) for name, made in graph.makes.items() for one in made if name != path]
+            everything += [(("parameter", name), one) for name, one in graph.parameters.items()]
+            reached = self._gradients(list(range(self.features)), everything)
+            self.sources = [source for source, one in zip(everything, reached, strict=True) if one is not None]
+
+    @property
+    def layers(self) -> list[str]:
+        """Paths of the layers that feed this one."""
+        return list(dict.fromkeys(path for (kind, path), _ in self.sources if kind == "layer"))
+
+    def answer(self, width: int) -> Answer:
+        """The unit of every feature of every source, for units of `width` consecutive input features.
+
+        Raises Mixed if features of a source reach several of them but not all.
+        """
+        units = self.features // width
+        state: dict[Key, _State] = {}
+        for bit in range((units - 1).bit_length()):
+            sides = []
+            for value in (0, 1):
+                sides.append(self._reached([one for one in range(units) if (one >> bit & 1) == value], width))
+            for key, low in sides[0].items():
+                state.setdefault(key, _State(low.shape)).add(bit, low, sides[1][key])
+            self._raise_if_mixed(state)
+        generator = torch.Generator().manual_seed(units)
+        for unit in torch.randperm(units, generator=generator)[:SINGLES].tolist():
+            for key, reached in self._reached([unit], width).items():
+                state[key].every &= reached
+        self._raise_if_mixed(state)
+        return self._answer_of(state)
+
+    def _answer_of(self, state: dict[Key, _State]) -> Answer:
+        answer = Answer()
+        for (kind, path), one in state.items():
+            numbers = one.numbers()
+            if kind == "layer":
+                answer.layers[path] = numbers
+                continue
+            table = _table(numbers)
+            if table is not None:
+                answer.tables[path] = table
+            elif (numbers >= 0).any():
+                raise Mixed(path)
+        return answer
+
+    def _raise_if_mixed(self, state: dict[Key, _State]) -> None:
+        for (_, path), one in state.items():
+            if bool(one.is_mixed().any()):
+                raise Mixed(path)
+
+    def _reached(self, units: list[int], width: int) -> dict[Key, torch.Tensor]:
+        """Per source, whether each of its features (of a parameter, entries) reaches one of these units."""
+        features = [unit * width + offset for unit in units for offset in range(width)]
+        found: dict[Key, torch.Tensor] = {}
+        for (key, one), gradient in zip(self.sources, self._gradients(features, self.sources), strict=True):
+            reached = torch.zeros(one.shape, dtype=torch.bool) if gradient is None else (gradient != 0).cpu()
+            if key[0] == "layer":
+                dim = feature_dim(self.graph.module(key[1]), one)
+                reached = reached.movedim(dim, -1).reshape(-1, one.shape[dim]).any(0)
+            found[key] = found[key] | reached if key in found else reached
+        return found
+
+    def _gradients(
+        self, features: list[int], sources: list[tuple[Key, torch.Tensor]]
+    ) -> tuple[torch.Tensor | None, ...]:
+        shape = [1] * self.read.dim()
+        shape[self.dim] = self.features
+        chosen = torch.zeros(self.features)
+        chosen[features] = 1
+        weights = torch.randn(self.read.shape, generator=self.generator) * chosen.view(shape)
+        tensors = [one for _, one in sources]
+        if not tensors:
+            return ()
+        return torch.autograd.grad(self.read, tensors, weights.to(self.read), retain_graph=True, allow_unused=True)
+
+
+class _State:
+    """What is known about the entries of one source after some bits.
+
+    unit: the bits so far. single: every bit was seen with one value only; every: always with both; any: ever reached.
+    """
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.unit = torch.zeros(shape, dtype=torch.int64)
+        self.single = torch.ones(shape, dtype=torch.bool)
+        self.every = torch.ones(shape, dtype=torch.bool)
+        self.any = torch.zeros(shape, dtype=torch.bool)
+
+    def add(self, bit: int, low: torch.Tensor, high: torch.Tensor) -> None:
+        self.unit += high.long() << bit
+        self.single &= low ^ high
+        self.every &= low & high
+        self.any |= low | high
+
+    def is_mixed(self) -> torch.Tensor:
+        """Entries that reach several units but not all."""
+        return self.any & ~self.single & ~self.every
+
+    def numbers(self) -> torch.Tensor:
+        return torch.where(self.single & self.any, self.unit, torch.where(self.any, ALL, NONE))
