@@ -256,7 +256,7 @@ def test_whole_sub_layers_may_vanish(case: Case, tmp_path: Path) -> None:
     assert plain.masked_difference <= 1e-5
     repaired = apply_plan(case.model, case.structure, plan, case.batches, inputs, RepairSettings())
     assert repaired.repairs["block00.heads"].after < repaired.repairs["block00.heads"].before
-    save_model(tmp_path, repaired.dense, case.architecture, case.family, plan, inputs)
+    save_model(tmp_path, repaired.dense, case.architecture, case.structure, plan, inputs)
     data = case.inputs(4, 8)
     assert torch.equal(output(load_model(tmp_path), data), output(repaired.dense, data))
     path = tmp_path / "pruned.onnx"
