@@ -53,7 +53,7 @@ class Case:
         inputs = self.inputs(3, 5)
         self.plain = apply_plan(self.model, self.structure, self.plan, (), inputs, RepairSettings(repair=False))
         self.repaired = apply_plan(self.model, self.structure, self.plan, self.batches, inputs, RepairSettings())
-        save_model(folder, self.repaired.dense, self.architecture, self.family, self.plan, inputs)
+        save_model(folder, self.repaired.dense, self.architecture, self.structure, self.plan, inputs)
 
     def inputs(self, batch: int, seed: int) -> dict[str, torch.Tensor]:
         return inputs_for(self.model, batch, seed)
