@@ -8,6 +8,8 @@ are cut together. Types that fail are left whole, with the reason.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -21,6 +23,7 @@ from optin_export.units import (
     Refusal,
     Structure,
     UnitGroup,
+    arguments_by_head,
     count_macs,
     masked,
     measure_costs,
@@ -89,14 +92,15 @@ def _tried(
     """The groups with sizes for which the first one can be removed exactly; the reason if there are none."""
     first, wrong = groups[0], ""
     block = structure.blocks[first.block]
-    for sizes in _possible_sizes(model, block, first):
-        group = dataclasses.replace(first, sizes=sizes)
+    selections = _possible_selections(model, first, variants)
+    for selects, sizes in itertools.product(selections, list(_possible_sizes(model, block, first))):
+        group = dataclasses.replace(first, sizes=sizes, selects=selects)
         result = _wrong(model, structure, [group], variants)
         if result is None:
             group = _with_least_sizes(model, structure, group, variants)
-            sizes = group.sizes
             outside = _outside(model, structure, group, variants[0])
-            return [_like(one, structure.blocks[one.block], sizes, block, outside) for one in groups]
+            found = dataclasses.replace(group, outside=outside)
+            return [_like(one, structure.blocks[one.block], found, block) for one in groups]
         wrong = wrong or result
     return wrong
 
@@ -112,10 +116,23 @@ def _with_least_sizes(
     return group
 
 
-def _like(group: UnitGroup, block: str, sizes: Sizes, other: str, outside: int | None) -> UnitGroup:
+def _possible_selections(
+    model: nn.Module, group: UnitGroup, variants: Sequence[Inputs]
+) -> list[tuple[str, tuple[str, ...]] | None]:
+    """(module around the group's layers, its arguments with all heads), if there are any; then None."""
+    if group.kind != "heads":
+        return [None]
+    paths = [*(one.path for one in group.producers), *group.reads]
+    path = posixpath.commonpath([one.replace(".", "/") for one in paths]).replace("/", ".")
+    arguments = arguments_by_head(model, path, group.count, variants)
+    return [(path, arguments), None] if arguments else [None]
+
+
+def _like(group: UnitGroup, block: str, found: UnitGroup, other: str) -> UnitGroup:
     """The group of another block with the sizes found for the same group of block `other`."""
-    own = tuple((f"{block}{path.removeprefix(other)}", per_unit) for path, per_unit in sizes)
-    return dataclasses.replace(group, sizes=own, outside=outside)
+    sizes = tuple((f"{block}{path.removeprefix(other)}", per_unit) for path, per_unit in found.sizes)
+    selects = found.selects and (f"{block}{found.selects[0].removeprefix(other)}", found.selects[1])
+    return dataclasses.replace(group, sizes=sizes, selects=selects, outside=found.outside)
 
 
 def _wrong(

@@ -47,11 +47,14 @@ from optin_export.units.hooks import (
 )
 from optin_export.units.outputs import Calls, calls_of, map_tensors, placeholder, tensor_of, tensors_in
 from optin_export.units.rows import POSITIONS, as_matrix, columns_per_unit, input_rows, output_rows, reads_rows
+from optin_export.units.selected_heads import BUFFER as SELECTED_HEADS
+from optin_export.units.selected_heads import arguments_by_head, select_heads
 from optin_export.units.topology import measured, notices
 from optin_export.units.trace import observe_pass
 
 __all__ = [
     "POSITIONS",
+    "SELECTED_HEADS",
     "Calls",
     "CostKind",
     "Costs",
@@ -66,6 +69,7 @@ __all__ = [
     "UnitGroup",
     "UnitKind",
     "Walk",
+    "arguments_by_head",
     "as_matrix",
     "attach",
     "block_outputs",
@@ -98,6 +102,7 @@ __all__ = [
     "replayed",
     "reset_caches",
     "rows_of",
+    "select_heads",
     "set_module",
     "supported",
     "tensor_in",

@@ -80,6 +80,11 @@ def attach(module: nn.Module, hook: Callable[..., Any]) -> None:
     module.register_forward_hook(hook)
 
 
+def attach_before(module: nn.Module, hook: Callable[..., Any]) -> None:
+    """Let `hook(module, args, kwargs)` permanently replace the module's arguments; it is copied with the model."""
+    module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
 def reset_caches(model: nn.Module) -> None:
     """Let modules forget tensors that they keep between passes, as timm's do when they are switched to training."""
     for module in model.modules():

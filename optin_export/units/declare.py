@@ -78,6 +78,8 @@ class UnitGroup:
         that reads it the consumer or a reader. They are removed from all of them together.
     found: the units were found by measurement (`discover`), not declared by a family. They are cut by their rows, and
         verified on the model before use.
+    selects: (module, its arguments) for tensors with all heads of the unpruned model, [batch, heads, ...] or [batch *
+        heads, ...], of which the module is to take the heads that stay (see `selected_heads`).
     outside: MACs per sample and unit outside the group's layers (attention), as measured on the rebuilt model; None:
         computed from `pairwise`.
     """
@@ -103,6 +105,7 @@ class UnitGroup:
     batch_dim: int = 0
     coupled: bool = False
     found: bool = False
+    selects: tuple[str, tuple[str, ...]] | None = None
     outside: int | None = None
 
     @property

@@ -72,7 +72,8 @@ def _closed(
 ) -> Component | Obstacle:
     """Add all other readers of the layers that make these units, and all makers that those read, until none is left."""
     start = found[path]
-    rows, tables, readers, todo = dict(start.rows), dict(start.tables), {path}, list(start.rows)
+    rows, tables, readers = dict(start.rows), dict(start.tables), {path}
+    todo = [name for name in rows if not _is_lookup(graph.module(name))]
     while todo:
         maker = todo.pop()
         for reader in readers_of.get(maker, ()):
@@ -88,13 +89,16 @@ def _closed(
             for name, units in other.rows.items():
                 if rows.setdefault(name, units) != units:
                     return Obstacle(path, f"'{reader}' reads '{name}' in other units", start.heads)
-                if name not in start.rows:
+                if name not in start.rows and not _is_lookup(graph.module(name)):
                     todo.append(name)
             tables |= other.tables
             readers.add(reader)
     ordered = sorted(readers, key=lambda one: graph.order[one])
     if len({found[one].width for one in ordered}) > 1:
         return Obstacle(path, "its readers see units of several widths", start.heads)
+    lookups = {name: rows.pop(name) for name in list(rows) if _is_lookup(graph.module(name))}
+    # A table that layers of other units read as well stays whole, and those that read it select its entries.
+    tables |= {f"{name}.weight": (1, units) for name, units in lookups.items() if readers_of[name] <= readers}
     makers = {name: rows[name] for name in sorted(rows, key=lambda one: graph.order[one])}
     for name in (*makers, *ordered):
         module = graph.module(name)
@@ -106,6 +110,11 @@ def _closed(
     grouped = any(filters(graph.module(name)) and not _is_norm(graph.module(name)) for name in makers)
     heads = start.heads and not grouped and max(len(makers[name][0]) for name in makes) > 1
     return Component(start.count, start.width, makers, tables, tuple(ordered), heads)
+
+
+def _is_lookup(module: nn.Module) -> bool:
+    """Whether the features of a unit are columns of a table (position biases by head)."""
+    return isinstance(module, nn.Embedding)
 
 
 def _is_norm(module: nn.Module) -> bool:
