@@ -108,7 +108,8 @@ class ConsumerRows:
         y = W a + b + (h - h') / scale,   the stream afterwards is then the unpruned model's
 
     A layer scale or batch norm that follows the layer is inverted with its factor, `scale` [outputs]; outputs with a
-    zero factor cannot be corrected. removed: the sub-layer at this path is now a constant without inputs. relu: the
+    zero factor cannot be corrected. h includes the outputs o of parallel sub-layers that ran before: the sum of all is
+    h + o1 + o2, so the last of them corrects what remains of the others' errors. removed: the sub-layer at this path is now a constant without inputs. relu: the
     ReLU that follows a layer without a residual stream; shift: [features] of the batch norm, if
     relu(stream + norm(layer)) follows.
     """
@@ -128,6 +129,7 @@ class ConsumerRows:
         pair, path, inputs = self.pair, self.group.consumer, self.pair.batches[index].inputs
         layer, kept = get_layer(pair.source.model, path), pair.kept_of(path)
         stream: list[Point] = [] if self.group.residual is None else [self.group.residual]
+        stream += [(path, "output") for path in self.group.added]
         reads: list[Point] = [] if self.removed is not None else [(path, 0)]
         there = pair.source.see(index, [*stream, (path, "output")], self._last(path))
         here = pair.target.see(index, [*stream, *reads], self._last(self.removed or path)) if stream or reads else {}
@@ -135,6 +137,10 @@ class ConsumerRows:
         relu = self.relu
         if self.group.residual is not None:
             wanted, got = (output_rows(one, layer, inputs, index) for one in self._streams(index, there, here))
+            for path in self.group.added:
+                point = (path, "output")
+                wanted = wanted + output_rows(pair.target.like(index, there[point]), layer, inputs, index)
+                got = got + output_rows(here[point], layer, inputs, index)
             target = target + torch.where(self.scale == 0, 0.0, (wanted[:, kept] - got) / self.scale)
             relu = relu if self.shift is None else ReluTarget(self.scale, self.shift[kept] + got)
         read = input_rows(here[(path, 0)], layer, inputs, index) if reads else target.new_zeros(len(target), 0)

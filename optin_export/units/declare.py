@@ -60,6 +60,7 @@ class UnitGroup:
     residual: the module, and the index of its positional argument (or "output"), where the residual stream of the
         sub-layer is seen; None if nothing is added to the consumer's output. "call": all that the module is called
         with, as (positional, named) arguments, for `arrange` to make the stream from.
+    added: layers that ran before and whose outputs are added to that stream as well (parallel sub-layers).
     scale: the operation between the consumer and that sum: layer scale (its parameter, or a module with a `gamma`) or a
         batch norm, if any.
     sizes: attributes that hold a size, with their value per unit, e.g. ("blocks.0.attn.num_heads", 1).
@@ -93,6 +94,7 @@ class UnitGroup:
     residual: tuple[str, int | Literal["output", "call"]] | None
     sublayer: str | None
     scale: str | None = None
+    added: tuple[str, ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
     returns_tuple: bool = False
     bypass: tuple[tuple[str, bool], ...] = ()

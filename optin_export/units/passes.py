@@ -82,7 +82,7 @@ def plain_pass(model: nn.Module, structure: Structure, inputs: Inputs) -> Plain:
 def points_of(group: UnitGroup) -> list[Point]:
     """The points of a group that masks and repairs observe."""
     residuals = [] if group.residual is None else [group.residual]
-    return [*((path, 0) for path in group.reads), *residuals]
+    return [*((path, 0) for path in group.reads), *residuals, *((path, "output") for path in group.added)]
 
 
 def take_rows(inputs: Inputs, wanted: Sequence[int]) -> dict[str, torch.Tensor]:

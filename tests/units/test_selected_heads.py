@@ -26,15 +26,15 @@ from tests.units.builders import from_transformers
 from tests.units.models import batches_for, inputs_for
 
 T5 = {"vocab_size": 64, "d_ff": 64, "d_kv": 8}
-#: model -> (class, settings, the argument, the module of the first block that takes it).
-NETS: dict[str, tuple[str, dict[str, Any], str, str]] = {
-    "t5": ("T5EncoderModel", T5, "position_bias", "model.encoder.block.0.layer.0.SelfAttention"),
-    "mt5": ("MT5EncoderModel", T5, "position_bias", "model.encoder.block.0.layer.0.SelfAttention"),
-    "bloom": ("BloomModel", {"vocab_size": 64}, "alibi", "model.h.0.self_attention"),
+#: model -> (class, settings, the arguments by head, the module of the first block that takes them).
+NETS: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
+    "t5": ("T5EncoderModel", T5, ("position_bias",), "model.encoder.block.0.layer.0.SelfAttention"),
+    "mt5": ("MT5EncoderModel", T5, ("position_bias",), "model.encoder.block.0.layer.0.SelfAttention"),
+    "bloom": ("BloomModel", {"vocab_size": 64}, ("alibi",), "model.h.0.self_attention"),
     "falcon": (
         "FalconModel",
         {"vocab_size": 64, "alibi": True, "multi_query": False},
-        "alibi",
+        ("alibi", "attention_mask"),
         "model.h.0.self_attention",
     ),
 }
@@ -57,9 +57,9 @@ def heads_of(structure: Structure) -> list[UnitGroup]:
 @pytest.mark.parametrize("name", NETS)
 def test_every_block_loses_its_own_heads_exactly(name: str, tmp_path: Path) -> None:
     model, architecture, structure = built(name)
-    _, _, argument, path = NETS[name]
+    _, _, arguments, path = NETS[name]
     assert [group.count for group in heads_of(structure)] == [4, 4, 4]
-    assert heads_of(structure)[0].selects == (path, (argument,))
+    assert heads_of(structure)[0].selects == (path, arguments)
     plan, inputs = halved(structure), inputs_for(model, 3, 1)
     kept = [plan.groups[group.key].kept for group in heads_of(structure)]
     assert len(set(kept)) > 1, "the blocks keep different heads"

@@ -87,6 +87,10 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
     consumer = component.readers[-1]
     kind: UnitKind = "heads" if component.heads else "channels" if _has_channels(model, component) else "neurons"
     residual, scale = streams.residual(consumer)
+    parallel = None if residual is not None else streams.parallel(consumer)
+    added: tuple[str, ...] = ()
+    if parallel is not None:
+        residual, added = parallel
     return UnitGroup(
         block=0,
         kind=kind,
@@ -97,6 +101,7 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
         readers=component.readers[:-1],
         residual=residual,
         scale=scale,
+        added=added,
         sublayer=None,
         tables=tuple(tables),
         found=True,

@@ -39,6 +39,33 @@ class Streams:
     repeated: set[str] = field(default_factory=set)
 
     @torch.no_grad()
+    def parallel(self, layer: str) -> tuple[Residual, tuple[str, ...]] | None:
+        """(the residual stream h, the layers that ran before it and are added as well), if another layer of the block
+        reads h too, and the sum of all is the next value of the stream: h + o1 + o2."""
+        block = self.block_of[layer]
+        for other, (at, output) in self.outputs.items():
+            if other == layer or layer not in self.outputs or self.block_of[other] != block:
+                continue
+            own_at, own = self.outputs[layer]
+            if own.shape != output.shape or self.repeated & {layer, other}:
+                continue
+            stream = self._stream(block, own + output, min(at, own_at), max(at, own_at))
+            if stream is not None:
+                return stream, (other,) if list(self.outputs).index(other) < list(self.outputs).index(layer) else ()
+        return None
+
+    def _stream(self, block: str, added: torch.Tensor, first: int, last: int) -> Residual | None:
+        """Where h was seen before event `first`, for h + added = a tensor that is read after event `last`."""
+        _, result = self.results.get(block, (0, None))
+        sums = [tensor for _, tensor in self.events[last : last + NEAR]] + ([] if result is None else [result])
+        before = [one for one in self.events[max(0, first - NEAR) : first] if self._is_usable(one[0], block)]
+        for total in sums:
+            for path, tensor in reversed(before):
+                if total.shape == added.shape == tensor.shape and _equal(tensor, total - added, total):
+                    return path, 0
+        return None
+
+    @torch.no_grad()
     def residual(self, layer: str) -> tuple[Residual | None, str | None]:
         """(the residual stream to which the layer's output is added, the parameter that scales the output first)."""
         if layer not in self.outputs or layer in self.repeated:
