@@ -141,8 +141,6 @@ def _tokens(output: Any, channels_first: bool, layout: tuple[int, int]) -> torch
     hidden = hidden.movedim(dim, 0) if dim else hidden
     if hidden.dim() == 2:
         tokens = hidden[:, None]
-    elif hidden.dim() == 3:
-        tokens = hidden
     else:
         tokens = hidden.flatten(2).mT if channels_first else hidden.flatten(1, -2)
     return tokens if parts == 1 else tokens.reshape(len(tokens) // parts, parts * tokens.shape[1], -1)

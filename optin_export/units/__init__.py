@@ -33,6 +33,7 @@ from optin_export.units.declare import Family, Producer, Refusal, Structure, Tab
 from optin_export.units.discovery import Discovery, found_structure, nothing_left
 from optin_export.units.execution_order import Walk
 from optin_export.units.hooks import (
+    Convolution,
     get_layer,
     get_module,
     get_scale,
@@ -55,6 +56,7 @@ __all__ = [
     "POSITIONS",
     "SELECTED_HEADS",
     "Calls",
+    "Convolution",
     "CostKind",
     "Costs",
     "Family",

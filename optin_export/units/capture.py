@@ -136,7 +136,7 @@ def block_outputs(model: nn.Module, blocks: Sequence[str], rewritten: Collection
     def after(path: str, args: Any, output: Any) -> None:
         # Models may change their lists and dictionaries, but not tensors, except for those that they overwrite. Modules
         # after a block that is a single layer may always work in place.
-        copies = path in rewritten or isinstance(model.get_submodule(path), nn.Conv2d)
+        copies = path in rewritten or isinstance(model.get_submodule(path), nn.Conv1d | nn.Conv2d)
         found[path] = copied(output) if copies else map_tensors(output, lambda _, tensor: tensor)
 
     with capture(model, outputs=dict.fromkeys(blocks, after)):

@@ -19,7 +19,7 @@ UnitKind = Literal["heads", "neurons", "channels"]
 
 @dataclass(frozen=True)
 class Producer:
-    """A Linear or Conv2d whose output rows are the units' features.
+    """A Linear, Conv1d or Conv2d whose output rows are the units' features.
 
     fused: slabs of rows that lie one after another (3 for qkv). norm: a batch norm between it and the consumer, if any.
     rows: output features per unit in one slab, where that is not `UnitGroup.rows` (grouped-query attention: a unit is
@@ -50,7 +50,8 @@ class Table:
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """Units of one kind in one block. They are consecutive slices of the input features of one Linear or Conv2d.
+    """Units of one kind in one block. They are consecutive slices of the input features of one Linear, Conv1d or
+    Conv2d.
 
     Setting a unit's slice of the consumer's input to zero is exactly the removal of the unit; this is what masks,
     scores and the dense rebuild have in common. Paths are relative to the task module.

@@ -48,7 +48,7 @@ class Plain:
 def plain_pass(model: nn.Module, structure: Structure, inputs: Inputs) -> Plain:
     """Run one forward pass on these inputs and record it completely."""
     found = Plain()
-    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)]
 
     def begins(path: str, args: Any, kwargs: Any) -> None:
         found.events.append((path, True))

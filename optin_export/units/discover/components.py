@@ -10,6 +10,7 @@ from torch import nn
 
 from optin_export.units.discover.candidates import Candidate
 from optin_export.units.discover.local_graph import OUTPUT, LocalGraph, feature_dim, filters, mixes
+from optin_export.units.hooks import Convolution
 
 Tables = dict[str, tuple[int, list[list[int]]]]
 
@@ -102,7 +103,7 @@ def _closed(
     makers = {name: rows[name] for name in sorted(rows, key=lambda one: graph.order[one])}
     for name in (*makers, *ordered):
         module = graph.module(name)
-        if not isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d):
+        if not isinstance(module, nn.Linear | Convolution | nn.BatchNorm1d | nn.BatchNorm2d):
             return Obstacle(path, f"'{name}' is a {type(module).__name__}", start.heads)
     makes = [name for name in makers if mixes(graph.module(name))]
     if not makes:

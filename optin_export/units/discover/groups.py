@@ -16,6 +16,7 @@ from optin_export.units.discover.candidates import candidates
 from optin_export.units.discover.components import Component, Obstacle, components
 from optin_export.units.discover.local_graph import local_graph, mixes
 from optin_export.units.discover.residuals import Streams, observe_streams
+from optin_export.units.hooks import Convolution
 
 #: The name of such units in the report, next to the names of families.
 NAME = "discovered"
@@ -70,7 +71,7 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
     producers: list[Producer] = []
     tables = [_table(model, name, dim, units) for name, (dim, units) in component.tables.items()]
     for path, units in component.rows.items():
-        if isinstance(modules[path], nn.Linear | nn.Conv2d):
+        if isinstance(modules[path], nn.Linear | Convolution):
             producers.append(_producer(path, units, component.count))
             continue
         norm = modules[path]
@@ -82,7 +83,7 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
             named = [name for name, tensor in norm.state_dict(keep_vars=True).items() if tensor.dim() == 1]
             tables = [one for one in tables if one.path.rpartition(".")[0] != path]
             tables += [_table(model, f"{path}.{name}", 0, units) for name in named]
-    inside = {f"{path}." for path, module in modules.items() if isinstance(module, nn.Conv2d)}
+    inside = {f"{path}." for path, module in modules.items() if isinstance(module, Convolution)}
     tables = [one for one in tables if not one.path.startswith(tuple(inside))]
     consumer = component.readers[-1]
     kind: UnitKind = "heads" if component.heads else "channels" if _has_channels(model, component) else "neurons"
@@ -134,7 +135,7 @@ def _table(model: nn.Module, name: str, dim: int, units: Sequence[Sequence[int]]
 
 
 def _has_channels(model: nn.Module, component: Component) -> bool:
-    return any(isinstance(model.get_submodule(path), nn.Conv2d) for path in (*component.rows, *component.readers))
+    return any(isinstance(model.get_submodule(path), Convolution) for path in (*component.rows, *component.readers))
 
 
 def _numbered(groups: Sequence[UnitGroup]) -> tuple[UnitGroup, ...]:
@@ -172,7 +173,7 @@ def _nearest_element(model: nn.Module, paths: Iterable[str]) -> str | None:
     for end in range(len(common), 0, -1):
         parent = model.get_submodule(".".join(common[: end - 1]))
         module = model.get_submodule(".".join(common[:end]))
-        layer = isinstance(module, nn.Linear | nn.Conv2d)
+        layer = isinstance(module, nn.Linear | Convolution)
         if isinstance(parent, nn.ModuleList | nn.Sequential | nn.ModuleDict) and not layer and _is_called(module):
             return ".".join(common[:end])
     return None

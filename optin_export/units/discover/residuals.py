@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from optin_export.units.capture import capture
+from optin_export.units.hooks import Convolution
 from optin_export.units.outputs import tensors_in
 
 #: Relative difference up to which two tensors are the same.
@@ -108,14 +109,14 @@ class Streams:
         return found
 
     def is_channels_first(self, block: str) -> bool:
-        """Whether the block's output of four dimensions is [batch, features, height, width]."""
+        """Whether the block's output is [batch, features, positions, ...]."""
         if block not in self.results:
             return False
         shape = self.results[block][1].shape
         features = {self.outputs[layer][1].shape[1 if _is_conv(self.model, layer) else -1]
                     for layer, one in self.block_of.items() if one == block and layer in self.outputs}  # fmt: skip
         layers = [layer for layer, one in self.block_of.items() if one == block]
-        if len(shape) != 4:
+        if len(shape) not in (3, 4):
             return False
         if shape[1] in features and shape[-1] not in features:
             return True
@@ -159,4 +160,4 @@ def _equal(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor) -> bool:
 
 
 def _is_conv(model: nn.Module, path: str) -> bool:
-    return isinstance(model.get_submodule(path), nn.Conv2d)
+    return isinstance(model.get_submodule(path), Convolution)
