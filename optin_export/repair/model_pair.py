@@ -108,10 +108,10 @@ class ConsumerRows:
         y = W a + b + (h - h') / scale,   the stream afterwards is then the unpruned model's
 
     A layer scale or batch norm that follows the layer is inverted with its factor, `scale` [outputs]; outputs with a
-    zero factor cannot be corrected. h includes the outputs o of parallel sub-layers that ran before: the sum of all is
-    h + o1 + o2, so the last of them corrects what remains of the others' errors. removed: the sub-layer at this path is now a constant without inputs. relu: the
-    ReLU that follows a layer without a residual stream; shift: [features] of the batch norm, if
-    relu(stream + norm(layer)) follows.
+    zero factor cannot be corrected. Parallel sub-layers are added to the same stream, h + o1 + o2: for the second, h
+    includes o1, so it also corrects what is left of the error of the first. removed: the sub-layer at this path is now
+    a constant without inputs. relu: the ReLU that follows a layer without a residual stream; shift: [features] of the
+    batch norm, if relu(stream + norm(layer)) follows.
     """
 
     pair: ModelPair

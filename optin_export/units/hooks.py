@@ -36,7 +36,9 @@ def get_scale(model: nn.Module, path: str) -> nn.Module | torch.Tensor:
 def get_layer(model: nn.Module, path: str) -> nn.Linear | nn.Conv1d | nn.Conv2d:
     """A producer or consumer: its weight is [out features, in features, ...]."""
     module = model.get_submodule(path)
-    assert isinstance(module, nn.Linear | Convolution), f"{path} is declared as a layer but is a {type(module).__name__}"
+    assert isinstance(module, nn.Linear | Convolution), (
+        f"{path} is declared as a layer but is a {type(module).__name__}"
+    )
     return module
 
 

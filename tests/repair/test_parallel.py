@@ -1,4 +1,4 @@
-"""Parallel sub-layers (h + attention + mlp): the later one corrects the stream and what is left of the other's error."""
+"""Parallel sub-layers (h + attention + mlp): the later one corrects the stream and the error that the other left."""
 
 from __future__ import annotations
 

@@ -132,7 +132,11 @@ def test_a_mask_per_sample_reaches_every_position() -> None:
 
 def test_attention_of_convolutions_loses_heads() -> None:
     describe = from_transformers(
-        "SqueezeBertForSequenceClassification", vocab_size=64, max_position_embeddings=40, embedding_size=32, **dict.fromkeys(ONE_GROUP, 1)
+        "SqueezeBertForSequenceClassification",
+        vocab_size=64,
+        max_position_embeddings=40,
+        embedding_size=32,
+        **dict.fromkeys(ONE_GROUP, 1),
     )
     model = build({**describe(), "task": "text-classification", "pooling": None, "normalize": False})
     enlarge(model, 0)

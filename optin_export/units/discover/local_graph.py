@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from optin_export.units.capture import capture, reset_caches
 from optin_export.units.outputs import map_tensors, tensors_in
@@ -44,6 +46,17 @@ def feature_dim(module: nn.Module, tensor: torch.Tensor) -> int:
     if isinstance(module, _NORMS):
         return 1 if tensor.dim() > 1 else 0
     return tensor.dim() - 1
+
+
+class _EverywhereActive(TorchFunctionMode):
+    """ReLUs pass a little of what they would set to zero, so that no unit is silent in the few rows of the pass."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.relu, torch.relu, torch.Tensor.relu):
+            return F.leaky_relu(args[0], 0.1)
+        if func in (torch.relu_, torch.Tensor.relu_):
+            return F.leaky_relu_(args[0], 0.1)
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass
@@ -112,6 +125,7 @@ def local_graph(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Iterato
             one.requires_grad_(one.is_floating_point())
         with (
             torch.enable_grad(),
+            _EverywhereActive(),
             capture(
                 model, dict.fromkeys(readers, before), {**dict.fromkeys(cut, leaf), **dict.fromkeys(watched, node)}
             ),
