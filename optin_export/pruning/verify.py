@@ -247,8 +247,11 @@ def _combined(
     for heads in ((), (1,), *((1, size) for size in many)):
         of_own = [one for size in heads for one in own.get(size, [])]
         of_shared = [one for size in heads for one in shared.get(size, [])]
-        for further in ([], wide, of_shared, [*wide, *of_shared], [*wide, *of_shared, *fields_wide]):
-            yield tuple(sorted({*of_own, *further}))
+        # Others, such as a window's size, may be as large as the number of heads by chance.
+        named = [one for one in of_own if "head" in one[0].rpartition(".")[2]]
+        for numbers in (of_own, named):
+            for further in ([], wide, of_shared, [*wide, *of_shared], [*wide, *of_shared, *fields_wide]):
+                yield tuple(sorted({*numbers, *further}))
 
 
 def _integers(model: nn.Module, block: str, group: UnitGroup) -> Iterator[tuple[str, int]]:

@@ -48,7 +48,8 @@ def input_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor],
             padded = padded.unfold(dim, (size - 1) * apart + 1, step)[..., ::apart]
         shape = padded.shape[2 : tensor.dim()]
         drawn = _positions(math.prod(shape), batch)
-        patches = padded[:, :, *torch.unravel_index(drawn, shape)].transpose(1, 2).flatten(2)
+        at: Any = (slice(None), slice(None), *torch.unravel_index(drawn, shape))
+        patches = padded[at].transpose(1, 2).flatten(2)
         return rows_of(patches, _valid_positions(inputs, (len(padded), math.prod(shape)), drawn)).cpu()
     return rows_of(tensor, valid_rows(inputs, tensor)).cpu()
 
