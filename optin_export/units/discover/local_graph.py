@@ -52,11 +52,12 @@ class _EverywhereActive(TorchFunctionMode):
     """ReLUs pass a little of what they would set to zero, so that no unit is silent in the few rows of the pass."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
         if func in (F.relu, torch.relu, torch.Tensor.relu):
-            return F.leaky_relu(args[0], 0.1)
+            return F.leaky_relu(**dict(zip(("input", "inplace"), args, strict=False)), **named, negative_slope=0.1)
         if func in (torch.relu_, torch.Tensor.relu_):
             return F.leaky_relu_(args[0], 0.1)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **named)
 
 
 @dataclass
