@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -33,6 +34,7 @@ from optin_export.units.declare import Family, Producer, Refusal, Structure, Tab
 from optin_export.units.discover import NAME as FOUND
 from optin_export.units.discovery import Discovery, found_structure, nothing_left
 from optin_export.units.execution_order import Walk
+from optin_export.units.family_file import load_family
 from optin_export.units.hooks import (
     get_layer,
     get_module,
@@ -81,8 +83,11 @@ __all__ = [
     "get_module",
     "get_scale",
     "input_rows",
+    "is_declared_here",
+    "is_known",
     "layer_inputs",
     "layer_outputs",
+    "load_own_family",
     "map_tensors",
     "masked",
     "measure_costs",
@@ -122,8 +127,27 @@ def register(family: Family) -> None:
 
 def supported() -> tuple[Family, ...]:
     """Every family: those that were registered, then one of each public module of this folder (`FAMILY`)."""
+    return *_registered.values(), *_shipped()
+
+
+def _shipped() -> tuple[Family, ...]:
     names = sorted(module.name for module in pkgutil.iter_modules(family_files.__path__))
-    return *_registered.values(), *(importlib.import_module(f"{family_files.__name__}.{name}").FAMILY for name in names)
+    return tuple(importlib.import_module(f"{family_files.__name__}.{name}").FAMILY for name in names)
+
+
+def load_own_family(file: str | Path | None) -> tuple[Family, ...]:
+    """The family in the user's file, if there is one; the file is executed. Raises InputError if it has none."""
+    return () if file is None else (load_family(file, {CHAINS, FOUND, *(one.name for one in _shipped())}),)
+
+
+def is_declared_here(family: str) -> bool:
+    """Whether this package alone can find the units of such a structure again (see `Structure.family`)."""
+    return set(family.split(" + ")) <= {CHAINS, *(one.name for one in _shipped())}
+
+
+def is_known(model: nn.Module, own: Sequence[Family] = ()) -> bool:
+    """Whether a family supports a part of the model; the units of other models are found by measurement."""
+    return any(family.is_block(module) for module in model.modules() for family in (*own, *supported()))
 
 
 def find_structure(
@@ -132,6 +156,7 @@ def find_structure(
     units: Iterable[str] | None = None,
     inputs: Mapping[str, torch.Tensor] | None = None,
     families: Iterable[str] | None = None,
+    own: Sequence[Family] = (),
 ) -> Structure:
     """The structure of a task module: the blocks of every family in it, and their removable units.
 
@@ -143,13 +168,14 @@ def find_structure(
             modules run several times or not at all (they are not pruned), which outputs are read again later, and the
             channels of plain convolutions outside all blocks. Without them the order of the modules is used.
         families: names of the families to look for (as `Structure.family` joins them); None: all.
+        own: families of the user, which take precedence.
 
     Raises InputError if no family supports the module, if it has no units (or no residual streams, with `coupled`), or
     if units of these kinds exist but cannot be removed. With several families, the part that one of them refuses is not
     pruned, with the reason in `Structure.refused`, and the others continue.
     """
     names = None if families is None else set(families)
-    known = [family for family in supported() if names is None or family.name in names]
+    known = [family for family in (*own, *supported()) if names is None or family.name in names]
     seen = None if inputs is None else observe_pass(model, inputs)
     discovery = Discovery(model, known, seen, inputs, chains=names is None or CHAINS in names)
     structure = discovery.structure(coupled, None if units is None else set(units))
