@@ -18,7 +18,7 @@ from optin_export.recipe import Recipe
 from optin_export.stages.checks import CHECKS, Check
 from optin_export.stages.context import RunContext, Surroundings
 from optin_export.stages.structures import Measured, NotMeasured, units_of
-from optin_export.units import find_structure, is_known, load_own_family
+from optin_export.units import find_structure, load_own_family
 from optin_export.workdir.files import sha256_json
 
 Result = TypeVar("Result")
@@ -156,11 +156,14 @@ class _Checking:
             yield from (Finding(name, "not checked", text) for text in self.known.lookup.not_checked)
 
     def _units_without_data(self, model: nn.Module) -> Finding:
-        """Raises InputError as the run would, as far as the architecture alone shows it."""
+        """Raises InputError for streams (`prune.coupled`) that no family declares: they are not measured."""
         own, prune = load_own_family(self.recipe.model.family), self.recipe.prune
-        if not prune.coupled and not is_known(model, own):
+        try:
+            find_structure(model, prune.coupled, prune.units, own=own)
+        except InputError:
+            if prune.coupled:
+                raise
             return Finding("units", "not checked", "units are found by measurement when the run starts")
-        find_structure(model, prune.coupled, prune.units, own=own)
         return Finding("units", "ok", "the model's architecture is known, and has units")
 
     def _without_downloads(self, error: OptinError) -> Iterator[Finding]:

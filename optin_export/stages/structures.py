@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from optin_export import pruning
 from optin_export.data import Sources
 from optin_export.errors import InputError
 from optin_export.models import TaskModel, build, untraced
-from optin_export.units import Structure, find_structure, is_known, load_own_family
+from optin_export.units import Family, Structure, find_structure, is_covered, load_own_family
 from optin_export.workdir.files import sha256_json
 
 #: Maximum bytes of the random weights that a check creates.
@@ -33,20 +33,29 @@ def units_of(sources: Sources, coupled: bool, kinds: Collection[str], measured: 
     """
     own = load_own_family(sources.recipe.model.family)
     model, inputs = sources.model, sources.fixed(2)
-    if sources.loaded.looked_up and not coupled and not is_known(model, own):
-        return _of_random_weights(sources, tuple(kinds), {} if measured is None else measured)
-    return pruning.verified(model, find_structure(model, coupled, kinds, inputs, own=own), inputs)
+    if not sources.loaded.looked_up:
+        return pruning.verified(model, find_structure(model, coupled, kinds, inputs, own=own), inputs)
+    try:
+        declared = find_structure(model, coupled, kinds, inputs, own=own, measure=False)
+        if coupled or is_covered(model, declared, inputs):
+            return declared
+    except InputError:
+        if coupled:
+            raise
+    return _of_random_weights(sources, tuple(kinds), own, {} if measured is None else measured)
 
 
-def _of_random_weights(sources: Sources, kinds: tuple[str, ...], measured: Measured) -> Structure:
-    inputs = sources.fixed(2)
+def _of_random_weights(
+    sources: Sources, kinds: tuple[str, ...], own: Sequence[Family], measured: Measured
+) -> Structure:
+    inputs, recipe = sources.fixed(2), sources.recipe
     shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-    key = sha256_json([sources.loaded.architecture, sources.recipe.seed, kinds, shapes])
+    key = sha256_json([sources.loaded.architecture, recipe.model.family, recipe.seed, kinds, shapes])
     if key not in measured:
         with untraced():
             model = _built(sources)
             try:
-                measured[key] = pruning.verified(model, find_structure(model, False, kinds, inputs), inputs)
+                measured[key] = pruning.verified(model, find_structure(model, False, kinds, inputs, own=own), inputs)
             except InputError as error:
                 measured[key] = error
     result = measured[key]

@@ -84,7 +84,7 @@ __all__ = [
     "get_scale",
     "input_rows",
     "is_declared_here",
-    "is_known",
+    "is_covered",
     "layer_inputs",
     "layer_outputs",
     "load_own_family",
@@ -112,6 +112,8 @@ __all__ = [
 ]
 
 
+#: Units are also searched by measurement if those of families hold a smaller share of the MACs.
+COVERED = 0.5
 #: Families from the user's files, by name.
 _registered: dict[str, Family] = {}
 
@@ -145,11 +147,6 @@ def is_declared_here(family: str) -> bool:
     return set(family.split(" + ")) <= {CHAINS, *(one.name for one in _shipped())}
 
 
-def is_known(model: nn.Module, own: Sequence[Family] = ()) -> bool:
-    """Whether a family supports a part of the model; the units of other models are found by measurement."""
-    return any(family.is_block(module) for module in model.modules() for family in (*own, *supported()))
-
-
 def find_structure(
     model: nn.Module,
     coupled: bool = False,
@@ -157,6 +154,7 @@ def find_structure(
     inputs: Mapping[str, torch.Tensor] | None = None,
     families: Iterable[str] | None = None,
     own: Sequence[Family] = (),
+    measure: bool = True,
 ) -> Structure:
     """The structure of a task module: the blocks of every family in it, and their removable units.
 
@@ -169,6 +167,8 @@ def find_structure(
             channels of plain convolutions outside all blocks. Without them the order of the modules is used.
         families: names of the families to look for (as `Structure.family` joins them); None: all.
         own: families of the user, which take precedence.
+        measure: find units by measurement where families know nothing, or less than half of the model; this takes
+            `inputs`, and is not done for streams or for named `families`.
 
     Raises InputError if no family supports the module, if it has no units (or no residual streams, with `coupled`), or
     if units of these kinds exist but cannot be removed. With several families, the part that one of them refuses is not
@@ -177,13 +177,41 @@ def find_structure(
     names = None if families is None else set(families)
     known = [family for family in (*own, *supported()) if names is None or family.name in names]
     seen = None if inputs is None else observe_pass(model, inputs)
+    wanted = None if units is None else set(units)
     discovery = Discovery(model, known, seen, inputs, chains=names is None or CHAINS in names)
-    structure = discovery.structure(coupled, None if units is None else set(units))
-    if structure is None and inputs is not None and not coupled and (names is None or FOUND in names):
-        structure = found_structure(model, inputs, seen, None if units is None else set(units))
+    if inputs is None or coupled or names is not None or not measure:
+        structure = discovery.structure(coupled, wanted)
+    else:
+        structure = _completed(discovery, wanted)
     if structure is None:
         raise _unsupported(model, known)
     return structure
+
+
+def is_covered(model: nn.Module, structure: Structure, inputs: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the units contain enough of the model's MACs, so that no further ones are found by measurement."""
+    costs = measure_costs(model, structure, {name: tensor[:1] for name, tensor in inputs.items()})
+    return 1 - costs.of("macs", dict.fromkeys(costs.units, 0)) / max(costs.macs, 1) >= COVERED
+
+
+def _completed(discovery: Discovery, wanted: set[str] | None) -> Structure:
+    """The families' structure; where they know nothing, or less than half of the model, with units that are found by
+    measurement."""
+    model, inputs = discovery.model, discovery.inputs
+    assert inputs is not None
+    try:
+        structure = discovery.structure(False, wanted)
+    except InputError as error:
+        try:
+            return found_structure(model, inputs, discovery.seen, wanted)
+        except InputError:
+            raise error from None
+    if structure is None:
+        return found_structure(model, inputs, discovery.seen, wanted)
+    if is_covered(model, structure, inputs):
+        return structure
+    further = Discovery(model, discovery.families, discovery.seen, inputs, discovery.chains, further=True)
+    return further.structure(False, wanted) or structure
 
 
 def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
