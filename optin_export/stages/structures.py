@@ -16,7 +16,7 @@ from optin_export.units import Family, Structure, find_structure, is_covered, lo
 from optin_export.workdir.files import sha256_json
 
 #: Maximum bytes of the random weights that a check creates.
-MOST_BYTES = 2 << 30
+MOST_BYTES = 1 << 29
 #: Results for looked-up models, by what they depend on.
 Measured = dict[str, Structure | InputError]
 
@@ -92,5 +92,6 @@ def _built(sources: Sources) -> TaskModel:
 def _vary(model: nn.Module) -> None:
     """Add noise to constant parameters (zeros or ones of norms and layer scales): they would hide dependencies."""
     for parameter in model.parameters():
-        if parameter.is_floating_point() and parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
-            parameter += 0.1 * torch.randn_like(parameter)
+        values = parameter.flatten()
+        if parameter.is_floating_point() and len(values) > 1 and bool((values == values[0]).all()):
+            parameter.add_(0.1 * torch.randn_like(parameter))

@@ -32,6 +32,7 @@ from optin_export.units.chains import NAME as CHAINS
 from optin_export.units.costs import CostKind, Costs, Term, count_macs, count_params, measure_costs
 from optin_export.units.declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup, UnitKind
 from optin_export.units.discover import NAME as FOUND
+from optin_export.units.discover import discover_groups
 from optin_export.units.discovery import Discovery, found_structure, nothing_left
 from optin_export.units.execution_order import Walk
 from optin_export.units.family_file import load_family
@@ -77,14 +78,15 @@ __all__ = [
     "columns_per_unit",
     "count_macs",
     "count_params",
+    "discover_groups",
     "find_structure",
     "find_tokens",
     "get_layer",
     "get_module",
     "get_scale",
     "input_rows",
-    "is_declared_here",
     "is_covered",
+    "is_declared_here",
     "layer_inputs",
     "layer_outputs",
     "load_own_family",
@@ -184,7 +186,7 @@ def find_structure(
     else:
         structure = _completed(discovery, wanted)
     if structure is None:
-        raise _unsupported(model, known)
+        raise _without_streams(model) if coupled else _unsupported(model, known)
     return structure
 
 
@@ -212,6 +214,14 @@ def _completed(discovery: Discovery, wanted: set[str] | None) -> Structure:
         return structure
     further = Discovery(model, discovery.families, discovery.seen, inputs, discovery.chains, further=True)
     return further.structure(False, wanted) or structure
+
+
+def _without_streams(model: nn.Module) -> InputError:
+    return InputError(
+        "the model has no residual stream with removable channels",
+        f"families declare them, and no family knows the blocks of a {type(getattr(model, 'model', model)).__name__}",
+        "set prune.coupled: false; heads, neurons and channels are then found by measurement",
+    )
 
 
 def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
