@@ -18,8 +18,8 @@ from optin_export.errors import InputError
 PROGRAM = "optin-export"
 #: The shell sets this variable when it asks for completions.
 COMPLETION_VARIABLE = "_OPTIN_EXPORT_COMPLETE"
-#: In the order of `optin-export --help`; each is a function in the module of that name (with _ for -). A recipe file that has one of
-#: these names must be written as ./name.
+#: In the order of `optin-export --help`; each is a function in the module of that name (with _ for -). A recipe file
+#: that has one of these names must be written as ./name.
 COMMANDS = (
     "init",
     "doctor",

@@ -31,9 +31,10 @@ class Block(nn.Module):
 class Own(nn.Module):
     def __init__(self):
         super().__init__()
+        self.pretrained_cfg = {"input_size": (1, 32, 32)}
         self.stem, self.blocks, self.head = nn.Linear(64, 16), nn.ModuleList([Block(), Block()]), nn.Linear(16, 5)
     def forward(self, pixel_values):
-        hidden = self.stem(pixel_values.flatten(1)[:, :64])
+        hidden = self.stem(pixel_values[:, 0].flatten(1)[:, :64])
         for block in self.blocks:
             hidden = block(hidden)
         return self.head(hidden)
