@@ -72,6 +72,11 @@ def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structur
     return structure
 
 
+def inexact(model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], inputs: Inputs) -> str | None:
+    """Why the rebuilt model without half of these units is not the masked one; None if it is."""
+    return _wrong(model, structure, groups, list(_variants(model, inputs)))
+
+
 def _types(model: nn.Module, structure: Structure, groups: Sequence[UnitGroup]) -> Iterator[list[UnitGroup]]:
     """Groups that are alike: one of them stands for all."""
 
@@ -140,7 +145,7 @@ def _wrong(
     model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], variants: Sequence[Inputs]
 ) -> str | None:
     """Why the model without half of these units is not the masked one; None if it is."""
-    halves = {group.key: _half(group) for group in groups}
+    halves = {group.key: random_half(group) for group in groups}
     fewest = {group.key: GroupPlan(count=group.count, kept=(group.count - 1,)) for group in groups}
     for plans in (halves, fewest):
         why = _difference(model, structure, groups, plans, variants)
@@ -187,7 +192,7 @@ def _difference(
     return None
 
 
-def _half(group: UnitGroup) -> GroupPlan:
+def random_half(group: UnitGroup) -> GroupPlan:
     """A random half of the units."""
     generator = torch.Generator().manual_seed(group.count)
     order = torch.randperm(group.count, generator=generator)[: max(1, group.count // 2)]
@@ -285,7 +290,7 @@ def _around(block: str, group: UnitGroup) -> list[str]:
 def _outside(model: TaskModel, structure: Structure, group: UnitGroup, inputs: Inputs) -> int | None:
     """MACs per unit outside the group's layers, if they are not those of attention."""
     one = {name: tensor[:1] for name, tensor in inputs.items()}
-    plan = _half(group)
+    plan = random_half(group)
     part = dataclasses.replace(structure, groups=(group,))
     dense, _ = rebuild(model, part, {group.key: plan}, one)
     measured = count_macs(dense, one)

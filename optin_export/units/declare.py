@@ -234,13 +234,18 @@ class Structure:
         family = self.families[group.block]
         return _is_convolutional([one for one in self.groups if self.families[one.block] == family])
 
+    def _has_none(self) -> str:
+        if not any(group.found for group in self.groups):
+            return f"family {self.family} has none of them"
+        return f"by measurement it has {' and '.join(sorted({group.kind for group in self.groups}))} only"
+
     def only(self, kinds: Iterable[str]) -> Structure:
         """The same structure with only these kinds of units removable; InputError if it has none of them."""
         groups = tuple(group for group in self.groups if group.kind in set(kinds))
         if not groups:
             raise InputError(
                 f"the model has no {' or '.join(kinds)}",
-                f"family {self.family} has none of them",
+                self._has_none(),
                 "give other kinds in prune.units",
             )
         return replace(self, groups=groups)

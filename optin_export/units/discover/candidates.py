@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from optin_export.units.discover.local_graph import OUTPUT, LocalGraph
@@ -59,6 +59,15 @@ def candidates(graph: LocalGraph) -> tuple[dict[str, Candidate], dict[str, set[s
         elif first is not None:
             leaks.append(first)
     return found, feeds, leaks
+
+
+def inner(leaks: Sequence[Leak], feeds: Mapping[str, set[str]]) -> tuple[Leak, ...]:
+    """The leaks of layers that alone read what feeds them; many layers read a residual stream, which has no units."""
+    readers: dict[str, set[str]] = {}
+    for reader, sources in feeds.items():
+        for source in sources:
+            readers.setdefault(source, set()).add(reader)
+    return tuple(one for one in leaks if all(readers[source] == {one.path} for source in feeds[one.path]))
 
 
 def _merged(calls: list[Candidate]) -> Candidate | None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.units.declare import Producer, Refusal, Table, UnitGroup, UnitKind
-from optin_export.units.discover.candidates import candidates
+from optin_export.units.discover.candidates import Leak, candidates, inner
 from optin_export.units.discover.components import Component, Obstacle, components
 from optin_export.units.discover.local_graph import local_graph, mixes
 from optin_export.units.discover.residuals import Streams, observe_streams
@@ -26,12 +26,14 @@ NAME = "discovered"
 class Discovered:
     """blocks: path -> its groups, whose `block` is 0; in running order. channels_first: blocks with channels first.
 
-    refusals: units that are kept apart by some layers, but cannot be removed.
+    refusals: units that are kept apart by some layers, but cannot be removed. mixed: layers whose input would be units
+    if nothing mixed them.
     """
 
     blocks: dict[str, tuple[UnitGroup, ...]]
     channels_first: frozenset[str]
     refusals: tuple[Refusal, ...]
+    mixed: tuple[Leak, ...] = ()
 
 
 def discover_groups(model: nn.Module, inputs: Mapping[str, torch.Tensor], taken: Collection[str] = ()) -> Discovered:
@@ -43,7 +45,8 @@ def discover_groups(model: nn.Module, inputs: Mapping[str, torch.Tensor], taken:
     few = {name: tensor[:1] for name, tensor in inputs.items()}
     try:
         with local_graph(model, few) as graph:
-            found, feeds, _ = candidates(graph)
+            found, feeds, leaks = candidates(graph)
+            mixed = inner(leaks, feeds)
             made, obstacles = components(graph, found, feeds)
             made = [one for one in made if not _is_inside((*one.rows, *one.readers), taken)]
             blocks = _blocks(model, made)
@@ -63,6 +66,7 @@ def discover_groups(model: nn.Module, inputs: Mapping[str, torch.Tensor], taken:
         {block: _numbered(groups[block]) for block in ordered},
         frozenset(block for block in ordered if streams.is_channels_first(block)),
         tuple(_refusals(obstacles, taken)),
+        mixed,
     )
 
 

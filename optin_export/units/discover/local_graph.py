@@ -83,7 +83,8 @@ class LocalGraph:
 def local_graph(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Iterator[LocalGraph]:
     """Run the model once; its weights keep their values and are marked as they were at the end.
 
-    Leaves hold the layers' outputs with noise of the same size added, so that no ReLU is inactive everywhere.
+    Leaves hold the layers' outputs with noise of the same size added, so that no ReLU is inactive everywhere; with only
+    one position, their absolute values.
     """
     graph, generator = LocalGraph(model), torch.Generator().manual_seed(0)
     modules = dict(model.named_modules())
@@ -106,7 +107,10 @@ def local_graph(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Iterato
             own = tensor.detach()
             scale = own.abs().mean().clamp(min=1e-3).cpu()
             noise = torch.randn(own.shape, generator=generator) * scale
-            own = (own + noise.to(own)).requires_grad_()
+            own = own + noise.to(own)
+            if own.numel() == own.shape[feature_dim(modules[path], own)]:
+                own = own.abs()  # at the only position of a layer an inactive ReLU would hide its feature
+            own = own.requires_grad_()
             graph.makes.setdefault(path, []).append(own)
             return own.clone()
 
