@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from optin_export.errors import InputError
+from optin_export.pruning.input_width import INPUT_WIDTH
 from optin_export.units import Producer, Structure, Table, UnitGroup, UnitKind
 
 Number = Annotated[int, Field(ge=0, le=1 << 31)]
@@ -70,7 +71,7 @@ class SavedUnits(_Saved):
         groups = tuple(_loaded(one) for one in self.groups)
         for group in groups:
             for attribute, per_unit in group.sizes:
-                if _value(model, attribute) != per_unit * group.count:
+                if not attribute.endswith(f".{INPUT_WIDTH}") and _value(model, attribute) != per_unit * group.count:
                     raise InputError(
                         "the saved units are not of this model",
                         f"'{attribute}' is not {per_unit * group.count}",
@@ -134,6 +135,8 @@ def _indices(runs: Runs | None, count: int) -> tuple[tuple[int, ...], ...] | Non
 def _value(model: nn.Module, attribute: str) -> object:
     target: object = model
     for part in attribute.split("."):
+        if isinstance(target, tuple):
+            return target[int(part)] if part.isdigit() and int(part) < len(target) else None
         modules = target._modules if isinstance(target, nn.Module) else {}
         target = modules[part] if part in modules else vars(target).get(part)
         if target is None:

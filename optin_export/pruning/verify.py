@@ -15,6 +15,7 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
+from optin_export.pruning.input_width import INPUT_WIDTH
 from optin_export.pruning.rebuild import rebuild
 from optin_export.search import GroupPlan
 from optin_export.units import (
@@ -163,7 +164,9 @@ def _difference(
             return f"without half of the units that {where} reads the output has another shape"
         difference = float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
         if not difference <= TOLERANCE:
-            return f"the model without half of the units that {where} reads differs from the masked one by {difference:.1e}"
+            return (
+                f"without half of the units that {where} reads the model differs from the masked one: {difference:.1e}"
+            )
     return None
 
 
@@ -201,41 +204,62 @@ def _possible_sizes(model: nn.Module, block: str, group: UnitGroup) -> Iterator[
     for path, value in _integers(model, block, group):
         if value % group.count == 0 and value:
             per_unit = value // group.count
-            kind = own if path.rpartition(".")[0] in modules else shared
+            owner = path.rpartition(".")[0]
+            in_tuple = path[-1].isdigit() and owner.rpartition(".")[0] in modules
+            kind = own if owner in modules or in_tuple else shared
             kind.setdefault(per_unit, []).append((path, per_unit))
     many = [size for size in range(2, MOST_SHARED + 1) if group.width % size == 0 and (size in own or size in shared)]
     wide = [one for size in sorted(widths) for one in own.get(size, [])]
     fields_wide = [one for size in sorted(widths) for one in shared.get(size, [])]
     tried: set[Sizes] = set()
+    own_width = [((f"{path}.{INPUT_WIDTH}", group.width),) for path in _around(block, group)] if group.width > 1 else []
+    for width in ((), *own_width):
+        for sizes in _combined(own, shared, many, wide, fields_wide):
+            if (*sizes, *width) not in tried:
+                tried.add((*sizes, *width))
+                yield (*sizes, *width)
+
+
+def _combined(
+    own: Mapping[int, list[tuple[str, int]]],
+    shared: Mapping[int, list[tuple[str, int]]],
+    many: Sequence[int],
+    wide: Sequence[tuple[str, int]],
+    fields_wide: Sequence[tuple[str, int]],
+) -> Iterator[Sizes]:
     for heads in ((), (1,), *((1, size) for size in many)):
         of_own = [one for size in heads for one in own.get(size, [])]
         of_shared = [one for size in heads for one in shared.get(size, [])]
         for further in ([], wide, of_shared, [*wide, *of_shared], [*wide, *of_shared, *fields_wide]):
-            sizes = tuple(sorted({*of_own, *further}))
-            if sizes not in tried:
-                tried.add(sizes)
-                yield sizes
+            yield tuple(sorted({*of_own, *further}))
 
 
 def _integers(model: nn.Module, block: str, group: UnitGroup) -> Iterator[tuple[str, int]]:
     """Integer attributes of the modules around the group's layers, and of the configurations that these hold."""
-    layers = {*(one.path for one in group.producers), *group.reads}
+    for path in _around(block, group):
+        module = model.get_submodule(path)
+        for name, value in vars(module).items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                yield f"{path}.{name}" if path else name, value
+            elif isinstance(value, tuple) and all(type(one) is int for one in value):
+                yield from ((f"{path}.{name}.{number}", one) for number, one in enumerate(value))
+            elif name == "config" or type(value).__name__.endswith("Config"):
+                for field, number in vars(value).items():
+                    if isinstance(number, int) and not isinstance(number, bool):
+                        yield f"{path}.{name}.{field}", number
+
+
+def _around(block: str, group: UnitGroup) -> list[str]:
+    """The modules of the block around the group's layers, the innermost first."""
     around: dict[str, None] = {}
-    for layer in layers:
+    tables = (one.path for one in group.tables)
+    for layer in (group.consumer, *(one.path for one in group.producers), *group.readers, *tables):
         parts = layer.split(".")
         for end in range(len(parts) - 1, -1, -1):
             path = ".".join(parts[:end])
             if path == block or path.startswith(f"{block}."):
                 around[path] = None
-    for path in around:
-        module = model.get_submodule(path)
-        for name, value in vars(module).items():
-            if isinstance(value, int) and not isinstance(value, bool):
-                yield f"{path}.{name}" if path else name, value
-            elif name == "config" or type(value).__name__.endswith("Config"):
-                for field, number in vars(value).items():
-                    if isinstance(number, int) and not isinstance(number, bool):
-                        yield f"{path}.{name}.{field}", number
+    return sorted(around, key=lambda path: -path.count("."))
 
 
 def _outside(model: TaskModel, structure: Structure, group: UnitGroup, inputs: Inputs) -> int | None:

@@ -63,6 +63,12 @@ def apply_plan(
     """
     dense, smaller = rebuild(model, structure, plan.groups, inputs)
     difference = masked_difference(model, dense, structure, plan, inputs)
+    if difference > MASKED_TOLERANCE and any(group.found for group in structure.groups):
+        raise InputError(
+            "the model cannot be pruned by this plan",
+            f"the rebuilt model differs from the masked one by {difference:.2e}, so its units were not found rightly",
+            "name one kind in prune.units, or declare a family for this architecture (docs/families.md)",
+        )
     if difference > MASKED_TOLERANCE:
         raise RuntimeError(f"the rebuilt model differs from the masked one by {difference:.2e}")
     tokens = find_tokens(model) if any(plan.merged) else None

@@ -30,7 +30,6 @@ from optin_export.units.capture import (
 from optin_export.units.chains import NAME as CHAINS
 from optin_export.units.costs import CostKind, Costs, Term, count_macs, count_params, measure_costs
 from optin_export.units.declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup, UnitKind
-from optin_export.units.discover import NAME as FOUND
 from optin_export.units.discovery import Discovery, found_structure, nothing_left
 from optin_export.units.execution_order import Walk
 from optin_export.units.hooks import (
@@ -107,6 +106,8 @@ __all__ = [
 ]
 
 
+#: Units are also searched by measurement if those of families hold a smaller share of the MACs.
+COVERED = 0.5
 #: Families from the user's files, by name.
 _registered: dict[str, Family] = {}
 
@@ -151,13 +152,37 @@ def find_structure(
     names = None if families is None else set(families)
     known = [family for family in supported() if names is None or family.name in names]
     seen = None if inputs is None else observe_pass(model, inputs)
+    wanted = None if units is None else set(units)
     discovery = Discovery(model, known, seen, inputs, chains=names is None or CHAINS in names)
-    structure = discovery.structure(coupled, None if units is None else set(units))
-    if structure is None and inputs is not None and not coupled and (names is None or FOUND in names):
-        structure = found_structure(model, inputs, seen, None if units is None else set(units))
+    if inputs is None or coupled or names is not None:
+        structure = discovery.structure(coupled, wanted)
+    else:
+        structure = _completed(discovery, wanted)
     if structure is None:
         raise _unsupported(model, known)
     return structure
+
+
+def _completed(discovery: Discovery, wanted: set[str] | None) -> Structure:
+    """The families' structure; where they know nothing, or less than half of the model, with units that are found by
+    measurement."""
+    model, inputs = discovery.model, discovery.inputs
+    assert inputs is not None
+    try:
+        structure = discovery.structure(False, wanted)
+    except InputError as error:
+        try:
+            return found_structure(model, inputs, discovery.seen, wanted)
+        except InputError:
+            raise error from None
+    if structure is None:
+        return found_structure(model, inputs, discovery.seen, wanted)
+    one = {name: tensor[:1] for name, tensor in inputs.items()}
+    costs = measure_costs(model, structure, one)
+    if 1 - costs.of("macs", dict.fromkeys(costs.units, 0)) / max(costs.macs, 1) >= COVERED:
+        return structure
+    further = Discovery(model, discovery.families, discovery.seen, inputs, discovery.chains, further=True)
+    return further.structure(False, wanted) or structure
 
 
 def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:

@@ -37,7 +37,8 @@ class _Piece:
 class Discovery:
     """The blocks of `families` in a model, and their removable units.
 
-    seen: an observed pass of the model; None: order and calls are assumed from the order of the modules.
+    seen: an observed pass of the model; None: order and calls are assumed from the order of the modules. further: also
+    find units by measurement outside the families' blocks.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Discovery:
         seen: Pass | None,
         inputs: Mapping[str, torch.Tensor] | None,
         chains: bool,
+        further: bool = False,
     ) -> None:
         self.model, self.families, self.seen, self.inputs, self.chains = model, families, seen, inputs, chains
+        self.further = further
         self.uses = Uses(model, seen)
         self.found: list[tuple[str, nn.Module, Family]] = []
         self.pieces: list[_Piece] = []
@@ -70,6 +73,8 @@ class Discovery:
             self._refuse_kinds(family)
         if not coupled and self.chains and self.seen is not None and self.pieces:
             self._add_chains()
+        if self.further and not coupled and self.inputs is not None:
+            self._add_found()
         self._order()
         groups = [replace(one, block=piece.start + one.block) for piece in self.pieces for one in piece.groups]
         if coupled:
@@ -164,6 +169,18 @@ class Discovery:
         for group in isolated(self.model, self.inputs, groups):
             self.pieces.append(_Piece(NAME, group.consumer, [group.consumer], [group], channels_first=True))
 
+    def _add_found(self) -> None:
+        assert self.inputs is not None
+        taken = [path for piece in self.pieces for path in (piece.root, *piece.blocks) if path and piece.groups]
+        found = discover_groups(self.model, self.inputs, taken)
+        for path, groups in found.blocks.items():
+            around = any(one.startswith(f"{path}.") for piece in self.pieces for one in piece.blocks)
+            usable = [group for group in groups if not self._is_shared(group)]
+            if usable and not around:
+                first = path in found.channels_first
+                self.pieces.append(_Piece(DISCOVERED, path, [path], usable, channels_first=first))
+        self.refused += found.refusals
+
     def _is_shared(self, group: UnitGroup) -> bool:
         refusal = self.uses.refusal(group)
         if refusal is not None:
@@ -243,7 +260,8 @@ def found_structure(
     Raises InputError if there are no units.
     """
     found, uses = discover_groups(model, inputs), Uses(model, seen)
-    refused, groups, blocks = list(found.refusals), [], []
+    refused, groups = list(found.refusals), list[UnitGroup]()
+    blocks: list[str] = []
     for path, ones in found.blocks.items():
         usable = []
         for group in ones:

@@ -144,14 +144,16 @@ def _numbered(groups: Sequence[UnitGroup]) -> tuple[UnitGroup, ...]:
 
 def _blocks(model: nn.Module, made: Sequence[Component]) -> list[str]:
     """Per component, the module that is its block: the nearest element of a list or sequence of modules around all its
-    layers; its last reader alone if there is none, or if that would be a block around other blocks."""
-    around = []
-    for one in made:
-        around.append(_nearest_element(model, _layers(model, one)) or one.readers[-1])
-    return [
-        one.readers[-1] if any(other.startswith(f"{block}.") for other in around) else block
-        for one, block in zip(made, around, strict=True)
-    ]
+    layers, if it is not around other such elements; otherwise the element around its last reader, or that reader."""
+    around = [_nearest_element(model, _layers(model, one)) for one in made]
+    elements = {path for path in around if path is not None}
+    elements = {path for path in elements if not any(other.startswith(f"{path}.") for other in elements)}
+    blocks = []
+    for one, path in zip(made, around, strict=True):
+        reader = one.readers[-1]
+        outer = next((element for element in elements if reader.startswith(f"{element}.")), reader)
+        blocks.append(path if path in elements else outer)
+    return blocks
 
 
 def _layers(model: nn.Module, component: Component) -> list[str]:

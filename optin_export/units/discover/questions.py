@@ -185,5 +185,4 @@ class _State:
         return self.any & ~self.single & ~self.every
 
     def numbers(self) -> torch.Tensor:
-        found = torch.where(self.single & self.any, self.unit, torch.where(self.any, ALL, NONE))
-        return found
+        return torch.where(self.single & self.any, self.unit, torch.where(self.any, ALL, NONE))

@@ -71,9 +71,8 @@ class Streams:
         at = self.outputs[layer][0]
         for path, tensor in self.events[at : at + 2]:
             module = self.model.get_submodule(path)
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and tensor.shape == output.shape:
-                if torch.equal(tensor, output):
-                    found.append((path, module(output)))
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and torch.equal(tensor, output):
+                found.append((path, module(output)))
         if _is_conv(self.model, layer):
             return found
         for name, parameter in self.model.get_submodule(block).named_parameters():
