@@ -115,8 +115,9 @@ def _with_least_sizes(
 
 def _like(group: UnitGroup, block: str, sizes: Sizes, other: str, outside: int | None) -> UnitGroup:
     """The group of another block with the sizes found for the same group of block `other`."""
-    own = tuple((f"{block}{path.removeprefix(other)}", per_unit) for path, per_unit in sizes)
-    return dataclasses.replace(group, sizes=own, outside=outside)
+    if block != other:
+        sizes = tuple((f"{block}{path.removeprefix(other)}", per_unit) for path, per_unit in sizes)
+    return dataclasses.replace(group, sizes=sizes, outside=outside)
 
 
 def _wrong(
@@ -250,16 +251,15 @@ def _integers(model: nn.Module, block: str, group: UnitGroup) -> Iterator[tuple[
 
 
 def _around(block: str, group: UnitGroup) -> list[str]:
-    """The modules of the block around the group's layers, the innermost first."""
-    around: dict[str, None] = {}
+    """The modules around the group's layers, the innermost first: those of the block, or if that is a layer alone, the
+    common parent of all layers and those inside it."""
     tables = (one.path for one in group.tables)
-    for layer in (group.consumer, *(one.path for one in group.producers), *group.readers, *tables):
-        parts = layer.split(".")
-        for end in range(len(parts) - 1, -1, -1):
-            path = ".".join(parts[:end])
-            if path == block or path.startswith(f"{block}."):
-                around[path] = None
-    return sorted(around, key=lambda path: -path.count("."))
+    layers = [group.consumer, *(one.path for one in group.producers), *group.readers, *tables]
+    above = [[".".join(parts[:end]) for end in range(len(parts))] for parts in (path.split(".") for path in layers)]
+    if block == group.consumer:
+        block = max(set(above[0]).intersection(*above), key=len)
+    around = {path for paths in above for path in paths if path == block or not block or path.startswith(f"{block}.")}
+    return sorted(around, key=lambda path: (-path.count(".") - bool(path), path))
 
 
 def _outside(model: TaskModel, structure: Structure, group: UnitGroup, inputs: Inputs) -> int | None:

@@ -11,7 +11,14 @@ from tests.conftest import enlarge
 
 Inputs = dict[str, torch.Tensor]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-TEXT = {**SMALL, "vocab_size": 64, "max_position_embeddings": 40, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+TEXT = {
+    **SMALL,
+    "vocab_size": 64,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
 IMAGE = {**SMALL, "image_size": 32, "patch_size": 8, "num_channels": 3}
 SHARED = {"num_key_value_heads": 2, "head_dim": 8}
 DEBERTA = {

@@ -216,7 +216,10 @@ def normed(per_head: bool) -> Net:
     parts: dict[str, nn.Module] = {name: nn.Linear(WIDTH, 12) for name in ("q", "k", "v")}
     parts |= {"q_norm": nn.LayerNorm(4), "k_norm": nn.LayerNorm(4)}
     return net(
-        lambda s, x: s.head(s.proj(attend(s.q_norm(split(s.q(x), 3)), s.k_norm(split(s.k(x), 3)), split(s.v(x), 3)))),
+        lambda s, x: s.head(
+            s.proj(attend(s.q_norm(split(s.q(x), s.heads)), s.k_norm(split(s.k(x), s.heads)), split(s.v(x), s.heads)))
+        ),
+        {"heads": 3},
         **parts,
         proj=nn.Linear(12, WIDTH),
         head=nn.Linear(WIDTH, 3),
@@ -273,8 +276,6 @@ def shared_table() -> Net:
             x = x + getattr(s, f"proj{number}")(attend(q, k, v, bias))
         return s.head(x)
 
-    parts: dict[str, Any] = {
-        f"{name}{number}": nn.Linear(WIDTH, 6) for name, number in itertools.product("qkv", "12")
-    }
+    parts: dict[str, Any] = {f"{name}{number}": nn.Linear(WIDTH, 6) for name, number in itertools.product("qkv", "12")}
     parts |= {f"proj{number}": nn.Linear(6, WIDTH) for number in "12"}
     return net(run, **parts, positions=nn.Parameter(torch.empty(2 * TOKENS - 1, 3)), head=nn.Linear(WIDTH, 3))
