@@ -1,4 +1,4 @@
-"""Small random models of transformers and timm that no family knows, as plain modules from named tensors to a tensor."""
+"""Small random models of transformers that no family knows, as modules from named tensors to one tensor."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ ROUNDING = 1e-5
 #: A feature that reaches no unit, or all of them.
 NONE, ALL = -1, -2
 Key = tuple[str, str]  # ("layer" or "parameter", path)
+Call = tuple[str, int]  # path, number of the call
 
 
 class Mixed(Exception):
@@ -95,6 +96,12 @@ class Questions:
     def layers(self) -> list[str]:
         """Paths of the layers that feed this one."""
         return list(dict.fromkeys(path for (kind, path), _ in self.sources if kind == "layer"))
+
+    @property
+    def calls(self) -> set[Call]:
+        """The calls of layers that feed this one."""
+        calls = {id(one): (name, call) for name, made in self.graph.makes.items() for call, one in enumerate(made)}
+        return {calls[id(one)] for (kind, _), one in self.sources if kind == "layer"}
 
     def answer(self, width: int) -> Answer:
         """The unit of every feature of every source, for units of `width` consecutive input features.
