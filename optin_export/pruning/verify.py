@@ -136,8 +136,10 @@ def _possible_selections(
 
 def _like(group: UnitGroup, block: str, found: UnitGroup, other: str) -> UnitGroup:
     """The group of another block with the sizes found for the same group of block `other`."""
-    sizes = tuple((f"{block}{path.removeprefix(other)}", per_unit) for path, per_unit in found.sizes)
-    selects = found.selects and (f"{block}{found.selects[0].removeprefix(other)}", found.selects[1])
+    sizes, selects = found.sizes, found.selects
+    if block != other:
+        sizes = tuple((f"{block}{path.removeprefix(other)}", per_unit) for path, per_unit in sizes)
+        selects = selects and (f"{block}{selects[0].removeprefix(other)}", selects[1])
     return dataclasses.replace(group, sizes=sizes, selects=selects, outside=found.outside)
 
 
@@ -275,16 +277,15 @@ def _integers(model: nn.Module, block: str, group: UnitGroup) -> Iterator[tuple[
 
 
 def _around(block: str, group: UnitGroup) -> list[str]:
-    """The modules of the block around the group's layers, the innermost first."""
-    around: dict[str, None] = {}
+    """The modules around the group's layers, the innermost first: those of the block, or if that is a layer alone, the
+    common parent of all layers and those inside it."""
     tables = (one.path for one in group.tables)
-    for layer in (group.consumer, *(one.path for one in group.producers), *group.readers, *tables):
-        parts = layer.split(".")
-        for end in range(len(parts) - 1, -1, -1):
-            path = ".".join(parts[:end])
-            if path == block or path.startswith(f"{block}."):
-                around[path] = None
-    return sorted(around, key=lambda path: -path.count("."))
+    layers = [group.consumer, *(one.path for one in group.producers), *group.readers, *tables]
+    above = [[".".join(parts[:end]) for end in range(len(parts))] for parts in (path.split(".") for path in layers)]
+    if block == group.consumer:
+        block = max(set(above[0]).intersection(*above), key=len)
+    around = {path for paths in above for path in paths if path == block or not block or path.startswith(f"{block}.")}
+    return sorted(around, key=lambda path: (-path.count(".") - bool(path), path))
 
 
 def _outside(model: TaskModel, structure: Structure, group: UnitGroup, inputs: Inputs) -> int | None:

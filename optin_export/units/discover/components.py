@@ -10,6 +10,7 @@ from torch import nn
 
 from optin_export.units.discover.candidates import Candidate
 from optin_export.units.discover.local_graph import OUTPUT, LocalGraph, feature_dim, filters, mixes
+from optin_export.units.discover.questions import Call
 from optin_export.units.hooks import Convolution
 
 Tables = dict[str, tuple[int, list[list[int]]]]
@@ -42,12 +43,12 @@ class Obstacle:
 
 
 def components(
-    graph: LocalGraph, found: Mapping[str, Candidate], feeds: Mapping[str, set[str]]
+    graph: LocalGraph, found: Mapping[str, Candidate], feeds: Mapping[Call, set[Call]]
 ) -> tuple[list[Component], list[Obstacle]]:
     """Groups of units, the first in running order first, and the reasons why other candidates are none."""
     readers_of: dict[str, set[str]] = {}
-    for reader, sources in feeds.items():
-        for source in sources:
+    for (reader, _), sources in feeds.items():
+        for source, _ in sources:
             readers_of.setdefault(source, set()).add(reader)
     made: list[Component] = []
     obstacles: list[Obstacle] = []
@@ -122,25 +123,29 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
 
 
-def _is_stream(graph: LocalGraph, component: Component, feeds: Mapping[str, set[str]]) -> bool:
+def _is_stream(graph: LocalGraph, component: Component, feeds: Mapping[Call, set[Call]]) -> bool:
     """Whether a layer that makes the units is computed from them, and is added to them.
 
-    A gate (squeeze-and-excitation) is computed from them as well, but has one value for all positions.
+    A gate (squeeze-and-excitation) is computed from them as well, but has one value for all positions. In a block that
+    runs several times, the units of one call are computed from those of another, but not added to them.
     """
     positions = {
         name: max(one.numel() // one.shape[feature_dim(graph.module(name), one)] for one in graph.makes[name])
         for name in component.rows
     }
     several = max(positions.values()) > 1
-    return any(
-        not (several and positions[name] == 1) and _upstream(name, feeds) & set(component.readers)
-        for name in component.rows
-        if name in feeds
-    )
+    for reader, sources in feeds.items():
+        if reader[0] not in component.readers:
+            continue
+        added = {one for one in sources if one[0] in component.rows and not (several and positions[one[0]] == 1)}
+        if any(feeds.get(before, set()) & added for one in added for before in _upstream(one, feeds)):
+            return True
+    return False
 
 
-def _upstream(path: str, feeds: Mapping[str, set[str]]) -> set[str]:
-    todo, found = [path], set[str]()
+def _upstream(call: Call, feeds: Mapping[Call, set[Call]]) -> set[Call]:
+    """All calls from which this one is computed."""
+    todo, found = [call], set[Call]()
     while todo:
         for source in feeds.get(todo.pop(), ()):
             if source not in found:

@@ -139,7 +139,8 @@ def _table(model: nn.Module, name: str, dim: int, units: Sequence[Sequence[int]]
 
 
 def _has_channels(model: nn.Module, component: Component) -> bool:
-    return any(isinstance(model.get_submodule(path), Convolution) for path in (*component.rows, *component.readers))
+    """Whether convolutions make or read the units; one that filters the neurons between linear layers does not count."""
+    return any(isinstance(model.get_submodule(path), Convolution) for path in _layers(model, component))
 
 
 def _numbered(groups: Sequence[UnitGroup]) -> tuple[UnitGroup, ...]:
