@@ -61,13 +61,15 @@ def candidates(graph: LocalGraph) -> tuple[dict[str, Candidate], dict[Call, set[
     return found, feeds, leaks
 
 
-def inner(leaks: Sequence[Leak], feeds: Mapping[str, set[str]]) -> tuple[Leak, ...]:
+def inner(leaks: Sequence[Leak], feeds: Mapping[Call, set[Call]]) -> tuple[Leak, ...]:
     """The leaks of layers that alone read what feeds them; many layers read a residual stream, which has no units."""
     readers: dict[str, set[str]] = {}
-    for reader, sources in feeds.items():
-        for source in sources:
+    read: dict[str, set[str]] = {}
+    for (reader, _), sources in feeds.items():
+        for source, _ in sources:
             readers.setdefault(source, set()).add(reader)
-    return tuple(one for one in leaks if all(readers[source] == {one.path} for source in feeds[one.path]))
+            read.setdefault(reader, set()).add(source)
+    return tuple(one for one in leaks if all(readers[source] == {one.path} for source in read.get(one.path, ())))
 
 
 def _merged(calls: list[Candidate]) -> Candidate | None:
