@@ -1,4 +1,4 @@
-"""The units of a saved model that were found by measurement, as data, so that loading it needs no measurement."""
+"""The units of a saved model that no family of this package declares, as data: loading needs no measurement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.pruning.input_width import INPUT_WIDTH
-from optin_export.units import Producer, Structure, Table, UnitGroup, UnitKind
+from optin_export.units import Producer, Structure, Table, UnitGroup, UnitKind, is_declared_here
 
 Number = Annotated[int, Field(ge=0, le=1 << 31)]
 Path = Annotated[str, Field(max_length=1000)]
@@ -56,6 +56,7 @@ class SavedGroup(_Saved):
     expands: bool = False
     bypass: tuple[tuple[Path, bool], ...] = ()
     coupled: bool = False
+    selects: tuple[Path, tuple[Path, ...]] | None = None
     found: bool = False
 
 
@@ -81,8 +82,8 @@ class SavedUnits(_Saved):
 
 
 def saved_units(structure: Structure) -> SavedUnits | None:
-    """The structure as data; None if families declare all of it."""
-    if not any(group.found for group in structure.groups):
+    """The structure as data; None if families of this package declare all of it."""
+    if is_declared_here(structure.family) and not any(group.found for group in structure.groups):
         return None
     return SavedUnits(blocks=structure.blocks, groups=tuple(_saved(group) for group in structure.groups))
 
