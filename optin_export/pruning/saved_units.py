@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
@@ -67,17 +68,59 @@ class SavedUnits(_Saved):
     groups: tuple[SavedGroup, ...]
 
     def structure(self, model: nn.Module, family: str) -> Structure:
-        """The structure of a model that was just built. Raises InputError for sizes that it does not have."""
+        """The structure of a model that was just built. Raises InputError for layers or sizes that it does not have."""
+        for group in self.groups:
+            _check_layers(model, group)
         groups = tuple(_loaded(one) for one in self.groups)
         for group in groups:
             for attribute, per_unit in group.sizes:
-                if not attribute.endswith(f".{INPUT_WIDTH}") and _value(model, attribute) != per_unit * group.count:
-                    raise InputError(
-                        "the saved units are not of this model",
-                        f"'{attribute}' is not {per_unit * group.count}",
-                        "run the recipe with --force",
-                    )
+                _check_size(model, group, attribute, per_unit * group.count)
         return Structure(family, self.blocks, groups)
+
+
+def _check_layers(model: nn.Module, group: SavedGroup) -> None:
+    """Before any index is written out: an index of a few bytes may name billions of rows."""
+    for one in (*group.producers, *group.tables):
+        owner, name = (one.path, "weight") if isinstance(one, SavedProducer) else one.path.rpartition(".")[::2]
+        tensor = getattr(_module(model, owner), name, None)
+        dim = 0 if isinstance(one, SavedProducer) else one.dim
+        if not isinstance(tensor, torch.Tensor) or tensor.dim() <= dim:
+            raise _not_of_model(f"'{one.path}' holds no such tensor")
+        per_unit = one.fused * (one.rows or 1) if isinstance(one, SavedProducer) else one.entries
+        ends = [first + size for unit in one.index or () for first, size in unit]
+        total = sum(size for unit in one.index or () for _, size in unit)
+        if max([*ends, total, per_unit * group.count if one.index is None else 0]) > tensor.shape[dim]:
+            raise _not_of_model(f"'{one.path}' has only {tensor.shape[dim]} entries")
+    for path in (group.consumer, *group.readers):
+        layer = _module(model, path)
+        if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.weight.shape[1] != group.count * group.width:
+            raise _not_of_model(f"'{path}' does not read {group.count * group.width} features")
+
+
+def _check_size(model: nn.Module, group: UnitGroup, attribute: str, value: int) -> None:
+    """Only an attribute of a module around the group's layers, with the value of all units, may be changed."""
+    owner, parts = "", attribute.split(".")
+    while parts and isinstance(getattr(_module(model, owner), parts[0], None), nn.Module):
+        owner = f"{owner}.{parts.pop(0)}".lstrip(".")
+    layers = [one.path for one in (*group.producers, *group.tables)] + list(group.reads)
+    if owner and not any(layer.startswith(f"{owner}.") for layer in layers):
+        raise _not_of_model(f"'{attribute}' is not near the layers of its units")
+    if attribute.endswith(INPUT_WIDTH):
+        return
+    found = _value(model, attribute)
+    if type(found) is not int or found != value:
+        raise _not_of_model(f"'{attribute}' is not {value}")
+
+
+def _module(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise _not_of_model(f"there is no '{path}'") from None
+
+
+def _not_of_model(why: str) -> InputError:
+    return InputError("the saved units are not of this model", why[:300], "run the recipe with --force")
 
 
 def saved_units(structure: Structure) -> SavedUnits | None:

@@ -1,0 +1,61 @@
+"""Found groups hold what families declare: measurement sees the same layers, the same units and the same rows."""
+
+from __future__ import annotations
+
+import pytest
+
+from optin_export.units import Structure, UnitGroup, find_structure
+from optin_export.units.discovery import found_structure
+from optin_export.units.trace import observe_pass
+from tests.units.discover import nets
+from tests.units.models import MODELS, inputs_for, small_model
+from tests.units.test_families import FIRST, by_tier
+
+#: Families that declare more: all attentions share one table of positions, an embedding, in which a head is a column.
+MORE = {"mpnet": {"heads"}}
+
+
+def found(name: str) -> tuple[Structure, Structure]:
+    """(found, declared)."""
+    model, _ = small_model(name)
+    inputs = inputs_for(model, 2, 0)
+    return found_structure(model, inputs, observe_pass(model, inputs), None), find_structure(model)
+
+
+def rows(group: UnitGroup) -> dict[str, list[list[int]]]:
+    return {one.path: [group.rows_of(one, [unit]) for unit in range(group.count)] for one in group.producers}
+
+
+@pytest.mark.parametrize("name", by_tier(FIRST, *MODELS, others=pytest.mark.slow))
+def test_declared_groups_are_found(name: str) -> None:
+    measured, declared = found(name)
+    by_consumer = {group.consumer: group for group in measured.groups}
+    more = MORE.get(MODELS[name][0], set())
+    assert {group.kind for group in declared.groups if group.consumer not in by_consumer} == more
+    for group in declared.groups:
+        if group.kind in more:
+            continue
+        same = by_consumer[group.consumer]
+        assert (same.kind, same.count, same.width) == (group.kind, group.count, group.width), group.key
+        assert rows(same) == rows(group), group.key
+        assert set(same.readers) == set(group.readers), group.key
+        assert {one.path: one.norm for one in same.producers} == {one.path: one.norm for one in group.producers}
+        assert {one.path for one in same.tables} == {one.path for one in group.tables}, group.key
+
+
+def test_a_table_of_all_blocks_is_named() -> None:
+    measured, _ = found("mpnet")
+    whys = {refusal.error.why for refusal in measured.refused if refusal.kind == "heads"}
+    assert whys == {"'model.encoder.relative_attention_bias' is a Embedding"}
+
+
+def test_rows_are_named_one_by_one_only_where_they_are_no_slabs() -> None:
+    def producer(model: nets.Net) -> tuple[int, int | None, bool]:
+        inputs = nets.tokens()
+        structure = found_structure(model, inputs, observe_pass(model, inputs), None)
+        one = structure.groups[0].producers[0]
+        return one.fused, one.rows, one.index is not None
+
+    assert producer(nets.fused_attention(interleaved=False)) == (3, 2, False)
+    assert producer(nets.fused_attention(interleaved=True)) == (1, 6, False)
+    assert producer(nets.permuted()) == (1, None, True)
