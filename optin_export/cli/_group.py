@@ -18,13 +18,14 @@ from optin_export.errors import InputError
 PROGRAM = "optin-export"
 #: The shell sets this variable when it asks for completions.
 COMPLETION_VARIABLE = "_OPTIN_EXPORT_COMPLETE"
-#: In the order of `optin-export --help`; each is a function in the module of that name. A recipe file that has one of
-#: these names must be written as ./name.
+#: In the order of `optin-export --help`; each is a function in the module of that name (with _ for -). A recipe file
+#: that has one of these names must be written as ./name.
 COMMANDS = (
     "init",
     "doctor",
     "explain",
     "families",
+    "check-family",
     "schema",
     "completion",
     "check",
@@ -97,7 +98,8 @@ def command_of(name: str) -> click.Command | None:
     """The command with this name, or None. Only its module is imported."""
     if name not in COMMANDS:
         return None
-    found: click.Command = getattr(importlib.import_module(f"optin_export.cli.{name}"), name)
+    function = name.replace("-", "_")
+    found: click.Command = getattr(importlib.import_module(f"optin_export.cli.{function}"), function)
     return found
 
 

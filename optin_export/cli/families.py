@@ -1,4 +1,4 @@
-"""`optin-export families`: the architectures that can be pruned."""
+"""`optin-export families`: the known architectures; the units of all others are found by measurement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from optin_export.cli._group import command
 
 @command
 def families(as_json: bool) -> int:
-    """List the architectures that can be pruned, with their units."""
+    """List the known families of architectures, with their units.
+
+    The units of any other model are found by measurement when a run starts.
+    """
     from optin_export.units import supported
 
     rows = [
@@ -29,4 +32,5 @@ def families(as_json: bool) -> int:
         whole = f"; whole sub-layers of {' and '.join(row['sublayers'])}" if row["sublayers"] else ""
         print(f"{row['name']:<17} {row['library']:<13} {', '.join(row['units'])}{whole}")
         print(f"{'':<17} {row['examples']}")
+    print("any other model   heads, neurons and channels, as found by measurement when a run starts")
     return 0

@@ -203,7 +203,7 @@ def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
         raw["data"]["evaluation"]["metric"] = metric  # the default metric is not defined for this model
         found = preflight(recipe := validate(raw, folder), known)
     if found.model is not None and any(one.name == "units" and one.state == "refused" for one in found.findings):
-        units = usable_units(found.model, recipe)
+        units = usable_units(found, recipe, known)
         if units and found.wrong is not None:
             raw["prune"]["units"] = list(units)
             notes.append(f"prune.units is {', '.join(units)}: {found.wrong.what} ({found.wrong.why})")

@@ -216,7 +216,12 @@ class Sources:
         return [{name: (batch, *shape) for name, shape in one.items()} for batch in self.recipe.export.batch]
 
     def _code(self) -> str:
-        """The code that computes with the weights: the user's file by its content, a library by its version."""
+        """The code that computes with the weights, and a family of the user: files by content, a library by version."""
+        family = self.recipe.model.family
+        declared = "" if family is None else f"{sha256_file(Path(family))} " if Path(family).is_file() else "missing "
+        return declared + self._library()
+
+    def _library(self) -> str:
         library = self.loaded.architecture["library"]
         if library != "python":
             return f"{library} {importlib.metadata.version(library)}"

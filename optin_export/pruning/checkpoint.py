@@ -58,7 +58,9 @@ class Architecture(BaseModel):
         (), description="number of tokens merged in each block; empty: no merging"
     )
     units: SavedUnits | None = Field(
-        None, description="the units, if they were found by measurement; otherwise the family declares them"
+        None,
+        description="the units, if they were found by measurement or declared by a file of the user; otherwise the "
+        "family of this package declares them",
     )
 
     @model_validator(mode="after")

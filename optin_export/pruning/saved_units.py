@@ -1,4 +1,4 @@
-"""The units of a saved model that were found by measurement, as data, so that loading it needs no measurement."""
+"""The units of a saved model that no family of this package declares, as data: loading needs no measurement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.pruning.input_width import INPUT_WIDTH
-from optin_export.units import Producer, Structure, Table, UnitGroup, UnitKind
+from optin_export.units import Convolution, Producer, Structure, Table, UnitGroup, UnitKind, is_declared_here
 
 Number = Annotated[int, Field(ge=0, le=1 << 31)]
 Path = Annotated[str, Field(max_length=1000)]
@@ -57,6 +57,7 @@ class SavedGroup(_Saved):
     expands: bool = False
     bypass: tuple[tuple[Path, bool], ...] = ()
     coupled: bool = False
+    selects: tuple[Path, tuple[Path, ...]] | None = None
     found: bool = False
 
 
@@ -69,8 +70,8 @@ class SavedUnits(_Saved):
 
     def structure(self, model: nn.Module, family: str) -> Structure:
         """The structure of a model that was just built. Raises InputError for layers or sizes that it does not have."""
-        for group in self.groups:
-            _check_layers(model, group)
+        for saved in self.groups:
+            _check_layers(model, saved)
         groups = tuple(_loaded(one) for one in self.groups)
         for group in groups:
             for attribute, per_unit in group.sizes:
@@ -80,21 +81,27 @@ class SavedUnits(_Saved):
 
 def _check_layers(model: nn.Module, group: SavedGroup) -> None:
     """Before any index is written out: an index of a few bytes may name billions of rows."""
-    for one in (*group.producers, *group.tables):
-        owner, name = (one.path, "weight") if isinstance(one, SavedProducer) else one.path.rpartition(".")[::2]
-        tensor = getattr(_module(model, owner), name, None)
-        dim = 0 if isinstance(one, SavedProducer) else one.dim
-        if not isinstance(tensor, torch.Tensor) or tensor.dim() <= dim:
-            raise _not_of_model(f"'{one.path}' holds no such tensor")
-        per_unit = one.fused * (one.rows or 1) if isinstance(one, SavedProducer) else one.entries
-        ends = [first + size for unit in one.index or () for first, size in unit]
-        total = sum(size for unit in one.index or () for _, size in unit)
-        if max([*ends, total, per_unit * group.count if one.index is None else 0]) > tensor.shape[dim]:
-            raise _not_of_model(f"'{one.path}' has only {tensor.shape[dim]} entries")
+    for one in group.producers:
+        _check_entries(model, f"{one.path}.weight", 0, one.fused * (one.rows or 1), one.index, group.count)
+    for table in group.tables:
+        _check_entries(model, table.path, table.dim, table.entries, table.index, group.count)
+    if group.selects is not None:
+        _module(model, group.selects[0])
     for path in (group.consumer, *group.readers):
         layer = _module(model, path)
-        if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.weight.shape[1] != group.count * group.width:
+        if not isinstance(layer, nn.Linear | Convolution) or layer.weight.shape[1] != group.count * group.width:
             raise _not_of_model(f"'{path}' does not read {group.count * group.width} features")
+
+
+def _check_entries(model: nn.Module, name: str, dim: int, per_unit: int, index: Runs | None, count: int) -> None:
+    owner, _, leaf = name.rpartition(".")
+    tensor = getattr(_module(model, owner), leaf, None)
+    if not isinstance(tensor, torch.Tensor) or tensor.dim() <= dim:
+        raise _not_of_model(f"there is no tensor '{name}' with {dim + 1} dimensions")
+    runs = [run for unit in index or () for run in unit]
+    named = per_unit * count if index is None else sum(size for _, size in runs)
+    if max([named, *(first + size for first, size in runs)]) > tensor.shape[dim]:
+        raise _not_of_model(f"'{name}' has only {tensor.shape[dim]} entries")
 
 
 def _check_size(model: nn.Module, group: UnitGroup, attribute: str, value: int) -> None:
@@ -102,7 +109,7 @@ def _check_size(model: nn.Module, group: UnitGroup, attribute: str, value: int) 
     owner, parts = "", attribute.split(".")
     while parts and isinstance(getattr(_module(model, owner), parts[0], None), nn.Module):
         owner = f"{owner}.{parts.pop(0)}".lstrip(".")
-    layers = [one.path for one in (*group.producers, *group.tables)] + list(group.reads)
+    layers = [*(one.path for one in group.producers), *(one.path for one in group.tables), *group.reads]
     if owner and not any(layer.startswith(f"{owner}.") for layer in layers):
         raise _not_of_model(f"'{attribute}' is not near the layers of its units")
     if attribute.endswith(INPUT_WIDTH):
@@ -124,8 +131,8 @@ def _not_of_model(why: str) -> InputError:
 
 
 def saved_units(structure: Structure) -> SavedUnits | None:
-    """The structure as data; None if families declare all of it."""
-    if not any(group.found for group in structure.groups):
+    """The structure as data; None if families of this package declare all of it."""
+    if is_declared_here(structure.family) and not any(group.found for group in structure.groups):
         return None
     return SavedUnits(blocks=structure.blocks, groups=tuple(_saved(group) for group in structure.groups))
 

@@ -21,6 +21,8 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
         changes["weights"] = _checkpoint(model.weights, folder)
     if model.tokenizer is not None and _find(model.tokenizer, folder).exists():
         changes["tokenizer"] = str(_find(model.tokenizer, folder))
+    if model.family is not None:
+        changes["family"] = str(_find(model.family, folder))
     if isinstance(model.classes, str):
         changes["classes"] = str(_find(model.classes, folder))
     data = recipe.data

@@ -107,6 +107,12 @@ class ModelSection(Section):
     prompt: Prompts | None = Field(
         None, description="zero-shot: template(s) with {} for the class name", examples=["a photo of a {}."]
     )
+    family: str | None = Field(
+        None,
+        description="a Python file whose FAMILY says where the units of the model's blocks are; default: the known "
+        "families, and measurement for all other models",
+        examples=["my_family.py"],
+    )
     tokenizer: str | None = Field(
         None, description="location of the tokenizer, if it is not with the model", examples=["bert-base-uncased"]
     )
@@ -320,6 +326,8 @@ class Recipe(Section):
         if self.tokens.keep == "auto" and self.prune.budget.macs is None:
             # Its search compares schedules of equal MACs; equal latency would need a table for every one of them.
             raise ValueError("tokens.keep: auto needs a budget of MACs: set prune.budget.macs")
+        if self.model.family is not None and self.tokens.merges:
+            raise ValueError("tokens are merged in known families only: remove model.family, or set tokens.keep: 1.0")
         self._check_latency_budget()
         if self.model.pooling is not None and self.model.task != "feature-extraction":
             raise ValueError("model.pooling is only for the task feature-extraction")

@@ -6,7 +6,7 @@ from optin_export.report.compose import chance_warnings, compose, head_repair, o
 from optin_export.report.deployed import add_deployed, result_of, still_deployed
 from optin_export.report.elsewhere import add_elsewhere, still_elsewhere
 from optin_export.report.fleet import COSTS, FLEET, costs_of, fleet_gates, still_spent
-from optin_export.report.html import render_html
+from optin_export.report.html import found_by, render_html
 from optin_export.report.schema import Report, Size, StageResult
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "compose",
     "costs_of",
     "fleet_gates",
+    "found_by",
     "head_repair",
     "output_refit",
     "prunings",

@@ -23,6 +23,8 @@ from optin_export.report.schema import DeployedResult, EngineResult, GateResult,
 from optin_export.report.tradeoff import panels_of, tradeoff
 from optin_export.workdir.files import MAX_TEXT, read_json, read_text, regular
 
+#: `units.discover.NAME`, whose import would import torch.
+_FOUND = "discovered"
 NOT_EVALUATED = "not evaluated"
 
 
@@ -102,6 +104,20 @@ def times(value: float | None) -> str:
 
 def points(value: float | None, sign: bool = False) -> str:
     return NOT_EVALUATED if value is None else f"{_minus(format(value, '+.2f' if sign else '.2f'))} points"
+
+
+def found_by(family: str) -> str:
+    """How the units of a structure were found, for people: "family bert", "found by measurement", or both."""
+    names = [name for name in family.split(" + ") if name != _FOUND]
+    declared = [f"family {' + '.join(names)}"] if names else []
+    measured = ["found by measurement"] if _FOUND in family.split(" + ") else []
+    return " and ".join([*declared, *measured])
+
+
+def origin(family: str) -> str:
+    """How the units were found, as the beginning of a sentence."""
+    found = found_by(family)
+    return f"Units {found}" if found.startswith("found") else f"F{found[1:]}"
 
 
 def signed(value: float) -> str:
@@ -237,7 +253,7 @@ def environment() -> Environment:
     )
     shown = (
         *(sentence, milliseconds, times, points, percent, count, number, flat, gate_unit, gate_measured),
-        *(how_asked, deployed_p50, signed, memory),
+        *(how_asked, deployed_p50, signed, memory, origin),
     )
     made.filters.update({function.__name__: function for function in shown})
     return made

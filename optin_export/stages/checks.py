@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from optin_export import engines, search, ship
 from optin_export.errors import EnvironmentLacks, InputError
+from optin_export.report import found_by
 from optin_export.stages.context import RunContext
 from optin_export.stages.coverage import coverage_notes, with_refusals
 from optin_export.units import CostKind
@@ -52,13 +53,16 @@ def triton_is_there(work: RunContext) -> str:
 
 
 def units_are_there(work: RunContext) -> str:
-    """Check that the model's architecture is supported and has units of the recipe's kinds."""
+    """Check that units of the recipe's kinds can be removed from the model."""
     structure = work.structure
     counts = Counter[str]()
     for group in structure.groups:
         counts[group.kind] += group.count
     units = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
-    return f"family {structure.family}: {len(structure.blocks)} blocks, {units}"
+    where = ""
+    if work.sources.loaded.looked_up and any(group.found for group in structure.groups):
+        where = " on random weights (a run measures again on the real ones)"
+    return f"{found_by(structure.family)}{where}: {len(structure.blocks)} blocks, {units}"
 
 
 def budget_is_reachable(work: RunContext) -> str:

@@ -16,7 +16,8 @@ from optin_export.environment import describe
 from optin_export.models import Placement, TaskModel
 from optin_export.objective import Reference
 from optin_export.recipe import Recipe, engine_name, engine_names
-from optin_export.units import Costs, Structure, find_structure, measured, notices
+from optin_export.stages.structures import Measured, units_of
+from optin_export.units import Costs, Structure, measured, notices
 from optin_export.workdir.cache import StepCache
 from optin_export.workdir.files import remove
 
@@ -30,12 +31,14 @@ class Surroundings:
 
     spread: hash of all that the scores depend on -> what executes the scoring's shards. quiet: a context held while
     latency is measured. shared: folder of steps that the runs of a sweep share. sources: already loaded sources.
+    measured: structures of looked-up models (see `structures`).
     """
 
     spread: Callable[[str], scoring.Spread] = lambda key: scoring.in_process
     quiet: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     shared: Path | None = None
     sources: Sources | None = None
+    measured: Measured | None = None
 
 
 class RunContext:
@@ -66,8 +69,7 @@ class RunContext:
     @cached_property
     def declared(self) -> Structure:
         """The structure as declared by its families, or found and verified by measurement."""
-        prune, model, inputs = self.recipe.prune, self.sources.model, self.sources.fixed(2)
-        return pruning.verified(model, find_structure(model, prune.coupled, prune.units, inputs), inputs)
+        return units_of(self.sources, self.recipe.prune.coupled, self.recipe.prune.units, self.around.measured)
 
     @cached_property
     def structure(self) -> Structure:

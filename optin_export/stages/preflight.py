@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -16,9 +17,11 @@ from optin_export.models import Lookup, needs_download, no_downloads, not_cached
 from optin_export.recipe import Recipe
 from optin_export.stages.checks import CHECKS, Check
 from optin_export.stages.context import RunContext, Surroundings
-from optin_export.units import find_structure
+from optin_export.stages.structures import Measured, NotMeasured, units_of
+from optin_export.units import find_structure, load_own_family
 from optin_export.workdir.files import sha256_json
 
+Result = TypeVar("Result")
 State = Literal["ok", "warning", "refused", "not checked"]
 #: The checks that need the model and the data.
 _ON_SOURCES = ("placement", "units", "budget", "latency")
@@ -66,10 +69,14 @@ class Preflight:
 
 
 class Known:
-    """Caches looked-up models and data for recipes that share them, as the runs of a sweep do."""
+    """Caches looked-up models and data for recipes that share them, as the runs of a sweep do.
+
+    measured: the structures that were found on random weights.
+    """
 
     def __init__(self) -> None:
         self.lookup = Lookup()
+        self.measured: Measured = {}
         self._last: tuple[str, Sources] | None = None
 
     def of(self, recipe: Recipe) -> Sources:
@@ -106,6 +113,7 @@ class _Checking:
         self.work = RunContext(recipe, Path(), False)
         self.sources: Sources | None = None
         self.warned: list[str] = []
+        self.unmeasured = False
 
     def result(self) -> Preflight:
         findings: list[Finding] = []
@@ -114,7 +122,7 @@ class _Checking:
                 continue
             found = list(self._done(name, check))
             findings += found
-            if name != "engines" and any(isinstance(one.error, InputError) for one in found):
+            if self.unmeasured or (name != "engines" and any(isinstance(one.error, InputError) for one in found)):
                 break  # later checks would only repeat this
         return Preflight(tuple(findings), self.known.lookup.model, self.sources)
 
@@ -122,15 +130,19 @@ class _Checking:
         try:
             if name == "model and data":
                 self.sources = self.known.of(self.recipe)
-                around = Surroundings(sources=self.sources)
+                around = Surroundings(sources=self.sources, measured=self.known.measured)
                 self.work = RunContext(self.recipe, Path(), False, around=around)
-            detail = check(self.work) if self.sources is None else self._traced(check)
+            detail = check(self.work) if self.sources is None else _traced(self.sources, lambda: check(self.work))
         except OptinError as error:
             if name == "model and data" and needs_download(error):
                 yield from self._without_downloads(error)
                 return
             yield Finding(name, "refused", f"{error.what}: {error.why}", error)
             detail = ""
+        except NotMeasured as error:
+            self.unmeasured = True
+            yield Finding("units", "not checked", str(error))
+            return
         except Exception as error:  # a library that needs values although there are only shapes
             yield Finding(name, "not checked", f"the {name}, without weights: {type(error).__name__}: {error}"[:300])
             return
@@ -143,17 +155,16 @@ class _Checking:
         if name == "model and data":
             yield from (Finding(name, "not checked", text) for text in self.known.lookup.not_checked)
 
-    def _traced(self, check: Check) -> str:
-        """The result of a check whose forward passes compute only shapes, if the model can be traced."""
-        assert self.sources is not None
+    def _units_without_data(self, model: nn.Module) -> Finding:
+        """Raises InputError for streams (`prune.coupled`) that no family declares: they are not measured."""
+        own, prune = load_own_family(self.recipe.model.family), self.recipe.prune
         try:
-            with self.sources.tracing(first=True):
-                return check(self.work)
-        except OptinError:
-            raise
-        except Exception:  # the pass depends on values: compute it instead, which raises the actual error
-            with self.sources.tracing():
-                return check(self.work)
+            find_structure(model, prune.coupled, prune.units, own=own)
+        except InputError:
+            if prune.coupled:
+                raise
+            return Finding("units", "not checked", "units are found by measurement when the run starts")
+        return Finding("units", "ok", "the model's architecture is known, and has units")
 
     def _without_downloads(self, error: OptinError) -> Iterator[Finding]:
         """Findings about the data and the rest of the model, if the model or its tokenizer is only on the hub."""
@@ -162,21 +173,34 @@ class _Checking:
         yield Finding("model and data", "not checked", not_cached(missing))
         try:
             if lookup.model is not None:
-                find_structure(lookup.model, self.recipe.prune.coupled, self.recipe.prune.units)
-                yield Finding("units", "ok", "the model's architecture is known, and has units")
+                yield self._units_without_data(lookup.model)
             read_data(self.recipe, lookup)
         except OptinError as other:
             yield Finding("model and data", "refused", f"{other.what}: {other.why}", other)
         yield from (Finding("model and data", "not checked", text) for text in lookup.not_checked)
 
 
-def usable_units(model: nn.Module, recipe: Recipe) -> tuple[str, ...]:
-    """The kinds of units that can be removed from a task model, each kind separately."""
-    usable = []
+def _traced(sources: Sources, check: Callable[[], Result]) -> Result:
+    """The result of a check whose forward passes compute only shapes, if the model can be traced."""
+    try:
+        with sources.tracing(first=True):
+            return check()
+    except (OptinError, NotMeasured):
+        raise
+    except Exception:  # the pass depends on values: compute it instead, which raises the actual error
+        with sources.tracing():
+            return check()
+
+
+def usable_units(found: Preflight, recipe: Recipe, known: Known) -> tuple[str, ...]:
+    """The kinds of units that can be removed from a recipe's model, each kind separately."""
+    sources, usable = found.sources, []
+    if sources is None:
+        return ()
     for kind in KINDS:
         try:
-            find_structure(model, recipe.prune.coupled, (kind,))
+            _traced(sources, partial(units_of, sources, recipe.prune.coupled, (kind,), known.measured))
             usable.append(kind)
-        except InputError:  # this kind cannot be removed
+        except (InputError, NotMeasured):  # this kind cannot be removed
             continue
     return tuple(usable)

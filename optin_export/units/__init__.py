@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -30,9 +31,13 @@ from optin_export.units.capture import (
 from optin_export.units.chains import NAME as CHAINS
 from optin_export.units.costs import CostKind, Costs, Term, count_macs, count_params, measure_costs
 from optin_export.units.declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup, UnitKind
+from optin_export.units.discover import NAME as FOUND
+from optin_export.units.discover import discover_groups
 from optin_export.units.discovery import Discovery, found_structure, nothing_left
 from optin_export.units.execution_order import Walk
+from optin_export.units.family_file import load_family
 from optin_export.units.hooks import (
+    Convolution,
     get_layer,
     get_module,
     get_scale,
@@ -46,12 +51,16 @@ from optin_export.units.hooks import (
 )
 from optin_export.units.outputs import Calls, calls_of, map_tensors, placeholder, tensor_of, tensors_in
 from optin_export.units.rows import POSITIONS, as_matrix, columns_per_unit, input_rows, output_rows, reads_rows
+from optin_export.units.selected_heads import BUFFER as SELECTED_HEADS
+from optin_export.units.selected_heads import arguments_by_head, select_heads
 from optin_export.units.topology import measured, notices
 from optin_export.units.trace import observe_pass
 
 __all__ = [
     "POSITIONS",
+    "SELECTED_HEADS",
     "Calls",
+    "Convolution",
     "CostKind",
     "Costs",
     "Family",
@@ -65,6 +74,7 @@ __all__ = [
     "UnitGroup",
     "UnitKind",
     "Walk",
+    "arguments_by_head",
     "as_matrix",
     "attach",
     "block_outputs",
@@ -74,14 +84,18 @@ __all__ = [
     "columns_per_unit",
     "count_macs",
     "count_params",
+    "discover_groups",
     "find_structure",
     "find_tokens",
     "get_layer",
     "get_module",
     "get_scale",
     "input_rows",
+    "is_covered",
+    "is_declared_here",
     "layer_inputs",
     "layer_outputs",
+    "load_own_family",
     "map_tensors",
     "masked",
     "measure_costs",
@@ -97,6 +111,7 @@ __all__ = [
     "replayed",
     "reset_caches",
     "rows_of",
+    "select_heads",
     "set_module",
     "supported",
     "tensor_in",
@@ -123,8 +138,22 @@ def register(family: Family) -> None:
 
 def supported() -> tuple[Family, ...]:
     """Every family: those that were registered, then one of each public module of this folder (`FAMILY`)."""
+    return *_registered.values(), *_shipped()
+
+
+def _shipped() -> tuple[Family, ...]:
     names = sorted(module.name for module in pkgutil.iter_modules(family_files.__path__))
-    return *_registered.values(), *(importlib.import_module(f"{family_files.__name__}.{name}").FAMILY for name in names)
+    return tuple(importlib.import_module(f"{family_files.__name__}.{name}").FAMILY for name in names)
+
+
+def load_own_family(file: str | Path | None) -> tuple[Family, ...]:
+    """The family in the user's file, if there is one; the file is executed. Raises InputError if it has none."""
+    return () if file is None else (load_family(file, {CHAINS, FOUND, *(one.name for one in _shipped())}),)
+
+
+def is_declared_here(family: str) -> bool:
+    """Whether this package alone can find the units of such a structure again (see `Structure.family`)."""
+    return set(family.split(" + ")) <= {CHAINS, *(one.name for one in _shipped())}
 
 
 def find_structure(
@@ -133,6 +162,8 @@ def find_structure(
     units: Iterable[str] | None = None,
     inputs: Mapping[str, torch.Tensor] | None = None,
     families: Iterable[str] | None = None,
+    own: Sequence[Family] = (),
+    measure: bool = True,
 ) -> Structure:
     """The structure of a task module: the blocks of every family in it, and their removable units.
 
@@ -144,23 +175,32 @@ def find_structure(
             modules run several times or not at all (they are not pruned), which outputs are read again later, and the
             channels of plain convolutions outside all blocks. Without them the order of the modules is used.
         families: names of the families to look for (as `Structure.family` joins them); None: all.
+        own: families of the user, which take precedence.
+        measure: find units by measurement where families know nothing, or less than half of the model; this takes
+            `inputs`, and is not done for streams or for named `families`.
 
     Raises InputError if no family supports the module, if it has no units (or no residual streams, with `coupled`), or
     if units of these kinds exist but cannot be removed. With several families, the part that one of them refuses is not
     pruned, with the reason in `Structure.refused`, and the others continue.
     """
     names = None if families is None else set(families)
-    known = [family for family in supported() if names is None or family.name in names]
+    known = [family for family in (*own, *supported()) if names is None or family.name in names]
     seen = None if inputs is None else observe_pass(model, inputs)
     wanted = None if units is None else set(units)
     discovery = Discovery(model, known, seen, inputs, chains=names is None or CHAINS in names)
-    if inputs is None or coupled or names is not None:
+    if inputs is None or coupled or names is not None or not measure:
         structure = discovery.structure(coupled, wanted)
     else:
         structure = _completed(discovery, wanted)
     if structure is None:
-        raise _unsupported(model, known)
+        raise _without_streams(model) if coupled else _unsupported(model, known)
     return structure
+
+
+def is_covered(model: nn.Module, structure: Structure, inputs: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the units contain enough of the model's MACs, so that no further ones are found by measurement."""
+    costs = measure_costs(model, structure, {name: tensor[:1] for name, tensor in inputs.items()})
+    return 1 - costs.of("macs", dict.fromkeys(costs.units, 0)) / max(costs.macs, 1) >= COVERED
 
 
 def _completed(discovery: Discovery, wanted: set[str] | None) -> Structure:
@@ -177,12 +217,18 @@ def _completed(discovery: Discovery, wanted: set[str] | None) -> Structure:
             raise error from None
     if structure is None:
         return found_structure(model, inputs, discovery.seen, wanted)
-    one = {name: tensor[:1] for name, tensor in inputs.items()}
-    costs = measure_costs(model, structure, one)
-    if 1 - costs.of("macs", dict.fromkeys(costs.units, 0)) / max(costs.macs, 1) >= COVERED:
+    if is_covered(model, structure, inputs):
         return structure
     further = Discovery(model, discovery.families, discovery.seen, inputs, discovery.chains, further=True)
     return further.structure(False, wanted) or structure
+
+
+def _without_streams(model: nn.Module) -> InputError:
+    return InputError(
+        "the model has no residual stream with removable channels",
+        f"families declare them, and no family knows the blocks of a {type(getattr(model, 'model', model)).__name__}",
+        "set prune.coupled: false; heads, neurons and channels are then found by measurement",
+    )
 
 
 def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:

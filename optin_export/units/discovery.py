@@ -12,7 +12,7 @@ from optin_export.errors import InputError
 from optin_export.units.chains import NAME, conv_chains
 from optin_export.units.declare import Family, Refusal, Structure, UnitGroup
 from optin_export.units.discover import NAME as DISCOVERED
-from optin_export.units.discover import discover_groups
+from optin_export.units.discover import Leak, discover_groups
 from optin_export.units.isolation import isolated
 from optin_export.units.shared_weights import Uses, calls_error
 from optin_export.units.trace import Pass
@@ -228,7 +228,7 @@ class Discovery:
         roots = tuple(f"{piece.root}." for piece in self.pieces)
         for path, module in self.model.named_modules():
             runs = self.seen.order.get(id(module), -1) > first
-            layer = isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+            layer = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d)
             if runs and layer and path not in known and not path.startswith(roots):
                 return path
         return None
@@ -274,16 +274,22 @@ def found_structure(
             blocks.append(path)
             groups += usable
     if not groups:
-        raise nothing_left(refused)
+        raise nothing_left(refused, found.mixed)
     structure = Structure(DISCOVERED, tuple(blocks), tuple(groups), found.channels_first, (), tuple(refused))
     return structure if wanted is None else structure.only(wanted)
 
 
-def nothing_left(refused: Sequence[Refusal]) -> InputError:
-    """The error for a model without any unit that can be removed."""
-    why = "no layer reads features that the layers before it keep apart"
+def nothing_left(refused: Sequence[Refusal], mixed: Sequence[Leak] = ()) -> InputError:
+    """The error for a model without any unit that can be removed.
+
+    mixed: layers whose input features are not kept apart (see `discover.Discovered`).
+    """
+    why = "every layer reads features that each depend on all outputs of the layers before it"
+    if mixed:
+        why = (
+            f"each feature that '{mixed[0].path}' reads depends on several features of '{mixed[0].source}': "
+            "something between them, such as a norm across features, mixes these"
+        )
     if refused:
         why = f"{refused[0].error.what}: {refused[0].error.why}"
-    return InputError(
-        "the model has nothing to prune", why, "use another model, or declare a family (docs/families.md)"
-    )
+    return InputError("the model has nothing to prune", why, "use another model, or replace what mixes the features")

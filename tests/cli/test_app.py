@@ -215,8 +215,9 @@ def test_an_unwritable_place(run: Run, vit_recipe: Make, tmp_path: Path, place: 
 # --- models and data ------------------------------------------------------------------------------------------------
 
 
-def test_an_unsupported_architecture_is_told_the_supported_ones(run: Run, vit_recipe: Make) -> None:
+def test_streams_of_an_unknown_architecture_are_refused(run: Run, vit_recipe: Make) -> None:
     raw = vit_recipe()
+    raw["prune"]["coupled"] = True
     raw["model"] = {
         **raw["model"],
         "source": "timm:ghostnet_050",
@@ -224,8 +225,8 @@ def test_an_unsupported_architecture_is_told_the_supported_ones(run: Run, vit_re
         "args": {"in_chans": 1, "num_classes": 5},
     }
     result = run(raw)
-    assert_refused(result, "the architecture GhostNet is not supported", progress=True)
-    assert "vit" in result[2] and "bert" in result[2] and "optin_export/units/families/" in result[2]
+    assert_refused(result, "the model has no residual stream with removable channels", progress=True)
+    assert "no family knows the blocks of a GhostNet" in result[2] and "prune.coupled: false" in result[2]
 
 
 def test_a_variant_is_told_which_units_it_can_lose(run: Run, vit_recipe: Make) -> None:
@@ -264,7 +265,9 @@ def test_a_random_text_model_needs_a_tokenizer_and_nothing_else(run: Run, bert_r
 def test_the_families_are_listed(run: Run) -> None:
     code, out, err = run("families")
     assert code == 0 and err == ""
-    listed = {line.split()[0]: line for line in out.splitlines()[::2]}
+    *lines, other = out.splitlines()
+    assert other.startswith("any other model") and "found by measurement" in other
+    listed = {line.split()[0]: line for line in lines[::2]}
     assert list(listed) == [family.name for family in supported()]
     assert "whole sub-layers of heads and neurons" in listed["vit"] and "channels" in listed["resnet"]
     assert "deit3_*" in out

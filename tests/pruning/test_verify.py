@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,14 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
+from optin_export.models import build
 from optin_export.pruning import rebuild, verified
-from optin_export.units import Structure, count_macs, count_params, masked, measure_costs
+from optin_export.units import Structure, count_macs, count_params, find_structure, masked, measure_costs
 from optin_export.units.discovery import found_structure
 from optin_export.units.trace import observe_pass
 from tests.pruning.unknown import EVERY, unknown
 from tests.repair.plans import halved
+from tests.units.builders import from_python
 from tests.units.discover import nets
 
 #: net -> kinds of its units.
@@ -44,6 +47,42 @@ IMAGES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
 }
 #: Of the models of transformers, the ones that the core suite checks.
 CORE = {"modernbert", "phi3", "albert"}
+
+NET = """
+import torch
+from torch import nn
+
+
+class Windowed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.num_heads = self.window = 4  # the same by chance
+        self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x):
+        rows = self.qkv(x).unflatten(1, (-1, self.window))  # [batch, windows, tokens, features]
+        q, k, v = rows.unflatten(3, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
+        mixed = (q @ k.mT).softmax(-1) @ v
+        return x + self.proj(mixed.transpose(2, 3).flatten(3).flatten(1, 2))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 5)
+        self.blocks = nn.ModuleList(Windowed() for _ in range(2))
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).mT
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))
+
+
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+"""
 
 
 def found(model: Any, inputs: nets.Inputs) -> Structure:
@@ -186,3 +225,15 @@ def test_declared_groups_are_taken_as_they_are() -> None:
         structure, groups=tuple(dataclasses.replace(group, found=False) for group in structure.groups)
     )
     assert verified(model, declared, inputs) is declared
+
+
+def test_an_attribute_that_equals_the_number_of_heads_by_chance_stays(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(NET)
+    description = from_python(file, "net")()
+    model = build({**description, "task": "image-classification", "pooling": None, "normalize": False}, True)
+    inputs = {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+    structure = verified(model, find_structure(model, inputs=inputs), inputs)
+    assert [(group.kind, group.count, group.sizes) for group in structure.groups] == [
+        ("heads", 4, ((f"model.blocks.{number}.num_heads", 1),)) for number in (0, 1)
+    ]

@@ -21,6 +21,7 @@ from optin_export.data import load_sources
 from optin_export.models import Lookup, lookup
 from optin_export.models.lookup import built
 from optin_export.recipe import validate
+from optin_export.stages import structures
 from optin_export.stages.preflight import preflight
 from tests.conftest import Make
 from tests.textmodels import save_small
@@ -124,15 +125,54 @@ def test_no_weights_are_read(classifier_recipe: Make) -> None:
 # --- the run refuses it, and so do they, with the same words --------------------------------------------------------
 
 
-def test_an_architecture_that_no_family_knows(place: Path, text_data: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_model_that_no_family_knows(
+    place: Path, text_data: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its units are measured: by the run on its weights, and before that on random ones, if these are not large."""
     folder = tmp_path / "model"
     folder.mkdir()
     save_small(folder, "DebertaV2ForSequenceClassification", pad_token_id=0)
-    code, error = verdicts(of_text(folder, text_data), capsys)
-    assert code == 2 and "DebertaV2ForSequenceClassification is not supported" in error
+    raw = of_text(folder, text_data)
+    assert verdicts(raw, capsys) == (0, "")
+    found = preflight(validate(raw, Path.cwd()))
+    (units,) = [one.detail for one in found.findings if one.name == "units"]
+    random = "found by measurement on random weights (a run measures again on the real ones)"
+    assert units == f"{random}: 3 blocks, 8 heads, 160 neurons" and found.not_checked == []
     flags = ["init", "--model", str(folder), "--data", f"tsv:{text_data / 'classes.tsv'}", "--goal", "macs=0.6"]
-    assert cli.main([*flags, "--out", "other.yaml"]) == 2
-    assert words(capsys.readouterr().err) == error and not Path("other.yaml").exists()
+    assert cli.main([*flags, "--out", "other.yaml"]) == 0
+    assert random in capsys.readouterr().out
+    monkeypatch.setattr(structures, "MOST_BYTES", 1000)
+    found = preflight(validate(raw, Path.cwd()))
+    assert found.refusal is None
+    assert found.not_checked == ["units are found by measurement when the run starts: 0.0 GiB of weights"]
+    refused = preflight(validate({**raw, "prune": {**raw["prune"], "coupled": True}}, Path.cwd())).wrong
+    assert refused is not None and "no residual stream" in refused.what  # families alone declare streams
+
+
+MIXED = """
+import torch
+
+class Mixed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pretrained_cfg = {"input_size": (1, 32, 32)}
+        self.first, self.second = torch.nn.Linear(64, 16), torch.nn.Linear(16, 5)
+    def forward(self, pixel_values):
+        hidden = self.first(pixel_values[:, 0].flatten(1)[:, :64]).relu()
+        return self.second(hidden / hidden.norm(dim=-1, keepdim=True))
+
+def made():
+    return Mixed()
+"""
+
+
+def test_a_model_whose_features_are_all_mixed(vit_recipe: Make, tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "mixed.py"
+    file.write_text(MIXED, encoding="utf-8")
+    raw = vit_recipe()
+    raw["model"] = {**raw["model"], "source": f"py:{file}:made", "weights": "random", "args": {}}
+    code, error = verdicts(raw, capsys)
+    assert code == 2 and "each feature that 'model.second' reads depends on several features of 'model.first'" in error
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ verified on rebuilt models before use (`pruning.verify`).
 
 from __future__ import annotations
 
+from optin_export.units.discover.candidates import Leak
 from optin_export.units.discover.groups import NAME, Discovered, discover_groups
 
-__all__ = ["NAME", "Discovered", "discover_groups"]
+__all__ = ["NAME", "Discovered", "Leak", "discover_groups"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from optin_export.units.discover.local_graph import OUTPUT, LocalGraph
@@ -59,6 +59,22 @@ def candidates(graph: LocalGraph) -> tuple[dict[str, Candidate], dict[Call, set[
         elif first is not None:
             leaks.append(first)
     return found, feeds, leaks
+
+
+def inner(leaks: Sequence[Leak], feeds: Mapping[Call, set[Call]]) -> tuple[Leak, ...]:
+    """The leaks of layers that alone read what feeds them; many layers read a residual stream, which has no units."""
+    readers = readers_of(feeds)
+    shared = {reader for several in readers.values() if len(several) > 1 for reader in several}
+    return tuple(one for one in leaks if one.path not in shared)
+
+
+def readers_of(feeds: Mapping[Call, set[Call]]) -> dict[str, set[str]]:
+    """Layer -> the layers that it feeds, in any of their calls."""
+    readers: dict[str, set[str]] = {}
+    for (reader, _), sources in feeds.items():
+        for source, _ in sources:
+            readers.setdefault(source, set()).add(reader)
+    return readers
 
 
 def _merged(calls: list[Candidate]) -> Candidate | None:

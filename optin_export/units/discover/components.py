@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from optin_export.units.discover.candidates import Candidate
+from optin_export.units.discover.candidates import Candidate, readers_of
 from optin_export.units.discover.local_graph import OUTPUT, LocalGraph, feature_dim, filters, mixes
 from optin_export.units.discover.questions import Call
+from optin_export.units.hooks import Convolution
 
 Tables = dict[str, tuple[int, list[list[int]]]]
 
@@ -45,17 +46,14 @@ def components(
     graph: LocalGraph, found: Mapping[str, Candidate], feeds: Mapping[Call, set[Call]]
 ) -> tuple[list[Component], list[Obstacle]]:
     """Groups of units, the first in running order first, and the reasons why other candidates are none."""
-    readers_of: dict[str, set[str]] = {}
-    for (reader, _), sources in feeds.items():
-        for source, _ in sources:
-            readers_of.setdefault(source, set()).add(reader)
+    readers = readers_of(feeds)
     made: list[Component] = []
     obstacles: list[Obstacle] = []
     done: set[str] = set()
     for path in sorted(found, key=lambda one: -graph.order[one]):
         if path in done:
             continue
-        result = _closed(graph, found, readers_of, path)
+        result = _closed(graph, found, readers, path)
         done.add(path)
         if isinstance(result, Component):
             done.update(result.readers)
@@ -69,14 +67,15 @@ def components(
 
 
 def _closed(
-    graph: LocalGraph, found: Mapping[str, Candidate], readers_of: Mapping[str, set[str]], path: str
+    graph: LocalGraph, found: Mapping[str, Candidate], readers_by_layer: Mapping[str, set[str]], path: str
 ) -> Component | Obstacle:
     """Add all other readers of the layers that make these units, and all makers that those read, until none is left."""
     start = found[path]
-    rows, tables, readers, todo = dict(start.rows), dict(start.tables), {path}, list(start.rows)
+    rows, tables, readers = dict(start.rows), dict(start.tables), {path}
+    todo = [name for name in rows if not _is_lookup(graph.module(name))]
     while todo:
         maker = todo.pop()
-        for reader in readers_of.get(maker, ()):
+        for reader in readers_by_layer.get(maker, ()):
             if reader in readers:
                 continue
             if reader == OUTPUT:
@@ -89,17 +88,20 @@ def _closed(
             for name, units in other.rows.items():
                 if rows.setdefault(name, units) != units:
                     return Obstacle(path, f"'{reader}' reads '{name}' in other units", start.heads)
-                if name not in start.rows:
+                if name not in start.rows and not _is_lookup(graph.module(name)):
                     todo.append(name)
             tables |= other.tables
             readers.add(reader)
     ordered = sorted(readers, key=lambda one: graph.order[one])
     if len({found[one].width for one in ordered}) > 1:
         return Obstacle(path, "its readers see units of several widths", start.heads)
+    lookups = {name: rows.pop(name) for name in list(rows) if _is_lookup(graph.module(name))}
+    # A table that layers of other units read as well stays whole, and those that read it select its entries.
+    tables |= {f"{name}.weight": (1, units) for name, units in lookups.items() if readers_of[name] <= readers}
     makers = {name: rows[name] for name in sorted(rows, key=lambda one: graph.order[one])}
     for name in (*makers, *ordered):
         module = graph.module(name)
-        if not isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d):
+        if not isinstance(module, nn.Linear | Convolution | nn.BatchNorm1d | nn.BatchNorm2d):
             return Obstacle(path, f"'{name}' is a {type(module).__name__}", start.heads)
     makes = [name for name in makers if mixes(graph.module(name))]
     if not makes:
@@ -107,6 +109,11 @@ def _closed(
     grouped = any(filters(graph.module(name)) and not _is_norm(graph.module(name)) for name in makers)
     heads = start.heads and not grouped and max(len(makers[name][0]) for name in makes) > 1
     return Component(start.count, start.width, makers, tables, tuple(ordered), heads)
+
+
+def _is_lookup(module: nn.Module) -> bool:
+    """Whether the features of a unit are columns of a table (position biases by head)."""
+    return isinstance(module, nn.Embedding)
 
 
 def _is_norm(module: nn.Module) -> bool:

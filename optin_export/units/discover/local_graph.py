@@ -27,7 +27,7 @@ _NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 #: Activations without gradient on a part of their inputs.
 _INACTIVE = {
     *(F.relu, F.relu_, F.relu6, F.hardtanh, F.hardtanh_, F.hardswish, F.hardsigmoid, F.threshold, F.threshold_),
-    *(torch.relu, torch.relu_, torch.threshold, torch.threshold_, torch.Tensor.relu, torch.Tensor.relu_),
+    *(torch.relu, torch.relu_, torch.threshold, torch.Tensor.relu, torch.Tensor.relu_),
 }
 
 
