@@ -97,7 +97,7 @@ def _closed(
         return Obstacle(path, "its readers see units of several widths", start.heads)
     lookups = {name: rows.pop(name) for name in list(rows) if _is_lookup(graph.module(name))}
     # A table that layers of other units read as well stays whole, and those that read it select its entries.
-    tables |= {f"{name}.weight": (1, units) for name, units in lookups.items() if readers_of[name] <= readers}
+    tables |= {f"{name}.weight": (1, units) for name, units in lookups.items() if readers_by_layer[name] <= readers}
     makers = {name: rows[name] for name in sorted(rows, key=lambda one: graph.order[one])}
     for name in (*makers, *ordered):
         module = graph.module(name)
