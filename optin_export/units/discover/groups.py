@@ -139,7 +139,7 @@ def _table(model: nn.Module, name: str, dim: int, units: Sequence[Sequence[int]]
 
 
 def _has_channels(model: nn.Module, component: Component) -> bool:
-    """Whether convolutions make or read the units; one that filters neurons between linear layers does not count."""
+    """Whether convolutions make or read the units; filters of neurons between linear layers do not count."""
     return any(isinstance(model.get_submodule(path), Convolution) for path in _layers(model, component))
 
 

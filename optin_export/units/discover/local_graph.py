@@ -26,8 +26,8 @@ _TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 _NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 #: Activations without gradient on a part of their inputs.
 _INACTIVE = {
-    *(F.relu, F.relu_, F.relu6, F.hardtanh, F.hardtanh_, F.hardswish, F.hardsigmoid, F.threshold, F.threshold_),
-    *(torch.relu, torch.relu_, torch.threshold, torch.Tensor.relu, torch.Tensor.relu_),
+    *(F.relu, F.relu_, F.relu6, F.hardtanh, F.hardtanh_, F.hardswish, F.hardsigmoid, F.threshold),
+    *(torch.relu, torch.relu_, torch.threshold, torch.threshold_, torch.Tensor.relu, torch.Tensor.relu_),
 }
 
 

@@ -11,8 +11,8 @@ from tests.units.discover import nets
 from tests.units.models import MODELS, inputs_for, small_model
 from tests.units.test_families import FIRST, by_tier
 
-#: Families that declare more: all attentions share one table of positions, an embedding, in which a head is a column.
-MORE = {"mpnet": {"heads"}}
+#: Families whose attention has a list of its heads, by which it reads a table of all blocks: a buffer, without gradient.
+LISTED = {"mpnet"}
 #: Models whose declared neurons are made and read by convolutions of one position: measurement names them channels.
 POINTWISE = {"convnext-conv-mlp"}
 
@@ -32,24 +32,16 @@ def rows(group: UnitGroup) -> dict[str, list[list[int]]]:
 def test_declared_groups_are_found(name: str) -> None:
     measured, declared = found(name)
     by_consumer = {group.consumer: group for group in measured.groups}
-    more = MORE.get(MODELS[name][0], set())
-    assert {group.kind for group in declared.groups if group.consumer not in by_consumer} == more
+    assert {group.consumer for group in declared.groups} <= by_consumer.keys()
     for group in declared.groups:
-        if group.kind in more:
-            continue
         same = by_consumer[group.consumer]
         assert (same.count, same.width) == (group.count, group.width), group.key
         assert same.kind == ("channels" if name in POINTWISE else group.kind), group.key
         assert rows(same) == rows(group), group.key
         assert set(same.readers) == set(group.readers), group.key
         assert {one.path: one.norm for one in same.producers} == {one.path: one.norm for one in group.producers}
-        assert {one.path for one in same.tables} == {one.path for one in group.tables}, group.key
-
-
-def test_a_table_of_all_blocks_is_named() -> None:
-    measured, _ = found("mpnet")
-    whys = {refusal.error.why for refusal in measured.refused if refusal.kind == "heads"}
-    assert whys == {"'model.encoder.relative_attention_bias' is a Embedding"}
+        tables = set() if MODELS[name][0] in LISTED else {one.path for one in group.tables}
+        assert {one.path for one in same.tables} == tables, group.key
 
 
 def test_rows_are_named_one_by_one_only_where_they_are_no_slabs() -> None:
