@@ -11,7 +11,7 @@ from tests.units.discover import nets
 from tests.units.models import MODELS, inputs_for, small_model
 from tests.units.test_families import FIRST, by_tier
 
-#: Families whose attention has a list of its heads, by which it reads a table of all blocks: a buffer, without gradient.
+#: Families whose attention lists its heads, to read a table of all blocks: a buffer, without gradient.
 LISTED = {"mpnet"}
 #: Models whose declared neurons are made and read by convolutions of one position: measurement names them channels.
 POINTWISE = {"convnext-conv-mlp"}
