@@ -95,6 +95,8 @@ def readable(module: nn.Module) -> None:
             # A buffer, so that it is cut and saved with the heads.
             part.register_buffer("heads", torch.arange(part.num_attention_heads))
             part.register_forward_pre_hook(_take_bias_of_heads)
+        elif kind in ("T5Attention", "MT5Attention") and part.has_relative_attention_bias and not part.is_decoder:
+            part.register_forward_pre_hook(_pass_position_bias, with_kwargs=True)
     config = getattr(module, "config", None)
     if getattr(config, "use_cache", False):
         config.use_cache = False  # type: ignore[union-attr]  # what is shipped answers a prompt in one pass
@@ -115,3 +117,14 @@ def _take_bias_of_heads(attention: Any, args: tuple[Any, ...]) -> tuple[Any, ...
     if bias is None or len(attention.heads) == bias.shape[1]:
         return None
     return hidden, mask, bias.index_select(1, attention.heads)
+
+
+def _pass_position_bias(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Let T5's first encoder block read the position bias of all heads as an argument, as the other blocks do.
+
+    [1, heads, tokens, tokens], from attention(hidden states [batch, tokens, hidden], ..., position_bias).
+    """
+    if len(args) != 1 or kwargs.get("position_bias") is not None:
+        return None
+    tokens = args[0].shape[1]
+    return args, {**kwargs, "position_bias": attention.compute_bias(tokens, tokens, args[0].device)}

@@ -17,7 +17,16 @@ from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
 from optin_export.pruning.input_width import INPUT_WIDTH, Call, calls_of_modules, set_input_width
 from optin_export.search import GroupPlan
-from optin_export.units import Structure, UnitGroup, get_layer, get_module, reset_caches, set_module
+from optin_export.units import (
+    SELECTED_HEADS,
+    Structure,
+    UnitGroup,
+    get_layer,
+    get_module,
+    reset_caches,
+    select_heads,
+    set_module,
+)
 
 
 class Constant(nn.Module):
@@ -189,6 +198,7 @@ def _remove_explicitly(model: TaskModel, group: UnitGroup, removed: list[int]) -
         is_linear = isinstance(reader, nn.Linear)
         cut = torch_pruning.prune_linear_in_channels if is_linear else torch_pruning.prune_conv_in_channels
         cut(reader, columns)
+    select_heads(model, group, removed)
     for table in group.tables:
         where, _, name = table.path.rpartition(".")
         module = get_module(model, where)
@@ -227,9 +237,11 @@ def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -
     declared = {name for name, module in named if id(module) in layers}
     before = {name: tensor.shape for name, tensor in model.state_dict().items()}
     after = {name: tensor.shape for name, tensor in dense.state_dict().items()}
+    selections = {f"{group.selects[0]}.{SELECTED_HEADS}" for group in structure.groups if group.selects is not None}
+    after = {name: shape for name, shape in after.items() if name in before or name not in selections}
     changed = {name for name in before if after.get(name) != before[name]}
     tables = {table.path for group in structure.groups for table in group.tables}
-    stray = {name for name in changed if name.rpartition(".")[0] not in declared and name not in tables}
+    stray = {name for name in changed if name.rpartition(".")[0] not in declared and name not in tables | selections}
     if stray or before.keys() != after.keys():
         raise RuntimeError(f"the dependency graph also changed {sorted(stray)}")
 

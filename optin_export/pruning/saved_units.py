@@ -56,6 +56,7 @@ class SavedGroup(_Saved):
     expands: bool = False
     bypass: tuple[tuple[Path, bool], ...] = ()
     coupled: bool = False
+    selects: tuple[Path, tuple[Path, ...]] | None = None
     found: bool = False
 
 

@@ -8,6 +8,8 @@ are cut together. Types that fail are left whole, with the reason.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -22,6 +24,7 @@ from optin_export.units import (
     Refusal,
     Structure,
     UnitGroup,
+    arguments_by_head,
     count_macs,
     masked,
     measure_costs,
@@ -95,14 +98,15 @@ def _tried(
     """The groups with sizes for which the first one can be removed exactly; the reason if there are none."""
     first, wrong = groups[0], ""
     block = structure.blocks[first.block]
-    for sizes in _possible_sizes(model, block, first):
-        group = dataclasses.replace(first, sizes=sizes)
+    selections = _possible_selections(model, first, variants)
+    for selects, sizes in itertools.product(selections, list(_possible_sizes(model, block, first))):
+        group = dataclasses.replace(first, sizes=sizes, selects=selects)
         result = _wrong(model, structure, [group], variants)
         if result is None:
             group = _with_least_sizes(model, structure, group, variants)
-            sizes = group.sizes
             outside = _outside(model, structure, group, variants[0])
-            return [_like(one, structure.blocks[one.block], sizes, block, outside) for one in groups]
+            found = dataclasses.replace(group, outside=outside)
+            return [_like(one, structure.blocks[one.block], found, block) for one in groups]
         wrong = wrong or result
     return wrong
 
@@ -118,10 +122,25 @@ def _with_least_sizes(
     return group
 
 
-def _like(group: UnitGroup, block: str, sizes: Sizes, other: str, outside: int | None) -> UnitGroup:
+def _possible_selections(
+    model: nn.Module, group: UnitGroup, variants: Sequence[Inputs]
+) -> list[tuple[str, tuple[str, ...]] | None]:
+    """(module around the group's layers, its arguments with all heads), if there are any; then None."""
+    if group.kind != "heads":
+        return [None]
+    paths = [*(one.path for one in group.producers), *group.reads]
+    path = posixpath.commonpath([one.replace(".", "/") for one in paths]).replace("/", ".")
+    arguments = arguments_by_head(model, path, group.count, variants)
+    return [(path, arguments), None] if arguments else [None]
+
+
+def _like(group: UnitGroup, block: str, found: UnitGroup, other: str) -> UnitGroup:
     """The group of another block with the sizes found for the same group of block `other`."""
-    own = tuple((f"{block}{path.removeprefix(other)}", per_unit) for path, per_unit in sizes)
-    return dataclasses.replace(group, sizes=own, outside=outside)
+    sizes, selects = found.sizes, found.selects
+    if block != other:
+        sizes = tuple((f"{block}{path.removeprefix(other)}", per_unit) for path, per_unit in sizes)
+        selects = selects and (f"{block}{selects[0].removeprefix(other)}", selects[1])
+    return dataclasses.replace(group, sizes=sizes, selects=selects, outside=found.outside)
 
 
 def _wrong(
@@ -235,8 +254,11 @@ def _combined(
     for heads in ((), (1,), *((1, size) for size in many)):
         of_own = [one for size in heads for one in own.get(size, [])]
         of_shared = [one for size in heads for one in shared.get(size, [])]
-        for further in ([], wide, of_shared, [*wide, *of_shared], [*wide, *of_shared, *fields_wide]):
-            yield tuple(sorted({*of_own, *further}))
+        # Others, such as a window's size, may be as large as the number of heads by chance.
+        named = [one for one in of_own if "head" in one[0].rpartition(".")[2]]
+        for numbers in (of_own, named):
+            for further in ([], wide, of_shared, [*wide, *of_shared], [*wide, *of_shared, *fields_wide]):
+                yield tuple(sorted({*numbers, *further}))
 
 
 def _integers(model: nn.Module, block: str, group: UnitGroup) -> Iterator[tuple[str, int]]:
@@ -255,16 +277,15 @@ def _integers(model: nn.Module, block: str, group: UnitGroup) -> Iterator[tuple[
 
 
 def _around(block: str, group: UnitGroup) -> list[str]:
-    """The modules of the block around the group's layers, the innermost first."""
-    around: dict[str, None] = {}
+    """The modules around the group's layers, the innermost first: those of the block, or if that is a layer alone, the
+    common parent of all layers and those inside it."""
     tables = (one.path for one in group.tables)
-    for layer in (group.consumer, *(one.path for one in group.producers), *group.readers, *tables):
-        parts = layer.split(".")
-        for end in range(len(parts) - 1, -1, -1):
-            path = ".".join(parts[:end])
-            if path == block or path.startswith(f"{block}."):
-                around[path] = None
-    return sorted(around, key=lambda path: -path.count("."))
+    layers = [group.consumer, *(one.path for one in group.producers), *group.readers, *tables]
+    above = [[".".join(parts[:end]) for end in range(len(parts))] for parts in (path.split(".") for path in layers)]
+    if block == group.consumer:
+        block = max(set(above[0]).intersection(*above), key=len)
+    around = {path for paths in above for path in paths if path == block or not block or path.startswith(f"{block}.")}
+    return sorted(around, key=lambda path: (-path.count(".") - bool(path), path))
 
 
 def _outside(model: TaskModel, structure: Structure, group: UnitGroup, inputs: Inputs) -> int | None:

@@ -36,7 +36,7 @@ from optin_export.repair.layer_problem import HOLD_OUT
 from optin_export.repair.output_layer import is_tied
 from optin_export.repair.sensitivity import graph
 from optin_export.repair.sequential import AtWork, Repair
-from optin_export.units import Structure, capture, get_layer, layer_outputs, refitted
+from optin_export.units import Convolution, Structure, capture, get_layer, layer_outputs, refitted
 
 #: Key of this refit among the repairs.
 OUTPUT = "output"
@@ -250,7 +250,7 @@ def _layers(model: TaskModel, reference: Observation) -> list[str]:
     def count(path: str, args: object, output: torch.Tensor) -> None:
         calls.setdefault(path, []).append(len(output))
 
-    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | Convolution)]
     with torch.no_grad(), capture(model, outputs=dict.fromkeys(layers, count)):
         model(**reference.inputs)
         model(**twice)
@@ -265,14 +265,14 @@ def _layers(model: TaskModel, reference: Observation) -> list[str]:
 
 def _features(model: TaskModel, path: str, value: torch.Tensor) -> torch.Tensor:
     """[rows, features], grouped by sample; positions of a convolution are summed first."""
-    if isinstance(get_layer(model, path), nn.Conv2d):
+    if isinstance(get_layer(model, path), Convolution):
         return value.flatten(2).sum(2)
     return value.reshape(-1, value.shape[-1])
 
 
 def _mean_square(model: TaskModel, path: str, output: torch.Tensor) -> torch.Tensor:
     """[features]"""
-    rows = output.detach().transpose(1, -1) if isinstance(get_layer(model, path), nn.Conv2d) else output.detach()
+    rows = output.detach().transpose(1, -1) if isinstance(get_layer(model, path), Convolution) else output.detach()
     return rows.reshape(-1, rows.shape[-1]).square().mean(0).cpu()
 
 

@@ -108,9 +108,10 @@ class ConsumerRows:
         y = W a + b + (h - h') / scale,   the stream afterwards is then the unpruned model's
 
     A layer scale or batch norm that follows the layer is inverted with its factor, `scale` [outputs]; outputs with a
-    zero factor cannot be corrected. removed: the sub-layer at this path is now a constant without inputs. relu: the
-    ReLU that follows a layer without a residual stream; shift: [features] of the batch norm, if
-    relu(stream + norm(layer)) follows.
+    zero factor cannot be corrected. Parallel sub-layers are added to the same stream, h + o1 + o2: for the second, h
+    includes o1, so it also corrects what is left of the error of the first. removed: the sub-layer at this path is now
+    a constant without inputs. relu: the ReLU that follows a layer without a residual stream; shift: [features] of the
+    batch norm, if relu(stream + norm(layer)) follows.
     """
 
     pair: ModelPair
@@ -128,6 +129,7 @@ class ConsumerRows:
         pair, path, inputs = self.pair, self.group.consumer, self.pair.batches[index].inputs
         layer, kept = get_layer(pair.source.model, path), pair.kept_of(path)
         stream: list[Point] = [] if self.group.residual is None else [self.group.residual]
+        stream += self._added
         reads: list[Point] = [] if self.removed is not None else [(path, 0)]
         there = pair.source.see(index, [*stream, (path, "output")], self._last(path))
         here = pair.target.see(index, [*stream, *reads], self._last(self.removed or path)) if stream or reads else {}
@@ -135,10 +137,17 @@ class ConsumerRows:
         relu = self.relu
         if self.group.residual is not None:
             wanted, got = (output_rows(one, layer, inputs, index) for one in self._streams(index, there, here))
+            for point in self._added:
+                wanted = wanted + output_rows(pair.target.like(index, there[point]), layer, inputs, index)
+                got = got + output_rows(here[point], layer, inputs, index)
             target = target + torch.where(self.scale == 0, 0.0, (wanted[:, kept] - got) / self.scale)
             relu = relu if self.shift is None else ReluTarget(self.scale, self.shift[kept] + got)
         read = input_rows(here[(path, 0)], layer, inputs, index) if reads else target.new_zeros(len(target), 0)
         return Rows(read, target, relu, pair.weight(index, [path]))
+
+    @property
+    def _added(self) -> list[Point]:
+        return [(path, "output") for path in self.group.added]
 
     def _streams(self, index: int, there: dict[Point, Any], here: dict[Point, Any]) -> tuple[Any, Any]:
         """(h, h'), with their rows in the order of the layer's output."""

@@ -88,7 +88,7 @@ def shift_of_block_relu(original: Stream, structure: Structure, group: UnitGroup
     if any(isinstance(value, Calls) for value in seen.values()):
         return None
     with torch.no_grad():
-        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
         before = tensor_of(seen[group.residual]) + norm(seen[(group.consumer, "output")])
     return form[1] if _is_rectified(before, tensor_of(seen[(block, "output")])) else None
 
@@ -97,7 +97,7 @@ def _affine(norm: nn.Module | torch.Tensor | None, features: int) -> tuple[torch
     """Scale and shift of a batch norm in eval mode, [features] each; (1, 0) for none, None for anything else."""
     if norm is None:
         return torch.ones(features), torch.zeros(features)
-    if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
+    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
         return None
     scale = (tensor_in(norm, "running_var") + norm.eps).rsqrt()
     if norm.weight is not None:

@@ -20,7 +20,7 @@ def affine_of(model: TaskModel, group: UnitGroup) -> torch.Tensor | None:
     scale = get_scale(model, group.scale)
     if isinstance(scale, torch.Tensor):
         return scale.detach().flatten()
-    assert isinstance(scale, nn.BatchNorm2d), f"{group.scale} is a {type(scale).__name__}"
+    assert isinstance(scale, nn.BatchNorm1d | nn.BatchNorm2d), f"{group.scale} is a {type(scale).__name__}"
     if scale.running_var is None:
         return None
     gamma = torch.ones(len(scale.running_var)) if scale.weight is None else tensor_in(scale, "weight")

@@ -4,6 +4,7 @@ For each sub-layer, in forward order, with activations h of the original and h' 
 
     min over (W', b') of sum over rows of w || (h + W a + b) - (h' + W' a' + b') ||^2 + rho || [W' b'] - [W_kept b] ||^2
 
+Parallel sub-layers add to one stream, h + o1 + o2: the first is refitted with h, the second with h + o1 in place of h.
 a' are the kept inputs in the smaller model, so errors from upstream are corrected too. Before that, the layers that
 produce the kept units are refitted to the original's pre-activations in the same way. w is the sensitivity of the
 trajectory and of the output to the row (see `sensitivity`). Only unlabelled calibration data is used (docs/method.md).

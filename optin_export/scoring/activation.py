@@ -11,7 +11,7 @@ import torch
 from optin_export.data import Batch
 from optin_export.models import TaskModel
 from optin_export.scoring.registry import Request, Result, register
-from optin_export.units import UnitGroup, calls_of, get_layer, layer_inputs, tensor_in, valid_rows
+from optin_export.units import Convolution, UnitGroup, calls_of, get_layer, layer_inputs, tensor_in, valid_rows
 
 
 @dataclass
@@ -38,7 +38,7 @@ def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequen
         every = [(one, path) for one in groups for path in one.reads if path in seen]
         for group, path, value in [(*one, value) for one in every for value in calls_of(seen[one[1]])]:
             inputs = value.cpu()
-            if inputs.dim() == 4 and get_layer(model, path).weight.dim() == 4:
+            if isinstance(get_layer(model, path), Convolution):
                 inputs = inputs.flatten(2).mT
             valid = valid_rows(batch.inputs, inputs)
             rows = inputs.reshape(-1, inputs.shape[-1])

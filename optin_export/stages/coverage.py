@@ -57,7 +57,7 @@ def _largest(model: TaskModel, structure: Structure, inputs: Inputs) -> list[tup
     within |= {producer.path for group in structure.groups for producer in group.producers}
     macs: dict[str, int] = {}
 
-    layers = {path: one for path, one in model.named_modules() if isinstance(one, nn.Linear | nn.Conv2d)}
+    layers = {path: one for path, one in model.named_modules() if isinstance(one, nn.Linear | nn.Conv1d | nn.Conv2d)}
 
     def count(path: str, args: Any, output: torch.Tensor) -> None:
         weight = layers[path].weight

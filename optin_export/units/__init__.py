@@ -38,6 +38,7 @@ from optin_export.units.discovery import Discovery, found_structure, nothing_lef
 from optin_export.units.execution_order import Walk
 from optin_export.units.family_file import load_family
 from optin_export.units.hooks import (
+    Convolution,
     get_layer,
     get_module,
     get_scale,
@@ -51,12 +52,16 @@ from optin_export.units.hooks import (
 )
 from optin_export.units.outputs import Calls, calls_of, map_tensors, placeholder, tensor_of, tensors_in
 from optin_export.units.rows import POSITIONS, as_matrix, columns_per_unit, input_rows, output_rows, reads_rows
+from optin_export.units.selected_heads import BUFFER as SELECTED_HEADS
+from optin_export.units.selected_heads import arguments_by_head, select_heads
 from optin_export.units.topology import measured, notices
 from optin_export.units.trace import observe_pass
 
 __all__ = [
     "POSITIONS",
+    "SELECTED_HEADS",
     "Calls",
+    "Convolution",
     "CostKind",
     "Costs",
     "Family",
@@ -70,6 +75,7 @@ __all__ = [
     "UnitGroup",
     "UnitKind",
     "Walk",
+    "arguments_by_head",
     "as_matrix",
     "attach",
     "block_outputs",
@@ -106,6 +112,7 @@ __all__ = [
     "replayed",
     "reset_caches",
     "rows_of",
+    "select_heads",
     "set_module",
     "supported",
     "tensor_in",

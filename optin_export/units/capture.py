@@ -80,6 +80,11 @@ def attach(module: nn.Module, hook: Callable[..., Any]) -> None:
     module.register_forward_hook(hook)
 
 
+def attach_before(module: nn.Module, hook: Callable[..., Any]) -> None:
+    """Let `hook(module, args, kwargs)` permanently replace the module's arguments; it is copied with the model."""
+    module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
 def reset_caches(model: nn.Module) -> None:
     """Let modules forget tensors that they keep between passes, as timm's do when they are switched to training."""
     for module in model.modules():
@@ -131,7 +136,7 @@ def block_outputs(model: nn.Module, blocks: Sequence[str], rewritten: Collection
     def after(path: str, args: Any, output: Any) -> None:
         # Models may change their lists and dictionaries, but not tensors, except for those that they overwrite. Modules
         # after a block that is a single layer may always work in place.
-        copies = path in rewritten or isinstance(model.get_submodule(path), nn.Conv2d)
+        copies = path in rewritten or isinstance(model.get_submodule(path), nn.Conv1d | nn.Conv2d)
         found[path] = copied(output) if copies else map_tensors(output, lambda _, tensor: tensor)
 
     with capture(model, outputs=dict.fromkeys(blocks, after)):

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from optin_export.units.capture import capture
 from optin_export.units.declare import Structure
-from optin_export.units.hooks import get_layer, get_module
+from optin_export.units.hooks import Convolution, get_layer, get_module
 
 CostKind = Literal["macs", "params"]
 
@@ -144,14 +144,14 @@ def _affine_size(model: nn.Module, path: str | None) -> int:
 def _shapes(
     model: nn.Module, paths: list[str], inputs: dict[str, torch.Tensor]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Per layer: total output positions, and tokens in the second to last dimension of its input."""
-    positions: dict[str, int] = {}
+    """Per layer: total output positions over all calls, and tokens in the second to last dimension of its input."""
+    positions: Counter[str] = Counter()
     tokens: dict[str, int] = {}
 
     def record(path: str, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        features = output.shape[1] if isinstance(get_module(model, path), nn.Conv2d) else output.shape[-1]
-        positions[path] = output.numel() // features
-        tokens[path] = args[0].shape[-2]
+        features = output.shape[1] if isinstance(get_module(model, path), Convolution) else output.shape[-1]
+        positions[path] += output.numel() // features
+        tokens[path] = args[0].shape[-1 if isinstance(get_module(model, path), nn.Conv1d) else -2]
 
     with capture(model, outputs=dict.fromkeys(paths, record)), torch.no_grad():
         model(**inputs)

@@ -19,7 +19,7 @@ UnitKind = Literal["heads", "neurons", "channels"]
 
 @dataclass(frozen=True)
 class Producer:
-    """A Linear or Conv2d whose output rows are the units' features.
+    """A Linear, Conv1d or Conv2d whose output rows are the units' features.
 
     fused: slabs of rows that lie one after another (3 for qkv). norm: a batch norm between it and the consumer, if any.
     rows: output features per unit in one slab, where that is not `UnitGroup.rows` (grouped-query attention: a unit is
@@ -50,7 +50,8 @@ class Table:
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """Units of one kind in one block. They are consecutive slices of the input features of one Linear or Conv2d.
+    """Units of one kind in one block. They are consecutive slices of the input features of one Linear, Conv1d or
+    Conv2d.
 
     Setting a unit's slice of the consumer's input to zero is exactly the removal of the unit; this is what masks,
     scores and the dense rebuild have in common. Paths are relative to the task module.
@@ -60,6 +61,7 @@ class UnitGroup:
     residual: the module, and the index of its positional argument (or "output"), where the residual stream of the
         sub-layer is seen; None if nothing is added to the consumer's output. "call": all that the module is called
         with, as (positional, named) arguments, for `arrange` to make the stream from.
+    added: layers that ran before and whose outputs are added to that stream as well (parallel sub-layers).
     scale: the operation between the consumer and that sum: layer scale (its parameter, or a module with a `gamma`) or a
         batch norm, if any.
     sizes: attributes that hold a size, with their value per unit, e.g. ("blocks.0.attn.num_heads", 1).
@@ -78,6 +80,8 @@ class UnitGroup:
         that reads it the consumer or a reader. They are removed from all of them together.
     found: the units were found by measurement (`discover`), not declared by a family. They are cut by their rows, and
         verified on the model before use.
+    selects: (module, its arguments) for tensors with all heads of the unpruned model, [batch, heads, ...] or [batch *
+        heads, ...], of which the module is to take the heads that stay (see `selected_heads`).
     outside: MACs per sample and unit outside the group's layers (attention), as measured on the rebuilt model; None:
         computed from `pairwise`.
     """
@@ -91,6 +95,7 @@ class UnitGroup:
     residual: tuple[str, int | Literal["output", "call"]] | None
     sublayer: str | None
     scale: str | None = None
+    added: tuple[str, ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
     returns_tuple: bool = False
     bypass: tuple[tuple[str, bool], ...] = ()
@@ -103,6 +108,7 @@ class UnitGroup:
     batch_dim: int = 0
     coupled: bool = False
     found: bool = False
+    selects: tuple[str, tuple[str, ...]] | None = None
     outside: int | None = None
 
     @property
@@ -162,9 +168,9 @@ class Structure:
     """A module as its families see it: block paths and unit groups.
 
     family: the name of the family, or of several, joined by " + " ("resnet + vit").
-    channels_first: the blocks whose output of four dimensions is [batch, features, height, width] rather than [...,
-    features]. families: the family of each block, if there are several. refused: units that cannot be removed, with the
-    reason.
+    channels_first: the blocks whose output of three or four dimensions is [batch, features, positions, ...] rather
+    than [..., features]. families: the family of each block, if there are several. refused: units that cannot be
+    removed, with the reason.
     walk: the order of the blocks and the readers of their outputs, as measured (`families.measured`); None before
     that: they are then taken to run once each, in this order, each read by the next alone.
     """

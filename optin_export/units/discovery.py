@@ -228,7 +228,7 @@ class Discovery:
         roots = tuple(f"{piece.root}." for piece in self.pieces)
         for path, module in self.model.named_modules():
             runs = self.seen.order.get(id(module), -1) > first
-            layer = isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+            layer = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d)
             if runs and layer and path not in known and not path.startswith(roots):
                 return path
         return None

@@ -14,6 +14,9 @@ from optin_export.units.capture import SeeInputs, capture
 from optin_export.units.declare import UnitGroup
 from optin_export.units.outputs import copied, map_tensors
 
+#: Layers that read and make [batch, features, positions, ...].
+Convolution = nn.Conv1d | nn.Conv2d
+
 
 def get_module(model: nn.Module, path: str) -> nn.Module:
     return model.get_submodule(path)
@@ -30,10 +33,12 @@ def get_scale(model: nn.Module, path: str) -> nn.Module | torch.Tensor:
     return tensor_in(owner, name) if isinstance(found, torch.Tensor) else found
 
 
-def get_layer(model: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
+def get_layer(model: nn.Module, path: str) -> nn.Linear | nn.Conv1d | nn.Conv2d:
     """A producer or consumer: its weight is [out features, in features, ...]."""
     module = model.get_submodule(path)
-    assert isinstance(module, nn.Linear | nn.Conv2d), f"{path} is declared as a layer but is a {type(module).__name__}"
+    assert isinstance(module, nn.Linear | Convolution), (
+        f"{path} is declared as a layer but is a {type(module).__name__}"
+    )
     return module
 
 
@@ -77,8 +82,8 @@ def _fitted(mask: torch.Tensor, module: nn.Module, inputs: torch.Tensor, batch_d
     if mask.dim() == 2:
         # Windows of one sample lie one after another in the batch dimension.
         mask = mask.repeat_interleave(len(inputs) // len(mask), dim=0)
-    if isinstance(module, nn.Conv2d):
-        return mask[..., None, None]
+    if isinstance(module, Convolution):
+        return mask[(..., *[None] * (module.weight.dim() - 2))]
     return mask if mask.dim() == 1 else mask.reshape(len(mask), *[1] * (inputs.dim() - 2), -1)
 
 

@@ -48,7 +48,7 @@ class Plain:
 def plain_pass(model: nn.Module, structure: Structure, inputs: Inputs) -> Plain:
     """Run one forward pass on these inputs and record it completely."""
     found = Plain()
-    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)]
 
     def begins(path: str, args: Any, kwargs: Any) -> None:
         found.events.append((path, True))
@@ -82,7 +82,7 @@ def plain_pass(model: nn.Module, structure: Structure, inputs: Inputs) -> Plain:
 def points_of(group: UnitGroup) -> list[Point]:
     """The points of a group that masks and repairs observe."""
     residuals = [] if group.residual is None else [group.residual]
-    return [*((path, 0) for path in group.reads), *residuals]
+    return [*((path, 0) for path in group.reads), *residuals, *((path, "output") for path in group.added)]
 
 
 def take_rows(inputs: Inputs, wanted: Sequence[int]) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from optin_export.units.declare import UnitGroup
-from optin_export.units.hooks import get_layer, rows_of, valid_rows
+from optin_export.units.hooks import Convolution, get_layer, rows_of, valid_rows
 from optin_export.units.outputs import Calls, tensor_of
 
 #: Positions per sample of a convolution's output that are used; neighbouring positions are redundant.
@@ -26,9 +27,10 @@ def output_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor]
     if isinstance(value, Calls):
         return torch.cat([output_rows(one, layer, inputs, batch) for one in value])
     tensor = tensor_of(value)
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, Convolution):
         flat = tensor.flatten(2)
-        return flat[:, :, _positions(flat.shape[2], batch)].mT.flatten(0, 1).cpu()
+        drawn = _positions(flat.shape[2], batch)
+        return rows_of(flat[:, :, drawn].mT, _valid_positions(inputs, (len(flat), flat.shape[2]), drawn)).cpu()
     return rows_of(tensor, valid_rows(inputs, tensor)).cpu()
 
 
@@ -37,22 +39,34 @@ def input_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor],
     if isinstance(value, Calls):
         return torch.cat([input_rows(one, layer, inputs, batch) for one in value])
     tensor: torch.Tensor = value
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, Convolution):
         # Apply padding of any kind ("same", reflecting, ...) as the convolution does.
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         padded = F.pad(tensor, layer._reversed_padding_repeated_twice, mode=mode)
-        # A view of all patches [batch, channels, height, width, kernel height, kernel width]; only drawn ones are read.
+        # A view of all patches [batch, channels, positions, ..., kernel, ...]; only drawn ones are read.
         for dim, (size, step, apart) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), 2):
             padded = padded.unfold(dim, (size - 1) * apart + 1, step)[..., ::apart]
-        drawn = _positions(padded.shape[2] * padded.shape[3], batch)
-        patches = padded[:, :, drawn // padded.shape[3], drawn % padded.shape[3]]
-        return patches.transpose(1, 2).flatten(2).flatten(0, 1).cpu()
+        shape = padded.shape[2 : tensor.dim()]
+        drawn = _positions(math.prod(shape), batch)
+        at: Any = (slice(None), slice(None), *torch.unravel_index(drawn, shape))
+        patches = padded[at].transpose(1, 2).flatten(2)
+        return rows_of(patches, _valid_positions(inputs, (len(padded), math.prod(shape)), drawn)).cpu()
     return rows_of(tensor, valid_rows(inputs, tensor)).cpu()
 
 
 def _positions(count: int, batch: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(batch)
     return torch.randperm(count, generator=generator)[:POSITIONS].sort().values
+
+
+def _valid_positions(
+    inputs: Mapping[str, torch.Tensor], shape: tuple[int, int], drawn: torch.Tensor
+) -> torch.Tensor | None:
+    """bool [rows]: drawn positions that are tokens, not padding; None if all count. shape: samples and positions."""
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.shape != shape:
+        return None
+    return mask.bool()[:, drawn].reshape(-1)
 
 
 def as_matrix(model: nn.Module, path: str) -> torch.Tensor:
@@ -63,11 +77,12 @@ def as_matrix(model: nn.Module, path: str) -> torch.Tensor:
 
 def reads_rows(layer: nn.Module) -> bool:
     """Whether `input_rows` is what the layer reads: not for a grouped convolution, or one that does its own padding."""
-    if not isinstance(layer, nn.Conv2d):
+    if not isinstance(layer, Convolution):
         return True
-    return layer.groups == 1 and (type(layer).forward is nn.Conv2d.forward or layer.kernel_size == (1, 1))
+    own = type(layer).forward in (nn.Conv1d.forward, nn.Conv2d.forward)
+    return layer.groups == 1 and (own or set(layer.kernel_size) == {1})
 
 
 def columns_per_unit(layer: nn.Module, group: UnitGroup) -> int:
     """Columns of `input_rows` that belong to one unit."""
-    return group.width * (layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, nn.Conv2d) else 1)
+    return group.width * (math.prod(layer.kernel_size) if isinstance(layer, Convolution) else 1)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from optin_export.units.discover.local_graph import OUTPUT, LocalGraph
-from optin_export.units.discover.questions import Answer, Mixed, Questions
+from optin_export.units.discover.questions import Answer, Call, Mixed, Questions
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class Leak:
     source: str
 
 
-def candidates(graph: LocalGraph) -> tuple[dict[str, Candidate], dict[str, set[str]], list[Leak]]:
-    """(candidates by their layer, layer -> the layers that feed it, the reasons why others are none)."""
+def candidates(graph: LocalGraph) -> tuple[dict[str, Candidate], dict[Call, set[Call]], list[Leak]]:
+    """(candidates by their layer, call of a layer -> calls that feed it, the reasons why others are none)."""
     found: dict[str, Candidate] = {}
-    feeds: dict[str, set[str]] = {}
+    feeds: dict[Call, set[Call]] = {}
     leaks: list[Leak] = []
     for path, calls in graph.reads.items():
         per_call = []
         for call in range(len(calls)):
             questions = Questions(graph, path, call)
-            feeds.setdefault(path, set()).update(questions.layers)
+            feeds[path, call] = questions.calls
             if path != OUTPUT:
                 per_call.append(_candidate(graph, path, questions))
         if not per_call:
@@ -61,13 +61,15 @@ def candidates(graph: LocalGraph) -> tuple[dict[str, Candidate], dict[str, set[s
     return found, feeds, leaks
 
 
-def inner(leaks: Sequence[Leak], feeds: Mapping[str, set[str]]) -> tuple[Leak, ...]:
+def inner(leaks: Sequence[Leak], feeds: Mapping[Call, set[Call]]) -> tuple[Leak, ...]:
     """The leaks of layers that alone read what feeds them; many layers read a residual stream, which has no units."""
     readers: dict[str, set[str]] = {}
-    for reader, sources in feeds.items():
-        for source in sources:
+    read: dict[str, set[str]] = {}
+    for (reader, _), sources in feeds.items():
+        for source, _ in sources:
             readers.setdefault(source, set()).add(reader)
-    return tuple(one for one in leaks if all(readers[source] == {one.path} for source in feeds[one.path]))
+            read.setdefault(reader, set()).add(source)
+    return tuple(one for one in leaks if all(readers[source] == {one.path} for source in read.get(one.path, ())))
 
 
 def _merged(calls: list[Candidate]) -> Candidate | None:

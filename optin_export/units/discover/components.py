@@ -10,6 +10,8 @@ from torch import nn
 
 from optin_export.units.discover.candidates import Candidate
 from optin_export.units.discover.local_graph import OUTPUT, LocalGraph, feature_dim, filters, mixes
+from optin_export.units.discover.questions import Call
+from optin_export.units.hooks import Convolution
 
 Tables = dict[str, tuple[int, list[list[int]]]]
 
@@ -41,12 +43,12 @@ class Obstacle:
 
 
 def components(
-    graph: LocalGraph, found: Mapping[str, Candidate], feeds: Mapping[str, set[str]]
+    graph: LocalGraph, found: Mapping[str, Candidate], feeds: Mapping[Call, set[Call]]
 ) -> tuple[list[Component], list[Obstacle]]:
     """Groups of units, the first in running order first, and the reasons why other candidates are none."""
     readers_of: dict[str, set[str]] = {}
-    for reader, sources in feeds.items():
-        for source in sources:
+    for (reader, _), sources in feeds.items():
+        for source, _ in sources:
             readers_of.setdefault(source, set()).add(reader)
     made: list[Component] = []
     obstacles: list[Obstacle] = []
@@ -72,7 +74,8 @@ def _closed(
 ) -> Component | Obstacle:
     """Add all other readers of the layers that make these units, and all makers that those read, until none is left."""
     start = found[path]
-    rows, tables, readers, todo = dict(start.rows), dict(start.tables), {path}, list(start.rows)
+    rows, tables, readers = dict(start.rows), dict(start.tables), {path}
+    todo = [name for name in rows if not _is_lookup(graph.module(name))]
     while todo:
         maker = todo.pop()
         for reader in readers_of.get(maker, ()):
@@ -88,17 +91,20 @@ def _closed(
             for name, units in other.rows.items():
                 if rows.setdefault(name, units) != units:
                     return Obstacle(path, f"'{reader}' reads '{name}' in other units", start.heads)
-                if name not in start.rows:
+                if name not in start.rows and not _is_lookup(graph.module(name)):
                     todo.append(name)
             tables |= other.tables
             readers.add(reader)
     ordered = sorted(readers, key=lambda one: graph.order[one])
     if len({found[one].width for one in ordered}) > 1:
         return Obstacle(path, "its readers see units of several widths", start.heads)
+    lookups = {name: rows.pop(name) for name in list(rows) if _is_lookup(graph.module(name))}
+    # A table that layers of other units read as well stays whole, and those that read it select its entries.
+    tables |= {f"{name}.weight": (1, units) for name, units in lookups.items() if readers_of[name] <= readers}
     makers = {name: rows[name] for name in sorted(rows, key=lambda one: graph.order[one])}
     for name in (*makers, *ordered):
         module = graph.module(name)
-        if not isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d):
+        if not isinstance(module, nn.Linear | Convolution | nn.BatchNorm1d | nn.BatchNorm2d):
             return Obstacle(path, f"'{name}' is a {type(module).__name__}", start.heads)
     makes = [name for name in makers if mixes(graph.module(name))]
     if not makes:
@@ -108,29 +114,38 @@ def _closed(
     return Component(start.count, start.width, makers, tables, tuple(ordered), heads)
 
 
+def _is_lookup(module: nn.Module) -> bool:
+    """Whether the features of a unit are columns of a table (position biases by head)."""
+    return isinstance(module, nn.Embedding)
+
+
 def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
 
 
-def _is_stream(graph: LocalGraph, component: Component, feeds: Mapping[str, set[str]]) -> bool:
+def _is_stream(graph: LocalGraph, component: Component, feeds: Mapping[Call, set[Call]]) -> bool:
     """Whether a layer that makes the units is computed from them, and is added to them.
 
-    A gate (squeeze-and-excitation) is computed from them as well, but has one value for all positions.
+    A gate (squeeze-and-excitation) is computed from them as well, but has one value for all positions. In a block that
+    runs several times, the units of one call are computed from those of another, but not added to them.
     """
     positions = {
         name: max(one.numel() // one.shape[feature_dim(graph.module(name), one)] for one in graph.makes[name])
         for name in component.rows
     }
     several = max(positions.values()) > 1
-    return any(
-        not (several and positions[name] == 1) and _upstream(name, feeds) & set(component.readers)
-        for name in component.rows
-        if name in feeds
-    )
+    for reader, sources in feeds.items():
+        if reader[0] not in component.readers:
+            continue
+        added = {one for one in sources if one[0] in component.rows and not (several and positions[one[0]] == 1)}
+        if any(feeds.get(before, set()) & added for one in added for before in _upstream(one, feeds)):
+            return True
+    return False
 
 
-def _upstream(path: str, feeds: Mapping[str, set[str]]) -> set[str]:
-    todo, found = [path], set[str]()
+def _upstream(call: Call, feeds: Mapping[Call, set[Call]]) -> set[Call]:
+    """All calls from which this one is computed."""
+    todo, found = [call], set[Call]()
     while todo:
         for source in feeds.get(todo.pop(), ()):
             if source not in found:

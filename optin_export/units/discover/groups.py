@@ -16,6 +16,7 @@ from optin_export.units.discover.candidates import Leak, candidates, inner
 from optin_export.units.discover.components import Component, Obstacle, components
 from optin_export.units.discover.local_graph import local_graph, mixes
 from optin_export.units.discover.residuals import Streams, observe_streams
+from optin_export.units.hooks import Convolution
 
 #: The name of such units in the report, next to the names of families.
 NAME = "discovered"
@@ -74,7 +75,7 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
     producers: list[Producer] = []
     tables = [_table(model, name, dim, units) for name, (dim, units) in component.tables.items()]
     for path, units in component.rows.items():
-        if isinstance(modules[path], nn.Linear | nn.Conv2d):
+        if isinstance(modules[path], nn.Linear | Convolution):
             producers.append(_producer(path, units, component.count))
             continue
         norm = modules[path]
@@ -86,11 +87,15 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
             named = [name for name, tensor in norm.state_dict(keep_vars=True).items() if tensor.dim() == 1]
             tables = [one for one in tables if one.path.rpartition(".")[0] != path]
             tables += [_table(model, f"{path}.{name}", 0, units) for name in named]
-    inside = {f"{path}." for path, module in modules.items() if isinstance(module, nn.Conv2d)}
+    inside = {f"{path}." for path, module in modules.items() if isinstance(module, Convolution)}
     tables = [one for one in tables if not one.path.startswith(tuple(inside))]
     consumer = component.readers[-1]
     kind: UnitKind = "heads" if component.heads else "channels" if _has_channels(model, component) else "neurons"
     residual, scale = streams.residual(consumer)
+    parallel = None if residual is not None else streams.parallel(consumer)
+    added: tuple[str, ...] = ()
+    if parallel is not None:
+        residual, added = parallel
     return UnitGroup(
         block=0,
         kind=kind,
@@ -101,6 +106,7 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
         readers=component.readers[:-1],
         residual=residual,
         scale=scale,
+        added=added,
         sublayer=None,
         tables=tuple(tables),
         found=True,
@@ -133,7 +139,8 @@ def _table(model: nn.Module, name: str, dim: int, units: Sequence[Sequence[int]]
 
 
 def _has_channels(model: nn.Module, component: Component) -> bool:
-    return any(isinstance(model.get_submodule(path), nn.Conv2d) for path in (*component.rows, *component.readers))
+    """Whether convolutions make or read the units; filters of neurons between linear layers do not count."""
+    return any(isinstance(model.get_submodule(path), Convolution) for path in _layers(model, component))
 
 
 def _numbered(groups: Sequence[UnitGroup]) -> tuple[UnitGroup, ...]:
@@ -171,7 +178,7 @@ def _nearest_element(model: nn.Module, paths: Iterable[str]) -> str | None:
     for end in range(len(common), 0, -1):
         parent = model.get_submodule(".".join(common[: end - 1]))
         module = model.get_submodule(".".join(common[:end]))
-        layer = isinstance(module, nn.Linear | nn.Conv2d)
+        layer = isinstance(module, nn.Linear | Convolution)
         if isinstance(parent, nn.ModuleList | nn.Sequential | nn.ModuleDict) and not layer and _is_called(module):
             return ".".join(common[:end])
     return None

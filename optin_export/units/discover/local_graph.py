@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from optin_export.units.capture import capture, reset_caches
 from optin_export.units.outputs import map_tensors, tensors_in
@@ -22,6 +24,11 @@ OUTPUT = ""
 _CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 _NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+#: Activations without gradient on a part of their inputs.
+_INACTIVE = {
+    *(F.relu, F.relu_, F.relu6, F.hardtanh, F.hardtanh_, F.hardswish, F.hardsigmoid, F.threshold),
+    *(torch.relu, torch.relu_, torch.threshold, torch.threshold_, torch.Tensor.relu, torch.Tensor.relu_),
+}
 
 
 def mixes(module: nn.Module) -> bool:
@@ -44,6 +51,15 @@ def feature_dim(module: nn.Module, tensor: torch.Tensor) -> int:
     if isinstance(module, _NORMS):
         return 1 if tensor.dim() > 1 else 0
     return tensor.dim() - 1
+
+
+class _Active(TorchFunctionMode):
+    """Computes softplus for such activations, so that every feature has a gradient."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in _INACTIVE:
+            return F.softplus(args[0] if args else kwargs["input"])
+        return function(*args, **(kwargs or {}))
 
 
 @dataclass
@@ -69,8 +85,8 @@ class LocalGraph:
 def local_graph(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Iterator[LocalGraph]:
     """Run the model once; its weights keep their values and are marked as they were at the end.
 
-    Leaves hold the layers' outputs with noise of the same size added, so that no ReLU is inactive everywhere; with only
-    one position, their absolute values.
+    Leaves hold noise of the size of the layers' outputs, and no activation is inactive, so that no gradient is zero by
+    chance.
     """
     graph, generator = LocalGraph(model), torch.Generator().manual_seed(0)
     modules = dict(model.named_modules())
@@ -93,10 +109,7 @@ def local_graph(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Iterato
             own = tensor.detach()
             scale = own.abs().mean().clamp(min=1e-3).cpu()
             noise = torch.randn(own.shape, generator=generator) * scale
-            own = own + noise.to(own)
-            if own.numel() == own.shape[feature_dim(modules[path], own)]:
-                own = own.abs()  # at the only position of a layer an inactive ReLU would hide its feature
-            own = own.requires_grad_()
+            own = noise.to(own).requires_grad_()
             graph.makes.setdefault(path, []).append(own)
             return own.clone()
 
@@ -116,6 +129,7 @@ def local_graph(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Iterato
             one.requires_grad_(one.is_floating_point())
         with (
             torch.enable_grad(),
+            _Active(),
             capture(
                 model, dict.fromkeys(readers, before), {**dict.fromkeys(cut, leaf), **dict.fromkeys(watched, node)}
             ),

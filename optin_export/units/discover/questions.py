@@ -8,6 +8,7 @@ in 2 log2(units) backward passes, in whatever order they are stored.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,9 +17,12 @@ from optin_export.units.discover.local_graph import LocalGraph, feature_dim
 
 #: Single units that are asked for, to distinguish "all units" from "several".
 SINGLES = 4
+#: Gradients of a parameter below this share of the largest are rounding: softmax cancels what all keys have in common.
+ROUNDING = 1e-5
 #: A feature that reaches no unit, or all of them.
 NONE, ALL = -1, -2
 Key = tuple[str, str]  # ("layer" or "parameter", path)
+Call = tuple[str, int]  # path, number of the call
 
 
 class Mixed(Exception):
@@ -62,6 +66,17 @@ def _table(numbers: torch.Tensor) -> tuple[int, torch.Tensor] | None:
     return None
 
 
+def _without_rounding(
+    sources: Sequence[tuple[Key, torch.Tensor]], gradients: Sequence[torch.Tensor | None]
+) -> Iterator[tuple[Key, torch.Tensor]]:
+    """The sources that have a gradient; of the parameters, those whose gradient is more than rounding."""
+    sizes = [0.0 if one is None else float(one.abs().max()) for one in gradients]
+    largest = max((size for ((kind, _), _), size in zip(sources, sizes, strict=True) if kind == "parameter"), default=0)
+    for (key, tensor), one, size in zip(sources, gradients, sizes, strict=True):
+        if one is not None and (key[0] == "layer" or size > ROUNDING * largest):
+            yield key, tensor
+
+
 class Questions:
     """Questions about the input of one layer in one call."""
 
@@ -75,12 +90,18 @@ class Questions:
             everything = [(("layer", name), one) for name, made in graph.makes.items() for one in made if name != path]
             everything += [(("parameter", name), one) for name, one in graph.parameters.items()]
             reached = self._gradients(list(range(self.features)), everything)
-            self.sources = [source for source, one in zip(everything, reached, strict=True) if one is not None]
+            self.sources = list(_without_rounding(everything, reached))
 
     @property
     def layers(self) -> list[str]:
         """Paths of the layers that feed this one."""
         return list(dict.fromkeys(path for (kind, path), _ in self.sources if kind == "layer"))
+
+    @property
+    def calls(self) -> set[Call]:
+        """The calls of layers that feed this one."""
+        calls = {id(one): (name, call) for name, made in self.graph.makes.items() for call, one in enumerate(made)}
+        return {calls[id(one)] for (kind, _), one in self.sources if kind == "layer"}
 
     def answer(self, width: int) -> Answer:
         """The unit of every feature of every source, for units of `width` consecutive input features.

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from optin_export.units.capture import capture
+from optin_export.units.hooks import Convolution
 from optin_export.units.outputs import tensors_in
 
 #: Relative difference up to which two tensors are the same.
@@ -37,6 +38,33 @@ class Streams:
     outputs: dict[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
     results: dict[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
+
+    @torch.no_grad()
+    def parallel(self, layer: str) -> tuple[Residual, tuple[str, ...]] | None:
+        """(the residual stream h, the layers that ran before it and are added as well), if another layer of the block
+        reads h too, and the sum of all is the next value of the stream: h + o1 + o2."""
+        block = self.block_of[layer]
+        for other, (at, output) in self.outputs.items():
+            if other == layer or layer not in self.outputs or self.block_of[other] != block:
+                continue
+            own_at, own = self.outputs[layer]
+            if own.shape != output.shape or self.repeated & {layer, other}:
+                continue
+            stream = self._stream(block, own + output, min(at, own_at), max(at, own_at))
+            if stream is not None:
+                return stream, (other,) if list(self.outputs).index(other) < list(self.outputs).index(layer) else ()
+        return None
+
+    def _stream(self, block: str, added: torch.Tensor, first: int, last: int) -> Residual | None:
+        """Where h was seen before event `first`, for h + added = a tensor that is read after event `last`."""
+        _, result = self.results.get(block, (0, None))
+        sums = [tensor for _, tensor in self.events[last : last + NEAR]] + ([] if result is None else [result])
+        before = [one for one in self.events[max(0, first - NEAR) : first] if self._is_usable(one[0], block)]
+        for total in sums:
+            for path, tensor in reversed(before):
+                if total.shape == added.shape == tensor.shape and _equal(tensor, total - added, total):
+                    return path, 0
+        return None
 
     @torch.no_grad()
     def residual(self, layer: str) -> tuple[Residual | None, str | None]:
@@ -81,14 +109,14 @@ class Streams:
         return found
 
     def is_channels_first(self, block: str) -> bool:
-        """Whether the block's output of four dimensions is [batch, features, height, width]."""
+        """Whether the block's output is [batch, features, positions, ...]."""
         if block not in self.results:
             return False
         shape = self.results[block][1].shape
         features = {self.outputs[layer][1].shape[1 if _is_conv(self.model, layer) else -1]
                     for layer, one in self.block_of.items() if one == block and layer in self.outputs}  # fmt: skip
         layers = [layer for layer, one in self.block_of.items() if one == block]
-        if len(shape) != 4:
+        if len(shape) not in (3, 4):
             return False
         if shape[1] in features and shape[-1] not in features:
             return True
@@ -132,4 +160,4 @@ def _equal(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor) -> bool:
 
 
 def _is_conv(model: nn.Module, path: str) -> bool:
-    return isinstance(model.get_submodule(path), nn.Conv2d)
+    return isinstance(model.get_submodule(path), Convolution)

@@ -1,0 +1,76 @@
+"""Parallel sub-layers (h + attention + mlp): the later one corrects the stream and the error that the other left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from optin_export.models import build
+from optin_export.models.tasks import TaskModel
+from optin_export.pruning.rebuild import rebuild
+from optin_export.repair.model_pair import ConsumerRows, ModelPair
+from optin_export.repair.paired_forward import Stream
+from optin_export.repair.sensitivity import sensitivities
+from optin_export.repair.sequential import compensate
+from optin_export.units import Structure, find_structure
+from tests.conftest import enlarge
+from tests.repair.plans import halved
+from tests.units.builders import from_transformers
+from tests.units.models import batches_for, inputs_for
+
+NETS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "GPTNeoXModel": ({"vocab_size": 64}, "attention.dense", "mlp.dense_4h_to_h"),
+    "PhiModel": ({"vocab_size": 64}, "self_attn.dense", "mlp.fc2"),
+}
+
+
+def built(kind: str) -> tuple[TaskModel, Structure]:
+    describe = from_transformers(kind, **NETS[kind][0])
+    model = build({**describe(), "task": "feature-extraction", "pooling": "mean", "normalize": False})
+    enlarge(model, 0)
+    return model, find_structure(model, inputs=inputs_for(model, 2, 0))
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_the_stream_and_the_layers_added_before(kind: str) -> None:
+    _, structure = built(kind)
+    _, attention, mlp = NETS[kind]
+    for number, block in enumerate(structure.blocks):
+        heads, neurons = [group for group in structure.groups if group.block == number]
+        assert (heads.consumer, neurons.consumer) == (f"{block}.{attention}", f"{block}.{mlp}")
+        stream = (f"{block}.input_layernorm", 0)
+        assert (heads.residual, heads.added) == (stream, ())
+        assert (neurons.residual, neurons.added) == (stream, (f"{block}.{attention}",))
+
+
+def test_the_target_is_what_makes_the_sum_right() -> None:
+    model, structure = built("GPTNeoXModel")
+    batches, plan = batches_for(model, 2), halved(structure)
+    dense, _ = rebuild(model, structure, plan.groups, batches[0].inputs)
+    weights = sensitivities(model, structure, batches, 0)
+    source, target = (Stream(one, structure, batches) for one in (model, dense))
+    pair = ModelPair(source, target, structure, batches, weights, {})
+    neurons = next(group for group in structure.groups if group.kind == "neurons")
+    rows = ConsumerRows(pair, neurons, torch.ones(()), None, None, None)(0)
+    block, valid = structure.blocks[0], batches[0].inputs["attention_mask"].bool()
+
+    def seen(one: Stream, path: str, what: Any) -> torch.Tensor:
+        value = one.see(0, [(path, what)], block)[(path, what)]
+        return (value[0] if isinstance(value, tuple) else value)[valid]
+
+    own = seen(target, block, "output") - seen(target, neurons.consumer, "output")  # h' + o1'
+    wanted = seen(source, block, "output") - own
+    pair.close()
+    torch.testing.assert_close(rows.target.to(wanted), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_error_of_the_whole_block_shrinks_with_every_refit() -> None:
+    model, structure = built("GPTNeoXModel")
+    batches, plan = batches_for(model, 6), halved(structure)
+    dense, smaller = rebuild(model, structure, plan.groups, batches[0].inputs)
+    repairs = compensate(model, dense, structure, smaller, plan.groups, batches)
+    first, second = (repairs[group.key] for group in structure.groups[:2])
+    assert first.before is not None and first.after is not None and second.before is not None
+    assert second.after is not None and second.after < second.before
