@@ -28,7 +28,7 @@ def saved(sources: Sources, tmp_path: Path) -> Path:
     structure = find_structure(sources.model)
     plan, inputs = without(structure, {"block00.heads": [1, 2], "block01.neurons": [0]}), sources.fixed(2)
     dense, _ = rebuild(sources.model, structure, plan.groups, inputs)
-    save_model(tmp_path / "model", dense, sources.loaded.architecture, structure.family, plan, inputs)
+    save_model(tmp_path / "model", dense, sources.loaded.architecture, structure, plan, inputs)
     return tmp_path / "model"
 
 

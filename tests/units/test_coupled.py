@@ -104,6 +104,6 @@ def test_a_coupled_model_is_rebuilt_from_its_files(tmp_path: Path) -> None:
     structure, inputs = find_structure(model, coupled=True), inputs_for(model, 2, 4)
     plan = halved(structure, share=0.6)
     operation = apply_plan(model, structure, plan, batches_for(model, 2), inputs, repair=True)
-    save_model(tmp_path, operation.dense, architecture, structure.family, plan, inputs)
+    save_model(tmp_path, operation.dense, architecture, structure, plan, inputs)
     with torch.no_grad():
         assert torch.equal(load_model(tmp_path, trust_python=True)(**inputs), operation.dense(**inputs))

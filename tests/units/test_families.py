@@ -53,7 +53,7 @@ class Case:
         inputs = self.inputs(3, 5)
         self.plain = apply_plan(self.model, self.structure, self.plan, (), inputs, repair=False)
         self.repaired = apply_plan(self.model, self.structure, self.plan, self.batches, inputs, repair=True)
-        save_model(folder, self.repaired.dense, self.architecture, self.family, self.plan, inputs)
+        save_model(folder, self.repaired.dense, self.architecture, self.structure, self.plan, inputs)
 
     def inputs(self, batch: int, seed: int) -> dict[str, torch.Tensor]:
         return inputs_for(self.model, batch, seed)
@@ -256,7 +256,7 @@ def test_whole_sub_layers_may_vanish(case: Case, tmp_path: Path) -> None:
     assert plain.masked_difference <= 1e-5
     repaired = apply_plan(case.model, case.structure, plan, case.batches, inputs, repair=True)
     assert repaired.repairs["block00.heads"].after < repaired.repairs["block00.heads"].before
-    save_model(tmp_path, repaired.dense, case.architecture, case.family, plan, inputs)
+    save_model(tmp_path, repaired.dense, case.architecture, case.structure, plan, inputs)
     data = case.inputs(4, 8)
     assert torch.equal(output(load_model(tmp_path), data), output(repaired.dense, data))
     path = tmp_path / "pruned.onnx"

@@ -124,7 +124,7 @@ def test_all_kinds_of_blocks_go_exactly(name: str, tmp_path: Path) -> None:
     costs, kept = measure_costs(model, structure, images(1)), {key: len(one.kept) for key, one in plan.groups.items()}
     assert costs.of("macs", kept) == count_macs(dense, images(1))
     assert costs.of("params", kept) == count_params(dense)
-    save_model(tmp_path, dense, architecture, structure.family, plan, images(2))
+    save_model(tmp_path, dense, architecture, structure, plan, images(2))
     assert torch.equal(load_model(tmp_path, trust_python=True)(**images(3)), dense(**images(3)))
 
 
@@ -280,7 +280,7 @@ def test_a_saved_model_of_one_family_is_still_rebuilt(tmp_path: Path) -> None:
     assert structure.family == "mobilenet"
     plan = halved(structure)
     dense = apply_plan(model, structure, plan, (), images(2), repair=False).dense
-    save_model(tmp_path, dense, architecture, structure.family, plan, images(2))
+    save_model(tmp_path, dense, architecture, structure, plan, images(2))
     assert torch.equal(
         load_model(tmp_path, trust_python=True)(**inputs_for(model, 2, 3)), dense(**inputs_for(model, 2, 3))
     )

@@ -58,7 +58,7 @@ def test_units_around_what_is_used_twice_stay(share: str, tmp_path: Path) -> Non
     errors = [float((dense(**images(20, 9)) - model(**images(20, 9))).norm()) for dense in (plain, repaired)]
     assert errors[1] < 0.5 * errors[0]
     assert torch.equal(model(**images(3)), before)
-    save_model(tmp_path, repaired, architecture, structure.family, plan, images(2))
+    save_model(tmp_path, repaired, architecture, structure, plan, images(2))
     assert torch.equal(load_model(tmp_path, trust_python=True)(**images(3)), repaired(**images(3)))
 
 
@@ -83,7 +83,7 @@ def test_a_sublayer_that_goes_as_a_whole_goes_under_all_its_names(tmp_path: Path
     plan = plan_of(structure, {"block00.heads": (), "block01.neurons": (), "block02.heads": (1, 3)})
     dense = apply_plan(model, structure, plan, (), images(2), repair=False).dense
     assert max(masked_difference(model, dense, structure, plan, images(size, size)) for size in (1, 2, 5)) <= 1e-5
-    save_model(tmp_path, dense, architecture, structure.family, plan, images(2))
+    save_model(tmp_path, dense, architecture, structure, plan, images(2))
     assert torch.equal(load_model(tmp_path, trust_python=True)(**images(3)), dense(**images(3)))
 
 

@@ -89,7 +89,7 @@ def test_a_model_pruned_of_one_kind_is_rebuilt_although_the_other_is_refused(tmp
     structure, inputs = find_structure(model, units=("heads",)), inputs_for(model, 2, 3)
     plan = halved(structure, share=0.5)
     dense = apply_plan(model, structure, plan, batches_for(model, 2), inputs, repair=True).dense
-    save_model(tmp_path, dense, architecture, structure.family, plan, inputs)
+    save_model(tmp_path, dense, architecture, structure, plan, inputs)
     assert torch.equal(output(load_model(tmp_path), inputs), output(dense, inputs))
 
 
@@ -223,7 +223,7 @@ def test_whole_sub_layers_may_vanish(name: str, tmp_path: Path) -> None:
     operation = apply_plan(case.model, case.structure, plan, case.batches, case.inputs(3, 5), repair=True)
     assert operation.masked_difference <= 1e-5
     assert operation.repairs["block00.heads"].after < operation.repairs["block00.heads"].before
-    save_model(tmp_path, operation.dense, case.architecture, case.family, plan, case.inputs(3, 5))
+    save_model(tmp_path, operation.dense, case.architecture, case.structure, plan, case.inputs(3, 5))
     assert torch.equal(output(load_model(tmp_path), case.inputs(4, 8)), output(operation.dense, case.inputs(4, 8)))
     path = tmp_path / "pruned.onnx"
     case.export(operation.dense, path)
