@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--gates", type=PATH, metavar="FILE", help="YAML file of limits (default: the gates of the recipe).")
 @click.option("--junit", type=PATH, metavar="FILE", help="Also write the result as JUnit XML.")
 def check(run: Path, gates: Path | None, junit: Path | None, as_json: bool) -> int:
-    """Check the report of a finished run against limits of your own.
+    """Check the report of a run against limits of your own.
 
     RUN is the folder of a finished run. For release pipelines: nothing is measured again, and nothing is changed.
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field, e.g. targets.0.engine=torch."
 )
 def doctor(recipe: Path | None, overrides: tuple[str, ...], as_json: bool) -> int:
-    """Check this machine, and print how to install what is missing.
+    """Check this machine; print how to install what is missing.
 
     With RECIPE, also check whether this recipe can be built and measured here. Nothing is installed or changed.
 

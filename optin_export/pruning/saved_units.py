@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.pruning.input_width import INPUT_WIDTH
-from optin_export.units import Producer, Structure, Table, UnitGroup, UnitKind, is_declared_here
+from optin_export.units import Convolution, Producer, Structure, Table, UnitGroup, UnitKind, is_declared_here
 
 Number = Annotated[int, Field(ge=0, le=1 << 31)]
 Path = Annotated[str, Field(max_length=1000)]
@@ -68,17 +69,65 @@ class SavedUnits(_Saved):
     groups: tuple[SavedGroup, ...]
 
     def structure(self, model: nn.Module, family: str) -> Structure:
-        """The structure of a model that was just built. Raises InputError for sizes that it does not have."""
+        """The structure of a model that was just built. Raises InputError for layers or sizes that it does not have."""
+        for saved in self.groups:
+            _check_layers(model, saved)
         groups = tuple(_loaded(one) for one in self.groups)
         for group in groups:
             for attribute, per_unit in group.sizes:
-                if not attribute.endswith(f".{INPUT_WIDTH}") and _value(model, attribute) != per_unit * group.count:
-                    raise InputError(
-                        "the saved units are not of this model",
-                        f"'{attribute}' is not {per_unit * group.count}",
-                        "run the recipe with --force",
-                    )
+                _check_size(model, group, attribute, per_unit * group.count)
         return Structure(family, self.blocks, groups)
+
+
+def _check_layers(model: nn.Module, group: SavedGroup) -> None:
+    """Before any index is written out: an index of a few bytes may name billions of rows."""
+    for one in group.producers:
+        _check_entries(model, f"{one.path}.weight", 0, one.fused * (one.rows or 1), one.index, group.count)
+    for table in group.tables:
+        _check_entries(model, table.path, table.dim, table.entries, table.index, group.count)
+    if group.selects is not None:
+        _module(model, group.selects[0])
+    for path in (group.consumer, *group.readers):
+        layer = _module(model, path)
+        if not isinstance(layer, nn.Linear | Convolution) or layer.weight.shape[1] != group.count * group.width:
+            raise _not_of_model(f"'{path}' does not read {group.count * group.width} features")
+
+
+def _check_entries(model: nn.Module, name: str, dim: int, per_unit: int, index: Runs | None, count: int) -> None:
+    owner, _, leaf = name.rpartition(".")
+    tensor = getattr(_module(model, owner), leaf, None)
+    if not isinstance(tensor, torch.Tensor) or tensor.dim() <= dim:
+        raise _not_of_model(f"there is no tensor '{name}' with {dim + 1} dimensions")
+    runs = [run for unit in index or () for run in unit]
+    named = per_unit * count if index is None else sum(size for _, size in runs)
+    if max([named, *(first + size for first, size in runs)]) > tensor.shape[dim]:
+        raise _not_of_model(f"'{name}' has only {tensor.shape[dim]} entries")
+
+
+def _check_size(model: nn.Module, group: UnitGroup, attribute: str, value: int) -> None:
+    """Only an attribute of a module around the group's layers, with the value of all units, may be changed."""
+    owner, parts = "", attribute.split(".")
+    while parts and isinstance(getattr(_module(model, owner), parts[0], None), nn.Module):
+        owner = f"{owner}.{parts.pop(0)}".lstrip(".")
+    layers = [*(one.path for one in group.producers), *(one.path for one in group.tables), *group.reads]
+    if owner and not any(layer.startswith(f"{owner}.") for layer in layers):
+        raise _not_of_model(f"'{attribute}' is not near the layers of its units")
+    if attribute.endswith(INPUT_WIDTH):
+        return
+    found = _value(model, attribute)
+    if type(found) is not int or found != value:
+        raise _not_of_model(f"'{attribute}' is not {value}")
+
+
+def _module(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise _not_of_model(f"there is no '{path}'") from None
+
+
+def _not_of_model(why: str) -> InputError:
+    return InputError("the saved units are not of this model", why[:300], "run the recipe with --force")
 
 
 def saved_units(structure: Structure) -> SavedUnits | None:

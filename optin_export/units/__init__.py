@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -212,9 +213,10 @@ def _completed(discovery: Discovery, wanted: set[str] | None) -> Structure:
         structure = discovery.structure(False, wanted)
     except InputError as error:
         try:
-            return found_structure(model, inputs, discovery.seen, wanted)
+            found = found_structure(model, inputs, discovery.seen, wanted)
         except InputError:
             raise error from None
+        return replace(found, refused=(*(discovery.refused or [Refusal("neurons", error)]), *found.refused))
     if structure is None:
         return found_structure(model, inputs, discovery.seen, wanted)
     if is_covered(model, structure, inputs):

@@ -103,7 +103,7 @@ def test_a_file_without_a_family(folder: Path, capsys: pytest.CaptureFixture[str
 def recipe(make: Make, **model: Any) -> dict[str, Any]:
     raw = make()
     own = {"source": "py:model.py:made", "weights": "random", "args": {}}
-    return {**raw, "model": {**raw["model"], **own, **model}}
+    return {**raw, "model": {**raw["model"], **own, **model}, "prune": {"budget": {"macs": 0.8}}}
 
 
 def test_a_recipe_names_a_family(folder: Path, vit_recipe: Make) -> None:

@@ -214,7 +214,7 @@ def test_the_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) ->
     assert cli.main(["-h"]) == 0
     whole = capsys.readouterr().out
     summary = command.get_short_help_str(100)
-    assert f"  {name:<10}  {summary}\n" in whole, "one line on a terminal of 80 columns"
+    assert f"  {name:<12}  {summary}\n" in whole, "one line on a terminal of 80 columns"
     for words in ([name, "--help"], [name, "-h"]):
         assert cli.main(words) == 0
         text = capsys.readouterr().out

@@ -310,7 +310,7 @@ def on_meta(**args):
     [
         ("plain", None),
         ("computes", None),
-        ("strange", "is not supported"),
+        ("strange", "the model has nothing to prune"),
         ("fails", "no such layer"),
         ("on_meta", "on the meta device"),
         ("none", "has no attribute"),
@@ -400,7 +400,7 @@ def test_what_init_writes_runs(bert_folder: Path, text_data: Path, capsys: Captu
     assert cli.main(["recipe.yaml", "--stop-after", "sources", "--quiet"]) == 0, capsys.readouterr().err
 
 
-def test_init_frees_the_units_that_can_go(tmp_path: Path, colour_data: Path, capsys: Capture) -> None:
+def test_init_says_which_units_stay(tmp_path: Path, colour_data: Path, capsys: Capture) -> None:
     args = "img_size=448, patch_size=56, embed_dim=32, depth=2, num_heads=4, num_classes=5"
     (tmp_path / "own.py").write_text(
         f"import timm\ndef model():\n    return timm.create_model('eva02_base_patch14_448', {args})\n", encoding="utf-8"
@@ -408,8 +408,7 @@ def test_init_frees_the_units_that_can_go(tmp_path: Path, colour_data: Path, cap
     words = ("--model", f"py:{tmp_path / 'own.py'}:model", "--task", "image-classification")
     assert init(*words, "--data", f"npz:{colour_data / 'images.npz'}", "--goal", "macs=0.97") == 0
     told = capsys.readouterr().out
-    assert "prune.units is heads: " in told and "norm across its neurons" in told
-    assert yaml.safe_load(Path("recipe.yaml").read_text(encoding="utf-8"))["prune"]["units"] == ["heads"]
+    assert "found by measurement on random weights" in told and "norm across its neurons" in told
     assert cli.main(["recipe.yaml", "--stop-after", "sources", "--quiet"]) == 0
 
 

@@ -63,13 +63,18 @@ def candidates(graph: LocalGraph) -> tuple[dict[str, Candidate], dict[Call, set[
 
 def inner(leaks: Sequence[Leak], feeds: Mapping[Call, set[Call]]) -> tuple[Leak, ...]:
     """The leaks of layers that alone read what feeds them; many layers read a residual stream, which has no units."""
+    readers = readers_of(feeds)
+    shared = {reader for several in readers.values() if len(several) > 1 for reader in several}
+    return tuple(one for one in leaks if one.path not in shared)
+
+
+def readers_of(feeds: Mapping[Call, set[Call]]) -> dict[str, set[str]]:
+    """Layer -> the layers that it feeds, in any of their calls."""
     readers: dict[str, set[str]] = {}
-    read: dict[str, set[str]] = {}
     for (reader, _), sources in feeds.items():
         for source, _ in sources:
             readers.setdefault(source, set()).add(reader)
-            read.setdefault(reader, set()).add(source)
-    return tuple(one for one in leaks if all(readers[source] == {one.path} for source in read.get(one.path, ())))
+    return readers
 
 
 def _merged(calls: list[Candidate]) -> Candidate | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from optin_export.units.discover.candidates import Candidate
+from optin_export.units.discover.candidates import Candidate, readers_of
 from optin_export.units.discover.local_graph import OUTPUT, LocalGraph, feature_dim, filters, mixes
 from optin_export.units.discover.questions import Call
 from optin_export.units.hooks import Convolution
@@ -46,17 +46,14 @@ def components(
     graph: LocalGraph, found: Mapping[str, Candidate], feeds: Mapping[Call, set[Call]]
 ) -> tuple[list[Component], list[Obstacle]]:
     """Groups of units, the first in running order first, and the reasons why other candidates are none."""
-    readers_of: dict[str, set[str]] = {}
-    for (reader, _), sources in feeds.items():
-        for source, _ in sources:
-            readers_of.setdefault(source, set()).add(reader)
+    readers = readers_of(feeds)
     made: list[Component] = []
     obstacles: list[Obstacle] = []
     done: set[str] = set()
     for path in sorted(found, key=lambda one: -graph.order[one]):
         if path in done:
             continue
-        result = _closed(graph, found, readers_of, path)
+        result = _closed(graph, found, readers, path)
         done.add(path)
         if isinstance(result, Component):
             done.update(result.readers)
@@ -70,7 +67,7 @@ def components(
 
 
 def _closed(
-    graph: LocalGraph, found: Mapping[str, Candidate], readers_of: Mapping[str, set[str]], path: str
+    graph: LocalGraph, found: Mapping[str, Candidate], readers_by_layer: Mapping[str, set[str]], path: str
 ) -> Component | Obstacle:
     """Add all other readers of the layers that make these units, and all makers that those read, until none is left."""
     start = found[path]
@@ -78,7 +75,7 @@ def _closed(
     todo = [name for name in rows if not _is_lookup(graph.module(name))]
     while todo:
         maker = todo.pop()
-        for reader in readers_of.get(maker, ()):
+        for reader in readers_by_layer.get(maker, ()):
             if reader in readers:
                 continue
             if reader == OUTPUT:
@@ -100,7 +97,7 @@ def _closed(
         return Obstacle(path, "its readers see units of several widths", start.heads)
     lookups = {name: rows.pop(name) for name in list(rows) if _is_lookup(graph.module(name))}
     # A table that layers of other units read as well stays whole, and those that read it select its entries.
-    tables |= {f"{name}.weight": (1, units) for name, units in lookups.items() if readers_of[name] <= readers}
+    tables |= {f"{name}.weight": (1, units) for name, units in lookups.items() if readers_by_layer[name] <= readers}
     makers = {name: rows[name] for name in sorted(rows, key=lambda one: graph.order[one])}
     for name in (*makers, *ordered):
         module = graph.module(name)

@@ -95,13 +95,13 @@ def test_a_reader_in_another_order_is_refused() -> None:
 def test_a_layer_of_a_kind_that_is_never_cut_is_named() -> None:
     model = nets.net(
         lambda s, x: s.head(s.conv2(F.gelu(s.conv1(x.transpose(1, 2)))).mean(-1)),
-        conv1=nn.Conv1d(nets.WIDTH, 6, 3, padding=1),
+        conv1=nn.ConvTranspose1d(nets.WIDTH, 6, 3, padding=1),
         conv2=nn.Conv1d(6, 4, 3, padding=1),
         head=nn.Linear(4, 3),
     )
     made, obstacles = joined(model, nets.tokens())
     assert "conv2" not in made
-    assert obstacles["conv2"].why == "'conv1' is a Conv1d"
+    assert obstacles["conv2"].why == "'conv1' is a ConvTranspose1d"
 
 
 def test_first_layers_first() -> None:
