@@ -16,7 +16,7 @@ from optin_export.models import build
 from optin_export.models.tasks import TaskModel
 from optin_export.pruning import load_model, save_model, verified
 from optin_export.pruning.rebuild import rebuild
-from optin_export.repair import apply_plan, masked_difference
+from optin_export.repair import RepairSettings, apply_plan, masked_difference
 from optin_export.scoring.activation import contributions
 from optin_export.units import (
     Structure,
@@ -85,10 +85,10 @@ def test_channels_of_one_dimension_go_exactly(tmp_path: Path) -> None:
     assert structure.channels_first >= {"model.blocks.0", "model.blocks.1"}
     assert [group.residual for group in structure.groups][:2] == [(f"model.blocks.{n}.expand", 0) for n in (0, 1)]
     plan = halved(structure)
-    plain = apply_plan(model, structure, plan, (), images(2), repair=False).dense
+    plain = apply_plan(model, structure, plan, (), images(2), RepairSettings(repair=False)).dense
     assert max(masked_difference(model, plain, structure, plan, images(size, size)) for size in (1, 2, 5)) < 1e-5
     batches = [Batch(images(8, seed), np.arange(8)) for seed in range(1, 6)]
-    repaired = apply_plan(model, structure, plan, batches, images(2), repair=True).dense
+    repaired = apply_plan(model, structure, plan, batches, images(2), RepairSettings()).dense
     errors = [float((dense(**images(64, 9)) - model(**images(64, 9))).norm()) for dense in (plain, repaired)]
     assert errors[1] < 0.8 * errors[0]
     save_model(tmp_path, repaired, architecture, structure, plan, images(2))
@@ -147,9 +147,9 @@ def test_attention_of_convolutions_loses_heads() -> None:
         ("channels", 64, 1),
     ]
     plan = halved(structure)
-    plain = apply_plan(model, structure, plan, (), inputs, repair=False).dense
+    plain = apply_plan(model, structure, plan, (), inputs, RepairSettings(repair=False)).dense
     assert masked_difference(model, plain, structure, plan, inputs_for(model, 5, 1)) < 1e-5
-    repaired = apply_plan(model, structure, plan, batches_for(model, 6), inputs, repair=True).dense
+    repaired = apply_plan(model, structure, plan, batches_for(model, 6), inputs, RepairSettings()).dense
     other = inputs_for(model, 32, 99)
     errors = [float((dense(**other) - model(**other)).norm()) for dense in (plain, repaired)]
     assert errors[1] < 0.9 * errors[0]

@@ -18,7 +18,7 @@ from optin_export.models.tasks import TaskModel
 from optin_export.pruning import load_model, save_model, verified
 from optin_export.pruning.rebuild import rebuild
 from optin_export.recipe import Target
-from optin_export.repair import apply_plan, masked_difference
+from optin_export.repair import RepairSettings, apply_plan, masked_difference
 from optin_export.units import Structure, UnitGroup, arguments_by_head, find_structure, select_heads
 from tests.conftest import enlarge
 from tests.repair.plans import halved
@@ -63,13 +63,13 @@ def test_every_block_loses_its_own_heads_exactly(name: str, tmp_path: Path) -> N
     plan, inputs = halved(structure), inputs_for(model, 3, 1)
     kept = [plan.groups[group.key].kept for group in heads_of(structure)]
     assert len(set(kept)) > 1, "the blocks keep different heads"
-    plain = apply_plan(model, structure, plan, (), inputs, repair=False).dense
+    plain = apply_plan(model, structure, plan, (), inputs, RepairSettings(repair=False)).dense
     sizes = (1, 2, 5)
     assert max(masked_difference(model, plain, structure, plan, inputs_for(model, size, size)) for size in sizes) < 1e-5
     smaller, _ = rebuild(model, structure, plan.groups, inputs)
     tables = {name: one.shape for name, one in model.state_dict().items() if "relative_attention_bias" in name}
     assert tables == {name: one.shape for name, one in smaller.state_dict().items() if name in tables}
-    repaired = apply_plan(model, structure, plan, batches_for(model, 3), inputs, repair=True).dense
+    repaired = apply_plan(model, structure, plan, batches_for(model, 3), inputs, RepairSettings()).dense
     save_model(tmp_path, repaired, architecture, structure, plan, inputs)
     for other in (copy.deepcopy(repaired), load_model(tmp_path)):
         assert torch.equal(other(**inputs), repaired(**inputs))
@@ -78,7 +78,9 @@ def test_every_block_loses_its_own_heads_exactly(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["t5", "bloom"])
 def test_the_exported_file_selects_at_every_batch(name: str, tmp_path: Path) -> None:
     model, _, structure = built(name)
-    dense = apply_plan(model, structure, halved(structure), (), inputs_for(model, 2, 0), repair=False).dense
+    dense = apply_plan(
+        model, structure, halved(structure), (), inputs_for(model, 2, 0), RepairSettings(repair=False)
+    ).dense
     export_onnx(dense, inputs_for(model, 2, 0), tmp_path / "model.onnx", max_batch=8, sequence=16)
     build_engine(tmp_path / "model.onnx", Target(), tmp_path / "engine.onnx")
     engine = load(tmp_path / "engine.onnx", Target())
@@ -96,7 +98,7 @@ def test_a_table_of_one_block_alone_is_cut_with_its_heads() -> None:
     structure = verified(model, find_structure(model, inputs=inputs), inputs)
     assert all(group.selects is None and len(group.tables) == 1 for group in heads_of(structure))
     plan = halved(structure)
-    dense = apply_plan(model, structure, plan, (), inputs, repair=False).dense
+    dense = apply_plan(model, structure, plan, (), inputs, RepairSettings(repair=False)).dense
     for group in heads_of(structure):
         (table,) = group.tables
         whole, cut = (dict(one.named_parameters())[table.path] for one in (model, dense))
