@@ -139,8 +139,12 @@ def _tokens(output: Any, channels_first: bool, layout: tuple[int, int]) -> torch
     dim, parts = layout
     hidden = tensor_of(output)
     hidden = hidden.movedim(dim, 0) if dim else hidden
-    first = channels_first and hidden.dim() > 2
-    tokens = hidden.flatten(2).mT if first else hidden.reshape(len(hidden), -1, hidden.shape[-1])
+    if hidden.dim() == 2:
+        tokens = hidden[:, None]
+    elif hidden.dim() == 3:
+        tokens = hidden
+    else:
+        tokens = hidden.flatten(2).mT if channels_first else hidden.flatten(1, -2)
     return tokens if parts == 1 else tokens.reshape(len(tokens) // parts, parts * tokens.shape[1], -1)
 
 

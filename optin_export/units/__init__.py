@@ -34,7 +34,7 @@ from optin_export.units.costs import CostKind, Costs, Term, count_macs, count_pa
 from optin_export.units.declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup, UnitKind
 from optin_export.units.discover import NAME as FOUND
 from optin_export.units.discover import discover_groups
-from optin_export.units.discovery import Discovery, found_structure, nothing_left
+from optin_export.units.discovery import Discovery, found_structure, nothing_left, still_refused
 from optin_export.units.execution_order import Walk
 from optin_export.units.family_file import load_family
 from optin_export.units.hooks import (
@@ -216,7 +216,8 @@ def _completed(discovery: Discovery, wanted: set[str] | None) -> Structure:
             found = found_structure(model, inputs, discovery.seen, wanted)
         except InputError:
             raise error from None
-        return replace(found, refused=(*(discovery.refused or [Refusal("neurons", error)]), *found.refused))
+        refused = still_refused(discovery.refused or [Refusal("neurons", error)], found.blocks)
+        return replace(found, refused=(*refused, *found.refused))
     if structure is None:
         return found_structure(model, inputs, discovery.seen, wanted)
     if is_covered(model, structure, inputs):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -179,7 +179,8 @@ class Discovery:
             if usable and not around:
                 first = path in found.channels_first
                 self.pieces.append(_Piece(DISCOVERED, path, [path], usable, channels_first=first))
-        self.refused += found.refusals
+        blocks = [piece.root for piece in self.pieces if piece.family == DISCOVERED]
+        self.refused = [*still_refused(self.refused, blocks), *found.refusals]
 
     def _is_shared(self, group: UnitGroup) -> bool:
         refusal = self.uses.refusal(group)
@@ -277,6 +278,12 @@ def found_structure(
         raise nothing_left(refused, found.mixed)
     structure = Structure(DISCOVERED, tuple(blocks), tuple(groups), found.channels_first, (), tuple(refused))
     return structure if wanted is None else structure.only(wanted)
+
+
+def still_refused(refused: Iterable[Refusal], blocks: Iterable[str]) -> list[Refusal]:
+    """The refusals without those of whole blocks whose units were found by measurement."""
+    taken = tuple(f"'{block}'" for block in blocks)
+    return [one for one in refused if not any(block in one.error.what for block in taken)]
 
 
 def nothing_left(refused: Sequence[Refusal], mixed: Sequence[Leak] = ()) -> InputError:

@@ -10,17 +10,42 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from optin_export import cli
+from optin_export import cli, run
 from optin_export.cli._junit import junit_xml
 from optin_export.report.schema import GateResult
 from optin_export.ship.manifest import add_reports
 from optin_export.workdir.files import sha256_file
-from tests.conftest import ROOT
+from tests.conftest import ROOT, VIT_ARGS, measured_shortly
+
+
+@pytest.fixture(scope="session")
+def finished(vit_checkpoint: Path, image_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run of the small ViT."""
+    source = {"source": f"npz:{image_data / 'images.npz'}"}
+    folder = tmp_path_factory.mktemp("check") / "run"
+    model = {
+        "source": "timm:vit_tiny_patch16_224",
+        "task": "image-classification",
+        "weights": str(vit_checkpoint),
+        "args": VIT_ARGS,
+        "preprocess": {"size": [32, 32], "mean": [0.5], "std": [0.5]},
+    }
+    recipe = {
+        "recipe": 1,
+        "name": "tiny-vit",
+        "model": model,
+        "data": {"calibration": {**source, "samples": 16}, "evaluation": {**source, "metric": "accuracy"}},
+        "prune": {"budget": {"macs": 0.6}, "probes": 8, "rows": 32, "score_samples": 8, "curve_samples": 8},
+        "export": {"batch": [1]},
+    }
+    with measured_shortly():
+        run(recipe, folder)
+    return folder
 
 
 @pytest.fixture
-def copy(finished_vit: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_vit, tmp_path / "run"))
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def check(
@@ -36,12 +61,12 @@ def check(
     return code, json.loads(captured.out), captured.err
 
 
-def test_the_runs_own_verdict(finished_vit: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = json.loads((finished_vit / "report.json").read_text(encoding="utf-8"))
-    code, told, _ = check(capsys, finished_vit)
+def test_the_runs_own_verdict(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads((finished / "report.json").read_text(encoding="utf-8"))
+    code, told, _ = check(capsys, finished)
     assert told["gates"] == report["verdict"]["gates"] and told["passed"] is report["verdict"]["passed"] is True
     assert code == 0
-    assert cli.main(["check", str(finished_vit)]) == 0
+    assert cli.main(["check", str(finished)]) == 0
     assert "every gate passed" in capsys.readouterr().out
 
 

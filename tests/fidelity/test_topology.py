@@ -73,7 +73,7 @@ def run(folder: Path, function: str, args: dict[str, Any], capsys: Any) -> tuple
     ("function", "args", "why"),
     [
         ("unet", {}, None),
-        ("recurrent", {}, None),  # the units of the block that runs twice stay
+        ("recurrent", {}, "'model.again.conv2' runs 2 times"),
         ("tower", {"kind": "state"}, "'model.blocks.2' cannot run without the blocks before it"),
         ("tower", {"kind": "auxiliary"}, None),
     ],

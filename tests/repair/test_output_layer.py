@@ -13,7 +13,7 @@ from optin_export.repair import RepairSettings, apply_plan, output_layer
 from optin_export.repair.sequential import HEAD
 from optin_export.units import find_structure
 from tests.repair.plans import halved
-from tests.units.models import MODELS, batches_for, inputs_for, small_model
+from tests.units.models import batches_for, inputs_for, small_model
 
 #: Model -> (its output layer, the embeddings it may share its weight with).
 TIED = {
@@ -50,7 +50,7 @@ def test_tied_weights_stay_one_tensor_and_are_saved_once(name: str, tmp_path: Pa
     plan = halved(structure)
     operation = apply_plan(model, structure, plan, batches_for(model, 4), inputs, RepairSettings())
     assert HEAD not in operation.repairs
-    save_model(tmp_path, operation.dense, architecture, MODELS[name][0], plan, inputs)
+    save_model(tmp_path, operation.dense, architecture, structure, plan, inputs)
     kept = load_file(tmp_path / "model.safetensors")
     assert sum(f"{path}.weight" in kept for path in TIED[name]) == 1
     loaded = load_model(tmp_path)

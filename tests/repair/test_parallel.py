@@ -10,6 +10,7 @@ import torch
 from optin_export.models import build
 from optin_export.models.tasks import TaskModel
 from optin_export.pruning.rebuild import rebuild
+from optin_export.repair import RepairSettings
 from optin_export.repair.model_pair import ConsumerRows, ModelPair
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.sensitivity import sensitivities
@@ -70,7 +71,7 @@ def test_the_error_of_the_whole_block_shrinks_with_every_refit() -> None:
     model, structure = built("GPTNeoXModel")
     batches, plan = batches_for(model, 6), halved(structure)
     dense, smaller = rebuild(model, structure, plan.groups, batches[0].inputs)
-    repairs = compensate(model, dense, structure, smaller, plan.groups, batches)
+    repairs = compensate(model, dense, structure, smaller, plan.groups, batches, RepairSettings())
     first, second = (repairs[group.key] for group in structure.groups[:2])
     assert first.before is not None and first.after is not None and second.before is not None
     assert second.after is not None and second.after < second.before
