@@ -21,11 +21,13 @@ from optin_export.pruning.input_width import INPUT_WIDTH
 from optin_export.pruning.rebuild import rebuild
 from optin_export.search import GroupPlan
 from optin_export.units import (
+    TOKENS,
     Refusal,
     Structure,
     UnitGroup,
     arguments_by_head,
     count_macs,
+    few_rows,
     masked,
     measure_costs,
     nothing_left,
@@ -46,11 +48,11 @@ def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structur
     found = [group for group in structure.groups if group.found]
     if not found:
         return structure
-    variants = list(_variants(model, inputs))
+    variants = _variants(model, inputs)
     kept: dict[str, UnitGroup] = {group.key: group for group in structure.groups if not group.found}
     refused = list(structure.refused)
     for groups in _types(model, structure, found):
-        tried = _tried(model, structure, groups, variants)
+        tried = _tried(model, structure, groups, variants, inputs)
         if isinstance(tried, str):
             refused.append(_refusal(groups, tried))
         else:
@@ -74,7 +76,7 @@ def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structur
 
 def inexact(model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], inputs: Inputs) -> str | None:
     """Why the rebuilt model without half of these units is not the masked one; None if it is."""
-    return _wrong(model, structure, groups, list(_variants(model, inputs)))
+    return _wrong(model, structure, groups, _variants(model, inputs))
 
 
 def _types(model: nn.Module, structure: Structure, groups: Sequence[UnitGroup]) -> Iterator[list[UnitGroup]]:
@@ -93,9 +95,12 @@ def _types(model: nn.Module, structure: Structure, groups: Sequence[UnitGroup]) 
 
 
 def _tried(
-    model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], variants: Sequence[Inputs]
+    model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], variants: Sequence[Inputs], inputs: Inputs
 ) -> list[UnitGroup] | str:
-    """The groups with sizes for which the first one can be removed exactly; the reason if there are none."""
+    """The groups with sizes for which the first one can be removed exactly; the reason if there are none.
+
+    inputs: at the shape at which costs are counted.
+    """
     first, wrong = groups[0], ""
     block = structure.blocks[first.block]
     selections = _possible_selections(model, first, variants)
@@ -104,7 +109,7 @@ def _tried(
         result = _wrong(model, structure, [group], variants)
         if result is None:
             group = _with_least_sizes(model, structure, group, variants)
-            outside = _outside(model, structure, group, variants[0])
+            outside = _outside(model, structure, group, inputs)
             found = dataclasses.replace(group, outside=outside)
             return [_like(one, structure.blocks[one.block], found, block) for one in groups]
         wrong = wrong or result
@@ -201,21 +206,13 @@ def random_half(group: UnitGroup) -> GroupPlan:
     return GroupPlan(count=group.count, kept=tuple(sorted(order.tolist())))
 
 
-def _variants(model: TaskModel, inputs: Inputs) -> Iterator[Inputs]:
+def _variants(model: TaskModel, inputs: Inputs) -> list[Inputs]:
     """Two batch sizes, and a shorter length if the model takes one."""
-    yield {name: tensor[:2] for name, tensor in inputs.items()}
-    yield {name: tensor[:1] for name, tensor in inputs.items()}
-    shorter = {
-        name: tensor[:2, : max(2, tensor.shape[1] // 2)] if tensor.dim() == 2 else tensor[:2]
-        for name, tensor in inputs.items()
-    }
-    if any(shorter[name].shape != tensor[:2].shape for name, tensor in inputs.items()):
-        try:
-            with torch.no_grad():
-                model(**shorter)
-        except Exception:  # a model for one length only
-            return
-        yield shorter
+    two, half = few_rows(model, inputs, rows=2), few_rows(model, inputs, rows=2, tokens=TOKENS // 2)
+    variants = [two, {name: tensor[:1] for name, tensor in two.items()}]
+    if any(half[name].shape != tensor.shape for name, tensor in two.items()):
+        variants.append(half)
+    return variants
 
 
 def _possible_sizes(model: nn.Module, block: str, group: UnitGroup) -> Iterator[Sizes]:

@@ -51,6 +51,7 @@ from optin_export.units.hooks import (
     valid_rows,
 )
 from optin_export.units.outputs import Calls, calls_of, map_tensors, placeholder, tensor_of, tensors_in
+from optin_export.units.passes import TOKENS, few_rows
 from optin_export.units.rows import POSITIONS, as_matrix, columns_per_unit, input_rows, output_rows, reads_rows
 from optin_export.units.selected_heads import BUFFER as SELECTED_HEADS
 from optin_export.units.selected_heads import arguments_by_head, select_heads
@@ -60,6 +61,7 @@ from optin_export.units.trace import observe_pass
 __all__ = [
     "POSITIONS",
     "SELECTED_HEADS",
+    "TOKENS",
     "Calls",
     "Convolution",
     "CostKind",
@@ -86,6 +88,7 @@ __all__ = [
     "count_macs",
     "count_params",
     "discover_groups",
+    "few_rows",
     "find_structure",
     "find_tokens",
     "get_layer",

@@ -15,6 +15,8 @@ from optin_export.units.outputs import copied, tensors_in
 
 #: Largest difference, relative to the largest value, at which the values of two passes count as equal.
 TOLERANCE = 1e-5
+#: Tokens of a text that are enough to find and verify units.
+TOKENS = 32
 Inputs = Mapping[str, torch.Tensor]
 
 
@@ -88,6 +90,21 @@ def points_of(group: UnitGroup) -> list[Point]:
 def take_rows(inputs: Inputs, wanted: Sequence[int]) -> dict[str, torch.Tensor]:
     """These rows of the inputs, repeated from the first one if there are fewer."""
     return {name: tensor[[row % len(tensor) for row in wanted]] for name, tensor in inputs.items()}
+
+
+def few_rows(model: nn.Module, inputs: Inputs, rows: int, tokens: int = TOKENS) -> dict[str, torch.Tensor]:
+    """The first rows, and of texts the first tokens if the model takes them: units do not depend on the length."""
+    few = {name: tensor[:rows] for name, tensor in inputs.items()}
+    short = {
+        name: tensor[:, :tokens] if tensor.dim() == 2 and not tensor.is_floating_point() else tensor
+        for name, tensor in few.items()
+    }
+    try:
+        with torch.no_grad():
+            model(**short)
+    except Exception:  # a model for one length only
+        return few
+    return short
 
 
 def same(one: Any, other: Any, tolerance: float = TOLERANCE) -> bool:

@@ -98,6 +98,10 @@ def _candidate(graph: LocalGraph, path: str, questions: Questions) -> Candidate 
         return None
     mixed: str | None = None
     for width in _widths(questions.features):
+        leak = questions.leak(width)
+        if leak is not None:
+            mixed = leak
+            continue
         try:
             answer = questions.answer(width)
         except Mixed as error:

@@ -17,6 +17,7 @@ from optin_export.units.discover.components import Component, Obstacle, componen
 from optin_export.units.discover.local_graph import local_graph, mixes
 from optin_export.units.discover.residuals import Streams, observe_streams
 from optin_export.units.hooks import Convolution
+from optin_export.units.passes import few_rows
 
 #: The name of such units in the report, next to the names of families.
 NAME = "discovered"
@@ -42,7 +43,7 @@ def discover_groups(model: nn.Module, inputs: Mapping[str, torch.Tensor], taken:
     taken: modules whose units are already known; nothing inside them is looked at. Raises InputError if the model does
     not run with gradients.
     """
-    few = {name: tensor[:1] for name, tensor in inputs.items()}
+    few = few_rows(model, inputs, rows=1)
     try:
         with local_graph(model, few) as graph:
             found, feeds, leaks = candidates(graph)
