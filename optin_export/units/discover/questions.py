@@ -86,7 +86,6 @@ class Questions:
         self.dim = feature_dim(graph.module(path), self.read) if path else self.read.dim() - 1
         self.features = self.read.shape[self.dim]
         self.sources: list[tuple[Key, torch.Tensor]] = []
-        self._shared: dict[Key, torch.Tensor] | None = None
         if self.read.requires_grad:
             everything = [(("layer", name), one) for name, made in graph.makes.items() for one in made if name != path]
             everything += [(("parameter", name), one) for name, one in graph.parameters.items()]
@@ -105,18 +104,14 @@ class Questions:
         return {calls[id(one)] for (kind, _), one in self.sources if kind == "layer"}
 
     def leak(self, width: int) -> str | None:
-        """A layer with features that reach both the first `width` features and others; None if there is none.
-
-        A quick test of one width, in two backward passes. Features that reach the first and the last input feature are
-        taken to reach all units, and do not count.
+        """A layer with features that reach the first `width` features and others, but not the last ones; None if there
+        is none. A quick test of one width in three backward passes; features that reach all units do not count.
         """
-        if self._shared is None:
-            first, last = self._reached([0], 1), self._reached([self.features - 1], 1)
-            self._shared = {key: reached & last[key] for key, reached in first.items()}
-        first = self._reached(list(range(width)), 1)
-        others = self._reached(list(range(width, self.features)), 1)
+        first = self._reached([0], width)
+        others = self._reached(list(range(1, self.features // width)), width)
+        last = self._reached([self.features // width - 1], width)
         for key, reached in first.items():
-            if key[0] == "layer" and bool((reached & others[key] & ~self._shared[key]).any()):
+            if key[0] == "layer" and bool((reached & others[key] & ~last[key]).any()):
                 return key[1]
         return None
 
