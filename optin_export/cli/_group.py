@@ -41,6 +41,10 @@ COMMANDS = (
 PATH = click.Path(path_type=Path, readable=False)
 
 
+#: Of every command itself: click keeps the help option of the first context that asks for it, also of a completion.
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
 class Real(click.FloatRange):
     """A number in a range; click's own type accepts NaN as well."""
 
@@ -82,7 +86,7 @@ class RecipeOrCommand(click.Group):
 
 def command(function: Callable[..., int]) -> click.Command:
     """Declare a command: the function's name is its name, the docstring its help; it returns the exit code."""
-    made: click.Command = click.command(function)
+    made: click.Command = click.command(context_settings=CONTEXT)(function)
     made.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON."))
     return made
 

@@ -57,9 +57,7 @@ def _main(given: list[str]) -> int:
     context = None
     try:
         # The parser consumes the list that it gets.
-        context = optin_export.make_context(
-            PROGRAM, list(given), max_content_width=100, help_option_names=["-h", "--help"]
-        )
+        context = optin_export.make_context(PROGRAM, list(given))
         with context:
             if not context.params.get("verbose"):
                 _silence_libraries()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from optin_export import __version__
-from optin_export.cli._group import PATH, PROGRAM, RecipeOrCommand, complete_recipe, wait_option
+from optin_export.cli._group import CONTEXT, PATH, PROGRAM, RecipeOrCommand, complete_recipe, wait_option
 from optin_export.errors import GateError, InputError, ParityError, printable
 from optin_export.terminal import beneath
 from optin_export.workdir.run_directory import STAGES, run_folder
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.command(
     PROGRAM,
     cls=RecipeOrCommand,
+    context_settings=CONTEXT,
     no_args_is_help=False,
     subcommand_metavar=f"| {PROGRAM} COMMAND [ARGS]...",
     epilog="Exit codes: 0 all gates passed, 2 wrong recipe or input, 3 parity failed, 4 gate missed or not evaluated, "

@@ -225,6 +225,20 @@ def test_the_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) ->
             assert parameter.help is not None and parameter.help.endswith(".") and parameter.help[:1] != " "
 
 
+def test_help_after_a_completion_in_the_same_process() -> None:
+    """Both ask click for the help option, and the first answer is kept."""
+    from click.shell_completion import ShellComplete
+    from click.testing import CliRunner
+
+    from optin_export.cli.run import optin_export
+
+    made = optin_export.make_context("optin-export", [], resilient_parsing=True)
+    assert made.help_option_names == ["-h", "--help"]
+    ShellComplete(optin_export, {}, "optin-export", "_COMPLETE").get_completions([], "--")
+    assert CliRunner().invoke(optin_export, ["--help"]).exit_code == 0
+    assert cli.main(["-h"]) == 0
+
+
 def test_the_names_of_files_do_not_hide_options(capsys: pytest.CaptureFixture[str]) -> None:
     """Options may stand before the recipe."""
     assert "cannot read the recipe none.yaml" in refused(capsys, "--dry-run", "-q", "none.yaml", "--set", "seed=1")
