@@ -93,7 +93,8 @@ class AudioProcessor:
 def make_audio_processor(loaded: LoadedModel, recipe: Recipe) -> AudioProcessor:
     """The processor around the model's own feature extractor.
 
-    Raises InputError if there is none, if it has no fixed length, or if the recipe asks for what it cannot do.
+    Raises InputError if the model has no feature extractor, if its inputs have no fixed length, or if the recipe asks
+    for something that the extractor does not support.
     """
     if recipe.ship.ensemble:
         raise InputError(
@@ -133,7 +134,7 @@ def _extractor(loaded: LoadedModel, recipe: Recipe) -> Any:
         mapping: Any = FEATURE_EXTRACTOR_MAPPING
         made = mapping[type(config)]
         return made(**({} if bands is None or made.__name__ != "WhisperFeatureExtractor" else {"feature_size": bands}))
-    except Exception as error:  # transformers raises many types; all mean that there is none
+    except Exception as error:  # transformers raises many types; the message names the cause
         raise InputError(
             f"{recipe.model.source} has no usable feature extractor",
             f"{type(error).__name__}: {(str(error).strip() or 'none').splitlines()[0]}"[:300],

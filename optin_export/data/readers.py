@@ -213,7 +213,7 @@ def _read_table(path: str, section: DataSource, needs: tuple[str, ...], kind: Ki
         assert wanted is not None  # see read_table
         at = place_of(table, wanted) if table.rows else 0
         found[need] = [row[at] for row in table.rows]
-        if need == "audio":  # beside the table
+        if need == "audio":  # paths are relative to the table
             found[need] = [Path(path).parent / cell for cell in found[need]]
         words = [row for row, value in enumerate(found[need]) if str(value).strip() in _PERHAPS_MISSING]
         if words and need != "label":

@@ -1,7 +1,7 @@
 """Verify units that were found by measurement: the rebuilt model must equal the masked one.
 
 Per type of group (kind, class of block, sizes), half of the units of one group are removed and the outputs compared.
-Attributes that hold sizes (numbers of heads, widths) are found by their value, changed, and tried. At last all groups
+Attributes that hold sizes (numbers of heads, widths) are found by their value, changed, and tried. Finally all groups
 are cut together. Types that fail are left whole, with the reason.
 """
 
@@ -185,16 +185,16 @@ def _difference(
                 got = dense(**inputs)
         except Exception as error:  # a module's own code, on sizes that it does not expect
             return (
-                f"without half of the units that {where} reads the model does not run: {type(error).__name__}: {error}"[
+                f"without some of the units that {where} reads the model does not run: {type(error).__name__}: {error}"[
                     :300
                 ]
             )
         if got.shape != wanted.shape:
-            return f"without half of the units that {where} reads the output has another shape"
+            return f"without some of the units that {where} reads the output has another shape"
         difference = float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
         if not difference <= TOLERANCE:
             return (
-                f"without half of the units that {where} reads the model differs from the masked one: {difference:.1e}"
+                f"without some of the units that {where} reads the model differs from the masked one: {difference:.1e}"
             )
     return None
 

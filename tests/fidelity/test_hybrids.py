@@ -53,7 +53,7 @@ def test_a_hybrid_goes_the_whole_way_to_its_graph(tmp_path: Path, compensate: bo
 
 
 def test_what_is_shared_loses_its_units_in_every_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A block that runs twice loses channels like the others: both are found, and the rest is told."""
+    """A block that runs twice loses channels like the others: neither is reported as refused."""
     path = recipe(tmp_path, "residual", {"share": "block"}, budget={"macs": 0.6})
     assert main([str(path), "--out", str(tmp_path / "run"), "--stop-after", "surgery"]) == 0
     told = capsys.readouterr().err

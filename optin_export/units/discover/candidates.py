@@ -14,8 +14,7 @@ class Candidate:
     """A layer that reads `count` units of `width` consecutive features each.
 
     rows: layer that makes units -> its features per unit. tables: parameter -> (dimension, its entries per unit).
-    feeds: every layer that feeds it, including those whose features reach all units. heads: whether features are mixed
-    within a unit by something else than a layer, as attention does.
+    heads: whether features are mixed within a unit by something else than a layer, as attention does.
     """
 
     path: str
@@ -23,7 +22,6 @@ class Candidate:
     width: int
     rows: dict[str, list[list[int]]]
     tables: dict[str, tuple[int, list[list[int]]]]
-    feeds: tuple[str, ...]
     heads: bool
 
 
@@ -49,15 +47,11 @@ def candidates(graph: LocalGraph) -> tuple[dict[str, Candidate], dict[Call, set[
                 per_call.append(_candidate(graph, path, questions))
         if not per_call:
             continue
-        first = per_call[0]
-        if isinstance(first, Candidate) and all(one == first for one in per_call[1:]):
-            found[path] = first
-        elif isinstance(first, Candidate):
-            merged = _merged([one for one in per_call if isinstance(one, Candidate)])
-            if merged is not None and len([one for one in per_call if isinstance(one, Candidate)]) == len(per_call):
-                found[path] = merged
-        elif first is not None:
-            leaks.append(first)
+        separate = [one for one in per_call if isinstance(one, Candidate)]
+        if len(separate) == len(per_call) and (merged := _merged(separate)) is not None:
+            found[path] = merged
+        elif isinstance(per_call[0], Leak):
+            leaks.append(per_call[0])
     return found, feeds, leaks
 
 
@@ -87,10 +81,7 @@ def _merged(calls: list[Candidate]) -> Candidate | None:
             if rows.setdefault(path, features) != features:
                 return None
     tables = {name: table for one in calls for name, table in one.tables.items()}
-    feeds = tuple(dict.fromkeys(path for one in calls for path in one.feeds))
-    return Candidate(
-        calls[0].path, calls[0].count, calls[0].width, rows, tables, feeds, any(one.heads for one in calls)
-    )
+    return Candidate(calls[0].path, calls[0].count, calls[0].width, rows, tables, any(one.heads for one in calls))
 
 
 def _candidate(graph: LocalGraph, path: str, questions: Questions) -> Candidate | Leak | None:
@@ -118,7 +109,7 @@ def _candidate(graph: LocalGraph, path: str, questions: Questions) -> Candidate 
             continue
         tables = {name: (dim, answer.entries(name, count)) for name, (dim, _) in answer.tables.items()}
         tables = {name: table for name, table in tables.items() if len({len(one) for one in table[1]}) == 1}
-        return Candidate(path, count, width, rows, tables, tuple(questions.layers), width > 1 and mixed is not None)
+        return Candidate(path, count, width, rows, tables, width > 1 and mixed is not None)
     return None if mixed is None else Leak(path, mixed)
 
 

@@ -104,8 +104,10 @@ class Questions:
         return {calls[id(one)] for (kind, _), one in self.sources if kind == "layer"}
 
     def leak(self, width: int) -> str | None:
-        """A layer with features that reach the first `width` features and others, but not the last ones; None if there
-        is none. A quick test of one width in three backward passes; features that reach all units do not count.
+        """The path of a layer that contradicts this width, or None.
+
+        A feature contradicts it if it reaches the first unit and others, but not the last unit; one that reaches all
+        units does not. This takes three backward passes, where `answer` takes many.
         """
         first = self._reached([0], width)
         others = self._reached(list(range(1, self.features // width)), width)
