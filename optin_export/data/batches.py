@@ -169,6 +169,8 @@ def make_processor(
 def _positions(model: torch.nn.Module) -> int | None:
     """The longest sequence that the model has positions for, if it is limited."""
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(positions, int) and positions <= 0:  # no limit, as in XLNet
+        positions = None
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             # RoBERTa-like models count positions from the padding token's number plus one.

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from optin_export.errors import InputError, OptinError
+from optin_export.export.experts import experts_by_gather
 from optin_export.export.forgetting import forget_shapes
 from optin_export.export.graph_file import read_graph
 from optin_export.export.precision import Converted, convert, converters
@@ -58,7 +60,7 @@ def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int,
         for axes in dynamic.values():
             axes[1] = length
     try:
-        with _quiet(), sampling_by_gather():
+        with _quiet(), sampling_by_gather(), experts_by_gather(model):
             program = torch.onnx.export(
                 model,
                 (),
@@ -72,6 +74,7 @@ def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int,
                 verbose=False,
             )
         assert program is not None
+        _check_free(program.model.graph.inputs, dynamic)
         with atomic_graph(path) as temporary:
             nodes = _save(program, temporary)
         forget_shapes(program.exported_program)
@@ -80,10 +83,34 @@ def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int,
     except Exception as error:  # exporter and checker raise many types; all mean this model cannot be exported
         raise InputError(
             "the model cannot be exported to ONNX",
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300],
+            _reason(error),
             "check the versions of torch and onnxscript, or simplify the operation named above",
         ) from error
     return Exported(tuple(inputs), model.output_name, nodes, graph_bytes(path), OPSET)
+
+
+def _check_free(inputs: Iterable[Any], dynamic: Mapping[str, Mapping[int, Any]]) -> None:
+    """The exporter falls back on the example's sizes, without an error, where a model's code makes them constants."""
+    for value in inputs:
+        for axis, dim in dynamic.get(value.name, {}).items():
+            if isinstance(size := value.shape[axis], int):
+                what = "batches" if dim.__name__ == "batch" else "sequences"
+                raise InputError(
+                    "the model cannot be exported to ONNX",
+                    f"the graph would take {what} of {size} only: the model's code turns this size into a constant",
+                    "change the model's code so that it does not depend on sizes or values of one input",
+                )
+
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the first cause: the exporter's own error only says in which of its steps that happened."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = _COLOURS.sub("", str(error)).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip() if lines else ''}"[:300]
 
 
 def _save(program: Any, path: Path) -> int:

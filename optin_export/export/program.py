@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
+from optin_export.export.experts import experts_by_gather
 from optin_export.export.forgetting import forget_shapes
 from optin_export.models import Inputs, TaskModel
 from optin_export.workdir.files import atomic_path
@@ -39,7 +40,7 @@ def export_program(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: i
         for axes in dynamic.values():
             axes[1] = length
     try:
-        with fused_attention(model), torch.no_grad():
+        with fused_attention(model), experts_by_gather(model), torch.no_grad():
             program = torch.export.export(model, (), dict(inputs), dynamic_shapes=dynamic)
     except Exception as error:  # torch.export raises many types; all mean this model cannot be exported
         why = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]

@@ -13,6 +13,7 @@ from optin_export.errors import InputError
 from optin_export.models.audio import AudioModel
 from optin_export.models.backbones import embedding
 from optin_export.models.contrastive import TextTower
+from optin_export.models.end_token import logits_at_end_token, reads_end_token
 from optin_export.models.sentence import SentenceHead, make_activation, plain_steps
 from optin_export.recipe import IGNORED as IGNORED
 
@@ -66,6 +67,7 @@ class TextModel(nn.Module):
         steps = (sentence or {}).get("steps") or plain_steps(pooling, normalize)
         self.head = SentenceHead(steps) if embeds and not pools_itself else None
         self.reads_mask = not (isinstance(model, TextTower) and model.pad is not None)
+        self.pooling, self.reads_end_token = pooling, reads_end_token(model)
         self.normalize = normalize  # for a model that does its own pooling; otherwise the head's last step normalises
         if self.head is not None and getattr(model, "pooler", None) is not None:
             model.register_module("pooler", None)  # the pooler's output is not used: do not count, ship or compute it
@@ -82,6 +84,8 @@ class TextModel(nn.Module):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        if self.reads_end_token:
+            return logits_at_end_token(self.model, input_ids, attention_mask)
         segments: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments)
         if self.output_layout == "spans":
@@ -90,9 +94,23 @@ class TextModel(nn.Module):
             return nn.functional.normalize(output, dim=-1) if self.normalize else output
         if self.head is None:
             return output.logits if self.activation is None else self.activation(output.logits)
+        pooled = self._pooled(output)
+        if pooled is not None:
+            return pooled
         counts = attention_mask if self.token_weights is None else self.token_weights()
         assert counts is not None
         return self.head(output.last_hidden_state, counts)
+
+    def _pooled(self, output: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """The embedding of a model that pools its states itself (DPR, a text encoder with a projection), or None."""
+        states = output.get("last_hidden_state")
+        found = output.get("pooler_output") if states is None else None
+        found = output.get("text_embeds", found)
+        if found is None or (self.pooling is not None and states is not None):
+            return None
+        if self.pooling is not None:
+            raise ValueError(f"model.pooling is {self.pooling}, but the model gives one vector per text: leave it out")
+        return nn.functional.normalize(found, dim=-1) if self.normalize else found
 
 
 class ImageModel(nn.Module):

@@ -13,9 +13,8 @@ from optin_export.units import Producer, UnitGroup, as_matrix, get_layer, get_mo
 
 
 def kept_rows(model: TaskModel, group: UnitGroup, producer: Producer, plan: GroupPlan) -> torch.Tensor:
-    """The output rows of the unpruned producer that stay, in the order of the smaller one."""
-    if producer.index is None:
-        return torch.tensor(group.rows_of(producer, plan.kept), dtype=torch.long)
+    """The output rows of the unpruned producer that stay, in the order of the smaller one; also those of no unit, such
+    as keys that all heads share."""
     removed = set(group.rows_of(producer, set(range(group.count)) - set(plan.kept)))
     rows = len(get_layer(model, producer.path).weight)
     return torch.tensor([row for row in range(rows) if row not in removed], dtype=torch.long)

@@ -46,8 +46,8 @@ _EXPERTS: dict[str, Any] = {
 }
 _SOUND: dict[str, Any] = {
     "conv_dim": [16, 16],
-    "conv_stride": [5, 2],
-    "conv_kernel": [10, 3],
+    "conv_stride": [10, 8],
+    "conv_kernel": [10, 8],
     "num_feat_extract_layers": 2,
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
