@@ -72,7 +72,10 @@ Tower = ImageTower | TextTower
 
 
 def is_contrastive(module: nn.Module) -> bool:
-    return type(module).__name__ in _MODELS
+    """Whether a model of transformers has an image and a text tower; those of other names are compared by value."""
+    towers = ("vision_model", "text_model", "get_image_features", "get_text_features")
+    known, theirs = type(module).__name__ in _MODELS, type(module).__module__.startswith("transformers.")
+    return known or (theirs and all(hasattr(module, name) for name in towers))
 
 
 def take_tower(
@@ -91,7 +94,9 @@ def take_tower(
             f"model.pooling does not apply to a {name}", "its towers have their own pooling", "leave model.pooling out"
         )
     if side == "text":
-        pad = int(tokenizer().pad_token_id) if name != "CLIPModel" else None
+        pad = int(tokenizer().pad_token_id) if name.startswith("Siglip") else None
+        if name not in _MODELS and classify:
+            _compare(model, TextTower(model, pad))
         return TextTower(model, pad), {"side": side, "pad": pad}, {}
     if name == "Siglip2Model" or not getattr(model.vision_model, "use_head", True):
         raise InputError(
@@ -99,14 +104,39 @@ def take_tower(
             "it takes image patches of any shape" if name == "Siglip2Model" else "it has no pooling head",
             "use a CLIP or SigLIP checkpoint of a fixed image size",
         )
+    if name not in _MODELS and classify:
+        _compare(model, ImageTower(model, None))
     if section.task != "zero-shot-image-classification":
         return ImageTower(model, None), {"side": side, "classes": None}, {}
     classes = _class_names(section)
     tower = ImageTower(model, len(classes))
     reader = tokenizer()
+    if name not in _MODELS and classify:
+        _compare(model, TextTower(model, None))
     if classify:
         _bake(model, tower, reader, classes, _prompts(section))
     return tower, {"side": side, "classes": list(classes)}, {label: index for index, label in enumerate(classes)}
+
+
+@torch.no_grad()
+def _compare(model: Any, tower: Tower) -> None:
+    """Raises InputError unless the tower computes the features that the model's own library computes."""
+    generator, config, why = torch.Generator().manual_seed(0), tower.config, "its features are computed in another way"
+    try:
+        if isinstance(tower, ImageTower):
+            image = torch.randn(2, config.num_channels, *[config.image_size] * 2, generator=generator)
+            found, wanted = tower(image), model.get_image_features(pixel_values=image)
+        else:
+            ids = torch.randint(4, config.vocab_size, (2, 8), generator=generator)
+            mask = torch.ones_like(ids)
+            found, wanted = tower(ids, mask), model.get_text_features(input_ids=ids, attention_mask=mask)
+        wanted = wanted if isinstance(wanted, torch.Tensor) else wanted.pooler_output
+        if found.shape == wanted.shape and torch.allclose(found, wanted, atol=1e-5 * float(wanted.abs().max())):
+            return
+    except Exception as error:  # a library's code on a tower of another kind may raise anything
+        why = f"it does not run alone ({type(error).__name__})"
+    side = "image" if isinstance(tower, ImageTower) else "text"
+    raise InputError(f"the {side} tower of this {type(model).__name__} cannot be used", why, "use a CLIP or SigLIP model")
 
 
 def build_tower(model: nn.Module, description: dict[str, Any]) -> Tower:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from optin_export.repair.paired_forward import Stream
-from optin_export.units import Calls, Structure, UnitGroup, get_layer, get_module, get_scale, tensor_in, tensor_of
+from optin_export.units import Calls, Convolution, Structure, UnitGroup, get_layer, get_module, get_scale, tensor_in, tensor_of
 
 #: Rounds that follow the ordinary least squares; each reads the calibration rows once more.
 ROUNDS = 2
@@ -71,8 +71,7 @@ def relu_of_units(original: Stream, group: UnitGroup, kept: torch.Tensor) -> Rel
     form = _affine(norm, len(layer.weight))
     if form is None:
         return None
-    with torch.no_grad():
-        before = output if norm is None else norm(output)
+    before = _affinely(form, output, layer)
     return ReluTarget(form[0][kept], form[1][kept]) if _is_rectified(before, seen[units]) else None
 
 
@@ -87,10 +86,16 @@ def shift_of_block_relu(original: Stream, structure: Structure, group: UnitGroup
     seen = original.see(0, [group.residual, (group.consumer, "output"), (block, "output")], block)
     if any(isinstance(value, Calls) for value in seen.values()):
         return None
-    with torch.no_grad():
-        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-        before = tensor_of(seen[group.residual]) + norm(seen[(group.consumer, "output")])
+    added = _affinely(form, seen[(group.consumer, "output")], get_layer(original.model, group.consumer))
+    before = tensor_of(seen[group.residual]) + added
     return form[1] if _is_rectified(before, tensor_of(seen[(block, "output")])) else None
+
+
+def _affinely(form: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    """scale * output + shift per feature; a model may flatten the tokens of a linear layer for its batch norm."""
+    spatial = layer.weight.dim() - 2 if isinstance(layer, Convolution) else 0
+    scale, shift = (one.to(output).reshape(-1, *[1] * spatial) for one in form)
+    return scale * output.detach() + shift
 
 
 def _affine(norm: nn.Module | torch.Tensor | None, features: int) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -70,7 +70,7 @@ def _without_rounding(
     sources: Sequence[tuple[Key, torch.Tensor]], gradients: Sequence[torch.Tensor | None]
 ) -> Iterator[tuple[Key, torch.Tensor]]:
     """The sources that have a gradient; of the parameters, those whose gradient is more than rounding."""
-    sizes = [0.0 if one is None else float(one.abs().max()) for one in gradients]
+    sizes = [0.0 if one is None or not one.numel() else float(one.abs().max()) for one in gradients]
     largest = max((size for ((kind, _), _), size in zip(sources, sizes, strict=True) if kind == "parameter"), default=0)
     for (key, tensor), one, size in zip(sources, gradients, sizes, strict=True):
         if one is not None and (key[0] == "layer" or size > ROUNDING * largest):
