@@ -356,3 +356,11 @@ def _try_one_batch(sources: Sources, lookup: Lookup | None) -> None:
             "weights and data are finite, so its arithmetic overflows",
             "check the scale of the data and model.preprocess",
         )
+    with torch.no_grad():
+        again = sources.model(**inputs)
+    if not torch.equal(output, again) and float((output - again).abs().max()) > 1e-3 * float(output.abs().max()):
+        raise InputError(
+            "the model's output is random",
+            "two passes over the same row give different outputs",
+            "switch off what draws random numbers at inference (a random mask, functional dropout, noise)",
+        )

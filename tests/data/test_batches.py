@@ -259,6 +259,7 @@ def test_evaluation_images_are_checked_before_any_work(vit_recipe: Make, tmp_pat
         ("return {'logits': x}", "AttributeError"),
         ("raise KeyError('inside')", "inside"),
         ("return x.flatten(1) / 0", "not finite"),
+        ("return x.flatten(1) + torch.rand(())", "two passes over the same row give different outputs"),
     ],
 )
 def test_a_model_whose_output_is_no_logits(vit_recipe: Make, tmp_path: Path, body: str, says: str) -> None:

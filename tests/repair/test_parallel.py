@@ -9,8 +9,10 @@ import torch
 
 from optin_export.models import build
 from optin_export.models.tasks import TaskModel
+from optin_export.pruning import verified
 from optin_export.pruning.rebuild import rebuild
 from optin_export.repair import RepairSettings
+from optin_export.repair.layers import kept_rows
 from optin_export.repair.model_pair import ConsumerRows, ModelPair
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.sensitivity import sensitivities
@@ -75,3 +77,22 @@ def test_the_error_of_the_whole_block_shrinks_with_every_refit() -> None:
     first, second = (repairs[group.key] for group in structure.groups[:2])
     assert first.before is not None and first.after is not None and second.before is not None
     assert second.after is not None and second.after < second.before
+
+
+def test_rows_that_no_unit_has_stay_in_the_targets_of_a_fused_layer() -> None:
+    """Queries of all heads and one key and value for all of them, in one layer (multi-query attention)."""
+    describe = from_transformers("GPTBigCodeModel", vocab_size=64)
+    model = build({**describe(), "task": "feature-extraction", "pooling": "mean", "normalize": False})
+    enlarge(model, 0)
+    batches = batches_for(model, 6)
+    structure = verified(model, find_structure(model, inputs=batches[0].inputs), batches[0].inputs)
+    plan = halved(structure)
+    heads = next(group for group in structure.groups if group.kind == "heads")
+    producer, width = heads.producers[0], heads.count * heads.width
+    total = len(model.get_submodule(producer.path).weight)
+    kept = kept_rows(model, heads, producer, plan.groups[heads.key]).tolist()
+    assert total == width + 2 * heads.width and kept[-2 * heads.width :] == list(range(width, total))
+    dense, smaller = rebuild(model, structure, plan.groups, batches[0].inputs)
+    repairs = compensate(model, dense, structure, smaller, plan.groups, batches, RepairSettings())
+    errors = repairs[heads.key]
+    assert errors.before is not None and errors.after is not None and errors.after < errors.before

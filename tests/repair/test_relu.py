@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +14,7 @@ from optin_export.repair import RepairSettings, apply_plan, layer_problem
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.relu import ReluTarget, relu_of_units, shift_of_block_relu
 from optin_export.repair.sequential import HEAD, output_layer
-from optin_export.units import Structure, find_structure, tensor_of
+from optin_export.units import Producer, Structure, UnitGroup, find_structure, tensor_of
 from tests.repair.plans import halved
 from tests.units.models import batches_for, small_model
 
@@ -65,6 +68,34 @@ def test_a_relu_is_found_by_what_it_does(name: str, units: bool, blocks: bool) -
     last = [group for group in structure.groups if group.residual is not None]
     assert any(shift_of_block_relu(stream, structure, group) is not None for group in last[:2]) == blocks
     stream.close()
+
+
+def test_a_batch_norm_of_flattened_tokens_acts_on_features() -> None:
+    """As in LeViT: the output of a linear layer is [batch, tokens, features], its norm reads [rows, features]."""
+
+    class Flattened(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.norm, self.down = torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3)
+
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.norm(self.up(pixel_values).flatten(0, 1)).relu()
+            return self.down(made.view(*pixel_values.shape[:2], 6))
+
+    model: Any = Flattened().eval()
+    with torch.no_grad():
+        for one in (model.norm.running_mean, model.norm.weight, model.norm.bias):
+            one.uniform_(-1, 1)
+    group = UnitGroup(0, "neurons", 6, 1, (Producer("up", norm="norm"),), "down", None, None)
+    inputs = {"pixel_values": torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))}
+    stream = Stream(model, Structure("own", (), (group,)), [])
+    stream.batches = [Batch(inputs, np.arange(2))]
+    stream.placeholders = [{}]
+    found = relu_of_units(stream, group, torch.arange(6))
+    assert found is not None
+    made = model.up(inputs["pixel_values"])
+    wanted = model.norm(made.flatten(0, 1)).view_as(made)
+    torch.testing.assert_close(found.scale * made + found.shift, wanted)
 
 
 def error_of_blocks(model: TaskModel, dense: TaskModel, structure: Structure, batches: list[Batch]) -> float:

@@ -140,3 +140,15 @@ def test_weights_and_outputs_stay_as_they_were() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert torch.equal(model(**inputs), wanted)
+
+
+def test_a_parameter_without_entries_is_no_obstacle() -> None:
+    """As a vision transformer has it for its register tokens, if there are none."""
+    model = nets.net(
+        lambda s, x: s.fc2(torch.cat([s.registers.expand(len(x), -1, -1), s.fc1(x)], 1).relu()),
+        registers=nn.Parameter(torch.zeros(1, 0, 6)),
+        fc1=nn.Linear(nets.WIDTH, 6),
+        fc2=nn.Linear(6, nets.WIDTH),
+    )
+    read_apart, _ = found(model, nets.tokens())
+    assert read_apart["fc2"].rows == {"fc1": each(6)}
