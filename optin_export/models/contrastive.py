@@ -136,7 +136,9 @@ def _compare(model: Any, tower: Tower) -> None:
     except Exception as error:  # a library's code on a tower of another kind may raise anything
         why = f"it does not run alone ({type(error).__name__})"
     side = "image" if isinstance(tower, ImageTower) else "text"
-    raise InputError(f"the {side} tower of this {type(model).__name__} cannot be used", why, "use a CLIP or SigLIP model")
+    raise InputError(
+        f"the {side} tower of this {type(model).__name__} cannot be used", why, "use a CLIP or SigLIP model"
+    )
 
 
 def build_tower(model: nn.Module, description: dict[str, Any]) -> Tower:

@@ -107,6 +107,19 @@ def few_rows(model: nn.Module, inputs: Inputs, rows: int, tokens: int = TOKENS) 
     return short
 
 
+def constant_inputs(model: nn.Module, inputs: Inputs, paths: Sequence[str]) -> frozenset[str]:
+    """The layers that read the same for two different rows, as those that compute relative positions: a part of the
+    weights, in fact, which engines compute once. Empty if the rows do not differ."""
+    seen, results = [], []
+    for row in (0, 1):
+        with torch.no_grad(), captured(model, [(path, 0) for path in paths]) as values:
+            results.append(copied(model(**take_rows(inputs, [row]))))
+        seen.append(values)
+    if same(*results, tolerance=0.0):
+        return frozenset()
+    return frozenset(path for path, _ in seen[0] if same(seen[0][(path, 0)], seen[1].get((path, 0)), tolerance=0.0))
+
+
 def same(one: Any, other: Any, tolerance: float = TOLERANCE) -> bool:
     """Whether all tensors of two values are equal up to rounding; NaN equals NaN."""
     if one is None or other is None:

@@ -29,7 +29,9 @@ def test_the_graph_of_a_mixture(name: str, tmp_path: Path) -> None:
     model_class = getattr(transformers, name)
     original = enlarge(model_class(model_class.config_class(**MIXTURES[name]))).eval()
     before = original.get_experts_implementation()
-    ids, others = (torch.randint(5, 40, shape, generator=torch.Generator().manual_seed(1)) for shape in ((2, 6), (3, 9)))
+    ids, others = (
+        torch.randint(5, 40, shape, generator=torch.Generator().manual_seed(1)) for shape in ((2, 6), (3, 9))
+    )
     with torch.no_grad():
         wanted = original(others, use_cache=False).logits
     model = wrap(original, "text-generation")

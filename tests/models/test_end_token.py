@@ -88,7 +88,9 @@ def test_a_graph_for_one_size_only_is_refused(
     real = torch.onnx.export
 
     def fixing(*args: Any, **given: Any) -> Any:
-        free = {name: {at: dim for at, dim in axes.items() if at != axis} for name, axes in given["dynamic_shapes"].items()}
+        free = {
+            name: {at: dim for at, dim in axes.items() if at != axis} for name, axes in given["dynamic_shapes"].items()
+        }
         return real(*args, **{**given, "dynamic_shapes": free})
 
     monkeypatch.setattr(torch.onnx, "export", fixing)

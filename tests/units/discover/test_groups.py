@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from optin_export.units import Structure, UnitGroup, find_structure
 from optin_export.units.discovery import found_structure
@@ -54,3 +56,18 @@ def test_rows_are_named_one_by_one_only_where_they_are_no_slabs() -> None:
     assert producer(nets.fused_attention(interleaved=False)) == (3, 2, False)
     assert producer(nets.fused_attention(interleaved=True)) == (1, 6, False)
     assert producer(nets.permuted()) == (1, None, True)
+
+
+def test_layers_that_no_row_reaches_have_no_units() -> None:
+    """As those of a table of relative positions in Swin v2: removing their units would save nothing in an engine."""
+    model = nets.net(
+        lambda s, x: s.head(x + s.fc2(s.fc1(x).relu()) + s.table2(s.table1(s.places).relu())),
+        places=nn.Parameter(torch.zeros(nets.TOKENS, 2)),
+        table1=nn.Linear(2, 6),
+        table2=nn.Linear(6, nets.WIDTH),
+        fc1=nn.Linear(nets.WIDTH, 8),
+        fc2=nn.Linear(8, nets.WIDTH),
+        head=nn.Linear(nets.WIDTH, 3),
+    )
+    structure = found_structure(model, nets.tokens(), None, None)
+    assert [group.consumer for group in structure.groups] == ["fc2"]
