@@ -1,4 +1,4 @@
-"""Models with two towers that are neither CLIP nor SigLIP: features as their own library computes them, or a refusal."""
+"""Models with two towers, neither CLIP nor SigLIP: features as their own library computes them, or a refusal."""
 
 from __future__ import annotations
 

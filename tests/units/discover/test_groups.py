@@ -61,7 +61,8 @@ def test_rows_are_named_one_by_one_only_where_they_are_no_slabs() -> None:
 def test_layers_that_no_row_reaches_have_no_units() -> None:
     """As those of a table of relative positions in Swin v2: removing their units would save nothing in an engine."""
     model = nets.net(
-        lambda s, x: s.head(x + s.fc2(s.fc1(x).relu()) + s.table2(s.table1(s.places).relu())),
+        lambda s, x: s.head(s.norm(s.fc2(s.fc1(x).relu()) + s.table2(s.table1(s.places).relu()))),
+        norm=nn.LayerNorm(nets.WIDTH),
         places=nn.Parameter(torch.zeros(nets.TOKENS, 2)),
         table1=nn.Linear(2, 6),
         table2=nn.Linear(6, nets.WIDTH),
