@@ -98,8 +98,11 @@ def _result(task: str, output: Any, given: Inputs) -> torch.Tensor:
         return output.last_hidden_state[:, 0] if pooled is None else pooled
     if task == "question-answering":
         return torch.stack([output.start_logits, output.end_logits], 1)
+    if task == "object-detection":
+        return torch.cat([output.logits, output.pred_boxes], -1)
     if task == "depth-estimation":
-        return output.predicted_depth
+        depth = output.predicted_depth
+        return depth[:, None] if depth.dim() == 3 else depth
     masks = output.get("masks_queries_logits")
     if masks is None:
         return output.logits
