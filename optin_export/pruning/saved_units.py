@@ -39,6 +39,11 @@ class SavedTable(_Saved):
     index: Runs | None = None
 
 
+class SavedColumns(_Saved):
+    path: Path
+    index: Runs
+
+
 class SavedGroup(_Saved):
     """A `UnitGroup`, as far as a rebuild needs it."""
 
@@ -59,6 +64,7 @@ class SavedGroup(_Saved):
     coupled: bool = False
     selects: tuple[Path, tuple[Path, ...]] | None = None
     found: bool = False
+    columns: tuple[SavedColumns, ...] = ()
 
 
 class SavedUnits(_Saved):
@@ -87,9 +93,14 @@ def _check_layers(model: nn.Module, group: SavedGroup) -> None:
         _check_entries(model, table.path, table.dim, table.entries, table.index, group.count)
     if group.selects is not None:
         _module(model, group.selects[0])
+    columns = {one.path: one.index for one in group.columns}
     for path in (group.consumer, *group.readers):
         layer = _module(model, path)
-        if not isinstance(layer, nn.Linear | Convolution) or layer.weight.shape[1] != group.count * group.width:
+        if not isinstance(layer, nn.Linear | Convolution):
+            raise _not_of_model(f"'{path}' is no layer that reads features")
+        if path in columns:
+            _check_entries(model, f"{path}.weight", 1, 1, columns[path], group.count)
+        elif layer.weight.shape[1] != group.count * group.width:
             raise _not_of_model(f"'{path}' does not read {group.count * group.width} features")
 
 
@@ -145,6 +156,7 @@ def _saved(group: UnitGroup) -> SavedGroup:
     values["tables"] = tuple(
         SavedTable(**{**dataclasses.asdict(one), "index": _runs(one.index)}) for one in group.tables
     )
+    values["columns"] = tuple(SavedColumns(path=path, index=_runs(index) or ()) for path, index in group.columns)
     return SavedGroup(**values)
 
 
@@ -156,6 +168,7 @@ def _loaded(saved: SavedGroup) -> UnitGroup:
     values["tables"] = tuple(
         Table(one.path, one.dim, one.entries, _indices(one.index, saved.count)) for one in saved.tables
     )
+    values["columns"] = tuple((one.path, _indices(one.index, saved.count) or ()) for one in saved.columns)
     return UnitGroup(residual=None, **values)
 
 

@@ -51,8 +51,7 @@ def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structur
     variants = _variants(model, inputs)
     kept: dict[str, UnitGroup] = {group.key: group for group in structure.groups if not group.found}
     refused = list(structure.refused)
-    for groups in _types(model, structure, found):
-        tried = _tried(model, structure, groups, variants, inputs)
+    for groups, tried in _checked(model, structure, list(_types(model, structure, found)), variants):
         if isinstance(tried, str):
             refused.append(_refusal(groups, tried))
         else:
@@ -71,7 +70,7 @@ def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structur
             wrong,
             "name one kind in prune.units, or declare a family for this architecture (docs/families.md)",
         )
-    return structure
+    return _with_costs(model, structure, inputs)
 
 
 def inexact(model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], inputs: Inputs) -> str | None:
@@ -94,13 +93,30 @@ def _types(model: nn.Module, structure: Structure, groups: Sequence[UnitGroup]) 
     yield from found.values()
 
 
-def _tried(
-    model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], variants: Sequence[Inputs], inputs: Inputs
-) -> list[UnitGroup] | str:
-    """The groups with sizes for which the first one can be removed exactly; the reason if there are none.
+def _checked(
+    model: TaskModel, structure: Structure, types: Sequence[list[UnitGroup]], variants: Sequence[Inputs]
+) -> Iterator[tuple[list[UnitGroup], list[UnitGroup] | str]]:
+    """(groups that are alike, as they can be removed or why not). Types are checked together, in halves if that fails;
+    heads, which need sizes, one type after the other."""
+    together = [groups for groups in types if groups[0].kind != "heads"]
+    alone = [groups for groups in types if groups[0].kind == "heads"]
+    every = [group for groups in together for group in groups]
+    if len(together) > 1 and _wrong(model, structure, every, variants) is None:
+        yield from ((groups, groups) for groups in together)
+    elif len(together) > 1:
+        half = len(together) // 2
+        yield from _checked(model, structure, together[:half], variants)
+        yield from _checked(model, structure, together[half:], variants)
+    else:
+        alone += together
+    for groups in alone:
+        yield groups, _tried(model, structure, groups, variants)
 
-    inputs: at the shape at which costs are counted.
-    """
+
+def _tried(
+    model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], variants: Sequence[Inputs]
+) -> list[UnitGroup] | str:
+    """The groups with sizes for which the first one can be removed exactly; the reason if there are none."""
     first, wrong = groups[0], ""
     block = structure.blocks[first.block]
     selections = _possible_selections(model, first, variants)
@@ -109,9 +125,7 @@ def _tried(
         result = _wrong(model, structure, [group], variants)
         if result is None:
             group = _with_least_sizes(model, structure, group, variants)
-            outside = _outside(model, structure, group, inputs)
-            found = dataclasses.replace(group, outside=outside)
-            return [_like(one, structure.blocks[one.block], found, block) for one in groups]
+            return [_like(one, structure.blocks[one.block], group, block) for one in groups]
         wrong = wrong or result
     return wrong
 
@@ -145,7 +159,7 @@ def _like(group: UnitGroup, block: str, found: UnitGroup, other: str) -> UnitGro
     if block != other:
         sizes = tuple((f"{block}{path.removeprefix(other)}", per_unit) for path, per_unit in sizes)
         selects = selects and (f"{block}{selects[0].removeprefix(other)}", selects[1])
-    return dataclasses.replace(group, sizes=sizes, selects=selects, outside=found.outside)
+    return dataclasses.replace(group, sizes=sizes, selects=selects)
 
 
 def _wrong(
@@ -285,20 +299,35 @@ def _around(block: str, group: UnitGroup) -> list[str]:
     return sorted(around, key=lambda path: (-path.count(".") - bool(path), path))
 
 
-def _outside(model: TaskModel, structure: Structure, group: UnitGroup, inputs: Inputs) -> int | None:
-    """MACs per unit outside the group's layers, if they are not those of attention."""
+def _with_costs(model: TaskModel, structure: Structure, inputs: Inputs) -> Structure:
+    """The structure with `outside` for every found group whose predicted MACs are not those of the rebuilt model.
+
+    inputs: at the shape at which costs are counted. All groups are counted at once, and each alone only if that
+    differs, in halves down to single groups.
+    """
     one = {name: tensor[:1] for name, tensor in inputs.items()}
-    plan = random_half(group)
-    part = dataclasses.replace(structure, groups=(group,))
-    dense, _ = rebuild(model, part, {group.key: plan}, one)
-    measured = count_macs(dense, one)
-    costs = measure_costs(model, part, one)
-    kept = {group.key: len(plan.kept)}
-    if costs.of("macs", kept) == measured:
-        return None
-    bare = dataclasses.replace(part, groups=(dataclasses.replace(group, outside=0),))
-    removed = group.count - len(plan.kept)
-    return round((measure_costs(model, bare, one).of("macs", kept) - measured) / removed)
+    found = [group for group in structure.groups if group.found]
+    changed = {group.key: group for group in _with_outside(model, structure, found, one)}
+    return dataclasses.replace(
+        structure, groups=tuple(changed.get(group.key, group) for group in structure.groups)
+    )
+
+
+def _with_outside(
+    model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], one: Inputs
+) -> list[UnitGroup]:
+    part, plans = dataclasses.replace(structure, groups=tuple(groups)), {one.key: random_half(one) for one in groups}
+    counted = count_macs(rebuild(model, part, plans, one)[0], one)
+    kept = {key: len(plan.kept) for key, plan in plans.items()}
+    if measure_costs(model, part, one).of("macs", kept) == counted:
+        return list(groups)
+    if len(groups) > 1:
+        half = len(groups) // 2
+        return [*_with_outside(model, structure, groups[:half], one),
+                *_with_outside(model, structure, groups[half:], one)]  # fmt: skip
+    bare = dataclasses.replace(groups[0], outside=0)
+    predicted = measure_costs(model, dataclasses.replace(part, groups=(bare,)), one).of("macs", kept)
+    return [dataclasses.replace(bare, outside=round((predicted - counted) / (bare.count - kept[bare.key])))]
 
 
 def _refusal(groups: Sequence[UnitGroup], why: str) -> Refusal:

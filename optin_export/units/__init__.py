@@ -52,7 +52,16 @@ from optin_export.units.hooks import (
 )
 from optin_export.units.outputs import Calls, calls_of, map_tensors, placeholder, tensor_of, tensors_in
 from optin_export.units.passes import TOKENS, few_rows
-from optin_export.units.rows import POSITIONS, as_matrix, columns_per_unit, input_rows, output_rows, reads_rows
+from optin_export.units.rows import (
+    POSITIONS,
+    as_matrix,
+    columns_per_unit,
+    columns_without,
+    input_rows,
+    of_units,
+    output_rows,
+    reads_rows,
+)
 from optin_export.units.selected_heads import BUFFER as SELECTED_HEADS
 from optin_export.units.selected_heads import arguments_by_head, select_heads
 from optin_export.units.topology import measured, notices
@@ -85,6 +94,7 @@ __all__ = [
     "capture",
     "captured",
     "columns_per_unit",
+    "columns_without",
     "count_macs",
     "count_params",
     "discover_groups",
@@ -107,6 +117,7 @@ __all__ = [
     "nearest",
     "nothing_left",
     "notices",
+    "of_units",
     "output_rows",
     "placeholder",
     "reads_rows",

@@ -63,8 +63,9 @@ def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, to
 
     def hook_of(group: UnitGroup) -> SeeInputs:
         def hook(path: str, args: tuple[torch.Tensor, ...], kwargs: Any) -> tuple[torch.Tensor, ...]:
-            mask = masks[group.key].repeat_interleave(group.width, dim=-1)
-            return (args[0] * _fitted(mask, get_module(model, path), args[0], group.batch_dim).to(args[0]), *args[1:])
+            module = get_module(model, path)
+            mask = _by_feature(group, path, masks[group.key], args[0].shape[_feature_dim(module)])
+            return (args[0] * _fitted(mask, module, args[0], group.batch_dim).to(args[0]), *args[1:])
 
         return hook
 
@@ -73,6 +74,19 @@ def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, to
             if group.key in masks:
                 stack.enter_context(capture(model, dict.fromkeys(group.reads, hook_of(group))))
         yield
+
+
+def _by_feature(group: UnitGroup, path: str, mask: torch.Tensor, features: int) -> torch.Tensor:
+    """A mask [..., units] for each of the input features of a reader; 1 for features of no unit."""
+    spread = mask.repeat_interleave(group.width_in(path), dim=-1)
+    if group.features_in(path) is None:
+        return spread
+    at = torch.tensor(group.columns_of(path, range(group.count)), device=mask.device)
+    return mask.new_ones(*mask.shape[:-1], features).index_copy(-1, at, spread)
+
+
+def _feature_dim(module: nn.Module) -> int:
+    return 1 - module.weight.dim() if isinstance(module, Convolution) else -1
 
 
 def _fitted(mask: torch.Tensor, module: nn.Module, inputs: torch.Tensor, batch_dim: int) -> torch.Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -84,5 +84,23 @@ def reads_rows(layer: nn.Module) -> bool:
 
 
 def columns_per_unit(layer: nn.Module, group: UnitGroup) -> int:
-    """Columns of `input_rows` that belong to one unit."""
-    return group.width * (math.prod(layer.kernel_size) if isinstance(layer, Convolution) else 1)
+    """Consecutive columns of `input_rows` of the consumer that one factor can scale: those of a unit, or of a single
+    feature where the layer reads other features as well."""
+    return (group.width if group.features_in(group.consumer) is None else 1) * _area(layer)
+
+
+def of_units(values: torch.Tensor, group: UnitGroup, path: str) -> torch.Tensor:
+    """[features of all units, unit by unit, ...] of values [input features of a reader, ...]."""
+    return values if group.features_in(path) is None else values[group.columns_of(path, range(group.count))]
+
+
+def columns_without(layer: nn.Module, group: UnitGroup, path: str, removed: Iterable[int]) -> torch.Tensor:
+    """Columns of `input_rows` of a reader, in ascending order, without those of these units."""
+    area = _area(layer)
+    left = torch.ones(cast(torch.Tensor, layer.weight)[0].numel() // area, dtype=torch.bool)
+    left[group.columns_of(path, removed)] = False
+    return (left.nonzero() * area + torch.arange(area)).flatten()
+
+
+def _area(layer: nn.Module) -> int:
+    return math.prod(layer.kernel_size) if isinstance(layer, Convolution) else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from optin_export.units.discover.candidates import Leak, candidates, inner
 from optin_export.units.discover.components import Component, Obstacle, components
 from optin_export.units.discover.local_graph import local_graph, mixes
 from optin_export.units.discover.residuals import Streams, observe_streams
-from optin_export.units.hooks import Convolution
+from optin_export.units.hooks import Convolution, get_layer
 from optin_export.units.passes import few_rows
 
 #: The name of such units in the report, next to the names of families.
@@ -77,11 +77,11 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
     tables = [_table(model, name, dim, units) for name, (dim, units) in component.tables.items()]
     for path, units in component.rows.items():
         if isinstance(modules[path], nn.Linear | Convolution):
-            producers.append(_producer(path, units, component.count))
+            producers.append(_producer(path, units, len(modules[path].weight)))
             continue
         norm = modules[path]
         before = producers[-1] if producers else None
-        if before is not None and before.norm is None and component.rows[before.path] == units:
+        if before is not None and before.norm is None and _is_norm_of(norm, before, component.rows[before.path], units):
             producers[-1] = dataclasses.replace(before, norm=path)
             tables = [one for one in tables if one.path.rpartition(".")[0] != path]
         else:
@@ -104,6 +104,7 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
         width=component.width,
         producers=tuple(producers),
         consumer=consumer,
+        columns=tuple(_columns(model, component)),
         readers=component.readers[:-1],
         residual=residual,
         scale=scale,
@@ -114,9 +115,26 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
     )
 
 
-def _producer(path: str, units: Sequence[Sequence[int]], count: int) -> Producer:
-    """The producer with its rows as slabs if they are such slabs, otherwise one by one."""
-    per_unit = len(units[0])
+def _is_norm_of(
+    norm: nn.Module, maker: Producer, rows: Sequence[Sequence[int]], units: Sequence[Sequence[int]]
+) -> bool:
+    """Whether a norm has exactly the units' rows of the layer before it."""
+    features = sorted(row for unit in units for row in unit)
+    return list(rows) == list(units) and features == list(range(len(norm.state_dict()["running_mean"])))
+
+
+def _columns(model: nn.Module, component: Component) -> Iterator[tuple[str, tuple[tuple[int, ...], ...]]]:
+    """The readers' input features per unit, where they are not slices of `width` of all their features."""
+    for path, units in component.columns.items():
+        every = [feature for unit in units for feature in unit]
+        features = get_layer(model, path).weight.shape[1]
+        if len(units[0]) != component.width or every != list(range(features)):
+            yield path, tuple(tuple(unit) for unit in units)
+
+
+def _producer(path: str, units: Sequence[Sequence[int]], rows: int) -> Producer:
+    """The producer with its rows as slabs if all its rows are such slabs, otherwise one by one."""
+    per_unit, count = len(units[0]), len(units)
     for fused in range(1, per_unit + 1):
         size, rest = divmod(per_unit, fused)
         if rest:
@@ -125,7 +143,7 @@ def _producer(path: str, units: Sequence[Sequence[int]], count: int) -> Producer
             [slab * count * size + unit * size + row for slab in range(fused) for row in range(size)]
             for unit in range(count)
         ]
-        if [list(unit) for unit in units] == wanted:
+        if [list(unit) for unit in units] == wanted and rows == count * per_unit:
             return Producer(path, fused=fused, rows=size)
         if fused == 4:
             break
@@ -133,8 +151,8 @@ def _producer(path: str, units: Sequence[Sequence[int]], count: int) -> Producer
 
 
 def _table(model: nn.Module, name: str, dim: int, units: Sequence[Sequence[int]]) -> Table:
-    entries = len(units[0])
-    if [entry for unit in units for entry in unit] == list(range(entries * len(units))):
+    entries, tensor = len(units[0]), model.state_dict(keep_vars=True)[name]
+    if [entry for unit in units for entry in unit] == list(range(tensor.shape[dim])):
         return Table(name, dim, entries)
     return Table(name, dim, index=tuple(tuple(unit) for unit in units))
 

@@ -86,11 +86,16 @@ class Questions:
         self.dim = feature_dim(graph.module(path), self.read) if path else self.read.dim() - 1
         self.features = self.read.shape[self.dim]
         self.sources: list[tuple[Key, torch.Tensor]] = []
+        self.touched: dict[str, torch.Tensor] = {}  # layer -> bool [features]: whether they reach the input at all
         if self.read.requires_grad:
             everything = [(("layer", name), one) for name, made in graph.makes.items() for one in made if name != path]
             everything += [(("parameter", name), one) for name, one in graph.parameters.items()]
             reached = self._gradients(list(range(self.features)), everything)
             self.sources = list(_without_rounding(everything, reached))
+            for ((kind, name), one), gradient in zip(everything, reached, strict=True):
+                if kind == "layer" and gradient is not None:
+                    features = self._features(name, gradient != 0)
+                    self.touched[name] = self.touched.get(name, features) | features
 
     @property
     def layers(self) -> list[str]:
@@ -164,10 +169,14 @@ class Questions:
         for (key, one), gradient in zip(self.sources, self._gradients(features, self.sources), strict=True):
             reached = torch.zeros(one.shape, dtype=torch.bool) if gradient is None else (gradient != 0).cpu()
             if key[0] == "layer":
-                dim = feature_dim(self.graph.module(key[1]), one)
-                reached = reached.movedim(dim, -1).reshape(-1, one.shape[dim]).any(0)
+                reached = self._features(key[1], reached)
             found[key] = found[key] | reached if key in found else reached
         return found
+
+    def _features(self, path: str, reached: torch.Tensor) -> torch.Tensor:
+        """bool [features of a layer]: whether any entry of its output is among these."""
+        dim = feature_dim(self.graph.module(path), reached)
+        return reached.movedim(dim, -1).reshape(-1, reached.shape[dim]).any(0).cpu()
 
     def _gradients(
         self, features: list[int], sources: list[tuple[Key, torch.Tensor]]

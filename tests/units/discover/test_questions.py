@@ -100,7 +100,7 @@ def test_one_position_behind_a_relu_shows_every_unit() -> None:
 def test_shared_keys_and_values_feed_the_layer_but_are_no_units_of_it() -> None:
     with local_graph(nets.grouped_queries(1), {name: tensor[:1] for name, tensor in nets.tokens().items()}) as graph:
         read, feeds, _ = candidates(graph)
-    assert feeds["proj", 0] == {("q", 0), ("k", 0), ("v", 0)}
+    assert feeds.calls["proj", 0] == {("q", 0), ("k", 0), ("v", 0)}
     assert set(read["proj"].rows) == {"q"}
 
 
