@@ -24,6 +24,7 @@ from optin_export.units import (
     UnitGroup,
     get_layer,
     get_module,
+    get_weight,
     reset_caches,
     select_heads,
     set_module,
@@ -209,6 +210,8 @@ def _set_sizes(model: TaskModel, group: UnitGroup, left: int, calls: Mapping[str
     # The width of an input last: the module's code is traced with its other sizes.
     for attribute, per_unit in sorted(group.sizes, key=lambda one: one[0].endswith(INPUT_WIDTH)):
         path, _, name = attribute.rpartition(".")
+        if name == INPUT_WIDTH and path not in calls:
+            raise InputError(f"'{path}' cannot be cut", "it is never called itself", "leave it whole")
         if name == INPUT_WIDTH:
             set_input_width(model, path, calls[path], per_unit * group.count, per_unit * left)
         else:
@@ -254,30 +257,31 @@ def _remove_explicitly(model: TaskModel, groups: Sequence[UnitGroup], removed: M
         smaller = tensor.detach().index_select(dim, kept)
         is_parameter = isinstance(tensor, nn.Parameter)
         setattr(module, name, nn.Parameter(smaller, requires_grad=False) if is_parameter else smaller)
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             module.num_features = len(kept)
 
 
 def _cut_rows(layer: Any, rows: list[int]) -> None:
     if isinstance(layer, nn.Linear):
         torch_pruning.prune_linear_out_channels(layer, rows)
-    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
         torch_pruning.prune_batchnorm_out_channels(layer, rows)
+    elif layer.groups == 1:
+        torch_pruning.prune_conv_out_channels(layer, rows)
     else:
         _cut_filters(layer, rows)
 
 
 def _cut_filters(layer: Any, rows: list[int]) -> None:
-    """Cut whole groups of a grouped convolution, with the inputs that only they read, or filters of a plain one."""
+    """Cut whole groups of a grouped convolution, with the inputs that only they read."""
     gone, groups = set(rows), len(rows) * layer.groups // layer.out_channels
     kept = [row for row in range(layer.out_channels) if row not in gone]
     layer.weight = nn.Parameter(layer.weight.detach()[kept], requires_grad=False)
     if layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias.detach()[kept], requires_grad=False)
     layer.out_channels = len(kept)
-    if layer.groups > 1:
-        layer.in_channels -= groups * layer.weight.shape[1]
-        layer.groups -= groups
+    layer.in_channels -= groups * layer.weight.shape[1]
+    layer.groups -= groups
 
 
 def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -> None:
@@ -303,7 +307,7 @@ def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -
 def _layer_sizes(model: TaskModel, groups: Sequence[UnitGroup]) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of the weights of all layers that make or read units."""
     paths = {path for group in groups for path in (*(one.path for one in group.producers), *group.reads)}
-    weights = {path: get_layer(model, path).weight for path in sorted(paths)}
+    weights = {path: get_weight(get_layer(model, path)) for path in sorted(paths)}
     return {path: (weight.shape[0], weight.shape[1]) for path, weight in weights.items()}
 
 
@@ -314,7 +318,7 @@ def _check_shapes(model: TaskModel, before: Mapping[str, tuple[int, int]], cuts:
     """
     wrong = {}
     for path, (outputs, inputs) in before.items():
-        weight = get_layer(model, path).weight
+        weight = get_weight(get_layer(model, path))
         expected = outputs - len(cuts.rows.get(path, ())), inputs - len(cuts.columns.get(path, ()))
         if tuple(weight.shape[:2]) != expected:
             wrong[path] = tuple(weight.shape[:2]), expected

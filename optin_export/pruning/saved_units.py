@@ -12,7 +12,17 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.pruning.input_width import INPUT_WIDTH
-from optin_export.units import Convolution, Producer, Structure, Table, UnitGroup, UnitKind, is_declared_here
+from optin_export.units import (
+    Layer,
+    Producer,
+    Structure,
+    Table,
+    Transposed,
+    UnitGroup,
+    UnitKind,
+    get_weight,
+    is_declared_here,
+)
 
 Number = Annotated[int, Field(ge=0, le=1 << 31)]
 Path = Annotated[str, Field(max_length=1000)]
@@ -88,7 +98,8 @@ class SavedUnits(_Saved):
 def _check_layers(model: nn.Module, group: SavedGroup) -> None:
     """Before any index is written out: an index of a few bytes may name billions of rows."""
     for one in group.producers:
-        _check_entries(model, f"{one.path}.weight", 0, one.fused * (one.rows or 1), one.index, group.count)
+        dim = 1 if isinstance(_module(model, one.path), Transposed) else 0
+        _check_entries(model, f"{one.path}.weight", dim, one.fused * (one.rows or 1), one.index, group.count)
     for table in group.tables:
         _check_entries(model, table.path, table.dim, table.entries, table.index, group.count)
     if group.selects is not None:
@@ -96,11 +107,12 @@ def _check_layers(model: nn.Module, group: SavedGroup) -> None:
     columns = {one.path: one.index for one in group.columns}
     for path in (group.consumer, *group.readers):
         layer = _module(model, path)
-        if not isinstance(layer, nn.Linear | Convolution):
+        if not isinstance(layer, Layer):
             raise _not_of_model(f"'{path}' is no layer that reads features")
         if path in columns:
-            _check_entries(model, f"{path}.weight", 1, 1, columns[path], group.count)
-        elif layer.weight.shape[1] != group.count * group.width:
+            dim = 0 if isinstance(layer, Transposed) else 1
+            _check_entries(model, f"{path}.weight", dim, 1, columns[path], group.count)
+        elif get_weight(layer).shape[1] != group.count * group.width:
             raise _not_of_model(f"'{path}' does not read {group.count * group.width} features")
 
 

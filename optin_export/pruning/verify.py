@@ -19,9 +19,11 @@ from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
 from optin_export.pruning.input_width import INPUT_WIDTH
 from optin_export.pruning.rebuild import rebuild
+from optin_export.pruning.tied_groups import tied_groups
 from optin_export.search import GroupPlan
 from optin_export.units import (
     TOKENS,
+    Layer,
     Refusal,
     Structure,
     UnitGroup,
@@ -31,12 +33,15 @@ from optin_export.units import (
     masked,
     measure_costs,
     nothing_left,
+    without_zeros,
 )
 
 #: Largest difference between the masked and the rebuilt model, relative to the largest output.
 TOLERANCE = 1e-4
 #: Largest number of heads in a unit that is tried (grouped queries).
 MOST_SHARED = 16
+#: Attributes of layers that change with their weights.
+_CUT = ("in_features", "out_features", "in_channels", "out_channels", "num_features", "groups")
 Sizes = tuple[tuple[str, int], ...]
 
 
@@ -48,14 +53,30 @@ def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structur
     found = [group for group in structure.groups if group.found]
     if not found:
         return structure
+    with without_zeros(model):
+        return _with_costs(model, _exact(model, structure, found, inputs), inputs)
+
+
+def _exact(model: TaskModel, structure: Structure, found: Sequence[UnitGroup], inputs: Inputs) -> Structure:
     variants = _variants(model, inputs)
     kept: dict[str, UnitGroup] = {group.key: group for group in structure.groups if not group.found}
     refused = list(structure.refused)
+    failed: dict[str, Refusal] = {}
     for groups, tried in _checked(model, structure, list(_types(model, structure, found)), variants):
         if isinstance(tried, str):
-            refused.append(_refusal(groups, tried))
+            failed |= dict.fromkeys((group.key for group in groups), _refusal(groups, tried))
         else:
             kept |= {group.key: group for group in tried}
+    # Also with parts that can go alone: the last part of a split may be smaller.
+    ties = {joined.key: (joined, parts) for parts, joined in tied_groups(found, failed)}
+    joined = list(_types(model, structure, [one for one, _ in ties.values()]))
+    for groups, tried in _checked(model, structure, joined, variants):
+        if not isinstance(tried, str):
+            for part in (part for group in groups for part in ties[group.key][1]):
+                failed.pop(part.key, None)
+                kept.pop(part.key, None)
+            kept |= {group.key: group for group in tried}
+    refused += dict.fromkeys(failed.values())
     structure = dataclasses.replace(
         structure,
         groups=tuple(kept[group.key] for group in structure.groups if group.key in kept),
@@ -70,12 +91,13 @@ def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structur
             wrong,
             "name one kind in prune.units, or declare a family for this architecture (docs/families.md)",
         )
-    return _with_costs(model, structure, inputs)
+    return structure
 
 
 def inexact(model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], inputs: Inputs) -> str | None:
     """Why the rebuilt model without half of these units is not the masked one; None if it is."""
-    return _wrong(model, structure, groups, _variants(model, inputs))
+    with without_zeros(model):
+        return _wrong(model, structure, groups, _variants(model, inputs))
 
 
 def _types(model: nn.Module, structure: Structure, groups: Sequence[UnitGroup]) -> Iterator[list[UnitGroup]]:
@@ -276,7 +298,10 @@ def _integers(model: nn.Module, block: str, group: UnitGroup) -> Iterator[tuple[
     """Integer attributes of the modules around the group's layers, and of the configurations that these hold."""
     for path in _around(block, group):
         module = model.get_submodule(path)
+        cut = _CUT if isinstance(module, Layer | nn.BatchNorm1d | nn.BatchNorm2d) else ()
         for name, value in vars(module).items():
+            if name in cut:
+                continue
             if isinstance(value, int) and not isinstance(value, bool):
                 yield f"{path}.{name}" if path else name, value
             elif isinstance(value, tuple) and all(type(one) is int for one in value):

@@ -28,11 +28,13 @@ from optin_export.repair.sensitivity import Weights, sensitivities
 from optin_export.repair.settings import RepairSettings
 from optin_export.units import (
     Structure,
+    Transposed,
     UnitGroup,
     block_outputs,
     columns_per_unit,
     columns_without,
     get_layer,
+    get_weight,
     input_rows,
     measured,
     reads_rows,
@@ -189,8 +191,9 @@ class _Candidates:
                 solution = _rescaled(start, gram, columns, columns_per_unit(layer, group))
             else:
                 solution = _refitted(start, gram, _and_bias(columns, start))
-            weight, solution = layer.weight, solution.to(layer.weight.dtype)
-            found[path] = solution[:-1].T.contiguous().view(weight.shape), solution[-1]
+            weight, solution = get_weight(layer), solution.to(layer.weight.dtype)
+            matrix = solution[:-1].T.contiguous().view(weight.shape)
+            found[path] = matrix.transpose(0, 1) if isinstance(layer, Transposed) else matrix, solution[-1]
         return found
 
     @cached_property
@@ -199,6 +202,7 @@ class _Candidates:
         for path in self.group.reads:
             layer = get_layer(self.model, path)
             weight = tensor_in(layer, "weight")
+            weight = weight.transpose(0, 1) if isinstance(layer, Transposed) else weight
             bias = torch.zeros(len(weight)) if layer.bias is None else tensor_in(layer, "bias")
             starts[path] = torch.cat([weight.flatten(1), bias[:, None]], 1).double().T
         return starts

@@ -9,7 +9,7 @@ from optin_export.models import TaskModel
 from optin_export.pruning.rebuild import Constant
 from optin_export.repair.least_squares import Fit
 from optin_export.search import GroupPlan
-from optin_export.units import Producer, UnitGroup, as_matrix, get_layer, get_module
+from optin_export.units import Producer, UnitGroup, as_matrix, get_layer, get_module, get_weight
 
 
 def kept_rows(model: TaskModel, group: UnitGroup, producer: Producer, plan: GroupPlan) -> torch.Tensor:
@@ -17,7 +17,7 @@ def kept_rows(model: TaskModel, group: UnitGroup, producer: Producer, plan: Grou
     if producer.index is None:
         return torch.tensor(group.rows_of(producer, plan.kept), dtype=torch.long)
     removed = set(group.rows_of(producer, set(range(group.count)) - set(plan.kept)))
-    rows = len(get_layer(model, producer.path).weight)
+    rows = len(get_weight(get_layer(model, producer.path)))
     return torch.tensor([row for row in range(rows) if row not in removed], dtype=torch.long)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from optin_export.repair.paired_forward import Stream
-from optin_export.units import Calls, Structure, UnitGroup, get_layer, get_module, get_scale, tensor_in, tensor_of
+from optin_export.units import Calls, Structure, UnitGroup, get_layer, get_module, get_scale, get_weight, tensor_in, tensor_of
 
 #: Rounds that follow the ordinary least squares; each reads the calibration rows once more.
 ROUNDS = 2
@@ -68,7 +68,7 @@ def relu_of_units(original: Stream, group: UnitGroup, kept: torch.Tensor) -> Rel
         return None  # runs several times, or not in this pass
     layer = get_layer(original.model, producer.path)
     norm = None if producer.norm is None else get_module(original.model, producer.norm)
-    form = _affine(norm, len(layer.weight))
+    form = _affine(norm, len(get_weight(layer)))
     if form is None:
         return None
     with torch.no_grad():

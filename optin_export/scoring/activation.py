@@ -11,7 +11,7 @@ import torch
 from optin_export.data import Batch
 from optin_export.models import TaskModel
 from optin_export.scoring.registry import Request, Result, register
-from optin_export.units import Convolution, UnitGroup, calls_of, get_layer, layer_inputs, of_units, tensor_in, valid_rows
+from optin_export.units import Convolution, Transposed, UnitGroup, calls_of, get_layer, layer_inputs, of_units, tensor_in, valid_rows
 
 
 @dataclass
@@ -69,6 +69,8 @@ def _scored(request: Request) -> Result:
 
 def _gram_of_weights(model: TaskModel, group: UnitGroup, path: str) -> torch.Tensor:
     """W_u^T W_u of every unit, [units, width, width]; kernel positions of a convolution are summed."""
-    weight = tensor_in(get_layer(model, path), "weight").float()
-    columns = of_units(weight.transpose(0, 1), group, path).reshape(group.count, group.width_in(path), -1)
+    layer = get_layer(model, path)
+    weight = tensor_in(layer, "weight").float()
+    weight = weight if isinstance(layer, Transposed) else weight.transpose(0, 1)
+    columns = of_units(weight, group, path).reshape(group.count, group.width_in(path), -1)
     return columns @ columns.mT

@@ -39,9 +39,12 @@ from optin_export.units.execution_order import Walk
 from optin_export.units.family_file import load_family
 from optin_export.units.hooks import (
     Convolution,
+    Layer,
+    Transposed,
     get_layer,
     get_module,
     get_scale,
+    get_weight,
     masked,
     refitted,
     replayed,
@@ -52,6 +55,7 @@ from optin_export.units.hooks import (
 )
 from optin_export.units.outputs import Calls, calls_of, map_tensors, placeholder, tensor_of, tensors_in
 from optin_export.units.passes import TOKENS, few_rows
+from optin_export.units.probes import without_zeros
 from optin_export.units.rows import (
     POSITIONS,
     as_matrix,
@@ -76,6 +80,7 @@ __all__ = [
     "CostKind",
     "Costs",
     "Family",
+    "Layer",
     "Point",
     "Producer",
     "Refusal",
@@ -83,6 +88,7 @@ __all__ = [
     "Table",
     "Term",
     "Tokens",
+    "Transposed",
     "UnitGroup",
     "UnitKind",
     "Walk",
@@ -104,6 +110,7 @@ __all__ = [
     "get_layer",
     "get_module",
     "get_scale",
+    "get_weight",
     "input_rows",
     "is_covered",
     "is_declared_here",
@@ -133,6 +140,7 @@ __all__ = [
     "tensor_of",
     "tensors_in",
     "valid_rows",
+    "without_zeros",
 ]
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from optin_export.units.capture import capture
 from optin_export.units.declare import Producer, Structure, UnitGroup
-from optin_export.units.hooks import Convolution, get_layer, get_module
+from optin_export.units.hooks import Convolution, Transposed, get_layer, get_module, get_weight
 
 CostKind = Literal["macs", "params"]
 
@@ -99,7 +99,7 @@ def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torc
     params: Counter[tuple[str, ...]] = Counter()
     for path in positions:
         layer = get_layer(model, path)
-        weight = layer.weight
+        weight = get_weight(layer)
         area = weight[0, 0].numel() if weight.dim() > 2 else 1
         rows, columns = made.get(path, []), read.get(path, [])
         for group, producer in rows:
@@ -157,8 +157,10 @@ def _shapes(
     tokens: dict[str, int] = {}
 
     def record(path: str, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        features = output.shape[1] if isinstance(get_module(model, path), Convolution) else output.shape[-1]
-        positions[path] += output.numel() // features
+        layer = get_module(model, path)
+        # A transposed convolution multiplies its whole kernel at every position of its input.
+        places = args[0] if isinstance(layer, Transposed) else output
+        positions[path] += places.numel() // (places.shape[1] if isinstance(layer, Convolution) else places.shape[-1])
         tokens[path] = args[0].shape[-1 if isinstance(get_module(model, path), nn.Conv1d) else -2]
 
     with capture(model, outputs=dict.fromkeys(paths, record)), torch.no_grad():

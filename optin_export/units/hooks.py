@@ -15,7 +15,9 @@ from optin_export.units.declare import UnitGroup
 from optin_export.units.outputs import copied, map_tensors
 
 #: Layers that read and make [batch, features, positions, ...].
-Convolution = nn.Conv1d | nn.Conv2d
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
+Layer = nn.Linear | Convolution
 
 
 def get_module(model: nn.Module, path: str) -> nn.Module:
@@ -33,13 +35,19 @@ def get_scale(model: nn.Module, path: str) -> nn.Module | torch.Tensor:
     return tensor_in(owner, name) if isinstance(found, torch.Tensor) else found
 
 
-def get_layer(model: nn.Module, path: str) -> nn.Linear | nn.Conv1d | nn.Conv2d:
-    """A producer or consumer: its weight is [out features, in features, ...]."""
+def get_layer(model: nn.Module, path: str) -> Layer:
+    """A producer or consumer."""
     module = model.get_submodule(path)
-    assert isinstance(module, nn.Linear | Convolution), (
+    assert isinstance(module, Layer), (
         f"{path} is declared as a layer but is a {type(module).__name__}"
     )
     return module
+
+
+def get_weight(layer: Layer) -> torch.Tensor:
+    """A view of a layer's weight as [out features, in features, ...]."""
+    weight = layer.weight.detach()
+    return weight.transpose(0, 1) if isinstance(layer, Transposed) else weight
 
 
 def set_module(model: nn.Module, path: str, module: nn.Module, everywhere: bool = False) -> None:

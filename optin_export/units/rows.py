@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from optin_export.units.declare import UnitGroup
-from optin_export.units.hooks import Convolution, get_layer, rows_of, valid_rows
+from optin_export.units.hooks import Convolution, Layer, Transposed, get_layer, get_weight, rows_of, valid_rows
 from optin_export.units.outputs import Calls, tensor_of
 
 #: Positions per sample of a convolution's output that are used; neighbouring positions are redundant.
@@ -76,10 +76,13 @@ def as_matrix(model: nn.Module, path: str) -> torch.Tensor:
 
 
 def reads_rows(layer: nn.Module) -> bool:
-    """Whether `input_rows` is what the layer reads: not for a grouped convolution, or one that does its own padding."""
+    """Whether `input_rows` is what the layer reads: not for a grouped or transposed convolution, or one that does its own
+    padding."""
     if not isinstance(layer, Convolution):
         return True
-    own = type(layer).forward in (nn.Conv1d.forward, nn.Conv2d.forward)
+    own = type(layer).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+    if isinstance(layer, Transposed):
+        return False
     return layer.groups == 1 and (own or set(layer.kernel_size) == {1})
 
 
@@ -94,10 +97,10 @@ def of_units(values: torch.Tensor, group: UnitGroup, path: str) -> torch.Tensor:
     return values if group.features_in(path) is None else values[group.columns_of(path, range(group.count))]
 
 
-def columns_without(layer: nn.Module, group: UnitGroup, path: str, removed: Iterable[int]) -> torch.Tensor:
+def columns_without(layer: Layer, group: UnitGroup, path: str, removed: Iterable[int]) -> torch.Tensor:
     """Columns of `input_rows` of a reader, in ascending order, without those of these units."""
     area = _area(layer)
-    left = torch.ones(cast(torch.Tensor, layer.weight)[0].numel() // area, dtype=torch.bool)
+    left = torch.ones(get_weight(layer).shape[1], dtype=torch.bool)
     left[group.columns_of(path, removed)] = False
     return (left.nonzero() * area + torch.arange(area)).flatten()
 

@@ -11,11 +11,12 @@ from torch import nn
 from optin_export.units.discover.candidates import Candidate, Feeds
 from optin_export.units.discover.local_graph import OUTPUT, LocalGraph, feature_dim, filters, mixes
 from optin_export.units.discover.questions import Call
-from optin_export.units.hooks import Convolution
+from optin_export.units.hooks import Layer, Transposed
 
 Tables = dict[str, tuple[int, list[list[int]]]]
 #: (side, layer, number): an output feature of a maker, or a unit of a reader.
 Feature = tuple[str, str, int]
+_Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _MAKER, _READER = "maker", "reader"
 
 
@@ -145,7 +146,7 @@ def _joined(
     last, heads = readers[-1], any(found[one].heads for one in readers)
     why = _why_not(graph, mixing, makers, readers, units)
     if why is not None:
-        return Obstacle(last, why, heads, quiet=not heads)
+        return Obstacle(last, why, heads, quiet=not heads or len(units) < 2)
     units = sorted(units, key=lambda one: one.reads[last])
     columns = {
         path: [[at * found[path].width + offset for at in one.reads[path] for offset in range(found[path].width)]
@@ -180,7 +181,7 @@ def _why_not(
                 return f"'{reader}' reads '{maker}' without keeping these units apart"
     for name in (*makers, *readers):
         module = graph.module(name)
-        if not isinstance(module, nn.Linear | Convolution | nn.BatchNorm1d | nn.BatchNorm2d):
+        if not isinstance(module, Layer | _Norm) or (isinstance(module, Transposed) and module.groups > 1):
             return f"'{name}' is a {type(module).__name__}"
     if not any(mixes(graph.module(name)) for name in makers):
         return "no layer makes them alone"
@@ -216,7 +217,7 @@ def _is_lookup(module: nn.Module) -> bool:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    return isinstance(module, _Norm)
 
 
 class _Upstream:

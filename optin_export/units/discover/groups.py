@@ -16,8 +16,9 @@ from optin_export.units.discover.candidates import Leak, candidates, inner
 from optin_export.units.discover.components import Component, Obstacle, components
 from optin_export.units.discover.local_graph import local_graph, mixes
 from optin_export.units.discover.residuals import Streams, observe_streams
-from optin_export.units.hooks import Convolution, get_layer
+from optin_export.units.hooks import Convolution, get_layer, get_weight
 from optin_export.units.passes import few_rows
+from optin_export.units.probes import without_zeros
 
 #: The name of such units in the report, next to the names of families.
 NAME = "discovered"
@@ -37,19 +38,21 @@ class Discovered:
     mixed: tuple[Leak, ...] = ()
 
 
-def discover_groups(model: nn.Module, inputs: Mapping[str, torch.Tensor], taken: Collection[str] = ()) -> Discovered:
+def discover_groups(
+    model: nn.Module, inputs: Mapping[str, torch.Tensor], known: Collection[UnitGroup] = ()
+) -> Discovered:
     """Find the groups of units of a model by gradients between its layers, on the first row of `inputs`.
 
-    taken: modules whose units are already known; nothing inside them is looked at. Raises InputError if the model does
-    not run with gradients.
+    known: groups that are declared; units of the layers that make or read theirs are left out. Raises InputError if the
+    model does not run with gradients.
     """
     few = few_rows(model, inputs, rows=1)
     try:
-        with local_graph(model, few) as graph:
+        with without_zeros(model), local_graph(model, few) as graph:
             found, feeds, leaks = candidates(graph)
             mixed = inner(leaks, feeds)
             made, obstacles = components(graph, found, feeds)
-            made = [one for one in made if not _is_inside((*one.rows, *one.readers), taken)]
+            made = [one for one in made if not _is_known(one, known)]
             blocks = _blocks(model, made)
             order = graph.order
     except RuntimeError as error:
@@ -66,7 +69,7 @@ def discover_groups(model: nn.Module, inputs: Mapping[str, torch.Tensor], taken:
     return Discovered(
         {block: _numbered(groups[block]) for block in ordered},
         frozenset(block for block in ordered if streams.is_channels_first(block)),
-        tuple(_refusals(obstacles, taken)),
+        tuple(_refusals(obstacles, {path for group in known for path in group.reads})),
         mixed,
     )
 
@@ -77,7 +80,7 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
     tables = [_table(model, name, dim, units) for name, (dim, units) in component.tables.items()]
     for path, units in component.rows.items():
         if isinstance(modules[path], nn.Linear | Convolution):
-            producers.append(_producer(path, units, len(modules[path].weight)))
+            producers.append(_producer(path, units, len(get_weight(get_layer(model, path)))))
             continue
         norm = modules[path]
         before = producers[-1] if producers else None
@@ -85,7 +88,7 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
             producers[-1] = dataclasses.replace(before, norm=path)
             tables = [one for one in tables if one.path.rpartition(".")[0] != path]
         else:
-            named = [name for name, tensor in norm.state_dict(keep_vars=True).items() if tensor.dim() == 1]
+            named = [name for name, one in norm.state_dict(keep_vars=True).items() if one.dim() == 1]
             tables = [one for one in tables if one.path.rpartition(".")[0] != path]
             tables += [_table(model, f"{path}.{name}", 0, units) for name in named]
     inside = {f"{path}." for path, module in modules.items() if isinstance(module, Convolution)}
@@ -127,7 +130,7 @@ def _columns(model: nn.Module, component: Component) -> Iterator[tuple[str, tupl
     """The readers' input features per unit, where they are not slices of `width` of all their features."""
     for path, units in component.columns.items():
         every = [feature for unit in units for feature in unit]
-        features = get_layer(model, path).weight.shape[1]
+        features = get_weight(get_layer(model, path)).shape[1]
         if len(units[0]) != component.width or every != list(range(features)):
             yield path, tuple(tuple(unit) for unit in units)
 
@@ -151,8 +154,9 @@ def _producer(path: str, units: Sequence[Sequence[int]], rows: int) -> Producer:
 
 
 def _table(model: nn.Module, name: str, dim: int, units: Sequence[Sequence[int]]) -> Table:
-    entries, tensor = len(units[0]), model.state_dict(keep_vars=True)[name]
-    if [entry for unit in units for entry in unit] == list(range(tensor.shape[dim])):
+    owner, _, leaf = name.rpartition(".")
+    entries, size = len(units[0]), getattr(model.get_submodule(owner), leaf).shape[dim]
+    if [entry for unit in units for entry in unit] == list(range(size)):
         return Table(name, dim, entries)
     return Table(name, dim, index=tuple(tuple(unit) for unit in units))
 
@@ -207,14 +211,16 @@ def _is_called(module: nn.Module) -> bool:
     return not isinstance(module, nn.ModuleList | nn.ModuleDict)
 
 
-def _is_inside(paths: Iterable[str], taken: Collection[str]) -> bool:
-    return any(path == one or path.startswith(f"{one}.") for path in paths for one in taken)
+def _is_known(component: Component, known: Iterable[UnitGroup]) -> bool:
+    made = {path for group in known for one in group.producers for path in (one.path, one.norm)}
+    read = {path for group in known for path in group.reads}
+    return bool(made & set(component.rows) or read & set(component.readers))
 
 
 def _refusals(obstacles: Sequence[Obstacle], taken: Collection[str]) -> list[Refusal]:
     found = []
     for one in obstacles:
-        if one.quiet or _is_inside([one.path], taken):
+        if one.quiet or one.path in taken:
             continue
         kind: UnitKind = "heads" if one.heads else "neurons"
         found.append(

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from optin_export.units.discover.candidates import candidates
 from optin_export.units.discover.components import Component, Obstacle, components
 from optin_export.units.discover.local_graph import local_graph
-from tests.units.discover import nets
+from tests.units.discover import branches, nets
 
 
 def joined(model: nn.Module, inputs: nets.Inputs) -> tuple[dict[str, Component], dict[str, Obstacle]]:
@@ -94,13 +94,44 @@ def test_a_reader_in_another_order_loses_the_columns_of_the_same_units() -> None
 def test_a_layer_of_a_kind_that_is_never_cut_is_named() -> None:
     model = nets.net(
         lambda s, x: s.head(s.conv2(F.gelu(s.conv1(x.transpose(1, 2)))).mean(-1)),
-        conv1=nn.ConvTranspose1d(nets.WIDTH, 6, 3, padding=1),
+        conv1=nn.ConvTranspose1d(nets.WIDTH, 6, 3, padding=1, groups=2),
         conv2=nn.Conv1d(6, 4, 3, padding=1),
         head=nn.Linear(4, 3),
     )
     made, obstacles = joined(model, nets.tokens())
     assert "conv2" not in made
     assert obstacles["conv2"].why == "'conv1' is a ConvTranspose1d"
+
+
+def test_concatenated_features_are_units_of_the_layer_that_made_them() -> None:
+    with local_graph(branches.dense(), nets.images()) as graph:
+        read_apart, feeds, _ = candidates(graph)
+        every, _ = components(graph, read_apart, feeds)
+    columns = {next(iter(one.rows)): one.columns for one in every}
+    assert columns == {
+        "stem": {
+            "conv1": [[0], [1], [2], [3]],
+            "conv2": [[0], [1], [2], [3]],
+            "head": [[0], [1], [2], [3]],
+        },
+        "conv1": {"conv2": [[at] for at in range(4, 10)], "head": [[at] for at in range(4, 10)]},
+        "conv2": {"head": [[at] for at in range(10, 15)]},
+    }
+
+
+def test_parts_of_a_split_are_no_stream() -> None:
+    """The first part's layer reads other features of the layer than those to which its output is added."""
+    with local_graph(branches.parts(), nets.images()) as graph:
+        read_apart, feeds, _ = candidates(graph)
+        made, obstacles = components(graph, read_apart, feeds)
+    assert [(one.count, [name for name in one.rows if name != "norm"], one.readers) for one in made] == [
+        (4, ["reduce"], ("conv1",)),
+        (4, ["reduce", "conv1"], ("conv2", "expand")),
+        (4, ["conv2"], ("expand",)),
+        (4, ["reduce"], ("expand",)),
+        (4, ["expand"], ("head",)),
+    ]
+    assert not obstacles
 
 
 def test_first_layers_first() -> None:
