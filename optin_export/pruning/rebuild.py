@@ -113,7 +113,9 @@ class _Cuts:
 
     @classmethod
     def of(cls, groups: Iterable[UnitGroup], removed: Mapping[str, Sequence[int]]) -> _Cuts:
-        rows, columns, entries = defaultdict(set), defaultdict(set), defaultdict(set)
+        rows: dict[str, set[int]] = defaultdict(set)
+        columns: dict[str, set[int]] = defaultdict(set)
+        entries: dict[tuple[str, int], set[int]] = defaultdict(set)
         for group in groups:
             units = removed[group.key]
             for producer in group.producers:
@@ -124,7 +126,11 @@ class _Cuts:
                 columns[path].update(group.columns_of(path, units))
             for table in group.tables:
                 entries[table.path, table.dim].update(group.entries_of(table, units))
-        return cls(*({name: sorted(found) for name, found in one.items()} for one in (rows, columns, entries)))
+        return cls(
+            {path: sorted(found) for path, found in rows.items()},
+            {path: sorted(found) for path, found in columns.items()},
+            {at: sorted(found) for at, found in entries.items()},
+        )
 
 
 def _smaller(group: UnitGroup, kept: Sequence[int], cuts: _Cuts) -> UnitGroup:

@@ -13,9 +13,7 @@ from optin_export.units import Producer, Table, UnitGroup
 Index = tuple[tuple[int, ...], ...]
 
 
-def tied_groups(
-    groups: Sequence[UnitGroup], failed: Collection[str]
-) -> Iterator[tuple[list[UnitGroup], UnitGroup]]:
+def tied_groups(groups: Sequence[UnitGroup], failed: Collection[str]) -> Iterator[tuple[list[UnitGroup], UnitGroup]]:
     """(groups that share a layer which makes them, and have as many units; the joined group).
 
     failed: keys of groups that cannot be removed alone; each result has one of them.

@@ -333,14 +333,10 @@ def _with_costs(model: TaskModel, structure: Structure, inputs: Inputs) -> Struc
     one = {name: tensor[:1] for name, tensor in inputs.items()}
     found = [group for group in structure.groups if group.found]
     changed = {group.key: group for group in _with_outside(model, structure, found, one)}
-    return dataclasses.replace(
-        structure, groups=tuple(changed.get(group.key, group) for group in structure.groups)
-    )
+    return dataclasses.replace(structure, groups=tuple(changed.get(group.key, group) for group in structure.groups))
 
 
-def _with_outside(
-    model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], one: Inputs
-) -> list[UnitGroup]:
+def _with_outside(model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], one: Inputs) -> list[UnitGroup]:
     part, plans = dataclasses.replace(structure, groups=tuple(groups)), {one.key: random_half(one) for one in groups}
     counted = count_macs(rebuild(model, part, plans, one)[0], one)
     kept = {key: len(plan.kept) for key, plan in plans.items()}

@@ -18,7 +18,17 @@ from optin_export.repair.layer_problem import LayerProblem, Rows
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.relu import ReluTarget
 from optin_export.repair.sensitivity import Weights
-from optin_export.units import Calls, Point, Structure, UnitGroup, get_layer, get_weight, input_rows, output_rows, tensor_of
+from optin_export.units import (
+    Calls,
+    Point,
+    Structure,
+    UnitGroup,
+    get_layer,
+    get_weight,
+    input_rows,
+    output_rows,
+    tensor_of,
+)
 
 
 @dataclass

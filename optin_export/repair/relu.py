@@ -14,7 +14,17 @@ import torch
 from torch import nn
 
 from optin_export.repair.paired_forward import Stream
-from optin_export.units import Calls, Structure, UnitGroup, get_layer, get_module, get_scale, get_weight, tensor_in, tensor_of
+from optin_export.units import (
+    Calls,
+    Structure,
+    UnitGroup,
+    get_layer,
+    get_module,
+    get_scale,
+    get_weight,
+    tensor_in,
+    tensor_of,
+)
 
 #: Rounds that follow the ordinary least squares; each reads the calibration rows once more.
 ROUNDS = 2

@@ -189,7 +189,7 @@ def _paired(
     weights: Weights,
 ) -> ModelPair:
     kept: dict[str, torch.Tensor] = {}
-    for group, producer in ((group, producer) for group in structure.groups for producer in group.producers):
+    for group, producer in [(one, producer) for one in structure.groups for producer in one.producers]:
         rows, before = kept_rows(original, group, producer, groups[group.key]), kept.get(producer.path)
         kept[producer.path] = rows if before is None else rows[torch.isin(rows, before)]
     source, target = (Stream(model, structure, batches) for model in (original, dense))

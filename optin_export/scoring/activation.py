@@ -11,7 +11,17 @@ import torch
 from optin_export.data import Batch
 from optin_export.models import TaskModel
 from optin_export.scoring.registry import Request, Result, register
-from optin_export.units import Convolution, Transposed, UnitGroup, calls_of, get_layer, layer_inputs, of_units, tensor_in, valid_rows
+from optin_export.units import (
+    Convolution,
+    Transposed,
+    UnitGroup,
+    calls_of,
+    get_layer,
+    layer_inputs,
+    of_units,
+    tensor_in,
+    valid_rows,
+)
 
 
 @dataclass

@@ -38,9 +38,7 @@ def get_scale(model: nn.Module, path: str) -> nn.Module | torch.Tensor:
 def get_layer(model: nn.Module, path: str) -> Layer:
     """A producer or consumer."""
     module = model.get_submodule(path)
-    assert isinstance(module, Layer), (
-        f"{path} is declared as a layer but is a {type(module).__name__}"
-    )
+    assert isinstance(module, Layer), f"{path} is declared as a layer but is a {type(module).__name__}"
     return module
 
 

@@ -76,8 +76,7 @@ def as_matrix(model: nn.Module, path: str) -> torch.Tensor:
 
 
 def reads_rows(layer: nn.Module) -> bool:
-    """Whether `input_rows` is what the layer reads: not for a grouped or transposed convolution, or one that does its own
-    padding."""
+    """Whether `input_rows` is what the layer reads: not for grouped or transposed convolutions, or own paddings."""
     if not isinstance(layer, Convolution):
         return True
     own = type(layer).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)

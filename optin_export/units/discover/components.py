@@ -84,9 +84,9 @@ def components(
     for path, one in found.items():
         for maker, units in one.rows.items():
             if not _is_lookup(graph.module(maker)):
-                for unit, rows in enumerate(units):
+                for at, rows in enumerate(units):
                     for row in rows:
-                        classes.join((_READER, path, unit), (_MAKER, maker, row))
+                        classes.join((_READER, path, at), (_MAKER, maker, row))
     alike: dict[tuple[Any, ...], list[_Unit]] = {}
     for members in classes.members().values():
         unit = _Unit.of(members)

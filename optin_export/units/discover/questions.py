@@ -95,7 +95,7 @@ class Questions:
             everything += [(("parameter", name), one) for name, one in graph.parameters.items()]
             reached = self._gradients(list(range(self.features)), everything)
             self.sources = list(_without_rounding(everything, reached))
-            for ((kind, name), one), gradient in zip(everything, reached, strict=True):
+            for ((kind, name), _), gradient in zip(everything, reached, strict=True):
                 if kind == "layer" and gradient is not None:
                     features = self._features(name, gradient != 0)
                     self.touched[name] = self.touched.get(name, features) | features
@@ -228,7 +228,9 @@ class Questions:
     ) -> tuple[torch.Tensor | None, ...]:
         chosen = torch.zeros(self.features)
         chosen[features] = 1
-        return self._weighted(torch.randn(self.read.shape, generator=self.generator) * chosen.view(self._shape), sources)
+        return self._weighted(
+            torch.randn(self.read.shape, generator=self.generator) * chosen.view(self._shape), sources
+        )
 
     def _weighted(
         self, weights: torch.Tensor, sources: list[tuple[Key, torch.Tensor]]
