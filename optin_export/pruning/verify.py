@@ -84,14 +84,28 @@ def _exact(model: TaskModel, structure: Structure, found: Sequence[UnitGroup], i
     )
     if not structure.groups:
         raise nothing_left(structure.refused)
-    wrong = _wrong(model, structure, [group for group in structure.groups if group.found], variants)
-    if wrong is not None:
-        raise InputError(
-            "the units of the model cannot be removed together",
-            wrong,
-            "name one kind in prune.units, or declare a family for this architecture (docs/families.md)",
-        )
-    return structure
+    return _together(model, structure, variants)
+
+
+def _together(model: TaskModel, structure: Structure, variants: Sequence[Inputs]) -> Structure:
+    """The structure without types of groups that cannot be removed together with those before them."""
+    kept, refused = list[UnitGroup](), list(structure.refused)
+
+    def add(types: Sequence[list[UnitGroup]]) -> None:
+        every = [group for groups in types for group in groups]
+        wrong = _wrong(model, structure, [*kept, *every], variants)
+        if wrong is None:
+            kept.extend(every)
+        elif len(types) == 1:
+            refused.append(_refusal(types[0], f"together with other units: {wrong}"))
+        else:
+            add(types[: len(types) // 2])
+            add(types[len(types) // 2 :])
+
+    add(list(_types(model, structure, [group for group in structure.groups if group.found])))
+    names = {group.key for group in kept}
+    groups = tuple(group for group in structure.groups if not group.found or group.key in names)
+    return dataclasses.replace(structure, groups=groups, refused=tuple(refused))
 
 
 def inexact(model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], inputs: Inputs) -> str | None:

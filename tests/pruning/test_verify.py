@@ -53,6 +53,17 @@ IMAGES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "volumes": (branches.volumes, {"channels"}),
     "resolutions": (branches.stages, {"heads"}),
 }
+#: net -> layers that must be among those that read units last.
+CONSUMERS = {
+    "two branches": ("three", "last", "head"),
+    "dense blocks": ("head",),
+    "flattened branches": ("fc", "head"),
+    "gated branches": ("excite", "last", "head"),
+    "transposed": ("up", "last", "head"),
+    "transposed, overlapping": ("up", "head"),
+    "volumes": ("conv2", "head"),
+    "resolutions": ("blocks.0.proj", "blocks.1.proj", "blocks.2.proj"),
+}
 #: Of the models of transformers, the ones that the core suite checks.
 CORE = {"modernbert", "phi3", "albert"}
 
@@ -128,6 +139,7 @@ def test_every_plan_of_an_own_module_is_exact(name: str) -> None:
     assert {group.kind for group in checked.groups} == kinds
     assert len(checked.groups) == len(structure.groups)
     assert not checked.refused
+    assert {group.consumer for group in checked.groups} >= set(CONSUMERS.get(name, ()))
     check_plans(model, checked, inputs)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from optin_export.units.discover.candidates import Candidate, Feeds
-from optin_export.units.discover.local_graph import OUTPUT, LocalGraph, feature_dim, filters, mixes
+from optin_export.units.discover.local_graph import OUTPUT, LocalGraph, feature_dim, is_grouped, mixes
 from optin_export.units.discover.questions import Call
-from optin_export.units.hooks import Layer, Transposed
+from optin_export.units.hooks import Layer, Transposed, get_weight
 
 Tables = dict[str, tuple[int, list[list[int]]]]
 #: (side, layer, number): an output feature of a maker, or a unit of a reader.
@@ -87,10 +87,14 @@ def components(
                 for at, rows in enumerate(units):
                     for row in rows:
                         classes.join((_READER, path, at), (_MAKER, maker, row))
+    for path in feeds.touched:
+        if path != OUTPUT and is_grouped(graph.module(path)):
+            _join_groups(classes, graph.module(path), path, found.get(path))
     alike: dict[tuple[Any, ...], list[_Unit]] = {}
     for members in classes.members().values():
-        unit = _Unit.of(members)
-        alike.setdefault(unit.signature(), []).append(unit)
+        unit = _Unit.of(members, {path for _, path, _ in members if is_grouped(graph.module(path))})
+        if unit.reads:
+            alike.setdefault(unit.signature(), []).append(unit)
     mixing = _mixing(found, feeds)
     made, obstacles = list[Component](), list[Obstacle]()
     upstream = _Upstream(feeds.calls)
@@ -101,23 +105,37 @@ def components(
     return _without_shared(made, obstacles), obstacles
 
 
+def _join_groups(classes: _Classes, module: Any, path: str, one: Candidate | None) -> None:
+    """Join what a grouped convolution reads in a group with what it makes there."""
+    inputs, outputs = module.in_channels // module.groups, module.out_channels // module.groups
+    for row in range(module.out_channels):
+        classes.join((_MAKER, path, row // outputs * outputs), (_MAKER, path, row))
+    if one is not None:
+        for feature in range(module.in_channels):
+            classes.join((_MAKER, path, feature // inputs * outputs), (_READER, path, feature // one.width))
+
+
 @dataclass(frozen=True)
 class _Unit:
-    """rows: maker -> its features. reads: reader -> the numbers of the unit there."""
+    """rows: maker -> its features. reads: reader -> the numbers of the unit there. loose: grouped convolutions among the
+    makers that do not read the unit."""
 
     rows: dict[str, list[int]]
     reads: dict[str, list[int]]
+    loose: tuple[str, ...]
 
     @classmethod
-    def of(cls, members: Iterable[Feature]) -> _Unit:
+    def of(cls, members: Iterable[Feature], grouped: Collection[str]) -> _Unit:
         rows, reads = dict[str, list[int]](), dict[str, list[int]]()
         for side, path, number in sorted(members):
             (rows if side == _MAKER else reads).setdefault(path, []).append(number)
-        return cls(rows, reads)
+        loose = tuple(path for path in grouped if path in rows and path not in reads)
+        return cls(rows, {path: units for path, units in reads.items() if path not in grouped}, loose)
 
     def signature(self) -> tuple[Any, ...]:
         """Units are alike if the same layers make and read them, each as many features."""
-        return tuple(tuple((name, len(one)) for name, one in sorted(side.items())) for side in (self.rows, self.reads))
+        sides = (self.rows, self.reads)
+        return *(tuple((name, len(one)) for name, one in sorted(side.items())) for side in sides), bool(self.loose)
 
 
 def _mixing(found: Mapping[str, Candidate], feeds: Feeds) -> dict[str, list[tuple[str, set[int]]]]:
@@ -143,7 +161,9 @@ def _joined(
     """The component of units that are alike, or why they cannot be removed."""
     readers = sorted(units[0].reads, key=lambda one: graph.order[one])
     makers = sorted(units[0].rows, key=lambda one: graph.order[one])
-    last, heads = readers[-1], any(found[one].heads for one in readers)
+    last = readers[-1]
+    # Attention mixes before layers of single positions.
+    heads = any(found[one].heads for one in readers) and get_weight(graph.module(last))[0, 0].numel() == 1
     why = _why_not(graph, mixing, makers, readers, units)
     if why is not None:
         return Obstacle(last, why, heads, quiet=not heads or len(units) < 2)
@@ -155,7 +175,7 @@ def _joined(
     }  # fmt: skip
     rows = {name: [one.rows[name] for one in units] for name in makers}
     makes = [name for name in makers if mixes(graph.module(name))]
-    grouped = any(filters(graph.module(name)) and not _is_norm(graph.module(name)) for name in makers)
+    grouped = any(is_grouped(graph.module(name)) for name in makers)
     heads = heads and not grouped and max(len(rows[name][0]) for name in makes) > 1
     component = Component(
         len(units), rows, _tables(graph, found, feeds, readers, units), tuple(readers), columns, heads
@@ -183,6 +203,8 @@ def _why_not(
         module = graph.module(name)
         if not isinstance(module, Layer | _Norm) or (isinstance(module, Transposed) and module.groups > 1):
             return f"'{name}' is a {type(module).__name__}"
+    if units[0].loose:
+        return f"'{units[0].loose[0]}' filters features that are no units"
     if not any(mixes(graph.module(name)) for name in makers):
         return "no layer makes them alone"
     return "there is only one of them" if len(units) < 2 else None
