@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -137,6 +138,25 @@ def test_parts_of_a_split_are_no_stream() -> None:
 def test_first_layers_first() -> None:
     made, _ = joined(nets.residual(), nets.tokens())
     assert list(made) == ["down1", "down2"]
+
+
+@pytest.mark.parametrize(("groups", "width"), [(6, 1), (2, 3)])
+def test_whole_groups_of_a_convolution_go_with_what_they_read(groups: int, width: int) -> None:
+    made, obstacles = joined(nets.convolutions(groups), nets.images())
+    units = [list(range(first, first + width)) for first in range(0, 6, width)]
+    assert made["last"].rows == {"first": units, "middle": units, "norm": units}
+    assert made["last"].columns == {"last": units}
+    assert not obstacles
+
+
+def test_a_cheap_branch_goes_with_the_features_that_it_filters() -> None:
+    made, _ = joined(branches.gated_branches(), nets.images())
+    assert made["last"].rows == {
+        "primary": [[0], [1], [2], [3]],
+        "cheap": [[0], [1], [2], [3]],
+        "excite": [[0, 4], [1, 5], [2, 6], [3, 7]],
+    }
+    assert made["last"].columns == dict.fromkeys(("squeeze", "last"), [[0, 4], [1, 5], [2, 6], [3, 7]])
 
 
 def test_a_depthwise_convolution_is_made_no_head() -> None:
