@@ -226,7 +226,7 @@ def _set_sizes(model: TaskModel, group: UnitGroup, left: int, calls: Mapping[str
 
 def set_size(model: nn.Module, attribute: str, value: int) -> None:
     """Set an attribute that holds a size, by its path; an object that is no module, such as a configuration that the
-    module shares with others, is copied for the module first. A number at the end is an index in a tuple."""
+    module shares with others, is copied for the module first. A number at the end is an index in a tuple or list."""
     path, _, name = attribute.rpartition(".")
     owner, rest = model, path.split(".") if path else []
     while rest and isinstance(getattr(owner, rest[0]), nn.Module):
@@ -234,8 +234,8 @@ def set_size(model: nn.Module, attribute: str, value: int) -> None:
     target: Any = owner
     for part in rest:
         held = getattr(target, part)
-        if isinstance(held, tuple):
-            setattr(target, part, (*held[: int(name)], value, *held[int(name) + 1 :]))
+        if isinstance(held, tuple | list):
+            setattr(target, part, type(held)([*held[: int(name)], value, *held[int(name) + 1 :]]))
             return
         setattr(target, part, own := copy.copy(held))
         target = own

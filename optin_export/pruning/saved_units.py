@@ -210,7 +210,7 @@ def _indices(runs: Runs | None, count: int) -> tuple[tuple[int, ...], ...] | Non
 def _value(model: nn.Module, attribute: str) -> object:
     target: object = model
     for part in attribute.split("."):
-        if isinstance(target, tuple):
+        if isinstance(target, tuple | list):
             return target[int(part)] if part.isdigit() and int(part) < len(target) else None
         modules = target._modules if isinstance(target, nn.Module) else {}
         target = modules[part] if part in modules else vars(target).get(part)

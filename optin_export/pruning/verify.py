@@ -306,6 +306,8 @@ def _combined(
         for numbers in (of_own, named):
             for further in ([], wide, of_shared, [*wide, *of_shared], [*wide, *of_shared, *fields_wide]):
                 yield tuple(sorted({*numbers, *further}))
+        if heads == (1,):  # one of several equal sizes
+            yield from ((one,) for one in of_own if len(of_own) > 1)
 
 
 def _integers(model: nn.Module, block: str, group: UnitGroup) -> Iterator[tuple[str, int]]:
@@ -318,8 +320,8 @@ def _integers(model: nn.Module, block: str, group: UnitGroup) -> Iterator[tuple[
                 continue
             if isinstance(value, int) and not isinstance(value, bool):
                 yield f"{path}.{name}" if path else name, value
-            elif isinstance(value, tuple) and all(type(one) is int for one in value):
-                yield from ((f"{path}.{name}.{number}", one) for number, one in enumerate(value))
+            elif isinstance(value, tuple | list) and all(type(one) is int for one in value):
+                yield from ((f"{path}.{name}.{number}".lstrip("."), one) for number, one in enumerate(value))
             elif name == "config" or type(value).__name__.endswith("Config"):
                 for field, number in vars(value).items():
                     if isinstance(number, int) and not isinstance(number, bool):

@@ -166,6 +166,17 @@ def test_parts_of_a_split_go_together() -> None:
     check_plans(model, checked, inputs)
 
 
+def test_sizes_in_a_list_are_those_of_each_part() -> None:
+    model, inputs = branches.listed_parts(), nets.images()
+    checked = verified(model, found(model, inputs), inputs)
+    assert [(group.producers[1].path, group.sizes) for group in checked.groups if len(group.producers) > 1] == [
+        ("three", (("sizes.0", 1),)),
+        ("five", (("sizes.1", 1),)),
+    ]
+    assert not checked.refused
+    check_plans(model, checked, inputs)
+
+
 def test_costs_outside_the_layers_are_those_of_each_resolution() -> None:
     model, inputs = branches.stages(), nets.images()
     costs = [group.outside for group in verified(model, found(model, inputs), inputs).groups if group.kind == "heads"]

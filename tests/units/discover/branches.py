@@ -100,6 +100,24 @@ def parts() -> Net:
     )
 
 
+def listed_parts() -> Net:
+    """The sizes of a split are in a list; the parts are filtered by kernels of different sizes, as in MixNet."""
+
+    def run(s: Any, x: torch.Tensor) -> torch.Tensor:
+        first, second = F.relu(s.first(x)).split(s.sizes, 1)
+        return s.head(s.last(torch.cat([F.relu(s.three(first)), F.relu(s.five(second))], 1)).mean((2, 3)))
+
+    return net(
+        run,
+        {"sizes": [4, 4]},
+        first=nn.Conv2d(3, 8, 1),
+        three=nn.Conv2d(4, 4, 3, padding=1, groups=4),
+        five=nn.Conv2d(4, 4, 5, padding=2, groups=4),
+        last=nn.Conv2d(8, 4, 1),
+        head=nn.Linear(4, 3),
+    )
+
+
 def upsampled() -> Net:
     """A transposed convolution between convolutions, and its output next to a skipped map, as in U-Net."""
 
