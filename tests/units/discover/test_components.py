@@ -156,7 +156,8 @@ def test_a_cheap_branch_goes_with_the_features_that_it_filters() -> None:
         "cheap": [[0], [1], [2], [3]],
         "excite": [[0, 4], [1, 5], [2, 6], [3, 7]],
     }
-    assert made["last"].columns == dict.fromkeys(("squeeze", "last"), [[0, 4], [1, 5], [2, 6], [3, 7]])
+    pairs = [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert made["last"].columns == {"squeeze": pairs, "last": pairs}
 
 
 def test_a_depthwise_convolution_is_made_no_head() -> None:
