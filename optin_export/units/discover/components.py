@@ -11,7 +11,7 @@ from torch import nn
 from optin_export.units.discover.candidates import Candidate, Feeds
 from optin_export.units.discover.local_graph import OUTPUT, LocalGraph, feature_dim, is_grouped, mixes
 from optin_export.units.discover.questions import Call
-from optin_export.units.hooks import Layer, Transposed, get_weight
+from optin_export.units.hooks import Layer, Transposed
 
 Tables = dict[str, tuple[int, list[list[int]]]]
 #: (side, layer, number): an output feature of a maker, or a unit of a reader.
@@ -163,7 +163,8 @@ def _joined(
     makers = sorted(units[0].rows, key=lambda one: graph.order[one])
     last = readers[-1]
     # Attention mixes before layers of single positions.
-    heads = any(found[one].heads for one in readers) and get_weight(graph.module(last))[0, 0].numel() == 1
+    pointwise = set(getattr(graph.module(last), "kernel_size", (1,))) == {1}
+    heads = pointwise and any(found[one].heads for one in readers)
     why = _why_not(graph, mixing, makers, readers, units)
     if why is not None:
         return Obstacle(last, why, heads, quiet=not heads or len(units) < 2)
