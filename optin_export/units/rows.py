@@ -70,9 +70,8 @@ def _valid_positions(
 
 
 def as_matrix(model: nn.Module, path: str) -> torch.Tensor:
-    """A view of a layer's weight as [outputs, weights per output]."""
-    weight = get_layer(model, path).weight
-    return weight.detach().view(len(weight), -1)
+    """A view of a layer's weight as [outputs, weights per output]; of a transposed convolution, a copy."""
+    return get_weight(get_layer(model, path)).flatten(1)
 
 
 def reads_rows(layer: nn.Module) -> bool:

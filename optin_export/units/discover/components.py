@@ -117,8 +117,8 @@ def _join_groups(classes: _Classes, module: Any, path: str, one: Candidate | Non
 
 @dataclass(frozen=True)
 class _Unit:
-    """rows: maker -> its features. reads: reader -> the numbers of the unit there. loose: grouped convolutions that make
-    it but do not read it."""
+    """rows: maker -> its features. reads: reader -> the numbers of the unit there. loose: grouped convolutions that
+    make it but do not read it."""
 
     rows: dict[str, list[int]]
     reads: dict[str, list[int]]
