@@ -6,7 +6,8 @@ import bisect
 import copy
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from optin_export.units import (
     UnitGroup,
     get_layer,
     get_module,
+    get_weight,
     reset_caches,
     select_heads,
     set_module,
@@ -68,10 +70,17 @@ def rebuild(
     dense = copy.deepcopy(model)
     reset_caches(dense)  # they would have the sizes of before
     todo = [group for group in structure.groups if 0 < len(groups[group.key].kept) < group.count]
+    removed = {group.key: _removed(group, groups[group.key]) for group in todo}
     graph = _graph(dense, inputs) if any(not _is_explicit(dense, group) for group in todo) else None
-    calls = calls_of_modules(dense, todo, inputs)
+    calls, before = calls_of_modules(dense, todo, inputs), _layer_sizes(dense, todo)
+    # Layers that the output does not depend on (the last block, if an earlier output is taken) are not in the graph.
+    traced = [group for group in todo if graph is not None and _is_traced(dense, graph, group)]
+    for group in traced:
+        _remove_traced(dense, graph, group, removed[group.key])
+    _remove_explicitly(dense, [group for group in todo if group not in traced], removed)
+    _check_shapes(dense, before, _Cuts.of(todo, removed))
     for group in todo:
-        _remove(dense, graph, group, sorted(set(range(group.count)) - set(groups[group.key].kept)), calls)
+        _set_sizes(dense, group, group.count - len(removed[group.key]), calls)
     dense.requires_grad_(False)
     _check_untouched(model, dense, structure)
     for group in structure.groups:
@@ -82,22 +91,67 @@ def rebuild(
 
 def shrunk(structure: Structure, groups: Mapping[str, GroupPlan]) -> Structure:
     """The structure after the plan: same groups, with the number of units that stay."""
+    removed = {group.key: _removed(group, groups[group.key]) for group in structure.groups}
+    cuts = _Cuts.of(structure.groups, removed)
     return dataclasses.replace(
-        structure, groups=tuple(_smaller(group, groups[group.key]) for group in structure.groups)
+        structure, groups=tuple(_smaller(group, groups[group.key].kept, cuts) for group in structure.groups)
     )
 
 
-def _smaller(group: UnitGroup, plan: GroupPlan) -> UnitGroup:
-    """The group with the units that stay; explicit rows and entries get the numbers that they have after the cut."""
-    producers = tuple(dataclasses.replace(one, index=_renumbered(one.index, plan.kept)) for one in group.producers)
-    tables = tuple(dataclasses.replace(one, index=_renumbered(one.index, plan.kept)) for one in group.tables)
-    return dataclasses.replace(group, count=len(plan.kept), producers=producers, tables=tables)
+def _removed(group: UnitGroup, plan: GroupPlan) -> list[int]:
+    return sorted(set(range(group.count)) - set(plan.kept))
 
 
-def _renumbered(index: tuple[tuple[int, ...], ...] | None, kept: Sequence[int]) -> tuple[tuple[int, ...], ...] | None:
+@dataclasses.dataclass(frozen=True)
+class _Cuts:
+    """What goes from each layer and tensor, of all groups together. rows: layer or norm -> output features. columns:
+    layer -> input features. entries: (parameter or buffer, dimension) -> entries along it. All in ascending order."""
+
+    rows: dict[str, list[int]]
+    columns: dict[str, list[int]]
+    entries: dict[tuple[str, int], list[int]]
+
+    @classmethod
+    def of(cls, groups: Iterable[UnitGroup], removed: Mapping[str, Sequence[int]]) -> _Cuts:
+        rows: dict[str, set[int]] = defaultdict(set)
+        columns: dict[str, set[int]] = defaultdict(set)
+        entries: dict[tuple[str, int], set[int]] = defaultdict(set)
+        for group in groups:
+            units = removed[group.key]
+            for producer in group.producers:
+                every = group.rows_of(producer, units)
+                for path in (producer.path, producer.norm):
+                    rows[path or producer.path].update(every)
+            for path in group.reads:
+                columns[path].update(group.columns_of(path, units))
+            for table in group.tables:
+                entries[table.path, table.dim].update(group.entries_of(table, units))
+        return cls(
+            {path: sorted(found) for path, found in rows.items()},
+            {path: sorted(found) for path, found in columns.items()},
+            {at: sorted(found) for at, found in entries.items()},
+        )
+
+
+def _smaller(group: UnitGroup, kept: Sequence[int], cuts: _Cuts) -> UnitGroup:
+    """The group with the units that stay; explicit rows, columns and entries get the numbers that they have after the
+    cut, also of other groups' units."""
+    producers = tuple(
+        dataclasses.replace(one, index=_renumbered(one.index, kept, cuts.rows[one.path])) for one in group.producers
+    )
+    tables = tuple(
+        dataclasses.replace(one, index=_renumbered(one.index, kept, cuts.entries[one.path, one.dim]))
+        for one in group.tables
+    )
+    columns = tuple((path, _renumbered(index, kept, cuts.columns[path]) or ()) for path, index in group.columns)
+    return dataclasses.replace(group, count=len(kept), producers=producers, tables=tables, columns=columns)
+
+
+def _renumbered(
+    index: tuple[tuple[int, ...], ...] | None, kept: Sequence[int], removed: Sequence[int]
+) -> tuple[tuple[int, ...], ...] | None:
     if index is None:
         return None
-    removed = sorted(row for unit in set(range(len(index))) - set(kept) for row in index[unit])
     return tuple(tuple(row - bisect.bisect(removed, row) for row in index[unit]) for unit in kept)
 
 
@@ -145,21 +199,25 @@ def _is_explicit(model: TaskModel, group: UnitGroup) -> bool:
     )
 
 
-def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int], calls: Mapping[str, Call]) -> None:
-    before = {one.path: len(get_layer(model, one.path).weight) for one in group.producers}
+def _is_traced(model: TaskModel, graph: Any, group: UnitGroup) -> bool:
+    known = get_module(model, group.producers[0].path) in graph.module2node
+    return not _is_explicit(model, group) and (group.coupled or known)
+
+
+def _remove_traced(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int]) -> None:
     first = get_module(model, group.producers[0].path)
-    # Layers that the output does not depend on (the last block, if an earlier output is taken) are not in the graph.
-    if _is_explicit(model, group) or (not group.coupled and first not in graph.module2node):
-        _remove_explicitly(model, group, removed)
-    else:
-        is_convolution = isinstance(first, nn.Conv2d)
-        cut = torch_pruning.prune_conv_out_channels if is_convolution else torch_pruning.prune_linear_out_channels
-        graph.get_pruning_group(first, cut, _spread(removed, group.rows)).prune()
-    left = group.count - len(removed)
-    _check_shapes(model, before, group, left)
+    is_convolution = isinstance(first, nn.Conv2d)
+    cut = torch_pruning.prune_conv_out_channels if is_convolution else torch_pruning.prune_linear_out_channels
+    rows = [unit * group.rows + offset for unit in removed for offset in range(group.rows)]
+    graph.get_pruning_group(first, cut, rows).prune()
+
+
+def _set_sizes(model: TaskModel, group: UnitGroup, left: int, calls: Mapping[str, Call]) -> None:
     # The width of an input last: the module's code is traced with its other sizes.
     for attribute, per_unit in sorted(group.sizes, key=lambda one: one[0].endswith(INPUT_WIDTH)):
         path, _, name = attribute.rpartition(".")
+        if name == INPUT_WIDTH and path not in calls:
+            raise InputError(f"'{path}' cannot be cut", "it is never called itself", "leave it whole")
         if name == INPUT_WIDTH:
             set_input_width(model, path, calls[path], per_unit * group.count, per_unit * left)
         else:
@@ -168,7 +226,7 @@ def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int], 
 
 def set_size(model: nn.Module, attribute: str, value: int) -> None:
     """Set an attribute that holds a size, by its path; an object that is no module, such as a configuration that the
-    module shares with others, is copied for the module first. A number at the end is an index in a tuple."""
+    module shares with others, is copied for the module first. A number at the end is an index in a tuple or list."""
     path, _, name = attribute.rpartition(".")
     owner, rest = model, path.split(".") if path else []
     while rest and isinstance(getattr(owner, rest[0]), nn.Module):
@@ -176,54 +234,60 @@ def set_size(model: nn.Module, attribute: str, value: int) -> None:
     target: Any = owner
     for part in rest:
         held = getattr(target, part)
-        if isinstance(held, tuple):
-            setattr(target, part, (*held[: int(name)], value, *held[int(name) + 1 :]))
+        if isinstance(held, tuple | list):
+            setattr(target, part, type(held)([*held[: int(name)], value, *held[int(name) + 1 :]]))
             return
         setattr(target, part, own := copy.copy(held))
         target = own
     setattr(target, name, value)
 
 
-def _remove_explicitly(model: TaskModel, group: UnitGroup, removed: list[int]) -> None:
-    for producer in group.producers:
-        layer, every = get_layer(model, producer.path), group.rows_of(producer, removed)
-        if isinstance(layer, nn.Linear):
-            torch_pruning.prune_linear_out_channels(layer, every)
-        else:
-            _keep_filters(layer, sorted(set(range(layer.out_channels)) - set(every)), group.count, len(removed))
-        if producer.norm is not None:
-            torch_pruning.prune_batchnorm_out_channels(get_module(model, producer.norm), every)
-    for path in group.reads:
-        reader, columns = get_module(model, path), _spread(removed, group.width)
+def _remove_explicitly(model: TaskModel, groups: Sequence[UnitGroup], removed: Mapping[str, Sequence[int]]) -> None:
+    """Cut all groups at once: several may have rows or columns in one layer."""
+    cuts = _Cuts.of(groups, removed)
+    for path, rows in cuts.rows.items():
+        _cut_rows(get_module(model, path), rows)
+    for path, columns in cuts.columns.items():
+        reader = get_module(model, path)
         is_linear = isinstance(reader, nn.Linear)
         cut = torch_pruning.prune_linear_in_channels if is_linear else torch_pruning.prune_conv_in_channels
         cut(reader, columns)
-    select_heads(model, group, removed)
-    for table in group.tables:
-        where, _, name = table.path.rpartition(".")
+    for group in groups:
+        select_heads(model, group, removed[group.key])
+    for (path, dim), entries in cuts.entries.items():
+        where, _, name = path.rpartition(".")
         module = get_module(model, where)
         tensor = getattr(module, name)
-        cut = set(group.entries_of(table, removed))
-        kept = torch.tensor([entry for entry in range(tensor.shape[table.dim]) if entry not in cut])
-        smaller = tensor.detach().index_select(table.dim, kept)
+        gone = set(entries)
+        kept = torch.tensor([entry for entry in range(tensor.shape[dim]) if entry not in gone])
+        smaller = tensor.detach().index_select(dim, kept)
         is_parameter = isinstance(tensor, nn.Parameter)
         setattr(module, name, nn.Parameter(smaller, requires_grad=False) if is_parameter else smaller)
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            module.num_features = len(kept)
 
 
-def _keep_filters(layer: Any, kept: list[int], units: int, removed: int) -> None:
-    """Cut whole groups of a grouped convolution, with the inputs that only they read, or filters of a plain one."""
+def _cut_rows(layer: Any, rows: list[int]) -> None:
+    if isinstance(layer, nn.Linear):
+        torch_pruning.prune_linear_out_channels(layer, rows)
+    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        torch_pruning.prune_batchnorm_out_channels(layer, rows)
+    elif layer.groups == 1:
+        torch_pruning.prune_conv_out_channels(layer, rows)
+    else:
+        _cut_filters(layer, rows)
+
+
+def _cut_filters(layer: Any, rows: list[int]) -> None:
+    """Cut whole groups of a grouped convolution, with the inputs that only they read."""
+    gone, groups = set(rows), len(rows) * layer.groups // layer.out_channels
+    kept = [row for row in range(layer.out_channels) if row not in gone]
     layer.weight = nn.Parameter(layer.weight.detach()[kept], requires_grad=False)
     if layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias.detach()[kept], requires_grad=False)
     layer.out_channels = len(kept)
-    if layer.groups > 1:
-        per_unit = layer.groups // units
-        layer.in_channels -= removed * per_unit * layer.weight.shape[1]
-        layer.groups -= removed * per_unit
-
-
-def _spread(units: list[int], size: int) -> list[int]:
-    return [unit * size + offset for unit in units for offset in range(size)]
+    layer.in_channels -= groups * layer.weight.shape[1]
+    layer.groups -= groups
 
 
 def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -> None:
@@ -246,19 +310,23 @@ def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -
         raise RuntimeError(f"the dependency graph also changed {sorted(stray)}")
 
 
-def _check_shapes(model: TaskModel, before: Mapping[str, int], group: UnitGroup, left: int) -> None:
-    """The dependency graph must have cut exactly what the group declares; anything else is a bug of ours.
+def _layer_sizes(model: TaskModel, groups: Sequence[UnitGroup]) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of the weights of all layers that make or read units."""
+    paths = {path for group in groups for path in (*(one.path for one in group.producers), *group.reads)}
+    weights = {path: get_weight(get_layer(model, path)) for path in sorted(paths)}
+    return {path: (weight.shape[0], weight.shape[1]) for path, weight in weights.items()}
 
-    before: the producers' output rows before the cut.
+
+def _check_shapes(model: TaskModel, before: Mapping[str, tuple[int, int]], cuts: _Cuts) -> None:
+    """The layers must have lost exactly what the groups declare; anything else is a bug of ours.
+
+    before: their sizes before the cut.
     """
-    shapes = {
-        one.path: (
-            len(get_layer(model, one.path).weight),
-            before[one.path] - one.fused * (group.count - left) * group.rows_in(one),
-        )
-        for one in group.producers
-    }
-    shapes |= {path: (get_layer(model, path).weight.shape[1], left * group.width) for path in group.reads}
-    wrong = {path: pair for path, pair in shapes.items() if pair[0] != pair[1]}
+    wrong = {}
+    for path, (outputs, inputs) in before.items():
+        weight = get_weight(get_layer(model, path))
+        expected = outputs - len(cuts.rows.get(path, ())), inputs - len(cuts.columns.get(path, ()))
+        if tuple(weight.shape[:2]) != expected:
+            wrong[path] = tuple(weight.shape[:2]), expected
     if wrong:
-        raise RuntimeError(f"{group.key}: (size, expected) {wrong} after removing {group.count - left} units")
+        raise RuntimeError(f"(sizes, expected sizes) of the layers: {wrong}")

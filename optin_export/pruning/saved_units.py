@@ -12,7 +12,17 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.pruning.input_width import INPUT_WIDTH
-from optin_export.units import Convolution, Producer, Structure, Table, UnitGroup, UnitKind, is_declared_here
+from optin_export.units import (
+    Layer,
+    Producer,
+    Structure,
+    Table,
+    Transposed,
+    UnitGroup,
+    UnitKind,
+    get_weight,
+    is_declared_here,
+)
 
 Number = Annotated[int, Field(ge=0, le=1 << 31)]
 Path = Annotated[str, Field(max_length=1000)]
@@ -39,6 +49,11 @@ class SavedTable(_Saved):
     index: Runs | None = None
 
 
+class SavedColumns(_Saved):
+    path: Path
+    index: Runs
+
+
 class SavedGroup(_Saved):
     """A `UnitGroup`, as far as a rebuild needs it."""
 
@@ -59,6 +74,7 @@ class SavedGroup(_Saved):
     coupled: bool = False
     selects: tuple[Path, tuple[Path, ...]] | None = None
     found: bool = False
+    columns: tuple[SavedColumns, ...] = ()
 
 
 class SavedUnits(_Saved):
@@ -82,14 +98,21 @@ class SavedUnits(_Saved):
 def _check_layers(model: nn.Module, group: SavedGroup) -> None:
     """Before any index is written out: an index of a few bytes may name billions of rows."""
     for one in group.producers:
-        _check_entries(model, f"{one.path}.weight", 0, one.fused * (one.rows or 1), one.index, group.count)
+        dim = 1 if isinstance(_module(model, one.path), Transposed) else 0
+        _check_entries(model, f"{one.path}.weight", dim, one.fused * (one.rows or 1), one.index, group.count)
     for table in group.tables:
         _check_entries(model, table.path, table.dim, table.entries, table.index, group.count)
     if group.selects is not None:
         _module(model, group.selects[0])
+    columns = {one.path: one.index for one in group.columns}
     for path in (group.consumer, *group.readers):
         layer = _module(model, path)
-        if not isinstance(layer, nn.Linear | Convolution) or layer.weight.shape[1] != group.count * group.width:
+        if not isinstance(layer, Layer):
+            raise _not_of_model(f"'{path}' is no layer that reads features")
+        if path in columns:
+            dim = 0 if isinstance(layer, Transposed) else 1
+            _check_entries(model, f"{path}.weight", dim, 1, columns[path], group.count)
+        elif get_weight(layer).shape[1] != group.count * group.width:
             raise _not_of_model(f"'{path}' does not read {group.count * group.width} features")
 
 
@@ -145,6 +168,7 @@ def _saved(group: UnitGroup) -> SavedGroup:
     values["tables"] = tuple(
         SavedTable(**{**dataclasses.asdict(one), "index": _runs(one.index)}) for one in group.tables
     )
+    values["columns"] = tuple(SavedColumns(path=path, index=_runs(index) or ()) for path, index in group.columns)
     return SavedGroup(**values)
 
 
@@ -156,6 +180,7 @@ def _loaded(saved: SavedGroup) -> UnitGroup:
     values["tables"] = tuple(
         Table(one.path, one.dim, one.entries, _indices(one.index, saved.count)) for one in saved.tables
     )
+    values["columns"] = tuple((one.path, _indices(one.index, saved.count) or ()) for one in saved.columns)
     return UnitGroup(residual=None, **values)
 
 
@@ -185,7 +210,7 @@ def _indices(runs: Runs | None, count: int) -> tuple[tuple[int, ...], ...] | Non
 def _value(model: nn.Module, attribute: str) -> object:
     target: object = model
     for part in attribute.split("."):
-        if isinstance(target, tuple):
+        if isinstance(target, tuple | list):
             return target[int(part)] if part.isdigit() and int(part) < len(target) else None
         modules = target._modules if isinstance(target, nn.Module) else {}
         target = modules[part] if part in modules else vars(target).get(part)

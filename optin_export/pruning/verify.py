@@ -19,9 +19,11 @@ from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
 from optin_export.pruning.input_width import INPUT_WIDTH
 from optin_export.pruning.rebuild import rebuild
+from optin_export.pruning.tied_groups import tied_groups
 from optin_export.search import GroupPlan
 from optin_export.units import (
     TOKENS,
+    Layer,
     Refusal,
     Structure,
     UnitGroup,
@@ -31,12 +33,15 @@ from optin_export.units import (
     masked,
     measure_costs,
     nothing_left,
+    without_zeros,
 )
 
 #: Largest difference between the masked and the rebuilt model, relative to the largest output.
 TOLERANCE = 1e-4
 #: Largest number of heads in a unit that is tried (grouped queries).
 MOST_SHARED = 16
+#: Attributes of layers that change with their weights.
+_CUT = ("in_features", "out_features", "in_channels", "out_channels", "num_features", "groups")
 Sizes = tuple[tuple[str, int], ...]
 
 
@@ -48,15 +53,30 @@ def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structur
     found = [group for group in structure.groups if group.found]
     if not found:
         return structure
+    with without_zeros(model):
+        return _with_costs(model, _exact(model, structure, found, inputs), inputs)
+
+
+def _exact(model: TaskModel, structure: Structure, found: Sequence[UnitGroup], inputs: Inputs) -> Structure:
     variants = _variants(model, inputs)
     kept: dict[str, UnitGroup] = {group.key: group for group in structure.groups if not group.found}
     refused = list(structure.refused)
-    for groups in _types(model, structure, found):
-        tried = _tried(model, structure, groups, variants, inputs)
+    failed: dict[str, Refusal] = {}
+    for groups, tried in _checked(model, structure, list(_types(model, structure, found)), variants):
         if isinstance(tried, str):
-            refused.append(_refusal(groups, tried))
+            failed |= dict.fromkeys((group.key for group in groups), _refusal(groups, tried))
         else:
             kept |= {group.key: group for group in tried}
+    # Also with parts that can go alone: the last part of a split may be smaller.
+    ties = {joined.key: (joined, parts) for parts, joined in tied_groups(found, failed)}
+    joined = list(_types(model, structure, [one for one, _ in ties.values()]))
+    for groups, tried in _checked(model, structure, joined, variants):
+        if not isinstance(tried, str):
+            for part in (part for group in groups for part in ties[group.key][1]):
+                failed.pop(part.key, None)
+                kept.pop(part.key, None)
+            kept |= {group.key: group for group in tried}
+    refused += dict.fromkeys(failed.values())
     structure = dataclasses.replace(
         structure,
         groups=tuple(kept[group.key] for group in structure.groups if group.key in kept),
@@ -64,19 +84,34 @@ def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structur
     )
     if not structure.groups:
         raise nothing_left(structure.refused)
-    wrong = _wrong(model, structure, [group for group in structure.groups if group.found], variants)
-    if wrong is not None:
-        raise InputError(
-            "the units of the model cannot be removed together",
-            wrong,
-            "name one kind in prune.units, or declare a family for this architecture (docs/families.md)",
-        )
-    return structure
+    return _together(model, structure, variants)
+
+
+def _together(model: TaskModel, structure: Structure, variants: Sequence[Inputs]) -> Structure:
+    """The structure without types of groups that cannot be removed together with those before them."""
+    kept, refused = list[UnitGroup](), list(structure.refused)
+
+    def add(types: Sequence[list[UnitGroup]]) -> None:
+        every = [group for groups in types for group in groups]
+        wrong = _wrong(model, structure, [*kept, *every], variants)
+        if wrong is None:
+            kept.extend(every)
+        elif len(types) == 1:
+            refused.append(_refusal(types[0], f"together with other units: {wrong}"))
+        else:
+            add(types[: len(types) // 2])
+            add(types[len(types) // 2 :])
+
+    add(list(_types(model, structure, [group for group in structure.groups if group.found])))
+    names = {group.key for group in kept}
+    groups = tuple(group for group in structure.groups if not group.found or group.key in names)
+    return dataclasses.replace(structure, groups=groups, refused=tuple(refused))
 
 
 def inexact(model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], inputs: Inputs) -> str | None:
     """Why the rebuilt model without half of these units is not the masked one; None if it is."""
-    return _wrong(model, structure, groups, _variants(model, inputs))
+    with without_zeros(model):
+        return _wrong(model, structure, groups, _variants(model, inputs))
 
 
 def _types(model: nn.Module, structure: Structure, groups: Sequence[UnitGroup]) -> Iterator[list[UnitGroup]]:
@@ -94,13 +129,30 @@ def _types(model: nn.Module, structure: Structure, groups: Sequence[UnitGroup]) 
     yield from found.values()
 
 
-def _tried(
-    model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], variants: Sequence[Inputs], inputs: Inputs
-) -> list[UnitGroup] | str:
-    """The groups with sizes for which the first one can be removed exactly; the reason if there are none.
+def _checked(
+    model: TaskModel, structure: Structure, types: Sequence[list[UnitGroup]], variants: Sequence[Inputs]
+) -> Iterator[tuple[list[UnitGroup], list[UnitGroup] | str]]:
+    """(groups that are alike, as they can be removed or why not). Types are checked together, in halves if that fails;
+    heads, which need sizes, one type after the other."""
+    together = [groups for groups in types if groups[0].kind != "heads"]
+    alone = [groups for groups in types if groups[0].kind == "heads"]
+    every = [group for groups in together for group in groups]
+    if len(together) > 1 and _wrong(model, structure, every, variants) is None:
+        yield from ((groups, groups) for groups in together)
+    elif len(together) > 1:
+        half = len(together) // 2
+        yield from _checked(model, structure, together[:half], variants)
+        yield from _checked(model, structure, together[half:], variants)
+    else:
+        alone += together
+    for groups in alone:
+        yield groups, _tried(model, structure, groups, variants)
 
-    inputs: at the shape at which costs are counted.
-    """
+
+def _tried(
+    model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], variants: Sequence[Inputs]
+) -> list[UnitGroup] | str:
+    """The groups with sizes for which the first one can be removed exactly; the reason if there are none."""
     first, wrong = groups[0], ""
     block = structure.blocks[first.block]
     selections = _possible_selections(model, first, variants)
@@ -109,9 +161,7 @@ def _tried(
         result = _wrong(model, structure, [group], variants)
         if result is None:
             group = _with_least_sizes(model, structure, group, variants)
-            outside = _outside(model, structure, group, inputs)
-            found = dataclasses.replace(group, outside=outside)
-            return [_like(one, structure.blocks[one.block], found, block) for one in groups]
+            return [_like(one, structure.blocks[one.block], group, block) for one in groups]
         wrong = wrong or result
     return wrong
 
@@ -145,7 +195,7 @@ def _like(group: UnitGroup, block: str, found: UnitGroup, other: str) -> UnitGro
     if block != other:
         sizes = tuple((f"{block}{path.removeprefix(other)}", per_unit) for path, per_unit in sizes)
         selects = selects and (f"{block}{selects[0].removeprefix(other)}", selects[1])
-    return dataclasses.replace(group, sizes=sizes, selects=selects, outside=found.outside)
+    return dataclasses.replace(group, sizes=sizes, selects=selects)
 
 
 def _wrong(
@@ -256,17 +306,22 @@ def _combined(
         for numbers in (of_own, named):
             for further in ([], wide, of_shared, [*wide, *of_shared], [*wide, *of_shared, *fields_wide]):
                 yield tuple(sorted({*numbers, *further}))
+        if heads == (1,):  # one of several equal sizes
+            yield from ((one,) for one in of_own if len(of_own) > 1)
 
 
 def _integers(model: nn.Module, block: str, group: UnitGroup) -> Iterator[tuple[str, int]]:
     """Integer attributes of the modules around the group's layers, and of the configurations that these hold."""
     for path in _around(block, group):
         module = model.get_submodule(path)
+        cut = _CUT if isinstance(module, Layer | nn.BatchNorm1d | nn.BatchNorm2d) else ()
         for name, value in vars(module).items():
+            if name in cut:
+                continue
             if isinstance(value, int) and not isinstance(value, bool):
                 yield f"{path}.{name}" if path else name, value
-            elif isinstance(value, tuple) and all(type(one) is int for one in value):
-                yield from ((f"{path}.{name}.{number}", one) for number, one in enumerate(value))
+            elif isinstance(value, tuple | list) and all(type(one) is int for one in value):
+                yield from ((f"{path}.{name}.{number}".lstrip("."), one) for number, one in enumerate(value))
             elif name == "config" or type(value).__name__.endswith("Config"):
                 for field, number in vars(value).items():
                     if isinstance(number, int) and not isinstance(number, bool):
@@ -285,20 +340,31 @@ def _around(block: str, group: UnitGroup) -> list[str]:
     return sorted(around, key=lambda path: (-path.count(".") - bool(path), path))
 
 
-def _outside(model: TaskModel, structure: Structure, group: UnitGroup, inputs: Inputs) -> int | None:
-    """MACs per unit outside the group's layers, if they are not those of attention."""
+def _with_costs(model: TaskModel, structure: Structure, inputs: Inputs) -> Structure:
+    """The structure with `outside` for every found group whose predicted MACs are not those of the rebuilt model.
+
+    inputs: at the shape at which costs are counted. All groups are counted at once, and each alone only if that
+    differs, in halves down to single groups.
+    """
     one = {name: tensor[:1] for name, tensor in inputs.items()}
-    plan = random_half(group)
-    part = dataclasses.replace(structure, groups=(group,))
-    dense, _ = rebuild(model, part, {group.key: plan}, one)
-    measured = count_macs(dense, one)
-    costs = measure_costs(model, part, one)
-    kept = {group.key: len(plan.kept)}
-    if costs.of("macs", kept) == measured:
-        return None
-    bare = dataclasses.replace(part, groups=(dataclasses.replace(group, outside=0),))
-    removed = group.count - len(plan.kept)
-    return round((measure_costs(model, bare, one).of("macs", kept) - measured) / removed)
+    found = [group for group in structure.groups if group.found]
+    changed = {group.key: group for group in _with_outside(model, structure, found, one)}
+    return dataclasses.replace(structure, groups=tuple(changed.get(group.key, group) for group in structure.groups))
+
+
+def _with_outside(model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], one: Inputs) -> list[UnitGroup]:
+    part, plans = dataclasses.replace(structure, groups=tuple(groups)), {one.key: random_half(one) for one in groups}
+    counted = count_macs(rebuild(model, part, plans, one)[0], one)
+    kept = {key: len(plan.kept) for key, plan in plans.items()}
+    if measure_costs(model, part, one).of("macs", kept) == counted:
+        return list(groups)
+    if len(groups) > 1:
+        half = len(groups) // 2
+        return [*_with_outside(model, structure, groups[:half], one),
+                *_with_outside(model, structure, groups[half:], one)]  # fmt: skip
+    bare = dataclasses.replace(groups[0], outside=0)
+    predicted = measure_costs(model, dataclasses.replace(part, groups=(bare,)), one).of("macs", kept)
+    return [dataclasses.replace(bare, outside=round((predicted - counted) / (bare.count - kept[bare.key])))]
 
 
 def _refusal(groups: Sequence[UnitGroup], why: str) -> Refusal:

@@ -9,6 +9,7 @@ The search receives these curves as data and spends its budget by them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,9 +28,13 @@ from optin_export.repair.sensitivity import Weights, sensitivities
 from optin_export.repair.settings import RepairSettings
 from optin_export.units import (
     Structure,
+    Transposed,
     UnitGroup,
     block_outputs,
+    columns_per_unit,
+    columns_without,
     get_layer,
+    get_weight,
     input_rows,
     measured,
     reads_rows,
@@ -74,13 +79,18 @@ def loss_curves(
     curves: dict[str, Curve] = {}
     moments: dict[str, Moments] = {}
     repaired = {group.key: _repaired(model, group, settings.repair) for group in structure.groups}
+    uses = Counter(path for paths in repaired.values() for path in paths)
 
     def measure(group: UnitGroup) -> None:
         order = np.argsort(-scores[group.key], kind="stable")
-        grams = {path: moments.pop(path).gram for path in repaired[group.key] if path in moments}
-        solve = _rescaled if settings.repair == "rescale" else _refitted
+        grams = {path: moments[path].gram for path in repaired[group.key] if path in moments}
+        for path in repaired[group.key]:
+            uses[path] -= 1
+            if not uses[path]:
+                moments.pop(path, None)
+        rescale = settings.repair == "rescale"
         losses = partial(_losses, model, structure, group, references, settings.temperature)
-        curves[group.key] = _curve(_Candidates(model, group, order, grams, solve), least[group.key], losses)
+        curves[group.key] = _curve(_Candidates(model, group, order, grams, rescale), least[group.key], losses)
         report(len(curves), len(structure.groups))
 
     if not any(repaired.values()):
@@ -159,25 +169,31 @@ def _moments(
 class _Candidates:
     """The layers that read a group's units, refitted for the best k of them.
 
-    order: units, the best first. grams: Gram matrices of the inputs of the layers that the repair adapts. solve:
-    (current weights and bias, Gram matrix, units kept, units) -> refitted weights and bias.
+    order: units, the best first. grams: Gram matrices of the inputs of the layers that the repair adapts. rescale:
+    only by a factor per unit.
     """
 
     model: TaskModel
     group: UnitGroup
     order: np.ndarray
     grams: Mapping[str, torch.Tensor]
-    solve: Callable[[torch.Tensor, torch.Tensor, np.ndarray, int], torch.Tensor]
+    rescale: bool
 
     def keeping(self, count: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Weight and bias of each layer."""
-        found, units = {}, self.group.count
+        found, group = {}, self.group
         for path, start in self._starts.items():
-            kept, weight = self.order[:count], get_layer(self.model, path).weight
-            gram = self.grams.get(path)
-            solution = _cut(start, kept, units) if gram is None else self.solve(start, gram, kept, units)
-            solution = solution.to(weight.dtype)
-            found[path] = solution[:-1].T.contiguous().view(weight.shape), solution[-1]
+            layer, gram = get_layer(self.model, path), self.grams.get(path)
+            columns = columns_without(layer, group, path, self.order[count:].tolist())
+            if gram is None:
+                solution = _cut(start, _and_bias(columns, start))
+            elif self.rescale:
+                solution = _rescaled(start, gram, columns, columns_per_unit(layer, group))
+            else:
+                solution = _refitted(start, gram, _and_bias(columns, start))
+            weight, solution = get_weight(layer), solution.to(layer.weight.dtype)
+            matrix = solution[:-1].T.contiguous().view(weight.shape)
+            found[path] = matrix.transpose(0, 1) if isinstance(layer, Transposed) else matrix, solution[-1]
         return found
 
     @cached_property
@@ -186,6 +202,7 @@ class _Candidates:
         for path in self.group.reads:
             layer = get_layer(self.model, path)
             weight = tensor_in(layer, "weight")
+            weight = weight.transpose(0, 1) if isinstance(layer, Transposed) else weight
             bias = torch.zeros(len(weight)) if layer.bias is None else tensor_in(layer, "bias")
             starts[path] = torch.cat([weight.flatten(1), bias[:, None]], 1).double().T
         return starts
@@ -210,9 +227,8 @@ def _counts(units: int, least: int) -> list[int]:
     return sorted({max(count, least) for count in (*steps, *early)})
 
 
-def _refitted(start: torch.Tensor, gram: torch.Tensor, kept: np.ndarray, units: int) -> torch.Tensor:
-    """`start` [inputs + 1, outputs] refitted on the kept units' inputs, zero for the others."""
-    columns = _columns(start, kept, units)
+def _refitted(start: torch.Tensor, gram: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """`start` [inputs + 1, outputs] refitted on these inputs, zero for the others."""
     inner = gram[columns][:, columns]
     rho = DAMPING * inner.diagonal().mean()
     damped = inner + rho * torch.eye(len(columns), dtype=inner.dtype)
@@ -226,36 +242,32 @@ def _refitted(start: torch.Tensor, gram: torch.Tensor, kept: np.ndarray, units: 
     return result
 
 
-def _rescaled(start: torch.Tensor, gram: torch.Tensor, kept: np.ndarray, units: int) -> torch.Tensor:
-    """`start` with one least-squares factor on the weights of each kept unit, zero for the others."""
-    columns = _columns(start, kept, units)[:-1]
-    result = _cut(start, kept, units)
+def _rescaled(start: torch.Tensor, gram: torch.Tensor, columns: torch.Tensor, width: int) -> torch.Tensor:
+    """`start` with one least-squares factor on the weights of each `width` of these inputs, zero for the others."""
+    result = _cut(start, _and_bias(columns, start))
     if not len(columns):
         return result
-    weights, count = start[columns], len(kept)
+    weights, count = start[columns], len(columns) // width
     # The target is the output of all units together, without the bias.
     products = (weights @ weights.T) * gram[columns][:, columns]
     wanted = (weights * (gram[columns][:, :-1] @ start[:-1])).sum(1).view(count, -1).sum(1)
-    system = products.view(count, len(columns) // count, count, -1).sum((1, 3))
+    system = products.view(count, width, count, width).sum((1, 3))
     rho = DAMPING * system.diagonal().mean()
     factor, info = torch.linalg.cholesky_ex(system + rho * torch.eye(count, dtype=system.dtype))
     if not int(info):
         factors = torch.cholesky_solve((wanted + rho)[:, None], factor)[:, 0]
-        result[columns] = weights * factors.repeat_interleave(len(columns) // count)[:, None]
+        result[columns] = weights * factors.repeat_interleave(width)[:, None]
     return result
 
 
-def _cut(start: torch.Tensor, kept: np.ndarray, units: int) -> torch.Tensor:
-    """`start` on the kept units' inputs, zero for the others, which is equivalent to masking them."""
-    columns, result = _columns(start, kept, units), torch.zeros_like(start)
+def _cut(start: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """`start` on these inputs, zero for the others, which is equivalent to masking them."""
+    result = torch.zeros_like(start)
     result[columns] = start[columns]
     return result
 
 
-def _columns(start: torch.Tensor, kept: np.ndarray, units: int) -> torch.Tensor:
-    """Indices in ascending order of the kept units' inputs, and of the bias, among the rows of `start`."""
-    per_unit = (len(start) - 1) // units
-    columns = (torch.from_numpy(np.sort(kept))[:, None] * per_unit + torch.arange(per_unit)).flatten()
+def _and_bias(columns: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     return torch.cat([columns, torch.tensor([len(start) - 1])])
 
 

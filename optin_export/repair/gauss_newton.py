@@ -250,7 +250,7 @@ def _layers(model: TaskModel, reference: Observation) -> list[str]:
     def count(path: str, args: object, output: torch.Tensor) -> None:
         calls.setdefault(path, []).append(len(output))
 
-    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | Convolution)]
+    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)]
     with torch.no_grad(), capture(model, outputs=dict.fromkeys(layers, count)):
         model(**reference.inputs)
         model(**twice)

@@ -9,14 +9,14 @@ from optin_export.models import TaskModel
 from optin_export.pruning.rebuild import Constant
 from optin_export.repair.least_squares import Fit
 from optin_export.search import GroupPlan
-from optin_export.units import Producer, UnitGroup, as_matrix, get_layer, get_module
+from optin_export.units import Producer, UnitGroup, as_matrix, get_layer, get_module, get_weight
 
 
 def kept_rows(model: TaskModel, group: UnitGroup, producer: Producer, plan: GroupPlan) -> torch.Tensor:
     """The output rows of the unpruned producer that stay, in the order of the smaller one; also those of no unit, such
     as keys that all heads share."""
     removed = set(group.rows_of(producer, set(range(group.count)) - set(plan.kept)))
-    rows = len(get_layer(model, producer.path).weight)
+    rows = len(get_weight(get_layer(model, producer.path)))
     return torch.tensor([row for row in range(rows) if row not in removed], dtype=torch.long)
 
 

@@ -18,7 +18,17 @@ from optin_export.repair.layer_problem import LayerProblem, Rows
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.relu import ReluTarget
 from optin_export.repair.sensitivity import Weights
-from optin_export.units import Calls, Point, Structure, UnitGroup, get_layer, input_rows, output_rows, tensor_of
+from optin_export.units import (
+    Calls,
+    Point,
+    Structure,
+    UnitGroup,
+    get_layer,
+    get_weight,
+    input_rows,
+    output_rows,
+    tensor_of,
+)
 
 
 @dataclass
@@ -49,7 +59,7 @@ class ModelPair:
     def kept_of(self, path: str) -> torch.Tensor:
         """The outputs of a layer of the unpruned model that stay."""
         found = self.kept.get(path)
-        return torch.arange(len(get_layer(self.source.model, path).weight)) if found is None else found
+        return torch.arange(len(get_weight(get_layer(self.source.model, path)))) if found is None else found
 
     def weight(self, index: int, paths: Sequence[str]) -> torch.Tensor | None:
         """[rows]: the weight of each row of these layers' outputs in the smaller model."""

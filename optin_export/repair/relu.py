@@ -22,6 +22,7 @@ from optin_export.units import (
     get_layer,
     get_module,
     get_scale,
+    get_weight,
     tensor_in,
     tensor_of,
 )
@@ -78,7 +79,7 @@ def relu_of_units(original: Stream, group: UnitGroup, kept: torch.Tensor) -> Rel
         return None  # runs several times, or not in this pass
     layer = get_layer(original.model, producer.path)
     norm = None if producer.norm is None else get_module(original.model, producer.norm)
-    form = _affine(norm, len(layer.weight))
+    form = _affine(norm, len(get_weight(layer)))
     if form is None:
         return None
     before = _affinely(form, output, layer)

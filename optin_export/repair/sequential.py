@@ -89,7 +89,7 @@ def compensate(
         # Channels of a residual stream have no sub-layer: the layers around them compensate for them.
         left_of = {group.key: group for group in smaller.groups}
         todo = [(group, left_of[group.key]) for group in structure.groups if not group.coupled]
-        consumers = {group.consumer for group, _ in todo}
+        consumers = {group.consumer: group.key for group, _ in todo}  # the last group of each
         shortcuts = [] if only_scale else [one for one in _projections(structure) if pair.calls(one)]
         try:
             for position, block in enumerate(structure.order):
@@ -98,7 +98,10 @@ def compensate(
                 for group, small in [(group, small) for group, small in todo if group.block == block]:
                     if not only_scale and small.count:
                         refit_producers(pair, group, consumers)
-                    repairs[group.key] = _repair(refit_consumer(pair, group, small, only_scale))
+                    if consumers[group.consumer] == group.key:
+                        repairs[group.key] = _repair(refit_consumer(pair, group, small, only_scale))
+                    else:
+                        repairs[group.key] = Repair(None, None, fallback=f"repaired with {consumers[group.consumer]}")
                     report(len(repairs), len(todo))
                 if any(group.block in structure.order[position + 1 :] for group, _ in todo):
                     pair.advance(block)
@@ -185,11 +188,10 @@ def _paired(
     batches: Sequence[Batch],
     weights: Weights,
 ) -> ModelPair:
-    kept = {
-        producer.path: kept_rows(original, group, producer, groups[group.key])
-        for group in structure.groups
-        for producer in group.producers
-    }
+    kept: dict[str, torch.Tensor] = {}
+    for group, producer in [(one, producer) for one in structure.groups for producer in one.producers]:
+        rows, before = kept_rows(original, group, producer, groups[group.key]), kept.get(producer.path)
+        kept[producer.path] = rows if before is None else rows[torch.isin(rows, before)]
     source, target = (Stream(model, structure, batches) for model in (original, dense))
     return ModelPair(source, target, structure, batches, weights, kept)
 

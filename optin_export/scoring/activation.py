@@ -11,7 +11,17 @@ import torch
 from optin_export.data import Batch
 from optin_export.models import TaskModel
 from optin_export.scoring.registry import Request, Result, register
-from optin_export.units import Convolution, UnitGroup, calls_of, get_layer, layer_inputs, tensor_in, valid_rows
+from optin_export.units import (
+    Convolution,
+    Transposed,
+    UnitGroup,
+    calls_of,
+    get_layer,
+    layer_inputs,
+    of_units,
+    tensor_in,
+    valid_rows,
+)
 
 
 @dataclass
@@ -29,11 +39,12 @@ def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequen
     """Contributions of every unit over all batches, without padding; also for one batch, as a shard's sizes."""
     energy = {group.key: np.zeros(group.count) for group in groups}
     largest = {group.key: np.zeros(group.count) for group in groups}
-    squared = {path: _gram_of_weights(model, group, path) for group in groups for path in group.reads}
+    reading = [(group, path) for group in groups for path in group.reads]
+    squared = {(group.key, path): _gram_of_weights(model, group, path) for group, path in reading}
     positions = dict.fromkeys(squared, 0)
-    sums = {path: np.zeros(group.count) for group in groups for path in group.reads}
+    sums = {(group.key, path): np.zeros(group.count) for group, path in reading}
     for batch in batches:
-        with layer_inputs(model, list(squared)) as seen, torch.no_grad():
+        with layer_inputs(model, list(dict.fromkeys(path for _, path in reading))) as seen, torch.no_grad():
             model(**batch.inputs)
         every = [(one, path) for one in groups for path in one.reads if path in seen]
         for group, path, value in [(*one, value) for one in every for value in calls_of(seen[one[1]])]:
@@ -42,15 +53,16 @@ def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequen
                 inputs = inputs.flatten(2).mT
             valid = valid_rows(batch.inputs, inputs)
             rows = inputs.reshape(-1, inputs.shape[-1])
-            rows = (rows if valid is None else rows[valid]).view(-1, group.count, group.width).float()
+            rows = rows if valid is None else rows[valid]
+            rows = of_units(rows.mT, group, path).mT.reshape(len(rows), group.count, -1).float()
             # |W_u a_u|^2 = a_u^T (W_u^T W_u) a_u, per row and unit
-            norms = torch.einsum("ruw,uwv,ruv->ru", rows, squared[path], rows).clamp(min=0).double()
-            sums[path] += norms.sum(0).cpu().numpy()
+            norms = torch.einsum("ruw,uwv,ruv->ru", rows, squared[group.key, path], rows).clamp(min=0).double()
+            sums[group.key, path] += norms.sum(0).cpu().numpy()
             largest[group.key] = np.maximum(largest[group.key], norms.amax(0).sqrt().cpu().numpy())
-            positions[path] += len(norms)
+            positions[group.key, path] += len(norms)
     for group in groups:
         for path in group.reads:
-            energy[group.key] += sums[path] / max(positions[path], 1)
+            energy[group.key] += sums[group.key, path] / max(positions[group.key, path], 1)
     return {key: Contribution(energy[key], largest[key]) for key in energy}
 
 
@@ -67,6 +79,8 @@ def _scored(request: Request) -> Result:
 
 def _gram_of_weights(model: TaskModel, group: UnitGroup, path: str) -> torch.Tensor:
     """W_u^T W_u of every unit, [units, width, width]; kernel positions of a convolution are summed."""
-    weight = tensor_in(get_layer(model, path), "weight").float()
-    columns = weight.transpose(0, 1).reshape(group.count, group.width, -1)
+    layer = get_layer(model, path)
+    weight = tensor_in(layer, "weight").float()
+    weight = weight if isinstance(layer, Transposed) else weight.transpose(0, 1)
+    columns = of_units(weight, group, path).reshape(group.count, group.width_in(path), -1)
     return columns @ columns.mT

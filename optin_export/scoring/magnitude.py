@@ -8,7 +8,7 @@ import torch
 from optin_export.models import TaskModel
 from optin_export.scoring.activation import activation_scores
 from optin_export.scoring.registry import Request, Result, register
-from optin_export.units import Structure, UnitGroup, get_layer
+from optin_export.units import Structure, UnitGroup, get_layer, get_weight, of_units
 
 
 @register("magnitude")
@@ -28,10 +28,12 @@ def magnitude_scores(model: TaskModel, structure: Structure) -> dict[str, np.nda
 
 
 def _squared_norms(model: TaskModel, group: UnitGroup) -> torch.Tensor:
-    readers = [get_layer(model, path).weight.detach() for path in group.reads]
-    total = torch.stack([one.square().transpose(0, 1).reshape(group.count, -1).sum(1) for one in readers]).sum(0)
+    squares = [
+        of_units(get_weight(get_layer(model, path)).square().transpose(0, 1), group, path) for path in group.reads
+    ]
+    total = torch.stack([one.reshape(group.count, -1).sum(1) for one in squares]).sum(0)
     for producer in group.producers:
-        weight = get_layer(model, producer.path).weight.detach()
+        weight = get_weight(get_layer(model, producer.path))
         if producer.index is None:
             total = total + weight.square().reshape(producer.fused, group.count, -1).sum((0, 2))
         else:

@@ -39,9 +39,12 @@ from optin_export.units.execution_order import Walk
 from optin_export.units.family_file import load_family
 from optin_export.units.hooks import (
     Convolution,
+    Layer,
+    Transposed,
     get_layer,
     get_module,
     get_scale,
+    get_weight,
     masked,
     refitted,
     replayed,
@@ -52,7 +55,17 @@ from optin_export.units.hooks import (
 )
 from optin_export.units.outputs import Calls, calls_of, map_tensors, placeholder, tensor_of, tensors_in
 from optin_export.units.passes import TOKENS, few_rows
-from optin_export.units.rows import POSITIONS, as_matrix, columns_per_unit, input_rows, output_rows, reads_rows
+from optin_export.units.probes import without_zeros
+from optin_export.units.rows import (
+    POSITIONS,
+    as_matrix,
+    columns_per_unit,
+    columns_without,
+    input_rows,
+    of_units,
+    output_rows,
+    reads_rows,
+)
 from optin_export.units.selected_heads import BUFFER as SELECTED_HEADS
 from optin_export.units.selected_heads import arguments_by_head, select_heads
 from optin_export.units.topology import measured, notices
@@ -67,6 +80,7 @@ __all__ = [
     "CostKind",
     "Costs",
     "Family",
+    "Layer",
     "Point",
     "Producer",
     "Refusal",
@@ -74,6 +88,7 @@ __all__ = [
     "Table",
     "Term",
     "Tokens",
+    "Transposed",
     "UnitGroup",
     "UnitKind",
     "Walk",
@@ -85,6 +100,7 @@ __all__ = [
     "capture",
     "captured",
     "columns_per_unit",
+    "columns_without",
     "count_macs",
     "count_params",
     "discover_groups",
@@ -94,6 +110,7 @@ __all__ = [
     "get_layer",
     "get_module",
     "get_scale",
+    "get_weight",
     "input_rows",
     "is_covered",
     "is_declared_here",
@@ -107,6 +124,7 @@ __all__ = [
     "nearest",
     "nothing_left",
     "notices",
+    "of_units",
     "output_rows",
     "placeholder",
     "reads_rows",
@@ -122,6 +140,7 @@ __all__ = [
     "tensor_of",
     "tensors_in",
     "valid_rows",
+    "without_zeros",
 ]
 
 

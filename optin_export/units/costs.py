@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from math import prod
 from typing import Any, Literal
 
@@ -13,8 +14,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from optin_export.units.capture import capture
-from optin_export.units.declare import Structure
-from optin_export.units.hooks import Convolution, get_layer, get_module
+from optin_export.units.declare import Producer, Structure, UnitGroup
+from optin_export.units.hooks import Convolution, Transposed, get_layer, get_module, get_weight
 
 CostKind = Literal["macs", "params"]
 
@@ -86,32 +87,31 @@ def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torc
     Per head: 3 t d k + 2 t^2 k + t k d; per neuron 2 t d, for t tokens, hidden size d, head dim k; a convolution of
     kernel area a and p output positions costs p a times its input and its output channels (docs/method.md).
     """
-    # The group of a layer's output rows and of its input columns, with rows or columns per unit.
-    rows = {producer.path: (group, producer) for group in structure.groups for producer in group.producers}
-    columns = {path: group for group in structure.groups for path in group.reads}
-    positions, tokens = _shapes(model, sorted({*rows, *columns}), inputs)
+    made: dict[str, list[tuple[UnitGroup, Producer]]] = {}
+    read: dict[str, list[UnitGroup]] = {}
+    for group in structure.groups:
+        for producer in group.producers:
+            made.setdefault(producer.path, []).append((group, producer))
+        for path in group.reads:
+            read.setdefault(path, []).append(group)
+    positions, tokens = _shapes(model, sorted({*made, *read}), inputs)
     macs: Counter[tuple[str, ...]] = Counter()
     params: Counter[tuple[str, ...]] = Counter()
     for path in positions:
-        weight = get_layer(model, path).weight
-        size, keys = weight[0, 0].numel() if weight.dim() > 2 else 1, []
-        if path in rows:
-            group, producer = rows[path]
-            keys.append(group.key)
-            per_unit = group.rows_in(producer)
-            size *= producer.fused * per_unit
-            has_bias = get_layer(model, path).bias is not None
-            norm = _affine_size(model, producer.norm)
-            params[(group.key,)] += per_unit * (producer.fused * has_bias + norm)
-        else:
-            size *= weight.shape[0]
-        if path in columns:
-            keys.append(columns[path].key)
-            size *= columns[path].width
-        else:
-            size *= weight.shape[1]
-        macs[tuple(sorted(keys))] += positions[path] * size
-        params[tuple(sorted(keys))] += size
+        layer = get_layer(model, path)
+        weight = get_weight(layer)
+        area = weight[0, 0].numel() if weight.dim() > 2 else 1
+        rows, columns = made.get(path, []), read.get(path, [])
+        for group, producer in rows:
+            per_unit, norm = group.rows_in(producer), _affine_size(model, producer.norm)
+            params[(group.key,)] += per_unit * (producer.fused * (layer.bias is not None) + norm)
+        outputs = _parts(len(weight), [(one, producer.fused * one.rows_in(producer)) for one, producer in rows])
+        features = _parts(weight.shape[1], [(one, one.width_in(path)) for one in columns])
+        for (makers, per_output), (readers, per_feature) in product(outputs, features):
+            if makers or readers:
+                size = area * per_output * per_feature
+                macs[tuple(sorted(makers + readers))] += positions[path] * size
+                params[tuple(sorted(makers + readers))] += size
     for group in structure.groups:
         if group.outside is not None:
             macs[(group.key,)] += group.outside
@@ -132,6 +132,14 @@ def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torc
     )
 
 
+def _parts(size: int, groups: Sequence[tuple[UnitGroup, int]]) -> list[tuple[tuple[str, ...], int]]:
+    """A dimension of a weight in parts: (group key, entries per unit) of each group, and ((), entries of no unit)."""
+    return [
+        *(((group.key,), per_unit) for group, per_unit in groups),
+        ((), size - sum(group.count * per_unit for group, per_unit in groups)),
+    ]
+
+
 def _terms(coefficients: Counter[tuple[str, ...]]) -> tuple[Term, ...]:
     return tuple(Term(value, keys) for keys, value in sorted(coefficients.items()) if value)
 
@@ -149,8 +157,10 @@ def _shapes(
     tokens: dict[str, int] = {}
 
     def record(path: str, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        features = output.shape[1] if isinstance(get_module(model, path), Convolution) else output.shape[-1]
-        positions[path] += output.numel() // features
+        layer = get_module(model, path)
+        # A transposed convolution multiplies its whole kernel at every position of its input.
+        places = args[0] if isinstance(layer, Transposed) else output
+        positions[path] += places.numel() // (places.shape[1] if isinstance(layer, Convolution) else places.shape[-1])
         tokens[path] = args[0].shape[-1 if isinstance(get_module(model, path), nn.Conv1d) else -2]
 
     with capture(model, outputs=dict.fromkeys(paths, record)), torch.no_grad():

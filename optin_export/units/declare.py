@@ -51,7 +51,7 @@ class Table:
 @dataclass(frozen=True)
 class UnitGroup:
     """Units of one kind in one block. They are consecutive slices of the input features of one Linear, Conv1d or
-    Conv2d.
+    Conv2d, or the features that `columns` names.
 
     Setting a unit's slice of the consumer's input to zero is exactly the removal of the unit; this is what masks,
     scores and the dense rebuild have in common. Paths are relative to the task module.
@@ -84,6 +84,8 @@ class UnitGroup:
         heads, ...], of which the module is to take the heads that stay (see `selected_heads`).
     outside: MACs per sample and unit outside the group's layers (attention), as measured on the rebuilt model; None:
         computed from `pairwise`.
+    columns: (reader, the input features of each unit), for readers whose input holds other features as well (of
+        several layers, concatenated), or the units in another order or width.
     """
 
     block: int
@@ -110,6 +112,7 @@ class UnitGroup:
     found: bool = False
     selects: tuple[str, tuple[str, ...]] | None = None
     outside: int | None = None
+    columns: tuple[tuple[str, tuple[tuple[int, ...], ...]], ...] = ()
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -143,6 +146,22 @@ class UnitGroup:
         return [
             slab * span + unit * size + row for slab in range(producer.fused) for unit in wanted for row in range(size)
         ]
+
+    def width_in(self, path: str) -> int:
+        """Input features per unit of this reader."""
+        index = self.features_in(path)
+        return self.width if index is None else len(index[0])
+
+    def features_in(self, path: str) -> tuple[tuple[int, ...], ...] | None:
+        """The entry of `columns` for this reader."""
+        return next((index for reader, index in self.columns if reader == path), None)
+
+    def columns_of(self, path: str, units: Iterable[int]) -> list[int]:
+        """The input features of a reader that belong to these units, unit by unit."""
+        index = self.features_in(path)
+        if index is not None:
+            return [feature for unit in units for feature in index[unit]]
+        return [unit * self.width + offset for unit in units for offset in range(self.width)]
 
     def entries_of(self, table: Table, units: Iterable[int]) -> list[int]:
         """The entries of a table along its dimension that belong to these units."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -172,16 +173,28 @@ class Discovery:
 
     def _add_found(self) -> None:
         assert self.inputs is not None
-        taken = [path for piece in self.pieces for path in (piece.root, *piece.blocks) if path and piece.groups]
-        found = discover_groups(self.model, self.inputs, taken)
+        known = [group for piece in self.pieces for group in piece.groups]
+        found = discover_groups(self.model, self.inputs, known)
         for path, groups in found.blocks.items():
             around = any(one.startswith(f"{path}.") for piece in self.pieces for one in piece.blocks)
             usable = [group for group in groups if not self._is_shared(group)]
-            if usable and not around:
+            inside = self._declared_block(path)
+            if usable and inside is not None:
+                piece, number = inside
+                piece.groups += _numbered(usable, piece.groups, number)
+            elif usable and not around:
                 first = path in found.channels_first
                 self.pieces.append(_Piece(DISCOVERED, path, [path], usable, channels_first=first))
         blocks = [piece.root for piece in self.pieces if piece.family == DISCOVERED]
         self.refused = [*still_refused(self.refused, blocks), *found.refusals]
+
+    def _declared_block(self, path: str) -> tuple[_Piece, int] | None:
+        """The piece, and the number of its block, that is this module or around it."""
+        for piece in self.pieces:
+            for number, block in enumerate(piece.blocks):
+                if path == block or path.startswith(f"{block}."):
+                    return piece, number
+        return None
 
     def _is_shared(self, group: UnitGroup) -> bool:
         refusal = self.uses.refusal(group)
@@ -252,6 +265,17 @@ class Discovery:
             raise InputError(
                 "the model has nothing to prune", f"no block of family {family} has units", "use another model"
             )
+
+
+def _numbered(found: Iterable[UnitGroup], known: Iterable[UnitGroup], block: int) -> list[UnitGroup]:
+    """Found groups of a block that has declared ones, under names that these do not have."""
+    names, numbered = {(one.block, one.kind, one.part) for one in known}, []
+    for group in found:
+        part = next(part for part in itertools.chain([""], map(str, itertools.count(2)))
+                    if (block, group.kind, part) not in names)  # fmt: skip
+        names.add((block, group.kind, part))
+        numbered.append(replace(group, block=block, part=part))
+    return numbered
 
 
 def found_structure(

@@ -15,7 +15,9 @@ from optin_export.units.declare import UnitGroup
 from optin_export.units.outputs import copied, map_tensors
 
 #: Layers that read and make [batch, features, positions, ...].
-Convolution = nn.Conv1d | nn.Conv2d
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
+Layer = nn.Linear | Convolution
 
 
 def get_module(model: nn.Module, path: str) -> nn.Module:
@@ -33,13 +35,17 @@ def get_scale(model: nn.Module, path: str) -> nn.Module | torch.Tensor:
     return tensor_in(owner, name) if isinstance(found, torch.Tensor) else found
 
 
-def get_layer(model: nn.Module, path: str) -> nn.Linear | nn.Conv1d | nn.Conv2d:
-    """A producer or consumer: its weight is [out features, in features, ...]."""
+def get_layer(model: nn.Module, path: str) -> Layer:
+    """A producer or consumer."""
     module = model.get_submodule(path)
-    assert isinstance(module, nn.Linear | Convolution), (
-        f"{path} is declared as a layer but is a {type(module).__name__}"
-    )
+    assert isinstance(module, Layer), f"{path} is declared as a layer but is a {type(module).__name__}"
     return module
+
+
+def get_weight(layer: Layer) -> torch.Tensor:
+    """A view of a layer's weight as [out features, in features, ...]."""
+    weight = layer.weight.detach()
+    return weight.transpose(0, 1) if isinstance(layer, Transposed) else weight
 
 
 def set_module(model: nn.Module, path: str, module: nn.Module, everywhere: bool = False) -> None:
@@ -63,8 +69,9 @@ def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, to
 
     def hook_of(group: UnitGroup) -> SeeInputs:
         def hook(path: str, args: tuple[torch.Tensor, ...], kwargs: Any) -> tuple[torch.Tensor, ...]:
-            mask = masks[group.key].repeat_interleave(group.width, dim=-1)
-            return (args[0] * _fitted(mask, get_module(model, path), args[0], group.batch_dim).to(args[0]), *args[1:])
+            module = get_module(model, path)
+            mask = _by_feature(group, path, masks[group.key], args[0].shape[_feature_dim(module)])
+            return (args[0] * _fitted(mask, module, args[0], group.batch_dim).to(args[0]), *args[1:])
 
         return hook
 
@@ -73,6 +80,19 @@ def masked(model: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, to
             if group.key in masks:
                 stack.enter_context(capture(model, dict.fromkeys(group.reads, hook_of(group))))
         yield
+
+
+def _by_feature(group: UnitGroup, path: str, mask: torch.Tensor, features: int) -> torch.Tensor:
+    """A mask [..., units] for each of the input features of a reader; 1 for features of no unit."""
+    spread = mask.repeat_interleave(group.width_in(path), dim=-1)
+    if group.features_in(path) is None:
+        return spread
+    at = torch.tensor(group.columns_of(path, range(group.count)), device=mask.device)
+    return mask.new_ones(*mask.shape[:-1], features).index_copy(-1, at, spread)
+
+
+def _feature_dim(module: nn.Module) -> int:
+    return 1 - module.weight.dim() if isinstance(module, Convolution) else -1
 
 
 def _fitted(mask: torch.Tensor, module: nn.Module, inputs: torch.Tensor, batch_dim: int) -> torch.Tensor:

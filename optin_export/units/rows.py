@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from optin_export.units.declare import UnitGroup
-from optin_export.units.hooks import Convolution, get_layer, rows_of, valid_rows
+from optin_export.units.hooks import Convolution, Layer, Transposed, get_layer, get_weight, rows_of, valid_rows
 from optin_export.units.outputs import Calls, tensor_of
 
 #: Positions per sample of a convolution's output that are used; neighbouring positions are redundant.
@@ -70,19 +70,38 @@ def _valid_positions(
 
 
 def as_matrix(model: nn.Module, path: str) -> torch.Tensor:
-    """A view of a layer's weight as [outputs, weights per output]."""
-    weight = get_layer(model, path).weight
-    return weight.detach().view(len(weight), -1)
+    """A view of a layer's weight as [outputs, weights per output]; of a transposed convolution, a copy."""
+    return get_weight(get_layer(model, path)).flatten(1)
 
 
 def reads_rows(layer: nn.Module) -> bool:
-    """Whether `input_rows` is what the layer reads: not for a grouped convolution, or one that does its own padding."""
+    """Whether `input_rows` is what the layer reads: not for grouped or transposed convolutions, or own paddings."""
     if not isinstance(layer, Convolution):
         return True
-    own = type(layer).forward in (nn.Conv1d.forward, nn.Conv2d.forward)
+    own = type(layer).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+    if isinstance(layer, Transposed):
+        return False
     return layer.groups == 1 and (own or set(layer.kernel_size) == {1})
 
 
 def columns_per_unit(layer: nn.Module, group: UnitGroup) -> int:
-    """Columns of `input_rows` that belong to one unit."""
-    return group.width * (math.prod(layer.kernel_size) if isinstance(layer, Convolution) else 1)
+    """Consecutive columns of `input_rows` of the consumer that one factor can scale: those of a unit, or of a single
+    feature where the layer reads other features as well."""
+    return (group.width if group.features_in(group.consumer) is None else 1) * _area(layer)
+
+
+def of_units(values: torch.Tensor, group: UnitGroup, path: str) -> torch.Tensor:
+    """[features of all units, unit by unit, ...] of values [input features of a reader, ...]."""
+    return values if group.features_in(path) is None else values[group.columns_of(path, range(group.count))]
+
+
+def columns_without(layer: Layer, group: UnitGroup, path: str, removed: Iterable[int]) -> torch.Tensor:
+    """Columns of `input_rows` of a reader, in ascending order, without those of these units."""
+    area = _area(layer)
+    left = torch.ones(get_weight(layer).shape[1], dtype=torch.bool)
+    left[group.columns_of(path, removed)] = False
+    return (left.nonzero() * area + torch.arange(area)).flatten()
+
+
+def _area(layer: nn.Module) -> int:
+    return math.prod(layer.kernel_size) if isinstance(layer, Convolution) else 1

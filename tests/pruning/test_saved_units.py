@@ -18,7 +18,7 @@ from optin_export.units import Structure, find_structure
 from optin_export.units.discovery import found_structure
 from optin_export.units.trace import observe_pass
 from tests.repair.plans import halved
-from tests.units.discover import nets
+from tests.units.discover import branches, nets
 from tests.units.models import small_model
 
 NETS: dict[str, Callable[[], nets.Net]] = {
@@ -52,6 +52,24 @@ def test_a_model_is_rebuilt_from_them_without_measurement(name: str) -> None:
         name: tensor.shape for name, tensor in dense.state_dict().items()
     }
     assert torch.equal(again(**inputs), dense(**inputs))
+
+
+@pytest.mark.parametrize("make", [branches.dense, branches.parts, branches.listed_parts, branches.upsampled])
+def test_columns_are_saved_with_the_rows(make: Callable[[], nets.Net]) -> None:
+    model, inputs = make(), nets.images()
+    structure = structure_of(model, inputs)
+    units = saved_units(structure)
+    assert units is not None
+    loaded = SavedUnits.model_validate(json.loads(units.model_dump_json())).structure(model, structure.family)
+    assert [one.columns for one in loaded.groups] == [one.columns for one in structure.groups]
+    assert any(one.columns for one in loaded.groups)
+    plan = halved(structure)
+    dense, smaller = rebuild(model, structure, plan.groups, inputs)
+    again, _ = rebuild(model, loaded, plan.groups, inputs)
+    assert torch.equal(again(**inputs), dense(**inputs))
+    # The smaller structure names the features that they have now: the smaller model can be cut again.
+    check_again = halved(smaller, 0.5, 1)
+    rebuild(dense, smaller, check_again.groups, inputs)[0](**inputs)
 
 
 def test_rows_one_by_one_are_kept_as_runs() -> None:

@@ -20,7 +20,7 @@ from optin_export.units.trace import observe_pass
 from tests.pruning.unknown import EVERY, unknown
 from tests.repair.plans import halved
 from tests.units.builders import from_python
-from tests.units.discover import nets
+from tests.units.discover import branches, nets
 
 #: net -> kinds of its units.
 TOKENS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
@@ -44,6 +44,25 @@ IMAGES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "grouped": (lambda: nets.convolutions(2), {"channels"}),
     "gate": (nets.squeeze_excitation, {"channels"}),
     "flattened": (nets.flattened, {"channels", "neurons"}),
+    "two branches": (branches.fire, {"channels"}),
+    "dense blocks": (branches.dense, {"channels"}),
+    "flattened branches": (branches.flattened_branches, {"channels", "neurons"}),
+    "gated branches": (branches.gated_branches, {"channels"}),
+    "transposed": (branches.upsampled, {"channels"}),
+    "transposed, overlapping": (branches.sounds, {"channels"}),
+    "volumes": (branches.volumes, {"channels"}),
+    "resolutions": (branches.stages, {"heads"}),
+}
+#: net -> layers that must be among those that read units last.
+CONSUMERS = {
+    "two branches": ("three", "last", "head"),
+    "dense blocks": ("head",),
+    "flattened branches": ("fc", "head"),
+    "gated branches": ("excite", "last", "head"),
+    "transposed": ("up", "last", "head"),
+    "transposed, overlapping": ("up", "head"),
+    "volumes": ("conv2", "head"),
+    "resolutions": ("blocks.0.proj", "blocks.1.proj", "blocks.2.proj"),
 }
 #: Of the models of transformers, the ones that the core suite checks.
 CORE = {"modernbert", "phi3", "albert"}
@@ -120,6 +139,7 @@ def test_every_plan_of_an_own_module_is_exact(name: str) -> None:
     assert {group.kind for group in checked.groups} == kinds
     assert len(checked.groups) == len(structure.groups)
     assert not checked.refused
+    assert {group.consumer for group in checked.groups} >= set(CONSUMERS.get(name, ()))
     check_plans(model, checked, inputs)
 
 
@@ -129,6 +149,48 @@ def test_every_plan_of_a_model_that_no_family_knows_is_exact(name: str) -> None:
     checked = verified(model, found(model, inputs), inputs)
     assert {"heads", "neurons"} <= {group.kind for group in checked.groups}
     check_plans(model, checked, inputs)
+
+
+def test_parts_of_a_split_go_together() -> None:
+    """Unit i of the joined group is channel i of every part; the last layer's own channels can go alone."""
+    model, inputs = branches.parts(), nets.images()
+    structure = found(model, inputs)
+    checked = verified(model, structure, inputs)
+    assert len(structure.groups) == 5
+    assert [(group.count, group.sizes, group.reads) for group in checked.groups] == [
+        (4, (), ("expand",)),
+        (4, (("size", 1),), ("expand", "conv1", "conv2")),
+        (4, (), ("head",)),
+    ]
+    assert not checked.refused
+    check_plans(model, checked, inputs)
+
+
+def test_sizes_in_a_list_are_those_of_each_part() -> None:
+    model, inputs = branches.listed_parts(), nets.images()
+    checked = verified(model, found(model, inputs), inputs)
+    assert [(group.producers[1].path, group.sizes) for group in checked.groups if len(group.producers) > 1] == [
+        ("three", (("sizes.0", 1),)),
+        ("five", (("sizes.1", 1),)),
+    ]
+    assert not checked.refused
+    check_plans(model, checked, inputs)
+
+
+def test_costs_outside_the_layers_are_those_of_each_resolution() -> None:
+    model, inputs = branches.stages(), nets.images()
+    costs = [group.outside for group in verified(model, found(model, inputs), inputs).groups if group.kind == "heads"]
+    assert costs == [2 * 36 * 4, 2 * 18 * 4, 2 * 6 * 4]  # k^T v and q (k^T v): 2 * positions * 2 * 2
+
+
+def test_a_factor_that_is_zero_does_not_hide_what_it_multiplies() -> None:
+    """With gamma at zero no channel depends on the others, until training changes it."""
+    for gamma in (0.0, 0.3):
+        model, inputs = branches.zero_norm(gamma), nets.images()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        checked = verified(model, found(model, inputs), inputs)
+        assert [group.consumer for group in checked.groups] == ["head"]
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_sizes_are_the_attributes_that_must_change() -> None:

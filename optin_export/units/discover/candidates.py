@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
 
 from optin_export.units.discover.local_graph import OUTPUT, LocalGraph
 from optin_export.units.discover.questions import Answer, Call, Mixed, Questions
@@ -13,8 +15,9 @@ from optin_export.units.discover.questions import Answer, Call, Mixed, Questions
 class Candidate:
     """A layer that reads `count` units of `width` consecutive features each.
 
-    rows: layer that makes units -> its features per unit. tables: parameter -> (dimension, its entries per unit).
-    heads: whether features are mixed within a unit by something else than a layer, as attention does.
+    rows: layer that makes units -> its features per unit; none for units that other layers make (concatenated inputs).
+    tables: parameter -> (dimension, its entries per unit). heads: whether features are mixed within a unit by something
+    else than a layer, as attention does.
     """
 
     path: str
@@ -33,16 +36,38 @@ class Leak:
     source: str
 
 
-def candidates(graph: LocalGraph) -> tuple[dict[str, Candidate], dict[Call, set[Call]], list[Leak]]:
-    """(candidates by their layer, call of a layer -> calls that feed it, the reasons why others are none)."""
+@dataclass
+class Feeds:
+    """What feeds what. calls: call of a layer -> the calls that feed it. touched: reader -> layer -> bool [its
+    features]: whether they reach the reader at all, in any call. The model's output is a reader as well."""
+
+    calls: dict[Call, set[Call]] = field(default_factory=dict)
+    touched: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    def add(self, path: str, call: int, questions: Questions) -> None:
+        self.calls[path, call] = questions.calls
+        known = self.touched.setdefault(path, {})
+        for name, features in questions.touched.items():
+            known[name] = known.get(name, features) | features
+
+    def readers(self) -> dict[str, set[str]]:
+        """Layer -> the layers that it feeds, in any of their calls."""
+        found: dict[str, set[str]] = {}
+        for reader, sources in self.touched.items():
+            for source in sources:
+                found.setdefault(source, set()).add(reader)
+        return found
+
+
+def candidates(graph: LocalGraph) -> tuple[dict[str, Candidate], Feeds, list[Leak]]:
+    """(candidates by their layer, what feeds them, the reasons why other layers are none)."""
     found: dict[str, Candidate] = {}
-    feeds: dict[Call, set[Call]] = {}
-    leaks: list[Leak] = []
+    feeds, leaks = Feeds(), list[Leak]()
     for path, calls in graph.reads.items():
         per_call = []
         for call in range(len(calls)):
             questions = Questions(graph, path, call)
-            feeds[path, call] = questions.calls
+            feeds.add(path, call, questions)
             if path != OUTPUT:
                 per_call.append(_candidate(graph, path, questions))
         if not per_call:
@@ -55,20 +80,10 @@ def candidates(graph: LocalGraph) -> tuple[dict[str, Candidate], dict[Call, set[
     return found, feeds, leaks
 
 
-def inner(leaks: Sequence[Leak], feeds: Mapping[Call, set[Call]]) -> tuple[Leak, ...]:
+def inner(leaks: Sequence[Leak], feeds: Feeds) -> tuple[Leak, ...]:
     """The leaks of layers that alone read what feeds them; many layers read a residual stream, which has no units."""
-    readers = readers_of(feeds)
-    shared = {reader for several in readers.values() if len(several) > 1 for reader in several}
+    shared = {reader for several in feeds.readers().values() if len(several) > 1 for reader in several}
     return tuple(one for one in leaks if one.path not in shared)
-
-
-def readers_of(feeds: Mapping[Call, set[Call]]) -> dict[str, set[str]]:
-    """Layer -> the layers that it feeds, in any of their calls."""
-    readers: dict[str, set[str]] = {}
-    for (reader, _), sources in feeds.items():
-        for source, _ in sources:
-            readers.setdefault(source, set()).add(reader)
-    return readers
 
 
 def _merged(calls: list[Candidate]) -> Candidate | None:
@@ -103,12 +118,7 @@ def _candidate(graph: LocalGraph, path: str, questions: Questions) -> Candidate 
         rows = {name: units for name, units in rows.items() if any(units)}
         if not rows:
             return Leak(path, _last(graph, answer))
-        uneven = next((name for name, units in rows.items() if len({len(one) for one in units}) > 1), None)
-        if uneven is not None:
-            mixed = uneven
-            continue
         tables = {name: (dim, answer.entries(name, count)) for name, (dim, _) in answer.tables.items()}
-        tables = {name: table for name, table in tables.items() if len({len(one) for one in table[1]}) == 1}
         return Candidate(path, count, width, rows, tables, width > 1 and mixed is not None)
     return None if mixed is None else Leak(path, mixed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,9 @@ from optin_export.units.discover.candidates import Leak, candidates, inner
 from optin_export.units.discover.components import Component, Obstacle, components
 from optin_export.units.discover.local_graph import local_graph, mixes
 from optin_export.units.discover.residuals import Streams, observe_streams
-from optin_export.units.hooks import Convolution
+from optin_export.units.hooks import Convolution, get_layer, get_weight
 from optin_export.units.passes import few_rows
+from optin_export.units.probes import without_zeros
 
 #: The name of such units in the report, next to the names of families.
 NAME = "discovered"
@@ -37,19 +38,21 @@ class Discovered:
     mixed: tuple[Leak, ...] = ()
 
 
-def discover_groups(model: nn.Module, inputs: Mapping[str, torch.Tensor], taken: Collection[str] = ()) -> Discovered:
+def discover_groups(
+    model: nn.Module, inputs: Mapping[str, torch.Tensor], known: Collection[UnitGroup] = ()
+) -> Discovered:
     """Find the groups of units of a model by gradients between its layers, on the first row of `inputs`.
 
-    taken: modules whose units are already known; nothing inside them is looked at. Raises InputError if the model does
-    not run with gradients.
+    known: groups that are declared; units of the layers that make or read theirs are left out. Raises InputError if the
+    model does not run with gradients.
     """
     few = few_rows(model, inputs, rows=1)
     try:
-        with local_graph(model, few) as graph:
+        with without_zeros(model), local_graph(model, few) as graph:
             found, feeds, leaks = candidates(graph)
             mixed = inner(leaks, feeds)
             made, obstacles = components(graph, found, feeds)
-            made = [one for one in made if not _is_inside((*one.rows, *one.readers), taken)]
+            made = [one for one in made if not _is_known(one, known)]
             blocks = _blocks(model, made)
             order = graph.order
     except RuntimeError as error:
@@ -66,7 +69,7 @@ def discover_groups(model: nn.Module, inputs: Mapping[str, torch.Tensor], taken:
     return Discovered(
         {block: _numbered(groups[block]) for block in ordered},
         frozenset(block for block in ordered if streams.is_channels_first(block)),
-        tuple(_refusals(obstacles, taken)),
+        tuple(_refusals(obstacles, {path for group in known for path in group.reads})),
         mixed,
     )
 
@@ -77,15 +80,15 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
     tables = [_table(model, name, dim, units) for name, (dim, units) in component.tables.items()]
     for path, units in component.rows.items():
         if isinstance(modules[path], nn.Linear | Convolution):
-            producers.append(_producer(path, units, component.count))
+            producers.append(_producer(path, units, len(get_weight(get_layer(model, path)))))
             continue
         norm = modules[path]
         before = producers[-1] if producers else None
-        if before is not None and before.norm is None and component.rows[before.path] == units:
+        if before is not None and before.norm is None and _is_norm_of(norm, before, component.rows[before.path], units):
             producers[-1] = dataclasses.replace(before, norm=path)
             tables = [one for one in tables if one.path.rpartition(".")[0] != path]
         else:
-            named = [name for name, tensor in norm.state_dict(keep_vars=True).items() if tensor.dim() == 1]
+            named = [name for name, one in norm.state_dict(keep_vars=True).items() if one.dim() == 1]
             tables = [one for one in tables if one.path.rpartition(".")[0] != path]
             tables += [_table(model, f"{path}.{name}", 0, units) for name in named]
     inside = {f"{path}." for path, module in modules.items() if isinstance(module, Convolution)}
@@ -104,6 +107,7 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
         width=component.width,
         producers=tuple(producers),
         consumer=consumer,
+        columns=tuple(_columns(model, component)),
         readers=component.readers[:-1],
         residual=residual,
         scale=scale,
@@ -114,9 +118,26 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
     )
 
 
-def _producer(path: str, units: Sequence[Sequence[int]], count: int) -> Producer:
-    """The producer with its rows as slabs if they are such slabs, otherwise one by one."""
-    per_unit = len(units[0])
+def _is_norm_of(
+    norm: nn.Module, maker: Producer, rows: Sequence[Sequence[int]], units: Sequence[Sequence[int]]
+) -> bool:
+    """Whether a norm has exactly the units' rows of the layer before it."""
+    features = sorted(row for unit in units for row in unit)
+    return list(rows) == list(units) and features == list(range(len(norm.state_dict()["running_mean"])))
+
+
+def _columns(model: nn.Module, component: Component) -> Iterator[tuple[str, tuple[tuple[int, ...], ...]]]:
+    """The readers' input features per unit, where they are not slices of `width` of all their features."""
+    for path, units in component.columns.items():
+        every = [feature for unit in units for feature in unit]
+        features = get_weight(get_layer(model, path)).shape[1]
+        if len(units[0]) != component.width or every != list(range(features)):
+            yield path, tuple(tuple(unit) for unit in units)
+
+
+def _producer(path: str, units: Sequence[Sequence[int]], rows: int) -> Producer:
+    """The producer with its rows as slabs if all its rows are such slabs, otherwise one by one."""
+    per_unit, count = len(units[0]), len(units)
     for fused in range(1, per_unit + 1):
         size, rest = divmod(per_unit, fused)
         if rest:
@@ -125,7 +146,7 @@ def _producer(path: str, units: Sequence[Sequence[int]], count: int) -> Producer
             [slab * count * size + unit * size + row for slab in range(fused) for row in range(size)]
             for unit in range(count)
         ]
-        if [list(unit) for unit in units] == wanted:
+        if [list(unit) for unit in units] == wanted and rows == count * per_unit:
             return Producer(path, fused=fused, rows=size)
         if fused == 4:
             break
@@ -133,8 +154,9 @@ def _producer(path: str, units: Sequence[Sequence[int]], count: int) -> Producer
 
 
 def _table(model: nn.Module, name: str, dim: int, units: Sequence[Sequence[int]]) -> Table:
-    entries = len(units[0])
-    if [entry for unit in units for entry in unit] == list(range(entries * len(units))):
+    owner, _, leaf = name.rpartition(".")
+    entries, size = len(units[0]), getattr(model.get_submodule(owner), leaf).shape[dim]
+    if [entry for unit in units for entry in unit] == list(range(size)):
         return Table(name, dim, entries)
     return Table(name, dim, index=tuple(tuple(unit) for unit in units))
 
@@ -189,14 +211,16 @@ def _is_called(module: nn.Module) -> bool:
     return not isinstance(module, nn.ModuleList | nn.ModuleDict)
 
 
-def _is_inside(paths: Iterable[str], taken: Collection[str]) -> bool:
-    return any(path == one or path.startswith(f"{one}.") for path in paths for one in taken)
+def _is_known(component: Component, known: Iterable[UnitGroup]) -> bool:
+    made = {path for group in known for one in group.producers for path in (one.path, one.norm)}
+    read = {path for group in known for path in group.reads}
+    return bool(made & set(component.rows) or read & set(component.readers))
 
 
 def _refusals(obstacles: Sequence[Obstacle], taken: Collection[str]) -> list[Refusal]:
     found = []
     for one in obstacles:
-        if one.quiet or _is_inside([one.path], taken):
+        if one.quiet or one.path in taken:
             continue
         kind: UnitKind = "heads" if one.heads else "neurons"
         found.append(

@@ -1,7 +1,7 @@
-"""One forward pass whose autograd graph is cut at every layer that mixes features.
+"""One forward pass whose autograd graph is cut at every linear layer and convolution.
 
 The output of each such layer becomes a leaf, so that a gradient from the input of a layer reaches exactly the layers
-that feed it, through whatever lies between: activations, norms, gates, reshapes, attention, depthwise convolutions.
+that feed it, through whatever lies between: activations, norms, gates, reshapes, attention.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _INACTIVE = {
 
 
 def mixes(module: nn.Module) -> bool:
-    """Whether every output feature of the module depends on every input feature; its output is cut."""
+    """Whether every output feature of the module depends on every input feature."""
     if isinstance(module, _CONVOLUTIONS):
         return module.groups == 1
     return isinstance(module, nn.Linear | nn.Bilinear | _TRANSPOSED | nn.Embedding | nn.EmbeddingBag | nn.RNNBase)
 
 
-def filters(module: nn.Module) -> bool:
-    """Whether the module has entries per feature, and its output is observed but not cut."""
-    return isinstance(module, _NORMS) or (isinstance(module, _CONVOLUTIONS) and module.groups > 1)
+def is_grouped(module: nn.Module) -> bool:
+    """Whether the module is a convolution of which each group of features reads only one group of inputs."""
+    return isinstance(module, _CONVOLUTIONS) and module.groups > 1
 
 
 def feature_dim(module: nn.Module, tensor: torch.Tensor) -> int:
@@ -66,8 +66,8 @@ class _Active(TorchFunctionMode):
 class LocalGraph:
     """What one pass computed. Paths are in the order of first calls.
 
-    reads: layer path -> its inputs, call by call. makes: layer path -> its outputs, call by call; leaves for layers
-    that mix, nodes for the others. parameters: name -> parameter (none of them belongs to a leaf's own computation).
+    reads: layer path -> its inputs, call by call. makes: layer path -> its outputs, call by call; leaves for layers,
+    nodes for norms. parameters: name -> parameter (none of them belongs to a leaf's own computation).
     order: path -> number of its first call.
     """
 
@@ -90,8 +90,8 @@ def local_graph(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Iterato
     """
     graph, generator = LocalGraph(model), torch.Generator().manual_seed(0)
     modules = dict(model.named_modules())
-    cut = [path for path, module in modules.items() if mixes(module)]
-    watched = [path for path, module in modules.items() if filters(module)]
+    cut = [path for path, module in modules.items() if mixes(module) or is_grouped(module)]
+    watched = [path for path, module in modules.items() if isinstance(module, _NORMS)]
     readers = [path for path in cut if not isinstance(modules[path], nn.Embedding | nn.EmbeddingBag)]
 
     def before(path: str, args: tuple[Any, ...], kwargs: Any) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from optin_export.units.discover.codes import codes, units_of
 from optin_export.units.discover.local_graph import LocalGraph, feature_dim
 
 #: Single units that are asked for, to distinguish "all units" from "several".
@@ -85,12 +86,19 @@ class Questions:
         self.generator = torch.Generator().manual_seed(graph.order[path])
         self.dim = feature_dim(graph.module(path), self.read) if path else self.read.dim() - 1
         self.features = self.read.shape[self.dim]
+        self._shape = [self.features if dim == self.dim else 1 for dim in range(self.read.dim())]
+        self.parts: dict[int, list[dict[Key, torch.Tensor]]] = {}  # per width, what reaches the first, others, last
         self.sources: list[tuple[Key, torch.Tensor]] = []
+        self.touched: dict[str, torch.Tensor] = {}  # layer -> bool [features]: whether they reach the input at all
         if self.read.requires_grad:
             everything = [(("layer", name), one) for name, made in graph.makes.items() for one in made if name != path]
             everything += [(("parameter", name), one) for name, one in graph.parameters.items()]
             reached = self._gradients(list(range(self.features)), everything)
             self.sources = list(_without_rounding(everything, reached))
+            for ((kind, name), _), gradient in zip(everything, reached, strict=True):
+                if kind == "layer" and gradient is not None:
+                    features = self._features(name, gradient != 0)
+                    self.touched[name] = self.touched.get(name, features) | features
 
     @property
     def layers(self) -> list[str]:
@@ -109,11 +117,11 @@ class Questions:
         A feature contradicts it if it reaches the first unit and others, but not the last unit; one that reaches all
         units does not. This takes three backward passes, where `answer` takes many.
         """
-        first = self._reached([0], width)
-        others = self._reached(list(range(1, self.features // width)), width)
-        last = self._reached([self.features // width - 1], width)
+        last = self.features // width - 1
+        self.parts[width] = [self._reached(one, width) for one in ([0], list(range(1, last)), [last])]
+        first, others, at_last = self.parts[width]
         for key, reached in first.items():
-            if key[0] == "layer" and bool((reached & others[key] & ~last[key]).any()):
+            if key[0] == "layer" and bool((reached & others[key] & ~at_last[key]).any()):
                 return key[1]
         return None
 
@@ -123,6 +131,9 @@ class Questions:
         Raises Mixed if features of a source reach several of them but not all.
         """
         units = self.features // width
+        read = self._read_off(width)
+        if read is not None:
+            return self._answer_of(read)
         state: dict[Key, _State] = {}
         for bit in range((units - 1).bit_length()):
             sides = []
@@ -136,12 +147,51 @@ class Questions:
             for key, reached in self._reached([unit], width).items():
                 state[key].every &= reached
         self._raise_if_mixed(state)
-        return self._answer_of(state)
+        return self._answer_of({key: one.numbers() for key, one in state.items()})
 
-    def _answer_of(self, state: dict[Key, _State]) -> Answer:
+    def _read_off(self, width: int) -> dict[Key, torch.Tensor] | None:
+        """The unit of each feature or entry in four passes (see `codes`); None if one of them reaches several units.
+
+        That others get no gradient at all is seen at the first unit, the last one, and all between them.
+        """
+        units = self.features // width
+        factors = codes(units, self.generator)
+        noise = torch.randn(self.read.shape, generator=self.generator)
+        spread = [one.repeat_interleave(width).view(self._shape) for one in factors]
+        sides = [self._weighted(noise * one, self.sources) for one in spread]
+        found: dict[Key, torch.Tensor] = {}
+        for (key, one), *gradients in zip(self.sources, *sides, strict=True):
+            numbers = self._numbers(key, one, gradients, factors[-1])
+            if numbers is None:
+                return None
+            known = found.get(key, numbers)
+            if bool(((known >= 0) & (numbers >= 0) & (known != numbers)).any()):
+                return None
+            found[key] = torch.maximum(known, numbers)
+        if width not in self.parts:
+            self.leak(width)
+        first, between, last = self.parts[width]
+        for key, numbers in found.items():
+            alone = [numbers == 0, (numbers > 0) & (numbers < units - 1), numbers == units - 1]
+            if any(bool((part[key] != one).any()) for part, one in zip((first, between, last), alone, strict=True)):
+                return None
+        return found
+
+    def _numbers(
+        self, key: Key, one: torch.Tensor, gradients: Sequence[torch.Tensor | None], confirming: torch.Tensor
+    ) -> torch.Tensor | None:
+        there = [gradient for gradient in gradients if gradient is not None]
+        dim = feature_dim(self.graph.module(key[1]), one) if key[0] == "layer" else 0
+        if len(there) < len(gradients):
+            return torch.full([one.shape[dim]] if key[0] == "layer" else one.shape, NONE)
+        if key[0] == "layer":
+            return units_of([each.movedim(dim, -1).reshape(-1, one.shape[dim]).cpu() for each in there], confirming)
+        numbers = units_of([each.reshape(1, -1).cpu() for each in there], confirming)
+        return None if numbers is None else numbers.view(one.shape)
+
+    def _answer_of(self, found: dict[Key, torch.Tensor]) -> Answer:
         answer = Answer()
-        for (kind, path), one in state.items():
-            numbers = one.numbers()
+        for (kind, path), numbers in found.items():
             if kind == "layer":
                 answer.layers[path] = numbers
                 continue
@@ -164,19 +214,28 @@ class Questions:
         for (key, one), gradient in zip(self.sources, self._gradients(features, self.sources), strict=True):
             reached = torch.zeros(one.shape, dtype=torch.bool) if gradient is None else (gradient != 0).cpu()
             if key[0] == "layer":
-                dim = feature_dim(self.graph.module(key[1]), one)
-                reached = reached.movedim(dim, -1).reshape(-1, one.shape[dim]).any(0)
+                reached = self._features(key[1], reached)
             found[key] = found[key] | reached if key in found else reached
         return found
+
+    def _features(self, path: str, reached: torch.Tensor) -> torch.Tensor:
+        """bool [features of a layer]: whether any entry of its output is among these."""
+        dim = feature_dim(self.graph.module(path), reached)
+        return reached.movedim(dim, -1).reshape(-1, reached.shape[dim]).any(0).cpu()
 
     def _gradients(
         self, features: list[int], sources: list[tuple[Key, torch.Tensor]]
     ) -> tuple[torch.Tensor | None, ...]:
-        shape = [1] * self.read.dim()
-        shape[self.dim] = self.features
         chosen = torch.zeros(self.features)
         chosen[features] = 1
-        weights = torch.randn(self.read.shape, generator=self.generator) * chosen.view(shape)
+        return self._weighted(
+            torch.randn(self.read.shape, generator=self.generator) * chosen.view(self._shape), sources
+        )
+
+    def _weighted(
+        self, weights: torch.Tensor, sources: list[tuple[Key, torch.Tensor]]
+    ) -> tuple[torch.Tensor | None, ...]:
+        """d(x . weights)/do for every source o."""
         tensors = [one for _, one in sources]
         if not tensors:
             return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from optin_export.units.discover.candidates import candidates
 from optin_export.units.discover.components import Component, Obstacle, components
 from optin_export.units.discover.local_graph import local_graph
-from tests.units.discover import nets
+from tests.units.discover import branches, nets
 
 
 def joined(model: nn.Module, inputs: nets.Inputs) -> tuple[dict[str, Component], dict[str, Obstacle]]:
@@ -60,8 +61,6 @@ def test_two_readers_of_the_same_units_lose_the_same_columns() -> None:
     made, obstacles = joined(model, nets.tokens())
     assert made["two"].readers == ("one", "two")
     assert list(made["two"].rows) == ["fc"]
-    # What is concatenated has other makers for the first units than for the last: nothing to go together.
-    assert set(made) == {"two"}
     assert not obstacles
 
 
@@ -78,7 +77,7 @@ def test_a_reader_of_running_sums_keeps_the_others_from_being_cut() -> None:
     assert obstacles["one"].why == "'two' reads 'fc' without keeping these units apart"
 
 
-def test_a_reader_in_another_order_is_refused() -> None:
+def test_a_reader_in_another_order_loses_the_columns_of_the_same_units() -> None:
     order = torch.tensor([1, 0, 3, 2, 5, 4])
     model = nets.net(
         lambda s, x: s.head(s.one(s.fc(x)) + s.two(s.fc(x)[..., order])),
@@ -88,14 +87,15 @@ def test_a_reader_in_another_order_is_refused() -> None:
         head=nn.Linear(4, 3),
     )
     made, obstacles = joined(model, nets.tokens())
-    assert set(made) == {"head"}
-    assert obstacles["two"].why == "'one' reads 'fc' in other units"
+    assert made["two"].columns == {"one": [[1], [0], [3], [2], [5], [4]], "two": [[0], [1], [2], [3], [4], [5]]}
+    assert made["two"].rows == {"fc": [[1], [0], [3], [2], [5], [4]]}
+    assert not obstacles
 
 
 def test_a_layer_of_a_kind_that_is_never_cut_is_named() -> None:
     model = nets.net(
         lambda s, x: s.head(s.conv2(F.gelu(s.conv1(x.transpose(1, 2)))).mean(-1)),
-        conv1=nn.ConvTranspose1d(nets.WIDTH, 6, 3, padding=1),
+        conv1=nn.ConvTranspose1d(nets.WIDTH, 6, 3, padding=1, groups=2),
         conv2=nn.Conv1d(6, 4, 3, padding=1),
         head=nn.Linear(4, 3),
     )
@@ -104,9 +104,60 @@ def test_a_layer_of_a_kind_that_is_never_cut_is_named() -> None:
     assert obstacles["conv2"].why == "'conv1' is a ConvTranspose1d"
 
 
+def test_concatenated_features_are_units_of_the_layer_that_made_them() -> None:
+    with local_graph(branches.dense(), nets.images()) as graph:
+        read_apart, feeds, _ = candidates(graph)
+        every, _ = components(graph, read_apart, feeds)
+    columns = {next(iter(one.rows)): one.columns for one in every}
+    assert columns == {
+        "stem": {
+            "conv1": [[0], [1], [2], [3]],
+            "conv2": [[0], [1], [2], [3]],
+            "head": [[0], [1], [2], [3]],
+        },
+        "conv1": {"conv2": [[at] for at in range(4, 10)], "head": [[at] for at in range(4, 10)]},
+        "conv2": {"head": [[at] for at in range(10, 15)]},
+    }
+
+
+def test_parts_of_a_split_are_no_stream() -> None:
+    """The first part's layer reads other features of the layer than those to which its output is added."""
+    with local_graph(branches.parts(), nets.images()) as graph:
+        read_apart, feeds, _ = candidates(graph)
+        made, obstacles = components(graph, read_apart, feeds)
+    assert [(one.count, [name for name in one.rows if name != "norm"], one.readers) for one in made] == [
+        (4, ["reduce"], ("conv1",)),
+        (4, ["reduce", "conv1"], ("conv2", "expand")),
+        (4, ["conv2"], ("expand",)),
+        (4, ["reduce"], ("expand",)),
+        (4, ["expand"], ("head",)),
+    ]
+    assert not obstacles
+
+
 def test_first_layers_first() -> None:
     made, _ = joined(nets.residual(), nets.tokens())
     assert list(made) == ["down1", "down2"]
+
+
+@pytest.mark.parametrize(("groups", "width"), [(6, 1), (2, 3)])
+def test_whole_groups_of_a_convolution_go_with_what_they_read(groups: int, width: int) -> None:
+    made, obstacles = joined(nets.convolutions(groups), nets.images())
+    units = [list(range(first, first + width)) for first in range(0, 6, width)]
+    assert made["last"].rows == {"first": units, "middle": units, "norm": units}
+    assert made["last"].columns == {"last": units}
+    assert not obstacles
+
+
+def test_a_cheap_branch_goes_with_the_features_that_it_filters() -> None:
+    made, _ = joined(branches.gated_branches(), nets.images())
+    assert made["last"].rows == {
+        "primary": [[0], [1], [2], [3]],
+        "cheap": [[0], [1], [2], [3]],
+        "excite": [[0, 4], [1, 5], [2, 6], [3, 7]],
+    }
+    pairs = [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert made["last"].columns == {"squeeze": pairs, "last": pairs}
 
 
 def test_a_depthwise_convolution_is_made_no_head() -> None:

@@ -61,14 +61,14 @@ IMAGES: dict[str, tuple[Callable[[], nn.Module], str, int, int, dict[str, list[l
         "last",
         6,
         1,
-        {"first": each(6), "middle": each(6), "norm": each(6)},
+        {"middle": each(6), "norm": each(6)},
     ),
     "grouped": (
         lambda: nets.convolutions(2),
         "last",
-        2,
-        3,
-        {"first": each(2, 3), "middle": each(2, 3), "norm": each(2, 3)},
+        6,
+        1,
+        {"middle": each(6), "norm": each(6)},
     ),
     "gate": (nets.squeeze_excitation, "project", 6, 1, {"expand": each(6), "norm": each(6), "excite": each(6)}),
     "flattened": (nets.flattened, "fc", 6, 4, {"conv": each(6)}),
@@ -100,7 +100,7 @@ def test_one_position_behind_a_relu_shows_every_unit() -> None:
 def test_shared_keys_and_values_feed_the_layer_but_are_no_units_of_it() -> None:
     with local_graph(nets.grouped_queries(1), {name: tensor[:1] for name, tensor in nets.tokens().items()}) as graph:
         read, feeds, _ = candidates(graph)
-    assert feeds["proj", 0] == {("q", 0), ("k", 0), ("v", 0)}
+    assert feeds.calls["proj", 0] == {("q", 0), ("k", 0), ("v", 0)}
     assert set(read["proj"].rows) == {"q"}
 
 
