@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.units.declare import Family, Producer, UnitGroup
+from optin_export.units.hooks import channels_last
 
 #: Block class -> depthwise convolution, both layers of the MLP, layer scale. Others have a norm between the layers.
 _PARTS = {
@@ -52,14 +52,9 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
             residual=residual,
             scale=f"{path}.{scale}" if getattr(block, scale, None) is not None else None,
             sublayer=None,
-            arrange=_channels_last if isinstance(consumer, nn.Linear) else None,
+            arrange=channels_last if isinstance(consumer, nn.Linear) else None,
         ),
     )
-
-
-def _channels_last(model: nn.Module, stream: torch.Tensor) -> torch.Tensor:
-    """[batch, channels, height, width] -> [batch, height, width, channels], the layout in the MLP."""
-    return stream.permute(0, 2, 3, 1)
 
 
 FAMILY = Family(
