@@ -31,7 +31,17 @@ from optin_export.units.capture import (
 )
 from optin_export.units.chains import NAME as CHAINS
 from optin_export.units.costs import CostKind, Costs, Term, count_macs, count_params, measure_costs
-from optin_export.units.declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup, UnitKind
+from optin_export.units.declare import (
+    Family,
+    Producer,
+    Refusal,
+    Structure,
+    Table,
+    Tokens,
+    UnitGroup,
+    UnitKind,
+    class_named,
+)
 from optin_export.units.discover import NAME as FOUND
 from optin_export.units.discover import discover_groups
 from optin_export.units.discovery import Discovery, found_structure, nothing_left, still_refused
@@ -50,6 +60,7 @@ from optin_export.units.hooks import (
     tensor_in,
     valid_rows,
 )
+from optin_export.units.inside import Inside
 from optin_export.units.outputs import Calls, calls_of, map_tensors, placeholder, tensor_of, tensors_in
 from optin_export.units.passes import TOKENS, few_rows
 from optin_export.units.rows import POSITIONS, as_matrix, columns_per_unit, input_rows, output_rows, reads_rows
@@ -67,6 +78,7 @@ __all__ = [
     "CostKind",
     "Costs",
     "Family",
+    "Inside",
     "Point",
     "Producer",
     "Refusal",
@@ -84,6 +96,7 @@ __all__ = [
     "calls_of",
     "capture",
     "captured",
+    "class_named",
     "columns_per_unit",
     "count_macs",
     "count_params",
@@ -239,6 +252,12 @@ def _without_streams(model: nn.Module) -> InputError:
 
 def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
     inner = getattr(model, "model", model)
+    if len(families) == 1:
+        return InputError(
+            f"the family {families[0].name} does not know this model",
+            f"its is_block is true for no module of the {type(inner).__name__}",
+            "correct is_block, or name another model",
+        )
     near = nearest(inner, families)
     names, see = ", ".join(family.name for family in families), "`optin-export families` lists them"
     if near is None:
