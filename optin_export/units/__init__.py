@@ -1,7 +1,7 @@
 """Describe a module as a Structure: its blocks, and the groups of units that can be removed from them.
 
-`families/` has one file per architecture, in the terms of `declare` and `inside`; `discovery` finds their blocks in a model;
-`topology` and `isolation` check the families' declarations by measurement; `costs` computes the costs of units;
+`families/` has one file per architecture, in the terms of `declare` and `inside`; `discovery` finds their blocks in a
+model; `topology` and `isolation` check the families' declarations by measurement; `costs` computes the costs of units;
 `capture` is the only file that attaches hooks to a model; `hooks`, `trace` and `rows` use it to observe and change
 forward passes.
 """

@@ -35,6 +35,7 @@ class Inside:
         consumer: str,
         count: int,
         fused: int = 1,
+        grouped: bool = False,
         residual: tuple[str, Any] | None = None,
         sizes: Iterable[tuple[str, int]] = (),
         sublayer: str | None = None,
@@ -42,15 +43,16 @@ class Inside:
         tables: Iterable[str] = (),
         **fields: Any,
     ) -> UnitGroup:
-        """fused: slabs in each producer. tables: parameters whose second dimension counts units. The other fields are
-        those of `UnitGroup`."""
+        """fused: slabs in each producer. grouped: heads may share rows of some producers: a unit is a key and value head
+        with its queries. tables: parameters whose second dimension counts units. The other fields are those of
+        `UnitGroup`."""
         width = get_layer(self.block, consumer).weight.shape[1] // count
         return UnitGroup(
             block=self.index,
             kind=kind,
             count=count,
             width=width,
-            producers=tuple(self._producer(name, fused, count, width) for name in producers),
+            producers=tuple(self._producer(name, fused, count, None if grouped else width) for name in producers),
             consumer=self.at(consumer),
             residual=None if residual is None else (self.at(residual[0]), residual[1]),
             sizes=tuple((self.at(name), per_unit) for name, per_unit in sizes),
@@ -60,6 +62,6 @@ class Inside:
             **fields,
         )
 
-    def _producer(self, name: str, fused: int, count: int, width: int) -> Producer:
+    def _producer(self, name: str, fused: int, count: int, width: int | None) -> Producer:
         rows = len(get_layer(self.block, name).weight) // (fused * count)
         return Producer(self.at(name), fused=fused, rows=None if rows == width else rows)

@@ -17,6 +17,7 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
         [f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")],
         "self_attn.o_proj",
         attention.k_proj.out_features // attention.head_dim,
+        grouped=True,
         residual=("input_layernorm", 0),
         sublayer="self_attn",
         returns_tuple=True,

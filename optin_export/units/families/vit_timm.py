@@ -49,6 +49,7 @@ def _heads(block: Any, path: str, index: int) -> UnitGroup | Refusal:
         "attn.proj",
         attention.num_heads // shared,
         fused=3 if is_fused else 1,
+        grouped=not is_fused,
         residual=("norm1", 0),
         scale=_layer_scale(block, path, 1),
         sizes=[(f"attn.{name}", size) for name, size in sizes.items() if hasattr(attention, name)],
