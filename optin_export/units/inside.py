@@ -43,9 +43,8 @@ class Inside:
         tables: Iterable[str] = (),
         **fields: Any,
     ) -> UnitGroup:
-        """fused: slabs in each producer. grouped: heads may share rows of some producers; a unit is then a key and value
-        head with its queries. tables: parameters whose second dimension counts units. The other fields are those of
-        `UnitGroup`."""
+        """fused: slabs in each producer. grouped: heads may share rows of some producers (grouped queries). tables:
+        parameters whose second dimension counts units. The other fields are those of `UnitGroup`."""
         width = get_layer(self.block, consumer).weight.shape[1] // count
         return UnitGroup(
             block=self.index,
