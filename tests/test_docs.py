@@ -108,11 +108,34 @@ def test_the_top_level_is_what_it_should_be() -> None:
     assert names == folders | files | {"CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CITATION.cff"}
 
 
-def test_families_page_names_every_family() -> None:
-    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
-    for family in supported():
-        if family.name not in units._registered:  # by other tests of this process
-            assert f"`{family.name}`" in page
+def test_the_tables_of_families_are_those_of_the_code_and_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "_registered", {})  # by other tests of this process
+    tool = load_tool("make_families")
+    page = tool.PAGE.read_text(encoding="utf-8")
+    assert tool.page(page) == page, "run: python tools/make_families.py"
+    assert all(f"| `{family.name}` |" in page for family in supported())
+
+
+def test_architectures_of_any_result_have_their_row() -> None:
+    tool = load_tool("make_families")
+    row = {"library": "timm", "code": 0, "family": "vit + discovered", "units": {"heads": [4, 2], "channels": [9, 1]}}
+    rows = {
+        "hybrid": row,
+        "plain": {**row, "library": "own", "family": "discovered", "units": {"neurons": [4, 2]}, "floor": 0.791},
+        "differs": {**row, "family": "resnet", "check": {"failed": ["base 0.1"]}},
+        "refused": {"library": "timm", "code": 2},
+        "killed": {"library": "timm", "code": None},
+        "not built": {"library": "timm", "unbuilt": "no such class"},
+    }
+    packages = {"torch": "2.9", "timm": "1.0"}
+    table = tool.architecture_table({"budget": 0.6, "environment": {"packages": packages}, "rows": rows})
+    assert table[2:] == [
+        "| `hybrid` | heads, channels, whole sub-layers | `vit`, measurement | torch 2.9, timm 1.0 | below 0.6 |",
+        "| `plain` | neurons | measurement | torch 2.9 | 0.79 |",
+        "| `differs` | heads, channels | `resnet` | differs: torch 2.9, timm 1.0 | below 0.6 |",
+        "",
+        "Not pruned, with the reason in [breadth](breadth.md): `killed`, `refused`.",
+    ]
 
 
 def test_measured_numbers_are_those_of_the_measurement_files() -> None:

@@ -30,8 +30,9 @@ def check_family(
 ) -> int:
     """Test the FAMILY that the Python file FILE declares. FILE is executed.
 
-    For each group of units that it declares in the model: whether measurement finds the same rows, whether the rebuilt
-    model without half of the units equals the masked one, and whether the predicted costs are those counted on it.
+    For each group of units that it declares in the model: whether measurement finds the same rows and residual stream,
+    whether the rebuilt model without half of the units (and without the whole sub-layer) equals the masked one, and
+    whether the predicted costs are those counted on it.
 
     Exit code 0: all are right; 2: one is wrong, or no units are found.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,11 +16,13 @@ from optin_export.units import (
     Family,
     Structure,
     UnitGroup,
+    captured,
     count_macs,
     count_params,
     discover_groups,
     find_structure,
     measure_costs,
+    tensor_of,
 )
 
 
@@ -64,7 +67,7 @@ def _checked(
     why: str | None,
 ) -> Checked:
     same = next((found[path] for path in group.reads if path in found), None)
-    differs = None if same is None else _difference(group, same)
+    differs = None if same is None else _difference(group, same) or _other_stream(model, group, same, inputs)
     measured = why or ("not found" if same is None else differs or "the same")
     exact = inexact(model, structure, [group], inputs)
     costs = _wrong_costs(model, structure, group, inputs) if exact is None else "not counted"
@@ -85,6 +88,21 @@ def _difference(declared: UnitGroup, found: UnitGroup) -> str | None:
             if declared.rows_of(one, [unit]) != found.rows_of(other, [unit]):
                 return f"unit {unit} has other rows in '{one.path}'"
     return None
+
+
+@torch.no_grad()
+def _other_stream(model: TaskModel, declared: UnitGroup, found: UnitGroup, inputs: Inputs) -> str | None:
+    """How the declared residual stream differs from the measured one; None if it does not, or if one is not known."""
+    points: list[Any] = [declared.residual, found.residual]
+    if None in points or "call" in points[0] or declared.arrange or found.arrange:
+        return None
+    with captured(model, points) as seen:
+        model(**inputs)
+    values = [[tensor_of(one) for one in seen.get(point, ())] for point in points]
+    if not values[0]:
+        return f"'{points[0][0]}' has no argument {points[0][1]}"
+    same = all(one.shape == other.shape and torch.equal(one, other) for one, other in zip(*values, strict=False))
+    return None if same else f"the residual stream is not at '{points[0][0]}' but at '{points[1][0]}'"
 
 
 def _wrong_costs(model: TaskModel, structure: Structure, group: UnitGroup, inputs: Inputs) -> str | None:

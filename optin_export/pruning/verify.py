@@ -109,9 +109,17 @@ def _together(model: TaskModel, structure: Structure, variants: Sequence[Inputs]
 
 
 def inexact(model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], inputs: Inputs) -> str | None:
-    """Why the rebuilt model without half of these units is not the masked one; None if it is."""
+    """Why the rebuilt model without half of these units, or without sub-layers that may go as a whole, is not the
+    masked one; None if it is."""
     with without_zeros(model):
-        return _wrong(model, structure, groups, _variants(model, inputs))
+        variants = _variants(model, inputs)
+        why = _wrong(model, structure, groups, variants)
+        whole = [group for group in groups if group.sublayer is not None]
+        if why is not None or not whole:
+            return why
+        empty = {group.key: GroupPlan(count=group.count, kept=()) for group in whole}
+        why = _difference(model, structure, whole, empty, variants)
+    return None if why is None else f"'{whole[0].sublayer}' cannot go as a whole: {why}"
 
 
 def _types(model: nn.Module, structure: Structure, groups: Sequence[UnitGroup]) -> Iterator[list[UnitGroup]]:
@@ -225,7 +233,7 @@ def _difference(
     where = f"'{groups[0].consumer}'" if len(groups) == 1 else "these layers"
     try:
         dense, _ = rebuild(model, part, plans, variants[0])
-    except (RuntimeError, IndexError, AssertionError, InputError) as error:
+    except (RuntimeError, IndexError, AssertionError, AttributeError, InputError) as error:
         return f"the layers around {where} cannot be cut: {error}"[:300]
     for inputs in variants:
         with torch.no_grad(), masked(model, groups, masks):

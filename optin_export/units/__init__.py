@@ -1,7 +1,7 @@
 """Describe a module as a Structure: its blocks, and the groups of units that can be removed from them.
 
-`families/` has one file per architecture, in the terms of `declare`; `discovery` finds their blocks in a model;
-`topology` and `isolation` check the families' declarations by measurement; `costs` computes the costs of units;
+`families/` has one file per architecture, in the terms of `declare` and `inside`; `discovery` finds their blocks in a
+model; `topology` and `isolation` check the families' declarations by measurement; `costs` computes the costs of units;
 `capture` is the only file that attaches hooks to a model; `hooks`, `trace` and `rows` use it to observe and change
 forward passes.
 """
@@ -31,7 +31,17 @@ from optin_export.units.capture import (
 )
 from optin_export.units.chains import NAME as CHAINS
 from optin_export.units.costs import CostKind, Costs, Term, count_macs, count_params, measure_costs
-from optin_export.units.declare import Family, Producer, Refusal, Structure, Table, Tokens, UnitGroup, UnitKind
+from optin_export.units.declare import (
+    Family,
+    Producer,
+    Refusal,
+    Structure,
+    Table,
+    Tokens,
+    UnitGroup,
+    UnitKind,
+    class_named,
+)
 from optin_export.units.discover import NAME as FOUND
 from optin_export.units.discover import discover_groups
 from optin_export.units.discovery import Discovery, found_structure, nothing_left, still_refused
@@ -53,6 +63,7 @@ from optin_export.units.hooks import (
     tensor_in,
     valid_rows,
 )
+from optin_export.units.inside import Inside
 from optin_export.units.outputs import Calls, calls_of, map_tensors, placeholder, tensor_of, tensors_in
 from optin_export.units.passes import TOKENS, few_rows
 from optin_export.units.probes import without_zeros
@@ -80,6 +91,7 @@ __all__ = [
     "CostKind",
     "Costs",
     "Family",
+    "Inside",
     "Layer",
     "Point",
     "Producer",
@@ -99,6 +111,7 @@ __all__ = [
     "calls_of",
     "capture",
     "captured",
+    "class_named",
     "columns_per_unit",
     "columns_without",
     "count_macs",
@@ -258,6 +271,12 @@ def _without_streams(model: nn.Module) -> InputError:
 
 def _unsupported(model: nn.Module, families: Sequence[Family]) -> InputError:
     inner = getattr(model, "model", model)
+    if len(families) == 1:
+        return InputError(
+            f"the family {families[0].name} does not know this model",
+            f"its is_block is true for no module of the {type(inner).__name__}",
+            "correct is_block, or name another model",
+        )
     near = nearest(inner, families)
     names, see = ", ".join(family.name for family in families), "`optin-export families` lists them"
     if near is None:

@@ -187,8 +187,8 @@ class Structure:
     """A module as its families see it: block paths and unit groups.
 
     family: the name of the family, or of several, joined by " + " ("resnet + vit").
-    channels_first: the blocks whose output of three or four dimensions is [batch, features, positions, ...] rather
-    than [..., features]. families: the family of each block, if there are several. refused: units that cannot be
+    channels_first: the blocks whose output, if it has four dimensions, is [batch, features, height, width] rather than
+    [..., features]. families: the family of each block, if there are several. refused: units that cannot be
     removed, with the reason.
     walk: the order of the blocks and the readers of their outputs, as measured (`families.measured`); None before
     that: they are then taken to run once each, in this order, each read by the next alone.

@@ -154,6 +154,11 @@ def tensor_in(module: nn.Module, name: str) -> torch.Tensor:
     return tensor.cpu()
 
 
+def channels_last(model: nn.Module, stream: torch.Tensor) -> torch.Tensor:
+    """[batch, channels, height, width] -> [batch, height, width, channels] (see `UnitGroup.arrange`)."""
+    return stream.permute(0, 2, 3, 1)
+
+
 def reaching(block: str, norm: str, sublayer: str) -> Callable[[nn.Module, Any], torch.Tensor]:
     """An `arrange` for a residual of kind "call": the input that the block passes to its sub-layer, without the norm.
 

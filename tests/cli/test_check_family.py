@@ -100,6 +100,59 @@ def test_a_file_without_a_family(folder: Path, capsys: pytest.CaptureFixture[str
     assert checked() == 2 and "a family of this package has this name" in capsys.readouterr().err
 
 
+WHOLE = """
+from dataclasses import dataclass
+from optin_export.units import Family, Inside, class_named
+
+@dataclass
+class Names:
+    up: str = "up"
+
+def groups(block, path, index):
+    inside = Inside(block, path, index)
+    return (inside.neurons([Names().up], "down", residual=("", 0), sublayer="down", bypass=[("up", False)]),)
+
+FAMILY = Family("whole", "transformers", "my own", ("neurons",), class_named("Block"), groups)
+"""
+
+
+def test_sub_layers_and_streams_are_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.py").write_text(WHOLE, encoding="utf-8")
+    assert checked("--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [one["exact"] for one in said["groups"]] == ["yes", "yes"]
+    # The rebuilt block would add the constant to its input twice.
+    Path("own.py").write_text(WHOLE.replace('sublayer="down"', 'sublayer="up"'), encoding="utf-8")
+    assert checked("--json") == 2
+    said = json.loads(capsys.readouterr().out)
+    assert all("'model.blocks." in one["exact"] and "cannot go as a whole" in one["exact"] for one in said["groups"])
+    Path("own.py").write_text(WHOLE.replace('residual=("", 0)', 'residual=("down", 0)'), encoding="utf-8")
+    assert checked("--json") == 2
+    said = json.loads(capsys.readouterr().out)
+    assert "the residual stream is not at 'model.blocks.0.down' but at" in said["groups"][0]["measured"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "why"),
+    [
+        ('[Names().up], "down"', '[Names().up], "dwon"', "AttributeError: Block has no attribute `dwon`"),
+        ('sublayer="down"', 'sublayer="dwon"', "AttributeError: Block has no attribute `dwon`"),
+        ('residual=("", 0)', 'sizes=[("width", 1)]', "AttributeError: 'Block' object has no attribute 'width'"),
+        ("return (inside", "return (3, inside", "TypeError: it returns a int, not only UnitGroups and Refusals"),
+        ('class_named("Block")', "lambda one: one.name", "`is_block` of the family whole fails"),
+        ('class_named("Block")', 'class_named("Other")', "its is_block is true for no module of the Own"),
+    ],
+)
+def test_mistakes_in_the_file_are_told_with_their_place(
+    folder: Path, capsys: pytest.CaptureFixture[str], wrong: str, right: str, why: str
+) -> None:
+    assert wrong in WHOLE
+    Path("own.py").write_text(WHOLE.replace(wrong, right), encoding="utf-8")
+    assert checked() == 2
+    said = capsys.readouterr().err
+    assert why in said and "Traceback" not in said
+
+
 def recipe(make: Make, **model: Any) -> dict[str, Any]:
     raw = make()
     own = {"source": "py:model.py:made", "weights": "random", "args": {}}

@@ -26,13 +26,14 @@ from optin_export.units import (
     find_structure,
     find_tokens,
     get_layer,
+    get_scale,
     output_rows,
     reads_rows,
     supported,
     tensor_of,
 )
 from tests.conftest import VIT_ARGS
-from tests.repair.plans import halved
+from tests.repair.plans import halved, plan_of
 from tests.units.builders import IMAGE, IMAGES, RESNET, Architecture, from_timm, from_transformers
 from tests.units.models import MODELS, batches_for, inputs_for, small_model
 from tests.units.test_families import Case, output
@@ -231,6 +232,28 @@ def test_whole_sub_layers_may_vanish(name: str, tmp_path: Path) -> None:
     path = tmp_path / "pruned.onnx"
     case.export(operation.dense, path)
     case.check_onnx(operation.dense, path, (4,))
+
+
+@pytest.mark.parametrize("name", ["deit3-layer-scale", "beit", "dinov2-transformers"])
+def test_a_sub_layer_goes_behind_its_layer_scale(name: str) -> None:
+    """Its constant is scaled as its output was, with other factors for each feature and sub-layer, and some zero."""
+    model, generator = small_model(name)[0], torch.Generator().manual_seed(0)
+    structure, inputs = find_structure(model), inputs_for(model, 3, 0)
+    scales = {group.scale: get_scale(model, group.scale) for group in structure.groups if group.scale is not None}
+    assert len(scales) == len(structure.groups)
+    for scale in scales.values():
+        assert isinstance(scale, torch.Tensor)
+        scale.copy_(
+            torch.randn(scale.shape, generator=generator) * (torch.rand(scale.shape, generator=generator) > 0.2)
+        )
+    plan = plan_of(structure, {"block00.heads": (), "block01.neurons": (), "block02.heads": (1, 3)})
+    plain = apply_plan(model, structure, plan, (), inputs, RepairSettings(repair=False))
+    assert plain.masked_difference <= 1e-5
+    repaired = apply_plan(model, structure, plan, batches_for(model, 4), inputs, RepairSettings())
+    wanted = output(model, inputs)
+    errors = [float((output(one.dense, inputs) - wanted).square().sum()) for one in (plain, repaired)]
+    assert errors[1] < errors[0]
+    assert output(plain.dense, inputs).sub(wanted).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", sorted({next(n for n in MODELS if MODELS[n][0] == f.name) for f in supported()}))

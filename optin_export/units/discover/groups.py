@@ -95,7 +95,7 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
     tables = [one for one in tables if not one.path.startswith(tuple(inside))]
     consumer = component.readers[-1]
     kind: UnitKind = "heads" if component.heads else "channels" if _has_channels(model, component) else "neurons"
-    residual, scale = streams.residual(consumer)
+    residual, scale, arrange = streams.residual(consumer)
     parallel = None if residual is not None else streams.parallel(consumer)
     added: tuple[str, ...] = ()
     if parallel is not None:
@@ -111,6 +111,7 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
         readers=component.readers[:-1],
         residual=residual,
         scale=scale,
+        arrange=arrange,
         added=added,
         sublayer=None,
         tables=tuple(tables),

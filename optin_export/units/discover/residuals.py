@@ -1,11 +1,13 @@
 """Find the residual streams next to layers: tensors h with h + f * (layer's output) = another tensor of the pass.
 
-f is 1, or the factors of a layer scale. h is the first argument of a module that runs before the layer.
+f is 1, or the factors of a layer scale or batch norm. h is the first argument of a module that runs before the layer,
+or the output of a module with convolutions (the projection of a shortcut). The sum may be seen after a reshape, with
+channels first, or in convolutional networks after a ReLU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 from optin_export.units.capture import capture
-from optin_export.units.hooks import Convolution
+from optin_export.units.hooks import Convolution, channels_last
 from optin_export.units.outputs import tensors_in
 
 #: Relative difference up to which two tensors are the same.
@@ -23,6 +25,7 @@ NEAR = 40
 #: Entries that are compared first.
 FEW = 64
 Residual = tuple[str, int | Literal["output", "call"]]
+Arrange = Callable[[nn.Module, Any], Any]
 
 
 @dataclass
@@ -30,6 +33,7 @@ class Streams:
     """What modules read and returned in one pass, in running order.
 
     events: (module, its first argument as it began). outputs: layer -> its only output. results: block -> output.
+    projected: (number of events before it, module with convolutions, output).
     """
 
     model: nn.Module
@@ -37,6 +41,7 @@ class Streams:
     events: list[tuple[str, torch.Tensor]] = field(default_factory=list)
     outputs: dict[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
     results: dict[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
+    projected: list[tuple[int, str, torch.Tensor]] = field(default_factory=list)
     repeated: set[str] = field(default_factory=set)
 
     @torch.no_grad()
@@ -67,25 +72,47 @@ class Streams:
         return None
 
     @torch.no_grad()
-    def residual(self, layer: str) -> tuple[Residual | None, str | None]:
-        """(the residual stream to which the layer's output is added, the parameter that scales the output first)."""
+    def residual(self, layer: str) -> tuple[Residual | None, str | None, Arrange | None]:
+        """(the residual stream to which the layer's output is added, what scales the output first, how the stream is
+        arranged as the output; see `UnitGroup`)."""
         if layer not in self.outputs or layer in self.repeated:
-            return None, None
-        block = self.block_of[layer]
-        at, output = self.outputs[layer]
+            return None, None, None
+        block, (at, output) = self.block_of[layer], self.outputs[layer]
         _, result = self.results.get(block, (0, None))
         sums = [tensor for _, tensor in self.events[at : at + NEAR]] + ([] if result is None else [result])
-        before = [one for one in self.events[max(0, at - NEAR) : at] if self._is_usable(one[0], block)]
         scaled = [(None, output), *self._scaled(layer, block, output)]
-        for total in sums:
-            if total.shape != output.shape:
+        for arrange in (None, channels_last):
+            streams = list(_arranged(self._streams_near(layer), output, arrange))
+            if not streams:
                 continue
-            for name, added in scaled:
-                wanted = total - added
-                for path, tensor in reversed(before):
-                    if tensor.shape == output.shape and _equal(tensor, wanted, total):
-                        return (path, 0), name
-        return None, None
+            few = torch.stack([tensor.flatten()[:FEW] for _, tensor in streams])
+            for total in (laid for one in sums if (laid := _as_output(one, output, arrange)) is not None):
+                is_relu = _is_conv(self.model, layer) and float(total.min()) == 0 < float(total.max())
+                for name, added in scaled:
+                    number = _summand(few, [tensor for _, tensor in streams], added, total, is_relu)
+                    if number is not None:
+                        return streams[number][0], name, arrange
+        return None, None, None
+
+    def _streams_near(self, layer: str) -> Iterator[tuple[Residual, torch.Tensor]]:
+        """First arguments seen before the layer, the latest first; then outputs of modules that do not contain it and
+        read something from before it."""
+        at, block = self.outputs[layer][0], self.block_of[layer]
+        for path, tensor in reversed(self.events[max(0, at - NEAR) : at]):
+            if self._is_usable(path, block):
+                yield (path, 0), tensor
+        for number, path, tensor in reversed(self.projected):
+            apart = abs(number - at) <= NEAR and not layer.startswith(f"{path}.")
+            if apart and self._is_usable(path, block) and self._reads_before(path, at):
+                yield (path, "output"), tensor
+
+    def _reads_before(self, path: str, at: int) -> bool:
+        """Whether the module's first argument was seen before event `at`."""
+        for number, (name, read) in enumerate(self.events):
+            if name == path:
+                earlier = self.events[max(0, at - NEAR) : at]
+                return number < at or any(one.shape == read.shape and torch.equal(one, read) for _, one in earlier)
+        return False
 
     def _is_usable(self, path: str, block: str) -> bool:
         """Whether a module can be observed while its layer's block is computed and earlier blocks are replayed."""
@@ -101,11 +128,16 @@ class Streams:
             module = self.model.get_submodule(path)
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and torch.equal(tensor, output):
                 found.append((path, module(output)))
-        if _is_conv(self.model, layer):
-            return found
-        for name, parameter in self.model.get_submodule(block).named_parameters():
-            if parameter.shape == output.shape[-1:] and not name.endswith(("bias", "norm.weight")):
-                found.append((f"{block}.{name}", output * parameter.detach()))
+        is_conv = _is_conv(self.model, layer)
+        features = output.shape[1 if is_conv else -1]
+        for path, module in self.model.get_submodule(block).named_modules(prefix=block):
+            if type(module).__module__.startswith("torch.nn."):
+                continue  # weights of layers and norms
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.numel() == features == max(parameter.shape) and name != "bias":
+                    factors = parameter.detach().flatten()
+                    by_feature = factors.view(1, -1, *[1] * (output.dim() - 2)) if is_conv else factors
+                    found.append((f"{path}.{name}", output * by_feature))
         return found
 
     def is_channels_first(self, block: str) -> bool:
@@ -145,11 +177,50 @@ def observe_streams(model: nn.Module, inputs: Mapping[str, torch.Tensor], block_
             found.outputs[path] = len(found.events), tensor.detach().clone()
         if path in blocks:
             found.results[path] = len(found.events), tensor.detach().clone()
+        if path in convolutional:
+            found.projected.append((len(found.events), path, tensor.detach().clone()))
 
-    observed = [path for path in watched if path in blocks or path in block_of]
+    convolutional = {path for path in watched if _has_conv(model.get_submodule(path))} - block_of.keys()
+    observed = [path for path in watched if path in blocks or path in block_of or path in convolutional]
     with capture(model, dict.fromkeys(watched, before), dict.fromkeys(observed, after)), torch.no_grad():
         model(**inputs)
     return found
+
+
+def _arranged(
+    streams: Iterable[tuple[Residual, torch.Tensor]], output: torch.Tensor, arrange: Arrange | None
+) -> Iterator[tuple[Residual, torch.Tensor]]:
+    """The streams that then have the output's shape."""
+    for residual, tensor in streams:
+        laid = tensor if arrange is None else arrange(nn.Identity(), tensor) if tensor.dim() == 4 else None
+        if laid is not None and laid.shape == output.shape:
+            yield residual, laid
+
+
+def _as_output(total: torch.Tensor, output: torch.Tensor, arrange: Arrange | None) -> torch.Tensor | None:
+    """A possible sum in the layout of the layer's output; None if it has another number of features."""
+    if arrange is not None:
+        total = arrange(nn.Identity(), total) if total.dim() == 4 else total
+        return total if total.shape == output.shape else None
+    if total.numel() == output.numel() and total.shape[-1] == output.shape[-1]:
+        return total.reshape(output.shape)
+    return None
+
+
+def _summand(
+    few: torch.Tensor, streams: Sequence[torch.Tensor], added: torch.Tensor, total: torch.Tensor, is_relu: bool
+) -> int | None:
+    """The number of the first stream with stream + added = total. few: the first entries of each stream."""
+    limit = TOLERANCE * float(total.abs().max())
+    first, some = total.flatten()[:FEW], added.flatten()[:FEW]
+    near = (few - (first - some)).abs().amax(1) <= limit
+    if is_relu:
+        near |= ((few + some).relu() - first).abs().amax(1) <= limit
+    for number in near.nonzero().flatten().tolist():
+        left = streams[number] + added
+        if float(((left.relu() if is_relu else left) - total).abs().max()) <= limit:
+            return int(number)
+    return None
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor) -> bool:
@@ -157,6 +228,10 @@ def _equal(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor) -> bool:
     if float((one.flatten()[:FEW] - other.flatten()[:FEW]).abs().max()) > limit:
         return False
     return float((one - other).abs().max()) <= limit
+
+
+def _has_conv(module: nn.Module) -> bool:
+    return any(isinstance(one, Convolution) for one in module.modules())
 
 
 def _is_conv(model: nn.Module, path: str) -> bool:

@@ -7,37 +7,30 @@ from typing import Any
 
 from torch import nn
 
-from optin_export.units.declare import Family, Producer, Tokens, UnitGroup, class_named
+from optin_export.units.declare import Family, Tokens, UnitGroup, class_named
+from optin_export.units.inside import Inside
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
-    attention = block.attention.self
-    head_dim = attention.attention_head_size
-    heads = UnitGroup(
-        block=index,
-        kind="heads",
-        count=attention.num_attention_heads,
-        width=head_dim,
-        producers=tuple(Producer(f"{path}.attention.self.{name}") for name in ("query", "key", "value")),
-        consumer=f"{path}.attention.output.dense",
-        residual=(f"{path}.attention.output", 1),
+    attention, inside = block.attention.self, Inside(block, path, index)
+    heads = inside.heads(
+        [f"attention.self.{name}" for name in ("query", "key", "value")],
+        "attention.output.dense",
+        attention.num_attention_heads,
+        residual=("attention.output", 1),
         sizes=(
-            (f"{path}.attention.self.num_attention_heads", 1),
-            (f"{path}.attention.self.all_head_size", head_dim),
+            ("attention.self.num_attention_heads", 1),
+            ("attention.self.all_head_size", attention.attention_head_size),
         ),
-        sublayer=f"{path}.attention.output.dense",
-        bypass=((f"{path}.attention.self", True),),
+        sublayer="attention.output.dense",
+        bypass=[("attention.self", True)],
     )
-    neurons = UnitGroup(
-        block=index,
-        kind="neurons",
-        count=block.intermediate.dense.out_features,
-        width=1,
-        producers=(Producer(f"{path}.intermediate.dense"),),
-        consumer=f"{path}.output.dense",
-        residual=(f"{path}.output", 1),
-        sublayer=f"{path}.output.dense",
-        bypass=((f"{path}.intermediate", False),),
+    neurons = inside.neurons(
+        ["intermediate.dense"],
+        "output.dense",
+        residual=("output", 1),
+        sublayer="output.dense",
+        bypass=[("intermediate", False)],
     )
     return heads, neurons
 

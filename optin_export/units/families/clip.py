@@ -4,34 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from optin_export.units.declare import Family, Producer, UnitGroup, class_named
+from optin_export.units.declare import Family, UnitGroup, class_named
+from optin_export.units.inside import Inside
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
-    attention = block.self_attn
-    heads = UnitGroup(
-        block=index,
-        kind="heads",
-        count=attention.num_heads,
-        width=attention.head_dim,
-        producers=tuple(Producer(f"{path}.self_attn.{name}") for name in ("q_proj", "k_proj", "v_proj")),
-        consumer=f"{path}.self_attn.out_proj",
-        residual=(f"{path}.layer_norm1", 0),
-        sizes=((f"{path}.self_attn.num_heads", 1),),
-        sublayer=f"{path}.self_attn",
+    inside = Inside(block, path, index)
+    heads = inside.heads(
+        [f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")],
+        "self_attn.out_proj",
+        block.self_attn.num_heads,
+        residual=("layer_norm1", 0),
+        sizes=[("self_attn.num_heads", 1)],
+        sublayer="self_attn",
         returns_tuple=True,
-        bypass=((f"{path}.layer_norm1", False),),
+        bypass=[("layer_norm1", False)],
     )
-    neurons = UnitGroup(
-        block=index,
-        kind="neurons",
-        count=block.mlp.fc1.out_features,
-        width=1,
-        producers=(Producer(f"{path}.mlp.fc1"),),
-        consumer=f"{path}.mlp.fc2",
-        residual=(f"{path}.layer_norm2", 0),
-        sublayer=f"{path}.mlp",
-        bypass=((f"{path}.layer_norm2", False),),
+    neurons = inside.neurons(
+        ["mlp.fc1"], "mlp.fc2", residual=("layer_norm2", 0), sublayer="mlp", bypass=[("layer_norm2", False)]
     )
     return heads, neurons
 

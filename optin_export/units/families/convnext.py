@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.units.declare import Family, Producer, UnitGroup
+from optin_export.units.declare import Family, UnitGroup
+from optin_export.units.hooks import channels_last
+from optin_export.units.inside import Inside
 
 #: Block class -> depthwise convolution, both layers of the MLP, layer scale. Others have a norm between the layers.
 _PARTS = {
@@ -40,26 +41,14 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
         )
     consumer = block.get_submodule(second)
     shortcut = getattr(block, "shortcut", nn.Identity())
-    residual: Any = (f"{path}.{depthwise}", 0) if isinstance(shortcut, nn.Identity) else (f"{path}.shortcut", "output")
-    return (
-        UnitGroup(
-            block=index,
-            kind="neurons",
-            count=consumer.weight.shape[1],
-            width=1,
-            producers=(Producer(f"{path}.{first}"),),
-            consumer=f"{path}.{second}",
-            residual=residual,
-            scale=f"{path}.{scale}" if getattr(block, scale, None) is not None else None,
-            sublayer=None,
-            arrange=_channels_last if isinstance(consumer, nn.Linear) else None,
-        ),
+    neurons = Inside(block, path, index).neurons(
+        [first],
+        second,
+        residual=(depthwise, 0) if isinstance(shortcut, nn.Identity) else ("shortcut", "output"),
+        scale=f"{path}.{scale}" if getattr(block, scale, None) is not None else None,
+        arrange=channels_last if isinstance(consumer, nn.Linear) else None,
     )
-
-
-def _channels_last(model: nn.Module, stream: torch.Tensor) -> torch.Tensor:
-    """[batch, channels, height, width] -> [batch, height, width, channels], the layout in the MLP."""
-    return stream.permute(0, 2, 3, 1)
+    return (neurons,)
 
 
 FAMILY = Family(

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from optin_export.units.declare import Family, Producer, UnitGroup
+from optin_export.units.declare import Family, UnitGroup
+from optin_export.units.inside import Inside
 
 
 def _is_block(module: nn.Module) -> bool:
@@ -15,30 +16,18 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
-    attention = block.attention
-    heads = UnitGroup(
-        block=index,
-        kind="heads",
-        count=attention.q_lin.out_features // attention.attention_head_size,
-        width=attention.attention_head_size,
-        producers=tuple(Producer(f"{path}.attention.{name}") for name in ("q_lin", "k_lin", "v_lin")),
-        consumer=f"{path}.attention.out_lin",
-        residual=(path, 0),
-        sizes=((f"{path}.attention.n_heads", 1), (f"{path}.attention.dim", attention.attention_head_size)),
-        sublayer=f"{path}.attention",
+    attention, inside = block.attention, Inside(block, path, index)
+    head_dim = attention.attention_head_size
+    heads = inside.heads(
+        [f"attention.{name}" for name in ("q_lin", "k_lin", "v_lin")],
+        "attention.out_lin",
+        attention.q_lin.out_features // head_dim,
+        residual=("", 0),
+        sizes=[("attention.n_heads", 1), ("attention.dim", head_dim)],
+        sublayer="attention",
         returns_tuple=True,
     )
-    neurons = UnitGroup(
-        block=index,
-        kind="neurons",
-        count=block.ffn.lin1.out_features,
-        width=1,
-        producers=(Producer(f"{path}.ffn.lin1"),),
-        consumer=f"{path}.ffn.lin2",
-        residual=(f"{path}.ffn", 0),
-        sublayer=f"{path}.ffn",
-    )
-    return heads, neurons
+    return heads, inside.neurons(["ffn.lin1"], "ffn.lin2", residual=("ffn", 0), sublayer="ffn")
 
 
 FAMILY = Family(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from optin_export.errors import InputError
-from optin_export.units.declare import Family, Producer, UnitGroup, class_named
+from optin_export.units.declare import Family, UnitGroup, class_named
+from optin_export.units.inside import Inside
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
@@ -15,35 +16,23 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
             "the family gpt2 supports decoder-only models",
             "use a model without cross-attention",
         )
-    attention, mlp = block.attn, block.mlp
-    heads = UnitGroup(
-        block=index,
-        kind="heads",
-        count=attention.num_heads,
-        width=attention.head_dim,
-        producers=(Producer(f"{path}.attn.c_attn", fused=3),),
-        consumer=f"{path}.attn.c_proj",
-        residual=(f"{path}.ln_1", 0),
-        sizes=(
-            (f"{path}.attn.num_heads", 1),
-            (f"{path}.attn.split_size", attention.head_dim),
-            (f"{path}.attn.embed_dim", attention.head_dim),
-        ),
-        sublayer=f"{path}.attn",
+    attention, inside = block.attn, Inside(block, path, index)
+    heads = inside.heads(
+        ["attn.c_attn"],
+        "attn.c_proj",
+        attention.num_heads,
+        fused=3,
+        residual=("ln_1", 0),
+        sizes=[
+            ("attn.num_heads", 1),
+            ("attn.split_size", attention.head_dim),
+            ("attn.embed_dim", attention.head_dim),
+        ],
+        sublayer="attn",
         returns_tuple=True,
-        bypass=((f"{path}.ln_1", False),),
+        bypass=[("ln_1", False)],
     )
-    neurons = UnitGroup(
-        block=index,
-        kind="neurons",
-        count=mlp.c_fc.out_features,
-        width=1,
-        producers=(Producer(f"{path}.mlp.c_fc"),),
-        consumer=f"{path}.mlp.c_proj",
-        residual=(f"{path}.ln_2", 0),
-        sublayer=f"{path}.mlp",
-        bypass=((f"{path}.ln_2", False),),
-    )
+    neurons = inside.neurons(["mlp.c_fc"], "mlp.c_proj", residual=("ln_2", 0), sublayer="mlp", bypass=[("ln_2", False)])
     return heads, neurons
 
 

@@ -7,38 +7,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from optin_export.units.declare import Family, Producer, UnitGroup, class_named
+from optin_export.units.declare import Family, UnitGroup, class_named
+from optin_export.units.inside import Inside
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
-    attention, mlp = block.self_attn, block.mlp
-    head_dim, shared = attention.head_dim, attention.num_key_value_groups
-    heads = UnitGroup(
-        block=index,
-        kind="heads",
-        count=attention.k_proj.out_features // head_dim,
-        width=shared * head_dim,
-        producers=(
-            Producer(f"{path}.self_attn.q_proj", rows=shared * head_dim),
-            Producer(f"{path}.self_attn.k_proj", rows=head_dim),
-            Producer(f"{path}.self_attn.v_proj", rows=head_dim),
-        ),
-        consumer=f"{path}.self_attn.o_proj",
-        residual=(f"{path}.input_layernorm", 0),
-        sublayer=f"{path}.self_attn",
+    attention, inside = block.self_attn, Inside(block, path, index)
+    heads = inside.heads(
+        [f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")],
+        "self_attn.o_proj",
+        attention.k_proj.out_features // attention.head_dim,
+        grouped=True,
+        residual=("input_layernorm", 0),
+        sublayer="self_attn",
         returns_tuple=True,
-        bypass=((f"{path}.input_layernorm", False),),
+        bypass=[("input_layernorm", False)],
     )
-    neurons = UnitGroup(
-        block=index,
-        kind="neurons",
-        count=mlp.up_proj.out_features,
-        width=1,
-        producers=(Producer(f"{path}.mlp.gate_proj"), Producer(f"{path}.mlp.up_proj")),
-        consumer=f"{path}.mlp.down_proj",
-        residual=(f"{path}.post_attention_layernorm", 0),
-        sublayer=f"{path}.mlp",
-        bypass=((f"{path}.post_attention_layernorm", False),),
+    neurons = inside.neurons(
+        ["mlp.gate_proj", "mlp.up_proj"],
+        "mlp.down_proj",
+        residual=("post_attention_layernorm", 0),
+        sublayer="mlp",
+        bypass=[("post_attention_layernorm", False)],
     )
     return heads, neurons
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from optin_export.errors import InputError
-from optin_export.units.declare import Family, Producer, UnitGroup, class_named
+from optin_export.units.declare import Family, UnitGroup, class_named
 from optin_export.units.families.swin_transformers import groups_of_layer
+from optin_export.units.inside import Inside
 
 
 def _chain(model: Any, path: str) -> tuple[list[str], list[UnitGroup]]:
@@ -46,52 +47,29 @@ def _pixel_layers(model: Any, path: str) -> list[tuple[str, Any]]:
 
 
 def _pixel_groups(layer: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
-    attention = layer.self_attn
-    points = attention.n_levels * attention.n_points
-    head_dim = attention.d_model // attention.n_heads
-    heads = UnitGroup(
-        block=index,
-        kind="heads",
-        count=attention.n_heads,
-        width=head_dim,
-        producers=(
-            Producer(f"{path}.self_attn.sampling_offsets", rows=2 * points),
-            Producer(f"{path}.self_attn.attention_weights", rows=points),
-            Producer(f"{path}.self_attn.value_proj"),
-        ),
-        consumer=f"{path}.self_attn.output_proj",
-        residual=(path, 0),
-        sizes=((f"{path}.self_attn.n_heads", 1), (f"{path}.self_attn.d_model", head_dim)),
-        sublayer=f"{path}.self_attn",
+    attention, inside = layer.self_attn, Inside(layer, path, index)
+    heads = inside.heads(
+        [f"self_attn.{name}" for name in ("sampling_offsets", "attention_weights", "value_proj")],
+        "self_attn.output_proj",
+        attention.n_heads,
+        residual=("", 0),
+        sizes=[("self_attn.n_heads", 1), ("self_attn.d_model", attention.d_model // attention.n_heads)],
+        sublayer="self_attn",
         returns_tuple=True,
         pairwise=False,
     )
-    neurons = UnitGroup(
-        block=index,
-        kind="neurons",
-        count=layer.fc1.out_features,
-        width=1,
-        producers=(Producer(f"{path}.fc1"),),
-        consumer=f"{path}.fc2",
-        residual=(f"{path}.fc1", 0),
-        sublayer=f"{path}.fc2",
-        bypass=((f"{path}.fc1", False),),
-    )
+    neurons = inside.neurons(["fc1"], "fc2", residual=("fc1", 0), sublayer="fc2", bypass=[("fc1", False)])
     return heads, neurons
 
 
 def _decoder_neurons(layer: Any, path: str, index: int, number: int) -> UnitGroup:
-    return UnitGroup(
-        block=index,
-        kind="neurons",
+    return Inside(layer, path, index).neurons(
+        ["fc1"],
+        "fc2",
         part=str(number),
-        count=layer.fc1.out_features,
-        width=1,
-        producers=(Producer(f"{path}.fc1"),),
-        consumer=f"{path}.fc2",
-        residual=(f"{path}.final_layer_norm" if layer.pre_norm else f"{path}.fc1", 0),
-        sublayer=f"{path}.fc2",
-        bypass=((f"{path}.fc1", False),),
+        residual=("final_layer_norm" if layer.pre_norm else "fc1", 0),
+        sublayer="fc2",
+        bypass=[("fc1", False)],
         batch_dim=1,
     )
 

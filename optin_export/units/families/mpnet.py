@@ -6,42 +6,35 @@ holds the numbers of its heads (a buffer that `models` adds), and uses their par
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from optin_export.units.declare import Family, Producer, Table, UnitGroup, class_named
+from optin_export.units.declare import Family, Table, UnitGroup, class_named
+from optin_export.units.inside import Inside
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
-    attention = block.attention.attn
-    head_dim = attention.attention_head_size
-    heads = UnitGroup(
-        block=index,
-        kind="heads",
-        count=attention.num_attention_heads,
-        width=head_dim,
-        producers=tuple(Producer(f"{path}.attention.attn.{name}") for name in ("q", "k", "v")),
-        consumer=f"{path}.attention.attn.o",
-        residual=(f"{path}.attention", 0),
-        sizes=(
-            (f"{path}.attention.attn.num_attention_heads", 1),
-            (f"{path}.attention.attn.all_head_size", head_dim),
-        ),
-        sublayer=f"{path}.attention.attn",
+    attention, inside = block.attention.attn, Inside(block, path, index)
+    heads = inside.heads(
+        [f"attention.attn.{name}" for name in ("q", "k", "v")],
+        "attention.attn.o",
+        attention.num_attention_heads,
+        residual=("attention", 0),
+        sizes=[
+            ("attention.attn.num_attention_heads", 1),
+            ("attention.attn.all_head_size", attention.attention_head_size),
+        ],
+        sublayer="attention.attn",
         returns_tuple=True,
-        tables=(Table(f"{path}.attention.attn.heads"),),
     )
-    neurons = UnitGroup(
-        block=index,
-        kind="neurons",
-        count=block.intermediate.dense.out_features,
-        width=1,
-        producers=(Producer(f"{path}.intermediate.dense"),),
-        consumer=f"{path}.output.dense",
-        residual=(f"{path}.output", 1),
-        sublayer=f"{path}.output.dense",
-        bypass=((f"{path}.intermediate", False),),
+    neurons = inside.neurons(
+        ["intermediate.dense"],
+        "output.dense",
+        residual=("output", 1),
+        sublayer="output.dense",
+        bypass=[("intermediate", False)],
     )
-    return heads, neurons
+    return replace(heads, tables=(Table(inside.at("attention.attn.heads")),)), neurons
 
 
 FAMILY = Family(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from optin_export.units.declare import Family, Producer, UnitGroup, class_named
+from optin_export.units.inside import Inside
 
 _LAYER, _HEAD = "SegformerLayer", "SegformerDecodeHead"
 
@@ -13,30 +14,23 @@ _LAYER, _HEAD = "SegformerLayer", "SegformerDecodeHead"
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     if type(block).__name__ == _HEAD:
         return (_fused(block, path, index),)
-    attention = block.attention
-    heads = UnitGroup(
-        block=index,
-        kind="heads",
-        count=attention.num_attention_heads,
-        width=attention.head_dim,
-        producers=tuple(Producer(f"{path}.attention.{name}") for name in ("q_proj", "k_proj", "v_proj")),
-        consumer=f"{path}.attention.o_proj",
-        residual=(f"{path}.layernorm_before", 0),
-        sizes=((f"{path}.attention.num_attention_heads", 1),),
-        sublayer=f"{path}.attention",
+    inside = Inside(block, path, index)
+    heads = inside.heads(
+        [f"attention.{name}" for name in ("q_proj", "k_proj", "v_proj")],
+        "attention.o_proj",
+        block.attention.num_attention_heads,
+        residual=("layernorm_before", 0),
+        sizes=[("attention.num_attention_heads", 1)],
+        sublayer="attention",
         returns_tuple=True,
-        bypass=((f"{path}.layernorm_before", False),),
+        bypass=[("layernorm_before", False)],
     )
-    neurons = UnitGroup(
-        block=index,
-        kind="neurons",
-        count=block.mlp.fc1.out_features,
-        width=1,
-        producers=(Producer(f"{path}.mlp.fc1"), Producer(f"{path}.mlp.dwconv.dwconv")),
-        consumer=f"{path}.mlp.fc2",
-        residual=(f"{path}.layernorm_after", 0),
-        sublayer=f"{path}.mlp",
-        bypass=((f"{path}.layernorm_after", False),),
+    neurons = inside.neurons(
+        ["mlp.fc1", "mlp.dwconv.dwconv"],
+        "mlp.fc2",
+        residual=("layernorm_after", 0),
+        sublayer="mlp",
+        bypass=[("layernorm_after", False)],
     )
     return heads, neurons
 

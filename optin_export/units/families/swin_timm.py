@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.units.declare import Family, Producer, Table, UnitGroup
+from optin_export.units.declare import Family, UnitGroup
 from optin_export.units.hooks import reaching
+from optin_export.units.inside import Inside
 
 
 def _is_block(module: nn.Module) -> bool:
@@ -17,39 +18,28 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
-    attention, mlp = block.attn, block.mlp
+    mlp = block.mlp
     if type(mlp).__name__ != "Mlp" or not isinstance(mlp.norm, nn.Identity) or not isinstance(mlp.fc1, nn.Linear):
         raise InputError(
             f"'{path}.mlp' is a {type(mlp).__name__} that the family swin cannot prune",
             "only fc1 -> activation -> fc2 without a norm is supported",
             "prune only heads (prune.units: [heads]) or use a model with a plain MLP",
         )
-    heads = UnitGroup(
-        block=index,
-        kind="heads",
-        count=attention.num_heads,
-        width=attention.proj.in_features // attention.num_heads,
-        producers=(Producer(f"{path}.attn.qkv", fused=3),),
-        consumer=f"{path}.attn.proj",
-        residual=(path, "call"),
+    inside = Inside(block, path, index)
+    heads = inside.heads(
+        ["attn.qkv"],
+        "attn.proj",
+        block.attn.num_heads,
+        fused=3,
+        residual=("", "call"),
         arrange=reaching(path, f"{path}.norm1", f"{path}.attn"),
-        sizes=((f"{path}.attn.num_heads", 1),),
-        sublayer=f"{path}.attn",
+        sizes=[("attn.num_heads", 1)],
+        sublayer="attn",
         expands=True,
-        bypass=((f"{path}.norm1", False),),
-        tables=(Table(f"{path}.attn.relative_position_bias_table", dim=1),),
+        bypass=[("norm1", False)],
+        tables=["attn.relative_position_bias_table"],
     )
-    neurons = UnitGroup(
-        block=index,
-        kind="neurons",
-        count=mlp.fc1.out_features,
-        width=1,
-        producers=(Producer(f"{path}.mlp.fc1"),),
-        consumer=f"{path}.mlp.fc2",
-        residual=(f"{path}.norm2", 0),
-        sublayer=f"{path}.mlp",
-        bypass=((f"{path}.norm2", False),),
-    )
+    neurons = inside.neurons(["mlp.fc1"], "mlp.fc2", residual=("norm2", 0), sublayer="mlp", bypass=[("norm2", False)])
     return heads, neurons
 
 

@@ -4,39 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from optin_export.units.declare import Family, Producer, Table, UnitGroup, class_named
+from optin_export.units.declare import Family, UnitGroup, class_named
 from optin_export.units.hooks import reaching
+from optin_export.units.inside import Inside
 
 
 def groups_of_layer(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     """Heads and neurons of a SwinLayer; also of the backbones of other models."""
-    attention = block.attention
-    heads = UnitGroup(
-        block=index,
-        kind="heads",
-        count=attention.num_attention_heads,
-        width=attention.head_dim,
-        producers=tuple(Producer(f"{path}.attention.{name}") for name in ("q_proj", "k_proj", "v_proj")),
-        consumer=f"{path}.attention.o_proj",
-        residual=(path, "call"),
+    inside = Inside(block, path, index)
+    heads = inside.heads(
+        [f"attention.{name}" for name in ("q_proj", "k_proj", "v_proj")],
+        "attention.o_proj",
+        block.attention.num_attention_heads,
+        residual=("", "call"),
         arrange=reaching(path, f"{path}.layernorm_before", f"{path}.attention"),
-        sizes=((f"{path}.attention.num_attention_heads", 1),),
-        sublayer=f"{path}.attention",
+        sizes=[("attention.num_attention_heads", 1)],
+        sublayer="attention",
         returns_tuple=True,
         expands=True,
-        bypass=((f"{path}.layernorm_before", False),),
-        tables=(Table(f"{path}.attention.relative_position_bias.relative_position_bias_table", dim=1),),
+        bypass=[("layernorm_before", False)],
+        tables=["attention.relative_position_bias.relative_position_bias_table"],
     )
-    neurons = UnitGroup(
-        block=index,
-        kind="neurons",
-        count=block.mlp.fc1.out_features,
-        width=1,
-        producers=(Producer(f"{path}.mlp.fc1"),),
-        consumer=f"{path}.mlp.fc2",
-        residual=(f"{path}.layernorm_after", 0),
-        sublayer=f"{path}.mlp",
-        bypass=((f"{path}.layernorm_after", False),),
+    neurons = inside.neurons(
+        ["mlp.fc1"], "mlp.fc2", residual=("layernorm_after", 0), sublayer="mlp", bypass=[("layernorm_after", False)]
     )
     return heads, neurons
 

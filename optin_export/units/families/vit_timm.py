@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.units.declare import Family, Producer, Refusal, Table, Tokens, UnitGroup
+from optin_export.units.declare import Family, Refusal, Tokens, UnitGroup
+from optin_export.units.inside import Inside
 
 _BLOCKS = {
     ("timm.models.vision_transformer", "Block"),
@@ -41,26 +42,20 @@ def _heads(block: Any, path: str, index: int) -> UnitGroup | Refusal:
     head_dim = attention.proj.in_features // attention.num_heads
     shared = getattr(attention, "num_kv_groups", 1)  # query heads per key and value head: they are removed together
     sizes = {"num_heads": shared, "attn_dim": shared * head_dim, "num_kv_heads": 1, "kv_dim": head_dim}
-    table = getattr(attention, "relative_position_bias_table", None)
-    return UnitGroup(
-        block=index,
-        kind="heads",
-        count=attention.num_heads // shared,
-        width=shared * head_dim,
-        producers=(Producer(f"{where}.qkv", fused=3),)
-        if attention.qkv is not None
-        else (
-            Producer(f"{where}.q_proj"),
-            Producer(f"{where}.k_proj", rows=head_dim),
-            Producer(f"{where}.v_proj", rows=head_dim),
-        ),
-        consumer=f"{where}.proj",
-        residual=(f"{path}.norm1", 0),
+    is_biased = getattr(attention, "relative_position_bias_table", None) is not None
+    is_fused = attention.qkv is not None
+    return Inside(block, path, index).heads(
+        ["attn.qkv"] if is_fused else [f"attn.{name}" for name in ("q_proj", "k_proj", "v_proj")],
+        "attn.proj",
+        attention.num_heads // shared,
+        fused=3 if is_fused else 1,
+        grouped=not is_fused,
+        residual=("norm1", 0),
         scale=_layer_scale(block, path, 1),
-        sizes=tuple((f"{where}.{name}", size) for name, size in sizes.items() if hasattr(attention, name)),
-        sublayer=where,
-        bypass=((f"{path}.norm1", False),),
-        tables=() if table is None else (Table(f"{where}.relative_position_bias_table", dim=1),),
+        sizes=[(f"attn.{name}", size) for name, size in sizes.items() if hasattr(attention, name)],
+        sublayer="attn",
+        bypass=[("norm1", False)],
+        tables=["attn.relative_position_bias_table"] if is_biased else [],
     )
 
 
@@ -72,7 +67,6 @@ def _counts_heads(attention: Any) -> bool:
 
 def _neurons(block: Any, path: str, index: int) -> UnitGroup | Refusal:
     mlp, where = block.mlp, f"{path}.mlp"
-    gated = type(mlp).__name__ == "GluMlp"
     known = type(mlp).__name__ in ("Mlp", "GluMlp", "SwiGLU") and isinstance(mlp.norm, nn.Identity)
     if not known or not isinstance(mlp.fc2, nn.Linear):
         return Refusal(
@@ -83,18 +77,14 @@ def _neurons(block: Any, path: str, index: int) -> UnitGroup | Refusal:
                 "prune only heads (prune.units: [heads]) or use a model with a plain MLP",
             ),
         )
-    names = ("fc1_g", "fc1_x") if type(mlp).__name__ == "SwiGLU" else ("fc1",)
-    return UnitGroup(
-        block=index,
-        kind="neurons",
-        count=mlp.fc2.in_features,
-        width=1,
-        producers=tuple(Producer(f"{where}.{name}", fused=2 if gated else 1) for name in names),
-        consumer=f"{where}.fc2",
-        residual=(f"{path}.norm2", 0),
+    return Inside(block, path, index).neurons(
+        ["mlp.fc1_g", "mlp.fc1_x"] if type(mlp).__name__ == "SwiGLU" else ["mlp.fc1"],
+        "mlp.fc2",
+        fused=2 if type(mlp).__name__ == "GluMlp" else 1,
+        residual=("norm2", 0),
         scale=_layer_scale(block, path, 2),
-        sublayer=where,
-        bypass=((f"{path}.norm2", False),),
+        sublayer="mlp",
+        bypass=[("norm2", False)],
     )
 
 

@@ -8,41 +8,33 @@ from typing import Any
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.units.declare import Family, Producer, Refusal, Table, Tokens, UnitGroup, class_named
+from optin_export.units.declare import Family, Refusal, Tokens, UnitGroup, class_named
+from optin_export.units.inside import Inside
 
 
 def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
-    attention, mlp = block.attention, block.mlp
     norms = ("norm1", "norm2") if hasattr(block, "norm1") else ("layernorm_before", "layernorm_after")
-    gated = hasattr(mlp, "gate_proj")
-    table = "relative_position_bias.relative_position_bias_table"
-    heads = UnitGroup(
-        block=index,
-        kind="heads",
-        count=attention.num_attention_heads,
-        width=attention.head_dim,
-        producers=tuple(Producer(f"{path}.attention.{name}") for name in ("q_proj", "k_proj", "v_proj")),
-        consumer=f"{path}.attention.o_proj",
-        residual=(f"{path}.{norms[0]}", 0),
+    gated = hasattr(block.mlp, "gate_proj")
+    inside, table = Inside(block, path, index), "relative_position_bias.relative_position_bias_table"
+    heads = inside.heads(
+        [f"attention.{name}" for name in ("q_proj", "k_proj", "v_proj")],
+        "attention.o_proj",
+        block.attention.num_attention_heads,
+        residual=(norms[0], 0),
         scale=_layer_scale(block, path, 1),
-        sizes=((f"{path}.attention.num_attention_heads", 1),),
-        sublayer=f"{path}.attention",
+        sizes=[("attention.num_attention_heads", 1)],
+        sublayer="attention",
         returns_tuple=True,
-        bypass=((f"{path}.{norms[0]}", False),),
-        tables=(Table(f"{path}.{table}", dim=1),) if _is_biased(block) else (),
+        bypass=[(norms[0], False)],
+        tables=[table] if _is_biased(block) else [],
     )
-    consumer = "down_proj" if gated else "fc2"
-    neurons = UnitGroup(
-        block=index,
-        kind="neurons",
-        count=getattr(mlp, consumer).in_features,
-        width=1,
-        producers=tuple(Producer(f"{path}.mlp.{name}") for name in (("gate_proj", "up_proj") if gated else ("fc1",))),
-        consumer=f"{path}.mlp.{consumer}",
-        residual=(f"{path}.{norms[1]}", 0),
+    neurons = inside.neurons(
+        ["mlp.gate_proj", "mlp.up_proj"] if gated else ["mlp.fc1"],
+        "mlp.down_proj" if gated else "mlp.fc2",
+        residual=(norms[1], 0),
         scale=_layer_scale(block, path, 2),
-        sublayer=f"{path}.mlp",
-        bypass=((f"{path}.{norms[1]}", False),),
+        sublayer="mlp",
+        bypass=[(norms[1], False)],
     )
     return heads, neurons
 
