@@ -71,7 +71,7 @@ def _calibration(case: Case, data: Path) -> dict[str, Any]:
     if case.modality == "image":
         return {"source": f"images:{data / 'images'}"}
     if case.modality == "audio":
-        return {"source": f"audio:{data / 'sounds'}"}
+        return {"source": f"wav:{data / 'sounds'}"}
     tables = {"token-classification": "tokens", "question-answering": "questions"}
     return {"source": f"csv:{data / tables.get(case.task, 'text')}.csv"}
 
