@@ -11,7 +11,7 @@ import torch
 
 from optin_export.data.readers import Examples
 from optin_export.data.recordings import header_of, samples_of
-from optin_export.data.transcripts import Listener, make_listener
+from optin_export.data.transcripts import Listener, make_listener, transcripts
 from optin_export.errors import InputError
 from optin_export.models.loading import LoadedModel
 from optin_export.models.tasks import Inputs
@@ -72,7 +72,7 @@ class AudioProcessor:
         return np.arange(len(examples))
 
     def targets(self, examples: Examples, inputs: Inputs) -> Sequence[Any] | None:
-        return None if self.listener is None else self.listener.targets(examples, inputs)
+        return None if self.listener is None else transcripts(self.listener, examples, inputs)
 
     def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
         rows = [samples_of(one, self.rate) for one in examples.columns["audio"]]

@@ -31,13 +31,9 @@ def edits(text: str, heard: str) -> tuple[int, int]:
 
 
 def word_errors(outputs: np.ndarray, labels: Sequence[Any], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[rows, 2]: edits and words of the right text. outputs: logits [rows, frames, vocabulary]; labels: `Transcript`s.
-
-    As in transformers, the text is that of the likeliest token of every frame: repeated tokens count once, blanks not
-    at all. Frames of padding are left out.
-    """
-    rows = zip(outputs.argmax(-1), labels, strict=True)
-    return np.array([edits(label.text, label.heard(tokens)) for tokens, label in rows], np.float64)
+    """[rows, 2]: edits and words of the right text. outputs: [rows, frames, features]; labels: `Transcript`s."""
+    rows = zip(outputs, labels, strict=True)
+    return np.array([edits(label.text, label.heard(output)) for output, label in rows], np.float64)
 
 
 def error_rate(statistics: np.ndarray) -> float:

@@ -45,5 +45,5 @@ METRICS: dict[str, tuple[str, ...]] = {
     "object-detection": (),
     "depth-estimation": (),
     "audio-classification": ("accuracy", "f1"),
-    "automatic-speech-recognition": ("wer",),  # of models without a decoder
+    "automatic-speech-recognition": ("wer",),
 }

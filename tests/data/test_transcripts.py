@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, models
 from torchmetrics.functional.text import word_error_rate
 
 from optin_export.data import Sources, load_sources
 from optin_export.errors import InputError
 from optin_export.measure import METRICS, predict
 from optin_export.measure.chance import chance
+from optin_export.measure.transcripts import words
 from optin_export.models import as_function
 from optin_export.recipe import validate
 from tests.models.audio_folders import RATE, audio_folder, noise, recordings
@@ -24,18 +26,29 @@ LENGTHS = (16000, 4000, 12000, 9000)
 TEXTS = ("ab c", "c a", "d d ba", "a")
 
 
-def sources_of(place: Path, kind: str, metric: str = "wer", texts: tuple[Any, ...] = TEXTS) -> Sources:
-    folder = audio_folder(place / "model", kind)
+def save_tokenizer(folder: Path, kind: str) -> None:
+    if kind == "whisper":
+        texts = [first + second for first in "abcdefg" for second in "abcdefg"]
+        known = {text: index for index, text in enumerate(("<pad>", "<s>", "</s>", *texts[:47]))}
+        inner = Tokenizer(models.WordLevel(known, unk_token="<pad>"))
+        special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+        transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(folder)
+        return
     vocabulary = {token: index for index, token in enumerate(("<pad>", "<unk>", "|", *"abcdefghi"))}
-    (place / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    transformers.Wav2Vec2CTCTokenizer(place / "vocab.json", bos_token=None, eos_token=None).save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    transformers.Wav2Vec2CTCTokenizer(folder / "vocab.json", bos_token=None, eos_token=None).save_pretrained(folder)
+
+
+def sources_of(place: Path, kind: str, metric: str = "wer", **model: Any) -> Sources:
+    folder = audio_folder(place / "model", kind)
+    save_tokenizer(folder, kind)
     sound = recordings(place / "wav", LENGTHS)
-    rows = [f"wav/{'ab'[row % 2]}/{row}.wav,{text}" for row, text in enumerate(texts)]
+    rows = [f"wav/{'ab'[row % 2]}/{row}.wav,{text}" for row, text in enumerate(TEXTS)]
     (place / "rows.csv").write_text("\n".join(["audio,label", *rows]) + "\n", encoding="utf-8")
     raw = {
         "recipe": 1,
         "name": "speech",
-        "model": {"source": str(folder), "task": "automatic-speech-recognition"},
+        "model": {"source": str(folder), "task": "automatic-speech-recognition", **model},
         "data": {
             "calibration": {"source": f"wav:{sound}"},
             "evaluation": {"source": f"csv:{place / 'rows.csv'}", "metric": metric},
@@ -60,15 +73,35 @@ def test_the_rate_is_that_of_transformers_on_recordings_alone(tmp_path: Path) ->
     data = sources.evaluation()
     assert data is not None
     statistics = predict(as_function(sources.model), data)
-    assert METRICS["wer"].value(statistics) == pytest.approx(100 * float(word_error_rate(heard, list(TEXTS))))
+    plain = [" ".join(words(one)) for one in heard]  # the tokenizer also writes <unk>
+    assert METRICS["wer"].value(statistics) == pytest.approx(100 * float(word_error_rate(plain, list(TEXTS))))
     assert statistics[:, 1].tolist() == [2, 2, 3, 1]
     assert chance("wer", statistics, data.labels, sources.classes).points == 100.0
 
 
-def test_an_encoder_gives_no_words(tmp_path: Path) -> None:
+def test_an_encoder_is_heard_by_its_own_decoder(tmp_path: Path) -> None:
+    sources = sources_of(tmp_path, "whisper")
+    folder = tmp_path / "model"
+    library = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    prepare = transformers.WhisperFeatureExtractor.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    features = [
+        prepare(noise(length, row), sampling_rate=RATE, return_tensors="pt") for row, length in enumerate(LENGTHS)
+    ]
+    with torch.no_grad():
+        heard = [tokenizer.decode(library.generate(**one)[0], skip_special_tokens=True) for one in features]
+    assert any(map(words, heard))
+    data = sources.evaluation()
+    assert data is not None
+    plain = [" ".join(words(one)) for one in heard]
+    rate = METRICS["wer"].value(predict(as_function(sources.model), data))
+    assert rate == pytest.approx(100 * float(word_error_rate(plain, list(TEXTS))))
+
+
+def test_a_decoder_of_other_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        sources_of(tmp_path, "whisper")
-    assert "the encoder alone" in error.value.why
+        sources_of(tmp_path, "whisper", weights="random")
+    assert "the decoder that was trained with it" in error.value.why
 
 
 def test_other_metrics_are_refused(tmp_path: Path) -> None:

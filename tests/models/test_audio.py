@@ -149,11 +149,13 @@ def test_padding_gives_no_rows_of_the_blocks(tmp_path: Path, more: dict[str, Any
         read(library, layer, {"input_values": values[None, :length]})[0]
         for values, length in zip(inputs["input_values"], lengths, strict=True)
     ]
-    rows = input_rows(read(sources.model, f"model.{layer}", inputs), torch.nn.Linear(1, 1), block_inputs(sources.model, inputs), 0)
+    rows = input_rows(
+        read(sources.model, f"model.{layer}", inputs), torch.nn.Linear(1, 1), block_inputs(sources.model, inputs), 0
+    )
     assert len(set(map(len, alone))) > 1
     torch.testing.assert_close(rows, torch.cat(alone), rtol=0, atol=2e-5 * float(rows.abs().max()))
 
     structure = find_structure(sources.model, inputs=sources.fixed(2))
     seen = observe(sources.model, structure, Batch(inputs, np.arange(4)), 1000, torch.Generator().manual_seed(0))
-    for path in structure.observed:
+    for path in (one for one in structure.observed if ".encoder." in one):
         assert [int(one.any(-1).sum()) for one in seen.rows[path]] == [len(one) for one in alone]

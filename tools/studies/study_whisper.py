@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Whisper tiny.en with a smaller encoder and its whole decoder: transcripts, encoder states, speedup, at several budgets.
+"""Whisper tiny.en with a smaller encoder and its whole decoder: transcripts, encoder states and speedup by budget.
 
     python tools/studies/study_whisper.py --budgets 0.8 0.7 0.6
 
-Runs the command on recipes/whisper_tiny_en.yaml with a folder and recordings that it writes to runs/whisper, and writes
-docs/measurements/studies/whisper.json. Calibration rows are joined from the eight sentences of ASR_train.json; judged are
-the other five recordings: two sentences of ASR_dev.json, two without a text, and jfk.flac.
+Runs the command on recipes/whisper_tiny_en.yaml with a folder and recordings that it writes to runs/whisper, and
+writes docs/measurements/studies/whisper.json. Calibration rows are joined from the eight sentences of ASR_train.json;
+judged are the other five recordings: two sentences of ASR_dev.json, two without a text, and jfk.flac.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,11 @@ def interval(speedup: dict[str, float]) -> list[float]:
     return [round(speedup[name], 3) for name in ("median", "ci_low", "ci_high")]
 
 
+def called(encoder: Any, features: torch.Tensor) -> torch.Tensor:
+    states: torch.Tensor = encoder(input_features=features)
+    return states
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--budgets", nargs="+", type=float, default=(0.8, 0.7, 0.6))
@@ -176,7 +182,7 @@ def main() -> None:
     for budget in options.budgets:
         measured = run(folder, budget, options.set)
         pruned: Any = optin_export.load_model(folder / "run" / "model")
-        rows[budget] = {"budget": budget, **measured, **judge.judge(lambda one: pruned(input_features=one))}
+        rows[budget] = {"budget": budget, **measured, **judge.judge(partial(called, pruned))}
         facts = {
             "machine": machine("torch", "transformers", "onnxruntime"),
             "calibration": {"rows": options.rows, "sentences": sentences},
