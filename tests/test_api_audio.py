@@ -15,7 +15,7 @@ import optin_export
 from optin_export.errors import InputError
 from tests.models.audio_folders import KINDS, RATE, audio_folder, noise
 
-ROWS = [noise(samples, row) for row, samples in enumerate((12000, 9000, 16000, 11000, 16000, 8000))]
+ROWS = [noise(samples, row) for row, samples in enumerate((1200, 900, 1600, 1100, 1600, 800))]
 
 
 def given(folder: Path, kind: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:

@@ -40,7 +40,8 @@ def given_rows(
         labelled: whether every row must have a label, which is kept in the column `label`.
 
     Returns rows with the column `pixel_values` (array [rows, ...]), one of SOUNDS, perhaps with a mask (arrays [rows,
-    ...]), the columns TOKENS (lists of int64 [tokens], without padding), or those that the task's tokenizer reads. Raises InputError for data in any other form.
+    ...]), the columns TOKENS (lists of int64 [tokens], without padding), or those that the task's tokenizer reads.
+    Raises InputError for data in any other form.
     """
     found: Rows = {}
     for number, item in enumerate(_items(data, name)):

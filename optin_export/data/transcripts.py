@@ -72,7 +72,7 @@ class DecoderListener:
     def text_of(self, output: np.ndarray, mask: torch.Tensor | None) -> str:
         from transformers.modeling_outputs import BaseModelOutput
 
-        states = BaseModelOutput(last_hidden_state=torch.from_numpy(output)[None])  # type: ignore[arg-type]
+        states = BaseModelOutput(last_hidden_state=torch.from_numpy(output)[None])
         with torch.no_grad():
             [tokens] = self.model.generate(encoder_outputs=states)
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

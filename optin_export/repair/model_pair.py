@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from optin_export.data import Batch
-from optin_export.models import Inputs, block_inputs
+from optin_export.models import Inputs, TaskModel, block_inputs
 from optin_export.repair.layer_problem import LayerProblem, Rows
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.relu import ReluTarget

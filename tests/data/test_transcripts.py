@@ -22,7 +22,7 @@ from optin_export.models import as_function
 from optin_export.recipe import validate
 from tests.models.audio_folders import RATE, audio_folder, noise, recordings
 
-LENGTHS = (16000, 4000, 12000, 9000)
+LENGTHS = (1600, 400, 1200, 900)
 TEXTS = ("ab c", "c a", "d d ba", "a")
 
 

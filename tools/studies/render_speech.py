@@ -43,8 +43,8 @@ def whisper(content: dict[str, Any]) -> list[str]:
         "transcripts (the decoder's likeliest token, again and again) against those of the unpruned model, and against",
         f"the texts of {texts} recordings, where the unpruned model has {_rate(dense['wer_text'])}. Cosine of encoder",
         "states with those of the unpruned encoder, mean over positions with sound and over all 1,500. Calibrated on",
-        f"{calibration['rows']} recordings joined from {len(calibration['sentences'])} sentences of two speakers at random",
-        f"speeds; judged on {len(judged)} recordings that are not among them, two of which are other sentences of each",
+        f"{calibration['rows']} recordings joined from {len(calibration['sentences'])} sentences of two speakers at",
+        f"random speeds; judged on {len(judged)} recordings that are not among them, two of which are other sentences of each",
         "speaker, one a speech. So few words say which budgets fail, not how large a small loss is.",
         *_timed(busy),
         f"{machine['cpu']}, one thread; torch {machine['torch']}, transformers {machine['transformers']}, onnxruntime",
@@ -65,6 +65,5 @@ def whisper(content: dict[str, Any]) -> list[str]:
 def _timed(busy: list[float]) -> list[str]:
     if not busy:
         return []
-    return [
-        f"Other work took up to {100 * max(busy):.0f} % of the machine's CPU time while the encoders were timed in turn."
-    ]
+    share = f"{100 * max(busy):.0f} %"
+    return [f"Other work took up to {share} of the machine's CPU time while the encoders were timed in turn."]
