@@ -16,7 +16,7 @@ from optin_export.errors import InputError
 from optin_export.models import block_inputs, build, class_axis, counted_rows
 from optin_export.objective import observe
 from optin_export.recipe import Recipe, validate
-from optin_export.units import find_structure, input_rows, layer_inputs
+from optin_export.units import few_rows, find_structure, input_rows, layer_inputs
 from tests.models.audio_folders import KINDS, RATE, SMALL, audio_folder, noise, recordings
 
 LENGTHS = (1600, 2400, 2000, 2400)
@@ -159,3 +159,16 @@ def test_padding_gives_no_rows_of_the_blocks(tmp_path: Path, more: dict[str, Any
     seen = observe(sources.model, structure, Batch(inputs, np.arange(4)), 1000, torch.Generator().manual_seed(0))
     for path in (one for one in structure.observed if ".encoder." in one):
         assert [int(one.any(-1).sum()) for one in seen.rows[path]] == [len(one) for one in alone]
+
+
+def test_sound_and_its_mask_are_cut_together() -> None:
+    lengths: list[tuple[int, ...]] = []
+
+    class Heard(torch.nn.Module):
+        def forward(self, input_values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            lengths.append((*input_values.shape, *attention_mask.shape))
+            return input_values * attention_mask
+
+    inputs = {"input_values": torch.randn(3, 20000), "attention_mask": torch.ones(3, 20000, dtype=torch.int64)}
+    short = few_rows(Heard(), inputs, rows=2)
+    assert lengths == [(2, 10240, 2, 10240)] and short["attention_mask"].shape == (2, 10240)
