@@ -108,6 +108,12 @@ def transcripts(listener: Listener, examples: Examples, inputs: Inputs) -> list[
 
 def spoken(examples: Examples) -> Sequence[str]:
     """The text of every recording. Raises InputError for a label that is no text."""
+    if examples.classes is not None:
+        raise InputError(
+            f"the label of {examples.where(0)} is not a text",
+            "it is the name of a class, by its folder or file name",
+            "give a csv: or tsv: source with a column of files and one of their texts",
+        )
     for row, label in enumerate(examples.columns["label"]):
         if not isinstance(label, str):
             raise InputError(

@@ -14,12 +14,14 @@ from tokenizers import Tokenizer, models
 from torchmetrics.functional.text import word_error_rate
 
 from optin_export.data import Sources, load_sources
+from optin_export.data.readers import load_examples
+from optin_export.data.transcripts import spoken
 from optin_export.errors import InputError
 from optin_export.measure import METRICS, predict
 from optin_export.measure.chance import chance
 from optin_export.measure.transcripts import words
 from optin_export.models import as_function
-from optin_export.recipe import validate
+from optin_export.recipe import DataSource, validate
 from tests.models.audio_folders import RATE, audio_folder, noise, recordings
 
 LENGTHS = (1600, 400, 1200, 900)
@@ -102,6 +104,12 @@ def test_a_decoder_of_other_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         sources_of(tmp_path, "whisper", weights="random")
     assert "the decoder that was trained with it" in error.value.why
+
+
+def test_a_class_folder_is_no_text(tmp_path: Path) -> None:
+    examples = load_examples(DataSource(source=f"wav:{recordings(tmp_path)}"), ("audio", "label"), 0)
+    with pytest.raises(InputError, match="is not a text"):
+        spoken(examples)
 
 
 def test_other_metrics_are_refused(tmp_path: Path) -> None:
