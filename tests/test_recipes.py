@@ -20,6 +20,7 @@ from optin_export.report.schema import Report
 from optin_export.units import find_structure
 from optin_export.workdir.run_directory import STAGES
 from tests.conftest import ROOT, sentences, two_tower_folder
+from tests.models.audio_folders import audio_folder, recordings
 from tests.units.models import MODELS
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -127,6 +128,7 @@ class StandIn:
             "gpt2": self.gpt2,
             "segmentation/": self.segmentation,
             "camvid_": self.segmentation,
+            "whisper_": self.whisper,
         }
         return next(one for start, one in make.items() if name.startswith(start))(recipe)
 
@@ -201,6 +203,13 @@ class StandIn:
     def clip(self, recipe: Recipe) -> Settings:
         return {"model.source": str(two_tower_folder(self.folder, "CLIP")), **self._data(_pixels)}
 
+    def whisper(self, recipe: Recipe) -> Settings:
+        sound = recordings(self.folder / "wav", (4000, 9000, 16000, 12000))
+        return {
+            "model.source": str(audio_folder(self.folder, "whisper")),
+            "data.calibration": {"source": f"wav:{sound}"},
+        }
+
 
 def _plain(value: Any) -> Any:
     """A configuration as JSON holds it."""
@@ -212,7 +221,7 @@ def _plain(value: Any) -> Any:
 def small(settings: Settings, path: Path) -> Recipe:
     """The recipe with a random model, these settings, and little of everything."""
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for part in ("calibration", "evaluation"):
+    for part in raw["data"]:
         kept = {"metric": raw["data"][part]["metric"]} if "metric" in raw["data"][part] else {}
         settings[f"data.{part}"] = {**settings[f"data.{part}"], **kept, "samples": 40}
     settings |= {"model.weights": "random", "prune.score_samples": 16, "prune.curve_samples": 16, "prune.probes": 4}
@@ -235,7 +244,7 @@ def test_every_recipe_prunes_a_small_stand_in(
     name = path.relative_to(ROOT / "recipes").with_suffix("").as_posix()
     made = small(StandIn(request, tmp_path, rows).of(name, recipe), path)
     sources = load_sources(made)
-    structure = find_structure(sources.model, made.prune.coupled)
+    structure = find_structure(sources.model, made.prune.coupled, inputs=sources.fixed(2))
     assert {group.kind for group in structure.groups} >= set(made.prune.units)
     report: Report | None = optin_export.run(made, out=tmp_path / "run", stop_after="surgery")
     assert report is None

@@ -12,7 +12,7 @@ from optin_export.recipe import METRICS, Recipe, validate
 #: The source of the model and the rows in that recipe.
 IN_MEMORY = "py:memory:given"
 #: Tasks whose labels are one class, or one number, per row.
-JUDGED = ("text-classification", "image-classification")
+JUDGED = ("text-classification", "image-classification", "audio-classification")
 
 
 def recipe_of(

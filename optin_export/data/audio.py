@@ -11,6 +11,7 @@ import torch
 
 from optin_export.data.readers import Examples
 from optin_export.data.recordings import header_of, samples_of
+from optin_export.data.transcripts import Listener, make_listener, transcripts
 from optin_export.errors import InputError
 from optin_export.models.loading import LoadedModel
 from optin_export.models.tasks import Inputs
@@ -24,11 +25,11 @@ class AudioProcessor:
     (wav2vec2, HuBERT) pads and cuts every row to `samples`; with its own attention mask, if it returns one.
 
     extractor: a feature extractor of transformers. samples: length of a row, for raw samples; None: as long as the
-    longest recording of the first `check`.
+    longest recording of the first `check`. listener: makes the targets of transcripts.
     """
 
-    def __init__(self, extractor: Any, samples: int | None = None) -> None:
-        self.extractor, self.rate = extractor, int(extractor.sampling_rate)
+    def __init__(self, extractor: Any, samples: int | None = None, listener: Listener | None = None) -> None:
+        self.extractor, self.rate, self.listener = extractor, int(extractor.sampling_rate), listener
         self.name = str(extractor.model_input_names[0])
         self.raw = _takes_length(extractor)
         self.samples = samples if self.raw else _window(extractor)
@@ -71,7 +72,7 @@ class AudioProcessor:
         return np.arange(len(examples))
 
     def targets(self, examples: Examples, inputs: Inputs) -> Sequence[Any] | None:
-        return None
+        return None if self.listener is None else transcripts(self.listener, examples, inputs)
 
     def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
         rows = [samples_of(one, self.rate) for one in examples.columns["audio"]]
@@ -117,7 +118,8 @@ def make_audio_processor(loaded: LoadedModel, recipe: Recipe) -> AudioProcessor:
             f"the {kind} has its own length, {(window or 0) / extractor.sampling_rate:g} s",
             "leave export.seconds out",
         )
-    return AudioProcessor(extractor, None if seconds is None else max(1, round(seconds * extractor.sampling_rate)))
+    samples = None if seconds is None else max(1, round(seconds * extractor.sampling_rate))
+    return AudioProcessor(extractor, samples, make_listener(loaded, recipe))
 
 
 def _extractor(loaded: LoadedModel, recipe: Recipe) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from optin_export.data.batches import Processor, TextProcessor, _positions, make_processor
-from optin_export.data.in_memory import PIXELS, TOKENS
+from optin_export.data.in_memory import MASK, PIXELS, SOUNDS, TOKENS
 from optin_export.data.loading import Sources, checked_sources
 from optin_export.data.readers import Examples
 from optin_export.data.text import PROCESSORS
@@ -24,14 +24,15 @@ from optin_export.recipe import Recipe
 SEQUENCE = 128
 
 
-class GivenImages:
-    """Encodes rows whose `pixel_values` are already the model's input, [rows, ...]."""
+class GivenArrays:
+    """Encodes rows whose columns are already the model's inputs, [rows, ...] each: images, or sound."""
 
     def order(self, examples: Examples) -> np.ndarray:
         return np.arange(len(examples))
 
     def encode(self, examples: Examples, pad_to: int | None = None) -> Inputs:
-        return {PIXELS: torch.from_numpy(np.ascontiguousarray(examples.columns[PIXELS]))}
+        arrays = {name: examples.columns[name] for name in (PIXELS, *SOUNDS, MASK) if name in examples.columns}
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
     def targets(self, examples: Examples, inputs: Inputs) -> Sequence[Any] | None:
         return None
@@ -99,8 +100,8 @@ def usual_sequence(calibration: Examples, module: nn.Module) -> int:
 
 
 def _processor(recipe: Recipe, loaded: LoadedModel, calibration: Examples, tokenizer: Any) -> Processor:
-    if PIXELS in calibration.columns:
-        return GivenImages()
+    if {PIXELS, *SOUNDS} & calibration.columns.keys():
+        return GivenArrays()
     config, task = getattr(loaded.model.model, "config", None), recipe.model.task
     if "input_ids" in calibration.columns:
         mask = getattr(loaded.model, "reads_mask", True)

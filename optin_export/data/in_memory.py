@@ -15,8 +15,11 @@ from optin_export.data.rows import AUDIO, COLUMNS
 from optin_export.errors import InputError
 
 #: Arguments of a text model that are supported; others are refused.
-TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+MASK = "attention_mask"
+TOKENS = ("input_ids", MASK, "token_type_ids")
 PIXELS = "pixel_values"
+#: What a feature extractor of sound returns, besides an attention mask.
+SOUNDS = ("input_values", "input_features")
 #: What labels are called in a batch that is a dictionary.
 LABELS = ("label", "labels", "label_ids", "target", "targets", "y")
 #: A batch: values of each of its rows by column.
@@ -30,14 +33,15 @@ def given_rows(
 
     Args:
         data: its items are batches or single rows: tensors, arrays, texts, (inputs, label), or dictionaries.
-        task: the recipe's `model.task`; determines whether rows are texts or images.
+        task: the recipe's `model.task`; determines whether rows are texts, images or sound.
         module: the user's model.
         samples: number of rows to take, from the start; later rows are not read.
         name: the name of the data in error messages.
         labelled: whether every row must have a label, which is kept in the column `label`.
 
-    Returns rows with the column `pixel_values` (array [rows, ...]), the columns TOKENS (lists of int64 [tokens],
-    without padding), or those that the task's tokenizer reads. Raises InputError for data in any other form.
+    Returns rows with the column `pixel_values` (array [rows, ...]), one of SOUNDS, perhaps with a mask (arrays [rows,
+    ...]), the columns TOKENS (lists of int64 [tokens], without padding), or those that the task's tokenizer reads.
+    Raises InputError for data in any other form.
     """
     found: Rows = {}
     for number, item in enumerate(_items(data, name)):
@@ -56,10 +60,11 @@ def given_rows(
     if count == 0:
         raise InputError(f"{name} is empty", "it gave no row", "give some hundred rows; a generator is read only once")
     found = {column: values[:samples] for column, values in found.items()}
+    stacked = (*SOUNDS, MASK) if task in AUDIO else (PIXELS,)
     if "input_ids" in found:
         found = _without_padding(found, name)
     columns: dict[str, Column] = {
-        column: _stacked(values, name) if column == PIXELS else values for column, values in found.items()
+        column: _stacked(values, name) if column in stacked else values for column, values in found.items()
     }
     examples = Examples(columns, places=np.arange(min(count, samples or count)))
     refuse_bad_values(examples, name)
@@ -80,14 +85,11 @@ def _items(data: Any, name: str) -> Iterable[Any]:
 
 def _batch(item: Any, task: str, module: nn.Module, where: str, labelled: bool) -> Rows:
     """The rows of one item, which may be a single row."""
-    if task in AUDIO:
-        raise InputError(
-            f"prune() cannot read recordings for {task}",
-            "it takes texts, tokens and images",
-            "run a recipe with a `wav:` source (optin_export.run)",
-        )
     inputs, label = _apart(item)
-    rows = _texts(inputs, task, where) if task in COLUMNS else _images(inputs, module, where)
+    if task in AUDIO:
+        rows = _sounds(inputs, module, where)
+    else:
+        rows = _texts(inputs, task, where) if task in COLUMNS else _images(inputs, module, where)
     ignored = inspect.signature(module.forward).parameters.keys() & inputs.keys() - {*rows, *TOKENS, PIXELS}
     unread = sorted(key for key in ignored if "label" not in key and not key.endswith("_positions"))
     if unread:
@@ -185,6 +187,24 @@ def _images(inputs: Mapping[str, Any], module: nn.Module, where: str) -> Rows:
     array = _array(inputs[named[0]], where)
     image = any(isinstance(part, nn.Conv2d) for part in module.modules())
     return {PIXELS: [array] if array.ndim == 1 or (array.ndim == 3 and image) else list(array)}
+
+
+def _sounds(inputs: Mapping[str, Any], module: nn.Module, where: str) -> Rows:
+    """What the model's feature extractor returns: samples or spectrograms, and the mask of the samples."""
+    own = getattr(module, "main_input_name", SOUNDS[0])
+    name = next((one for one in SOUNDS if one in inputs), "")
+    if name not in inputs or not isinstance(inputs[name], torch.Tensor | np.ndarray):
+        raise InputError(
+            f"{where} has no '{own}'",
+            f"it has {', '.join(map(repr, inputs)) or 'nothing'}",
+            "give what the model's feature extractor returns, as tensors [rows, ...]",
+        )
+    arrays = {name or own: _array(inputs[name], where)}
+    if inputs.get(MASK) is not None:
+        arrays[MASK] = _array(inputs[MASK], where)
+    spectrogram = own == SOUNDS[1] or any(isinstance(part, nn.Conv2d) for part in module.modules())
+    one = arrays[name or own].ndim == (2 if spectrogram else 1)
+    return {column: [array] if one else list(array) for column, array in arrays.items()}
 
 
 def _array(value: torch.Tensor | np.ndarray, where: str) -> np.ndarray:

@@ -23,6 +23,7 @@ from optin_export.data.readers import Examples
 from optin_export.data.rows import SELF_SUPERVISED, read_data
 from optin_export.data.text import PROCESSORS, answers
 from optin_export.data.training import Training, split
+from optin_export.data.transcripts import spoken
 from optin_export.data.truncation import length_warnings
 from optin_export.errors import InputError
 from optin_export.models.class_names import ClassNames, names_of
@@ -157,6 +158,8 @@ class Sources:
             return np.zeros(len(examples)), []
         if task == "question-answering":
             return answers(examples), []
+        if task == "automatic-speech-recognition":
+            return spoken(examples), []
         if task == "token-classification":
             return word_indices(examples, Classes(self.classes, self.names))
         if task == "image-segmentation":

@@ -42,6 +42,8 @@ def chance(metric: str, statistics: np.ndarray, labels: Sequence[Any] | np.ndarr
         return Chance(float(classes or np.inf), "that of every token being as likely as any other")
     if metric == "squad_f1":
         return Chance(_whole_contexts(list(labels[:_ANSWERS])), "that of the whole context as every answer")
+    if metric == "wer":
+        return Chance(100.0, "that of an empty transcript")
     if metric == "exact_match":
         return Chance(0.0, "that of no right answer at all")
     return Chance(0.0, "that of outputs that have nothing to do with the labels")

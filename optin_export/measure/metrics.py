@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from optin_export.errors import InputError
+from optin_export.measure.transcripts import error_rate, word_errors
 from optin_export.recipe import IGNORED
 
 #: Longest answer to a question, in tokens, as in the evaluation of SQuAD models.
@@ -201,4 +202,5 @@ METRICS: dict[str, Metric] = {
     "spearman": Metric(_pairs, _correlation("spearman", "spearmanr")),
     "pearson": Metric(_pairs, _correlation("pearson", "pearsonr")),
     "mean_iou": Metric(_overlap, _mean_iou),
+    "wer": Metric(word_errors, error_rate, lower_is_better=True),
 }

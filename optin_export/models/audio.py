@@ -40,9 +40,27 @@ class AudioModel(nn.Module):
             return output
         return output.last_hidden_state if self.output_kind == "embedding" else output.logits
 
+    def block_mask(self, mask: torch.Tensor) -> torch.Tensor:
+        """bool [batch, frames]: which frames of the blocks are not padding, of a mask of input samples.
+
+        The mask as it is if the model does not say how its convolutions shorten it.
+        """
+        shorten = getattr(self.model, "_get_feat_extract_output_lengths", None)
+        count = mask.shape[1] if shorten is None else int(shorten(mask.shape[1], **self._before_adapter))
+        found = None if shorten is None else self._shortened(mask, count, **self._before_adapter)
+        return mask.bool() if found is None else found
+
     def frames(self, mask: torch.Tensor, count: int) -> torch.Tensor | None:
         """bool [batch, count]: which output frames are not padding, of a mask of input samples; None if unknown."""
         if mask.shape[1] == count:
             return mask.bool()
+        return self._shortened(mask, count)
+
+    @property
+    def _before_adapter(self) -> dict[str, bool]:
+        """Arguments of transformers' functions of lengths: frames of the blocks, not of an adapter after them."""
+        return {"add_adapter": False} if getattr(getattr(self.model, "config", None), "add_adapter", False) else {}
+
+    def _shortened(self, mask: torch.Tensor, count: int, **which: bool) -> torch.Tensor | None:
         shortened = getattr(self.model, "_get_feature_vector_attention_mask", None)
-        return None if shortened is None else shortened(count, mask).bool()
+        return None if shortened is None else shortened(count, mask, **which).bool()

@@ -260,6 +260,14 @@ def counted_rows(model: TaskModel, output: torch.Tensor, inputs: Mapping[str, to
     return model.frames(mask, output.shape[1]) if isinstance(model, AudioModel) else mask.bool()
 
 
+def block_inputs(model: TaskModel, inputs: Inputs) -> Inputs:
+    """The inputs, their attention mask as long as the blocks' tokens: per frame for a model of raw sound."""
+    mask = inputs.get("attention_mask")
+    if mask is None or not isinstance(model, AudioModel):
+        return inputs
+    return {**inputs, "attention_mask": model.block_mask(mask)}
+
+
 def class_axis(model: TaskModel) -> int | None:
     """The axis of the classes in a task's output; None if the output is not a choice of classes."""
     if model.output_kind != "logits":

@@ -38,7 +38,7 @@ def trajectory_losses(
     total = torch.zeros(())
     for path in blocks:
         layout = reference.layouts.get(path, (0, 1))
-        rows = normalised_rows(outputs[path], reference.inputs, reference.chosen, path in channels_first, layout)
+        rows = normalised_rows(outputs[path], reference.mask, reference.chosen, path in channels_first, layout)
         expected = relation(reference.rows[path]).repeat(len(rows) // len(reference), 1, 1)
         total = total + (relation(rows) - expected).square().sum((1, 2)).cpu()
     return total

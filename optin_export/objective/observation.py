@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from optin_export.data import Batch
 from optin_export.errors import InputError
-from optin_export.models import Inputs, TaskModel, as_rows, counted_rows
+from optin_export.models import Inputs, TaskModel, as_rows, block_inputs, counted_rows
 from optin_export.units import Structure, block_outputs, tensor_of
 
 #: Rows of one sample's output (tokens, pixels) that are compared.
@@ -28,6 +28,7 @@ class Observation:
     each sample is cut there (windows, patches).
     picked: the compared rows of the output, [samples, rows], None for all; output: these rows, [samples, rows,
     features]; weights: the weight of each row, [samples, rows], with sum 1 per sample.
+    mask: which tokens of the blocks are not padding, [samples, tokens], if the inputs say so.
     """
 
     inputs: Inputs
@@ -38,6 +39,7 @@ class Observation:
     weights: torch.Tensor
     hidden: dict[str, Any]
     layouts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    mask: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.output)
@@ -61,7 +63,7 @@ def observation_of(
     """The observation of a finished pass, from its block outputs and its output, which may be in a graph."""
     outputs, output = passed
     chosen: dict[tuple[int, ...], torch.Tensor] = {}
-    compared, layouts = {}, {}
+    compared, layouts, mask = {}, {}, block_inputs(model, inputs).get("attention_mask")
     for path in structure.observed:
         if path not in outputs:
             raise InputError(
@@ -74,8 +76,8 @@ def observation_of(
         tokens = _tokens(outputs[path], first, layout)
         shape = tuple(tokens.shape[:2])
         if shape not in chosen:
-            chosen[shape] = _sample_rows(inputs, shape, rows, generator).to(tokens.device)
-        compared[path] = normalised_rows(outputs[path], inputs, chosen, first, layout)
+            chosen[shape] = _sample_rows(mask, shape, rows, generator).to(tokens.device)
+        compared[path] = normalised_rows(outputs[path], mask, chosen, first, layout)
     every = as_rows(model, output, inputs)
     counted = counted_rows(model, output, inputs)
     picked = None
@@ -84,7 +86,7 @@ def observation_of(
     counts = torch.ones(every.shape[:2], device=every.device) if counted is None else counted.float()
     weights = counts if picked is None else counts.gather(1, picked)
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1.0)
-    return Observation(inputs, chosen, compared, picked, _picked(every, picked), weights, dict(outputs), layouts)
+    return Observation(inputs, chosen, compared, picked, _picked(every, picked), weights, dict(outputs), layouts, mask)
 
 
 def compared_output(model: TaskModel, observed: Observation, output: torch.Tensor) -> torch.Tensor:
@@ -101,7 +103,7 @@ def _picked(rows: torch.Tensor, picked: torch.Tensor | None) -> torch.Tensor:
 
 def normalised_rows(
     output: Any,
-    inputs: Inputs,
+    mask: torch.Tensor | None,
     chosen: Mapping[tuple[int, ...], torch.Tensor],
     channels_first: bool,
     layout: tuple[int, int] = (0, 1),
@@ -111,13 +113,12 @@ def normalised_rows(
     The batch of `output` may hold the samples several times over, one copy after another. layout: see `Observation`.
     """
     tokens = _tokens(output, channels_first, layout)
-    samples = next(iter(inputs.values())).shape[0]
+    samples = next(iter(chosen))[0]
     # A block's rows are compared on the block's device: a model's blocks may be on several devices.
     copies, rows = len(tokens) // samples, chosen[(samples, tokens.shape[1])].to(tokens.device)
     picked = tokens.gather(1, rows.repeat(copies, 1)[..., None].expand(-1, -1, tokens.shape[-1]))
     normalised = F.normalize(picked.float() if picked.dtype != torch.float64 else picked, dim=-1)
-    mask = _token_mask(inputs, (samples, tokens.shape[1]))
-    if mask is None:
+    if mask is None or tuple(mask.shape) != (samples, tokens.shape[1]):
         return normalised
     return normalised * mask.to(rows.device).gather(1, rows).repeat(copies, 1)[..., None].to(normalised)
 
@@ -148,14 +149,11 @@ def _tokens(output: Any, channels_first: bool, layout: tuple[int, int]) -> torch
     return tokens if parts == 1 else tokens.reshape(len(tokens) // parts, parts * tokens.shape[1], -1)
 
 
-def _token_mask(inputs: Inputs, shape: tuple[int, int]) -> torch.Tensor | None:
-    mask = inputs.get("attention_mask")
-    return mask if mask is not None and tuple(mask.shape) == shape else None
-
-
-def _sample_rows(inputs: Inputs, shape: tuple[int, ...], rows: int, generator: torch.Generator) -> torch.Tensor:
+def _sample_rows(
+    mask: torch.Tensor | None, shape: tuple[int, ...], rows: int, generator: torch.Generator
+) -> torch.Tensor:
     """Positions [samples, rows] drawn without replacement, real tokens before padding."""
-    return _drawn(_token_mask(inputs, (shape[0], shape[1])), shape, rows, generator)
+    return _drawn(mask if mask is not None and tuple(mask.shape) == shape else None, shape, rows, generator)
 
 
 def _drawn(mask: torch.Tensor | None, shape: tuple[int, ...], rows: int, generator: torch.Generator) -> torch.Tensor:

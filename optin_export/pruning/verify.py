@@ -236,9 +236,7 @@ def _difference(
     except (RuntimeError, IndexError, AssertionError, AttributeError, InputError) as error:
         return f"the layers around {where} cannot be cut: {error}"[:300]
     for inputs in variants:
-        with torch.no_grad(), masked(model, groups, masks):
-            wanted = model(**inputs)
-        try:
+        try:  # before the masked pass, which would be in vain for sizes that do not fit
             with torch.no_grad():
                 got = dense(**inputs)
         except Exception as error:  # a module's own code, on sizes that it does not expect
@@ -247,6 +245,8 @@ def _difference(
                     :300
                 ]
             )
+        with torch.no_grad(), masked(model, groups, masks):
+            wanted = model(**inputs)
         if got.shape != wanted.shape:
             return f"without some of the units that {where} reads the output has another shape"
         difference = float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))

@@ -20,7 +20,7 @@ Task = Literal[
     "audio-classification",
     "automatic-speech-recognition",
 ]
-Metric = Literal["accuracy", "f1", "spearman", "pearson", "squad_f1", "exact_match", "perplexity", "mean_iou"]
+Metric = Literal["accuracy", "f1", "spearman", "pearson", "squad_f1", "exact_match", "perplexity", "mean_iou", "wer"]
 TEXT_TASKS = (
     "text-classification",
     "feature-extraction",
@@ -45,5 +45,5 @@ METRICS: dict[str, tuple[str, ...]] = {
     "object-detection": (),
     "depth-estimation": (),
     "audio-classification": ("accuracy", "f1"),
-    "automatic-speech-recognition": (),
+    "automatic-speech-recognition": ("wer",),
 }

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from optin_export.data import Batch
-from optin_export.models import TaskModel
+from optin_export.models import TaskModel, block_inputs
 from optin_export.objective import Observation, Reference, output_losses, samples_of, trajectory_losses
 from optin_export.progress import report
 from optin_export.repair.least_squares import Moments
@@ -158,8 +158,9 @@ def _moments(
     found: dict[str, Moments] = {}
     for position, (index, batch) in enumerate(zip(chosen, stream.batches, strict=True)):
         seen = stream.see(position, [(path, 0) for path in readers], until) if readers else {}
+        masked = block_inputs(stream.model, batch.inputs)
         for path in (path for path in readers if (path, 0) in seen):
-            design = input_rows(seen[(path, 0)], get_layer(stream.model, path), batch.inputs, index)
+            design = input_rows(seen[(path, 0)], get_layer(stream.model, path), masked, index)
             moments = found.setdefault(path, Moments(design.shape[1], 0))
             moments.add(design, design.new_zeros(len(design), 0), weights.of(index, [path]))
     return found

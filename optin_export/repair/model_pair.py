@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from optin_export.data import Batch
-from optin_export.models import TaskModel
+from optin_export.models import Inputs, TaskModel, block_inputs
 from optin_export.repair.layer_problem import LayerProblem, Rows
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.relu import ReluTarget
@@ -61,6 +61,10 @@ class ModelPair:
         found = self.kept.get(path)
         return torch.arange(len(get_weight(get_layer(self.source.model, path)))) if found is None else found
 
+    def inputs(self, index: int) -> Inputs:
+        """The inputs of one batch, with the mask of the blocks' tokens."""
+        return block_inputs(self.source.model, self.batches[index].inputs)
+
     def weight(self, index: int, paths: Sequence[str]) -> torch.Tensor | None:
         """[rows]: the weight of each row of these layers' outputs in the smaller model."""
         return self.target.weights_like(index, self.weights.of(index, paths))
@@ -82,7 +86,7 @@ class ProducerRows:
         return self.relu is not None
 
     def __call__(self, index: int) -> Rows:
-        pair, paths, inputs = self.pair, self.paths, self.pair.batches[index].inputs
+        pair, paths, inputs = self.pair, self.paths, self.pair.inputs(index)
         layers = [get_layer(pair.target.model, path) for path in paths]
         wanted = pair.source.see(index, [(path, "output") for path in paths], paths[-1])
         given = pair.target.see(index, [(paths[0], 0)], paths[0])[(paths[0], 0)]
@@ -103,7 +107,7 @@ class OutputRows:
     has_relu: bool = False
 
     def __call__(self, index: int) -> Rows:
-        pair, path, inputs = self.pair, self.path, self.pair.batches[index].inputs
+        pair, path, inputs = self.pair, self.path, self.pair.inputs(index)
         layer = get_layer(pair.target.model, path)
         wanted = pair.source.see(index, [(path, "output")], path)[(path, "output")]
         given = pair.target.see(index, [(path, 0)], path)[(path, 0)]
@@ -136,7 +140,7 @@ class ConsumerRows:
         return self.relu is not None or self.shift is not None
 
     def __call__(self, index: int) -> Rows:
-        pair, path, inputs = self.pair, self.group.consumer, self.pair.batches[index].inputs
+        pair, path, inputs = self.pair, self.group.consumer, self.pair.inputs(index)
         layer, kept = get_layer(pair.source.model, path), pair.kept_of(path)
         stream: list[Point] = [] if self.group.residual is None else [self.group.residual]
         stream += self._added

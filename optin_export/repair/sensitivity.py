@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from optin_export.data import Batch
-from optin_export.models import TaskModel
+from optin_export.models import TaskModel, block_inputs
 from optin_export.objective import ROWS, OutputNoise, observation_of, output_probe, trajectory_probe
 from optin_export.units import Calls, Structure, block_outputs, get_module, layer_outputs, measured, output_rows
 
@@ -59,6 +59,7 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
             block_outputs(model, structure.observed, structure.rewritten) as hidden,
         ):
             output = model(**batch.inputs)
+            masked = block_inputs(model, batch.inputs)
             seen = observation_of(model, structure, batch.inputs, (hidden, output), ROWS, generator)
             rows = list(seen.rows.values())
             squares: list[dict[str, torch.Tensor]] = [{}, {}]
@@ -80,7 +81,7 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
                                 torch.zeros_like(output) if gradient is None else _shared(gradient, dim)
                                 for output, gradient in zip(calls, gradients, strict=True)
                             )
-                            square = output_rows(shared, layer, batch.inputs, index).square().sum(1)
+                            square = output_rows(shared, layer, masked, index).square().sum(1)
                             term[path] = term.get(path, torch.zeros(())) + square
         for kept, square_of in zip(terms, squares, strict=True):
             kept.append(square_of)

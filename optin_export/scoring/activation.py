@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from optin_export.data import Batch
-from optin_export.models import TaskModel
+from optin_export.models import TaskModel, block_inputs
 from optin_export.scoring.registry import Request, Result, register
 from optin_export.units import (
     Convolution,
@@ -46,12 +46,13 @@ def contributions(model: TaskModel, groups: Sequence[UnitGroup], batches: Sequen
     for batch in batches:
         with layer_inputs(model, list(dict.fromkeys(path for _, path in reading))) as seen, torch.no_grad():
             model(**batch.inputs)
+        masked = block_inputs(model, batch.inputs)
         every = [(one, path) for one in groups for path in one.reads if path in seen]
         for group, path, value in [(*one, value) for one in every for value in calls_of(seen[one[1]])]:
             inputs = value.cpu()
             if isinstance(get_layer(model, path), Convolution):
                 inputs = inputs.flatten(2).mT
-            valid = valid_rows(batch.inputs, inputs)
+            valid = valid_rows(masked, inputs)
             rows = inputs.reshape(-1, inputs.shape[-1])
             rows = rows if valid is None else rows[valid]
             rows = of_units(rows.mT, group, path).mT.reshape(len(rows), group.count, -1).float()

@@ -184,7 +184,7 @@ class Sketch:
             rows = [
                 normalised_rows(
                     out[path],
-                    reference.inputs,
+                    reference.mask,
                     reference.chosen,
                     path in self.structure.channels_first,
                     reference.layouts[path],

@@ -17,6 +17,8 @@ from optin_export.units.outputs import copied, tensors_in
 TOLERANCE = 1e-5
 #: Tokens of a text that are enough to find and verify units.
 TOKENS = 32
+#: Samples of raw sound per frame of a model, as in wav2vec2 and its successors (20 ms at 16 kHz).
+SAMPLES = 320
 Inputs = Mapping[str, torch.Tensor]
 
 
@@ -93,12 +95,14 @@ def take_rows(inputs: Inputs, wanted: Sequence[int]) -> dict[str, torch.Tensor]:
 
 
 def few_rows(model: nn.Module, inputs: Inputs, rows: int, tokens: int = TOKENS) -> dict[str, torch.Tensor]:
-    """The first rows, and of texts the first tokens if the model takes them: units do not depend on the length."""
+    """The first rows, and of texts the first tokens if the model takes them: units do not depend on the length.
+
+    Of raw sound [rows, samples], as many samples as make about that number of frames; its mask is as long.
+    """
     few = {name: tensor[:rows] for name, tensor in inputs.items()}
-    short = {
-        name: tensor[:, :tokens] if tensor.dim() == 2 and not tensor.is_floating_point() else tensor
-        for name, tensor in few.items()
-    }
+    is_sound = any(tensor.dim() == 2 and tensor.is_floating_point() for tensor in few.values())
+    length = tokens * SAMPLES if is_sound else tokens
+    short = {name: tensor[:, :length] if tensor.dim() == 2 else tensor for name, tensor in few.items()}
     if all(few[name].shape == tensor.shape for name, tensor in short.items()):
         return few
     with torch.no_grad():

@@ -96,13 +96,13 @@ KINDS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str]] = {
 }
 
 
-def audio_folder(folder: Path, kind: str) -> Path:
-    """A model folder of one of KINDS."""
+def audio_folder(folder: Path, kind: str, **more: Any) -> Path:
+    """A model folder of one of KINDS, with more fields of its configuration."""
     import transformers
 
     name, fields, extractor, settings, _ = KINDS[kind]
     model_class = getattr(transformers, name)
-    enlarge(model_class(model_class.config_class(**fields))).save_pretrained(folder)
+    enlarge(model_class(model_class.config_class(**{**fields, **more}))).save_pretrained(folder)
     getattr(transformers, extractor)(**settings).save_pretrained(folder)
     return folder
 

@@ -11,10 +11,12 @@ import torch
 import transformers
 
 from optin_export.cli._guess import task_of
-from optin_export.data import Sources, load_sources
+from optin_export.data import Batch, Sources, load_sources
 from optin_export.errors import InputError
-from optin_export.models import build, class_axis, counted_rows
+from optin_export.models import block_inputs, build, class_axis, counted_rows
+from optin_export.objective import observe
 from optin_export.recipe import Recipe, validate
+from optin_export.units import few_rows, find_structure, input_rows, layer_inputs
 from tests.models.audio_folders import KINDS, RATE, SMALL, audio_folder, noise, recordings
 
 LENGTHS = (1600, 2400, 2000, 2400)
@@ -124,3 +126,49 @@ def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path) -> None:
 def test_a_model_of_sound_without_a_head_has_no_task(tmp_path: Path) -> None:
     transformers.ASTModel(transformers.ASTConfig(**SMALL)).save_pretrained(tmp_path)
     assert task_of(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("more", [{}, {"add_adapter": True, "num_adapter_layers": 1, "output_hidden_size": 32}])
+def test_padding_gives_no_rows_of_the_blocks(tmp_path: Path, more: dict[str, Any]) -> None:
+    """What the repair and the scores read of a padded batch is what transformers computes for every recording alone."""
+    folder = audio_folder(tmp_path / "model", "wav2vec2-ctc", **more)
+    source = f"wav:{recordings(tmp_path / 'wav')}"
+    sources = load_sources(recipe(folder, source, "automatic-speech-recognition"))
+    library = transformers.Wav2Vec2ForCTC.from_pretrained(folder, attn_implementation="eager").eval()
+    layer = "wav2vec2.encoder.layers.1.feed_forward.output_dense"
+
+    def read(model: torch.nn.Module, path: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        with layer_inputs(model, [path]) as seen, torch.no_grad():
+            model(**inputs)
+        value: torch.Tensor = seen[path]
+        return value
+
+    inputs = sources.fixed(4)
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    alone = [
+        read(library, layer, {"input_values": values[None, :length]})[0]
+        for values, length in zip(inputs["input_values"], lengths, strict=True)
+    ]
+    rows = input_rows(
+        read(sources.model, f"model.{layer}", inputs), torch.nn.Linear(1, 1), block_inputs(sources.model, inputs), 0
+    )
+    assert len(set(map(len, alone))) > 1
+    torch.testing.assert_close(rows, torch.cat(alone), rtol=0, atol=2e-5 * float(rows.abs().max()))
+
+    structure = find_structure(sources.model, inputs=sources.fixed(2))
+    seen = observe(sources.model, structure, Batch(inputs, np.arange(4)), 1000, torch.Generator().manual_seed(0))
+    for path in (one for one in structure.observed if ".encoder." in one):
+        assert [int(one.any(-1).sum()) for one in seen.rows[path]] == [len(one) for one in alone]
+
+
+def test_sound_and_its_mask_are_cut_together() -> None:
+    lengths: list[tuple[int, ...]] = []
+
+    class Heard(torch.nn.Module):
+        def forward(self, input_values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            lengths.append((*input_values.shape, *attention_mask.shape))
+            return input_values * attention_mask
+
+    inputs = {"input_values": torch.randn(3, 20000), "attention_mask": torch.ones(3, 20000, dtype=torch.int64)}
+    short = few_rows(Heard(), inputs, rows=2)
+    assert lengths == [(2, 10240, 2, 10240)] and short["attention_mask"].shape == (2, 10240)

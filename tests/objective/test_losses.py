@@ -176,5 +176,5 @@ def test_copies_of_a_reference_are_normalised_alike() -> None:
     _, reference = reference_of("bert", size=2)
     path, hidden = next(iter(reference.hidden.items()))
     tensor = hidden if isinstance(hidden, torch.Tensor) else hidden[0]
-    rows = normalised_rows(tensor.repeat(3, 1, 1), reference.inputs, reference.chosen, False)
+    rows = normalised_rows(tensor.repeat(3, 1, 1), reference.mask, reference.chosen, False)
     torch.testing.assert_close(rows, reference.rows[path].repeat(3, 1, 1))

@@ -31,7 +31,7 @@ def test_a_built_model_is_loaded_again_by_its_library(name: str, tmp_path: Path)
     case = study.CASES[name]
     made = case.make(tmp_path / "model")
     first, again = checks.original(case, made), checks.original(case, made)
-    label, given = next(iter(checks.inputs(case)))
+    label, given = next(iter(checks.inputs(case, made)))
     with torch.no_grad():
         given = {key: value for key, value in given.items() if key != "token_type_ids"}
         output = first(given)

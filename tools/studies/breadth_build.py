@@ -169,7 +169,7 @@ def transformers_case(
         torch.manual_seed(0)
         built = enliven(_configured(architecture, case))
         built.save_pretrained(folder)
-        _save_readers(case, folder, two_towers=hasattr(built.config, "text_config"))
+        _save_readers(case, folder, built.config)
         if architecture.sentence:
             _save_sentence_folder(folder)
         loader = type(built).from_pretrained
@@ -215,17 +215,29 @@ def _sizes(case: Case) -> dict[str, Any]:
     return sizes | tokens | ({"max_position_embeddings": POSITIONS} if case.modality == "text" else {})
 
 
-def _save_readers(case: Case, folder: Path, two_towers: bool) -> None:
+def _save_readers(case: Case, folder: Path, config: Any) -> None:
     """The tokenizer, image processor or feature extractor that a checkpoint comes with."""
     import transformers
 
-    if case.modality == "text" or two_towers:
+    if case.modality == "text" or hasattr(config, "text_config"):
         tokenizer().save_pretrained(folder)
     if case.modality == "image":
         size = {"height": case.size, "width": case.size}
         transformers.ViTImageProcessor(size=size).save_pretrained(folder)
     if case.modality == "audio":
-        transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
+        _feature_extractor(config).save_pretrained(folder)
+
+
+def _feature_extractor(config: Any) -> Any:
+    """That of its kind of checkpoint, of a second of sound."""
+    import transformers
+
+    if config.model_type == "whisper":
+        return transformers.WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=1)
+    if config.model_type == "audio-spectrogram-transformer":
+        return transformers.ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
+    masked = getattr(config, "feat_extract_norm", "group") == "layer"
+    return transformers.Wav2Vec2FeatureExtractor(return_attention_mask=masked)
 
 
 def timm_case(name: str, attention: bool, size: int = 64, **arguments: Any) -> Case:

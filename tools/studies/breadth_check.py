@@ -27,18 +27,30 @@ SAMPLES = 16_000
 Inputs = dict[str, torch.Tensor]
 
 
-def inputs(case: Case) -> Iterator[tuple[str, Inputs]]:
-    """Random inputs with a name for messages; in a batch of texts, every row but the first is padded."""
+def inputs(case: Case, made: Made) -> Iterator[tuple[str, Inputs]]:
+    """Random inputs with a name for messages; in a batch of texts or sounds, every row but the first is padded."""
     generator = torch.Generator().manual_seed(1)
     for batch in BATCHES:
         if case.modality == "image":
             shape = (batch, 3, case.size, case.size)
             yield f"batch {batch}", {"pixel_values": torch.randn(shape, generator=generator)}
         elif case.modality == "audio":
-            yield f"batch {batch}", {"input_values": torch.randn((batch, SAMPLES), generator=generator)}
+            yield f"batch {batch}", _sounds(batch, made, generator)
         else:
             for length in LENGTHS:
                 yield f"batch {batch}, length {length}", padded(batch, length, generator)
+
+
+def _sounds(batch: int, made: Made, generator: torch.Generator) -> Inputs:
+    """Noise of a second and less, as the model's feature extractor gives it."""
+    from transformers import AutoFeatureExtractor
+
+    extractor = AutoFeatureExtractor.from_pretrained(made.model["source"])
+    rows = [torch.randn(SAMPLES - 1000 * row, generator=generator).numpy() for row in range(batch)]
+    raw = type(extractor).__name__ == "Wav2Vec2FeatureExtractor"
+    length = {"padding": "max_length", "max_length": SAMPLES} if raw else {}
+    found = extractor(rows, sampling_rate=extractor.sampling_rate, return_tensors="pt", **length)
+    return {name: tensor.long() if name == "attention_mask" else tensor for name, tensor in found.items()}
 
 
 def padded(batch: int, length: int, generator: torch.Generator) -> Inputs:
@@ -77,6 +89,8 @@ def original(case: Case, made: Made) -> Callable[[Inputs], torch.Tensor]:
         if case.modality == "text":
             return lambda given: _pooled(model.get_text_features(given["input_ids"], given.get("attention_mask")))
         return lambda given: _pooled(model.get_image_features(**given))
+    if case.task == "automatic-speech-recognition" and model.config.is_encoder_decoder:
+        model = model.get_encoder()
     return lambda given: _result(case.task, model(**given), given)
 
 
@@ -96,6 +110,8 @@ def _result(task: str, output: Any, given: Inputs) -> torch.Tensor:
     if task == "image-feature-extraction":
         pooled = output.get("pooler_output")
         return output.last_hidden_state[:, 0] if pooled is None else pooled
+    if task == "automatic-speech-recognition" and "logits" not in output:
+        return output.last_hidden_state
     if task == "question-answering":
         return torch.stack([output.start_logits, output.end_logits], 1)
     if task == "object-detection":
@@ -124,7 +140,7 @@ def check(case: Case, made: Made, run: Path) -> dict[str, Any]:
     failed: list[str] = []
     graphs = {name: _session(run / "onnx" / f"{name}.onnx") for name in ("base", "pruned")}
     models = {"base": original(case, made), "pruned": _called(optin_export.load_model(run / "model", True))}
-    for label, given in inputs(case):
+    for label, given in inputs(case, made):
         for name, graph in graphs.items():
             try:
                 found = _compare(graph, models[name], given)

@@ -52,6 +52,12 @@ _SOUND: dict[str, Any] = {
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
 }
+#: As in large models: every layer is normalised, and padding is masked.
+_MASKED: dict[str, Any] = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+_MOONSHINE: dict[str, Any] = {
+    **{f"{half}_num_hidden_layers": 2 for half in ("encoder", "decoder")},
+    **{f"{half}_num_attention_heads": HEADS for half in ("encoder", "decoder")},
+}
 
 ENCODERS = {
     "bert": _text("bert"),
@@ -146,10 +152,19 @@ DECODERS = {
 }
 SOUND = {
     "wav2vec2": _text("wav2vec2", HEAR, **_SOUND),
+    "wav2vec2-ctc": _text("wav2vec2", TRANSCRIBE, "Wav2Vec2ForCTC", **_SOUND, **_MASKED),
+    "wav2vec2-conformer": _text("wav2vec2-conformer", HEAR, **_SOUND, **_MASKED),
     "hubert": _text("hubert", HEAR, **_SOUND),
+    "hubert-ctc": _text("hubert", TRANSCRIBE, "HubertForCTC", **_SOUND),
     "wavlm": _text("wavlm", HEAR, **_SOUND),
+    "unispeech": _text("unispeech", HEAR, **_SOUND),
+    "unispeech-sat": _text("unispeech-sat", HEAR, **_SOUND),
+    "data2vec-audio": _text("data2vec-audio", HEAR, **_SOUND, **_MASKED),
+    "sew": _text("sew", HEAR, **_SOUND, squeeze_factor=2),
+    "sew-d": _text("sew-d", HEAR, **_SOUND, squeeze_factor=2),
+    "moonshine": _text("moonshine", TRANSCRIBE, "MoonshineForConditionalGeneration", **_MOONSHINE),
     "audio-spectrogram": _text("audio-spectrogram-transformer", HEAR, max_length=64, num_mel_bins=32),
-    "whisper": _text("whisper", TRANSCRIBE, "WhisperForConditionalGeneration", **_HALVES, num_mel_bins=80),
-    "whisper-encoder": _text("whisper", HEAR, **_HALVES, max_source_positions=64),
+    "whisper": _text("whisper", TRANSCRIBE, "WhisperForConditionalGeneration", **_HALVES, max_source_positions=50),
+    "whisper-encoder": _text("whisper", HEAR, **_HALVES, max_source_positions=50),
 }
 CASES: dict[str, Case] = {**ENCODERS, **DECODERS, **SOUND}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import marks
 import render_endurance
+import render_speech
 import render_timing
 from plots import markdown_table, section, svg
 
@@ -300,6 +301,7 @@ SECTIONS = {
     "processors": render_timing.processors,
     "tokens": _tokens,
     "finetune": _finetune,
+    "whisper": render_speech.whisper,
     "attacks": _attacks,
     "kills": render_endurance.kills,
     "soak": render_endurance.soak,

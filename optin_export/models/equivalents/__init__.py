@@ -12,6 +12,7 @@ from torch import nn
 
 from optin_export.models.equivalents.following import FOLLOWING, UNCACHED, follow_weights, subsampled, without_cache
 from optin_export.models.equivalents.fused import SelfAttention, fused_projection
+from optin_export.models.equivalents.gated import gated_biases
 from optin_export.models.equivalents.multihead import MultiheadAttention, call_layers_in_turn
 from optin_export.models.equivalents.windows import WindowAttention
 
@@ -55,6 +56,8 @@ def _equivalent(child: Any) -> nn.Module:
         follow_weights(child)
     elif where == "timm.models.twins.GlobalSubSampleAttn":
         subsampled(child)
+    elif where == "transformers.models.wavlm.modeling_wavlm.WavLMAttention":
+        gated_biases(child)
     elif where in UNCACHED:
         without_cache(child)
     return child

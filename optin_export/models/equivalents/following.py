@@ -57,12 +57,12 @@ def follow_weights(module: nn.Module) -> None:
 
     Its result is the same; with fewer heads, widths follow. Its class keeps its name, and its layers their paths.
     """
-    _adapt(module, _following)
+    adapt(module, _following)
 
 
 def without_cache(module: nn.Module) -> None:
     """Make an attention read its position biases from the parameter at every pass, in place."""
-    _adapt(module, _uncached)
+    adapt(module, _uncached)
 
 
 def subsampled(attention: Any) -> None:
@@ -71,7 +71,7 @@ def subsampled(attention: Any) -> None:
     Both compute the same; that of PVT v2 knows the width of a head.
     """
     attention.head_dim, attention.pool, attention.act = attention.dim // attention.num_heads, None, None
-    _adapt(attention, _subsampled)
+    adapt(attention, _subsampled)
 
 
 class _LastSizeOpen(TorchFunctionMode):
@@ -107,17 +107,18 @@ def _uncached(base: Any) -> dict[str, Any]:
     return {"get_attention_biases": get_attention_biases}
 
 
-_Members = Callable[[Any], dict[str, Any]]
+Members = Callable[[Any], dict[str, Any]]
 
 
-def _adapt(module: nn.Module, members: _Members) -> None:
+def adapt(module: nn.Module, members: Members) -> None:
+    """Give a module other members, in place. members: from its class to them, by name."""
     base: Any = type(module)
     if not hasattr(base, "_adapted_from"):
         module.__class__ = _subclass(base, members)
 
 
 @functools.cache
-def _subclass(base: Any, members: _Members) -> Any:
+def _subclass(base: Any, members: Members) -> Any:
     """The class with other members; copied and pickled by its base, because no module has it by name."""
 
     def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
@@ -127,6 +128,6 @@ def _subclass(base: Any, members: _Members) -> Any:
     return type(base.__name__, (base,), {**members(base), **own})
 
 
-def _instance(base: Any, members: _Members) -> Any:
+def _instance(base: Any, members: Members) -> Any:
     adapted = _subclass(base, members)
     return adapted.__new__(adapted)
