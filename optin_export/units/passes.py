@@ -122,7 +122,7 @@ def constant_inputs(model: nn.Module, inputs: Inputs, paths: Sequence[str]) -> f
         with torch.no_grad(), captured(model, [(path, 0) for path in paths]) as values:
             results.append(copied(model(**take_rows(inputs, [row]))))
         seen.append(values)
-    if same(*results, tolerance=0.0):
+    if same(results[0], results[1], tolerance=0.0):
         return frozenset()
     return frozenset(path for path, _ in seen[0] if same(seen[0][(path, 0)], seen[1].get((path, 0)), tolerance=0.0))
 

@@ -64,7 +64,7 @@ class Streams:
         """Where h was seen before event `first`, for h + added = a tensor that is read after event `last`."""
         _, result = self.results.get(block, (0, None))
         sums = [tensor for _, tensor in self.events[last : last + NEAR]] + ([] if result is None else [result])
-        before = [one for one in self.events[max(0, first - NEAR) : first] if self._is_usable(one[0], block)]
+        before = [one for one in self.events[max(0, first - NEAR) : first] if self._is_usable(one[0], block) and one[1].any()]
         for total in sums:
             for path, tensor in reversed(before):
                 if total.shape == added.shape == tensor.shape and _equal(tensor, total - added, total):
@@ -96,14 +96,14 @@ class Streams:
 
     def _streams_near(self, layer: str) -> Iterator[tuple[Residual, torch.Tensor]]:
         """First arguments seen before the layer, the latest first; then outputs of modules that do not contain it and
-        read something from before it."""
+        read something from before it. None that is zero, which can be added to anything."""
         at, block = self.outputs[layer][0], self.block_of[layer]
         for path, tensor in reversed(self.events[max(0, at - NEAR) : at]):
-            if self._is_usable(path, block):
+            if self._is_usable(path, block) and tensor.any():
                 yield (path, 0), tensor
         for number, path, tensor in reversed(self.projected):
             apart = abs(number - at) <= NEAR and not layer.startswith(f"{path}.")
-            if apart and self._is_usable(path, block) and self._reads_before(path, at):
+            if apart and self._is_usable(path, block) and self._reads_before(path, at) and tensor.any():
                 yield (path, "output"), tensor
 
     def _reads_before(self, path: str, at: int) -> bool:

@@ -204,3 +204,17 @@ def test_layers_that_no_row_reaches_have_no_units() -> None:
     )
     structure = found_structure(model, nets.tokens(), None, None)
     assert [group.consumer for group in structure.groups] == ["fc2"]
+
+
+def test_a_zero_is_no_residual_stream() -> None:
+    """As position embeddings that are zero (YOLOS before training): added to a layer's output they leave it as it is."""
+    model = nets.net(
+        lambda s, x: s.head(s.norm(s.fc2(s.fc1(s.places(torch.zeros_like(x)) + x).relu()))),
+        places=nn.Identity(),
+        fc1=nn.Linear(nets.WIDTH, 8),
+        fc2=nn.Linear(8, nets.WIDTH),
+        norm=nn.Identity(),
+        head=nn.Linear(nets.WIDTH, 3),
+    )
+    structure = found_structure(model, nets.tokens(), None, None)
+    assert [group.residual for group in structure.groups if group.consumer == "fc2"] == [None]
