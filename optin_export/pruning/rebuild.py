@@ -15,7 +15,7 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
-from optin_export.pruning.input_width import INPUT_WIDTH, Call, calls_of_modules, set_input_width
+from optin_export.pruning.code_sizes import is_code_size, replace_size
 from optin_export.search import GroupPlan
 from optin_export.units import (
     SELECTED_HEADS,
@@ -69,9 +69,8 @@ def rebuild(
     reset_caches(dense)  # they would have the sizes of before
     todo = [group for group in structure.groups if 0 < len(groups[group.key].kept) < group.count]
     graph = _graph(dense, inputs) if any(not _is_explicit(dense, group) for group in todo) else None
-    calls = calls_of_modules(dense, todo, inputs)
     for group in todo:
-        _remove(dense, graph, group, sorted(set(range(group.count)) - set(groups[group.key].kept)), calls)
+        _remove(dense, graph, group, sorted(set(range(group.count)) - set(groups[group.key].kept)))
     dense.requires_grad_(False)
     _check_untouched(model, dense, structure)
     for group in structure.groups:
@@ -145,7 +144,7 @@ def _is_explicit(model: TaskModel, group: UnitGroup) -> bool:
     )
 
 
-def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int], calls: Mapping[str, Call]) -> None:
+def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int]) -> None:
     before = {one.path: len(get_layer(model, one.path).weight) for one in group.producers}
     first = get_module(model, group.producers[0].path)
     # Layers that the output does not depend on (the last block, if an earlier output is taken) are not in the graph.
@@ -157,11 +156,9 @@ def _remove(model: TaskModel, graph: Any, group: UnitGroup, removed: list[int], 
         graph.get_pruning_group(first, cut, _spread(removed, group.rows)).prune()
     left = group.count - len(removed)
     _check_shapes(model, before, group, left)
-    # The width of an input last: the module's code is traced with its other sizes.
-    for attribute, per_unit in sorted(group.sizes, key=lambda one: one[0].endswith(INPUT_WIDTH)):
-        path, _, name = attribute.rpartition(".")
-        if name == INPUT_WIDTH:
-            set_input_width(model, path, calls[path], per_unit * group.count, per_unit * left)
+    for attribute, per_unit in group.sizes:
+        if is_code_size(attribute):
+            replace_size(model, attribute, per_unit, left)
         else:
             set_size(model, attribute, per_unit * left)
 

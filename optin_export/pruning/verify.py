@@ -17,7 +17,8 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
-from optin_export.pruning.input_width import INPUT_WIDTH
+from optin_export.pruning.code_sizes import is_code_size
+from optin_export.pruning.measured_sizes import measured_sizes
 from optin_export.pruning.rebuild import rebuild
 from optin_export.search import GroupPlan
 from optin_export.units import (
@@ -37,6 +38,8 @@ from optin_export.units import (
 TOLERANCE = 1e-4
 #: Largest number of heads in a unit that is tried (grouped queries).
 MOST_SHARED = 16
+#: Sets of attributes that are tried before the sizes in the code are measured.
+FEW_ATTRIBUTES = 10
 Sizes = tuple[tuple[str, int], ...]
 
 
@@ -57,14 +60,11 @@ def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structur
             refused.append(_refusal(groups, tried))
         else:
             kept |= {group.key: group for group in tried}
-    structure = dataclasses.replace(
-        structure,
-        groups=tuple(kept[group.key] for group in structure.groups if group.key in kept),
-        refused=tuple(refused),
-    )
-    if not structure.groups:
-        raise nothing_left(structure.refused)
+    structure = _of_those(structure, kept, refused)
     wrong = _wrong(model, structure, [group for group in structure.groups if group.found], variants)
+    if wrong is not None:
+        structure = _without_wrong(model, structure, variants)
+        wrong = _wrong(model, structure, [group for group in structure.groups if group.found], variants)
     if wrong is not None:
         raise InputError(
             "the units of the model cannot be removed together",
@@ -72,6 +72,25 @@ def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structur
             "name one kind in prune.units, or declare a family for this architecture (docs/families.md)",
         )
     return structure
+
+
+def _of_those(structure: Structure, kept: Mapping[str, UnitGroup], refused: Sequence[Refusal]) -> Structure:
+    groups = tuple(kept[group.key] for group in structure.groups if group.key in kept)
+    if not groups:
+        raise nothing_left(refused)
+    return dataclasses.replace(structure, groups=groups, refused=tuple(refused))
+
+
+def _without_wrong(model: TaskModel, structure: Structure, variants: Sequence[Inputs]) -> Structure:
+    """The structure without groups that cannot be removed, although a similar one can."""
+    kept, refused = dict[str, UnitGroup](), list(structure.refused)
+    for group in structure.groups:
+        wrong = _wrong(model, structure, [group], variants) if group.found else None
+        if wrong is None:
+            kept[group.key] = group
+        else:
+            refused.append(_refusal([group], wrong))
+    return _of_those(structure, kept, refused)
 
 
 def inexact(model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], inputs: Inputs) -> str | None:
@@ -86,7 +105,8 @@ def _types(model: nn.Module, structure: Structure, groups: Sequence[UnitGroup]) 
         block = structure.blocks[group.block]
         relative = group.consumer.removeprefix(f"{block}.")
         own = relative if relative != group.consumer else group.consumer
-        return type(model.get_submodule(block)).__name__, own, group.kind, group.part, group.count, group.width
+        kinds = tuple(type(model.get_submodule(path)).__name__ for path in (block, *_around(block, group)))
+        return kinds, own, group.kind, group.part, group.count, group.width
 
     found: dict[tuple[object, ...], list[UnitGroup]] = {}
     for group in groups:
@@ -104,16 +124,52 @@ def _tried(
     first, wrong = groups[0], ""
     block = structure.blocks[first.block]
     selections = _possible_selections(model, first, variants)
-    for selects, sizes in itertools.product(selections, list(_possible_sizes(model, block, first))):
-        group = dataclasses.replace(first, sizes=sizes, selects=selects)
+    attributes = list(_possible_sizes(model, block, first))
+    for code, selects, sizes in _trials(model, first, variants, selections, attributes):
+        group = dataclasses.replace(first, sizes=(*sizes, *code), selects=selects)
         result = _wrong(model, structure, [group], variants)
         if result is None:
             group = _with_least_sizes(model, structure, group, variants)
             outside = _outside(model, structure, group, inputs)
             found = dataclasses.replace(group, outside=outside)
-            return [_like(one, structure.blocks[one.block], found, block) for one in groups]
+            same = [_like(one, structure.blocks[one.block], found, block) for one in groups[1:]]
+            return [found, *(_with_own_code_sizes(model, one, variants) for one in same)]
         wrong = wrong or result
     return wrong
+
+
+def _trials(
+    model: TaskModel,
+    group: UnitGroup,
+    variants: Sequence[Inputs],
+    selections: Sequence[tuple[str, tuple[str, ...]] | None],
+    attributes: Sequence[Sizes],
+) -> Iterator[tuple[Sizes, tuple[str, tuple[str, ...]] | None, Sizes]]:
+    """(sizes in the code, arguments, attributes) to try: a few attributes, measured sizes in the code, all attributes,
+    both."""
+    yield from itertools.product(((),), selections, attributes[:FEW_ATTRIBUTES])
+    code = _code_sizes(model, group, variants)
+    yield from itertools.product(code, selections, ((),))
+    yield from itertools.product(((),), selections, attributes[FEW_ATTRIBUTES:])
+    yield from itertools.product(code, selections, attributes[1:])
+
+
+def _code_sizes(model: TaskModel, group: UnitGroup, variants: Sequence[Inputs]) -> list[Sizes]:
+    kept = random_half(group).kept
+    return measured_sizes(model, group, [unit for unit in range(group.count) if unit not in kept], variants)
+
+
+def _with_own_code_sizes(model: TaskModel, group: UnitGroup, variants: Sequence[Inputs]) -> UnitGroup:
+    """The group with the sizes in the code around its own layers, instead of those of another block.
+
+    Blocks of one class may run other code: only some shift windows, or reduce keys.
+    """
+    paths = {path.rpartition(".")[0] for path, _ in group.sizes if is_code_size(path)}
+    if not paths:
+        return group
+    attributes = [one for one in group.sizes if not is_code_size(one[0])]
+    code = [one for sizes in _code_sizes(model, group, variants) for one in sizes if one[0].rpartition(".")[0] in paths]
+    return dataclasses.replace(group, sizes=(*attributes, *code))
 
 
 def _with_least_sizes(
@@ -121,6 +177,8 @@ def _with_least_sizes(
 ) -> UnitGroup:
     """The group without attributes that need not change: they have such a value by chance."""
     for one in group.sizes:
+        if is_code_size(one[0]):
+            continue
         fewer = dataclasses.replace(group, sizes=tuple(other for other in group.sizes if other != one))
         if _wrong(model, structure, [fewer], variants) is None:
             group = fewer
@@ -178,8 +236,6 @@ def _difference(
     except (RuntimeError, IndexError, AssertionError, InputError) as error:
         return f"the layers around {where} cannot be cut: {error}"[:300]
     for inputs in variants:
-        with torch.no_grad(), masked(model, groups, masks):
-            wanted = model(**inputs)
         try:
             with torch.no_grad():
                 got = dense(**inputs)
@@ -189,6 +245,8 @@ def _difference(
                     :300
                 ]
             )
+        with torch.no_grad(), masked(model, groups, masks):
+            wanted = model(**inputs)
         if got.shape != wanted.shape:
             return f"without some of the units that {where} reads the output has another shape"
         difference = float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
@@ -233,12 +291,10 @@ def _possible_sizes(model: nn.Module, block: str, group: UnitGroup) -> Iterator[
     wide = [one for size in sorted(widths) for one in own.get(size, [])]
     fields_wide = [one for size in sorted(widths) for one in shared.get(size, [])]
     tried: set[Sizes] = set()
-    own_width = [((f"{path}.{INPUT_WIDTH}", group.width),) for path in _around(block, group)] if group.width > 1 else []
-    for width in ((), *own_width):
-        for sizes in _combined(own, shared, many, wide, fields_wide):
-            if (*sizes, *width) not in tried:
-                tried.add((*sizes, *width))
-                yield (*sizes, *width)
+    for sizes in _combined(own, shared, many, wide, fields_wide):
+        if sizes not in tried:
+            tried.add(sizes)
+            yield sizes
 
 
 def _combined(
