@@ -164,12 +164,16 @@ def _with_own_code_sizes(model: TaskModel, group: UnitGroup, variants: Sequence[
 
     Blocks of one class may run other code: only some shift windows, or reduce keys.
     """
-    paths = {path.rpartition(".")[0] for path, _ in group.sizes if is_code_size(path)}
-    if not paths:
+    attributes = tuple(one for one in group.sizes if not is_code_size(one[0]))
+    code = group.sizes[len(attributes) :]
+    if not code:
         return group
-    attributes = [one for one in group.sizes if not is_code_size(one[0])]
-    code = [one for sizes in _code_sizes(model, group, variants) for one in sizes if one[0].rpartition(".")[0] in paths]
-    return dataclasses.replace(group, sizes=(*attributes, *code))
+
+    def similar(sizes: Sizes) -> tuple[str, bool]:
+        return sizes[0][0].rpartition(".")[0], any("whole" in name for name, _ in sizes)
+
+    own = next((sizes for sizes in _code_sizes(model, group, variants) if similar(sizes) == similar(code)), ())
+    return dataclasses.replace(group, sizes=(*attributes, *own))
 
 
 def _with_least_sizes(
@@ -317,16 +321,16 @@ def _combined(
 def _integers(model: nn.Module, block: str, group: UnitGroup) -> Iterator[tuple[str, int]]:
     """Integer attributes of the modules around the group's layers, and of the configurations that these hold."""
     for path in _around(block, group):
-        module = model.get_submodule(path)
+        module, prefix = model.get_submodule(path), f"{path}." if path else ""
         for name, value in vars(module).items():
             if isinstance(value, int) and not isinstance(value, bool):
-                yield f"{path}.{name}" if path else name, value
+                yield f"{prefix}{name}", value
             elif isinstance(value, tuple) and all(type(one) is int for one in value):
-                yield from ((f"{path}.{name}.{number}", one) for number, one in enumerate(value))
+                yield from ((f"{prefix}{name}.{number}", one) for number, one in enumerate(value))
             elif name == "config" or type(value).__name__.endswith("Config"):
                 for field, number in vars(value).items():
                     if isinstance(number, int) and not isinstance(number, bool):
-                        yield f"{path}.{name}.{field}", number
+                        yield f"{prefix}{name}.{field}", number
 
 
 def _around(block: str, group: UnitGroup) -> list[str]:
