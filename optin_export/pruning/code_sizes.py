@@ -96,7 +96,8 @@ def replace_size(model: nn.Module, attribute: str, per_unit: int, units: int) ->
     assert found is not None
     module: Any = model.get_submodule(path)
     if not hasattr(module, REPLACED):
-        module.__class__ = _following(type(module))
+        base: Any = type(module)
+        module.__class__ = _following(base)
         setattr(module, REPLACED, {})
     sizes = getattr(module, REPLACED).setdefault((found[1], int(found[2])), {})
     sizes[int(found[3])] = per_unit if found[4] else per_unit * units or -1

@@ -60,7 +60,9 @@ class MergedBatch(Attention):
         rows, tokens, width = x.shape
         q, k, v = self.qkv(x).split(self.embed_dim, dim=-1)
         q, k, v = (
-            part.reshape(rows, tokens, self.num_heads, HEAD).transpose(1, 2).reshape(rows * self.num_heads, tokens, HEAD)
+            part.reshape(rows, tokens, self.num_heads, HEAD)
+            .transpose(1, 2)
+            .reshape(rows * self.num_heads, tokens, HEAD)
             for part in (q, k, v)
         )
         scores = torch.bmm(q, k.mT)

@@ -1,7 +1,7 @@
 """Modules that are equivalent to a library's, in a form whose units can be removed.
 
 Each calls its layers as modules, and takes the number of its heads from their weights, or from `num_heads`, and never
-from the width of its input. Other modules are not changed.
+from the width of its input. Other modules compute in every pass what they would keep between passes.
 """
 
 from __future__ import annotations
