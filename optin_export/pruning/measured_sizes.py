@@ -69,7 +69,8 @@ def _with_other_values(model: nn.Module, group: UnitGroup, units: Sequence[int])
         )
 
     for producer in group.producers:
-        layer, rows = get_module(other, producer.path), group.rows_of(producer, units)
+        layer: Any = get_module(other, producer.path)
+        rows = group.rows_of(producer, units)
         redraw(layer.weight, 0, rows)
         redraw(layer.bias, 0, rows)
     for table in group.tables:
