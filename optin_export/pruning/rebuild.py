@@ -16,7 +16,7 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
-from optin_export.pruning.input_width import INPUT_WIDTH, Call, calls_of_modules, set_input_width
+from optin_export.pruning.code_sizes import is_code_size, replace_size
 from optin_export.search import GroupPlan
 from optin_export.units import (
     SELECTED_HEADS,
@@ -72,7 +72,7 @@ def rebuild(
     todo = [group for group in structure.groups if 0 < len(groups[group.key].kept) < group.count]
     removed = {group.key: _removed(group, groups[group.key]) for group in todo}
     graph = _graph(dense, inputs) if any(not _is_explicit(dense, group) for group in todo) else None
-    calls, before = calls_of_modules(dense, todo, inputs), _layer_sizes(dense, todo)
+    before = _layer_sizes(dense, todo)
     # Layers that the output does not depend on (the last block, if an earlier output is taken) are not in the graph.
     traced = [group for group in todo if graph is not None and _is_traced(dense, graph, group)]
     for group in traced:
@@ -80,7 +80,7 @@ def rebuild(
     _remove_explicitly(dense, [group for group in todo if group not in traced], removed)
     _check_shapes(dense, before, _Cuts.of(todo, removed))
     for group in todo:
-        _set_sizes(dense, group, group.count - len(removed[group.key]), calls)
+        _set_sizes(dense, group, group.count - len(removed[group.key]))
     dense.requires_grad_(False)
     _check_untouched(model, dense, structure)
     for group in structure.groups:
@@ -212,14 +212,10 @@ def _remove_traced(model: TaskModel, graph: Any, group: UnitGroup, removed: list
     graph.get_pruning_group(first, cut, rows).prune()
 
 
-def _set_sizes(model: TaskModel, group: UnitGroup, left: int, calls: Mapping[str, Call]) -> None:
-    # The width of an input last: the module's code is traced with its other sizes.
-    for attribute, per_unit in sorted(group.sizes, key=lambda one: one[0].endswith(INPUT_WIDTH)):
-        path, _, name = attribute.rpartition(".")
-        if name == INPUT_WIDTH and path not in calls:
-            raise InputError(f"'{path}' cannot be cut", "it is never called itself", "leave it whole")
-        if name == INPUT_WIDTH:
-            set_input_width(model, path, calls[path], per_unit * group.count, per_unit * left)
+def _set_sizes(model: TaskModel, group: UnitGroup, left: int) -> None:
+    for attribute, per_unit in group.sizes:
+        if is_code_size(attribute):
+            replace_size(model, attribute, per_unit, left)
         else:
             set_size(model, attribute, per_unit * left)
 

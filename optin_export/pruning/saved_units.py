@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from optin_export.errors import InputError
-from optin_export.pruning.input_width import INPUT_WIDTH
+from optin_export.pruning.code_sizes import is_code_size
 from optin_export.units import (
     Layer,
     Producer,
@@ -135,7 +135,7 @@ def _check_size(model: nn.Module, group: UnitGroup, attribute: str, value: int) 
     layers = [*(one.path for one in group.producers), *(one.path for one in group.tables), *group.reads]
     if owner and not any(layer.startswith(f"{owner}.") for layer in layers):
         raise _not_of_model(f"'{attribute}' is not near the layers of its units")
-    if attribute.endswith(INPUT_WIDTH):
+    if is_code_size(attribute):
         return
     found = _value(model, attribute)
     if type(found) is not int or found != value:

@@ -17,7 +17,8 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
-from optin_export.pruning.input_width import INPUT_WIDTH
+from optin_export.pruning.code_sizes import is_code_size
+from optin_export.pruning.measured_sizes import measured_sizes
 from optin_export.pruning.rebuild import rebuild
 from optin_export.pruning.tied_groups import tied_groups
 from optin_export.search import GroupPlan
@@ -42,6 +43,8 @@ TOLERANCE = 1e-4
 MOST_SHARED = 16
 #: Attributes of layers that change with their weights.
 _CUT = ("in_features", "out_features", "in_channels", "out_channels", "num_features", "groups")
+#: Sets of attributes that are tried before the sizes in the code are measured.
+FEW_ATTRIBUTES = 10
 Sizes = tuple[tuple[str, int], ...]
 
 
@@ -77,25 +80,22 @@ def _exact(model: TaskModel, structure: Structure, found: Sequence[UnitGroup], i
                 kept.pop(part.key, None)
             kept |= {group.key: group for group in tried}
     refused += dict.fromkeys(failed.values())
-    structure = dataclasses.replace(
-        structure,
-        groups=tuple(kept[group.key] for group in structure.groups if group.key in kept),
-        refused=tuple(refused),
-    )
-    if not structure.groups:
-        raise nothing_left(structure.refused)
-    return _together(model, structure, variants)
+    return _together(model, _of_those(structure, kept, refused), variants)
 
 
 def _together(model: TaskModel, structure: Structure, variants: Sequence[Inputs]) -> Structure:
-    """The structure without types of groups that cannot be removed together with those before them."""
-    kept, refused = list[UnitGroup](), list(structure.refused)
+    """The structure without groups that cannot be removed together with those before them, although each can alone."""
+    kept = {group.key: group for group in structure.groups if not group.found}
+    refused = list(structure.refused)
 
     def add(types: Sequence[list[UnitGroup]]) -> None:
         every = [group for groups in types for group in groups]
-        wrong = _wrong(model, structure, [*kept, *every], variants)
+        others = [group for group in kept.values() if group.found]
+        wrong = _wrong(model, structure, [*others, *every], variants)
         if wrong is None:
-            kept.extend(every)
+            kept.update({group.key: group for group in every})
+        elif len(types) == 1 and len(every) > 1:
+            add([[group] for group in every])
         elif len(types) == 1:
             refused.append(_refusal(types[0], f"together with other units: {wrong}"))
         else:
@@ -103,8 +103,13 @@ def _together(model: TaskModel, structure: Structure, variants: Sequence[Inputs]
             add(types[len(types) // 2 :])
 
     add(list(_types(model, structure, [group for group in structure.groups if group.found])))
-    names = {group.key for group in kept}
-    groups = tuple(group for group in structure.groups if not group.found or group.key in names)
+    return _of_those(structure, kept, refused)
+
+
+def _of_those(structure: Structure, kept: Mapping[str, UnitGroup], refused: Sequence[Refusal]) -> Structure:
+    groups = tuple(kept[group.key] for group in structure.groups if group.key in kept)
+    if not groups:
+        raise nothing_left(refused)
     return dataclasses.replace(structure, groups=groups, refused=tuple(refused))
 
 
@@ -129,7 +134,8 @@ def _types(model: nn.Module, structure: Structure, groups: Sequence[UnitGroup]) 
         block = structure.blocks[group.block]
         relative = group.consumer.removeprefix(f"{block}.")
         own = relative if relative != group.consumer else group.consumer
-        return type(model.get_submodule(block)).__name__, own, group.kind, group.part, group.count, group.width
+        kinds = tuple(type(model.get_submodule(path)).__name__ for path in (block, *_around(block, group)))
+        return kinds, own, group.kind, group.part, group.count, group.width
 
     found: dict[tuple[object, ...], list[UnitGroup]] = {}
     for group in groups:
@@ -164,14 +170,54 @@ def _tried(
     first, wrong = groups[0], ""
     block = structure.blocks[first.block]
     selections = _possible_selections(model, first, variants)
-    for selects, sizes in itertools.product(selections, list(_possible_sizes(model, block, first))):
-        group = dataclasses.replace(first, sizes=sizes, selects=selects)
+    attributes = list(_possible_sizes(model, block, first))
+    for code, selects, sizes in _trials(model, first, variants, selections, attributes):
+        group = dataclasses.replace(first, sizes=(*sizes, *code), selects=selects)
         result = _wrong(model, structure, [group], variants)
         if result is None:
             group = _with_least_sizes(model, structure, group, variants)
-            return [_like(one, structure.blocks[one.block], group, block) for one in groups]
+            same = [_like(one, structure.blocks[one.block], group, block) for one in groups[1:]]
+            return [group, *(_with_own_code_sizes(model, one, variants) for one in same)]
         wrong = wrong or result
     return wrong
+
+
+def _trials(
+    model: TaskModel,
+    group: UnitGroup,
+    variants: Sequence[Inputs],
+    selections: Sequence[tuple[str, tuple[str, ...]] | None],
+    attributes: Sequence[Sizes],
+) -> Iterator[tuple[Sizes, tuple[str, tuple[str, ...]] | None, Sizes]]:
+    """(sizes in the code, arguments, attributes) to try: a few attributes, measured sizes in the code, all attributes,
+    both."""
+    yield from itertools.product(((),), selections, attributes[:FEW_ATTRIBUTES])
+    code = _code_sizes(model, group, variants)
+    yield from itertools.product(code, selections, ((),))
+    yield from itertools.product(((),), selections, attributes[FEW_ATTRIBUTES:])
+    yield from itertools.product(code, selections, attributes[1:])
+
+
+def _code_sizes(model: TaskModel, group: UnitGroup, variants: Sequence[Inputs]) -> list[Sizes]:
+    kept = random_half(group).kept
+    return measured_sizes(model, group, [unit for unit in range(group.count) if unit not in kept], variants)
+
+
+def _with_own_code_sizes(model: TaskModel, group: UnitGroup, variants: Sequence[Inputs]) -> UnitGroup:
+    """The group with the sizes in the code around its own layers, instead of those of another block.
+
+    Blocks of one class may run other code: only some shift windows, or reduce keys.
+    """
+    attributes = tuple(one for one in group.sizes if not is_code_size(one[0]))
+    code = group.sizes[len(attributes) :]
+    if not code:
+        return group
+
+    def similar(sizes: Sizes) -> tuple[str, bool]:
+        return sizes[0][0].rpartition(".")[0], any("whole" in name for name, _ in sizes)
+
+    own = next((sizes for sizes in _code_sizes(model, group, variants) if similar(sizes) == similar(code)), ())
+    return dataclasses.replace(group, sizes=(*attributes, *own))
 
 
 def _with_least_sizes(
@@ -179,6 +225,8 @@ def _with_least_sizes(
 ) -> UnitGroup:
     """The group without attributes that need not change: they have such a value by chance."""
     for one in group.sizes:
+        if is_code_size(one[0]):
+            continue
         fewer = dataclasses.replace(group, sizes=tuple(other for other in group.sizes if other != one))
         if _wrong(model, structure, [fewer], variants) is None:
             group = fewer
@@ -291,12 +339,10 @@ def _possible_sizes(model: nn.Module, block: str, group: UnitGroup) -> Iterator[
     wide = [one for size in sorted(widths) for one in own.get(size, [])]
     fields_wide = [one for size in sorted(widths) for one in shared.get(size, [])]
     tried: set[Sizes] = set()
-    own_width = [((f"{path}.{INPUT_WIDTH}", group.width),) for path in _around(block, group)] if group.width > 1 else []
-    for width in ((), *own_width):
-        for sizes in _combined(own, shared, many, wide, fields_wide):
-            if (*sizes, *width) not in tried:
-                tried.add((*sizes, *width))
-                yield (*sizes, *width)
+    for sizes in _combined(own, shared, many, wide, fields_wide):
+        if sizes not in tried:
+            tried.add(sizes)
+            yield sizes
 
 
 def _combined(
@@ -321,19 +367,19 @@ def _combined(
 def _integers(model: nn.Module, block: str, group: UnitGroup) -> Iterator[tuple[str, int]]:
     """Integer attributes of the modules around the group's layers, and of the configurations that these hold."""
     for path in _around(block, group):
-        module = model.get_submodule(path)
+        module, prefix = model.get_submodule(path), f"{path}." if path else ""
         cut = _CUT if isinstance(module, Layer | nn.BatchNorm1d | nn.BatchNorm2d) else ()
         for name, value in vars(module).items():
             if name in cut:
                 continue
             if isinstance(value, int) and not isinstance(value, bool):
-                yield f"{path}.{name}" if path else name, value
+                yield f"{prefix}{name}", value
             elif isinstance(value, tuple | list) and all(type(one) is int for one in value):
-                yield from ((f"{path}.{name}.{number}".lstrip("."), one) for number, one in enumerate(value))
+                yield from ((f"{prefix}{name}.{number}", one) for number, one in enumerate(value))
             elif name == "config" or type(value).__name__.endswith("Config"):
                 for field, number in vars(value).items():
                     if isinstance(number, int) and not isinstance(number, bool):
-                        yield f"{path}.{name}.{field}", number
+                        yield f"{prefix}{name}.{field}", number
 
 
 def _around(block: str, group: UnitGroup) -> list[str]:

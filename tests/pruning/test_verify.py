@@ -254,15 +254,10 @@ def test_a_missing_producer_is_refused() -> None:
     assert "the model does not run" in why
 
 
-def test_a_size_that_is_no_attribute_leaves_the_heads_whole() -> None:
-    """The number of heads stands in the code."""
-    model, inputs = nets.attention(), nets.tokens()
-    del model.heads
-    type(model).heads = property(lambda self: 4)
-    try:
-        why = refusal_of(model, found(model, inputs), inputs, "proj")
-    finally:
-        del type(model).heads
+def test_sizes_that_are_no_arguments_of_an_operation_leave_the_heads_whole() -> None:
+    """The number of heads stands in the code, and a tensor of that size is made from nothing."""
+    model, inputs = nets.constant_heads(), nets.tokens()
+    why = refusal_of(model, found(model, inputs), inputs, "proj")
     assert "the model does not run" in why or "differs from the masked one" in why
 
 

@@ -1,7 +1,7 @@
 """Modules that are equivalent to a library's, in a form whose units can be removed.
 
 Each calls its layers as modules, and takes the number of its heads from their weights, or from `num_heads`, and never
-from the width of its input. Other modules are not changed.
+from the width of its input. Other modules compute in every pass what they would keep between passes.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from optin_export.models.equivalents.following import FOLLOWING, UNCACHED, follow_weights, subsampled, without_cache
+from optin_export.models.equivalents.caches import without_cache
 from optin_export.models.equivalents.fused import SelfAttention, fused_projection
 from optin_export.models.equivalents.gated import gated_biases
 from optin_export.models.equivalents.multihead import MultiheadAttention, call_layers_in_turn
 from optin_export.models.equivalents.windows import WindowAttention
 
-__all__ = ["MultiheadAttention", "SelfAttention", "WindowAttention", "follow_weights", "use_equivalents"]
+__all__ = ["MultiheadAttention", "SelfAttention", "WindowAttention", "use_equivalents"]
 
 #: Models of transformers whose families leave nn.MultiheadAttention whole.
 _KEPT = tuple(f"transformers.models.{name}." for name in ("mask2former", "siglip", "siglip2"))
@@ -41,7 +41,7 @@ def use_equivalents(module: nn.Module) -> None:
 
 
 def _equivalent(child: Any) -> nn.Module:
-    """A module that computes the same; the module itself, possibly with another forward, where that is enough."""
+    """A module that computes the same; the module itself, without its caches, where that is enough."""
     where = f"{type(child).__module__}.{type(child).__name__}"
     if type(child) is nn.MultiheadAttention and child.bias_k is None and not child.add_zero_attn:
         return MultiheadAttention(child)
@@ -52,12 +52,7 @@ def _equivalent(child: Any) -> nn.Module:
         return WindowAttention(child)
     if where == "timm.models.swin_transformer_v2.WindowAttention" and child.q_bias is not None:
         child.qkv, child.q_bias, child.v_bias = fused_projection(child), None, None
-    if where in FOLLOWING:
-        follow_weights(child)
-    elif where == "timm.models.twins.GlobalSubSampleAttn":
-        subsampled(child)
-    elif where == "transformers.models.wavlm.modeling_wavlm.WavLMAttention":
+    if where == "transformers.models.wavlm.modeling_wavlm.WavLMAttention":
         gated_biases(child)
-    elif where in UNCACHED:
-        without_cache(child)
+    without_cache(child)
     return child

@@ -64,7 +64,9 @@ class Streams:
         """Where h was seen before event `first`, for h + added = a tensor that is read after event `last`."""
         _, result = self.results.get(block, (0, None))
         sums = [tensor for _, tensor in self.events[last : last + NEAR]] + ([] if result is None else [result])
-        before = [one for one in self.events[max(0, first - NEAR) : first] if self._is_usable(one[0], block) and one[1].any()]
+        before = [
+            one for one in self.events[max(0, first - NEAR) : first] if self._is_usable(one[0], block) and one[1].any()
+        ]
         for total in sums:
             for path, tensor in reversed(before):
                 if total.shape == added.shape == tensor.shape and _equal(tensor, total - added, total):

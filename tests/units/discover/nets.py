@@ -83,6 +83,18 @@ def attention(heads: int = 4, **more: Any) -> Net:
     return net(run, fields, **layers, proj=nn.Linear(2 * heads, WIDTH), head=nn.Linear(WIDTH, 3))
 
 
+def constant_heads() -> Net:
+    """Four heads by the code, each with a slope of its own."""
+
+    def run(s: Any, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (split(layer(x), 4) for layer in (s.q, s.k, s.v))
+        slopes = 2.0 ** -torch.arange(4)[:, None, None]
+        return s.head(s.proj(attend(q, k, v, slopes * torch.arange(x.shape[1]))))
+
+    layers = {name: nn.Linear(WIDTH, 8) for name in ("q", "k", "v")}
+    return net(run, **layers, proj=nn.Linear(8, WIDTH), head=nn.Linear(WIDTH, 3))
+
+
 def fused_attention(interleaved: bool) -> Net:
     """Three heads of width two from one layer: all q, k, v one after another, or per head q, k, v."""
 

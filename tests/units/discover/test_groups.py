@@ -207,7 +207,7 @@ def test_layers_that_no_row_reaches_have_no_units() -> None:
 
 
 def test_a_zero_is_no_residual_stream() -> None:
-    """As position embeddings that are zero (YOLOS before training): added to a layer's output they leave it as it is."""
+    """Such as position embeddings before training: added to a layer's output they leave it as it is."""
     model = nets.net(
         lambda s, x: s.head(s.norm(s.fc2(s.fc1(s.places(torch.zeros_like(x)) + x).relu()))),
         places=nn.Identity(),

@@ -1,0 +1,129 @@
+"""Sizes that a module's code gives to tensor operations, such as `x.reshape(batch, tokens, width)`, follow the units.
+
+They come from the width of an input, from attributes or from constants, and are those of all units. In the forward of a
+module that lost units, some of them are replaced, call by call: `(reshape 2 3)` is entry 3 of the sizes of the third
+call of `reshape` or `view`. Sizes that do not count units may be wrong as well, if the code computes them from both
+kinds; they stay `whole`. Its class keeps its name, and its layers their paths.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+#: The attribute with the sizes to replace: (function, number of its call) -> {position: size}.
+REPLACED = "replaced_sizes"
+Key = tuple[str, int]
+_NAME = re.compile(r"\((expand|reshape|split|unflatten) (\d{1,6}) (\d{1,3})( whole)?\)")
+#: Functions by their name, as methods or not -> the name in `Key`.
+_FUNCTIONS = {"expand": "expand", "reshape": "reshape", "view": "reshape", "split": "split", "unflatten": "unflatten"}
+
+
+@dataclass(frozen=True)
+class SizedCall:
+    """A call of a function with sizes. dim: the dimension of the (first) result that its first size describes.
+
+    run: calls the function with other sizes.
+    """
+
+    key: Key
+    sizes: tuple[Any, ...]
+    dim: int
+    run: Callable[[tuple[Any, ...]], Any]
+
+    def described(self, result: Any) -> list[tuple[torch.Tensor, int]]:
+        """Per size, the result and its dimension that has this size."""
+        if self.key[0] == "split":
+            return [(one, self.dim) for one, _ in zip(result, self.sizes, strict=False)]
+        return [(result, self.dim + position) for position in range(len(self.sizes))]
+
+
+class SizedCalls(TorchFunctionMode):
+    """Runs every call with sizes through `see`, whose result is that of the call."""
+
+    def __init__(self, see: Callable[[SizedCall], Any]) -> None:
+        super().__init__()
+        self.see, self.numbers = see, Counter[str]()
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = _FUNCTIONS.get(getattr(func, "__name__", ""))
+        call = None if name is None else self._call(name, func, args, kwargs or {})
+        return func(*args, **(kwargs or {})) if call is None else self.see(call)
+
+    def _call(self, name: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SizedCall | None:
+        tensor, *rest = [*args, *kwargs.values()]
+        if not isinstance(tensor, torch.Tensor) or not rest or isinstance(rest[0], torch.dtype):
+            return None
+        key = name, self.numbers[name]
+        self.numbers[name] += 1
+        if name == "split":
+            dim = int(rest[1]) if len(rest) > 1 else 0
+            sizes = (rest[0],) if isinstance(rest[0], int) else tuple(rest[0])
+            one = isinstance(rest[0], int)
+            return SizedCall(key, sizes, dim, lambda new: torch.split(tensor, new[0] if one else list(new), dim))
+        if name == "unflatten":
+            dim = int(rest[0]) % tensor.dim()
+            return SizedCall(key, tuple(rest[1]), dim, lambda new: torch.unflatten(tensor, dim, new))
+        sizes = tuple(rest[0]) if isinstance(rest[0], list | tuple) else tuple(rest)
+        # A view of a tensor that lost units may need a copy.
+        return SizedCall(key, sizes, 0, tensor.expand if name == "expand" else tensor.reshape)
+
+
+def size_name(path: str, key: Key, position: int, whole: bool = False) -> str:
+    """The name of one size in the code of a module, among the size attributes of a group. whole: it counts no units."""
+    return f"{path}.({key[0]} {key[1]} {position}{' whole' if whole else ''})".lstrip(".")
+
+
+def is_code_size(attribute: str) -> bool:
+    """Whether the name of a size attribute is that of a size in the code."""
+    return _NAME.fullmatch(attribute.rpartition(".")[2]) is not None
+
+
+def replace_size(model: nn.Module, attribute: str, per_unit: int, units: int) -> None:
+    """Replace one size in the code of a module (see `size_name`), in place; 0 per unit leaves it open."""
+    path, _, name = attribute.rpartition(".")
+    found = _NAME.fullmatch(name)
+    assert found is not None
+    module: Any = model.get_submodule(path)
+    if not hasattr(module, REPLACED):
+        base: Any = type(module)
+        module.__class__ = _following(base)
+        setattr(module, REPLACED, {})
+    sizes = getattr(module, REPLACED).setdefault((found[1], int(found[2])), {})
+    sizes[int(found[3])] = per_unit if found[4] else per_unit * units or -1
+
+
+@functools.cache
+def _following(base: Any) -> Any:
+    """The class with a forward that replaces sizes; copied and pickled by its base, as no module has it by name."""
+
+    @functools.wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        replaced = getattr(self, REPLACED)
+
+        def see(call: SizedCall) -> Any:
+            new = replaced.get(call.key, {})
+            return call.run(tuple(new.get(position, size) for position, size in enumerate(call.sizes)))
+
+        with SizedCalls(see):
+            return base.forward(self, *args, **kwargs)
+
+    def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
+        return _instance, (base,), self.__getstate__()
+
+    return type(base.__name__, (base,), {"__module__": base.__module__, "__reduce_ex__": reduce, "forward": forward})
+
+
+def _instance(base: Any) -> Any:
+    following = _following(base)
+    return following.__new__(following)
