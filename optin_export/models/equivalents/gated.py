@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_export.models.equivalents.following import adapt
+from optin_export.models.equivalents.adapted import adapt
 
 
 class GatedAttention(nn.Module):
