@@ -10,8 +10,9 @@ import torch
 
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
+from optin_export.pruning.counted_costs import random_half
 from optin_export.pruning.rebuild import rebuild
-from optin_export.pruning.verify import inexact, random_half
+from optin_export.pruning.verify import inexact
 from optin_export.units import (
     Family,
     Structure,

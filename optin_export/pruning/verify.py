@@ -18,34 +18,28 @@ from torch import nn
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
 from optin_export.pruning.code_sizes import is_code_size
+from optin_export.pruning.counted_costs import random_half, with_costs
 from optin_export.pruning.measured_sizes import measured_sizes
 from optin_export.pruning.rebuild import rebuild
+from optin_export.pruning.size_attributes import Sizes, modules_around, possible_sizes
 from optin_export.pruning.tied_groups import tied_groups
 from optin_export.search import GroupPlan
 from optin_export.units import (
     TOKENS,
-    Layer,
     Refusal,
     Structure,
     UnitGroup,
     arguments_by_head,
-    count_macs,
     few_rows,
     masked,
-    measure_costs,
     nothing_left,
     without_zeros,
 )
 
 #: Largest difference between the masked and the rebuilt model, relative to the largest output.
 TOLERANCE = 1e-4
-#: Largest number of heads in a unit that is tried (grouped queries).
-MOST_SHARED = 16
-#: Attributes of layers that change with their weights.
-_CUT = ("in_features", "out_features", "in_channels", "out_channels", "num_features", "groups")
 #: Sets of attributes that are tried before the sizes in the code are measured.
 FEW_ATTRIBUTES = 10
-Sizes = tuple[tuple[str, int], ...]
 
 
 def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structure:
@@ -57,7 +51,7 @@ def verified(model: TaskModel, structure: Structure, inputs: Inputs) -> Structur
     if not found:
         return structure
     with without_zeros(model):
-        return _with_costs(model, _exact(model, structure, found, inputs), inputs)
+        return with_costs(model, _exact(model, structure, found, inputs), inputs)
 
 
 def _exact(model: TaskModel, structure: Structure, found: Sequence[UnitGroup], inputs: Inputs) -> Structure:
@@ -134,7 +128,7 @@ def _types(model: nn.Module, structure: Structure, groups: Sequence[UnitGroup]) 
         block = structure.blocks[group.block]
         relative = group.consumer.removeprefix(f"{block}.")
         own = relative if relative != group.consumer else group.consumer
-        kinds = tuple(type(model.get_submodule(path)).__name__ for path in (block, *_around(block, group)))
+        kinds = tuple(type(model.get_submodule(path)).__name__ for path in (block, *modules_around(block, group)))
         return kinds, own, group.kind, group.part, group.count, group.width
 
     found: dict[tuple[object, ...], list[UnitGroup]] = {}
@@ -170,7 +164,7 @@ def _tried(
     first, wrong = groups[0], ""
     block = structure.blocks[first.block]
     selections = _possible_selections(model, first, variants)
-    attributes = list(_possible_sizes(model, block, first))
+    attributes = list(possible_sizes(model, block, first))
     for code, selects, sizes in _trials(model, first, variants, selections, attributes):
         group = dataclasses.replace(first, sizes=(*sizes, *code), selects=selects)
         result = _wrong(model, structure, [group], variants)
@@ -305,13 +299,6 @@ def _difference(
     return None
 
 
-def random_half(group: UnitGroup) -> GroupPlan:
-    """A random half of the units."""
-    generator = torch.Generator().manual_seed(group.count)
-    order = torch.randperm(group.count, generator=generator)[: max(1, group.count // 2)]
-    return GroupPlan(count=group.count, kept=tuple(sorted(order.tolist())))
-
-
 def _variants(model: TaskModel, inputs: Inputs) -> list[Inputs]:
     """Two batch sizes, and a shorter length if the model takes one."""
     two, half = few_rows(model, inputs, rows=2), few_rows(model, inputs, rows=2, tokens=TOKENS // 2)
@@ -319,106 +306,6 @@ def _variants(model: TaskModel, inputs: Inputs) -> list[Inputs]:
     if any(half[name].shape != tensor.shape for name, tensor in two.items()):
         variants.append(half)
     return variants
-
-
-def _possible_sizes(model: nn.Module, block: str, group: UnitGroup) -> Iterator[Sizes]:
-    """Sets of attributes that may hold sizes of the group, the smallest set first."""
-    rows = [group.rows_in(one) * one.fused for one in group.producers]
-    widths = {group.width, *rows, *(group.rows_in(one) for one in group.producers), sum(rows)} - {1}
-    modules = {name for name, _ in model.named_modules()}
-    own: dict[int, list[tuple[str, int]]] = {}
-    shared: dict[int, list[tuple[str, int]]] = {}
-    for path, value in _integers(model, block, group):
-        if value % group.count == 0 and value:
-            per_unit = value // group.count
-            owner = path.rpartition(".")[0]
-            in_tuple = path[-1].isdigit() and owner.rpartition(".")[0] in modules
-            kind = own if owner in modules or in_tuple else shared
-            kind.setdefault(per_unit, []).append((path, per_unit))
-    many = [size for size in range(2, MOST_SHARED + 1) if group.width % size == 0 and (size in own or size in shared)]
-    wide = [one for size in sorted(widths) for one in own.get(size, [])]
-    fields_wide = [one for size in sorted(widths) for one in shared.get(size, [])]
-    tried: set[Sizes] = set()
-    for sizes in _combined(own, shared, many, wide, fields_wide):
-        if sizes not in tried:
-            tried.add(sizes)
-            yield sizes
-
-
-def _combined(
-    own: Mapping[int, list[tuple[str, int]]],
-    shared: Mapping[int, list[tuple[str, int]]],
-    many: Sequence[int],
-    wide: Sequence[tuple[str, int]],
-    fields_wide: Sequence[tuple[str, int]],
-) -> Iterator[Sizes]:
-    for heads in ((), (1,), *((1, size) for size in many)):
-        of_own = [one for size in heads for one in own.get(size, [])]
-        of_shared = [one for size in heads for one in shared.get(size, [])]
-        # Others, such as a window's size, may be as large as the number of heads by chance.
-        named = [one for one in of_own if "head" in one[0].rpartition(".")[2]]
-        for numbers in (of_own, named):
-            for further in ([], wide, of_shared, [*wide, *of_shared], [*wide, *of_shared, *fields_wide]):
-                yield tuple(sorted({*numbers, *further}))
-        if heads == (1,):  # one of several equal sizes
-            yield from ((one,) for one in of_own if len(of_own) > 1)
-
-
-def _integers(model: nn.Module, block: str, group: UnitGroup) -> Iterator[tuple[str, int]]:
-    """Integer attributes of the modules around the group's layers, and of the configurations that these hold."""
-    for path in _around(block, group):
-        module, prefix = model.get_submodule(path), f"{path}." if path else ""
-        cut = _CUT if isinstance(module, Layer | nn.BatchNorm1d | nn.BatchNorm2d) else ()
-        for name, value in vars(module).items():
-            if name in cut:
-                continue
-            if isinstance(value, int) and not isinstance(value, bool):
-                yield f"{prefix}{name}", value
-            elif isinstance(value, tuple | list) and all(type(one) is int for one in value):
-                yield from ((f"{prefix}{name}.{number}", one) for number, one in enumerate(value))
-            elif name == "config" or type(value).__name__.endswith("Config"):
-                for field, number in vars(value).items():
-                    if isinstance(number, int) and not isinstance(number, bool):
-                        yield f"{prefix}{name}.{field}", number
-
-
-def _around(block: str, group: UnitGroup) -> list[str]:
-    """The modules around the group's layers, the innermost first: those of the block, or if that is a layer alone, the
-    common parent of all layers and those inside it."""
-    tables = (one.path for one in group.tables)
-    layers = [group.consumer, *(one.path for one in group.producers), *group.readers, *tables]
-    above = [[".".join(parts[:end]) for end in range(len(parts))] for parts in (path.split(".") for path in layers)]
-    if block == group.consumer:
-        block = max(set(above[0]).intersection(*above), key=len)
-    around = {path for paths in above for path in paths if path == block or not block or path.startswith(f"{block}.")}
-    return sorted(around, key=lambda path: (-path.count(".") - bool(path), path))
-
-
-def _with_costs(model: TaskModel, structure: Structure, inputs: Inputs) -> Structure:
-    """The structure with `outside` for every found group whose predicted MACs are not those of the rebuilt model.
-
-    inputs: at the shape at which costs are counted. All groups are counted at once, and each alone only if that
-    differs, in halves down to single groups.
-    """
-    one = {name: tensor[:1] for name, tensor in inputs.items()}
-    found = [group for group in structure.groups if group.found]
-    changed = {group.key: group for group in _with_outside(model, structure, found, one)}
-    return dataclasses.replace(structure, groups=tuple(changed.get(group.key, group) for group in structure.groups))
-
-
-def _with_outside(model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], one: Inputs) -> list[UnitGroup]:
-    part, plans = dataclasses.replace(structure, groups=tuple(groups)), {one.key: random_half(one) for one in groups}
-    counted = count_macs(rebuild(model, part, plans, one)[0], one)
-    kept = {key: len(plan.kept) for key, plan in plans.items()}
-    if measure_costs(model, part, one).of("macs", kept) == counted:
-        return list(groups)
-    if len(groups) > 1:
-        half = len(groups) // 2
-        return [*_with_outside(model, structure, groups[:half], one),
-                *_with_outside(model, structure, groups[half:], one)]  # fmt: skip
-    bare = dataclasses.replace(groups[0], outside=0)
-    predicted = measure_costs(model, dataclasses.replace(part, groups=(bare,)), one).of("macs", kept)
-    return [dataclasses.replace(bare, outside=round((predicted - counted) / (bare.count - kept[bare.key])))]
 
 
 def _refusal(groups: Sequence[UnitGroup], why: str) -> Refusal:
