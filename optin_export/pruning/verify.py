@@ -112,12 +112,15 @@ def inexact(model: TaskModel, structure: Structure, groups: Sequence[UnitGroup],
     masked one; None if it is."""
     with without_zeros(model):
         variants = _variants(model, inputs)
-        why = _wrong(model, structure, groups, variants)
-        whole = [group for group in groups if group.sublayer is not None]
-        if why is not None or not whole:
-            return why
-        empty = {group.key: GroupPlan(count=group.count, kept=()) for group in whole}
-        why = _difference(model, structure, whole, empty, variants)
+        try:
+            why = _wrong(model, structure, groups, variants)
+            whole = [group for group in groups if group.sublayer is not None]
+            if why is not None or not whole:
+                return why
+            empty = {group.key: GroupPlan(count=group.count, kept=()) for group in whole}
+            why = _difference(model, structure, whole, empty, variants)
+        except RuntimeError as error:  # they are declared with another number of units or features
+            return f"the units that '{groups[0].consumer}' reads cannot be masked: {error}"[:300]
     return None if why is None else f"'{whole[0].sublayer}' cannot go as a whole: {why}"
 
 

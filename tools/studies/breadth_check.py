@@ -105,6 +105,8 @@ def _pooled(output: Any) -> torch.Tensor:
 
 def _result(task: str, output: Any, given: Inputs) -> torch.Tensor:
     if task == "feature-extraction":
+        if "last_hidden_state" not in output:
+            return output.pooler_output
         states, mask = output.last_hidden_state, given["attention_mask"][..., None]
         return (states * mask).sum(1) / mask.sum(1)
     if task == "image-feature-extraction":

@@ -12,8 +12,9 @@ from torch import nn
 
 
 def without_cache(module: nn.Module) -> None:
-    """Let a module forget before every pass what it keeps in dictionaries, in place, if it overrides `train`."""
-    overrides = type(module).train is not nn.Module.train
+    """Let a module forget before every pass what it keeps in dictionaries, in place, if it overrides `train` and has
+    weights of its own, from which that is computed."""
+    overrides = type(module).train is not nn.Module.train and any(True for _ in module.parameters(recurse=False))
     if overrides and any(_caches(module)) and _forget not in module._forward_pre_hooks.values():
         module.register_forward_pre_hook(_forget)
 
