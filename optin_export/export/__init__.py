@@ -30,6 +30,8 @@ from optin_export.workdir.onnx_files import MAX_BYTES, atomic_graph, graph_bytes
 __all__ = ["OPSET", "Converted", "Exported", "convert", "converters", "export_onnx", "export_program", "read_graph"]
 
 OPSET = 20
+#: Shortest sequences for which a graph is traced, in turn: code that shifts or pools tokens may need more than two.
+LEAST_SEQUENCES = (2, 4, 16)
 
 
 @dataclass(frozen=True)
@@ -53,28 +55,9 @@ def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int,
     inputs with at least two rows (one row would fix the batch size in the graph).
     Raises InputError if the exporter or the checker refuses the model.
     """
-    batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
-    dynamic: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
-    if sequence is not None:
-        length = torch.export.Dim("sequence", min=2, max=max(sequence, 2))
-        for axes in dynamic.values():
-            axes[1] = length
     try:
         with _quiet(), sampling_by_gather(), experts_by_gather(model):
-            program = torch.onnx.export(
-                model,
-                (),
-                kwargs=dict(inputs),
-                input_names=list(inputs),
-                output_names=[model.output_name],
-                dynamic_shapes=dynamic,
-                opset_version=OPSET,
-                dynamo=True,
-                optimize=True,
-                verbose=False,
-            )
-        assert program is not None
-        _check_free(program.model.graph.inputs, dynamic)
+            program = _exported(model, inputs, max_batch, sequence)
         with atomic_graph(path) as temporary:
             nodes = _save(program, temporary)
         forget_shapes(program.exported_program)
@@ -87,6 +70,39 @@ def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int,
             "check the versions of torch and onnxscript, or simplify the operation named above",
         ) from error
     return Exported(tuple(inputs), model.output_name, nodes, graph_bytes(path), OPSET)
+
+
+def _exported(model: TaskModel, inputs: Inputs, max_batch: int, sequence: int | None) -> Any:
+    """The exporter's program with free sizes. A model's code may only be traceable for sequences of some length."""
+    batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
+    given = next(iter(inputs.values())).shape[1] if sequence is not None else 0
+    leasts = [least for least in LEAST_SEQUENCES if least <= max(given, LEAST_SEQUENCES[0])]
+    for least in leasts if sequence is not None else [0]:
+        dynamic: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
+        if sequence is not None:
+            length = torch.export.Dim("sequence", min=least, max=max(sequence, least))
+            for axes in dynamic.values():
+                axes[1] = length
+        program = torch.onnx.export(
+            model,
+            (),
+            kwargs=dict(inputs),
+            input_names=list(inputs),
+            output_names=[model.output_name],
+            dynamic_shapes=dynamic,
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=True,
+            verbose=False,
+        )
+        assert program is not None
+        try:
+            _check_free(program.model.graph.inputs, dynamic)
+            return program
+        except InputError:
+            if least in (0, leasts[-1]):
+                raise
+    raise AssertionError("no sequence to export")
 
 
 def _check_free(inputs: Iterable[Any], dynamic: Mapping[str, Mapping[int, Any]]) -> None:
