@@ -80,14 +80,17 @@ def _with_other_values(model: nn.Module, group: UnitGroup, units: Sequence[int])
 
 
 def _compared(model: nn.Module, other: nn.Module, path: str, inputs: Inputs) -> Iterator[dict[Key, Seen]]:
-    """Per run of the module, its calls with sizes, compared between the two models."""
+    """Per run of the module, its calls with sizes, compared between the two models; without the later runs of a module
+    that reads what it computed before, in which everything changes."""
     firsts, seconds = (_results(one, path, inputs) for one in (model, other))
-    for first, second in zip(firsts, seconds, strict=True):
-        yield {
+    for run, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
+        found = {
             key: (sizes, [_kept(a, b, dim) for (a, dim), (b, _) in zip(results, second[key][1], strict=True)])
             for key, (sizes, results) in first.items()
             if key in second
         }
+        if run == 0 or any(size != kept for _, sizes in found.values() for size, kept in sizes):
+            yield found
 
 
 def _results(

@@ -81,6 +81,16 @@ def test_instances_of_one_class_that_run_other_code_get_their_own_sizes() -> Non
     check_plans(model, structure, forwards.inputs())
 
 
+def test_a_block_that_runs_several_times_is_measured_in_its_first_run() -> None:
+    """In the later ones everything that it reads changes with the units."""
+    model = forwards.model("InputWidth")
+    block = model.blocks[0]
+    model.blocks = nn.Sequential(block, block, block)
+    (group,) = heads(structure_of(model))
+    assert group.sizes == (("blocks.0.attention.(reshape 0 3)", 1), ("blocks.0.attention.(reshape 1 2)", 4))
+    check_plans(model, structure_of(model), forwards.inputs())
+
+
 def test_the_number_of_a_call_and_the_size_per_head_are_measured() -> None:
     (group,) = heads(structure_of(forwards.model("InputWidth")))
     assert group.sizes == (("blocks.0.attention.(reshape 0 3)", 1), ("blocks.0.attention.(reshape 1 2)", 4))
