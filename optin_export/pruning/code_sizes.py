@@ -2,8 +2,8 @@
 
 They come from the width of an input, from attributes or from constants, and are those of all units. In the forward of a
 module that lost units, some of them are replaced, call by call: `(reshape 2 3)` is entry 3 of the sizes of the third
-call of `reshape` or `view`. Sizes that do not count units may be wrong as well, if the code computes them from both
-kinds; they stay `whole`. Its class keeps its name, and its layers their paths.
+call of `reshape` or `view`. Calls on integers are not counted. Sizes that do not count units may be wrong as well, if
+the code computes them from both kinds; they stay `whole`. Its class keeps its name, and its layers their paths.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class SizedCalls(TorchFunctionMode):
     def _call(self, name: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SizedCall | None:
         tensor, *rest = [*args, *kwargs.values()]
         if not isinstance(tensor, torch.Tensor) or not rest or isinstance(rest[0], torch.dtype):
+            return None
+        if not tensor.is_floating_point():  # indices, which a module may keep from one pass to the next
             return None
         key = name, self.numbers[name]
         self.numbers[name] += 1

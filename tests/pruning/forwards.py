@@ -111,7 +111,24 @@ class OwnWidth(Attention):
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
-KINDS = (InputWidth, Constants, InnerAndOuter, MergedBatch, FewerKeys, Scaled, OwnWidth)
+class KeepsIndices(Attention):
+    """Computes the distances of tokens in its first pass, and keeps them (as timm's ConViT does)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias, self.kept = nn.Linear(1, HEADS), torch.zeros(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, tokens, width = x.shape
+        if not self.kept.numel():
+            places = torch.arange(16)
+            self.kept = (places.view(1, -1) - places.view(-1, 1)).float()[..., None]
+        q, k, v = self.qkv(x).reshape(rows, tokens, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
+        scores = q @ k.mT + self.bias(self.kept[:tokens, :tokens]).permute(2, 0, 1)
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(rows, tokens, width))
+
+
+KINDS = (KeepsIndices, InputWidth, Constants, InnerAndOuter, MergedBatch, FewerKeys, Scaled, OwnWidth)
 FORWARDS = {kind.__name__: kind for kind in KINDS}
 
 

@@ -21,6 +21,8 @@ BATCHES, LENGTHS = (1, 2, 5), (7, 20, 48)
 TOLERANCE = 1e-3
 #: Of the dense model from the masked one, before the repair.
 MASKED_TOLERANCE = 1e-4
+#: Number of the end token.
+END = 3
 #: Samples of sound, a second at 16 kHz.
 SAMPLES = 16_000
 
@@ -54,10 +56,12 @@ def _sounds(batch: int, made: Made, generator: torch.Generator) -> Inputs:
 
 
 def padded(batch: int, length: int, generator: torch.Generator) -> Inputs:
-    """Random token ids [batch, length]; row i has 3 i padding tokens at its end, and at least two others."""
+    """Random token ids [batch, length]; row i has 3 i padding tokens at its end, and at least two others; the
+    last of these is an end token."""
     ids = torch.randint(5, VOCABULARY, (batch, length), generator=generator)
     lengths = torch.tensor([max(2, length - 3 * row) for row in range(batch)])
     mask = (torch.arange(length) < lengths[:, None]).long()
+    ids[torch.arange(batch), lengths - 1] = END
     return {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
 
 
