@@ -121,7 +121,7 @@ class KeepsIndices(Attention):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, tokens, width = x.shape
         if not self.kept.numel():
-            places = torch.arange(16)
+            places = torch.arange(64)
             self.kept = (places.view(1, -1) - places.view(-1, 1)).float()[..., None]
         q, k, v = self.qkv(x).reshape(rows, tokens, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
         scores = q @ k.mT + self.bias(self.kept[:tokens, :tokens]).permute(2, 0, 1)
