@@ -204,3 +204,12 @@ def test_every_way_to_give_a_size(
     for name, per_unit in sizes.items():
         replace_size(module, f"({name})", per_unit, 2)
     assert module(torch.randn(3, 8)).shape == shape
+
+
+def test_calls_of_the_first_pass_alone_are_not_counted() -> None:
+    """A loaded model computes its indices again, for which the measured one had kept them."""
+    dense: Any = pruned("KeepsIndices")[0]
+    x = forwards.inputs()
+    wanted = dense(**x)
+    dense.blocks[0].attention.kept = torch.zeros(0)
+    torch.testing.assert_close(dense(**x), wanted, rtol=0, atol=0)
