@@ -60,7 +60,9 @@ def test_texts_and_tokenizer_agree() -> None:
 def test_padding_grows_with_the_row_and_leaves_two_tokens() -> None:
     given = checks.padded(5, 7, torch.Generator().manual_seed(0))
     assert given["attention_mask"].sum(1).tolist() == [7, 4, 2, 2, 2]
-    assert (given["input_ids"] >= 5).long().equal(given["attention_mask"])
+    assert (given["input_ids"] > 0).long().equal(given["attention_mask"])
+    assert (given["input_ids"] == checks.END).sum(1).tolist() == [1] * 5
+    assert given["input_ids"][[0, 1, 4], [6, 3, 1]].tolist() == [checks.END] * 3  # the last tokens
 
 
 def test_a_difference_is_relative_and_skips_padding() -> None:
