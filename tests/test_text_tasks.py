@@ -60,7 +60,7 @@ def test_a_run_from_recipe_to_report(task: str, tmp_path: Path) -> None:
         recipe["data"]["evaluation"]["metric"] = metric
         report = optin_export.run(recipe, out=tmp_path / "run")
         assert report is not None and report.accuracy is not None and report.accuracy.metric == metric
-        assert report.macs.ratio <= 0.7 and len(report.parity.cases) == 8
+        assert report.macs.ratio <= 0.7 and len(report.parity.cases) == 12
         assert all(case.passed for case in report.parity.cases)
         reports.append(report)
     assert reports[0].verdict.passed

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from optin_export.workdir.onnx_files import MAX_BYTES, atomic_graph, graph_bytes
 __all__ = ["OPSET", "Converted", "Exported", "convert", "converters", "export_onnx", "export_program", "read_graph"]
 
 OPSET = 20
-#: Shortest sequences for which a graph is traced, in turn: code that shifts or pools tokens may need more than two.
-LEAST_SEQUENCES = (2, 4, 16)
+#: Shortest sequences for which a graph is traced, in turn: code that shifts tokens may need more than two. Parity
+#: compares at two tokens nevertheless (`measure.SHORT`).
+LEAST_SEQUENCES = (2, 4)
 
 
 @dataclass(frozen=True)
@@ -73,49 +74,56 @@ def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int,
 
 
 def _exported(model: TaskModel, inputs: Inputs, max_batch: int, sequence: int | None) -> Any:
-    """The exporter's program with free sizes. A model's code may only be traceable for sequences of some length."""
+    """The exporter's program, with free sizes. Raises InputError if the model's code fixes one of them."""
+    with torch.no_grad():
+        model(**inputs)  # modules may compute tensors in their first pass and keep them: no graph can assign these
     batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
-    given = next(iter(inputs.values())).shape[1] if sequence is not None else 0
-    leasts = [least for least in LEAST_SEQUENCES if least <= max(given, LEAST_SEQUENCES[0])]
-    for least in leasts if sequence is not None else [0]:
-        dynamic: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
-        if sequence is not None:
+    dynamic: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
+    if sequence is None:
+        program = _program(model, inputs, dynamic)
+        fixed = _fixed_size(program, dynamic)
+    else:
+        for least in LEAST_SEQUENCES:
             length = torch.export.Dim("sequence", min=least, max=max(sequence, least))
-            for axes in dynamic.values():
-                axes[1] = length
-        program = torch.onnx.export(
-            model,
-            (),
-            kwargs=dict(inputs),
-            input_names=list(inputs),
-            output_names=[model.output_name],
-            dynamic_shapes=dynamic,
-            opset_version=OPSET,
-            dynamo=True,
-            optimize=True,
-            verbose=False,
+            dynamic = {name: {0: batch, 1: length} for name in inputs}
+            program = _program(model, inputs, dynamic)
+            fixed = _fixed_size(program, dynamic)
+            if fixed is None:
+                break
+    if fixed is not None:
+        raise InputError(
+            "the model cannot be exported to ONNX",
+            f"the graph would take {fixed} only, because the model's code depends on this size",
+            "change the model's code so that it does not depend on sizes or values of one input",
         )
-        assert program is not None
-        try:
-            _check_free(program.model.graph.inputs, dynamic)
-            return program
-        except InputError:
-            if least in (0, leasts[-1]):
-                raise
-    raise AssertionError("no sequence to export")
+    return program
 
 
-def _check_free(inputs: Iterable[Any], dynamic: Mapping[str, Mapping[int, Any]]) -> None:
-    """The exporter falls back on the example's sizes, without an error, where a model's code makes them constants."""
-    for value in inputs:
+def _program(model: TaskModel, inputs: Inputs, dynamic: dict[str, dict[int, Any]]) -> Any:
+    program = torch.onnx.export(
+        model,
+        (),
+        kwargs=dict(inputs),
+        input_names=list(inputs),
+        output_names=[model.output_name],
+        dynamic_shapes=dynamic,
+        opset_version=OPSET,
+        dynamo=True,
+        optimize=True,
+        verbose=False,
+    )
+    assert program is not None
+    return program
+
+
+def _fixed_size(program: Any, dynamic: Mapping[str, Mapping[int, Any]]) -> str | None:
+    """The batches or sequences that the graph takes, if it does not take all: the exporter falls back on the example's
+    sizes, without an error, where a model's code makes them constants."""
+    for value in program.model.graph.inputs:
         for axis, dim in dynamic.get(value.name, {}).items():
             if isinstance(size := value.shape[axis], int):
-                what = "batches" if dim.__name__ == "batch" else "sequences"
-                raise InputError(
-                    "the model cannot be exported to ONNX",
-                    f"the graph would take {what} of {size} only: the model's code turns this size into a constant",
-                    "change the model's code so that it does not depend on sizes or values of one input",
-                )
+                return f"{'batches' if dim.__name__ == 'batch' else 'sequences'} of {size}"
+    return None
 
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

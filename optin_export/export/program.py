@@ -41,6 +41,7 @@ def export_program(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: i
             axes[1] = length
     try:
         with fused_attention(model), experts_by_gather(model), torch.no_grad():
+            model(**inputs)  # as in `export_onnx`: what modules keep is computed before
             program = torch.export.export(model, (), dict(inputs), dynamic_shapes=dynamic)
     except Exception as error:  # torch.export raises many types; all mean this model cannot be exported
         why = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]

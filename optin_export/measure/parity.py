@@ -11,6 +11,9 @@ import numpy as np
 from optin_export.engines import Engine
 
 Arrays = Mapping[str, np.ndarray]
+#: Tokens per row of the cases with short texts: a model's code may do something else for them, and the exporter keeps
+#: only what it does for the example.
+SHORT = (2, 3)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ TOLERANCES: dict[str, Tolerance] = {
 
 @dataclass(frozen=True)
 class ParityCase:
-    """One comparison: an engine of the 'base' or 'pruned' model at one batch size, on distinct or on identical rows.
+    """One comparison: an engine of the 'base' or 'pruned' model at one batch size.
+
+    rows: distinct, identical, or short (texts of a few tokens).
 
     max_error: the worst row's largest difference, relative to that row's scale. spread: for identical rows, the
     largest difference between rows of the engine's own output (an engine that mixes rows up shows here). cosine: the
@@ -73,26 +78,25 @@ def compare(
     *,
     target: str,
     model: str,
-    identical: bool,
+    rows: str,
     precision: str = "fp32",
     classes: int | None = None,
 ) -> ParityCase:
     """Run both on the same inputs and compare row by row.
 
-    reference: named inputs -> the output [batch, ...] of the torch model the engine was built from. classes: the axis
-    of the output whose largest value is the model's choice; None if there is no choice.
+    reference: named inputs -> the output [batch, ...] of the torch model the engine was built from. rows: see
+    `ParityCase`. classes: the axis of the output whose largest value is the model's choice; None if there is no choice.
     """
     expected = reference(inputs)
     got = engine.run(inputs)[engine.outputs[0]]
     tolerance = TOLERANCES[precision]
-    kind = "identical" if identical else "distinct"
     if got.shape != expected.shape or not np.isfinite(got).all():
         # JSON has no infinity; the report's largest number fails equally.
         limit = 1e100
-        return ParityCase(target, model, len(expected), kind, limit, limit, False, precision, 0.0)
+        return ParityCase(target, model, len(expected), rows, limit, limit, False, precision, 0.0)
     found = differences(got, expected)
     error, cosine = float(found.error.max()), float(found.cosine.min())
-    spread = float((np.abs(found.rows - found.rows[:1]).max(1) / found.scale).max()) if identical else 0.0
+    spread = float((np.abs(found.rows - found.rows[:1]).max(1) / found.scale).max()) if rows == "identical" else 0.0
     agreement = None
     if classes is not None and expected.ndim > 1 and expected.shape[classes] > 1:
         agreement = share_agreeing(got, expected, classes, found.scale * tolerance.tie)
@@ -101,7 +105,18 @@ def compare(
         and cosine >= tolerance.cosine
         and (agreement is None or agreement >= tolerance.agreement)
     )
-    return ParityCase(target, model, len(expected), kind, error, spread, passed, precision, cosine, agreement)
+    return ParityCase(target, model, len(expected), rows, error, spread, passed, precision, cosine, agreement)
+
+
+def shortened(inputs: Arrays, tokens: int) -> dict[str, np.ndarray]:
+    """Text of `tokens` per row: the first token and the last ones before the padding, as models may look for both.
+
+    inputs: [rows, sequence] each, padded at the end where there is an attention mask.
+    """
+    first, mask = next(iter(inputs.values())), inputs.get("attention_mask")
+    ends = np.full((len(first), 1), first.shape[1]) if mask is None else mask.sum(1, keepdims=True)
+    at = np.concatenate([np.zeros_like(ends), np.maximum(ends + np.arange(1 - tokens, 0), 0)], 1)
+    return {name: np.take_along_axis(array, at, 1) for name, array in inputs.items()}
 
 
 @dataclass(frozen=True)

@@ -275,30 +275,26 @@ def _difference(
     masks = {group.key: torch.zeros(group.count) for group in groups}
     for group in groups:
         masks[group.key][list(plans[group.key].kept)] = 1
-    where = f"'{groups[0].consumer}'" if len(groups) == 1 else "these layers"
+    reading = f"'{groups[0].consumer}' reads" if len(groups) == 1 else "these layers read"
     try:
         dense, _ = rebuild(model, part, plans, variants[0])
     except (RuntimeError, IndexError, AssertionError, AttributeError, InputError) as error:
-        return f"the layers around {where} cannot be cut: {error}"[:300]
+        return f"the units that {reading} cannot be cut: {error}"[:300]
     for inputs in variants:
         try:  # before the masked pass, which would be in vain for sizes that do not fit
             with torch.no_grad():
                 got = dense(**inputs)
         except Exception as error:  # a module's own code, on sizes that it does not expect
-            return (
-                f"without some of the units that {where} reads the model does not run: {type(error).__name__}: {error}"[
-                    :300
-                ]
-            )
+            return f"without some of the units that {reading} the model does not run: {type(error).__name__}: {error}"[
+                :300
+            ]
         with torch.no_grad(), masked(model, groups, masks):
             wanted = model(**inputs)
         if got.shape != wanted.shape:
-            return f"without some of the units that {where} reads the output has another shape"
+            return f"without some of the units that {reading} the output has another shape"
         difference = float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
         if not difference <= TOLERANCE:
-            return (
-                f"without some of the units that {where} reads the model differs from the masked one: {difference:.1e}"
-            )
+            return f"without some of the units that {reading} the model differs from the masked one: {difference:.1e}"
     return None
 
 

@@ -91,7 +91,7 @@ class ParityResult(_Part):
     target: str
     model: Literal["base", "pruned"]
     batch: int
-    rows: Literal["distinct", "identical"]
+    rows: Literal["distinct", "identical", "short"]
     max_error: float
     spread: float
     passed: bool

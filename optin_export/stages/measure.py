@@ -50,6 +50,7 @@ def measure_engines(work: RunContext, plan: Plan, pruned: PruneResult) -> Measur
                 batches=export.batch,
                 sequence=export.sequence if work.recipe.is_text else None,
                 seed=work.recipe.seed,
+                short=work.recipe.is_text and not work.recipe.tokens.merges,
                 judged={target.name: target.mode for target in work.recipe.here},
                 precision=export.precision,
                 classes=class_axis(work.sources.model),

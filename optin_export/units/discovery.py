@@ -15,7 +15,6 @@ from optin_export.units.declare import Family, Refusal, Structure, UnitGroup
 from optin_export.units.discover import NAME as DISCOVERED
 from optin_export.units.discover import Leak, discover_groups
 from optin_export.units.isolation import isolated
-from optin_export.units.passes import constant_inputs
 from optin_export.units.shared_weights import Uses, calls_error
 from optin_export.units.trace import Pass
 
@@ -287,11 +286,10 @@ def found_structure(
     """
     found, uses = discover_groups(model, inputs), Uses(model, seen)
     refused, groups = list(found.refusals), list[UnitGroup]()
-    constant = constant_inputs(model, inputs, [group.consumer for ones in found.blocks.values() for group in ones])
     blocks: list[str] = []
     for path, ones in found.blocks.items():
         usable = []
-        for group in (group for group in ones if group.consumer not in constant):
+        for group in ones:
             refusal = uses.refusal(group)
             if refusal is None:
                 usable.append(replace(group, block=len(blocks)))

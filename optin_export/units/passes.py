@@ -115,8 +115,10 @@ def few_rows(model: nn.Module, inputs: Inputs, rows: int, tokens: int = TOKENS) 
 
 
 def constant_inputs(model: nn.Module, inputs: Inputs, paths: Sequence[str]) -> frozenset[str]:
-    """The layers that read the same for two different rows, as those that compute relative positions: a part of the
-    weights, in fact, which engines compute once. Empty if the rows do not differ."""
+    """The layers that read the same for the first two rows, such as those that compute a table of relative positions.
+
+    Zeros do not count: a ReLU may give them for both rows by chance. Empty if the model's output is the same for both.
+    """
     seen, results = [], []
     for row in (0, 1):
         with torch.no_grad(), captured(model, [(path, 0) for path in paths]) as values:
@@ -124,7 +126,11 @@ def constant_inputs(model: nn.Module, inputs: Inputs, paths: Sequence[str]) -> f
         seen.append(values)
     if same(results[0], results[1], tolerance=0.0):
         return frozenset()
-    return frozenset(path for path, _ in seen[0] if same(seen[0][(path, 0)], seen[1].get((path, 0)), tolerance=0.0))
+    return frozenset(
+        path
+        for (path, _), values in seen[0].items()
+        if same(values, seen[1].get((path, 0)), tolerance=0.0) and any(one.any() for one in tensors_in(values))
+    )
 
 
 def same(one: Any, other: Any, tolerance: float = TOLERANCE) -> bool:

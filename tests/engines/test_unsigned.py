@@ -136,7 +136,7 @@ def test_the_tolerance_of_int8_passes_the_right_graph_and_finds_a_wrong_one(
         inputs(9),
         target="t",
         model="base",
-        identical=False,
+        rows="distinct",
         precision="int8",
     )
     assert case.passed == (wrong == "nothing"), case

@@ -28,7 +28,7 @@ from optin_export.measure import (
 from optin_export.measure.accuracy import evaluate
 from optin_export.measure.metrics import METRICS
 from optin_export.measure.neighbours import Neighbours
-from optin_export.measure.parity import compare
+from optin_export.measure.parity import compare, shortened
 from optin_export.recipe import Budget, Gates
 
 
@@ -161,7 +161,8 @@ X = {"x": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
 def case(function, identical: bool = False) -> ParityCase:  # type: ignore[no-untyped-def]
     inputs = {"x": np.repeat(X["x"][:1], 3, 0)} if identical else X
     engine = FakeEngine(function)
-    return compare(engine, lambda given: 2 * given["x"], inputs, target="t", model="base", identical=identical)
+    rows = "identical" if identical else "distinct"
+    return compare(engine, lambda given: 2 * given["x"], inputs, target="t", model="base", rows=rows)
 
 
 def test_parity_passes_for_rounding_only() -> None:
@@ -191,6 +192,52 @@ def test_parity_fails_for_wrong_outputs(function) -> None:  # type: ignore[no-un
     result = case(function)
     assert not result.passed
     assert np.isfinite(result.max_error)  # JSON has no infinity
+
+
+def test_short_texts_have_the_first_token_and_the_last_ones_before_the_padding() -> None:
+    inputs = {"input_ids": np.array([[5, 6, 7, 8, 1], [9, 4, 1, 0, 0]])}
+    inputs["attention_mask"] = (inputs["input_ids"] != 0).astype(np.int64)
+    assert shortened(inputs, 2)["input_ids"].tolist() == [[5, 1], [9, 1]]
+    assert shortened(inputs, 3)["input_ids"].tolist() == [[5, 8, 1], [9, 4, 1]]
+    assert shortened(inputs, 3)["attention_mask"].tolist() == [[1] * 3] * 2
+    assert shortened({"input_ids": inputs["input_ids"][:1]}, 2)["input_ids"].tolist() == [[5, 1]]
+
+
+def doubled(x: np.ndarray) -> np.ndarray:
+    return 2.0 * x.sum(1, keepdims=True)
+
+
+def measured_texts(function: Any, reference: Any) -> Measured:
+    engine = {name: lambda: FakeEngine(function) for name in ("base", "pruned")}
+    x = np.arange(20.0, dtype=np.float32).reshape(2, 10)
+    settings = MeasureSettings(batches=(2,), sequence=10, seed=0, short=True)
+    given = {name: lambda inputs: reference(inputs["x"]) for name in ("base", "pruned")}
+    return measure_engines(
+        {"t": engine}, given, lambda _, distinct: {"x": x if distinct else x[[0, 0]]}, None, settings
+    )
+
+
+def test_a_graph_that_is_wrong_for_short_texts_fails_parity() -> None:
+    """As one that was traced for longer ones, of a model whose code does something else for these."""
+
+    def other(x: np.ndarray) -> np.ndarray:
+        return doubled(x) * (1 if x.shape[1] > 2 else -1)
+
+    found = measured_texts(doubled, other)
+    assert [(one.rows, one.passed) for one in found.parity if one.model == "base"] == [
+        ("distinct", True), ("identical", True), ("short", False), ("short", True)
+    ]  # fmt: skip
+    assert not found.latency
+
+
+def test_lengths_for_which_the_model_itself_has_no_output_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(x: np.ndarray) -> np.ndarray:
+        if x.shape[1] == 2:
+            raise IndexError("too short")
+        return doubled(x) * (np.nan if x.shape[1] == 3 else 1)
+
+    found = measured_texts(lambda x: -doubled(x), fails)
+    assert {one.rows for one in found.parity} == {"distinct", "identical"}
 
 
 def test_identical_rows_must_give_identical_outputs() -> None:

@@ -40,7 +40,7 @@ def judged(expected: np.ndarray, got: np.ndarray, precision: str, classes: int |
         {"x": expected},
         target="t",
         model="base",
-        identical=False,
+        rows="distinct",
         precision=precision,
         classes=classes,
     )

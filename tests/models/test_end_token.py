@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 
-from optin_export.errors import OptinError
 from optin_export.export import export_onnx
 from optin_export.models import wrap
 from tests.conftest import enlarge
@@ -82,32 +81,6 @@ def test_the_embedding_of_a_text_encoder_with_a_projection() -> None:
         wanted = original(input_ids=IDS, attention_mask=MASK).text_embeds
         given = wrap(original, "feature-extraction")(input_ids=IDS, attention_mask=MASK)
     torch.testing.assert_close(given, wanted)
-
-
-class Doubled(torch.nn.Module):
-    output_name = "logits"
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return 2.0 * input_ids
-
-
-@pytest.mark.parametrize(("axis", "what"), [(0, "batches of 2"), (1, "sequences of 5")])
-def test_a_graph_for_one_size_only_is_refused(
-    axis: int, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The exporter goes on with the example's size, without an error, where a model's code makes it a constant."""
-    real = torch.onnx.export
-
-    def fixing(*args: Any, **given: Any) -> Any:
-        free = {
-            name: {at: dim for at, dim in axes.items() if at != axis} for name, axes in given["dynamic_shapes"].items()
-        }
-        return real(*args, **{**given, "dynamic_shapes": free})
-
-    monkeypatch.setattr(torch.onnx, "export", fixing)
-    model: Any = Doubled()
-    with pytest.raises(OptinError, match=f"the graph would take {what} only"):
-        export_onnx(model, {"input_ids": IDS}, tmp_path / "a.onnx", max_batch=8, sequence=16)
 
 
 def made(name: str, fields: dict[str, object]) -> torch.nn.Module:

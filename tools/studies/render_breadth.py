@@ -31,8 +31,8 @@ def page(content: dict[str, Any]) -> str:
         "at batch sizes 1, 2 and 5, texts of three lengths with padding. Weights are random: nothing here is about",
         f"accuracy. The budget is {content['budget']:g} of the MACs, or (1 + floor) / 2 if it cannot be reached; the",
         f"floor is the share of MACs with the fewest units. {machine['cpu']}, {packages}.",
-        f"Measured: {len(rows)} architectures of those that `python tools/studies/breadth.py --list` prints. Families'",
-        "rows that had ended with exit code 0 were not measured again after the last changes to units that are found.",
+        f"Measured: {len(rows)} architectures of those that `python tools/studies/breadth.py --list` prints. Rows of",
+        "models that a family knows, with exit code 0, are some hours older than the others.",
         "",
         *summary(rows),
     ]

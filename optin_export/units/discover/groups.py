@@ -17,11 +17,13 @@ from optin_export.units.discover.components import Component, Obstacle, componen
 from optin_export.units.discover.local_graph import local_graph, mixes
 from optin_export.units.discover.residuals import Streams, observe_streams
 from optin_export.units.hooks import Convolution, get_layer, get_weight
-from optin_export.units.passes import few_rows
+from optin_export.units.passes import constant_inputs, few_rows
 from optin_export.units.probes import without_zeros
 
 #: The name of such units in the report, next to the names of families.
 NAME = "discovered"
+#: Why units whose reader gets the same for every row stay.
+CONSTANT = "what it reads is the same for every row, so an engine may compute it once, and would not be faster"
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,13 @@ class Discovered:
 def discover_groups(
     model: nn.Module, inputs: Mapping[str, torch.Tensor], known: Collection[UnitGroup] = ()
 ) -> Discovered:
-    """Find the groups of units of a model by gradients between its layers, on the first row of `inputs`.
+    """Find the groups of units of a model by gradients between its layers, on the first two rows of `inputs`.
 
     known: groups that are declared; units of the layers that make or read theirs are left out. Raises InputError if the
     model does not run with gradients.
     """
-    few = few_rows(model, inputs, rows=1)
+    two = few_rows(model, inputs, rows=2)
+    few = {name: tensor[:1] for name, tensor in two.items()}
     try:
         with without_zeros(model), local_graph(model, few) as graph:
             found, feeds, leaks = candidates(graph)
@@ -61,9 +64,12 @@ def discover_groups(
             f"gradients cannot be computed through it: {error}"[:300],
             "remove operations that overwrite tensors in place or that detach them, or declare a family",
         ) from None
-    streams = observe_streams(model, few, {one.readers[-1]: block for one, block in zip(made, blocks, strict=True)})
+    constant = constant_inputs(model, two, [one.readers[-1] for one in made])
+    obstacles += [Obstacle(one.readers[-1], CONSTANT, one.heads) for one in made if one.readers[-1] in constant]
+    kept = [(one, block) for one, block in zip(made, blocks, strict=True) if one.readers[-1] not in constant]
+    streams = observe_streams(model, few, {one.readers[-1]: block for one, block in kept})
     groups: dict[str, list[UnitGroup]] = {}
-    for one, block in zip(made, blocks, strict=True):
+    for one, block in kept:
         groups.setdefault(block, []).append(_group(model, one, streams))
     ordered = sorted(groups, key=lambda block: min(order[group.consumer] for group in groups[block]))
     return Discovered(

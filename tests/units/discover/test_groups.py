@@ -25,6 +25,7 @@ from optin_export.units import (
     supported,
     tensor_of,
 )
+from optin_export.units.discover.groups import CONSTANT
 from optin_export.units.discovery import found_structure
 from optin_export.units.trace import observe_pass
 from tests.repair.plans import halved
@@ -165,7 +166,7 @@ def test_a_cut_by_measured_rows_gives_the_declared_model(case: Compared) -> None
 def test_verified_units_have_the_declared_costs(case: Compared) -> None:
     """And no more sizes change than are declared."""
     if case.name in MANY:
-        pytest.skip("its sizes are found in minutes")
+        pytest.skip("finding its sizes takes minutes")
     found = verified(case.model, case.by_declared(case.found), case.inputs)
     assert [group.key for group in found.groups] == [group.key for group in case.declared.groups]
     for group, same in zip(case.declared.groups, found.groups, strict=True):
@@ -204,6 +205,7 @@ def test_layers_that_no_row_reaches_have_no_units() -> None:
     )
     structure = found_structure(model, nets.tokens(), None, None)
     assert [group.consumer for group in structure.groups] == ["fc2"]
+    assert [("'table2'" in one.error.what, one.error.why == CONSTANT) for one in structure.refused] == [(True, True)]
 
 
 def test_a_zero_is_no_residual_stream() -> None:

@@ -1,0 +1,61 @@
+"""A graph takes every batch and length, or the model is refused: the exporter itself fixes sizes without an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from optin_export.errors import OptinError
+from optin_export.export import export_onnx
+
+IDS = torch.tensor([[5, 6, 7, 8, 1], [9, 4, 1, 0, 0]])
+
+
+class Doubled(torch.nn.Module):
+    output_name = "logits"
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return 2.0 * input_ids
+
+
+@pytest.mark.parametrize(("axis", "what"), [(0, "batches of 2"), (1, "sequences of 5")])
+def test_a_graph_for_one_size_only_is_refused(
+    axis: int, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exporter goes on with the example's size, without an error, where a model's code makes it a constant."""
+    real = torch.onnx.export
+
+    def fixing(*args: Any, **given: Any) -> Any:
+        free = {
+            name: {at: dim for at, dim in axes.items() if at != axis} for name, axes in given["dynamic_shapes"].items()
+        }
+        return real(*args, **{**given, "dynamic_shapes": free})
+
+    monkeypatch.setattr(torch.onnx, "export", fixing)
+    model: Any = Doubled()
+    with pytest.raises(OptinError, match=f"the graph would take {what} only"):
+        export_onnx(model, {"input_ids": IDS}, tmp_path / "a.onnx", max_batch=8, sequence=16)
+
+
+class Keeps(Doubled):
+    """Computes a table in its first pass and keeps it, as timm's ConViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        if self.table.shape[0] != 8:
+            self.table = torch.arange(8.0)
+        return input_ids[..., None] * self.table
+
+
+def test_what_a_model_keeps_from_its_first_pass_is_no_obstacle(tmp_path: Path) -> None:
+    model: Any = Keeps()
+    export_onnx(model, {"input_ids": IDS}, tmp_path / "a.onnx", max_batch=8, sequence=16)
+    [value] = onnx.load(tmp_path / "a.onnx").graph.input
+    assert [dim.dim_param for dim in value.type.tensor_type.shape.dim] == ["batch", "sequence"]
