@@ -21,6 +21,8 @@ PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
+    "nncf",
     "tensorrt",
     "tensorrt-rtx-cu13",
     "torch-pruning",

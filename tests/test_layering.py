@@ -17,6 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAZY = {
     # What runs in the server's own Python is another place.
     "onnxruntime": {"engines/onnxruntime.py", "export/quantize.py", "ship/served/onnxruntime_model.py"},
+    "openvino": {"engines/openvino.py", "export/nncf.py", "ship/served/openvino_model.py"},
+    "nncf": {"export/nncf.py"},
     "modelopt": {"export/modelopt.py"},
     "tritonclient": {"ship/config.py", "serving/bounded_http.py"},
     "model_signing": {"ship/signing.py"},

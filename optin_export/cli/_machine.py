@@ -23,6 +23,16 @@ LEAST_MEMORY, LEAST_DISK = 2 * 2**30, 2 * 2**30
 DEFAULT = ("python", "torch", "onnx", "engine onnxruntime, cpu", "memory", "disk")
 
 
+#: Optional packages, and the modules that they install.
+_PACKAGES = (
+    ("nncf", "nncf"),
+    ("nvidia-modelopt", "modelopt"),
+    ("datasets", "datasets"),
+    ("model-signing", "model_signing"),
+    ("ray", "ray"),
+)
+
+
 @dataclass(frozen=True)
 class Check:
     """The check of one requirement of a run.
@@ -50,8 +60,7 @@ def checks(folder: Path) -> Iterator[Check]:
     yield _two_onnxruntimes()
     yield _tool("triton client", "tritonclient", _triton_client)
     yield _tool("triton server", None, _triton_server)
-    yield from (_package(name, module) for name, module in (("nvidia-modelopt", "modelopt"), ("datasets", "datasets")))
-    yield from (_package(name, module) for name, module in (("model-signing", "model_signing"), ("ray", "ray")))
+    yield from (_package(name, module) for name, module in _PACKAGES)
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
     yield Check("hub", "ok", "offline: HF_HUB_OFFLINE is set, only cached models load" if offline else "not contacted")
 
@@ -62,6 +71,7 @@ def engine_checks() -> Iterator[Check]:
 
     for given in (
         {},
+        {"engine": "openvino"},
         {"device": "cuda"},
         {"device": "cuda", "provider": "tensorrt"},
         {"engine": "torch"},
@@ -74,8 +84,8 @@ def engine_checks() -> Iterator[Check]:
         yield engine_check(target, f"engine {target.engine}, {target.device}{provider}")
 
 
-def engine_check(target: object, name: str) -> Check:
-    """Whether engines of a target can be built here (if not: missing) and run (if not: unusable)."""
+def engine_check(target: object, name: str, precision: str = "fp32") -> Check:
+    """Whether engines of a target can be built here in a precision (if not: missing) and run (if not: unusable)."""
     from optin_export import engines
     from optin_export.recipe import Target
 
@@ -83,10 +93,13 @@ def engine_check(target: object, name: str) -> Check:
     try:
         versions = ", ".join(f"{package} {version}" for package, version in engines.versions(target).items())
         reason = engines.unavailable(target)
+        lacking = engines.lacks(target, precision)
     except EnvironmentLacks as error:
         return Check(name, "missing", error.why, error.fix)
     except Exception as error:  # a broken library can raise anything
         return Check(name, "unusable", _first_line(error), "reinstall it")
+    if lacking is not None:
+        return Check(name, "missing", f"{precision} needs another CPU: {lacking}", "set another export.precision")
     if reason is not None:
         return Check(
             name,

@@ -82,6 +82,8 @@ def _needed(recipe: Recipe | None) -> tuple[str, ...]:
         names.append("triton client")
     if recipe.export.quantizer == "modelopt":
         names.append("nvidia-modelopt")
+    if recipe.export.precision == "int8" and any(target.engine == "openvino" for target in recipe.targets):
+        names.append("nncf")
     data = [recipe.data.calibration, recipe.data.evaluation]
     data += [recipe.finetune.data] if recipe.finetune is not None else []
     if any(one is not None and one.source.startswith("hf-dataset:") for one in data):
@@ -95,7 +97,8 @@ def _of_recipe(recipe: Recipe) -> tuple[list[Check], OptinError | None]:
     from optin_export.recipe import expand
     from optin_export.stages.preflight import Known, preflight
 
-    found = [engine_check(target, f"target {target.name}") for target in recipe.targets]
+    precision = recipe.export.precision
+    found = [engine_check(target, f"target {target.name}", precision) for target in recipe.targets]
     known = Known()
     checked = [preflight(one, known) for one in ([one.recipe for one in expand(recipe)] or [recipe])]
     # A sweep: the first run that is refused, or else the first.

@@ -2,7 +2,8 @@
 
 An engine file offers `SOURCE` and `SUFFIX` (the file suffixes of its input and of the engine), `build(source, target,
 path, shapes)`, `load(path, target)`, `files(path)`, `versions(target)` and `unavailable(target)`; it is looked up by
-the target's name.
+the target's name. It may also offer `source_name(name)`, the file in `onnx/` from which the engine `name` is built if
+that is not NAME + SOURCE, and `lacks(precision)`, the reason why this machine cannot run a precision.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "build",
     "files",
     "gpu_name",
+    "lacks",
     "load",
     "modes",
     "source_of",
@@ -76,6 +78,8 @@ def build(
 ) -> dict[str, Any]:
     """Build the engine file `path` from `source`, an ONNX file or a torch program (`source_of`).
 
+    The stem of `path` is the engine's name, with its precision (`recipe.engine_name`).
+
     shapes: input shapes by name, one entry per shipped batch size, for engines that are built for fixed shapes.
     Returns facts about it. Raises EnvironmentLacks if the target's library is missing, ParityError if it refuses the
     graph.
@@ -90,7 +94,9 @@ def load(path: Path, target: Target) -> Engine:
 
 def source_of(folder: Path, target: Target, which: str) -> Path:
     """Path of the file in a run folder from which an engine of this target is built."""
-    return folder / "onnx" / f"{which}{_backend(target).SOURCE}"
+    backend = _backend(target)
+    name = backend.source_name(which) if hasattr(backend, "source_name") else f"{which}{backend.SOURCE}"
+    return folder / "onnx" / str(name)
 
 
 def artefact(folder: Path, target: Target, which: str) -> Path:
@@ -111,6 +117,13 @@ def versions(target: Target) -> dict[str, str]:
 def unavailable(target: Target) -> str | None:
     """The reason why engines of this target can be built but not run on this machine; None if they can run."""
     return _backend(target).unavailable(target)
+
+
+def lacks(target: Target, precision: str) -> str | None:
+    """The reason why this machine cannot run engines of this target in a precision; None if it can."""
+    backend = _backend(target)
+    reason: str | None = backend.lacks(precision) if hasattr(backend, "lacks") else None
+    return reason
 
 
 def gpu_name() -> str | None:

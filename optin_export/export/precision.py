@@ -1,4 +1,5 @@
-"""Convert an fp32 ONNX graph to another precision, strongly typed, with unchanged inputs and outputs."""
+"""Convert an fp32 ONNX graph to another precision, with unchanged inputs and outputs: to ONNX, strongly typed, or to
+OpenVINO's int8 graph."""
 
 from __future__ import annotations
 
@@ -31,17 +32,22 @@ class Converted:
 
 
 def convert(source: Path, path: Path, section: ExportSection, rows: Iterable[Arrays]) -> Converted:
-    """Write the fp32 graph `source` to `path` in `section.precision`.
+    """Write the fp32 graph `source` to `path`, NAME.onnx or NAME.xml (OpenVINO's), in `section.precision`.
 
     rows: batches of calibration data by input name, for static scales; read only where they are needed.
     Raises InputError for a graph that cannot be converted, EnvironmentLacks if a package is missing.
     """
     import onnx
 
+    if path.suffix == ".xml":
+        from optin_export.export.nncf import quantize as by_nncf
+
+        facts = by_nncf(source, path, rows)
+        return Converted(section.precision, facts.pop("operators"), graph_bytes(path), facts)
     with atomic_graph(path) as temporary:
         if section.precision in HALF:
             model = onnx.load(source, load_external_data=False)
-            facts: dict[str, Any] = {"kept_fp32": to_half(model, section.precision, source.parent)}
+            facts = {"kept_fp32": to_half(model, section.precision, source.parent)}
             save_graph(model, temporary, external=is_external(source))
         else:
             from optin_export.export.quantize import quantize
@@ -59,9 +65,14 @@ def convert(source: Path, path: Path, section: ExportSection, rows: Iterable[Arr
     return Converted(section.precision, len(model.graph.node), graph_bytes(path), facts)
 
 
-def converters(section: ExportSection) -> dict[str, str]:
-    """Versions of the packages that a conversion depends on."""
+def converters(section: ExportSection, path: Path) -> dict[str, str]:
+    """Versions of the packages that a conversion to `path` depends on."""
     import onnx
+
+    if path.suffix == ".xml":
+        from optin_export.export.nncf import versions as of_nncf
+
+        return of_nncf()
 
     if section.precision in ("int8", "fp8"):
         from optin_export.export.quantize import versions

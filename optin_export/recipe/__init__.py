@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from optin_export.recipe.budget import Budget
-from optin_export.recipe.delivery import Target
+from optin_export.recipe.delivery import ShipSection, Target
 from optin_export.recipe.export import ExportSection
 from optin_export.recipe.gates import MOST_OTHER_WORK, Gates
 from optin_export.recipe.load import expand, load_recipe, validate
@@ -35,6 +35,7 @@ __all__ = [
     "Precision",
     "PruneSection",
     "Recipe",
+    "ShipSection",
     "Target",
     "TokensSection",
     "Variant",

@@ -41,7 +41,7 @@ class TensorRTOptions(Section):
 
 
 class Target(Section):
-    engine: Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"] = Field(
+    engine: Literal["onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx"] = Field(
         "onnxruntime", description="the library that runs the model"
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="the device; default: cpu, for TensorRT cuda")
@@ -75,6 +75,8 @@ class Target(Section):
         is_tensorrt = self.engine.startswith("tensorrt")
         if is_tensorrt and self.device != "cuda":
             raise ValueError(f"targets: {self.engine} runs on device: cuda only")
+        if self.engine == "openvino" and self.device != "cpu":
+            raise ValueError("targets: openvino runs on device: cpu only")
         if self.tensorrt != TensorRTOptions() and not is_tensorrt:
             raise ValueError("targets: the section tensorrt is for the engines tensorrt and tensorrt-rtx")
         if self.tensorrt.compute_capabilities and self.engine != "tensorrt-rtx":
@@ -104,9 +106,10 @@ class ShipSection(Section):
     """What is written for Triton Inference Server after every gate has passed."""
 
     triton: bool = Field(False, description="write a Triton model repository if every gate passes")
-    backend: Literal["onnxruntime", "python", "tensorrt"] = Field(
+    backend: Literal["onnxruntime", "openvino", "python", "tensorrt"] = Field(
         "onnxruntime",
-        description="Triton's backend; python: a small model.py that runs the graph or a tensorrt-rtx engine",
+        description="Triton's backend; openvino: for bf16 and int8, without batching in the server; python: a small "
+        "model.py that runs the graph, or an engine of openvino or tensorrt-rtx",
     )
     layout: Literal["models", "versions", "pruned"] = Field(
         "models",

@@ -18,7 +18,8 @@ class ExportSection(Section):
     quantization: Literal["static", "static-u8", "dynamic"] = Field(
         "static",
         description="int8: static: symmetric Q/DQ pairs with scales from the calibration data, for every engine; "
-        "for onnxruntime on the CPU only: static-u8: with unsigned activations, dynamic: scales found at run time",
+        "for onnxruntime on the CPU only: static-u8: with unsigned activations, dynamic: scales found at run time. "
+        "Engines of openvino are always quantised by NNCF, with scales from the calibration data",
     )
     calibration: Literal["minmax", "entropy", "percentile"] = Field(
         "minmax", description="static: how an activation's range is chosen from the calibration data"
@@ -47,6 +48,9 @@ class ExportSection(Section):
     def cannot(self, engine: str, device: str) -> str | None:
         """Why an engine of this target cannot be built in the precision of the recipe, or None."""
         on_cpu = engine == "onnxruntime" and device == "cpu"
+        if engine == "openvino":
+            known = ("fp32", "bf16", "int8")
+            return None if self.precision in known else f"OpenVINO computes on the CPU in {', '.join(known)}"
         if self.precision == "bf16" and on_cpu:
             return "onnxruntime has no bf16 kernels on the CPU, so nothing could be checked; use fp16 or a GPU"
         if self.quantization != "static" and not on_cpu:

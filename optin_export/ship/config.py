@@ -17,11 +17,13 @@ LABELS = "labels.txt"
 
 @dataclass(frozen=True)
 class Warmup:
-    """One request that the server makes before a model is ready. files: input -> file in `warmup/` with one row."""
+    """One request that the server makes before a model is ready. files: input -> file in `warmup/` with one row, or
+    with a whole batch if the server adds no batch dimension. name: default: by the batch."""
 
     batch: int
     files: Mapping[str, str]
     dims: Mapping[str, tuple[int, ...]]
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def config_text(spec: ModelSpec) -> str:
         config.parameters[name].string_value = value
     types = {tensor.name: tensor.type for tensor in spec.signature.inputs}
     for one in spec.warmup:
-        entry = config.model_warmup.add(name=f"batch-{one.batch}", batch_size=one.batch)
+        entry = config.model_warmup.add(name=one.name or f"batch-{one.batch}", batch_size=one.batch)
         for name, file in one.files.items():
             sample = entry.inputs[name]
             sample.data_type = proto.DataType.Value(types[name])

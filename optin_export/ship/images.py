@@ -39,8 +39,10 @@ def server_image(backend: str, library: str, version: str | None) -> str:
         return f"unknown: the run does not say which {library} it was measured with"
     if backend == "python":
         newest = next(iter(ONNXRUNTIME))
-        packages = library if library == "onnxruntime" else f"{library} and torch"
+        packages = f"{library} and torch" if library.startswith("tensorrt") else library
         return f"{IMAGE}:{newest}-py3 with `pip install {packages}=={version}` in it (python backend)"
+    if library == "openvino":
+        return f"unknown: {IMAGE}:YY.MM-py3 whose OpenVINO is {version} or newer; it reads graphs of older versions"
     if library != "onnxruntime":
         return f"unknown: look for TensorRT {version} in {SUPPORT_MATRIX} and take {IMAGE}:YY.MM-py3 of that release"
     tag = next((release for release, holds in ONNXRUNTIME.items() if holds == version), None)

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import safe_open
 
 from optin_export.errors import InputError
-from optin_export.recipe import Target
+from optin_export.recipe import ShipSection, Target
 from optin_export.ship import ensemble
 from optin_export.ship.config import LABELS, ModelSpec, Warmup, config_text
 from optin_export.ship.labels import write_labels
@@ -46,14 +46,24 @@ def served_as(origin: Origin, which: str) -> Served:
     backend, recipe = origin.recipe.ship.backend, origin.recipe
     rtx = [target for target in recipe.targets if target.engine == "tensorrt-rtx"]
     graphs = [target for target in recipe.targets if target.engine == "onnxruntime"]
+    openvino = [target for target in recipe.targets if target.engine == "openvino"]
     if backend == "tensorrt":
         return _plan(origin, which, origin.target("tensorrt"), None)
     if backend == "python" and rtx and not graphs:
         return _plan(origin, which, rtx[0], "tensorrt_model.py")
+    if backend == "openvino" or (backend == "python" and openvino and not graphs):
+        return _openvino(origin, which, origin.target("openvino"), backend == "python")
     graph = origin.graph(which)
     code = "onnxruntime_model.py" if backend == "python" else None
     target = graphs[0] if graphs else Target()
     return Served(graph, of_onnx(graph), recipe.export.batch, target, code, "onnxruntime")
+
+
+def _openvino(origin: Origin, which: str, target: Target, python: bool) -> Served:
+    """OpenVINO's graph. Its own backend fixes the batch if the server forms batches: there the batch is a dimension."""
+    signature = of_onnx(origin.folder / "onnx" / f"{which}.onnx")
+    batches, code = (origin.recipe.export.batch, "openvino_model.py") if python else ((), None)
+    return Served(origin.engine(which, target), signature, batches, target, code, "openvino")
 
 
 def _plan(origin: Origin, which: str, target: Target, code: str | None) -> Served:
@@ -127,7 +137,9 @@ def _writer(origin: Origin, name: str, kinds: Sequence[str], versions: tuple[int
                 shutil.copyfile(SERVED / one.code, place / "model.py")
         spec = _spec(origin, name, first, versions)
         if origin.recipe.ship.warm_up and origin.reference.is_file():
-            spec = replace(spec, warmup=_write_warmup(origin.reference, folder / "warmup", first))
+            spec = replace(
+                spec, warmup=_write_warmup(origin.reference, folder / "warmup", first, origin.recipe.export.batch)
+            )
         spec = replace(spec, labels=write_labels(folder, origin, first.signature))
         (folder / "config.pbtxt").write_text(config_text(spec), encoding="utf-8")
 
@@ -135,13 +147,15 @@ def _writer(origin: Origin, name: str, kinds: Sequence[str], versions: tuple[int
 
 
 def _file_name(one: Served) -> str:
-    return "model.plan" if one.file.suffix == ".plan" else "model.onnx"
+    return f"model{one.file.suffix}"
 
 
 def _spec(origin: Origin, name: str, one: Served, versions: tuple[int, ...]) -> ModelSpec:
     section = origin.recipe.ship
     parameters: dict[str, str] = {}
-    if one.code == "onnxruntime_model.py":
+    if one.library == "openvino":
+        parameters = _openvino_parameters(one, section, origin.recipe.export.precision)
+    elif one.code == "onnxruntime_model.py":
         parameters = {"file": _file_name(one), "threads": str(one.target.threads)}
     elif one.code is not None:
         parameters = {"file": _file_name(one), "sha256": sha256_file(one.file), "module": one.library}
@@ -162,8 +176,25 @@ def _spec(origin: Origin, name: str, one: Served, versions: tuple[int, ...]) -> 
     )
 
 
-def _write_warmup(reference: Path, folder: Path, one: Served) -> tuple[Warmup, ...]:
-    """Raw rows of the run's real data, one file per input and batch size: the server repeats a row to fill a batch."""
+def _openvino_parameters(one: Served, section: ShipSection, precision: str) -> dict[str, str]:
+    """The options with which the engine was measured, by the names of Triton's backend or of our model.py."""
+    if one.code is not None:
+        kernels = {"fp32": "f32", "bf16": "bf16"}.get(precision, "")
+        return {"file": _file_name(one), "threads": str(one.target.threads), "kernels": kernels}
+    # The instances of a model share one compiled graph: without a stream each, they would wait for one another.
+    return {
+        "INFERENCE_NUM_THREADS": str(one.target.threads * section.instances),
+        "NUM_STREAMS": str(section.instances),
+        "PERFORMANCE_HINT": "LATENCY",
+        **({"HINT_BF16": "YES"} if precision == "bf16" else {}),
+    }
+
+
+def _write_warmup(reference: Path, folder: Path, one: Served, sizes: Sequence[int]) -> tuple[Warmup, ...]:
+    """Raw rows of the run's real data, one file per input and batch size: the server repeats a row to fill a batch.
+
+    sizes: batch sizes for a model whose batch is a dimension of any size.
+    """
     folder.mkdir()
     requests = []
     names = {tensor.name: tensor.dims for tensor in one.signature.inputs}
@@ -182,9 +213,11 @@ def _write_warmup(reference: Path, folder: Path, one: Served) -> tuple[Warmup, .
             (folder / files[name]).write_bytes(row.tobytes())
         requests.append(Warmup(batch, files, dims))
     if not one.batches:  # the batch is part of the dims: whole batches, not rows
-        count = next(iter(names.values()))[0]
-        for name, array in rows.items():
-            (folder / f"whole.{name}").write_bytes(np.ascontiguousarray(array[:count]).tobytes())
-        shapes = {name: (count, *array.shape[1:]) for name, array in rows.items()}
-        requests.append(Warmup(1, {name: f"whole.{name}" for name in rows}, shapes))
+        fixed = next(iter(names.values()))[0]
+        for count in sorted(sizes) if fixed == -1 else (fixed,):
+            files = {name: f"whole-{count}.{name}" for name in rows}
+            for name, array in rows.items():
+                (folder / files[name]).write_bytes(np.ascontiguousarray(array[:count]).tobytes())
+            shapes = {name: (count, *array.shape[1:]) for name, array in rows.items()}
+            requests.append(Warmup(1, files, shapes, f"whole-{count}"))
     return tuple(requests)

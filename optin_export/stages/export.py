@@ -1,4 +1,4 @@
-"""Stage `export`: ONNX files, and torch programs for the torch engine."""
+"""Stage `export`: ONNX files, and for the engines that need them torch programs and OpenVINO's int8 graphs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from optin_export import engines
 from optin_export.export import convert, converters, export_onnx, export_program
 from optin_export.progress import report
 from optin_export.recipe import MODELS, engine_name
@@ -18,7 +19,8 @@ from optin_export.workdir.onnx_files import graph_files, sha256_graph
 
 
 def export_models(work: RunContext) -> None:
-    """Write onnx/base.onnx and onnx/pruned.onnx, and both in the recipe's precision, e.g. onnx/base.int8.onnx."""
+    """Write onnx/base.onnx and onnx/pruned.onnx, and both in the recipe's precision, e.g. onnx/base.int8.onnx, as far
+    as engines are built from them."""
     section = work.recipe.export
     origin = {
         "base": {key: work.digest[key] for key in ("weights", "architecture")},
@@ -46,7 +48,10 @@ def export_models(work: RunContext) -> None:
         report(done + 1, len(work.engine_names))
     if section.precision != "fp32":
         for done, which in enumerate(MODELS):
-            _convert(work, which)
+            name = engine_name(which, section.precision)
+            for path in sorted({engines.source_of(work.folder, target, name) for target in work.recipe.targets}):
+                if path.name == f"{name}{path.suffix}":  # not the fp32 graph
+                    _convert(work, which, path)
             report(len(MODELS) + done + 1, len(work.engine_names))
 
 
@@ -64,10 +69,9 @@ def _export_program(work: RunContext, which: str, inputs: dict[str, Any]) -> Non
     work.cache.step("export", f"export.program.{which}", inputs, [path], run)
 
 
-def _convert(work: RunContext, which: str) -> None:
+def _convert(work: RunContext, which: str, path: Path) -> None:
     """Write one model in the recipe's precision, from its fp32 graph and, for scales, calibration rows."""
     section, name = work.recipe.export, engine_name(which, work.recipe.export.precision)
-    path = work.onnx(name)
 
     def run() -> dict[str, Any]:
         rows = ({n: t.numpy() for n, t in batch.inputs.items()} for batch in work.sources.quantization)
@@ -78,6 +82,7 @@ def _convert(work: RunContext, which: str) -> None:
         "export": section.model_dump(mode="json", exclude={"batch"}),
         "digest": work.calibration_digest,
         "seed": work.recipe.seed,
-        "versions": converters(section),
+        "versions": converters(section, path),
     }
-    work.cache.step("export", f"export.{name}", inputs, partial(graph_files, path), run)
+    step = f"export.{name}" if path.suffix == ".onnx" else f"export.{name}{path.suffix}"
+    work.cache.step("export", step, inputs, partial(graph_files, path), run)

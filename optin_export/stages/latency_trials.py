@@ -20,7 +20,7 @@ from optin_export.errors import InputError
 from optin_export.export import convert, export_onnx, export_program
 from optin_export.models import TaskModel
 from optin_export.progress import advance, task
-from optin_export.recipe import Budget, Target
+from optin_export.recipe import Budget, Target, engine_name
 from optin_export.search import Anchor, LatencyRound, LatencyTable, Plan, PlanLatency
 from optin_export.units import Costs, Structure, find_tokens
 
@@ -82,14 +82,13 @@ class LatencyTrials:
     def load(self, model: TaskModel, name: str) -> measure.Load:
         """Build the model's engine below `folder`/`name`, and return a function that loads it."""
         recipe, target, folder = self.sources.recipe, self.target, self.folder / name
-        source, path = (of(folder, target, "trial") for of in (engines.source_of, engines.artefact))
+        trial = engine_name("trial", recipe.export.precision)
+        source, path = (of(folder, target, trial) for of in (engines.source_of, engines.artefact))
         sequence = None if recipe.tokens.merges else self.sequence
         export = export_program if target.engine == "torch" else export_onnx
-        converted = recipe.export.precision != "fp32"
-        # Not renamed afterwards: a graph refers to its weights file by name.
-        fp32 = source.with_name(f"fp32{source.suffix}") if converted else source
+        fp32 = engines.source_of(folder, target, "trial")
         export(model, self.sources.fixed(2), fp32, max_batch=max(recipe.export.batch), sequence=sequence)
-        if converted:
+        if source != fp32:
             # Scales from a few rows are enough: latency does not depend on them.
             rows = ({n: t.numpy() for n, t in batch.inputs.items()} for batch in self.sources.quantization[:1])
             convert(fp32, source, recipe.export, rows)

@@ -1,4 +1,5 @@
-"""The files of an ONNX graph: NAME.onnx, and NAME.onnx.data with its weights if protobuf cannot hold them.
+"""The files of a graph: NAME.onnx, and NAME.onnx.data with its weights if protobuf cannot hold them; or NAME.xml and
+NAME.bin, OpenVINO's graph and its weights.
 
 A protobuf message is limited to 2 GiB. ONNX keeps larger weights as external data: the graph refers to another file in
 its folder by name, offset and length. This module writes, hashes, copies and deletes such files together.
@@ -27,6 +28,8 @@ SUFFIX = ".data"
 
 def data_file(path: Path) -> Path:
     """Path of the weights file of the graph `path`, if its weights are external."""
+    if path.suffix == ".xml":
+        return path.with_suffix(".bin")
     return path.with_name(path.name + SUFFIX)
 
 
@@ -52,11 +55,11 @@ def is_external(path: Path) -> bool:
 
 
 def copy_graph(source: Path, path: Path) -> None:
-    """Copy a graph to `path`; its weights file keeps its name, by which the graph refers to it."""
+    """Copy a graph to `path`; the weights file of an ONNX graph keeps its name, by which the graph refers to it."""
     with _telling(path):
         shutil.copyfile(source, path)
         for data in graph_files(source)[1:]:
-            shutil.copyfile(data, path.parent / data.name)
+            shutil.copyfile(data, data_file(path) if path.suffix == ".xml" else path.parent / data.name)
 
 
 def save_graph(model: Any, path: Path, external: bool = False, limit: int = MAX_BYTES) -> None:

@@ -131,5 +131,5 @@ def test_the_line_of_a_package_is_that_of_its_extra(monkeypatch: pytest.MonkeyPa
 
 def test_every_engine_kind_is_looked_at() -> None:
     names = {check.name.split()[1].rstrip(",") for check in _machine.engine_checks()}
-    assert names == {"onnxruntime", "torch", "tensorrt", "tensorrt-rtx"}
+    assert names == {"onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx"}
     assert engines.MODES  # the package itself loads without any of them
