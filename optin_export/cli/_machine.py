@@ -110,6 +110,24 @@ def engine_check(target: object, name: str, precision: str = "fp32") -> Check:
     return Check(name, "ok", versions)
 
 
+def target_check(target: object, recipe: object) -> Check:
+    """The check of one target of a recipe; for `engine: auto`, whether any of its engines can be taken."""
+    from optin_export.recipe import Recipe, Target
+    from optin_export.stages.choice import expanded
+
+    assert isinstance(target, Target) and isinstance(recipe, Recipe)
+    name = f"target {target.name}"
+    if target.engine != "auto":
+        return engine_check(target, name, recipe.export.precision)
+    try:
+        _, candidates = expanded(recipe)
+    except EnvironmentLacks as error:
+        return Check(name, "missing", error.why, error.fix)
+    assert candidates is not None
+    able = ", ".join(one.name for one in candidates.targets)
+    return Check(name, "ok", "; not ".join([able, *(f"{one}: {why}" for one, why in candidates.refused.items())]))
+
+
 def install_line(package: str) -> str:
     """The pip command that installs a package: the extra of optin-export that has it, if there is one."""
     try:

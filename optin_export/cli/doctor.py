@@ -93,12 +93,11 @@ def _needed(recipe: Recipe | None) -> tuple[str, ...]:
 
 def _of_recipe(recipe: Recipe) -> tuple[list[Check], OptinError | None]:
     """The checks of a recipe's targets and of a run's start, and the error with which a run would stop there."""
-    from optin_export.cli._machine import Check, engine_check
+    from optin_export.cli._machine import Check, target_check
     from optin_export.recipe import expand
     from optin_export.stages.preflight import Known, preflight
 
-    precision = recipe.export.precision
-    found = [engine_check(target, f"target {target.name}", precision) for target in recipe.targets]
+    found = [target_check(target, recipe) for target in recipe.targets]
     known = Known()
     checked = [preflight(one, known) for one in ([one.recipe for one in expand(recipe)] or [recipe])]
     # A sweep: the first run that is refused, or else the first.

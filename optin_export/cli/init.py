@@ -56,7 +56,8 @@ class _Wanted:
     "--target",
     metavar="ENGINE",
     default="onnxruntime",
-    help="An engine, or fields of a target: engine=torch,device=cpu (default: onnxruntime).",
+    help="An engine (auto: the fastest on this CPU), or fields of a target: engine=torch,device=cpu "
+    "(default: onnxruntime).",
 )
 @click.option("--weights", metavar="WEIGHTS", help="pretrained (default), random, or a checkpoint.")
 @click.option("--name", metavar="NAME", help="Name of the run (default: that of the model).")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from optin_export.recipe.budget import Budget
-from optin_export.recipe.delivery import ShipSection, Target
+from optin_export.recipe.delivery import AUTO, ShipSection, Target
 from optin_export.recipe.export import ExportSection
 from optin_export.recipe.gates import MOST_OTHER_WORK, Gates
 from optin_export.recipe.load import expand, load_recipe, validate
@@ -22,6 +22,7 @@ from optin_export.recipe.tasks import METRICS
 from optin_export.recipe.tokens import TokensSection
 
 __all__ = [
+    "AUTO",
     "IGNORED",
     "METRICS",
     "MODELS",

@@ -40,9 +40,15 @@ class TensorRTOptions(Section):
     )
 
 
+#: The engines among which `engine: auto` chooses.
+AUTO = ("onnxruntime", "openvino")
+
+
 class Target(Section):
-    engine: Literal["onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx"] = Field(
-        "onnxruntime", description="the library that runs the model"
+    engine: Literal["onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx", "auto"] = Field(
+        "onnxruntime",
+        description="the library that runs the model; auto: on the CPU, the fastest of onnxruntime and openvino that "
+        "is installed and passes parity and accuracy in the recipe's precision",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="the device; default: cpu, for TensorRT cuda")
     threads: Count = Field(1, description="number of CPU threads of the engine")
@@ -75,8 +81,10 @@ class Target(Section):
         is_tensorrt = self.engine.startswith("tensorrt")
         if is_tensorrt and self.device != "cuda":
             raise ValueError(f"targets: {self.engine} runs on device: cuda only")
-        if self.engine == "openvino" and self.device != "cpu":
-            raise ValueError("targets: openvino runs on device: cpu only")
+        if self.engine in ("openvino", "auto") and self.device != "cpu":
+            raise ValueError(f"targets: {self.engine} runs on device: cpu only")
+        if self.engine == "auto" and self.resources:
+            raise ValueError("targets: auto chooses on this machine; with resources, name an engine")
         if self.tensorrt != TensorRTOptions() and not is_tensorrt:
             raise ValueError("targets: the section tensorrt is for the engines tensorrt and tensorrt-rtx")
         if self.tensorrt.compute_capabilities and self.engine != "tensorrt-rtx":

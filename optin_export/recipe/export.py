@@ -47,6 +47,8 @@ class ExportSection(Section):
 
     def cannot(self, engine: str, device: str) -> str | None:
         """Why an engine of this target cannot be built in the precision of the recipe, or None."""
+        if engine == "auto":  # it takes an engine that can
+            return None
         on_cpu = engine == "onnxruntime" and device == "cpu"
         if engine == "openvino":
             known = ("fp32", "bf16", "int8")

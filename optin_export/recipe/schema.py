@@ -315,6 +315,10 @@ class Recipe(Section):
             raise ValueError(f"finetune.loss: labels is for {', '.join(LABELLED)}; use distill")
         if len({target.name for target in self.targets}) != len(self.targets):
             raise ValueError("targets: two entries are the same")
+        if sum(target.engine == "auto" for target in self.targets) > 1:
+            raise ValueError("targets: only one can have engine: auto")
+        if self.prune.budget.kind == "latency" and self.budget_target.engine == "auto":
+            raise ValueError("prune.budget.target: the search measures on one engine: name it instead of auto")
         if self.prune.budget.kind == "latency" and self.budget_target.resources:
             raise ValueError("prune.budget.target: the search measures on this machine, but that target has resources")
         for target in self.targets:
@@ -329,7 +333,7 @@ class Recipe(Section):
     def _check_backend(self) -> None:
         """Check that Triton's backend can run what the OpenVINO targets measure."""
         backend, engines = self.ship.backend, {target.engine for target in self.targets}
-        if not self.ship.triton:
+        if not self.ship.triton or "auto" in engines:  # which decides the backend
             return
         if backend == "openvino" and "openvino" not in engines:
             raise ValueError("ship.backend: openvino needs {engine: openvino} in targets")

@@ -175,6 +175,19 @@ class EngineResult(_Part):
     unmeasured: str | None = Field(None, description="why the engine was built but could not run on this machine")
 
 
+class CandidateResult(_Part):
+    """One engine among which `engine: auto` chose."""
+
+    target: str
+    taken: bool
+    ms: dict[str, float] = Field(
+        {},
+        description="median milliseconds of a call of the pruned engine by batch size, timed interleaved with the "
+        "other candidates; empty: not timed",
+    )
+    reason: str | None = Field(None, description="why it was not taken, or which gates it missed")
+
+
 class GroupResult(_Part):
     """One unit group of one block: units before and after, and the repair's squared error before and after."""
 
@@ -297,6 +310,9 @@ class Report(_Part):
     )
     pruning: Pruning
     engines: tuple[EngineResult, ...]
+    candidates: tuple[CandidateResult, ...] = Field(
+        (), description="engine: auto: the engines that were considered, fastest first; empty: the recipe names its own"
+    )
     costs: tuple[StageCost, ...] = Field((), description="cost of the work on a cluster (--cluster); empty: none")
     stages: tuple[StageResult, ...]
     warnings: tuple[str, ...] = Field(

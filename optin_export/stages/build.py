@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from optin_export import engines
 from optin_export.progress import reporter, reporting
@@ -28,26 +28,31 @@ def build_engines(work: RunContext) -> BuildResult:
         show(len(built) * PARTS + PARTS * step // max(steps, 1), total * PARTS)
 
     for target in work.recipe.here:
-        for which in work.engine_names:
-            path = engines.artefact(work.folder, target, which)
-            source = engines.source_of(work.folder, target, which)
-
-            def run(target: Target = target, source: Path = source, path: Path = path) -> EngineBuild:
-                start = time.perf_counter()
-                with reporting(share):
-                    properties = engines.build(source, target, path, work.sources.shapes())
-                return EngineBuild(round(time.perf_counter() - start, 3), properties)
-
-            inputs = {
-                "source": sha256_graph(source),
-                "target": target.model_dump(),
-                "versions": engines.versions(target),
-                "shapes": work.sources.shapes(),
-                "cpu": work.environment["cpu"],
-            }
-            written = partial(engines.files, path, target)
-            result = work.cache.step("engines", f"engines.{target.name}.{which}", inputs, written, run, EngineBuild)
-            named = {"target": target.name, "model": model_of(which), "precision": precision_of(which)}
-            built.append(EngineResult(**named, **vars(result), unmeasured=engines.unavailable(target)))
-            share(0, 1)
+        with work.attempt(target):
+            for which in work.engine_names:
+                built.append(_build(work, target, which, share))
+                share(0, 1)
     return BuildResult(tuple(built))
+
+
+def _build(work: RunContext, target: Target, which: str, share: Callable[[int, int], None]) -> EngineResult:
+    path = engines.artefact(work.folder, target, which)
+    source = engines.source_of(work.folder, target, which)
+
+    def run() -> EngineBuild:
+        start = time.perf_counter()
+        with reporting(share):
+            properties = engines.build(source, target, path, work.sources.shapes())
+        return EngineBuild(round(time.perf_counter() - start, 3), properties)
+
+    inputs = {
+        "source": sha256_graph(source),
+        "target": target.model_dump(),
+        "versions": engines.versions(target),
+        "shapes": work.sources.shapes(),
+        "cpu": work.environment["cpu"],
+    }
+    written = partial(engines.files, path, target)
+    result = work.cache.step("engines", f"engines.{target.name}.{which}", inputs, written, run, EngineBuild)
+    named = {"target": target.name, "model": model_of(which), "precision": precision_of(which)}
+    return EngineResult(**named, **vars(result), unmeasured=engines.unavailable(target))

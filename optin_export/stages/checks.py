@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from optin_export import engines, search, ship
 from optin_export.errors import EnvironmentLacks, InputError
-from optin_export.export import converters
-from optin_export.recipe import engine_name
 from optin_export.report import found_by
+from optin_export.stages import choice
 from optin_export.stages.context import RunContext
 from optin_export.stages.coverage import coverage_notes, with_refusals
 from optin_export.units import CostKind
@@ -18,18 +17,15 @@ Check = Callable[[RunContext], str]
 
 
 def engines_load(work: RunContext) -> str:
-    """Check the packages and the precision of every target that is built here; raises EnvironmentLacks."""
-    found = {name: version for target in work.recipe.here for name, version in engines.versions(target).items()}
-    precision = work.recipe.export.precision
+    """Check the packages and the precision of every target that is built here, and put engines in the place of `auto`.
+
+    Raises EnvironmentLacks.
+    """
+    if work.candidates is None:
+        work.recipe, work.candidates = choice.expanded(work.recipe)
+    found: dict[str, str] = {}
     for target in work.recipe.here:
-        reason = engines.lacks(target, precision)
-        if reason is not None:
-            raise EnvironmentLacks(
-                f"engines of {target.name} cannot run here in {precision}", reason, "set another export.precision"
-            )
-        source = engines.source_of(work.folder, target, engine_name("pruned", precision))
-        if source.suffix == ".xml":
-            found |= converters(work.recipe.export, source)
+        found |= choice.versions(target, work.recipe.export)
     return ", ".join(f"{name} {version}" for name, version in found.items())
 
 

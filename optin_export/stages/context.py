@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +13,11 @@ from typing import Any
 from optin_export import pruning, repair, scoring, search
 from optin_export.data import Sources, load_sources
 from optin_export.environment import describe
+from optin_export.errors import EnvironmentLacks, InputError, ParityError
 from optin_export.models import Placement, TaskModel
 from optin_export.objective import Reference
-from optin_export.recipe import Recipe, engine_name, engine_names
+from optin_export.recipe import Recipe, Target, engine_name, engine_names
+from optin_export.stages.choice import Candidates
 from optin_export.stages.structures import Measured, units_of
 from optin_export.units import Costs, Structure, measured, notices
 from optin_export.workdir.cache import StepCache
@@ -53,6 +55,8 @@ class RunContext:
         around: Surroundings | None = None,
     ) -> None:
         self.recipe, self.folder = recipe, folder
+        #: With `engine: auto`, the engines in its place (set by the first check).
+        self.candidates: Candidates | None = None
         self.around = around = around or Surroundings()
         self.cache = StepCache(folder, force, self._forget_conclusions, warn, around.shared)
 
@@ -118,6 +122,19 @@ class RunContext:
         for name in ("report.json", "report.html", "manifest.json"):
             remove(self.folder / name)
         remove(self.folder / "triton")
+
+    @contextlib.contextmanager
+    def attempt(self, target: Target) -> Iterator[None]:
+        """Make an engine; one of several candidates that cannot be made is refused, and does not end the run."""
+        try:
+            yield
+        except (EnvironmentLacks, InputError, ParityError) as error:
+            candidates = self.candidates
+            if candidates is None or target not in candidates.targets or len(candidates.targets) == 1:
+                raise
+            self.candidates = candidates.without(target, f"{error.what}: {error.why}")
+            targets = tuple(one for one in self.recipe.targets if one != target)
+            self.recipe = self.recipe.model_copy(update={"targets": targets})
 
     def operation(self, plan: search.Plan) -> repair.PrunedModel:
         """Apply the plan to the model, and repair the result as the recipe says."""

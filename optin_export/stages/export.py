@@ -47,12 +47,20 @@ def export_models(work: RunContext) -> None:
             _export_program(work, which, inputs)
         report(done + 1, len(work.engine_names))
     if section.precision != "fp32":
-        for done, which in enumerate(MODELS):
-            name = engine_name(which, section.precision)
-            for path in sorted({engines.source_of(work.folder, target, name) for target in work.recipe.targets}):
-                if path.name == f"{name}{path.suffix}":  # not the fp32 graph
+        _convert_all(work)
+
+
+def _convert_all(work: RunContext) -> None:
+    """Write what the targets' engines are built from in the recipe's precision, each file once."""
+    precision, written = work.recipe.export.precision, set[Path]()
+    for target in work.recipe.targets:
+        with work.attempt(target):
+            for which in MODELS:
+                path = engines.source_of(work.folder, target, engine_name(which, precision))
+                if path not in written and path != engines.source_of(work.folder, target, which):
                     _convert(work, which, path)
-            report(len(MODELS) + done + 1, len(work.engine_names))
+                    written.add(path)
+                    report(min(len(MODELS) + len(written), len(work.engine_names)), len(work.engine_names))
 
 
 def _export_program(work: RunContext, which: str, inputs: dict[str, Any]) -> None:

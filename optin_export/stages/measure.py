@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,11 +11,14 @@ from safetensors.numpy import save_file
 
 from optin_export import engines, measure
 from optin_export.models import as_function, class_axis
+from optin_export.recipe import Target
 from optin_export.report import fleet_gates
+from optin_export.report.schema import CandidateResult
 from optin_export.search import Plan
+from optin_export.stages import choice
 from optin_export.stages.context import FILES, RunContext
 from optin_export.stages.results import MeasureResult, PruneResult
-from optin_export.workdir.files import atomic_path, read_json, sha256_file, write_json
+from optin_export.workdir.files import atomic_path, read_json, sha256_file, write_json, write_text
 from optin_export.workdir.onnx_files import sha256_graph
 
 #: Minimum rows of the reference.
@@ -24,7 +28,9 @@ REFERENCE_ROWS = 16
 def measure_engines(work: RunContext, plan: Plan, pruned: PruneResult) -> MeasureResult:
     """Measure the engines that run here, write results and the torch models' reference to `measure/`, judge the run."""
     _write_reference(work)
-    paths = {name: work.folder / "measure" / f"{name}.json" for name in ("parity", "accuracy", "latency")}
+    candidates = work.candidates
+    names = ("parity", "accuracy", "latency", *(("candidates",) if candidates is not None else ()))
+    paths = {name: work.folder / "measure" / f"{name}.json" for name in names}
     export, evaluation = work.recipe.export, work.recipe.data.evaluation
     reasons = {target.name: engines.unavailable(target) for target in work.recipe.here}
     unmeasured = {name: reason for name, reason in reasons.items() if reason is not None}
@@ -34,31 +40,17 @@ def measure_engines(work: RunContext, plan: Plan, pruned: PruneResult) -> Measur
             return run_quietly()
 
     def run_quietly() -> dict[str, Any]:
-        measured = measure.measure_engines(
-            {
-                target.name: {
-                    which: partial(engines.load, engines.artefact(work.folder, target, which), target)
-                    for which in work.engine_names
-                }
-                for target in work.recipe.here
-                if target.name not in unmeasured
-            },
-            {"base": as_function(work.sources.model), "pruned": as_function(work.dense)},
-            lambda batch, distinct: {n: t.numpy() for n, t in work.sources.fixed(batch, distinct).items()},
-            work.sources.evaluation(),
-            measure.MeasureSettings(
-                batches=export.batch,
-                sequence=export.sequence if work.recipe.is_text else None,
-                seed=work.recipe.seed,
-                short=work.recipe.is_text and not work.recipe.tokens.merges,
-                judged={target.name: target.mode for target in work.recipe.here},
-                precision=export.precision,
-                classes=class_axis(work.sources.model),
-                other_work=work.recipe.gates.most_other_work,
-            ),
-        ).to_json()
+        def measured_of(targets: Sequence[Target]) -> measure.Measured:
+            return _measured(work, [target for target in targets if target.name not in unmeasured])
+
+        if candidates is None:
+            results = measured_of(work.recipe.here).to_json()
+        else:
+            judged = partial(_judge, work, plan, pruned)
+            measured, facts = choice.choose(work, candidates, measured_of, judged)
+            results = {**measured.to_json(), "candidates": facts}
         for name, path in paths.items():
-            write_json(path, measured[name])
+            write_json(path, results[name])
         return {}
 
     built = [engines.artefact(work.folder, target, which) for target in work.recipe.here for which in work.engine_names]
@@ -72,11 +64,45 @@ def measure_engines(work: RunContext, plan: Plan, pruned: PruneResult) -> Measur
         "cpu": work.environment["cpu"],
         "modes": [target.mode for target in work.recipe.here],
         "other_work": work.recipe.gates.most_other_work,
+        **({} if candidates is None else {"chosen_by": work.recipe.gates.model_dump(mode="json")}),
     }
     work.cache.step("measure", "measure", inputs, list(paths.values()), run)
     found = {name: read_json(path) for name, path in paths.items()}
     measured = measure.Measured.from_json({**found, "unmeasured": unmeasured})
-    return MeasureResult(measured, tuple(_judge(work, plan, pruned, measured)))
+    considered = tuple(CandidateResult(**one) for one in found.get("candidates", ()))
+    if candidates is not None:
+        taken = next(one.target for one in considered if one.taken)
+        chosen = next(target for target in candidates.targets if target.name == taken)
+        work.recipe = choice.resolved(work.recipe, candidates, chosen)
+        write_text(work.folder / "recipe.yaml", work.recipe.to_yaml())
+    return MeasureResult(measured, tuple(_judge(work, plan, pruned, measured)), considered)
+
+
+def _measured(work: RunContext, targets: Sequence[Target]) -> measure.Measured:
+    """Parity, accuracy and latency of the engines of some targets."""
+    export = work.recipe.export
+    return measure.measure_engines(
+        {
+            target.name: {
+                which: partial(engines.load, engines.artefact(work.folder, target, which), target)
+                for which in work.engine_names
+            }
+            for target in targets
+        },
+        {"base": as_function(work.sources.model), "pruned": as_function(work.dense)},
+        lambda batch, distinct: {n: t.numpy() for n, t in work.sources.fixed(batch, distinct).items()},
+        work.sources.evaluation(),
+        measure.MeasureSettings(
+            batches=export.batch,
+            sequence=export.sequence if work.recipe.is_text else None,
+            seed=work.recipe.seed,
+            short=work.recipe.is_text and not work.recipe.tokens.merges,
+            judged={target.name: target.mode for target in targets},
+            precision=export.precision,
+            classes=class_axis(work.sources.model),
+            other_work=work.recipe.gates.most_other_work,
+        ),
+    )
 
 
 def _judge(work: RunContext, plan: Plan, pruned: PruneResult, measured: measure.Measured) -> list[measure.Gate]:

@@ -221,6 +221,8 @@ def continue_run(
     for part in ("measure", "engines"):
         refuse_links(folder / "machines" / run.machine / part)
     chosen = run.recipe.targets if targets is None else targets
+    if any(target.engine == "auto" for target in chosen):
+        raise InputError("engine: auto chooses during a run", "this run has chosen", "name the engine to measure")
     for target in chosen:
         engines.versions(target)  # a missing package raises before anything is built
         if run.written(target).exists() and not replace:

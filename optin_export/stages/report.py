@@ -68,6 +68,7 @@ def write_report(
             finetuned=None if tuned is None else FineTuned(**tuned.to_json()),
         ),
         engines=built.engines,
+        candidates=judged.candidates,
         deployed=still_deployed(work.folder),
         elsewhere=still_elsewhere(work.folder),
         costs=still_spent(work.folder),

@@ -11,7 +11,7 @@ from typing import Any
 
 from optin_export.measure import Gate, Measured
 from optin_export.repair import FineTune, Repair
-from optin_export.report.schema import EngineResult
+from optin_export.report.schema import CandidateResult, EngineResult
 from optin_export.search import Plan
 
 
@@ -75,10 +75,14 @@ class BuildResult:
 
 @dataclass(frozen=True)
 class MeasureResult:
-    """The engines' measurements, and the gates' results, which decide whether the run ships."""
+    """The engines' measurements, and the gates' results, which decide whether the run ships.
+
+    candidates: with `engine: auto`, every engine that was considered.
+    """
 
     measured: Measured
     gates: tuple[Gate, ...]
+    candidates: tuple[CandidateResult, ...] = ()
 
     @property
     def passed(self) -> bool:

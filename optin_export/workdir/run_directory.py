@@ -54,6 +54,7 @@ CONTENTS = {
     "measure/parity.json": "every engine against the fp32 torch model",
     "measure/accuracy.json": "points of the engines, with their interval",
     "measure/latency.json": "every single measured call",
+    "measure/candidates.json": "with engine: auto, every engine that was considered",
     "measure/reference.safetensors": "real rows, and what both torch models answer to them",
     "measure/deployed.json": "what clients measured of the served models, with every block",
     "machines/*": "what `optin-export measure` built and measured elsewhere: engines/, measure/TARGET.json",

@@ -15,7 +15,7 @@ import yaml
 
 from optin_export.cli.dry_run.model_size import Size, size_of
 from optin_export.errors import OptinError
-from optin_export.recipe import Recipe, engine_names
+from optin_export.recipe import AUTO, Recipe, engine_names
 from optin_export.recipe.load import load_recipe
 from optin_export.workdir.durations import recall
 from optin_export.workdir.onnx_files import MAX_BYTES
@@ -137,22 +137,27 @@ def _least_kept(recipe: Recipe) -> float:
 def _weight_bytes(recipe: Recipe, base: int) -> dict[str, int]:
     """Stage -> bytes of weights in memory at once: the unpruned model (`base`), the pruned one, and engines."""
     both = round(base * (1 + _least_kept(recipe)))
-    engines = len(recipe.targets) * len(engine_names(recipe.export.precision)) // 2
+    engines = _targets(recipe) * len(engine_names(recipe.export.precision)) // 2
     held = {"sources": base, "scoring": base, "curves": base, "search": base, "surgery": both, "export": both + base}
     return {**held, "engines": both, "measure": round(both + both * _RELATIVE_SIZE[recipe.export.precision] * engines)}
+
+
+def _targets(recipe: Recipe) -> int:
+    """Number of targets whose engines are built, with those of `engine: auto`."""
+    return sum(len(AUTO) if target.engine == "auto" else 1 for target in recipe.targets)
 
 
 def _copies(recipe: Recipe) -> float:
     """Size of the written files in multiples of the unpruned fp32 weights: model/, onnx/, engines/ and triton/."""
     kept, precision = _least_kept(recipe), recipe.export.precision
     graphs = (1 + kept) * (1 + (0.0 if precision == "fp32" else _RELATIVE_SIZE[precision]))
-    return kept + graphs * (1 + len(recipe.targets)) + ((1 + kept) if recipe.ship.triton else 0)
+    return kept + graphs * (1 + _targets(recipe)) + ((1 + kept) if recipe.ship.triton else 0)
 
 
 def _least_seconds(recipe: Recipe, size: Size | None) -> dict[str, tuple[float, str]]:
     """Stage -> (lower bound of seconds, its basis)."""
     arms = 3 if recipe.export.precision == "fp32" else 5
-    settings = len(recipe.targets) * len(recipe.export.batch)
+    settings = _targets(recipe) * len(recipe.export.batch)
     latency = settings * arms * (BLOCKS * BLOCK_SECONDS + WARM_UP_SECONDS)
     basis = f"latency: {settings} settings of {BLOCKS} blocks, {arms} arms of {BLOCK_SECONDS} s, warm-up"
     found = {"measure": (latency, basis)}
