@@ -20,6 +20,7 @@ SLOW = (
     "tests/stages/test_sweep.py::test_a_sweep_is_scored_once_and_every_run_stands_alone",
     "tests/engines/test_tensorrt.py::test_an_exported_graph_declares_its_dynamic_dimensions",
     "tests/engines/test_torch.py::test_the_program_runs_without_our_code_and_without_the_models",
+    "tests/engines/test_openvino.py::test_nncf_reports_nothing_over_the_network",
     "tests/export/test_export.py::test_every_batch_and_length_up_to_the_maximum",
     "tests/export/test_export.py::test_the_same_model_gives_the_same_file",
     "tests/export/test_external_data.py::test_a_run_ships_and_is_measured_elsewhere_with_two_files_per_graph",
@@ -36,6 +37,7 @@ SLOW = (
     "tests/stages/test_finetune_run.py::",
     "tests/stages/test_latency_run.py::test_a_run_by_the_clock",
     "tests/stages/test_merging_run.py::",
+    "tests/stages/test_openvino_run.py::test_fp32_is_served_by_a_model_of_the_python_backend",
     "tests/stages/test_pipeline.py::test_a_convolutional_network_of_the_users_own[True-False]",
     "tests/stages/test_pipeline.py::test_a_convolutional_network_of_the_users_own[rescale-False]",
     "tests/stages/test_pipeline.py::test_a_python_source_runs_through",
@@ -56,6 +58,7 @@ SLOW = (
     "tests/test_text_tasks.py::test_a_run_from_recipe_to_report",
     "tests/units/test_topology.py::test_the_repair_brings_the_output_back[hrnet]",
     "tests/workdir/test_scratch.py::test_exports_do_not_add_up_in_memory",
+    "tests/studies/test_cpu_engines.py::test_all_forms_of_a_small_run",
 )
 
 #: Beginnings of names of tests that repeat, on further models or many times, what quicker ones assert.

@@ -65,7 +65,9 @@ class GatesFile(Section):
     )
     macs: Fraction | None = Field(None, description="largest share of the unpruned model's MACs", examples=[0.5])
     params: Fraction | None = Field(None, description="largest share of the unpruned model's parameters")
-    model_mib: Positive | None = Field(None, description="largest size of the shipped ONNX file, in MiB", examples=[50])
+    model_mib: Positive | None = Field(
+        None, description="largest size of the shipped ONNX file (openvino: of its graph), in MiB", examples=[50]
+    )
     other_work: Fraction | None = Field(
         None,
         description="largest share of the machine's CPU time that other work took while latency was measured; above it "

@@ -36,8 +36,10 @@ def check(run: Path, gates: Path | None, junit: Path | None, as_json: bool) -> i
     # The gates first: they are quick to check.
     limits = None if gates is None else load_gates(gates)
     report = read_report(run)
-    shipped = run / "onnx" / f"{engine_name('pruned', report.precision)}.onnx"
-    size = graph_bytes(shipped) if shipped.is_file() else None
+    name = engine_name("pruned", report.precision)
+    # OpenVINO's engines are built from a graph of its own in int8, and in bf16 from the fp32 graph.
+    graphs = [run / "onnx" / file for file in (f"{name}.onnx", f"{name}.xml", "pruned.onnx")]
+    size = next((graph_bytes(graph) for graph in graphs if graph.is_file()), None)
     judged = list(report.verdict.gates) if limits is None else judge(limits, report, size)
     passed = all(gate.passed for gate in judged)
     if junit is not None:

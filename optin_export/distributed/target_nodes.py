@@ -63,7 +63,7 @@ def _needed(recipe: Recipe, folder: Path, target: Target) -> PackedFiles:
     """The files of a run that a node needs: graphs, rows with their answers, and files that identify the run."""
     names = ("recipe.yaml", "report.json", "manifest.json", "measure/reference.safetensors")
     sources = [engines.source_of(folder, target, which) for which in engine_names(recipe.export.precision)]
-    graphs = [file for source in sources for file in graph_files(source)]
+    graphs = [file for source in dict.fromkeys(sources) for file in graph_files(source)]
     return pack(folder, [*(folder / name for name in names), *graphs])
 
 

@@ -67,8 +67,8 @@ class Continued:
         for path in sources.values():
             if path.suffix == ".onnx":
                 read_graph(path)  # the manifest shows that it is complete, not that it is harmless
-                for weights in graph_files(path)[1:]:
-                    self._checked(weights)
+            for weights in graph_files(path)[1:]:
+                self._checked(weights)
         for which in names:
             start = time.perf_counter()
             facts = engines.build(sources[which], target, paths[which], self._shapes())
@@ -187,7 +187,8 @@ class Continued:
         name = path.relative_to(self.folder).as_posix()
         entry = self.manifest["files"].get(name)
         if not path.is_file() or entry is None:
-            hint = " a target engine: torch among its targets," if path.suffix == ".pt2" else ""
+            engine = {".pt2": "torch", ".xml": "openvino"}.get(path.suffix)
+            hint = f" a target engine: {engine} among its targets," if engine else ""
             raise InputError(
                 f"{self.folder} has no {name}",
                 "it is not in the folder or not in its manifest.json",

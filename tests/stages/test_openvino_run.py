@@ -107,6 +107,29 @@ def test_four_engines_are_measured_and_served_by_its_own_backend(
             answer = served({"pixel_values": batch})["logits"]
             assert np.array_equal(answer, measured.run({"pixel_values": batch})["logits"])
     assert cli.main(["verify", str(place)]) == 0
+    assert cli.main(["ship", str(tmp_path), "--to", str(tmp_path / "models")]) == 0
+    again = tmp_path / "models" / "tiny-vit"
+    assert (again / "config.pbtxt").read_bytes() == (place / "tiny-vit" / "config.pbtxt").read_bytes()
+    assert (again / "1" / "model.bin").read_bytes() == (place / "tiny-vit" / "1" / "model.bin").read_bytes()
+
+
+def test_other_commands_find_what_the_run_quantised(
+    tmp_path: Path, vit_recipe: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    export = {"batch": [1], "precision": "int8", "calibration_rows": 8}
+    optin_export.run(vit_recipe(targets=TARGETS, export=export, gates=GATES), run)
+    (tmp_path / "gates.yaml").write_text("gates: 1\nverdict: false\nparity: false\nmodel_mib: 50\n")
+    assert cli.main(["check", str(run), "--gates", str(tmp_path / "gates.yaml"), "--json"]) == 0
+    (gate,) = json.loads(capsys.readouterr().out)["gates"]
+    size = sum((run / "onnx" / f"pruned.int8.{end}").stat().st_size for end in ("xml", "bin"))
+    assert (gate["name"], gate["measured"]) == ("model_mib", size / 2**20)
+    assert cli.main(["measure", str(run), "--machine", "other", "--quiet"]) == 0
+    engine = run / "machines" / "other" / "engines" / "openvino-cpu-1t" / "pruned.int8.bin"
+    assert engine.read_bytes() == (run / "onnx" / "pruned.int8.bin").read_bytes()
+    (run / "onnx" / "pruned.int8.bin").write_bytes(b"")
+    assert cli.main(["measure", str(run), "--machine", "third", "--quiet"]) == 2
+    assert "pruned.int8.bin is not the file that the run wrote" in capsys.readouterr().err
 
 
 def test_fp32_is_served_by_a_model_of_the_python_backend(
