@@ -20,7 +20,7 @@ from optin_export.formats.sentence_folder import write_sentence
 from optin_export.formats.timm_folder import write_timm
 from optin_export.formats.transformers_folder import write_transformers
 
-__all__ = ["FORMATS", "export_run"]
+__all__ = ["FORMATS", "export_run", "write_folder"]
 
 _Write = Callable[[FinishedRun, Path, str], None]
 #: Format -> (library of the model, what writes the folder).
@@ -43,7 +43,11 @@ def export_run(folder: Path, format: str, to: Path) -> Path:
         raise InputError(f"there is no format '{format:.40}'", "it is not one of the known ones", f"use {_known()}")
     if to.exists():
         raise InputError(f"{to} exists", "the export writes a new folder", "delete it, or name another one with --to")
-    run = open_run(folder)
+    return write_folder(open_run(folder), format, to)
+
+
+def write_folder(run: FinishedRun, format: str, to: Path) -> Path:
+    """The same for a run that is open, and a format and a folder that were checked."""
     library, write = FORMATS[format]
     _check_library(run, format, library)
     draft = to.parent / f".tmp-{secrets.token_hex(8)}"

@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 from optin_export.formats.runtime import HOOKS
+from optin_export.models.equivalents import MultiheadAttention, SelfAttention
 from optin_export.pruning.code_sizes import REPLACED, size_name
 from optin_export.pruning.rebuild import Constant, Passthrough
 
+#: Modules that replace those of a library, by name: made of the module that they replace.
+EQUIVALENTS: dict[str, Any] = {one.__name__: one for one in (MultiheadAttention, SelfAttention)}
 #: Attributes that change nothing that a pruned module computes.
 _FREE = ("training", "use_cache")
 
@@ -29,6 +32,11 @@ class Changes:
         self.transposed: list[str] = []
         self._shared = getattr(pruned, "config", None)
         self._compare("", original, pruned)
+
+    @property
+    def replaced(self) -> set[str]:
+        """Names of `EQUIVALENTS` in it."""
+        return set(self.data.get("replaced", {}).values())
 
     def state(self, pruned: nn.Module) -> dict[str, torch.Tensor]:
         """The weights of the pruned module under the names and in the layout of its library."""
@@ -48,6 +56,9 @@ class Changes:
             self.data.setdefault("removed", []).append(path)
         elif type(original).__name__ == "Conv1D" and isinstance(pruned, nn.Linear):
             self._compare_transposed(path, original, pruned)
+        elif original is not None and type(original) is not type(pruned) and type(pruned) in EQUIVALENTS.values():
+            self._add("replaced", path, type(pruned).__name__)
+            self._compare(path, type(pruned)(original), pruned)
         elif not _is_like(original, pruned):
             was = "nothing" if original is None else f"a {type(original).__name__}"
             raise Unlike(f"the layer '{path}' was {was}, and is a {type(pruned).__name__} that replaces it")

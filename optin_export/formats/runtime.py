@@ -26,11 +26,14 @@ HOOKS = {
 }
 
 
-def shrink(model: nn.Module, changes: Mapping[str, Any]) -> None:
+def shrink(model: nn.Module, changes: Mapping[str, Any], classes: Mapping[str, Any]) -> None:
     """Give a model, as its library builds it, the layers and sizes of the pruned one, in place.
 
-    changes: what `pruned` in config.json holds, by module path. The weights are to be loaded afterwards.
+    changes: what `pruned` in config.json holds, by module path. classes: those that replace the library's, by name. The
+    weights are to be loaded afterwards.
     """
+    for path, name in changes.get("replaced", {}).items():
+        _set(model, path, classes[name](model.get_submodule(path)))
     for path in changes.get("removed", ()):
         _set(model, path, None)
     for path, (width, returns_tuple, expands) in changes.get("constants", {}).items():

@@ -11,13 +11,21 @@ from safetensors.torch import save_file
 from optin_export.formats.graph_folder import write_token_states
 from optin_export.formats.run import FinishedRun, unfit
 from optin_export.formats.transformers_folder import write_transformers
+from optin_export.models.sentence import encoder_class
 from optin_export.models.tasks import TextModel
 from optin_export.sentence import EMBEDDING, MODULES
 from optin_export.workdir.files import write_json
 
 _SETTINGS = "config_sentence_transformers.json"
-#: Pooling by its name in a recipe -> in the library.
-_POOLINGS = {"mean_sqrt_len": "mean_sqrt_len_tokens", "last": "lasttoken"}
+#: Pooling by its name in a recipe -> the library's switch, in the order in which it joins several.
+_SWITCHES = {
+    "cls": "cls_token",
+    "mean": "mean_tokens",
+    "max": "max_tokens",
+    "mean_sqrt_len": "mean_sqrt_len_tokens",
+    "weightedmean": "weightedmean_tokens",
+    "last": "lasttoken",
+}
 _CLASSES = {"pooling": "Pooling", "dense": "Dense", "layer_norm": "LayerNorm", "normalize": "Normalize"}
 
 
@@ -30,6 +38,9 @@ def write_sentence(run: FinishedRun, folder: Path, name: str) -> None:
     if not isinstance(model, TextModel) or model.head is None:
         why = f"a model for {run.task} gives no embedding of a text that this library pools"
         raise unfit(run, name, why, "use --format hf")
+    if encoder_class(model.model.config) is not None:
+        why = f"this library builds the encoder of a {model.model.config.model_type} itself, without a modeling file"
+        raise unfit(run, name, why, "use --format hf, whose model gives the states to pool")
     write_transformers(run, folder, name)
     write_token_states(run, folder, name)
     modules = [_entry(0, "Transformer", "")]
@@ -69,8 +80,7 @@ def _entry(number: int, kind: str, path: str) -> dict[str, Any]:
 def _config(run: FinishedRun, step: Mapping[str, Any]) -> dict[str, Any]:
     kind = step["module"]
     if kind == "pooling":
-        names = [_POOLINGS.get(mode, mode) for mode in step["modes"]]
-        switches = {f"pooling_mode_{_SWITCHES.get(one, one)}": one in names for one in _KNOWN}
+        switches = {f"pooling_mode_{switch}": mode in step["modes"] for mode, switch in _SWITCHES.items()}
         width = run.base["config"].get("hidden_size") or run.base["config"].get("dim")
         return {"word_embedding_dimension": width, **switches, "include_prompt": step.get("include_prompt", True)}
     names = {"module_input_name": step["input"], "module_output_name": step["output"]}
@@ -88,8 +98,3 @@ def _config(run: FinishedRun, step: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "layer_norm":
         return {"dimension": step["dimension"]}
     return names
-
-
-#: Poolings of the library, and how its switches are called where that differs.
-_KNOWN = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-_SWITCHES = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "weightedmean": "weightedmean_tokens"}

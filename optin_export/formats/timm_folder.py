@@ -34,7 +34,7 @@ def write_timm(run: FinishedRun, folder: Path, name: str) -> None:
     write_json(folder / "config.json", _config(run, changes.data))
     state = {key: tensor.contiguous().clone() for key, tensor in changes.state(run.model.model).items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    write_text(folder / f"{MODULE}.py", timm_file())
+    write_text(folder / f"{MODULE}.py", timm_file(changes.replaced))
     again = copy.deepcopy(run.model)
     again.model = _load(folder)
     inputs, _ = run.rows

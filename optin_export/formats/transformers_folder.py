@@ -33,7 +33,7 @@ def write_transformers(run: FinishedRun, folder: Path, name: str) -> None:
         raise unfit(run, name, str(error), _INSTEAD) from None
     with contextlib.closing(Scratch()) as scratch:
         path = scratch.path / f"{MODULE}.py"
-        path.write_text(modeling_file(run.base["class"]), encoding="utf-8")
+        path.write_text(modeling_file(run.base["class"], changes.replaced), encoding="utf-8")
         cls = _class_in(path, run.base["class"])
         config = cls.config_class.from_dict(copy.deepcopy(run.base["config"]))
         cls.register_for_auto_class(auto_class(config, run.task).__name__)
