@@ -6,7 +6,6 @@ its differences from its library's; `card` writes README.md.
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from collections.abc import Callable
@@ -57,7 +56,7 @@ def write_folder(run: FinishedRun, format: str, to: Path) -> Path:
         if not (draft / "onnx").exists():
             run.copy_onnx(draft)
         write_card(run, draft, format)
-        os.rename(draft, to)
+        draft.rename(to)
     except OSError as error:
         raise EnvironmentLacks(
             f"cannot write {to}", error.strerror or str(error), "free disk space, or name another folder with --to"

@@ -50,11 +50,10 @@ def _what(run: FinishedRun) -> str:
     sizes = (
         f"{part.ratio:.1%} of its {words}" for words, part in (("MACs", report.macs), ("parameters", report.params))
     )
-    license_ = _license(run)
+    passed = "It passed" if report.verdict.passed else "**It did not pass**"
     return (
-        f"# {report.name}\n\n{source} ({run.task}), pruned by optin_export without retraining, has {' and '.join(sizes)}. "
-        f"{'It passed' if report.verdict.passed else '**It did not pass**'} the gates of its recipe.\n\n"
-        f"Licence of the unpruned model: {license_}."
+        f"# {report.name}\n\n{source} ({run.task}), pruned by optin_export without retraining, has "
+        f"{' and '.join(sizes)}. {passed} the gates of its recipe.\n\nLicence of the unpruned model: {_license(run)}."
     )
 
 

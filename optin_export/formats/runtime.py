@@ -18,7 +18,7 @@ from optin_export.pruning.rebuild import Constant, Passthrough, set_size
 from optin_export.units.selected_heads import select_part, whole_arguments
 
 #: Hooks that a pruned module may need, by the names in `changes`: (function, runs before the module, takes keywords).
-HOOKS = {
+HOOKS: dict[str, tuple[Any, bool, bool]] = {
     "select_part": (select_part, True, True),
     "whole_arguments": (whole_arguments, False, False),
     "take_bias_of_heads": (take_bias_of_heads, True, False),
@@ -51,7 +51,7 @@ def shrink(model: nn.Module, changes: Mapping[str, Any], classes: Mapping[str, A
         replace_size(model, name, value, 0)
     for path, hook, options in changes.get("hooks", ()):
         function, before, keywords = HOOKS[hook]
-        module, bound = model.get_submodule(path), functools.partial(function, **options) if options else function
+        module, bound = model.get_submodule(path), functools.partial(function, **options)
         if before:
             module.register_forward_pre_hook(bound, with_kwargs=keywords)
         else:

@@ -17,14 +17,14 @@ from optin_export.sentence import EMBEDDING, MODULES
 from optin_export.workdir.files import write_json
 
 _SETTINGS = "config_sentence_transformers.json"
-#: Pooling by its name in a recipe -> the library's switch, in the order in which it joins several.
-_SWITCHES = {
-    "cls": "cls_token",
-    "mean": "mean_tokens",
-    "max": "max_tokens",
-    "mean_sqrt_len": "mean_sqrt_len_tokens",
-    "weightedmean": "weightedmean_tokens",
-    "last": "lasttoken",
+#: Pooling by its name in a recipe -> (the library's name, its switch in files of earlier versions).
+_POOLINGS = {
+    "cls": ("cls", "cls_token"),
+    "mean": ("mean", "mean_tokens"),
+    "max": ("max", "max_tokens"),
+    "mean_sqrt_len": ("mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
+    "weightedmean": ("weightedmean", "weightedmean_tokens"),
+    "last": ("lasttoken", "lasttoken"),
 }
 _CLASSES = {"pooling": "Pooling", "dense": "Dense", "layer_norm": "LayerNorm", "normalize": "Normalize"}
 
@@ -38,8 +38,9 @@ def write_sentence(run: FinishedRun, folder: Path, name: str) -> None:
     if not isinstance(model, TextModel) or model.head is None:
         why = f"a model for {run.task} gives no embedding of a text that this library pools"
         raise unfit(run, name, why, "use --format hf")
-    if encoder_class(model.model.config) is not None:
-        why = f"this library builds the encoder of a {model.model.config.model_type} itself, without a modeling file"
+    config: Any = model.model.config
+    if encoder_class(config) is not None:
+        why = f"this library builds the encoder of a {config.model_type} itself, without a modeling file"
         raise unfit(run, name, why, "use --format hf, whose model gives the states to pool")
     write_transformers(run, folder, name)
     write_token_states(run, folder, name)
@@ -80,21 +81,24 @@ def _entry(number: int, kind: str, path: str) -> dict[str, Any]:
 def _config(run: FinishedRun, step: Mapping[str, Any]) -> dict[str, Any]:
     kind = step["module"]
     if kind == "pooling":
-        switches = {f"pooling_mode_{switch}": mode in step["modes"] for mode, switch in _SWITCHES.items()}
-        width = run.base["config"].get("hidden_size") or run.base["config"].get("dim")
-        return {"word_embedding_dimension": width, **switches, "include_prompt": step.get("include_prompt", True)}
+        return _pooling(run, step)
     names = {"module_input_name": step["input"], "module_output_name": step["output"]}
     if kind == "dense":
-        return {
-            "in_features": step["in"],
-            "out_features": step["out"],
-            "bias": step["bias"],
-            "activation_function": f"torch.nn.modules.activation.{step['activation']}"
-            if step["activation"] != "Identity"
-            else "torch.nn.modules.linear.Identity",
-            **({"use_residual": True} if step.get("residual") else {}),
-            **(names if step["input"] != EMBEDDING or step["output"] != EMBEDDING else {}),
-        }
+        place = "linear" if step["activation"] == "Identity" else "activation"
+        sizes = {"in_features": step["in"], "out_features": step["out"], "bias": step["bias"]}
+        more = {"use_residual": True} if step.get("residual") else {}
+        more |= names if {step["input"], step["output"]} != {EMBEDDING} else {}
+        return {**sizes, "activation_function": f"torch.nn.modules.{place}.{step['activation']}", **more}
     if kind == "layer_norm":
         return {"dimension": step["dimension"]}
     return names
+
+
+def _pooling(run: FinishedRun, step: Mapping[str, Any]) -> dict[str, Any]:
+    config, modes = run.base["config"], step["modes"]
+    if len(modes) > 1:  # joined in this order, which switches do not have
+        chosen: dict[str, Any] = {"pooling_mode": [_POOLINGS[mode][0] for mode in modes]}
+    else:
+        chosen = {f"pooling_mode_{switch}": mode in modes for mode, (_, switch) in _POOLINGS.items()}
+    width = next((config[name] for name in ("hidden_size", "dim", "d_model", "n_embd") if name in config), None)
+    return {"word_embedding_dimension": width, **chosen, "include_prompt": step.get("include_prompt", True)}
