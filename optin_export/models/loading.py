@@ -166,15 +166,15 @@ def build_module(architecture: dict[str, Any], trust_python: bool = False) -> nn
             )
         assert model_class.config_class is not None
         module: nn.Module = model_class(model_class.config_class.from_dict(plain_config(architecture["config"])))
-        return module
-    if library == "python" and trust_python:
-        made: nn.Module = call_python(architecture["source"], architecture["args"])
-        return made
-    raise InputError(
-        "cannot rebuild this model",
-        f"its architecture comes from {architecture.get('source', library)!r}, which is code outside this package",
-        "pass trust_python=True if you trust that file",
-    )
+    elif library == "python" and trust_python:
+        module = call_python(architecture["source"], architecture["args"])
+    else:
+        raise InputError(
+            "cannot rebuild this model",
+            f"its architecture comes from {architecture.get('source', library)!r}, which is code outside this package",
+            "pass trust_python=True if you trust that file",
+        )
+    return module
 
 
 def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel:
