@@ -184,8 +184,7 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
     if "tower" in architecture:
         module = build_tower(module, architecture["tower"])
     encoder = bool(architecture.get("encoder"))
-    if encoder:
-        module = encoder_of(module)
+    module = encoder_of(module) if encoder else module
     layout, sentence = architecture.get("layout", "vector"), architecture.get("sentence")
     if layout != "vector":
         drop_pooler(module)
