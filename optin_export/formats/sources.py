@@ -36,11 +36,12 @@ from torch.overrides import TorchFunctionMode
 """
 _TRANSFORMERS = '''class {name}(transformers.{name}):
     """transformers' {name}, with the layers and sizes that the configuration records as `pruned`."""
-
+{eager}
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         shrink(self, getattr(config, "pruned", {{}}), CLASSES)
 '''
+_EAGER = "\n    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = False\n"
 _TIMM = '''def load(folder=Path(__file__).parent):
     """The pruned model with its weights, in eval mode."""
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
@@ -52,14 +53,19 @@ _TIMM = '''def load(folder=Path(__file__).parent):
 '''
 
 
-def modeling_file(name: str, replaced: Collection[str] = ()) -> str:
+def modeling_file(name: str, replaced: Collection[str] = (), eager: bool = False) -> str:
     """modeling_pruned.py: a class of transformers with the pruned sizes; it needs transformers and torch.
 
     It has the name of transformers' class, by which pipelines and losses choose what they do.
-    replaced: names of `EQUIVALENTS` that it needs.
+    replaced: names of `EQUIVALENTS` that it needs. eager: no other implementation of attention computes the same.
     """
     doc = f"A {name} of transformers, pruned: some of its layers are smaller than its configuration says."
-    return _whole(doc, replaced, _TRANSFORMERS.format(name=name), transformers="import transformers\n")
+    return _whole(
+        doc,
+        replaced,
+        _TRANSFORMERS.format(name=name, eager=_EAGER if eager else ""),
+        transformers="import transformers\n",
+    )
 
 
 def timm_file(replaced: Collection[str] = ()) -> str:

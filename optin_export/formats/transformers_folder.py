@@ -13,7 +13,7 @@ import torch
 
 from optin_export.formats.changes import Changes, Unlike
 from optin_export.formats.original_files import copy_processors
-from optin_export.formats.run import FinishedRun, check_outputs, unfit
+from optin_export.formats.run import FinishedRun, OtherOutputs, check_outputs, unfit
 from optin_export.formats.sources import modeling_file
 from optin_export.models import auto_class, build_module
 from optin_export.workdir.files import Scratch
@@ -31,9 +31,17 @@ def write_transformers(run: FinishedRun, folder: Path, name: str) -> None:
         changes = changes_of(run)
     except Unlike as error:
         raise unfit(run, name, str(error), _INSTEAD) from None
+    try:
+        _write(run, folder, name, changes, eager=False)
+    except OtherOutputs:  # a library's implementations of attention may differ, and the run is of the eager one
+        _write(run, folder, name, changes, eager=True)
+    copy_processors(run, folder)
+
+
+def _write(run: FinishedRun, folder: Path, name: str, changes: Changes, eager: bool) -> None:
     with contextlib.closing(Scratch()) as scratch:
         path = scratch.path / f"{MODULE}.py"
-        path.write_text(modeling_file(run.base["class"], changes.replaced), encoding="utf-8")
+        path.write_text(modeling_file(run.base["class"], changes.replaced, eager), encoding="utf-8")
         cls = _class_in(path, run.base["class"])
         config = cls.config_class.from_dict(copy.deepcopy(run.base["config"]))
         cls.register_for_auto_class(auto_class(config, run.task).__name__)
@@ -43,10 +51,8 @@ def write_transformers(run: FinishedRun, folder: Path, name: str) -> None:
         model.save_pretrained(folder)
         again = copy.deepcopy(run.model)
         again.model = cls.from_pretrained(folder).eval()
-        inputs, _ = run.rows
         with torch.no_grad():
-            check_outputs(run, name, again(**inputs))
-    copy_processors(run, folder)
+            check_outputs(run, name, again(**run.rows[0]))
 
 
 def changes_of(run: FinishedRun) -> Changes:
