@@ -48,7 +48,8 @@ def made_run(raw: dict[str, Any], folder: Path, report: Report, new_bias: str | 
     )
     with torch.no_grad():
         rows = {f"input.{name}": tensor.contiguous() for name, tensor in inputs.items()}
-        rows |= {"output.base": work.sources.model(**inputs), "output.pruned": dense(**inputs)}
+        both = {"base": work.sources.model, "pruned": dense}
+        rows |= {f"output.{which}": model(**inputs).contiguous() for which, model in both.items()}
     (folder / "measure").mkdir()
     save_file(rows, folder / "measure" / "reference.safetensors")
     (folder / "onnx").mkdir()
