@@ -233,10 +233,13 @@ def _print_verdict(report: Report, folder: Path) -> None:
 
 
 def _format_of(folder: Path) -> str | None:
-    """The format in which the library of the run's model loads it; None for a model of the user's own function."""
+    """The format in which the library of the run's model loads it; None where no library can."""
     from optin_export.workdir.files import read_json
 
-    base = read_json(folder / "model" / "architecture.json")["base"]
+    architecture = read_json(folder / "model" / "architecture.json")
+    base = architecture["base"]
+    if "tower" in base or "encoder" in base or any(architecture["merged"]):
+        return None
     if base["task"] == "feature-extraction" and base["library"] == "transformers":
         return "sentence-transformers"
     return {"transformers": "hf", "timm": "timm"}.get(base["library"])
