@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from optin_export import cli
 from optin_export.cli.run import _print_verdict
 from optin_export.errors import InputError
-from optin_export.formats import write_folder
+from optin_export.formats import sources, transformers_folder, write_folder
 from optin_export.formats.changes import Changes, Unlike
-from optin_export.formats.run import FinishedRun, open_run
+from optin_export.formats.run import FinishedRun, OtherOutputs, open_run
 from optin_export.models import build_module
 from optin_export.report.schema import read_report
 from tests.conftest import Make
@@ -145,6 +145,25 @@ def test_a_folder_that_gives_other_outputs_is_not_written(made: FinishedRun, tmp
         write_folder(made, "hf", tmp_path / "to")
     assert "gives other outputs" in error.value.why
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_library_whose_attentions_differ_gets_the_eager_one(
+    made: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Falcon's do with position biases in transformers."""
+    compared: list[torch.Tensor] = []
+
+    def check(run: FinishedRun, name: str, got: torch.Tensor) -> None:
+        compared.append(got)
+        if len(compared) == 1:
+            raise OtherOutputs("what", "why", "fix")
+
+    monkeypatch.setattr(transformers_folder, "check_outputs", check)
+    to = write_folder(made, "hf", tmp_path / "to")
+    assert len(compared) == 2
+    cls = transformers_folder._class_in(to / "modeling_pruned.py", "BertForSequenceClassification")
+    assert cls.from_pretrained(to).config._attn_implementation == "eager"
+    assert "_supports_sdpa" not in sources.modeling_file("BertForSequenceClassification")
 
 
 def test_a_layer_of_another_class_is_named(made: FinishedRun) -> None:
