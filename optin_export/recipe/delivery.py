@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -145,3 +146,22 @@ class ShipSection(Section):
     data_license: str | None = Field(
         None, description="licence of the calibration data, for the manifest", examples=["cc-by-4.0"]
     )
+
+    def check_backend(self, targets: Sequence[Target], precision: str) -> None:
+        """Check that Triton's backend can run what the OpenVINO targets measure. Raises ValueError."""
+        engines = {target.engine for target in targets}
+        if not self.triton or "auto" in engines:  # which decides the backend
+            return
+        if self.backend == "openvino" and "openvino" not in engines:
+            raise ValueError("ship.backend: openvino needs {engine: openvino} in targets")
+        if self.backend == "openvino" and precision == "fp32":
+            raise ValueError(
+                "ship.backend: openvino has no parameter for fp32, and would compute in bf16 where the CPU can; "
+                "set export.precision: bf16 or int8, or ship.backend: python"
+            )
+        if self.backend == "openvino" and self.ensemble:
+            raise ValueError("ship.ensemble needs batching in the server: set ship.backend: python")
+        if self.backend == "onnxruntime" and "openvino" in engines and "onnxruntime" not in engines:
+            raise ValueError(
+                "ship.backend: onnxruntime would serve what no target measures; set ship.backend: openvino or python"
+            )

@@ -349,29 +349,10 @@ class Recipe(Section):
             reason = self.export.cannot(target.engine, target.device)
             if reason is not None:
                 raise ValueError(f"export.precision: {self.export.precision} on the target {target.name}: {reason}")
-        self._check_backend()
+        self.ship.check_backend(self.targets, self.export.precision)
         if len(set(self.export.batch)) != len(self.export.batch):
             raise ValueError("export.batch: the same batch size occurs twice")
         return self
-
-    def _check_backend(self) -> None:
-        """Check that Triton's backend can run what the OpenVINO targets measure."""
-        backend, engines = self.ship.backend, {target.engine for target in self.targets}
-        if not self.ship.triton or "auto" in engines:  # which decides the backend
-            return
-        if backend == "openvino" and "openvino" not in engines:
-            raise ValueError("ship.backend: openvino needs {engine: openvino} in targets")
-        if backend == "openvino" and self.export.precision == "fp32":
-            raise ValueError(
-                "ship.backend: openvino has no parameter for fp32, and would compute in bf16 where the CPU can; "
-                "set export.precision: bf16 or int8, or ship.backend: python"
-            )
-        if backend == "openvino" and self.ship.ensemble:
-            raise ValueError("ship.ensemble needs batching in the server: set ship.backend: python")
-        if backend == "onnxruntime" and "openvino" in engines and "onnxruntime" not in engines:
-            raise ValueError(
-                "ship.backend: onnxruntime would serve what no target measures; set ship.backend: openvino or python"
-            )
 
     def _check_latency_budget(self) -> None:
         """Check that the target and the batch size of a latency budget are in this recipe."""
