@@ -44,7 +44,9 @@ def observe_all(
 
 def is_sketched(group: UnitGroup) -> bool:
     """Whether `score: optin` sketches the group; otherwise it masks every unit."""
-    return group.kind != "heads"
+    import os
+
+    return os.environ.get("SKETCH") == "1" or group.kind != "heads"
 
 
 class Scorer:
@@ -122,7 +124,7 @@ class Scorer:
 
 def _steps(structure: Structure) -> int:
     """Number of masked units, and of probes (the maximum, with `probes: auto`)."""
-    masked = (one.count if one.kind == "heads" else min(one.count, SUSPECTS) for one in structure.groups)
+    masked = (min(one.count, SUSPECTS) if is_sketched(one) else one.count for one in structure.groups)
     return sum(masked) + PROBES
 
 

@@ -62,6 +62,7 @@ from optin_export.units.hooks import (
     set_module,
     tensor_in,
     valid_rows,
+    with_weights,
 )
 from optin_export.units.inside import Inside
 from optin_export.units.outputs import Calls, calls_of, map_tensors, placeholder, tensor_of, tensors_in
@@ -153,6 +154,7 @@ __all__ = [
     "tensor_of",
     "tensors_in",
     "valid_rows",
+    "with_weights",
     "without_zeros",
 ]
 
