@@ -98,9 +98,7 @@ def _passes(
     return trajectory, output
 
 
-def _weights(
-    model: TaskModel, path: str, changes: Mapping[str, tuple[torch.Tensor, torch.Tensor]], candidate: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _weights(model: TaskModel, path: str, changes: Changes, candidate: int) -> tuple[torch.Tensor, torch.Tensor]:
     layer, (weights, biases) = get_layer(model, path), changes[path]
     weight = tensor_in(layer, "weight")
     bias = torch.zeros(len(biases[candidate])) if layer.bias is None else tensor_in(layer, "bias")
