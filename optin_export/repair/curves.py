@@ -4,7 +4,8 @@ Scores of single units do not add up: units replace each other, and the repair c
 some sub-layers than in others. So every count has a loss of its own: the k units of one group with the best scores
 are kept, and the layers that read them are repaired as in the run (refitted, rescaled, or unchanged). The loss of these
 weights, how far they move trajectory and output, is computed to second order (`second_order`) and corrected by two
-measured points (`measured_points`). Curves under another repair would spend the budget in the wrong sub-layers.
+measured points; curves of convolutional models are measured throughout (`measured_points`). Curves under another
+repair would spend the budget in the wrong sub-layers.
 The search receives these curves as data and spends its budget by them.
 """
 
@@ -19,15 +20,16 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel, block_inputs
-from optin_export.objective import Reference
+from optin_export.objective import Reference, samples_of
 from optin_export.progress import advance, task
 from optin_export.repair.least_squares import Moments
-from optin_export.repair.measured_points import THINNED, corrected, losses_of, measured_at
+from optin_export.repair.measured_points import THINNED, corrected, is_measured, losses_of, measured_at
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.second_order import Tried, second_order_losses
 from optin_export.repair.sensitivity import Weights, sensitivities
 from optin_export.repair.settings import RepairSettings
 from optin_export.units import (
+    Point,
     Structure,
     Transposed,
     UnitGroup,
@@ -40,6 +42,7 @@ from optin_export.units import (
     reads_rows,
     tensor_in,
 )
+from optin_export.workdir.disk_offload import OffloadedTensors
 
 #: Points of a curve; small groups have one per unit, and between points the search interpolates.
 POINTS = 12
@@ -71,28 +74,36 @@ def loss_curves(
     the smallest count of each group. weights: the `sensitivities` of `model` on `calibration`, if they are known.
     """
     structure = measured(model, structure, (*calibration, *scoring)[0].inputs)
-    counts = {group.key: _counts(group.count, least[group.key]) for group in structure.groups}
-    few = list(range(0, len(scoring), THINNED))
+    counts = {group.key: counts_of(group.count, least[group.key]) for group in structure.groups}
+    tried, whole = Tried(), is_measured(structure)
+    few = list(range(0, len(scoring), 1 if whole else THINNED))
     references = Reference(model, structure, [scoring[index] for index in few])
-    groups = {group.key: group for group in structure.groups}
-    tried, found = Tried(), {}
+    groups, found = {group.key: group for group in structure.groups}, {}
     try:
         with task(2 * len(groups) + len(scoring)):
             order = list(_try_all(model, structure, scores, calibration, settings, counts, weights, tried))
-            losses = second_order_losses(model, structure, scoring, tried, settings.temperature, settings.seed)
+            sums = second_order_losses(model, structure, () if whole else scoring, tried, settings)
+            if whole:
+                advance(len(scoring))
             references.observe()  # now, because the model's layers compute with other weights from here on
-            for number, (key, sums) in enumerate(zip(order, losses, strict=True)):
-                some, at, changes = counts[key], measured_at(counts[key]), tried.changes[number]
+            for number, key in enumerate(order):
+                at = list(range(tried.counts[number])) if whole else measured_at(counts[key])
+                changes = tried.changes[number]
                 passes = losses_of(model, structure, groups[key], references, settings.temperature, changes, at)
-                means = sums.sum(0) / sum(len(batch.rows) for batch in scoring)
-                means = corrected(some, means, at, passes, sums[few][:, at].sum(0))
-                # The last point is the unchanged model.
-                found[key] = np.concatenate([np.column_stack([some[:-1], means]), [[some[-1], 0.0, 0.0]]])
+                if whole:
+                    found[key] = passes / samples_of(references)
+                else:
+                    means = sums[number].sum(0) / sum(len(batch.rows) for batch in scoring)
+                    found[key] = corrected(counts[key], means, at, passes, sums[number][few][:, at].sum(0))
                 advance()
     finally:
         tried.changes.close()
         references.close()
-    return {group.key: found[group.key] for group in structure.groups}
+    # The last point is the unchanged model.
+    return {
+        key: np.concatenate([np.column_stack([some[:-1], found[key].reshape(-1, 2)]), [[some[-1], 0.0, 0.0]]])
+        for key, some in counts.items()
+    }
 
 
 def _try_all(
@@ -156,10 +167,12 @@ def _grams(
                 if inside or (last and reader not in moments):
                     readers.append(reader)
                     until = path if inside else reader
-            moments |= _moments(stream, chosen, readers, weights, until)
+            outputs = None if last else OffloadedTensors("the loss curves", "use fewer data.calibration.samples")
+            moments |= _moments(stream, chosen, readers, weights, until, outputs)
             yield from map(of, groups)
-            if not last:
-                stream.advance(block)
+            if outputs is not None:
+                stream.advance(block, lambda index, *_, outputs=outputs: outputs[index])  # type: ignore[misc]
+                outputs.close()
         yield from (of(group) for group in structure.groups if group.coupled)
     finally:
         stream.close()
@@ -193,12 +206,21 @@ def _thinned(batches: Sequence[Batch]) -> list[int]:
 
 
 def _moments(
-    stream: Stream, chosen: Sequence[int], readers: Sequence[str], weights: Weights, until: str
+    stream: Stream,
+    chosen: Sequence[int],
+    readers: Sequence[str],
+    weights: Weights,
+    until: str,
+    outputs: OffloadedTensors | None,
 ) -> dict[str, Moments]:
-    """Weighted Gram matrices of these layers' inputs in the original model."""
+    """Weighted Gram matrices of these layers' inputs in the original model. outputs: receives those of `until`."""
     found: dict[str, Moments] = {}
     for position, (index, batch) in enumerate(zip(chosen, stream.batches, strict=True)):
-        seen = stream.see(position, [(path, 0) for path in readers], until) if readers else {}
+        points: list[Point] = [(path, 0) for path in readers]
+        points += [] if outputs is None else [(until, "output")]
+        seen = stream.see(position, points, until) if points else {}
+        if outputs is not None:
+            outputs[position] = {(until, "output"): seen[until, "output"]}
         masked = block_inputs(stream.model, batch.inputs)
         for path in (path for path in readers if (path, 0) in seen):
             design = input_rows(seen[(path, 0)], get_layer(stream.model, path), masked, index)
@@ -246,7 +268,7 @@ def _start(layer: Any) -> torch.Tensor:
     return torch.cat([weight.flatten(1), bias[:, None]], 1).double().T
 
 
-def _counts(units: int, least: int) -> list[int]:
+def counts_of(units: int, least: int) -> list[int]:
     steps = range(units + 1) if units <= POINTS else (round(units * step / POINTS) for step in range(POINTS + 1))
     # A curve is steepest at its beginning.
     early = (round(units * share) for share in (0.02, 0.08)) if units > POINTS else ()

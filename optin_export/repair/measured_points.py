@@ -4,6 +4,9 @@ Two candidates of every group are measured by forward passes of a few rows: the 
 units. The ratio of both losses there, interpolated over the counts (its logarithm; 1 for the unchanged model),
 multiplies the curve. These passes replay the blocks before the group, and are few: the rest of the work is linear in
 the depth of the model.
+
+Curves of convolutional models are measured at every count, on all rows: ResNet-20 at 0.6 of its MACs loses 2.2 points
+by measured curves and 5.2 by corrected ones. So are those of models that let no gradients through.
 """
 
 from __future__ import annotations
@@ -32,6 +35,11 @@ SHARE = 0.25
 THINNED = 4
 #: Limits of the ratio: beyond them, one of both losses is rounding noise.
 LIMITS = (0.05, 20.0)
+
+
+def is_measured(structure: Structure) -> bool:
+    """Whether curves are measured at every count, instead of to second order."""
+    return structure.convolutional or bool(structure.walk is not None and structure.walk.blind)
 
 
 def measured_at(counts: Sequence[int]) -> list[int]:

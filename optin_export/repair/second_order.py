@@ -21,6 +21,7 @@ from optin_export.models import TaskModel
 from optin_export.objective import ROWS, OutputNoise, observation_of, output_probe, trajectory_probe
 from optin_export.progress import advance
 from optin_export.repair.sensitivity import graph
+from optin_export.repair.settings import RepairSettings
 from optin_export.units import (
     Structure,
     block_outputs,
@@ -57,14 +58,13 @@ def second_order_losses(
     structure: Structure,
     batches: Sequence[Batch],
     tried: Tried,
-    temperature: float,
-    seed: int,
+    settings: RepairSettings,
 ) -> list[np.ndarray]:
     """(trajectory, output) losses, sums over a batch's samples: per group float64 [batches, candidates, 2].
 
-    structure: measured. seed: of the probes and of the compared token rows.
+    structure: measured. settings: temperature, and the seed of the probes and of the compared token rows.
     """
-    draw, generator = (torch.Generator().manual_seed(seed + one) for one in (0, 1))
+    draw, generator = (torch.Generator().manual_seed(settings.seed + one) for one in (0, 1))
     noise, paths = OutputNoise(generator), sorted(tried.batch_dims)
     losses = [np.zeros((len(batches), count, 2)) for count in tried.counts]
     for index, batch in enumerate(batches):
@@ -85,7 +85,7 @@ def second_order_losses(
                 along = noise.draw(index, seen.output)
                 probes = (
                     trajectory_probe(list(seen.rows.values()), generator),
-                    output_probe(model.output_kind, seen.output, temperature, along, seen.weights),
+                    output_probe(model.output_kind, seen.output, settings.temperature, along, seen.weights),
                 )
                 for found, probe in zip(terms, probes, strict=True):
                     found.append(_gradients(probe, wanted))

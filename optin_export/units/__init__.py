@@ -45,6 +45,7 @@ from optin_export.units.declare import (
 from optin_export.units.discover import NAME as FOUND
 from optin_export.units.discover import discover_groups
 from optin_export.units.discovery import Discovery, found_structure, nothing_left, still_refused
+from optin_export.units.effort import Effort, LayerSize, later_share, layer_sizes
 from optin_export.units.execution_order import Walk
 from optin_export.units.family_file import load_family
 from optin_export.units.hooks import (
@@ -91,9 +92,11 @@ __all__ = [
     "Convolution",
     "CostKind",
     "Costs",
+    "Effort",
     "Family",
     "Inside",
     "Layer",
+    "LayerSize",
     "Point",
     "Producer",
     "Refusal",
@@ -128,8 +131,10 @@ __all__ = [
     "input_rows",
     "is_covered",
     "is_declared_here",
+    "later_share",
     "layer_inputs",
     "layer_outputs",
+    "layer_sizes",
     "load_own_family",
     "map_tensors",
     "masked",

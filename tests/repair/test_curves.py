@@ -11,7 +11,7 @@ import torch
 from optin_export.models import TaskModel
 from optin_export.progress import reporting
 from optin_export.recipe import Budget, PruneSection
-from optin_export.repair import RepairSettings, combined, curves, loss_curves, second_order
+from optin_export.repair import RepairSettings, combined, curves, loss_curves
 from optin_export.scoring import score
 from optin_export.units import Structure, find_structure, get_layer, masked, refitted
 from tests.units.models import batches_for, small_model
@@ -81,7 +81,7 @@ def test_the_model_is_as_it_was_when_something_fails(monkeypatch: pytest.MonkeyP
     def fail(*args: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(second_order, "_products", fail)
+    monkeypatch.setattr(curves, "losses_of", fail)
     with pytest.raises(MemoryError):
         curves_of(model, structure)
     assert before.keys() == model.state_dict().keys()
@@ -100,7 +100,7 @@ def test_no_point_lies_below_the_smallest_count() -> None:
 @pytest.mark.parametrize(("units", "least"), [(4, 0), (20, 1), (64, 0), (64, 8), (1000, 0), (1, 1)])
 def test_counts_of_a_curve(units: int, least: int) -> None:
     """Every count of a small group; else steps, finer at the beginning, where the curve is steep."""
-    counts = curves._counts(units, least)
+    counts = curves.counts_of(units, least)
     assert counts[0] == least and counts[-1] == units and counts == sorted(set(counts))
     assert len(counts) <= curves.POINTS + 3
     if units <= curves.POINTS:

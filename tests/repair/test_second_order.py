@@ -11,7 +11,7 @@ import torch
 from optin_export.data import Batch
 from optin_export.models import TaskModel
 from optin_export.objective import ROWS, observe, output_losses, trajectory_losses
-from optin_export.repair import curves, second_order
+from optin_export.repair import RepairSettings, curves, second_order
 from optin_export.units import Structure, UnitGroup, block_outputs, find_structure, measured, refitted, tensor_in
 from optin_export.units import get_layer as layer_of
 from tests.units.models import batches_for, small_model
@@ -65,7 +65,9 @@ def test_losses_are_those_of_a_small_part_of_the_change(
     tried, counts = second_order.Tried(), [[1, group.count // 2] for group in groups]
     for group, some in zip(groups, counts, strict=True):
         tried.add(cut(model, group, some), len(some), group.batch_dim)
-    found = [sums.sum(0) / 8 for sums in second_order.second_order_losses(model, structure, batches, tried, 1.0, 0)]
+    found = [
+        sums.sum(0) / 8 for sums in second_order.second_order_losses(model, structure, batches, tried, RepairSettings())
+    ]
     for group, some, losses in zip(groups, counts, found, strict=True):
         for candidate in range(2):
             changes = cut(model, group, some, PART)
@@ -82,7 +84,7 @@ def test_an_empty_change_costs_nothing_and_twice_the_change_four_times_as_much()
     whole = cut(model, group, [8])
     both = {path: tuple(torch.cat([0 * one, one, 2 * one]) for one in change) for path, change in whole.items()}
     tried.add(both, 3, group.batch_dim)
-    (losses,) = second_order.second_order_losses(model, structure, batches, tried, 1.0, 0)
+    (losses,) = second_order.second_order_losses(model, structure, batches, tried, RepairSettings())
     assert losses.shape == (2, 3, 2) and not losses[:, 0].any()
     np.testing.assert_allclose(losses[:, 2], 4 * losses[:, 1], rtol=1e-4)
     assert not any(parameter.requires_grad for parameter in model.parameters())
