@@ -24,7 +24,7 @@ def curves_effort(
     whole = is_measured(structure)
     total = Effort() if whole else Effort(graph=scoring, backward=2 * second_order.PROBES * scoring)
     grams = min(calibration, CALIBRATION_ROWS) if settings.repair else 0
-    total += Effort(forward=2 * grams)
+    total += Effort(forward=grams)
     for group in structure.groups:
         counts = counts_of(group.count, 0)
         measured = (len(counts) - 1) * scoring if whole else len(measured_at(counts)) * scoring / THINNED
