@@ -171,7 +171,7 @@ def _grams(
             moments |= _moments(stream, chosen, readers, weights, until, outputs)
             yield from map(of, groups)
             if outputs is not None:
-                stream.advance(block, lambda index, *_, outputs=outputs: outputs[index])  # type: ignore[misc]
+                stream.advance(block, lambda index, *_, outputs=outputs: outputs[index])
                 outputs.close()
         yield from (of(group) for group in structure.groups if group.coupled)
     finally:

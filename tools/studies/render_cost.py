@@ -47,13 +47,13 @@ def cost(content: dict[str, Any]) -> list[str]:
         "width, 256 to 768, at 12 layers": (exponent(content, width), exponent(content, width, _passes)),
     }
     fitted = [[name, _two(of), _two(passes)] for name, (of, passes) in slopes.items() if of is not None]
-    ratios = [float(row["ratio"]) for row in content.values()]
     prose = [
         "Time and memory from scoring to the repaired model at half of the MACs, by size of the model",
-        "(`tools/studies/study_cost.py`). Weights are random: the time does not depend on their values. Text models have",
-        "1,024 calibration rows of 7 to 40 tokens, image models 256 images. *Passes*: the time of one forward and one",
-        "backward pass, with the gradients of all weights, of the calibration rows, in the same process. Seconds are CPU",
-        "time of one thread; the forecast (`--dry-run`) is in seconds of the clock, and so is what it is compared with.",
+        "(`tools/studies/study_cost.py`). Weights are random: the time does not depend on their values. Text models",
+        "have 1,024 calibration rows of 7 to 40 tokens, image models 256 images. *Passes*: the time of one forward and",
+        "one backward pass, with the gradients of all weights, of the calibration rows, in the same process. Seconds are",
+        "CPU time of one thread; the forecast (`--dry-run`) is in seconds of the clock, and so is what it is compared",
+        "with.",
         f"{machine['cpu']}; torch {machine['torch']}.",
     ]
     columns = ["model", "million parameters", "scoring", "loss curves", "repair", "all, s", "passes"]
@@ -62,7 +62,7 @@ def cost(content: dict[str, Any]) -> list[str]:
     lines += ["", "Fitted exponents: time is proportional to the size to this power.", ""]
     lines += markdown_table(["size", "recipe", "one forward and backward pass"], fitted)
     if "bert-12x768" in content:
-        lines += ["", *_larger(content["bert-12x768"], ratios)]
+        lines += ["", *_larger(content["bert-12x768"])]
     return lines
 
 
@@ -93,7 +93,7 @@ def _two(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _larger(base: dict[str, Any], ratios: list[float]) -> list[str]:
+def _larger(base: dict[str, Any]) -> list[str]:
     """What the measured ratio to passes means for models that were not run."""
     dense, tokens = 85e6, 16  # of BERT-base, and of its rows here
     speed = 3 * dense * tokens * ROWS / _passes(base)
@@ -102,8 +102,9 @@ def _larger(base: dict[str, Any], ratios: list[float]) -> list[str]:
         work = float(base["ratio"]) * 3 * millions * 1e6 * length * ROWS
         rows.append([name, *(_time(work / speed / cores) for cores in CORES.values()), _time(work / GPU)])
     return [
-        f"**Computed, not measured**: {base['ratio']:.1f} passes, as for BERT-base, of larger models. Cores are those of",
-        "this machine, 1.9 and 13 times as fast as one; the GPU is taken to do 25 million million multiply-adds a second.",
+        f"**Computed, not measured**: {base['ratio']:.1f} passes, as for BERT-base, of larger models. Cores are those",
+        "of this machine, 1.9 and 13 times as fast as one; the GPU is taken to do 25 million million multiply-adds a",
+        "second.",
         "Memory may not suffice: the weights of a 7B decoder in float32 take 26 GiB, twice that in the repair.",
         "",
         *markdown_table(["model", *CORES, "one data-centre GPU"], rows),
