@@ -51,9 +51,9 @@ def cost(content: dict[str, Any]) -> list[str]:
         "Time and memory from scoring to the repaired model at half of the MACs, by size of the model",
         "(`tools/studies/study_cost.py`). Weights are random: the time does not depend on their values. Text models",
         "have 1,024 calibration rows of 7 to 40 tokens, image models 256 images. *Passes*: the time of one forward and",
-        "one backward pass, with the gradients of all weights, of the calibration rows, in the same process. Seconds are",
-        "CPU time of one thread; the forecast (`--dry-run`) is in seconds of the clock, and so is what it is compared",
-        "with.",
+        "one backward pass, with the gradients of all weights, of the calibration rows, in the same process. Seconds",
+        "are CPU time of one thread; the forecast (`--dry-run`) is in seconds of the clock, and so is what it is",
+        "compared with.",
         f"{machine['cpu']}; torch {machine['torch']}.",
     ]
     columns = ["model", "million parameters", "scoring", "loss curves", "repair", "all, s", "passes"]
