@@ -12,8 +12,7 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -27,8 +26,7 @@ _NAME = re.compile(r"\((expand|reshape|split|unflatten) (\d{1,6}) (\d{1,3})( who
 _FUNCTIONS = {"expand": "expand", "reshape": "reshape", "view": "reshape", "split": "split", "unflatten": "unflatten"}
 
 
-@dataclass(frozen=True)
-class SizedCall:
+class SizedCall(NamedTuple):
     """A call of a function with sizes. dim: the dimension of the (first) result that its first size describes.
 
     run: calls the function with other sizes.
