@@ -107,7 +107,7 @@ def _results(
 
     def begin(path: str, args: Any, kwargs: Any) -> None:
         runs.append({})
-        modes.append(SizedCalls(see))
+        modes.append(SizedCalls(get_module(model, path), (args, kwargs), see))
         modes[-1].__enter__()
 
     def end(path: str, args: Any, output: Any) -> None:

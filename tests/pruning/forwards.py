@@ -121,8 +121,8 @@ class KeepsIndices(Attention):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, tokens, width = x.shape
         if not self.kept.numel():
-            places = torch.arange(64)
-            self.kept = (places.view(1, -1) - places.view(-1, 1)).float()[..., None]
+            places = torch.arange(64.0).to(x)
+            self.kept = (places.view(1, -1) - places.view(-1, 1)).reshape(64, 64, 1)
         q, k, v = self.qkv(x).reshape(rows, tokens, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
         scores = q @ k.mT + self.bias(self.kept[:tokens, :tokens]).permute(2, 0, 1)
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(rows, tokens, width))
