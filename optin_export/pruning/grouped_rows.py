@@ -33,7 +33,7 @@ def cut_rows_of_groups(layer: Any, removed: Collection[int]) -> None:
 
 
 def _arrange(layer: Any) -> None:
-    """Set what follows from the rows of the groups: the sizes of those that have any, and the inputs that these read."""
+    """Set what follows from the rows of the groups: the sizes of those that have any, and what these read."""
     rows, width = layer.get_buffer(ROWS).tolist(), layer.weight.shape[1]
     if min(rows) < 0 or sum(rows) != len(layer.weight):
         raise ValueError(f"a convolution with {len(layer.weight)} output features has groups of {rows}")

@@ -201,7 +201,7 @@ def _code_sizes(model: TaskModel, group: UnitGroup, variants: Sequence[Inputs]) 
 
 
 def _with_own_code_sizes(model: TaskModel, group: UnitGroup, variants: Sequence[Inputs]) -> UnitGroup:
-    """The group with the sizes in the code around its own layers, instead of those of another block.
+    """The group with the sizes in the code around its own layers, instead of those of another block, if they are found.
 
     Blocks of one class may run other code: only some shift windows, or reduce keys.
     """
@@ -213,7 +213,7 @@ def _with_own_code_sizes(model: TaskModel, group: UnitGroup, variants: Sequence[
     def similar(sizes: Sizes) -> tuple[str, bool]:
         return sizes[0][0].rpartition(".")[0], any("whole" in name for name, _ in sizes)
 
-    own = next((sizes for sizes in _code_sizes(model, group, variants) if similar(sizes) == similar(code)), ())
+    own = next((sizes for sizes in _code_sizes(model, group, variants) if similar(sizes) == similar(code)), code)
     return dataclasses.replace(group, sizes=(*attributes, *own))
 
 
