@@ -20,6 +20,7 @@ from optin_export.models import Inputs, TaskModel
 from optin_export.pruning.code_sizes import is_code_size
 from optin_export.pruning.counted_costs import random_half, with_costs
 from optin_export.pruning.measured_sizes import measured_sizes
+from optin_export.pruning.mixing import module_that_mixes
 from optin_export.pruning.rebuild import rebuild
 from optin_export.pruning.size_attributes import Sizes, modules_around, possible_sizes
 from optin_export.pruning.tied_groups import tied_groups
@@ -61,7 +62,9 @@ def _exact(model: TaskModel, structure: Structure, found: Sequence[UnitGroup], i
     failed: dict[str, Refusal] = {}
     for groups, tried in _checked(model, structure, list(_types(model, structure, found)), variants):
         if isinstance(tried, str):
-            failed |= dict.fromkeys((group.key for group in groups), _refusal(groups, tried))
+            mixing = module_that_mixes(model, groups[0], variants[0]) if groups[0].kind == "heads" else None
+            why = tried if mixing is None else f"'{mixing}' mixes the features of all of them"
+            failed |= dict.fromkeys((group.key for group in groups), _refusal(groups, why))
         else:
             kept |= {group.key: group for group in tried}
     # Also with parts that can go alone: the last part of a split may be smaller.
