@@ -93,8 +93,9 @@ def components(
         if path in found and is_grouped(graph.module(path)):
             _join_groups(classes, graph.module(path), path, found[path])
     alike: dict[tuple[Any, ...], list[_Unit]] = {}
+    grouped = {path for path in (*feeds.touched, *graph.makes) if path != OUTPUT and is_grouped(graph.module(path))}
     for members in classes.members().values():
-        unit = _Unit.of(members, {path for _, path, _ in members if is_grouped(graph.module(path))})
+        unit = _Unit.of(members, grouped)
         if unit.reads:
             alike.setdefault(unit.signature(), []).append(unit)
     mixing = _mixing(found, feeds)
