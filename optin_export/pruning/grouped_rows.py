@@ -20,7 +20,8 @@ def cut_rows_of_groups(layer: Any, removed: Collection[int]) -> None:
     """
     if not hasattr(layer, ROWS):
         layer.register_buffer(ROWS, torch.full([layer.groups], layer.out_channels // layer.groups))
-        layer.__class__ = _with_own_groups(type(layer))
+        base: Any = type(layer)
+        layer.__class__ = _with_own_groups(base)
     rows = layer.get_buffer(ROWS)
     kept = torch.tensor([row for row in range(layer.out_channels) if row not in set(removed)])
     group_of = torch.arange(len(rows)).repeat_interleave(rows)

@@ -8,7 +8,7 @@ import dataclasses
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch_pruning
@@ -31,6 +31,8 @@ from optin_export.units import (
     select_heads,
     set_module,
 )
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Constant(nn.Module):
@@ -91,7 +93,7 @@ def rebuild(
     return dense, shrunk(structure, groups)
 
 
-def copied(model: TaskModel) -> TaskModel:
+def copied(model: Module) -> Module:
     """A deep copy. The many empty containers of modules, such as those for hooks, are made here, which is faster."""
     values = [value for module in model.modules() for value in vars(module).values()]
     empty = {id(one): type(one)() for one in values if type(one) in (dict, OrderedDict, set) and not one}

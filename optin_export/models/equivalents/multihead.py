@@ -84,22 +84,23 @@ class _Inherited(nn.MultiheadAttention):
     q_proj: nn.Linear
     k_proj: nn.Linear
     v_proj: nn.Linear
-    num_heads = MultiheadAttention.num_heads  # type: ignore[assignment]
-    forward = MultiheadAttention.forward  # type: ignore[assignment]
+    num_heads = MultiheadAttention.num_heads
+    forward = MultiheadAttention.forward
     _heads = MultiheadAttention._heads
 
     @property
     def in_proj_weight(self) -> torch.Tensor:  # type: ignore[override]
-        return torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
+        return torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
 
     @property
     def in_proj_bias(self) -> torch.Tensor | None:  # type: ignore[override]
-        biases = [one.bias for one in (self.q_proj, self.k_proj, self.v_proj)]
-        return None if biases[0] is None else torch.cat(biases)
+        if self.q_proj.bias is None:
+            return None
+        return torch.cat((self.q_proj.bias, self.k_proj.bias, self.v_proj.bias))
 
-    q_proj_weight = property(lambda self: self.q_proj.weight)  # type: ignore[assignment]
-    k_proj_weight = property(lambda self: self.k_proj.weight)  # type: ignore[assignment]
-    v_proj_weight = property(lambda self: self.v_proj.weight)  # type: ignore[assignment]
+    q_proj_weight = property(lambda self: self.q_proj.weight)
+    k_proj_weight = property(lambda self: self.k_proj.weight)
+    v_proj_weight = property(lambda self: self.v_proj.weight)
 
     def _dropped(self, weights: torch.Tensor) -> torch.Tensor:
         return functional.dropout(weights, self.dropout, self.training)

@@ -204,9 +204,9 @@ def _why_not(
         module = graph.module(name)
         if not isinstance(module, Layer | _Norm) or (isinstance(module, Transposed) and module.groups > 1):
             return f"'{name}' is a {type(module).__name__}"
-    own = next((name for name in makers if name in loose and not _is_torchs(graph.module(name))), None)
-    if own is not None:
-        return f"'{own}' filters features that are no units, by code of its own"
+    filters = next((name for name in makers if name in loose and not _is_torchs(graph.module(name))), None)
+    if filters is not None:
+        return f"'{filters}' filters features that are no units, by code of its own"
     if not any(mixes(graph.module(name)) or name in loose for name in makers):
         return "no layer makes them alone"
     return "there is only one of them" if len(units) < 2 else None
