@@ -25,6 +25,7 @@ SLOW = (
     "tests/export/test_external_data.py::test_a_run_ships_and_is_measured_elsewhere_with_two_files_per_graph",
     "tests/export/test_external_data.py::test_the_same_numbers_as_one_file_in_every_precision",
     "tests/fidelity/test_hybrids.py::test_a_hybrid_goes_the_whole_way_to_its_graph",
+    "tests/formats/test_folders.py::",
     "tests/fuzz/test_runs.py::test_commands_on_a_folder_that_fits_its_manifest",
     "tests/pruning/test_token_merging.py::test_onnxruntime_computes_it_at_any_batch[bert",
     "tests/pruning/test_token_merging.py::test_onnxruntime_computes_it_at_any_batch[deit",

@@ -31,6 +31,7 @@ COMMANDS = (
     "check",
     "compare",
     "measure",
+    "export",
     "ship",
     "rollback",
     "verify",

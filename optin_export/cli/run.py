@@ -226,3 +226,20 @@ def _print_verdict(report: Report, folder: Path) -> None:
         console.print(latency)
     name = engine_name("pruned", report.precision)
     console.print(Text(printable(f"report: {folder}/report.html   model: {folder}/onnx/{name}.onnx")))
+    if report.verdict.passed and (format := _format_of(folder)) is not None:
+        console.print(
+            Text(printable(f"next: optin-export export {folder} --format {format}   (loads without optin_export)"))
+        )
+
+
+def _format_of(folder: Path) -> str | None:
+    """The format in which the library of the run's model loads it; None where no library can."""
+    from optin_export.workdir.files import read_json
+
+    architecture = read_json(folder / "model" / "architecture.json")
+    base = architecture["base"]
+    if "tower" in base or "encoder" in base or any(architecture["merged"]):
+        return None
+    if base["task"] == "feature-extraction" and base["library"] == "transformers":
+        return "sentence-transformers"
+    return {"transformers": "hf", "timm": "timm"}.get(base["library"])

@@ -8,7 +8,7 @@ import numpy as np
 
 from optin_export.errors import InputError
 
-_ONE_CLASS = ("accuracy", "f1")
+_ONE_CLASS = ("accuracy", "f1", "f1_binary", "mcc", "auc", "top5")
 _AMOUNT = ("spearman", "pearson")
 
 
@@ -39,6 +39,12 @@ def check_metric(metric: str, task: str, outputs: int, regression: bool, problem
             f"the metric {metric} is not defined for this model",
             f"its problem_type is regression: its {outputs} outputs are numbers, not classes",
             "leave data.evaluation out, or correct problem_type in the model's config.json",
+        )
+    if (metric == "f1_binary" and outputs != 2) or (metric == "top5" and outputs <= 5):
+        raise InputError(
+            f"the metric {metric} is not defined for this model",
+            f"it has {outputs} classes, and {metric} needs {'two' if metric == 'f1_binary' else 'more than five'}",
+            "use accuracy or f1",
         )
     if metric in _AMOUNT and outputs > 1:
         raise InputError(

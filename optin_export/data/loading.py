@@ -27,7 +27,7 @@ from optin_export.data.transcripts import spoken
 from optin_export.data.truncation import length_warnings
 from optin_export.errors import InputError
 from optin_export.models.class_names import ClassNames, names_of
-from optin_export.models.loading import LoadedModel, load_model
+from optin_export.models.loading import LoadedModel, load_model, python_function
 from optin_export.models.lookup import Lookup, traced, untraced
 from optin_export.models.tasks import (
     Inputs,
@@ -232,6 +232,15 @@ class Sources:
         path = Path(self.recipe.model.source.removeprefix("py:").rpartition(":")[0])
         return sha256_file(path) if path.is_file() else ""
 
+    def _evaluation_digest(self) -> str:
+        """The rows, and the file of the user's own metric."""
+        section = self.recipe.data.evaluation
+        if self.evaluation_examples is None or section is None:
+            return ""
+        path = Path(section.metric.removeprefix("py:").rpartition(":")[0])
+        code = sha256_file(path) if section.metric.startswith("py:") and path.is_file() else ""
+        return self.evaluation_examples.digest() + code
+
     def digest(self) -> dict[str, str]:
         """Content hashes of the weights and of the data, which decide whether a finished stage can be reused."""
         import hashlib
@@ -248,7 +257,7 @@ class Sources:
             "weights": weights.hexdigest(),
             "architecture": sha256_json([self.loaded.architecture, self._code()]),
             "calibration": self.calibration_examples.digest(),
-            "evaluation": self.evaluation_examples.digest() if self.evaluation_examples is not None else "",
+            "evaluation": self._evaluation_digest(),
             "finetune": "".join(
                 one.digest() for one in (self.finetune_examples, self.spare_examples) if one is not None
             ),
@@ -299,6 +308,8 @@ def checked_sources(sources: Sources, lookup: Lookup | None = None) -> Sources:
         assert recipe.data.evaluation is not None
         metric = recipe.data.evaluation.metric
         check_metric(metric, task, sources.classes, regression, sources.problem)
+        if metric.startswith("py:"):
+            python_function(metric)
         labels = sources.labels(evaluation)
         if metric in ("spearman", "pearson"):
             check_amounts(metric, labels)

@@ -20,8 +20,9 @@ from optin_export.measure.gate import Gate, judge
 from optin_export.measure.gpu import measure_modes
 from optin_export.measure.interleaved import Interleaved, interleave
 from optin_export.measure.latency import Latency, LatencySettings, Load, measure_latency
-from optin_export.measure.metrics import METRICS, Metric
+from optin_export.measure.metrics import METRICS, Metric, is_lower_better, metric_of
 from optin_export.measure.neighbours import BUSY
+from optin_export.measure.own import is_own
 from optin_export.measure.parity import SHORT, TOLERANCES, ParityCase, Tolerance, compare, shortened
 from optin_export.measure.rounds import Speedup, latency_of
 from optin_export.progress import advance, task
@@ -51,6 +52,7 @@ __all__ = [
     "doubts",
     "evaluate",
     "interleave",
+    "is_lower_better",
     "judge",
     "latency_of",
     "lost",
@@ -204,14 +206,15 @@ def _accuracy(built: Mapping[str, Engine], data: Dataset, precision: str, seed: 
     names = engine_names(precision)
     with task(len(names) * sum(len(side) for side in data.sides)):
         found = {name: predict(_counted(built[name]), data) for name in names}
-    guess = chance(data.metric, found["base"], labels_of(data), data.classes)
+    own = is_own(data.metric)
+    guess = None if own else chance(data.metric, found["base"], labels_of(data), data.classes)
     accuracy = evaluate(found["base"], found[engine_name("pruned", precision)], data.metric, seed, guess)
-    return replace(accuracy, engines={name: METRICS[data.metric].value(one) for name, one in found.items()})
+    return replace(accuracy, engines={name: metric_of(data.metric).value(one) for name, one in found.items()})
 
 
 def accuracy_of(function: Function, data: Dataset) -> float:
     """The data's metric for a function of named arrays, which is an engine or a torch model."""
-    return METRICS[data.metric].value(predict(function, data))
+    return metric_of(data.metric).value(predict(function, data))
 
 
 def _counted(engine: Engine) -> Function:

@@ -11,7 +11,9 @@ import numpy as np
 from optin_export.errors import InputError
 from optin_export.measure.bootstrap import ROW_DRAWS, interval, resampled
 from optin_export.measure.chance import Chance, warning
-from optin_export.measure.metrics import METRICS
+from optin_export.measure.metrics import is_lower_better, metric_of
+from optin_export.measure.own import shown
+from optin_export.measure.retrieval import ranks
 
 if TYPE_CHECKING:
     from optin_export.data import Dataset
@@ -48,7 +50,7 @@ Function = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 def predict(function: Function, data: Dataset) -> np.ndarray:
     """The metric's statistic of every row of the data, [rows, ...]; for pairs, of their similarity."""
-    metric = METRICS[data.metric]
+    metric = metric_of(data.metric)
     embeddings: list[np.ndarray] = []
     statistics: np.ndarray | None = None
     for side in data.sides:
@@ -66,7 +68,12 @@ def predict(function: Function, data: Dataset) -> np.ndarray:
         statistics = None
     if len(embeddings) == 1:
         return embeddings[0]
-    return metric.statistic(similarity(data.similarity, *embeddings), list(data.labels), {})
+    first, second = embeddings
+    if metric.of_ranks is not None:
+        return metric.of_ranks(
+            ranks(lambda row: similarity(data.similarity, first[row : row + 1], second), data.labels)
+        )
+    return metric.statistic(similarity(data.similarity, first, second), list(data.labels), {})
 
 
 def similarity(name: str, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -82,12 +89,12 @@ def similarity(name: str, first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def lost(metric: str, base: float, pruned: float) -> float:
     """base - pruned, or pruned - base if lower is better."""
-    return pruned - base if METRICS[metric].lower_is_better else base - pruned
+    return pruned - base if is_lower_better(metric) else base - pruned
 
 
 def evaluate(base: np.ndarray, pruned: np.ndarray, metric: str, seed: int, guess: Chance | None = None) -> Accuracy:
     """Compare two engines by their statistics [rows, ...] on the same rows. guess: what the unpruned one must beat."""
-    compute = METRICS[metric].value
+    compute = metric_of(metric).value
     values = compute(base), compute(pruned)
 
     def of_rows(rows: np.ndarray) -> tuple[float, float] | None:
@@ -102,7 +109,7 @@ def evaluate(base: np.ndarray, pruned: np.ndarray, metric: str, seed: int, guess
     below, above = interval([before for before, _ in found] or [values[0]])
     low, high = interval([one for _, one in found] or [drop])
     return Accuracy(
-        metric,
+        shown(metric),
         len(base),
         *values,
         drop,

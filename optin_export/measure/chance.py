@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optin_export.measure.metrics import METRICS
+from optin_export.measure.classes import TOP
+from optin_export.measure.metrics import is_lower_better, metric_of
 from optin_export.recipe import IGNORED
 
 if TYPE_CHECKING:
@@ -36,6 +37,15 @@ def chance(metric: str, statistics: np.ndarray, labels: Sequence[Any] | np.ndarr
         return _most_frequent(labels)
     if metric == "f1":
         return _of_macro_f1(statistics[:, [0, 2]].sum((0, 1)))
+    if metric == "f1_binary":
+        share = float(np.mean(np.asarray(labels) == 1))
+        return Chance(100.0 * 2 * share / (1 + share), "that of class 1 as every answer")
+    if metric == "auc":
+        return Chance(50.0, "that of scores that have nothing to do with the labels")
+    if metric == "top5":
+        return _most_frequent(labels, TOP)
+    if metric.startswith(("recall@", "ndcg@")):
+        return _of_ranks(metric, len(labels))
     if metric == "mean_iou":
         return _of_mean_iou(statistics[..., 1].sum(0))
     if metric == "perplexity":
@@ -65,7 +75,7 @@ def warning(metric: str, base: float, low: float, high: float, guess: Chance) ->
 
     low, high: 95 % interval of `base`.
     """
-    worse = high >= guess.points if METRICS[metric].lower_is_better else low <= guess.points
+    worse = high >= guess.points if is_lower_better(metric) else low <= guess.points
     if not worse:
         return None
     return (
@@ -75,13 +85,22 @@ def warning(metric: str, base: float, low: float, high: float, guess: Chance) ->
     )
 
 
-def _most_frequent(labels: Sequence[Any] | np.ndarray) -> Chance:
+def _most_frequent(labels: Sequence[Any] | np.ndarray, count: int = 1) -> Chance:
     flat = labels if isinstance(labels, np.ndarray) else np.concatenate([np.asarray(one).reshape(-1) for one in labels])
     values = np.asarray(flat)
     values = values[values != IGNORED]
     _, counts = np.unique(values, return_counts=True)
-    share = counts.max() / counts.sum() if len(counts) else 0.0
-    return Chance(100.0 * float(share), "that of the most frequent label as every answer")
+    share = np.sort(counts)[::-1][:count].sum() / counts.sum() if len(counts) else 0.0
+    what = "the most frequent label" if count == 1 else f"the {count} most frequent labels"
+    return Chance(100.0 * float(share), f"that of {what} as every answer")
+
+
+def _of_ranks(metric: str, documents: int) -> Chance:
+    """The mean over all ranks of the one relevant document."""
+    statistic = metric_of(metric).of_ranks
+    assert statistic is not None
+    points = 100.0 * float(statistic(np.arange(1.0, documents + 1))[:, 0].mean())
+    return Chance(points, "that of documents in any order")
 
 
 def _of_macro_f1(counts: np.ndarray) -> Chance:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from optin_export.errors import InputError
+from optin_export.measure.classes import among_top, binary_f1, matthews, roc_area, scores_and_label
+from optin_export.measure.own import is_own, kept, own_value
+from optin_export.measure.retrieval import gain, recall
 from optin_export.measure.transcripts import error_rate, word_errors
 from optin_export.recipe import IGNORED
 
@@ -24,11 +28,13 @@ Inputs = Mapping[str, np.ndarray]
 class Metric:
     """statistic: (outputs of one batch [rows, ...], its labels, one per row, its inputs) -> an array per row.
     value: (statistics [rows, ...]) -> points; raises InputError where the metric is not defined.
+    of_ranks: of retrieval, instead of `statistic`: (ranks of the documents [rows]) -> an array per row.
     """
 
     statistic: Callable[[np.ndarray, Sequence[Any], Inputs], np.ndarray]
     value: Callable[[np.ndarray], float]
     lower_is_better: bool = False
+    of_ranks: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def _predicted(outputs: np.ndarray) -> np.ndarray:
@@ -51,7 +57,7 @@ def _confusion(outputs: np.ndarray, labels: Sequence[Any], inputs: Inputs) -> np
     wanted = np.asarray(labels, np.int64)[:, None] if outputs.ndim == 2 else _padded(labels, predictions.shape[1])
     if wanted.max(initial=0) >= classes:
         raise InputError(
-            "the metric f1 is not defined here",
+            "the metric is not defined here",
             f"label {wanted.max()} is not one of the model's {classes} classes",
             "check columns.label",
         )
@@ -196,11 +202,27 @@ def _mean_iou(statistics: np.ndarray) -> float:
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_correct, _ratio),
     "f1": Metric(_confusion, _macro_f1),
+    "f1_binary": Metric(_confusion, binary_f1),
+    "mcc": Metric(_confusion, matthews),
+    "auc": Metric(scores_and_label, roc_area),
+    "top5": Metric(among_top, _ratio),
     "squad_f1": Metric(_squad("f1"), _ratio),
     "exact_match": Metric(_squad("exact_match"), _ratio),
     "perplexity": Metric(_surprise, _perplexity, lower_is_better=True),
     "spearman": Metric(_pairs, _correlation("spearman", "spearmanr")),
     "pearson": Metric(_pairs, _correlation("pearson", "pearsonr")),
+    **{f"recall@{k}": Metric(_pairs, _ratio, of_ranks=recall(k)) for k in (1, 5, 10)},
+    "ndcg@10": Metric(_pairs, _ratio, of_ranks=gain(10)),
     "mean_iou": Metric(_overlap, _mean_iou),
     "wer": Metric(word_errors, error_rate, lower_is_better=True),
 }
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of this name, or the user's own (`py:FILE.py:FUNCTION`)."""
+    return Metric(kept, partial(own_value, name)) if is_own(name) else METRICS[name]
+
+
+def is_lower_better(name: str) -> bool:
+    """Whether less of it is better; of the user's own, more is."""
+    return name in METRICS and METRICS[name].lower_is_better

@@ -7,10 +7,10 @@ This package is independent of rows and pruning.
 
 from __future__ import annotations
 
-from optin_export.models.by_type import task_of_class
+from optin_export.models.by_type import auto_class, task_of_class
 from optin_export.models.class_names import ClassNames, names_of
 from optin_export.models.given import load_given, task_of_module, unwrapped
-from optin_export.models.loading import LoadedModel, build, load_model
+from optin_export.models.loading import LoadedModel, build, build_module, load_model
 from optin_export.models.lookup import Lookup, needs_download, no_downloads, not_cached, traced, untraced
 from optin_export.models.placement import Placement
 from optin_export.models.tasks import (
@@ -37,8 +37,10 @@ __all__ = [
     "TaskModel",
     "as_function",
     "as_rows",
+    "auto_class",
     "block_inputs",
     "build",
+    "build_module",
     "class_axis",
     "counted_rows",
     "fitted_tokenizer",

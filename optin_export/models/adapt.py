@@ -94,9 +94,9 @@ def readable(module: nn.Module) -> None:
         elif kind == "MPNetSelfAttention":
             # A buffer, so that it is cut and saved with the heads.
             part.register_buffer("heads", torch.arange(part.num_attention_heads))
-            part.register_forward_pre_hook(_take_bias_of_heads)
+            part.register_forward_pre_hook(take_bias_of_heads)
         elif kind in ("T5Attention", "MT5Attention") and part.has_relative_attention_bias and not part.is_decoder:
-            part.register_forward_pre_hook(_pass_position_bias, with_kwargs=True)
+            part.register_forward_pre_hook(pass_position_bias, with_kwargs=True)
     config = getattr(module, "config", None)
     if getattr(config, "use_cache", False):
         config.use_cache = False  # type: ignore[union-attr]  # what is shipped answers a prompt in one pass
@@ -111,7 +111,7 @@ def _as_linear(layer: Any) -> nn.Linear:
     return linear
 
 
-def _take_bias_of_heads(attention: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def take_bias_of_heads(attention: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """(hidden states, mask, position bias [batch, heads of the unpruned model, tokens, tokens])."""
     hidden, mask, bias = args
     if bias is None or len(attention.heads) == bias.shape[1]:
@@ -131,7 +131,7 @@ def refuse_other_task(module: Any, task: str) -> None:
     raise InputError(f"a {type(module).__name__} cannot be used for {task}", why, fix)
 
 
-def _pass_position_bias(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def pass_position_bias(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Let T5's first encoder block read the position bias of all heads as an argument, as the other blocks do.
 
     [1, heads, tokens, tokens], from attention(hidden states [batch, tokens, hidden], ..., position_bias).

@@ -137,8 +137,8 @@ def _load_layer(layer: nn.Module, path: Path, notes: list[str], looked_up: bool)
     notes += load_checkpoint(layer, str(path), looked_up)
 
 
-def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel:
-    """The unpruned model of an `architecture` dictionary, with random weights.
+def build_module(architecture: dict[str, Any], trust_python: bool = False) -> nn.Module:
+    """The unpruned module of an `architecture` dictionary as its library builds it, with random weights.
 
     Raises InputError if the library has no such class, or if it names the user's own Python function and
     `trust_python` is off: opening a model folder must not run code that the folder names.
@@ -153,8 +153,8 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
                 f"timm {timm.__version__} has no such model",
                 "install the version of timm named in manifest.json",
             )
-        module = _create_timm(architecture["name"], architecture["args"], pretrained=False)
-    elif library == "transformers":
+        return _create_timm(architecture["name"], architecture["args"], pretrained=False)
+    if library == "transformers":
         import transformers
 
         model_class = getattr(transformers, architecture["class"], None)
@@ -165,7 +165,7 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
                 "install the version of transformers named in manifest.json",
             )
         assert model_class.config_class is not None
-        module = model_class(model_class.config_class.from_dict(plain_config(architecture["config"])))
+        module: nn.Module = model_class(model_class.config_class.from_dict(plain_config(architecture["config"])))
     elif library == "python" and trust_python:
         module = call_python(architecture["source"], architecture["args"])
     else:
@@ -174,12 +174,17 @@ def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel
             f"its architecture comes from {architecture.get('source', library)!r}, which is code outside this package",
             "pass trust_python=True if you trust that file",
         )
+    return module
+
+
+def build(architecture: dict[str, Any], trust_python: bool = False) -> TaskModel:
+    """The unpruned task module of an `architecture` dictionary, with random weights; raises as `build_module` does."""
+    module = build_module(architecture, trust_python)
     _prepare(module)
     if "tower" in architecture:
         module = build_tower(module, architecture["tower"])
     encoder = bool(architecture.get("encoder"))
-    if encoder:
-        module = encoder_of(module)
+    module = encoder_of(module) if encoder else module
     layout, sentence = architecture.get("layout", "vector"), architecture.get("sentence")
     if layout != "vector":
         drop_pooler(module)

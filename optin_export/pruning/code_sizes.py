@@ -14,8 +14,7 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -36,8 +35,7 @@ _SHAPED = {"expand_as", "reshape_as", "to", "type_as", "view_as"}
 _RUN = "_computed_in"
 
 
-@dataclass(frozen=True)
-class SizedCall:
+class SizedCall(NamedTuple):
     """A call of a function with sizes. dim: the dimension of the (first) result that its first size describes.
 
     run: calls the function with other sizes.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from optin_export.errors import InputError
 from optin_export.recipe.schema import DataSource, Recipe
 
 #: What a source may start with; "" is a bare path.
 MODEL_PREFIXES = ("", "hf", "timm", "py")
+_Data = TypeVar("_Data", bound=DataSource)
 DATA_PREFIXES = ("csv", "tsv", "npz", "images", "wav", "hf-dataset", "py")
 
 
@@ -28,6 +30,8 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     data = recipe.data
     calibration = _absolute_data(data.calibration, folder)
     evaluation = None if data.evaluation is None else _absolute_data(data.evaluation, folder)
+    if evaluation is not None and evaluation.metric.startswith("py:"):
+        evaluation = evaluation.model_copy(update={"metric": absolute_source(evaluation.metric, folder, ("py",))})
     finetune = recipe.finetune
     if finetune is not None:
         tuned: dict[str, object] = {} if finetune.data is None else {"data": _absolute_data(finetune.data, folder)}
@@ -50,7 +54,7 @@ def _checkpoint(weights: str, folder: Path) -> str:
     return f"{_find(path, folder)}#{key}" if mark and path and not whole.exists() else str(whole)
 
 
-def _absolute_data(data: DataSource, folder: Path) -> DataSource:
+def _absolute_data(data: _Data, folder: Path) -> _Data:
     changes = {"source": absolute_source(data.source, folder, DATA_PREFIXES)}
     if data.label_folder is not None:
         changes["label_folder"] = str(_find(data.label_folder, folder))

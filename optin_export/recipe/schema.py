@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 
 from optin_export.recipe.budget import Budget
 from optin_export.recipe.delivery import ShipSection, Target
@@ -25,7 +34,7 @@ from optin_export.recipe.fields import (
 )
 from optin_export.recipe.gates import Gates
 from optin_export.recipe.removed import no_comparison, without_rounds
-from optin_export.recipe.tasks import LABELLED, METRICS, TEXT_TASKS, Metric, Task
+from optin_export.recipe.tasks import LABELLED, METRICS, OWN_METRIC, TEXT_TASKS, Metric, Task
 from optin_export.recipe.tokens import TokensSection
 
 
@@ -149,10 +158,25 @@ class DataSource(Section):
 IGNORED = -100
 
 
+def _own_or_known(value: Any, known: ValidatorFunctionWrapHandler) -> Any:
+    return value if isinstance(value, str) and re.match(OWN_METRIC, value) else known(value)
+
+
+_AnyMetric = Annotated[
+    Metric,
+    WrapValidator(_own_or_known),
+    WithJsonSchema(
+        {"anyOf": [{"enum": list(get_args(Metric)), "type": "string"}, {"pattern": OWN_METRIC, "type": "string"}]}
+    ),
+]
+
+
 class Evaluation(DataSource):
     split: str = Field("test", description="split of an hf-dataset")
-    metric: Metric = Field(
-        description="metric of the accuracy; points are 100 times the metric (perplexity: unchanged)"
+    metric: _AnyMetric = Field(
+        description="metric of the accuracy; points are 100 times the metric (perplexity: unchanged). "
+        "py:FILE.py:FUNCTION names your own: it takes all outputs ([rows, ...]) and labels, and returns points, of "
+        "which more is better"
     )
     ignore: Annotated[int, Field(ge=0), Number] = Field(
         255, description="label maps: value of the pixels that are not evaluated"
@@ -309,7 +333,7 @@ class Recipe(Section):
         evaluation, known = self.data.evaluation, METRICS[self.model.task]
         if evaluation is not None and not known:
             raise ValueError(f"data.evaluation: there is no metric for {self.model.task}")
-        if evaluation is not None and evaluation.metric not in known:
+        if evaluation is not None and evaluation.metric not in known and not re.match(OWN_METRIC, evaluation.metric):
             raise ValueError(f"data.evaluation.metric for {self.model.task} is {' or '.join(known)}")
         if self.finetune is not None and self.finetune.labelled and self.model.task not in LABELLED:
             raise ValueError(f"finetune.loss: labels is for {', '.join(LABELLED)}; use distill")

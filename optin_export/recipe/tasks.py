@@ -20,7 +20,27 @@ Task = Literal[
     "audio-classification",
     "automatic-speech-recognition",
 ]
-Metric = Literal["accuracy", "f1", "spearman", "pearson", "squad_f1", "exact_match", "perplexity", "mean_iou", "wer"]
+Metric = Literal[
+    "accuracy",
+    "f1",
+    "f1_binary",
+    "mcc",
+    "auc",
+    "top5",
+    "spearman",
+    "pearson",
+    "recall@1",
+    "recall@5",
+    "recall@10",
+    "ndcg@10",
+    "squad_f1",
+    "exact_match",
+    "perplexity",
+    "mean_iou",
+    "wer",
+]
+#: The user's own metric.
+OWN_METRIC = r"^py:.+:[A-Za-z_]\w*$"
 TEXT_TASKS = (
     "text-classification",
     "feature-extraction",
@@ -31,19 +51,21 @@ TEXT_TASKS = (
 )
 #: Tasks whose labels the built-in fine-tune can train on: one class, or one number, per row.
 LABELLED = ("text-classification", "image-classification", "zero-shot-image-classification", "audio-classification")
+_CLASSES = ("accuracy", "f1", "f1_binary", "mcc", "auc", "top5")
+_CORRELATIONS = ("spearman", "pearson")
 METRICS: dict[str, tuple[str, ...]] = {
-    "text-classification": ("accuracy", "f1", "spearman", "pearson"),  # the correlations for models of one output
-    "feature-extraction": ("spearman", "pearson"),
+    "text-classification": (*_CLASSES, *_CORRELATIONS),  # these for models of one output
+    "feature-extraction": (*_CORRELATIONS, "recall@1", "recall@5", "recall@10", "ndcg@10"),
     "token-classification": ("accuracy", "f1"),
     "question-answering": ("squad_f1", "exact_match"),
     "fill-mask": ("accuracy", "perplexity"),
     "text-generation": ("accuracy", "perplexity"),
-    "image-classification": ("accuracy",),
+    "image-classification": _CLASSES,
     "image-feature-extraction": (),
-    "zero-shot-image-classification": ("accuracy",),
+    "zero-shot-image-classification": _CLASSES,
     "image-segmentation": ("mean_iou",),
     "object-detection": (),
     "depth-estimation": (),
-    "audio-classification": ("accuracy", "f1"),
+    "audio-classification": _CLASSES,
     "automatic-speech-recognition": ("wer",),
 }

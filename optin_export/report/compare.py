@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from optin_export.measure import METRICS
+from optin_export.measure import is_lower_better
 from optin_export.report.gather import Run, machine_of, read_runs
 from optin_export.report.html import environment
 from optin_export.report.tradeoff import Panel, Point, interval, tradeoff
@@ -109,7 +109,7 @@ def fronts_of(runs: Sequence[Run], metric: str | None) -> list[Front]:
                 key = (machine, one.target, one.batch, one.sequence, one.mode)
                 low, high = interval(accuracy)
                 found.setdefault(key, []).append(Point(run.label, one.pruned_ms.p50, accuracy.pruned, low, high))
-    lower = METRICS[metric].lower_is_better
+    lower = is_lower_better(metric)
     return [Front(*key, mark(points, lower)) for key, points in found.items()]
 
 

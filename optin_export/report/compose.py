@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from optin_export.measure import METRICS, TOLERANCES, Doubt, Gate, Measured
+from optin_export.measure import TOLERANCES, Doubt, Gate, Measured, is_lower_better
 from optin_export.measure.doubts import CLOCKS
 from optin_export.measure.gpu import ranges
 from optin_export.repair import Repair
@@ -212,7 +212,7 @@ def _clock(one: LatencyResult) -> str:
 
 def _change(accuracy: AccuracyResult) -> str:
     """The change of the metric; a difference whose interval contains 0 is not measurable."""
-    lower = ", lower is better" if METRICS[accuracy.metric].lower_is_better else ""
+    lower = ", lower is better" if is_lower_better(accuracy.metric) else ""
     change = f"{accuracy.base:.2f} to {accuracy.pruned:.2f}"
     interval = f"95 % interval of the loss {accuracy.drop_low:+.2f} to {accuracy.drop_high:+.2f}, {accuracy.rows} rows"
     if accuracy.drop_low <= 0 <= accuracy.drop_high:

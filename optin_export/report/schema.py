@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from pydantic import Field, field_validator
 
 from optin_export.errors import InputError
 from optin_export.recipe import Precision
-from optin_export.recipe.tasks import METRICS
+from optin_export.recipe.tasks import METRICS, OWN_METRIC
 from optin_export.report.base import Part as _Part
 from optin_export.report.latency import LatencyResult as LatencyResult
 from optin_export.report.latency import Milliseconds as Milliseconds
@@ -82,7 +83,7 @@ class AccuracyResult(_Part):
     @classmethod
     def _is_known(cls, value: str) -> str:
         known = sorted({name for names in METRICS.values() for name in names})
-        if value not in known:
+        if value not in known and not re.fullmatch(OWN_METRIC, value):
             raise ValueError(f"this version has no metric '{value[:60]}', only {', '.join(known)}")
         return value
 

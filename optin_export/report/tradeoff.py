@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from optin_export.measure import METRICS
+from optin_export.measure import is_lower_better
 from optin_export.recipe import model_of
 from optin_export.report.plots import BASE, INK, PRUNED, legend, render, short
 from optin_export.report.schema import AccuracyResult, LatencyResult, Size
@@ -38,7 +38,7 @@ class Panel:
 
 def interval(accuracy: AccuracyResult) -> tuple[float, float]:
     """The pruned model's metric, by the interval of what it lost against the unpruned one on the same rows."""
-    sign = 1 if METRICS[accuracy.metric].lower_is_better else -1
+    sign = 1 if is_lower_better(accuracy.metric) else -1
     ends = (accuracy.base + sign * accuracy.drop_low, accuracy.base + sign * accuracy.drop_high)
     return min(ends), max(ends)
 
@@ -94,7 +94,7 @@ def tradeoff(panels: Sequence[Panel], metric: str, name: str = "tradeoff") -> st
             middle = (max(values) + min(values)) / 2
             grid[0].set_ylim(middle - 1, middle + 1)
         for axes in grid[::columns]:
-            axes.set_ylabel(metric + (" (lower is better)" if METRICS[metric].lower_is_better else " (points)"))
+            axes.set_ylabel(metric + (" (lower is better)" if is_lower_better(metric) else " (points)"))
         legend(figure, grid[0])
 
     described = "; ".join(f"{panel.title}: {', '.join(map(_described, panel.points))}" for panel in panels)

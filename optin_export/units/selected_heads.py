@@ -52,14 +52,14 @@ def select_heads(model: nn.Module, group: UnitGroup, removed: Collection[int]) -
     module = model.get_submodule(path)
     if not hasattr(module, BUFFER):
         module.register_buffer(BUFFER, torch.arange(group.count))
-        attach_before(module, functools.partial(_select, arguments=arguments, count=group.count))
-        attach(module, _whole)
+        attach_before(module, functools.partial(select_part, arguments=arguments, count=group.count))
+        attach(module, whole_arguments)
     heads = module.get_buffer(BUFFER)
     kept = [position for position in range(len(heads)) if position not in removed]
     setattr(module, BUFFER, heads[torch.tensor(kept, device=heads.device)])
 
 
-def _select(
+def select_part(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Collection[str], count: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     heads = module.get_buffer(BUFFER)
@@ -71,7 +71,7 @@ def _select(
             part = value.index_select(1, heads)
         else:
             part = value.unflatten(0, (-1, count)).index_select(1, heads).flatten(0, 1)
-        part.whole = value  # type: ignore[attr-defined]  # for `_whole`
+        part.whole = value  # type: ignore[attr-defined]  # for `whole_arguments`
         return part
 
     return (
@@ -80,6 +80,6 @@ def _select(
     )
 
 
-def _whole(module: nn.Module, args: Any, output: Any) -> Any:
+def whole_arguments(module: nn.Module, args: Any, output: Any) -> Any:
     """The output with an argument that the module passes on for the next one as it was given."""
     return map_tensors(output, lambda _, tensor: getattr(tensor, "whole", tensor))
