@@ -13,12 +13,8 @@ from torch import nn
 from optin_export.models.equivalents.caches import without_cache
 from optin_export.models.equivalents.fused import SelfAttention, fused_projection
 from optin_export.models.equivalents.gated import gated_biases
-from optin_export.models.equivalents.multihead import (
-    MultiheadAttention,
-    call_layers_in_turn,
-    can_be_separate,
-    separate_inherited,
-)
+from optin_export.models.equivalents.inherited import can_be_separate, separate_inherited
+from optin_export.models.equivalents.multihead import MultiheadAttention, call_layers_in_turn
 from optin_export.models.equivalents.windows import WindowAttention
 
 __all__ = ["MultiheadAttention", "SelfAttention", "WindowAttention", "use_equivalents"]

@@ -1,4 +1,4 @@
-"""torch's nn.MultiheadAttention, and subclasses, with a layer for each projection; its encoder and decoder stacks."""
+"""torch's nn.MultiheadAttention with a layer for each projection, and its encoder and decoder stacks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
-
-from optin_export.models.equivalents.adapted import adapt
 
 
 class MultiheadAttention(nn.Module):
@@ -25,8 +22,8 @@ class MultiheadAttention(nn.Module):
     def __init__(self, original: nn.MultiheadAttention) -> None:
         super().__init__()
         self.embed_dim, self.head_dim, self.batch_first = original.embed_dim, original.head_dim, original.batch_first
-        self.q_proj, self.k_proj, self.v_proj = _projections(original)
-        self.out_proj = _linear(original.out_proj.weight, original.out_proj.bias)
+        self.q_proj, self.k_proj, self.v_proj = separate_projections(original)
+        self.out_proj = as_linear(original.out_proj.weight, original.out_proj.bias)
         self.dropout = nn.Dropout(original.dropout)
         self.train(original.training)
 
@@ -73,59 +70,6 @@ class MultiheadAttention(nn.Module):
     def _dropped(self, weights: torch.Tensor) -> torch.Tensor:
         dropped: torch.Tensor = self.dropout(weights)
         return dropped
-
-
-class _Inherited(nn.MultiheadAttention):
-    """`MultiheadAttention` for a subclass of nn.MultiheadAttention to inherit from.
-
-    The weights and biases of its layers are also there as one tensor each, for code of the subclass that reads them.
-    """
-
-    q_proj: nn.Linear
-    k_proj: nn.Linear
-    v_proj: nn.Linear
-    num_heads = MultiheadAttention.num_heads
-    forward = MultiheadAttention.forward
-    _heads = MultiheadAttention._heads
-
-    @property
-    def in_proj_weight(self) -> torch.Tensor:  # type: ignore[override]
-        return torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
-
-    @property
-    def in_proj_bias(self) -> torch.Tensor | None:  # type: ignore[override]
-        if self.q_proj.bias is None:
-            return None
-        return torch.cat((self.q_proj.bias, self.k_proj.bias, self.v_proj.bias))
-
-    q_proj_weight = property(lambda self: self.q_proj.weight)
-    k_proj_weight = property(lambda self: self.k_proj.weight)
-    v_proj_weight = property(lambda self: self.v_proj.weight)
-
-    def _dropped(self, weights: torch.Tensor) -> torch.Tensor:
-        return functional.dropout(weights, self.dropout, self.training)
-
-
-def can_be_separate(attention: nn.MultiheadAttention) -> bool:
-    """Whether a subclass of nn.MultiheadAttention has its weights, and no members of `_Inherited` of its own."""
-    own = ("q_proj", "k_proj", "v_proj", "_heads", "_dropped")
-    return "in_proj_weight" in attention._parameters and not any(hasattr(attention, name) for name in own)
-
-
-def separate_inherited(attention: nn.MultiheadAttention) -> None:
-    """Give a subclass of nn.MultiheadAttention a layer for each projection, in place; its own methods stay."""
-    values: Any = attention
-    layers = [*_projections(attention), _linear(attention.out_proj.weight, attention.out_proj.bias)]
-    values.head_dim, values._qkv_same_embed_dim = attention.head_dim, False  # no fused path in torch's layers
-    for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias", "num_heads"):
-        delattr(attention, name)
-    for name, layer in zip(("q_proj", "k_proj", "v_proj", "out_proj"), layers, strict=True):
-        setattr(attention, name, layer)
-    adapt(attention, _no_members, _Inherited)
-
-
-def _no_members(base: Any) -> dict[str, Any]:
-    return {}
 
 
 class Encoder(nn.TransformerEncoder):
@@ -188,17 +132,17 @@ def _additive(mask: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask, -torch.inf)
 
 
-def _projections(original: nn.MultiheadAttention) -> list[nn.Linear]:
+def separate_projections(original: nn.MultiheadAttention) -> list[nn.Linear]:
     """Layers for queries, keys and values with copies of its weights."""
     if original.in_proj_weight is not None:
         weights = list(original.in_proj_weight.chunk(3))
     else:
         weights = [original.q_proj_weight, original.k_proj_weight, original.v_proj_weight]
     biases = [None] * 3 if original.in_proj_bias is None else list(original.in_proj_bias.chunk(3))
-    return [_linear(*one) for one in zip(weights, biases, strict=True)]
+    return [as_linear(*one) for one in zip(weights, biases, strict=True)]
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+def as_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
