@@ -43,6 +43,8 @@ class Quiet:
 
     def warn(self, text: str) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
 
 class PlainLines(Quiet):
     """One line when a stage starts and one when it ends; with `verbose`, also its progress every five seconds."""
@@ -65,6 +67,9 @@ class PlainLines(Quiet):
 
     def warn(self, text: str) -> None:
         print(f"warning: {text}", file=self.stream, flush=True)
+
+    def note(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
 
 
 class JsonLines(Quiet):
@@ -102,6 +107,9 @@ class JsonLines(Quiet):
 
     def warn(self, text: str) -> None:
         self._write(event="warning", stage=self.stage, text=text)
+
+    def note(self, text: str) -> None:
+        self._write(event="note", text=text)
 
 
 class LiveBars(Quiet):
@@ -168,6 +176,9 @@ class LiveBars(Quiet):
 
     def warn(self, text: str) -> None:
         self.console.print(printable(f"warning: {text}"), markup=False, highlight=False)
+
+    def note(self, text: str) -> None:
+        self.console.print(printable(text), markup=False, highlight=False)
 
 
 def choose(quiet: bool, verbose: bool, as_json: bool) -> Quiet:

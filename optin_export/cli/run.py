@@ -224,6 +224,8 @@ def _print_verdict(report: Report, folder: Path) -> None:
     console.print(gates)
     if report.latency:
         console.print(latency)
+    if taken := _taken(report):
+        console.print(Text(taken))
     name = engine_name("pruned", report.precision)
     console.print(Text(printable(f"report: {folder}/report.html   model: {folder}/onnx/{name}.onnx")))
     if report.verdict.passed and (format := _format_of(folder)) is not None:
@@ -243,3 +245,13 @@ def _format_of(folder: Path) -> str | None:
     if base["task"] == "feature-extraction" and base["library"] == "transformers":
         return "sentence-transformers"
     return {"transformers": "hf", "timm": "timm"}.get(base["library"])
+
+
+def _taken(report: Report) -> str:
+    """What the stages with a forecast took when they were executed, beside the forecast; "" without one."""
+    known = [one for one in report.stages if one.expected_seconds is not None]
+    if not known:
+        return ""
+    seconds = sum(one.seconds if one.first_seconds is None else one.first_seconds for one in known)
+    expected = sum(one.expected_seconds or 0 for one in known)
+    return f"{', '.join(one.name for one in known)}: took {seconds:.0f} s, expected {expected:.0f} s"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from optin_export.data.audio import AudioProcessor
+from optin_export.data.batch_size import MOST, rows_at_once
 from optin_export.data.batches import Batch, ImageProcessor, Processor, TextProcessor, batches, make_processor
 from optin_export.data.fitness import check_amounts, check_metric, check_training
 from optin_export.data.label_maps import LabelMaps
@@ -37,8 +38,6 @@ from optin_export.models.tasks import (
 )
 from optin_export.recipe import Recipe
 from optin_export.workdir.files import sha256_file, sha256_json
-
-CALIBRATION_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,14 @@ class Sources:
 
     @cached_property
     def calibration(self) -> tuple[Batch, ...]:
-        return tuple(batches(self.processor, self.calibration_examples, CALIBRATION_BATCH))
+        return tuple(batches(self.processor, self.calibration_examples, self.rows_at_once))
+
+    @cached_property
+    def rows_at_once(self) -> int:
+        """Rows of a batch of calibration data: fewer if the graph of their backward pass would be large."""
+        if self.loaded.looked_up:
+            return MOST
+        return rows_at_once(self.model, self.processor, self.calibration_examples)
 
     @cached_property
     def scoring(self) -> tuple[Batch, ...]:
@@ -95,7 +101,7 @@ class Sources:
     def _drawn(self, count: int) -> tuple[Batch, ...]:
         count = min(count, len(self.calibration_examples))
         chosen = np.random.default_rng(self.recipe.seed).permutation(len(self.calibration_examples))[:count]
-        return tuple(batches(self.processor, self.calibration_examples.take(np.sort(chosen)), CALIBRATION_BATCH))
+        return tuple(batches(self.processor, self.calibration_examples.take(np.sort(chosen)), self.rows_at_once))
 
     def training(self) -> tuple[Training, tuple[Batch, ...]]:
         """The training batches of the fine-tune (`finetune.data` or the calibration rows), and held-out batches.

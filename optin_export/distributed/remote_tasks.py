@@ -38,6 +38,9 @@ class Messenger:
     def warn(self, text: str) -> None:
         print(f"{self.label}: warning: {text}")
 
+    def note(self, text: str) -> None:
+        print(f"{self.label}: {text}")
+
 
 def run_on_worker(
     recipe: Recipe, sources: Sources | None, place: Path | PackedFiles, shared: Path | None, messages: Any

@@ -4,7 +4,7 @@ Files, in the order in which a run uses them: `curves` (what removing k units of
 `token_schedule` (how many tokens each block keeps), `sensitivity` (the weights of the least squares), `settings` (which
 repair), `apply` (rebuild, check, repair), `sequential` (block by block, with `paired_forward`, `layers`,
 `least_squares`, `relu`, `residual_branch`, `output_layer`), `gauss_newton` (all layers at once, against the output),
-`finetune` (optional).
+`finetune` (optional). `effort` counts what they take, for forecasts.
 No file depends on ONNX.
 """
 
@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from optin_export.repair.apply import MASKED_TOLERANCE, PrunedModel, apply_plan, masked_difference
 from optin_export.repair.curves import combined, loss_curves
+from optin_export.repair.effort import curves_effort, repair_effort, sensitivity_effort
 from optin_export.repair.finetune import FineTune, fine_tune
 from optin_export.repair.gauss_newton import outputs_of, refine
-from optin_export.repair.sensitivity import Weights, sensitivities
+from optin_export.repair.sensitivity import Weights, graph, sensitivities
 from optin_export.repair.sequential import Repair, compensate
 from optin_export.repair.settings import RepairSettings
 from optin_export.repair.token_schedule import scheduled, share_budget
@@ -29,12 +30,16 @@ __all__ = [
     "apply_plan",
     "combined",
     "compensate",
+    "curves_effort",
     "fine_tune",
+    "graph",
     "loss_curves",
     "masked_difference",
     "outputs_of",
     "refine",
+    "repair_effort",
     "scheduled",
     "sensitivities",
+    "sensitivity_effort",
     "share_budget",
 ]

@@ -1,36 +1,38 @@
 """Loss curves: the loss of keeping k units of one group, under the repair that the run will do.
 
 Scores of single units do not add up: units replace each other, and the repair compensates most of the loss, more in
-some sub-layers than in others. So the loss of every count is measured: the k units of one group with the best scores
-are kept, their projection is repaired as in the run (refitted, rescaled, or unchanged), and a forward pass measures how
-far trajectory and output move. Curves under another repair would spend the budget in the wrong sub-layers.
+some sub-layers than in others. So every count has a loss of its own: the k units of one group with the best scores
+are kept, and the layers that read them are repaired as in the run (refitted, rescaled, or unchanged). The loss of these
+weights, how far they move trajectory and output, is computed to second order (`second_order`) and corrected by two
+measured points; curves of convolutional models are measured throughout (`measured_points`). Curves under another
+repair would spend the budget in the wrong sub-layers.
 The search receives these curves as data and spends its budget by them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel, block_inputs
-from optin_export.objective import Observation, Reference, output_losses, samples_of, trajectory_losses
-from optin_export.progress import report
+from optin_export.objective import Reference, samples_of
+from optin_export.progress import advance, task
 from optin_export.repair.least_squares import Moments
+from optin_export.repair.measured_points import THINNED, corrected, is_measured, losses_of, measured_at
 from optin_export.repair.paired_forward import Stream
+from optin_export.repair.second_order import Tried, second_order_losses
 from optin_export.repair.sensitivity import Weights, sensitivities
 from optin_export.repair.settings import RepairSettings
 from optin_export.units import (
+    Point,
     Structure,
     Transposed,
     UnitGroup,
-    block_outputs,
     columns_per_unit,
     columns_without,
     get_layer,
@@ -38,10 +40,9 @@ from optin_export.units import (
     input_rows,
     measured,
     reads_rows,
-    refitted,
-    replayed,
     tensor_in,
 )
+from optin_export.workdir.disk_offload import OffloadedTensors
 
 #: Points of a curve; small groups have one per unit, and between points the search interpolates.
 POINTS = 12
@@ -72,34 +73,88 @@ def loss_curves(
     repair, of which the layers that read the units are refitted or rescaled; without it, the curve of masking. least:
     the smallest count of each group. weights: the `sensitivities` of `model` on `calibration`, if they are known.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
     structure = measured(model, structure, (*calibration, *scoring)[0].inputs)
-    references = Reference(model, structure, scoring, draw=generator)
-    references.observe()  # now, because the model's layers compute with other weights from here on
-    curves: dict[str, Curve] = {}
-    moments: dict[str, Moments] = {}
+    counts = {group.key: counts_of(group.count, least[group.key]) for group in structure.groups}
+    tried, whole = Tried(), is_measured(structure)
+    few = list(range(0, len(scoring), 1 if whole else THINNED))
+    references = Reference(model, structure, [scoring[index] for index in few])
+    groups, found = {group.key: group for group in structure.groups}, {}
+    try:
+        with task(2 * len(groups) + len(scoring)):
+            order = list(_try_all(model, structure, scores, calibration, settings, counts, weights, tried))
+            sums = second_order_losses(model, structure, () if whole else scoring, tried, settings)
+            if whole:
+                advance(len(scoring))
+            references.observe()  # now, because the model's layers compute with other weights from here on
+            for number, key in enumerate(order):
+                at = list(range(tried.counts[number])) if whole else measured_at(counts[key])
+                changes = tried.changes[number]
+                passes = losses_of(model, structure, groups[key], references, settings.temperature, changes, at)
+                if whole:
+                    found[key] = passes / samples_of(references)
+                else:
+                    means = sums[number].sum(0) / sum(len(batch.rows) for batch in scoring)
+                    found[key] = corrected(counts[key], means, at, passes, sums[number][few][:, at].sum(0))
+                advance()
+    finally:
+        tried.changes.close()
+        references.close()
+    # The last point is the unchanged model.
+    return {
+        key: np.concatenate([np.column_stack([some[:-1], found[key].reshape(-1, 2)]), [[some[-1], 0.0, 0.0]]])
+        for key, some in counts.items()
+    }
+
+
+def _try_all(
+    model: TaskModel,
+    structure: Structure,
+    scores: Mapping[str, np.ndarray],
+    calibration: Sequence[Batch],
+    settings: RepairSettings,
+    counts: Mapping[str, Sequence[int]],
+    weights: Weights | None,
+    tried: Tried,
+) -> Iterator[str]:
+    """Add the changes of every group's counts to `tried`, and yield the group's key."""
     repaired = {group.key: _repaired(model, group, settings.repair) for group in structure.groups}
+    if any(repaired.values()) and weights is None:
+        weights = sensitivities(model, structure, calibration, settings.seed)
+    for group, grams in _grams(model, structure, calibration, repaired, weights):
+        order = np.argsort(-scores[group.key], kind="stable").tolist()
+        smaller = counts[group.key][:-1]
+        changes = {
+            path: _changes(model, group, path, order, smaller, grams.get(path), settings.repair == "rescale")
+            for path in group.reads
+        }
+        tried.add(changes, len(smaller), group.batch_dim)
+        advance()
+        yield group.key
+
+
+def _grams(
+    model: TaskModel,
+    structure: Structure,
+    calibration: Sequence[Batch],
+    repaired: Mapping[str, Sequence[str]],
+    weights: Weights | None,
+) -> Iterator[tuple[UnitGroup, dict[str, torch.Tensor]]]:
+    """Every group with the Gram matrices of what the layers read that are repaired for it, block by block."""
+    if weights is None:
+        yield from ((group, {}) for group in structure.groups)
+        return
+    moments: dict[str, Moments] = {}
     uses = Counter(path for paths in repaired.values() for path in paths)
 
-    def measure(group: UnitGroup) -> None:
-        order = np.argsort(-scores[group.key], kind="stable")
+    def of(group: UnitGroup) -> tuple[UnitGroup, dict[str, torch.Tensor]]:
         grams = {path: moments[path].gram for path in repaired[group.key] if path in moments}
         for path in repaired[group.key]:
             uses[path] -= 1
             if not uses[path]:
                 moments.pop(path, None)
-        rescale = settings.repair == "rescale"
-        losses = partial(_losses, model, structure, group, references, settings.temperature)
-        curves[group.key] = _curve(_Candidates(model, group, order, grams, rescale), least[group.key], losses)
-        report(len(curves), len(structure.groups))
+        return group, grams
 
-    if not any(repaired.values()):
-        for group in structure.groups:
-            measure(group)
-        return curves
     chosen = _thinned(calibration)
-    if weights is None:
-        weights = sensitivities(model, structure, calibration, settings.seed)
     stream = Stream(model, structure, [calibration[index] for index in chosen])
     try:
         for block in structure.order:
@@ -112,16 +167,15 @@ def loss_curves(
                 if inside or (last and reader not in moments):
                     readers.append(reader)
                     until = path if inside else reader
-            moments |= _moments(stream, chosen, readers, weights, until)
-            for group in groups:
-                measure(group)
-            if not last:
-                stream.advance(block)
-        for group in (group for group in structure.groups if group.coupled):
-            measure(group)
+            outputs = None if last else OffloadedTensors("the loss curves", "use fewer data.calibration.samples")
+            moments |= _moments(stream, chosen, readers, weights, until, outputs)
+            yield from map(of, groups)
+            if outputs is not None:
+                stream.advance(block, lambda index, *_, outputs=outputs: outputs[index])
+                outputs.close()
+        yield from (of(group) for group in structure.groups if group.coupled)
     finally:
         stream.close()
-    return curves
 
 
 def combined(curves: Mapping[str, Curve], output_kind: str) -> dict[str, np.ndarray]:
@@ -152,12 +206,21 @@ def _thinned(batches: Sequence[Batch]) -> list[int]:
 
 
 def _moments(
-    stream: Stream, chosen: Sequence[int], readers: Sequence[str], weights: Weights, until: str
+    stream: Stream,
+    chosen: Sequence[int],
+    readers: Sequence[str],
+    weights: Weights,
+    until: str,
+    outputs: OffloadedTensors | None,
 ) -> dict[str, Moments]:
-    """Weighted Gram matrices of these layers' inputs in the original model."""
+    """Weighted Gram matrices of these layers' inputs in the original model. outputs: receives those of `until`."""
     found: dict[str, Moments] = {}
     for position, (index, batch) in enumerate(zip(chosen, stream.batches, strict=True)):
-        seen = stream.see(position, [(path, 0) for path in readers], until) if readers else {}
+        points: list[Point] = [(path, 0) for path in readers]
+        points += [] if outputs is None else [(until, "output")]
+        seen = stream.see(position, points, until) if points else {}
+        if outputs is not None:
+            outputs[position] = {(until, "output"): seen[until, "output"]}
         masked = block_inputs(stream.model, batch.inputs)
         for path in (path for path in readers if (path, 0) in seen):
             design = input_rows(seen[(path, 0)], get_layer(stream.model, path), masked, index)
@@ -166,81 +229,78 @@ def _moments(
     return found
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """The layers that read a group's units, refitted for the best k of them.
+def _changes(
+    model: TaskModel,
+    group: UnitGroup,
+    path: str,
+    order: Sequence[int],
+    counts: Sequence[int],
+    gram: torch.Tensor | None,
+    rescale: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Changes of a layer's weight [counts, ...] and bias [counts, outputs] when the first k units of `order` stay.
 
-    order: units, the best first. grams: Gram matrices of the inputs of the layers that the repair adapts. rescale:
-    only by a factor per unit.
+    gram: of the layer's inputs and 1, if the repair adapts the layer. rescale: only by a factor per unit.
     """
-
-    model: TaskModel
-    group: UnitGroup
-    order: np.ndarray
-    grams: Mapping[str, torch.Tensor]
-    rescale: bool
-
-    def keeping(self, count: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Weight and bias of each layer."""
-        found, group = {}, self.group
-        for path, start in self._starts.items():
-            layer, gram = get_layer(self.model, path), self.grams.get(path)
-            columns = columns_without(layer, group, path, self.order[count:].tolist())
-            if gram is None:
-                solution = _cut(start, _and_bias(columns, start))
-            elif self.rescale:
-                solution = _rescaled(start, gram, columns, columns_per_unit(layer, group))
-            else:
-                solution = _refitted(start, gram, _and_bias(columns, start))
-            weight, solution = get_weight(layer), solution.to(layer.weight.dtype)
-            matrix = solution[:-1].T.contiguous().view(weight.shape)
-            found[path] = matrix.transpose(0, 1) if isinstance(layer, Transposed) else matrix, solution[-1]
-        return found
-
-    @cached_property
-    def _starts(self) -> dict[str, torch.Tensor]:
-        starts = {}
-        for path in self.group.reads:
-            layer = get_layer(self.model, path)
-            weight = tensor_in(layer, "weight")
-            weight = weight.transpose(0, 1) if isinstance(layer, Transposed) else weight
-            bias = torch.zeros(len(weight)) if layer.bias is None else tensor_in(layer, "bias")
-            starts[path] = torch.cat([weight.flatten(1), bias[:, None]], 1).double().T
-        return starts
+    layer, start = get_layer(model, path), _start(get_layer(model, path))
+    columns = [columns_without(layer, group, path, order[count:]) for count in counts]
+    if gram is None:
+        solutions: Iterable[torch.Tensor] = (_cut(start, _and_bias(one, start)) for one in columns)
+    elif rescale:
+        solutions = (_rescaled(start, gram, one, columns_per_unit(layer, group)) for one in columns)
+    else:
+        solutions = _refitted(start, gram, columns)
+    weight, found = get_weight(layer), []
+    for solution in solutions:
+        change = (solution - start).float()
+        matrix = change[:-1].T.reshape(weight.shape)
+        found.append((matrix.transpose(0, 1) if isinstance(layer, Transposed) else matrix, change[-1]))
+    if not found:
+        return weight.new_zeros(0, *weight.shape), weight.new_zeros(0, len(start.T))
+    return torch.stack([one for one, _ in found]), torch.stack([one for _, one in found])
 
 
-def _curve(candidates: _Candidates, least: int, losses: Callable[[], tuple[float, float]]) -> Curve:
-    """The curve of one group. losses: the losses of the unchanged model."""
-    points, units = [], candidates.group.count
-    for count in _counts(units, least):
-        if count == units:
-            points.append((count, 0.0, 0.0))
-            continue
-        with refitted(candidates.model, candidates.keeping(count)):
-            points.append((count, *losses()))
-    return np.array(points, dtype=np.float64)
+def _start(layer: Any) -> torch.Tensor:
+    """The layer's weight and bias, float64 [inputs + 1, outputs]."""
+    weight = tensor_in(layer, "weight")
+    weight = weight.transpose(0, 1) if isinstance(layer, Transposed) else weight
+    bias = torch.zeros(len(weight)) if layer.bias is None else tensor_in(layer, "bias")
+    return torch.cat([weight.flatten(1), bias[:, None]], 1).double().T
 
 
-def _counts(units: int, least: int) -> list[int]:
+def counts_of(units: int, least: int) -> list[int]:
     steps = range(units + 1) if units <= POINTS else (round(units * step / POINTS) for step in range(POINTS + 1))
     # A curve is steepest at its beginning.
     early = (round(units * share) for share in (0.02, 0.08)) if units > POINTS else ()
     return sorted({max(count, least) for count in (*steps, *early)})
 
 
-def _refitted(start: torch.Tensor, gram: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """`start` [inputs + 1, outputs] refitted on these inputs, zero for the others."""
-    inner = gram[columns][:, columns]
-    rho = DAMPING * inner.diagonal().mean()
-    damped = inner + rho * torch.eye(len(columns), dtype=inner.dtype)
-    result = torch.zeros_like(start)
+def _refitted(start: torch.Tensor, gram: torch.Tensor, columns: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """`start` [inputs + 1, outputs] refitted on these inputs, zero for the others; each set contains the one before.
+
+    The inputs are arranged so that every set is a leading part of the matrix: one Cholesky factor G + rho I = L L^T and
+    one solution of L y = (G + rho I) start serve all sets, of which each has its own L^T x = y.
+    """
+    arranged, known = [len(start) - 1], torch.zeros(len(start), dtype=torch.bool)
+    for some in columns:
+        arranged += some[~known[some]].tolist()
+        known[some] = True
+    index = torch.tensor(arranged)
+    rho = DAMPING * gram.diagonal().mean()
+    damped = gram[index][:, index] + rho * torch.eye(len(index), dtype=gram.dtype)
     factor, info = torch.linalg.cholesky_ex(damped)
-    # If the matrix is singular (constant activations) the projection is not changed.
-    if int(info):
-        result[columns] = start[columns]
-    else:
-        result[columns] = torch.cholesky_solve(gram[columns] @ start + rho * start[columns], factor)
-    return result
+    usable = len(index) if not int(info) else int(info) - 1
+    wanted = gram[index] @ start + rho * start[index]
+    half = torch.linalg.solve_triangular(factor[:usable, :usable], wanted[:usable], upper=False)
+    for some in columns:
+        size = 1 + len(some)
+        # If the matrix is singular (constant activations) the projection is not changed.
+        if size > usable:
+            yield _cut(start, index[:size])
+            continue
+        result = torch.zeros_like(start)
+        result[index[:size]] = torch.linalg.solve_triangular(factor[:size, :size].T, half[:size], upper=True)
+        yield result
 
 
 def _rescaled(start: torch.Tensor, gram: torch.Tensor, columns: torch.Tensor, width: int) -> torch.Tensor:
@@ -270,23 +330,3 @@ def _cut(start: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 def _and_bias(columns: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     return torch.cat([columns, torch.tensor([len(start) - 1])])
-
-
-def _losses(
-    model: TaskModel, structure: Structure, group: UnitGroup, references: Sequence[Observation], temperature: float
-) -> tuple[float, float]:
-    later = structure.after(group)
-    trajectory = output = 0.0
-    for reference in references:
-        prefix, rewritten = {path: reference.hidden[path] for path in structure.before(group)}, structure.rewritten
-        with (
-            torch.no_grad(),
-            replayed(model, prefix, rewritten),
-            block_outputs(model, later, rewritten) as outputs,
-        ):
-            result = model(**reference.inputs)
-            trajectory += float(trajectory_losses(reference, outputs, later, structure.channels_first).sum())
-            changed = output_losses(model, reference, result, temperature)
-            output += float(changed.sum())
-    samples = samples_of(references)
-    return trajectory / samples, output / samples

@@ -5,6 +5,7 @@ Gram matrices are accumulated in float64, so memory depends on the width of a la
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -101,12 +102,7 @@ def ridge(train: Moments, held: Moments, start: torch.Tensor) -> Fit:
     before = whole.error(start)
     if before <= NEGLIGIBLE * whole.scale:
         return kept(None)
-    judge = held if held.weight > 0 else train
-    best, damping = judge.error(start), None
-    for candidate in DAMPINGS:
-        solution = _solve(train, start, candidate)
-        if solution is not None and judge.error(solution) < best:
-            best, damping = judge.error(solution), candidate
+    damping = _best(held if held.weight > 0 else train, start, lambda candidate: _solve(train, start, candidate))
     solution = _solve(whole, start, damping) if damping is not None else None
     if solution is None or damping is None:
         few = f" ({train.rows} rows for {len(start)} unknowns)" if train.rows < len(start) else ""
@@ -137,16 +133,30 @@ def rescale(train: Moments, held: Moments, start: torch.Tensor, width: int) -> F
     before = whole.error(start)
     if not whole.is_finite or whole.weight <= 0 or len(weights) == 0 or before <= NEGLIGIBLE * whole.scale:
         return Fit(start, None, before, before, None)
-    judge = held if held.weight > 0 else train
-    best, damping = judge.error(start), None
-    for candidate in DAMPINGS:
-        solution = solve(train, candidate)
-        if solution is not None and judge.error(solution) < best:
-            best, damping = judge.error(solution), candidate
+    damping = _best(held if held.weight > 0 else train, start, lambda candidate: solve(train, candidate))
     solution = solve(whole, damping) if damping is not None else None
     if solution is None:
         return Fit(start, None, before, before, "no factor was better on held-out rows")
     return Fit(solution, damping, before, whole.error(solution))
+
+
+def _best(judge: Moments, start: torch.Tensor, solve: Callable[[float], torch.Tensor | None]) -> float | None:
+    """The damping whose solution has the smallest error, if that is below the error of `start`.
+
+    The error has one minimum: more damping fits less and generalises better. Behind it, no other damping is tried.
+    """
+    best, damping, last = judge.error(start), None, float("inf")
+    for candidate in DAMPINGS:
+        solution = solve(candidate)
+        if solution is None:
+            continue
+        error = judge.error(solution)
+        if error < best:
+            best, damping = error, candidate
+        if error > last:
+            break
+        last = error
+    return damping
 
 
 def _solve(moments: Moments, start: torch.Tensor, damping: float) -> torch.Tensor | None:

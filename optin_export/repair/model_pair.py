@@ -29,6 +29,10 @@ from optin_export.units import (
     output_rows,
     tensor_of,
 )
+from optin_export.workdir.disk_offload import OffloadedTensors, bytes_of
+
+#: Maximum bytes of one block's values that are kept, in memory and in temporary files.
+OBSERVED_BYTES = 4 << 30
 
 
 @dataclass
@@ -42,14 +46,52 @@ class ModelPair:
     batches: Sequence[Batch]
     weights: Weights
     kept: dict[str, torch.Tensor]
+    observed: OffloadedTensors | None = None
+
+    def observe(self, block: int, layers: Sequence[str]) -> None:
+        """Run a block of the unpruned model once over all batches, and keep what the refits of this block and of
+        `layers` compare with.
+
+        If that takes more than OBSERVED_BYTES, nothing is kept: every refit runs the block again.
+        """
+        self._forget()
+        path, groups = self.structure.blocks[block], [one for one in self.structure.groups if one.block == block]
+        if not groups and not layers:
+            return
+        points: list[Point] = [(one.path, "output") for group in groups for one in group.producers]
+        points += [(one, "output") for group in groups for one in (*group.reads, *group.added)]
+        points += [(one, "output") for one in (*layers, path)]
+        points += [group.residual for group in groups if group.residual is not None]
+        points = list(dict.fromkeys(points))
+        for index in range(len(self.batches)):
+            found = self.source.see(index, points, path)
+            if self.observed is None:
+                if bytes_of(found) * len(self.batches) > OBSERVED_BYTES:
+                    return
+                self.observed = OffloadedTensors("the repair", "use fewer data.calibration.samples")
+            self.observed[index] = found
+
+    def there(self, index: int, points: Sequence[Point], until: str) -> dict[Point, Any]:
+        """The unpruned model's values at these points: see `Stream.see`."""
+        if self.observed is not None:
+            known = self.observed[index]
+            if all(point in known for point in points):
+                return {point: known[point] for point in points}
+        return self.source.see(index, points, until)
 
     def advance(self, block: int) -> None:
-        self.source.advance(block)
+        self.source.advance(block, self.there)
         self.target.advance(block)
 
     def close(self) -> None:
+        self._forget()
         self.source.close()
         self.target.close()
+
+    def _forget(self) -> None:
+        if self.observed is not None:
+            self.observed.close()
+            self.observed = None
 
     def calls(self, path: str) -> int:
         """How often a module runs in one pass."""
@@ -88,7 +130,7 @@ class ProducerRows:
     def __call__(self, index: int) -> Rows:
         pair, paths, inputs = self.pair, self.paths, self.pair.inputs(index)
         layers = [get_layer(pair.target.model, path) for path in paths]
-        wanted = pair.source.see(index, [(path, "output") for path in paths], paths[-1])
+        wanted = pair.there(index, [(path, "output") for path in paths], paths[-1])
         given = pair.target.see(index, [(paths[0], 0)], paths[0])[(paths[0], 0)]
         targets = [
             output_rows(pair.target.like(index, wanted[(path, "output")]), layer, inputs, index)[:, pair.kept[path]]
@@ -109,7 +151,7 @@ class OutputRows:
     def __call__(self, index: int) -> Rows:
         pair, path, inputs = self.pair, self.path, self.pair.inputs(index)
         layer = get_layer(pair.target.model, path)
-        wanted = pair.source.see(index, [(path, "output")], path)[(path, "output")]
+        wanted = pair.there(index, [(path, "output")], path)[(path, "output")]
         given = pair.target.see(index, [(path, 0)], path)[(path, 0)]
         target = output_rows(wanted, layer, inputs, index)[:, pair.kept_of(path)]
         return Rows(input_rows(given, layer, inputs, index), target, None, pair.weight(index, [path]))
@@ -145,7 +187,7 @@ class ConsumerRows:
         stream: list[Point] = [] if self.group.residual is None else [self.group.residual]
         stream += self._added
         reads: list[Point] = [] if self.removed is not None else [(path, 0)]
-        there = pair.source.see(index, [*stream, (path, "output")], self._last(path))
+        there = pair.there(index, [*stream, (path, "output")], self._last(path))
         here = pair.target.see(index, [*stream, *reads], self._last(self.removed or path)) if stream or reads else {}
         target = output_rows(pair.target.like(index, there[(path, "output")]), layer, inputs, index)[:, kept]
         relu = self.relu

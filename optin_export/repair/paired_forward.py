@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,6 +25,9 @@ from optin_export.units import (
     tensors_in,
 )
 from optin_export.workdir.disk_offload import OffloadedTensors
+
+#: Batch number, points, module at which the pass may stop -> the values at the points.
+See = Callable[[int, Sequence[Point], str], dict[Point, Any]]
 
 
 class Stream:
@@ -100,8 +103,12 @@ class Stream:
 
         return capture(self.model, outputs={} if flow is None else {until: remember})
 
-    def advance(self, block: int) -> None:
-        """Finish `block`, the next one in the order of the structure: keep its output for every batch."""
+    def advance(self, block: int, see: See | None = None) -> None:
+        """Finish `block`, the next one in the order of the structure: keep its output for every batch.
+
+        see: where the outputs come from; default: passes of the model.
+        """
+        see = see or self.see
         walk, path = self.walk, self.structure.blocks[block]
         if walk is not None and walk.whole is not None:
             return
@@ -109,7 +116,7 @@ class Stream:
         lasting = walk is not None and walk.last_reader(path) > position
         found = _store() if lasting else None
         for index in range(len(self.batches)):
-            output = self.see(index, [(path, "output")], path)[(path, "output")]
+            output = see(index, [(path, "output")], path)[(path, "output")]
             assert walk is not None
             # Outputs that later blocks than the next one read are kept until then.
             if found is not None:

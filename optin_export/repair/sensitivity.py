@@ -19,8 +19,8 @@ from optin_export.models import TaskModel, block_inputs
 from optin_export.objective import ROWS, OutputNoise, observation_of, output_probe, trajectory_probe
 from optin_export.units import Calls, Structure, block_outputs, get_module, layer_outputs, measured, output_rows
 
-#: Probes per term and batch; a row's weight is a mean over all its features, so one or two are enough.
-PROBES = 2
+#: Probes per term and batch; a row's weight is a mean over all its features, so one is enough.
+PROBES = 1
 
 
 @dataclass(frozen=True)

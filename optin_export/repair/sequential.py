@@ -93,7 +93,9 @@ def compensate(
         shortcuts = [] if only_scale else [one for one in _projections(structure) if pair.calls(one)]
         try:
             for position, block in enumerate(structure.order):
-                for projection in (one for one in shortcuts if one.startswith(structure.blocks[block] + ".")):
+                inside = [one for one in shortcuts if one.startswith(structure.blocks[block] + ".")]
+                pair.observe(block, inside)
+                for projection in inside:
                     refit_layer(pair, projection)
                 for group, small in [(group, small) for group, small in todo if group.block == block]:
                     if not only_scale and small.count:

@@ -162,6 +162,13 @@ class StageResult(_Part):
     name: str
     seconds: float
     reused: bool
+    first_seconds: float | None = Field(
+        None, description="seconds of the stage's last execution, if it was reused in this run; null: unknown"
+    )
+    expected_seconds: float | None = Field(
+        None, description="forecast from one forward and backward pass before the first run; null: none"
+    )
+    expected_peak_bytes: int | None = Field(None, description="the same for the peak memory")
     peak_bytes: int | None = Field(
         None, description="peak resident memory of the process during the stage; null: unknown"
     )

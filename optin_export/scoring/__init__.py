@@ -13,6 +13,7 @@ from optin_export.models import Placement, TaskModel
 from optin_export.progress import task
 from optin_export.recipe import PruneSection
 from optin_export.scoring import activation, magnitude, optin  # noqa: F401 - they register themselves
+from optin_export.scoring.effort import effort
 from optin_export.scoring.registry import SCORERS, Request, Result, register
 from optin_export.scoring.shards import Map, Partial, Shard, Spread, in_process
 from optin_export.units import Structure, measured
@@ -26,6 +27,7 @@ __all__ = [
     "Scores",
     "Shard",
     "Spread",
+    "effort",
     "in_process",
     "methods",
     "register",

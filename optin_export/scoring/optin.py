@@ -1,15 +1,16 @@
-"""OPTIN's score: heads are masked exactly, neurons and channels sketched, except for a few units with large outputs.
+"""OPTIN's score: every unit is sketched, and a few units with large outputs are also masked exactly.
 
 The sketch is a second-order expansion. It fails for a unit whose contribution dominates its row (massive activations):
 the following norm saturates, so the unit's gradient vanishes although its removal changes everything. Such units have
-large contributions, so in every group the few units with the largest ones are masked exactly as well.
+large contributions on every row, so in every group the few units with the largest ones are masked exactly on some of
+the rows.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ from optin_export.scoring.shards import Map, Partial, Shard
 from optin_export.scoring.sketch import CHUNK, ENOUGH, MAX_PROBES, Sketch, Values
 from optin_export.units import Structure, UnitGroup
 
-#: Sketched units per group, those with the largest contribution, that are masked exactly as well.
-SUSPECTS = 8
+#: Units per group, those with the largest contribution, that are masked exactly as well, and the share of the rows.
+SUSPECTS, SUSPECT_ROWS = 8, 0.25
 #: Probes that the progress display assumes: the number that `probes: auto` takes is not known in advance.
 PROBES = 24
 #: Token rows are shared evenly among the samples of a batch of this size.
@@ -42,9 +43,9 @@ def observe_all(
     return Reference(model, structure, batches, each, lambda number: derived(generator, 0, number))
 
 
-def is_sketched(group: UnitGroup) -> bool:
-    """Whether `score: optin` sketches the group; otherwise it masks every unit."""
-    return group.kind != "heads"
+def every_group(group: UnitGroup) -> bool:
+    """All groups need gradients."""
+    return True
 
 
 class Scorer:
@@ -58,18 +59,19 @@ class Scorer:
         config: PruneSection,
         seed: int,
         placement: Placement | None = None,
-        sketches: Callable[[UnitGroup], bool] = is_sketched,
+        sketched: bool = True,
     ) -> None:
         self.model, self.structure, self.batches, self.config = model, structure, batches, config
-        self.seed, self.placement, self.sketches = seed, placement or Placement(), sketches
+        self.seed, self.placement, self.sketched = seed, placement or Placement(), sketched
         self.placed: contextlib.ExitStack | None = None
         generator = torch.Generator().manual_seed(seed)
         self.groups = {group.key: group for group in structure.groups}
         self.references = observe_all(model, structure, batches, config.rows, generator)
+        self.few = observe_all(model, structure, [_some_rows(batch) for batch in batches], config.rows, generator)
         self.sketch = Sketch(
             model,
             structure,
-            [group for group in structure.groups if sketches(group)],
+            structure.groups if sketched else (),
             self.references,
             config.temperature,
             generator,
@@ -77,14 +79,14 @@ class Scorer:
         )
 
     @classmethod
-    def of(cls, request: Request, sketches: Callable[[UnitGroup], bool] = is_sketched) -> Scorer:
-        """A scorer for a request. sketches: whether to sketch a group; a module's function, for workers to import."""
+    def of(cls, request: Request, sketched: bool = True) -> Scorer:
+        """A scorer for a request. sketched: whether its units are sketched, or only masked."""
         given = (request.model, request.structure, request.batches, request.config, request.seed, request.placement)
-        return cls(*given, sketches)
+        return cls(*given, sketched)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send the model and the batches to a worker, without this process's observations."""
-        given = (self.model, self.structure, self.batches, self.config, self.seed, self.placement, self.sketches)
+        given = (self.model, self.structure, self.batches, self.config, self.seed, self.placement, self.sketched)
         return Scorer, given
 
     def close(self) -> None:
@@ -97,8 +99,9 @@ class Scorer:
         if self.placed is None:  # where the shards run: the model is sent to workers in its current state
             self.placed = contextlib.ExitStack()
             self.placed.enter_context(self.placement(self.model))
-        if shard.kind == "exact":
-            reference, group = self.references[shard.batch], self.groups[shard.group]
+        if shard.kind in ("exact", "few"):
+            references = self.references if shard.kind == "exact" else self.few
+            reference, group = references[shard.batch], self.groups[shard.group]
             terms = exact_sums(self.model, self.structure, group, reference, self.config.temperature, shard.units)
             return {"trajectory": terms[0], "output": terms[1]}
         if shard.kind == "sizes":
@@ -107,56 +110,50 @@ class Scorer:
         return self.sketch.work(shard)
 
     def exact_shards(self, group: UnitGroup, units: Sequence[int] | None = None) -> list[Shard]:
-        """Every batch with each of `units` (default: all) masked."""
+        """Every batch with each of `units` masked, on some of its rows; all units, if None, on all rows."""
+        kind: Literal["exact", "few"] = "exact" if units is None else "few"
         wanted = tuple(range(group.count)) if units is None else tuple(units)
-        return [Shard("exact", number, group.key, wanted) for number in range(len(self.batches))]
+        return [Shard(kind, number, group.key, wanted) for number in range(len(self.batches))]
 
-    def exact_losses(self, parts: Sequence[Partial]) -> tuple[np.ndarray, np.ndarray]:
+    def exact_losses(self, shards: Sequence[Shard], parts: Sequence[Partial]) -> tuple[np.ndarray, np.ndarray]:
         """(trajectory, output) losses [units], the mean over samples, from the results of `exact_shards`."""
+        samples = (self.references if shards[0].kind == "exact" else self.few).samples
         trajectory, output = (
-            np.sum([part[term] for part in parts], axis=0) / self.references.samples
-            for term in ("trajectory", "output")
+            np.sum([part[term] for part in parts], axis=0) / samples for term in ("trajectory", "output")
         )
         return trajectory, output
 
 
+def _some_rows(batch: Batch) -> Batch:
+    step = round(1 / SUSPECT_ROWS)
+    return Batch({name: value[::step] for name, value in batch.inputs.items()}, batch.rows[::step])
+
+
 def _steps(structure: Structure) -> int:
     """Number of masked units, and of probes (the maximum, with `probes: auto`)."""
-    masked = (one.count if one.kind == "heads" else min(one.count, SUSPECTS) for one in structure.groups)
-    return sum(masked) + PROBES
+    return sum(min(one.count, SUSPECTS) for one in structure.groups) + PROBES
 
 
-@register("optin", steps=_steps, gradients=is_sketched)
+@register("optin", steps=_steps, gradients=every_group)
 def optin_scores(request: Request) -> Result:
     """Scores by `score: optin`.
 
     lambda = sum of trajectory losses / sum of output losses, so that both terms have the same total weight.
     """
-    structure, config = request.structure, request.config
-    scorer = Scorer.of(request)
-    exact = [group for group in structure.groups if not is_sketched(group)]
+    scorer, config = Scorer.of(request), request.config
     sketch = scorer.sketch
-    sketched = sketch.groups
     with contextlib.closing(scorer), request.spread(scorer) as run:
         sketch.run = run
-        # All at once, so that no worker waits for another in between; the longest ones first.
-        pilots = sketch.pilot_shards() if sketched else []
-        sizes = [Shard("sizes", number) for number in range(len(request.batches))] if sketched else []
-        masks = [shard for group in exact for shard in scorer.exact_shards(group)]
-        parts = counted(run, [*masks, *pilots, *sizes])
-        trajectory, output = _terms(scorer, exact, parts[: len(masks)])
-        if sketched:
-            pilot = sketch.pilot_losses(parts[len(masks) : len(masks) + len(pilots)])
-            trajectory, output = trajectory | pilot[0], output | pilot[1]
-        weight = balance(trajectory, output)
-        scores = {group.key: trajectory[group.key] + weight * output[group.key] for group in exact}
-        facts = {"lambda": weight}
-        if sketched:
-            facts |= add_until_stable(sketch, weight, config.probes)
-            scores |= sketch.values()
-            facts["masked_exactly"] = _mask_suspects(scorer, parts[len(masks) + len(pilots) :], run, weight, scores)
+        # All at once, so that no worker waits for another in between.
+        pilots = sketch.pilot_shards()
+        sizes = [Shard("sizes", number) for number in range(len(request.batches))]
+        parts = counted(run, [*pilots, *sizes])
+        weight = balance(*sketch.pilot_losses(parts[: len(pilots)]))
+        facts = {"lambda": weight, **add_until_stable(sketch, weight, config.probes)}
+        scores = sketch.values()
+        facts["masked_exactly"] = _mask_suspects(scorer, parts[len(pilots) :], run, weight, scores)
     sketch.run = None
-    return {group.key: scores[group.key] for group in structure.groups}, facts
+    return {group.key: scores[group.key] for group in request.structure.groups}, facts
 
 
 def _mask_suspects(scorer: Scorer, sizes: Sequence[Partial], run: Map, weight: float, scores: Values) -> float:
@@ -166,13 +163,8 @@ def _mask_suspects(scorer: Scorer, sizes: Sequence[Partial], run: Map, weight: f
     for group in scorer.sketch.groups:
         largest = np.max([part[group.key] for part in sizes], axis=0)
         suspects[group.key] = np.sort(np.argsort(-largest, kind="stable")[:SUSPECTS])
-    shards = [
-        shard
-        for group in scorer.sketch.groups
-        if len(suspects[group.key])
-        for shard in scorer.exact_shards(group, suspects[group.key].tolist())
-    ]
-    found = _terms(scorer, [g for g in scorer.sketch.groups if len(suspects[g.key])], counted(run, shards))
+    groups = [group for group in scorer.sketch.groups if len(suspects[group.key])]
+    found = _masked(scorer, groups, run, {key: units.tolist() for key, units in suspects.items()})
     raised = 0.0
     for key in found[0]:
         measured, at = found[0][key] + weight * found[1][key], suspects[key]
@@ -181,11 +173,15 @@ def _mask_suspects(scorer: Scorer, sizes: Sequence[Partial], run: Map, weight: f
     return raised
 
 
-def _terms(scorer: Scorer, groups: Sequence[UnitGroup], parts: Sequence[Partial]) -> tuple[Values, Values]:
-    """(trajectory, output) losses of exactly masked groups, from the results of their shards, group by group."""
+def _masked(
+    scorer: Scorer, groups: Sequence[UnitGroup], run: Map, units: Mapping[str, Sequence[int]] | None = None
+) -> tuple[Values, Values]:
+    """(trajectory, output) losses of masking all units of the groups, or these."""
+    each = [scorer.exact_shards(group, None if units is None else units[group.key]) for group in groups]
+    parts = counted(run, [shard for shards in each for shard in shards])
     trajectory, output, batches = Values(), Values(), len(scorer.batches)
-    for at, group in enumerate(groups):
-        losses = scorer.exact_losses(parts[at * batches : (at + 1) * batches])
+    for at, (group, shards) in enumerate(zip(groups, each, strict=True)):
+        losses = scorer.exact_losses(shards, parts[at * batches : (at + 1) * batches])
         trajectory[group.key], output[group.key] = losses
     return trajectory, output
 
@@ -204,10 +200,9 @@ def counted(run: Map, shards: Sequence[Shard]) -> list[Partial]:
 @register("optin-exact", steps=every_unit)
 def exact_scores(request: Request) -> Result:
     """Scores by `score: optin-exact`: a masked forward pass for every unit. For comparison; hours on large models."""
-    groups, scorer = request.structure.groups, Scorer.of(request)
+    scorer = Scorer.of(request, sketched=False)
     with contextlib.closing(scorer), request.spread(scorer) as run:
-        shards = [shard for group in groups for shard in scorer.exact_shards(group)]
-        trajectory, output = _terms(scorer, groups, counted(run, shards))
+        trajectory, output = _masked(scorer, request.structure.groups, run)
     weight = balance(trajectory, output)
     return {key: trajectory[key] + weight * output[key] for key in trajectory}, {"lambda": weight}
 

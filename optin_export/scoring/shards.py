@@ -24,12 +24,12 @@ Partial = dict[str, np.ndarray]
 class Shard:
     """One piece of work on batch number `batch`.
 
-    kind: "exact": losses of masking `units` of `group`; "pilot": `count` probes of the two terms separately, starting
-    at number `start`; "output": the same without the trajectory; "probes": probes of the combined loss; "sizes":
-    sizes of contributions.
+    kind: "exact": losses of masking `units` of `group`; "few": the same on some rows of the batch; "pilot": `count`
+    probes of the two terms separately, starting at number `start`; "output": the same without the trajectory; "probes":
+    probes of the combined loss; "sizes": sizes of contributions.
     """
 
-    kind: Literal["exact", "pilot", "output", "probes", "sizes"]
+    kind: Literal["exact", "few", "pilot", "output", "probes", "sizes"]
     batch: int
     group: str = ""
     units: tuple[int, ...] = ()

@@ -18,6 +18,7 @@ from optin_export.stages.build import build_engines
 from optin_export.stages.context import RunContext, Surroundings
 from optin_export.stages.curves import measure_curves
 from optin_export.stages.export import export_models
+from optin_export.stages.forecast import Forecast, recall_forecast, remember_forecast
 from optin_export.stages.load import load
 from optin_export.stages.measure import measure_engines
 from optin_export.stages.prune_and_repair import apply_plan
@@ -25,7 +26,7 @@ from optin_export.stages.report import write_report
 from optin_export.stages.score import score
 from optin_export.stages.search import find_plan
 from optin_export.stages.ship import ship_run
-from optin_export.workdir.durations import remember
+from optin_export.workdir.durations import recall, remember
 from optin_export.workdir.files import clear_scratch
 from optin_export.workdir.lock import held
 from optin_export.workdir.peak_memory import forget_peak, peak_bytes
@@ -47,6 +48,8 @@ class Display(Protocol):
     def finish(self, stage: str, seconds: float, reused: bool) -> None: ...
 
     def warn(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
 
 def run(
@@ -90,6 +93,7 @@ def _stages(work: RunContext, display: Display, stop_after: str | None) -> Repor
     stage = _Stages(work, display, stop_after)
     try:
         stage.run("sources", load)
+        stage.expect()
         scores = stage.run("scoring", score)
         curves = stage.run("curves", measure_curves, scores)
         found = stage.run("search", find_plan, scores, curves)
@@ -113,6 +117,15 @@ class _Stages:
     def __init__(self, work: RunContext, display: Display, stop_after: str | None) -> None:
         self.work, self.display, self.stop_after = work, display, stop_after
         self.timings: list[StageResult] = []
+        self.forecast: Forecast | None = None
+
+    def expect(self) -> None:
+        """Forecast the run, unless its stages have been executed before with this recipe."""
+        self.forecast = recall_forecast(self.work)
+        if self.forecast is None:
+            self.forecast = remember_forecast(self.work)
+            if self.forecast is not None:
+                self.display.note(f"expected: {self.forecast}")
 
     def run(
         self,
@@ -137,7 +150,18 @@ class _Stages:
         seconds, peak = round(time.perf_counter() - start, 3), peak_bytes() if counted else None
         if not reused:
             remember(folder, name, seconds, peak)
-        self.timings.append(StageResult(name=name, seconds=seconds, reused=reused, peak_bytes=peak))
+        expected = self.forecast
+        self.timings.append(
+            StageResult(
+                name=name,
+                seconds=seconds,
+                reused=reused,
+                first_seconds=recall(folder).get(name, {}).get("seconds") if reused else None,
+                expected_seconds=None if expected is None else expected.seconds.get(name),
+                expected_peak_bytes=None if expected is None else expected.peak_bytes.get(name),
+                peak_bytes=peak,
+            )
+        )
         self.display.finish(name, seconds, reused)
         if name == self.stop_after and name != STAGES[-1]:
             raise _StoppedAsAsked

@@ -80,6 +80,9 @@ class Labelled:
     def warn(self, text: str) -> None:
         self.display.warn(f"{self.label}: {text}")
 
+    def note(self, text: str) -> None:
+        self.display.note(f"{self.label}: {text}")
+
 
 class Loaded:
     """Models and data of the sweep's recipes, loaded once for all that have the same."""

@@ -45,6 +45,7 @@ from optin_export.units.declare import (
 from optin_export.units.discover import NAME as FOUND
 from optin_export.units.discover import discover_groups
 from optin_export.units.discovery import Discovery, found_structure, nothing_left, still_refused
+from optin_export.units.effort import Effort, LayerSize, later_share, layer_sizes
 from optin_export.units.execution_order import Walk
 from optin_export.units.family_file import load_family
 from optin_export.units.hooks import (
@@ -62,6 +63,7 @@ from optin_export.units.hooks import (
     set_module,
     tensor_in,
     valid_rows,
+    with_weights,
 )
 from optin_export.units.inside import Inside
 from optin_export.units.outputs import Calls, calls_of, map_tensors, placeholder, tensor_of, tensors_in
@@ -90,9 +92,11 @@ __all__ = [
     "Convolution",
     "CostKind",
     "Costs",
+    "Effort",
     "Family",
     "Inside",
     "Layer",
+    "LayerSize",
     "Point",
     "Producer",
     "Refusal",
@@ -127,8 +131,10 @@ __all__ = [
     "input_rows",
     "is_covered",
     "is_declared_here",
+    "later_share",
     "layer_inputs",
     "layer_outputs",
+    "layer_sizes",
     "load_own_family",
     "map_tensors",
     "masked",
@@ -153,6 +159,7 @@ __all__ = [
     "tensor_of",
     "tensors_in",
     "valid_rows",
+    "with_weights",
     "without_zeros",
 ]
 

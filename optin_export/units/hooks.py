@@ -128,20 +128,24 @@ def replayed(model: nn.Module, outputs: Mapping[str, Any], rewritten: Collection
 def refitted(model: nn.Module, layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None]:
     """Let the named layers compute with this weight and bias; their own are not changed, wherever they are stored."""
 
-    def forward_of(path: str) -> Callable[..., torch.Tensor]:
-        layer: Any = copy.copy(get_layer(model, path))
-        own = dict(zip(("weight", "bias"), layers[path], strict=True))
-        layer._parameters = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in own.items()}
-
-        def forward(inputs: torch.Tensor) -> torch.Tensor:
-            for parameter in layer.parameters():
-                parameter.data = parameter.data.to(inputs.device)
-            return type(layer).forward(layer, inputs)
-
-        return forward
-
-    with in_place_of(model, {path: forward_of(path) for path in layers}):
+    forwards = {path: with_weights(get_layer(model, path), own) for path, own in layers.items()}
+    with in_place_of(model, forwards):
         yield
+
+
+def with_weights(layer: nn.Module, own: tuple[torch.Tensor, torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The forward of `layer` with another weight and bias."""
+    other: Any = copy.copy(layer)
+    named = dict(zip(("weight", "bias"), own, strict=True))
+    other._parameters = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in named.items()}
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        for parameter in other.parameters():
+            parameter.data = parameter.data.to(inputs.device)
+        result: torch.Tensor = type(other).forward(other, inputs)
+        return result
+
+    return forward
 
 
 def tensor_in(module: nn.Module, name: str) -> torch.Tensor:

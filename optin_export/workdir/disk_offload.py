@@ -13,8 +13,11 @@ from optin_export.errors import EnvironmentLacks
 from optin_export.workdir.files import Scratch
 from optin_export.workdir.torch_files import sink
 
-#: Maximum bytes that one `OffloadedTensors` holds in memory, whatever the number of rows.
+#: Maximum bytes that all `OffloadedTensors` together hold in memory, whatever the number of rows.
 IN_MEMORY = 1 << 30
+
+
+_every: weakref.WeakSet[OffloadedTensors] = weakref.WeakSet()
 
 
 class OffloadedTensors:
@@ -29,6 +32,7 @@ class OffloadedTensors:
         self._bytes: dict[int, int] = {}
         self._filed: set[int] = set()
         self._scratch: Scratch | None = None
+        _every.add(self)
 
     def __contains__(self, number: int) -> bool:
         return number in self._held or number in self._filed
@@ -38,7 +42,7 @@ class OffloadedTensors:
         self._bytes.pop(number, None)
         self._filed.discard(number)
         size = bytes_of(value)
-        if sum(self._bytes.values()) + size <= IN_MEMORY:
+        if sum(sum(one._bytes.values()) for one in _every) + size <= IN_MEMORY:
             self._held[number], self._bytes[number] = value, size
             return
         try:
@@ -64,6 +68,7 @@ class OffloadedTensors:
 
     def close(self) -> None:
         self._held.clear()
+        self._bytes.clear()
         if self._scratch is not None:
             self._scratch.close()
 

@@ -100,6 +100,8 @@ class Signals:
 
     def finish(self, stage: str, seconds: float, reused: bool) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def warn(self, text: str) -> None:
         os.write(self.pipe, f"warning {text}\n".encode())
 

@@ -107,6 +107,8 @@ class Remover:
 
     def warn(self, text: str) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
 
 def test_images_that_vanish_within_a_run(tmp_path: Path, vit_recipe: Make) -> None:
     from PIL import Image

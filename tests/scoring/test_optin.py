@@ -84,7 +84,7 @@ def test_the_sketch_ranks_channels_as_exact_masking_does(name: str, monkeypatch:
     assert spearmanr(sketched(structure, exact), sketched(structure, estimated)).statistic > 0.9
 
 
-def test_heads_are_masked_exactly(sources: Sources) -> None:
+def test_a_masked_head_is_a_pass_without_its_columns(sources: Sources) -> None:
     """A head's score is the loss of a plain forward pass with the head's columns of the projection zeroed."""
     model, structure = sources.model, find_structure(sources.model)
     group = structure.groups[2]  # heads of the second block: there is a prefix to replay
@@ -174,15 +174,26 @@ def test_a_channel_without_effect_scores_nothing(method: str) -> None:
     assert after.info["without_effect"] == 2
 
 
-def test_lambda_gives_both_terms_the_same_weight(classifier: Sources) -> None:
+def test_lambda_gives_both_terms_the_same_weight(classifier: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As exact masking has them, up to the randomness of the probes."""
+    monkeypatch.setattr(optin, "SUSPECTS", 0)
     structure = find_structure(classifier.model)
     heads_only = structure.only(["heads"])
-    scores, info = scores_of(classifier.model, heads_only, classifier.scoring, config(4))
+    scores, info = scores_of(classifier.model, heads_only, classifier.scoring, config(64))
     references = observe_all(classifier.model, structure, classifier.scoring, 256, torch.Generator().manual_seed(0))
     parts = [exact_losses(classifier.model, structure, group, references, 1.0) for group in heads_only.groups]
     trajectory, output = (sum(part[i].sum() for part in parts) for i in (0, 1))
-    assert info["lambda"] == pytest.approx(trajectory / output, rel=1e-3)
-    assert sum(values.sum() for values in scores.values()) == pytest.approx(2 * trajectory, rel=1e-3)
+    assert info["lambda"] == pytest.approx(trajectory / output, rel=0.3)
+    assert sum(values.sum() for values in scores.values()) == pytest.approx(2 * trajectory, rel=0.3)
+
+
+def test_heads_are_ranked_as_exact_masking_does(classifier: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optin, "SUSPECTS", 0)
+    heads = find_structure(classifier.model).only(["heads"])
+    found, _ = scores_of(classifier.model, heads, classifier.scoring, config(64))
+    exact = score(classifier.model, heads, classifier.scoring, config(score="optin-exact"), seed=0).values
+    every = [np.concatenate([one[group.key] for group in heads.groups]) for one in (found, exact)]
+    assert spearmanr(*every).statistic > 0.9
 
 
 @pytest.mark.parametrize("name", ["bert", "vit", "resnet-timm"])

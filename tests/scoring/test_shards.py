@@ -58,7 +58,7 @@ def test_scores_do_not_depend_on_the_number_of_workers(method: str) -> None:
     flat = [shard for shards in seen for shard in shards]
     assert {shard.batch for shard in flat} == {0, 1, 2}
     if method == "optin":
-        assert {shard.kind for shard in flat} == {"exact", "pilot", "sizes", "probes"}
+        assert {shard.kind for shard in flat} == {"few", "pilot", "sizes", "probes"}
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet-timm"])

@@ -321,7 +321,7 @@ def test_gauss_newton_is_a_choice_of_the_recipe(
     vit_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Off for transformers, on where it is asked for; the surgery is done again and nothing before it."""
-    monkeypatch.setattr("optin_export.data.loading.CALIBRATION_BATCH", 8)
+    monkeypatch.setattr("optin_export.data.batch_size.MOST", 8)
     monkeypatch.setattr("optin_export.repair.gauss_newton.LEAST_HELD", 8)
     prune = vit_recipe()["prune"]
     plain = optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="surgery")

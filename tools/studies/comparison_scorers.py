@@ -28,7 +28,7 @@ def fisher_scores(request: Request) -> Result:
 
     No labels: the expectation is over the model's own distribution, not over the data's labels.
     """
-    scorer = Scorer.of(request, every_group)
+    scorer = Scorer.of(request)
     sketch, wanted = scorer.sketch, request.config.probes
     starts = range(0, MAX_PROBES // 2 if wanted == "auto" else wanted, CHUNK)
     with contextlib.closing(scorer), request.spread(scorer) as run:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import marks
+import render_cost
 import render_endurance
 import render_speech
 import render_timing
@@ -302,6 +303,7 @@ SECTIONS = {
     "tokens": _tokens,
     "finetune": _finetune,
     "whisper": render_speech.whisper,
+    "cost": render_cost.cost,
     "attacks": _attacks,
     "kills": render_endurance.kills,
     "soak": render_endurance.soak,

@@ -29,6 +29,7 @@ def print_dry_run(recipe: Recipe, folder: Path, as_json: bool) -> int:
     from optin_export.cli.dry_run.work import planned_work
 
     # This import loads torch.
+    from optin_export.stages.forecast import forecast_of
     from optin_export.stages.preflight import Known, preflight
 
     variants = expand(recipe)
@@ -39,7 +40,8 @@ def print_dry_run(recipe: Recipe, folder: Path, as_json: bool) -> int:
         raise wrong
     refusal = next((one.refusal for one in checked if one.refusal is not None), None)
     shown, place = (variants[0].recipe, folder / variants[0].label) if variants else (recipe, folder)
-    cost, findings = estimate_cost(shown, place), checked[0].findings
+    forecast = None if refusal is not None or checked[0].not_checked else forecast_of(shown)
+    cost, findings = estimate_cost(shown, place, forecast), checked[0].findings
     stages = list(zip(planned_work(shown, place), cost.stages, strict=True))
     if as_json:
         document: dict[str, Any] = {"name": recipe.name}
@@ -57,7 +59,7 @@ def print_dry_run(recipe: Recipe, folder: Path, as_json: bool) -> int:
     limit = " as far as it could be checked (see the end)" if checked[0].not_checked or refusal else ""
     print(f"{shown.name}: the recipe is valid{limit}; a run in {place} would")
     print("\n".join(f"  {name:<8} {work}\n{'':<11}{one}" for (name, work), one in stages))
-    print(cost.summary())
+    print("\n".join(filter(None, (cost.total, cost.summary()))))
     print("\n".join(str(finding) for finding in findings if finding.state != "refused"))
     if refusal is not None:
         raise refusal

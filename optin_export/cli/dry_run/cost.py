@@ -1,7 +1,8 @@
 """Estimate the time, memory and disk space of a run's stages. Does not load torch.
 
-Numbers of an earlier run are preferred: a run in the same folder, or of the same model in a sibling folder. Otherwise
-lower bounds are derived from the size of the model. Without a bound, the cost is unknown.
+Numbers of an earlier run are preferred: a run in the same folder, or of the same model in a sibling folder. Then come
+those of a forecast (`stages.forecast`), if the model is on this machine. Otherwise lower bounds are derived from the
+size of the model. Without a bound, the cost is unknown.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -20,6 +21,9 @@ from optin_export.recipe.load import load_recipe
 from optin_export.workdir.durations import recall
 from optin_export.workdir.onnx_files import MAX_BYTES
 from optin_export.workdir.run_directory import STAGES
+
+if TYPE_CHECKING:
+    from optin_export.stages.forecast import Forecast
 
 #: As in `measure.latency`: minimum blocks of a measurement, seconds per engine in a block, and seconds of its warm-up.
 BLOCKS, BLOCK_SECONDS, WARM_UP_SECONDS = 24, 0.12, 0.5
@@ -35,20 +39,21 @@ _RELATIVE_SIZE = {"fp32": 1.0, "fp16": 0.5, "bf16": 0.5, "int8": 0.25, "fp8": 0.
 
 @dataclass(frozen=True)
 class StageCost:
-    """Seconds and bytes of one stage. kind: whether they were measured in an earlier run or are a lower bound.
+    """Seconds and bytes of one stage. kind: whether they were measured in an earlier run, forecast from a forward and a
+    backward pass of the model, or are a lower bound.
 
     memory_bytes: measured: the peak of the process during the stage; a bound: the weights that are in memory at the
     same time, without libraries and activations. basis: where the numbers come from.
     """
 
     stage: str
-    kind: Literal["measured", "at least", "unknown"]
+    kind: Literal["measured", "forecast", "at least", "unknown"]
     seconds: float | None
     memory_bytes: int | None
     basis: str
 
     def __str__(self) -> str:
-        least = "at least " if self.kind == "at least" else ""
+        least = {"at least": "at least ", "forecast": "about "}.get(self.kind, "")
         seconds = "time not known" if self.seconds is None else f"{least}{_duration(self.seconds)}"
         memory = "memory not known" if self.memory_bytes is None else f"{least}{_bytes(self.memory_bytes)}"
         return f"{seconds}, {memory} ({self.basis})"
@@ -70,6 +75,16 @@ class RunCost:
         """Whether the weights are too large for an ONNX file and get files of their own; None if unknown."""
         return None if self.size is None else 4 * self.size.parameters > MAX_BYTES - MAX_BYTES // 16
 
+    @property
+    def total(self) -> str:
+        """The time of all stages whose time is known, and the largest peak; "" if scoring is only bounded."""
+        known = {one.stage: one for one in self.stages if one.kind in ("measured", "forecast")}
+        if not {"scoring", "surgery"} <= set(known):
+            return ""
+        seconds = sum(one.seconds or 0 for one in known.values())
+        peak = max(one.memory_bytes or 0 for one in known.values())
+        return f"in all about {_duration(seconds)} and {_bytes(peak)} at the peak"
+
     def to_json(self) -> dict[str, Any]:
         size = None if self.size is None else asdict(self.size)
         return {"disk_bytes": self.disk_bytes, "model": size, "external_data": self.external_data}
@@ -84,7 +99,7 @@ class RunCost:
         return text
 
 
-def estimate_cost(recipe: Recipe, folder: Path) -> RunCost:
+def estimate_cost(recipe: Recipe, folder: Path, forecast: Forecast | None = None) -> RunCost:
     """Estimate the cost of a run of `recipe` in `folder`, as far as it is known."""
     measured, whose = _earlier_run(recipe, folder)
     size = size_of(recipe)
@@ -95,6 +110,9 @@ def estimate_cost(recipe: Recipe, folder: Path) -> RunCost:
         if stage in measured:
             entry = measured[stage]
             stages.append(StageCost(stage, "measured", entry["seconds"], entry["peak_bytes"], whose))
+        elif forecast is not None and stage in forecast.seconds:
+            peak = forecast.peak_bytes.get(stage, memory.get(stage))
+            stages.append(StageCost(stage, "forecast", forecast.seconds[stage], peak, f"from {forecast.timed}"))
         elif stage in seconds or stage in memory:
             least, basis = seconds.get(stage, (None, ""))
             bases = [one for one in (basis, "weights alone" if stage in memory else "") if one]

@@ -1,0 +1,68 @@
+"""What loss curves and repair take, for forecasts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from optin_export.repair import gauss_newton, second_order, sensitivity
+from optin_export.repair.curves import CALIBRATION_ROWS, counts_of
+from optin_export.repair.least_squares import DAMPINGS
+from optin_export.repair.measured_points import THINNED, is_measured, measured_at
+from optin_export.repair.settings import RepairSettings
+from optin_export.units import Effort, LayerSize, Structure, UnitGroup, later_share
+
+
+def sensitivity_effort(rows: int) -> Effort:
+    """The weights of the least squares, from all calibration rows."""
+    return Effort(graph=rows, backward=2 * sensitivity.PROBES * rows)
+
+
+def curves_effort(
+    structure: Structure, sizes: Mapping[str, LayerSize], settings: RepairSettings, calibration: int, scoring: int
+) -> Effort:
+    """calibration, scoring: numbers of rows; sizes: of the layers that read units."""
+    whole = is_measured(structure)
+    total = Effort() if whole else Effort(graph=scoring, backward=2 * second_order.PROBES * scoring)
+    grams = min(calibration, CALIBRATION_ROWS) if settings.repair else 0
+    total += Effort(forward=grams)
+    for group in structure.groups:
+        counts = counts_of(group.count, 0)
+        measured = (len(counts) - 1) * scoring if whole else len(measured_at(counts)) * scoring / THINNED
+        total += Effort(forward=measured * later_share(structure, group))
+        for size in (sizes[path] for path in group.reads):
+            weights = size.inputs * size.outputs
+            if not whole:
+                total += Effort(multiply=(len(counts) - 1) * scoring * size.positions * weights)
+            if settings.repair:
+                total += Effort(multiply=grams * size.positions * size.inputs**2)
+                total += Effort(solve=size.inputs**3 / 3 + (2 + len(counts) / 3) * size.inputs * weights)
+    return total
+
+
+def repair_effort(
+    structure: Structure, sizes: Mapping[str, LayerSize], settings: RepairSettings, rows: int, kept: float
+) -> Effort:
+    """sizes: of the layers that make or read units; kept: the share of the units that stays."""
+    if not settings.repair:
+        return Effort()
+    each = len(structure.groups) / max(len(structure.blocks), 1)
+    # One pass of the unpruned model; of the smaller one, one for its blocks' outputs and one and a bit per group.
+    total = Effort(forward=rows * (1 + kept * (1 + 1.1 * each)))
+    for group in structure.groups:
+        for inputs, outputs, positions in _systems(group, sizes, kept):
+            square, both = inputs**2, inputs * outputs
+            total += Effort(multiply=rows * positions * (square + both))
+            total += Effort(solve=(len(DAMPINGS) - 1) * (inputs**3 / 3 + 3 * inputs * both))
+    if settings.gauss_newton:
+        # Two models, the gradient, and the probes of the matrix, in every round.
+        total += gauss_newton.ROUNDS * Effort(forward=2 * rows, graph=rows, backward=(1 + gauss_newton.PROBES) * rows)
+    return total
+
+
+def _systems(group: UnitGroup, sizes: Mapping[str, LayerSize], kept: float) -> list[tuple[float, float, float]]:
+    """(inputs, outputs, positions) of the linear systems of one group: its producers together, and each reader."""
+    made = [sizes[one.path] for one in group.producers if one.path in sizes]
+    found = [(sizes[path].inputs * kept, float(sizes[path].outputs), sizes[path].positions) for path in group.reads]
+    if made:
+        found.append((float(made[0].inputs), kept * sum(one.outputs for one in made), made[0].positions))
+    return found

@@ -1,0 +1,136 @@
+"""The loss of other weights in single layers, to second order, from a few backward passes.
+
+    loss = E[(sum over rows of <g, dy>)^2],   dy = (W' - W) a + b' - b
+
+g is the gradient, with respect to the layer's output, of v . r: the residuals r of the loss, in a random direction v.
+With E[v v^T] = I this is the quadratic form of the loss's Gauss-Newton matrix in dy. Every sample has its own v. One
+backward pass gives g for all layers, so the work is linear in depth; a forward pass per candidate, through all layers
+that follow, is quadratic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+
+from optin_export.data import Batch
+from optin_export.models import TaskModel
+from optin_export.objective import ROWS, OutputNoise, observation_of, output_probe, trajectory_probe
+from optin_export.progress import advance
+from optin_export.repair.sensitivity import graph
+from optin_export.repair.settings import RepairSettings
+from optin_export.units import (
+    Structure,
+    block_outputs,
+    calls_of,
+    get_layer,
+    layer_inputs,
+    layer_outputs,
+    with_weights,
+)
+from optin_export.workdir.disk_offload import OffloadedTensors
+
+#: Probes per term and batch.
+PROBES = 2
+#: Layer -> the changes of its weight [candidates, ...] and of its bias [candidates, outputs].
+Changes = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+class Tried:
+    """What is tried in each group: a number of candidates, and the changes of the layers that read its units."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+        self.batch_dims: dict[str, int] = {}
+        self.changes = OffloadedTensors("the loss curves", "lower prune.curve_samples")
+
+    def add(self, changes: Changes, candidates: int, batch_dim: int) -> None:
+        self.changes[len(self.counts)] = changes
+        self.counts.append(candidates)
+        self.batch_dims.update(dict.fromkeys(changes, batch_dim))
+
+
+def second_order_losses(
+    model: TaskModel,
+    structure: Structure,
+    batches: Sequence[Batch],
+    tried: Tried,
+    settings: RepairSettings,
+) -> list[np.ndarray]:
+    """(trajectory, output) losses, sums over a batch's samples: per group float64 [batches, candidates, 2].
+
+    structure: measured. settings: temperature, and the seed of the probes and of the compared token rows.
+    """
+    draw, generator = (torch.Generator().manual_seed(settings.seed + one) for one in (0, 1))
+    noise, paths = OutputNoise(generator), sorted(tried.batch_dims)
+    losses = [np.zeros((len(batches), count, 2)) for count in tried.counts]
+    for index, batch in enumerate(batches):
+        size = len(next(iter(batch.inputs.values())))
+        with ExitStack() as stack:
+            stack.enter_context(structure.gradients())
+            stack.enter_context(graph(model))
+            read = stack.enter_context(layer_inputs(model, paths))
+            made = stack.enter_context(layer_outputs(model, paths, structure.rewritten))
+            hidden = stack.enter_context(block_outputs(model, structure.observed, structure.rewritten))
+            output = model(**batch.inputs)
+            seen = observation_of(model, structure, batch.inputs, (hidden, output), ROWS, draw)
+            given = {path: [one.detach() for one in calls_of(value)] for path, value in read.items()}
+            # A copy: layers that run again in the backward pass (checkpointing) must not be added to it.
+            wanted = {path: [one for one in calls if one.requires_grad] for path, calls in made.items()}
+            terms: tuple[list[_Gradients], list[_Gradients]] = ([], [])
+            for _ in range(PROBES):
+                along = noise.draw(index, seen.output)
+                probes = (
+                    trajectory_probe(list(seen.rows.values()), generator),
+                    output_probe(model.output_kind, seen.output, settings.temperature, along, seen.weights),
+                )
+                for found, probe in zip(terms, probes, strict=True):
+                    found.append(_gradients(probe, wanted))
+        with torch.no_grad():
+            for number, total in enumerate(losses):
+                products = _products(model, tried, number, given, [*terms[0], *terms[1]], size)
+                total[index] = products.square().sum(2).view(-1, 2, PROBES).mean(2).numpy()
+        advance()
+    return losses
+
+
+_Gradients = Mapping[str, Sequence[torch.Tensor | None]]
+
+
+def _gradients(probe: torch.Tensor, wanted: Mapping[str, Sequence[torch.Tensor]]) -> _Gradients:
+    every = [one for calls in wanted.values() for one in calls]
+    found = iter(torch.autograd.grad(probe, every, retain_graph=True, allow_unused=True))
+    return {path: [next(found) for _ in calls] for path, calls in wanted.items()}
+
+
+def _products(
+    model: TaskModel,
+    tried: Tried,
+    group: int,
+    given: Mapping[str, Sequence[torch.Tensor]],
+    gradients: Sequence[_Gradients],
+    samples: int,
+) -> torch.Tensor:
+    """Sums over rows of <g, dy>, over all layers and calls: float64 [candidates, probes, samples]."""
+    total = torch.zeros(tried.counts[group], len(gradients), samples, dtype=torch.float64)
+    for path, (weights, biases) in tried.changes[group].items():
+        layer, batch_dim = get_layer(model, path), tried.batch_dims[path]
+        for call, inputs in enumerate(given.get(path, ())):
+            directions = [one[path][call] if call < len(one.get(path, ())) else None for one in gradients]
+            present = [number for number, one in enumerate(directions) if one is not None]
+            if not present:
+                continue
+            stacked = torch.stack([_per_sample(directions[number], batch_dim, samples) for number in present])
+            for candidate, change in enumerate(zip(weights.to(inputs.dtype), biases.to(inputs.dtype), strict=True)):
+                moved = _per_sample(with_weights(layer, change)(inputs), batch_dim, samples)
+                total[candidate, present] += torch.einsum("psf,sf->ps", stacked, moved).double().cpu()
+    return total
+
+
+def _per_sample(tensor: torch.Tensor | None, batch_dim: int, samples: int) -> torch.Tensor:
+    """[samples, all other elements]; windows of one sample follow each other."""
+    assert tensor is not None
+    return tensor.detach().movedim(batch_dim, 0).reshape(samples, -1)
