@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from optin_export import pruning
@@ -22,9 +21,6 @@ from optin_export.recipe import absolute_source
 from optin_export.search import Plan
 from optin_export.units import Structure
 from optin_export.workdir.files import Scratch
-
-#: Largest relative difference between the outputs of a saved model and of the one that was saved.
-SAME = 1e-4
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,7 +62,7 @@ class Pruned:
             pruning.save_model(scratch.path / "model", *saved)
             try:
                 again = pruning.load_model(scratch.path / "model", trust_python=True)
-                reason = self._difference(model, again)
+                reason = pruning.difference(model, again, self._inputs)
             except InputError as error:
                 reason = error.why
         if reason is not None:
@@ -105,14 +101,6 @@ class Pruned:
         named = {"library": "timm", "name": name} if prefix == "timm" else {"library": "python", "source": source}
         kept = {key: base[key] for key in ("task", "pooling", "normalize")}
         return {**named, "args": dict(args or {}), **kept}
-
-    def _difference(self, model: TaskModel, again: TaskModel) -> str | None:
-        with torch.no_grad():
-            expected, got = model(**self._inputs), again(**self._inputs)
-        if got.shape != expected.shape:
-            return f"its output is {list(got.shape)}, not {list(expected.shape)}"
-        difference = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
-        return None if difference <= SAME else f"its outputs differ by {difference:.1e} of the largest"
 
     def _table(self) -> tuple[str, list[list[str]]]:
         """A headline, and a row per block with the units kept of each kind; the first row names the kinds."""

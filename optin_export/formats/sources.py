@@ -12,11 +12,11 @@ from optin_export.formats.changes import EQUIVALENTS
 from optin_export.models.adapt import pass_position_bias, take_bias_of_heads
 from optin_export.pruning import code_sizes
 from optin_export.pruning.rebuild import Constant, Passthrough, set_size
-from optin_export.units.outputs import map_tensors
+from optin_export.units.outputs import map_tensors, tensors_in
 from optin_export.units.selected_heads import BUFFER, select_part, whole_arguments
 
 _PARTS: tuple[Callable[..., Any], ...] = (
-    *(Constant, Passthrough, set_size, map_tensors, select_part, whole_arguments),
+    *(Constant, Passthrough, set_size, map_tensors, tensors_in, select_part, whole_arguments),
     *(take_bias_of_heads, pass_position_bias),
 )
 _IMPORTS = """from __future__ import annotations
@@ -27,7 +27,7 @@ import functools
 import itertools
 {json}import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 {path}from typing import Any, NamedTuple
 
 {timm}import torch

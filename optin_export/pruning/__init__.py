@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optin_export.pruning.checkpoint import Architecture, PythonSource, load_model, save_model, save_places
+from optin_export.pruning.checkpoint import Architecture, PythonSource, difference, load_model, save_model, save_places
 from optin_export.pruning.family_check import Checked, check_family
 from optin_export.pruning.rebuild import rebuild
 from optin_export.pruning.token_merging import count_tokens, insert_merging
@@ -14,6 +14,7 @@ __all__ = [
     "PythonSource",
     "check_family",
     "count_tokens",
+    "difference",
     "insert_merging",
     "load_model",
     "rebuild",

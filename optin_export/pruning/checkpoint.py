@@ -29,6 +29,8 @@ MAX_BYTES = 16 << 20
 #: Building a model may allocate this many times the bytes of its pruned weights (the unpruned model is built first and
 #: traced), and at least this many bytes.
 MOST_LARGER, LEAST_LIMIT = 64, 1 << 30
+#: Largest relative difference between the outputs of a saved model and of the one that was saved.
+SAME = 1e-4
 #: Maximum total elements of the example inputs: two rows at the shipped shape.
 MAX_ELEMENTS = 1 << 26
 
@@ -149,6 +151,20 @@ def load_model(folder: str | Path, trust_python: bool | PythonSource = False) ->
             f"{type(error).__name__}: {error}"[:300],
             "give the model/ folder of a finished run, and the versions of manifest.json",
         ) from error
+
+
+@torch.no_grad()
+def difference(model: TaskModel, again: TaskModel, inputs: Inputs) -> str | None:
+    """How the outputs of a loaded model differ from those of the one that was saved; None if they do not."""
+    expected = model(**inputs)
+    try:
+        got = again(**inputs)
+    except Exception as error:  # a module's own code, which may depend on what it computed before
+        return f"it does not run: {type(error).__name__}: {error}"[:300]
+    if got.shape != expected.shape:
+        return f"its output is {list(got.shape)}, not {list(expected.shape)}"
+    largest = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+    return None if largest <= SAME else f"its outputs differ by {largest:.1e} of the largest"
 
 
 def _assembled(

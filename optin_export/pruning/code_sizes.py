@@ -2,8 +2,10 @@
 
 They come from the width of an input, from attributes or from constants, and are those of all units. In the forward of a
 module that lost units, some of them are replaced, call by call: `(reshape 2 3)` is entry 3 of the sizes of the third
-call of `reshape` or `view`. Calls on integers are not counted. Sizes that do not count units may be wrong as well, if
-the code computes them from both kinds; they stay `whole`. Its class keeps its name, and its layers their paths.
+call of `reshape` or `view`. Calls are counted whose values are computed from the module's arguments or parameters:
+others, such as the distances of tokens, a module may compute in one pass and keep for the next. Sizes that do not count
+units may be wrong as well, if the code computes them from both kinds; they stay `whole`. Its class keeps its name, and
+its layers their paths.
 """
 
 from __future__ import annotations
@@ -18,12 +20,19 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from optin_export.units import tensors_in
+
 #: The attribute with the sizes to replace: (function, number of its call) -> {position: size}.
 REPLACED = "replaced_sizes"
 Key = tuple[str, int]
 _NAME = re.compile(r"\((expand|reshape|split|unflatten) (\d{1,6}) (\d{1,3})( whole)?\)")
 #: Functions by their name, as methods or not -> the name in `Key`.
 _FUNCTIONS = {"expand": "expand", "reshape": "reshape", "view": "reshape", "split": "split", "unflatten": "unflatten"}
+#: Functions whose result has the values of their first argument, and of the others at most the shape or type; those
+#: named `new_...` and `..._like` have values of none.
+_SHAPED = {"expand_as", "reshape_as", "to", "type_as", "view_as"}
+#: The attribute of a tensor with the run in which it was computed from the module's arguments or parameters.
+_RUN = "_computed_in"
 
 
 class SizedCall(NamedTuple):
@@ -45,24 +54,41 @@ class SizedCall(NamedTuple):
 
 
 class SizedCalls(TorchFunctionMode):
-    """Runs every call with sizes through `see`, whose result is that of the call."""
+    """Runs every call with sizes, in one run of a module, through `see`, whose result is that of the call.
 
-    def __init__(self, see: Callable[[SizedCall], Any]) -> None:
+    given: the arguments of the run.
+    """
+
+    def __init__(self, module: nn.Module, given: Any, see: Callable[[SizedCall], Any]) -> None:
         super().__init__()
-        self.see, self.numbers = see, Counter[str]()
+        self.see, self.numbers, self.run = see, Counter[str](), object()
+        # By identity, and held, so that none of them is another tensor later.
+        self.given = {id(tensor): tensor for tensor in (*tensors_in(given), *module.parameters())}
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = _FUNCTIONS.get(getattr(func, "__name__", ""))
-        call = None if name is None else self._call(name, func, args, kwargs or {})
-        return func(*args, **(kwargs or {})) if call is None else self.see(call)
+        name, named = getattr(func, "__name__", ""), kwargs or {}
+        counts = self._is_computed(name, args, named)
+        call = self._call(_FUNCTIONS[name], func, args, named) if counts and name in _FUNCTIONS else None
+        result = func(*args, **named) if call is None else self.see(call)
+        if counts:
+            for tensor in tensors_in(args[0] if name == "__setitem__" else result):
+                setattr(tensor, _RUN, self.run)
+        return result
+
+    def _is_computed(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the function's result is computed from the module's arguments or parameters."""
+        if name.startswith("new_") or name.endswith("_like"):
+            return False
+        sources = args[:1] if name in _SHAPED else (args, kwargs)
+        return any(getattr(one, _RUN, None) is self.run or id(one) in self.given for one in tensors_in(sources))
 
     def _call(self, name: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SizedCall | None:
         tensor, *rest = [*args, *kwargs.values()]
         if not isinstance(tensor, torch.Tensor) or not rest or isinstance(rest[0], torch.dtype):
             return None
-        if not tensor.is_floating_point():  # indices, which a module may keep from one pass to the next
+        if not tensor.is_floating_point():  # indices
             return None
         key = name, self.numbers[name]
         self.numbers[name] += 1
@@ -115,7 +141,7 @@ def _following(base: Any) -> Any:
             new = replaced.get(call.key, {})
             return call.run(tuple(new.get(position, size) for position, size in enumerate(call.sizes)))
 
-        with SizedCalls(see):
+        with SizedCalls(self, (args, kwargs), see):
             return base.forward(self, *args, **kwargs)
 
     def reduce(self: Any, protocol: int) -> tuple[Any, ...]:

@@ -6,7 +6,6 @@ along a dimension that change with some units are theirs, and the others are wha
 
 from __future__ import annotations
 
-import copy
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 
 from optin_export.models import Inputs
 from optin_export.pruning.code_sizes import Key, SizedCall, SizedCalls, size_name
+from optin_export.pruning.rebuild import copied
 from optin_export.units import UnitGroup, capture, get_module
 
 #: (sizes as given, per position the size with all units and without some).
@@ -56,7 +56,7 @@ def _around(model: nn.Module, group: UnitGroup, inputs: Inputs) -> list[str]:
 
 def _with_other_values(model: nn.Module, group: UnitGroup, units: Sequence[int]) -> nn.Module:
     """A copy of the model with random rows and table entries of these units."""
-    other, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    other, generator = copied(model), torch.Generator().manual_seed(0)
 
     def redraw(tensor: torch.Tensor | None, dim: int, entries: Sequence[int]) -> None:
         if tensor is None or not tensor.is_floating_point():
@@ -107,7 +107,7 @@ def _results(
 
     def begin(path: str, args: Any, kwargs: Any) -> None:
         runs.append({})
-        modes.append(SizedCalls(see))
+        modes.append(SizedCalls(get_module(model, path), (args, kwargs), see))
         modes[-1].__enter__()
 
     def end(path: str, args: Any, output: Any) -> None:

@@ -6,9 +6,9 @@ import bisect
 import copy
 import dataclasses
 import warnings
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch_pruning
@@ -17,6 +17,8 @@ from torch import nn
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
 from optin_export.pruning.code_sizes import is_code_size, replace_size
+from optin_export.pruning.grouped_rows import ROWS as ROWS_OF_GROUPS
+from optin_export.pruning.grouped_rows import cut_rows_of_groups
 from optin_export.search import GroupPlan
 from optin_export.units import (
     SELECTED_HEADS,
@@ -29,6 +31,8 @@ from optin_export.units import (
     select_heads,
     set_module,
 )
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Constant(nn.Module):
@@ -67,7 +71,7 @@ def rebuild(
     rounding. Raises InputError if the plan is not for this model.
     """
     _check(structure, groups)
-    dense = copy.deepcopy(model)
+    dense = copied(model)
     reset_caches(dense)  # they would have the sizes of before
     todo = [group for group in structure.groups if 0 < len(groups[group.key].kept) < group.count]
     removed = {group.key: _removed(group, groups[group.key]) for group in todo}
@@ -87,6 +91,13 @@ def rebuild(
         if not groups[group.key].kept:
             drop(dense, group)
     return dense, shrunk(structure, groups)
+
+
+def copied(model: Module) -> Module:
+    """A deep copy. The many empty containers of modules, such as those for hooks, are made here, which is faster."""
+    values = [value for module in model.modules() for value in vars(module).values()]
+    empty = {id(one): type(one)() for one in values if type(one) in (dict, OrderedDict, set) and not one}
+    return copy.deepcopy(model, empty)
 
 
 def shrunk(structure: Structure, groups: Mapping[str, GroupPlan]) -> Structure:
@@ -241,8 +252,13 @@ def set_size(model: nn.Module, attribute: str, value: int) -> None:
 def _remove_explicitly(model: TaskModel, groups: Sequence[UnitGroup], removed: Mapping[str, Sequence[int]]) -> None:
     """Cut all groups at once: several may have rows or columns in one layer."""
     cuts = _Cuts.of(groups, removed)
+    loose = {one.path for group in groups for one in group.producers if one.keeps_inputs}
     for path, rows in cuts.rows.items():
-        _cut_rows(get_module(model, path), rows)
+        layer = get_module(model, path)
+        if path in loose:
+            cut_rows_of_groups(layer, rows)
+        else:
+            _cut_rows(layer, rows)
     for path, columns in cuts.columns.items():
         reader = get_module(model, path)
         is_linear = isinstance(reader, nn.Linear)
@@ -298,6 +314,7 @@ def _check_untouched(model: TaskModel, dense: TaskModel, structure: Structure) -
     before = {name: tensor.shape for name, tensor in model.state_dict().items()}
     after = {name: tensor.shape for name, tensor in dense.state_dict().items()}
     selections = {f"{group.selects[0]}.{SELECTED_HEADS}" for group in structure.groups if group.selects is not None}
+    selections |= {f"{name}.{ROWS_OF_GROUPS}" for name in declared}
     after = {name: shape for name, shape in after.items() if name in before or name not in selections}
     changed = {name for name in before if after.get(name) != before[name]}
     tables = {table.path for group in structure.groups for table in group.tables}

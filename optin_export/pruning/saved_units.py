@@ -40,6 +40,7 @@ class SavedProducer(_Saved):
     norm: Path | None = None
     rows: Number | None = None
     index: Runs | None = None
+    keeps_inputs: bool = False
 
 
 class SavedTable(_Saved):
@@ -175,7 +176,8 @@ def _saved(group: UnitGroup) -> SavedGroup:
 def _loaded(saved: SavedGroup) -> UnitGroup:
     values: dict[str, Any] = {name: getattr(saved, name) for name in SavedGroup.model_fields}
     values["producers"] = tuple(
-        Producer(one.path, one.fused, one.norm, one.rows, _indices(one.index, saved.count)) for one in saved.producers
+        Producer(one.path, one.fused, one.norm, one.rows, _indices(one.index, saved.count), one.keeps_inputs)
+        for one in saved.producers
     )
     values["tables"] = tuple(
         Table(one.path, one.dim, one.entries, _indices(one.index, saved.count)) for one in saved.tables

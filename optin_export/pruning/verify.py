@@ -20,6 +20,7 @@ from optin_export.models import Inputs, TaskModel
 from optin_export.pruning.code_sizes import is_code_size
 from optin_export.pruning.counted_costs import random_half, with_costs
 from optin_export.pruning.measured_sizes import measured_sizes
+from optin_export.pruning.mixing import module_that_mixes
 from optin_export.pruning.rebuild import rebuild
 from optin_export.pruning.size_attributes import Sizes, modules_around, possible_sizes
 from optin_export.pruning.tied_groups import tied_groups
@@ -38,6 +39,8 @@ from optin_export.units import (
 
 #: Largest difference between the masked and the rebuilt model, relative to the largest output.
 TOLERANCE = 1e-4
+#: (number of the variant, units that stay in each group) -> the masked model's output. Sizes change nothing in it.
+Outputs = dict[tuple[int, tuple[tuple[int, ...], ...]], torch.Tensor]
 #: Sets of attributes that are tried before the sizes in the code are measured.
 FEW_ATTRIBUTES = 10
 
@@ -61,7 +64,9 @@ def _exact(model: TaskModel, structure: Structure, found: Sequence[UnitGroup], i
     failed: dict[str, Refusal] = {}
     for groups, tried in _checked(model, structure, list(_types(model, structure, found)), variants):
         if isinstance(tried, str):
-            failed |= dict.fromkeys((group.key for group in groups), _refusal(groups, tried))
+            mixing = module_that_mixes(model, groups[0], variants[0]) if groups[0].kind == "heads" else None
+            why = tried if mixing is None else f"'{mixing}' mixes the features of all of them"
+            failed |= dict.fromkeys((group.key for group in groups), _refusal(groups, why))
         else:
             kept |= {group.key: group for group in tried}
     # Also with parts that can go alone: the last part of a split may be smaller.
@@ -164,15 +169,15 @@ def _tried(
     model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], variants: Sequence[Inputs]
 ) -> list[UnitGroup] | str:
     """The groups with sizes for which the first one can be removed exactly; the reason if there are none."""
-    first, wrong = groups[0], ""
+    first, wrong, known = groups[0], "", Outputs()
     block = structure.blocks[first.block]
     selections = _possible_selections(model, first, variants)
     attributes = list(possible_sizes(model, block, first))
     for code, selects, sizes in _trials(model, first, variants, selections, attributes):
         group = dataclasses.replace(first, sizes=(*sizes, *code), selects=selects)
-        result = _wrong(model, structure, [group], variants)
+        result = _wrong(model, structure, [group], variants, known)
         if result is None:
-            group = _with_least_sizes(model, structure, group, variants)
+            group = _with_least_sizes(model, structure, group, variants, known)
             same = [_like(one, structure.blocks[one.block], group, block) for one in groups[1:]]
             return [group, *(_with_own_code_sizes(model, one, variants) for one in same)]
         wrong = wrong or result
@@ -201,7 +206,7 @@ def _code_sizes(model: TaskModel, group: UnitGroup, variants: Sequence[Inputs]) 
 
 
 def _with_own_code_sizes(model: TaskModel, group: UnitGroup, variants: Sequence[Inputs]) -> UnitGroup:
-    """The group with the sizes in the code around its own layers, instead of those of another block.
+    """The group with the sizes in the code around its own layers, instead of those of another block, if they are found.
 
     Blocks of one class may run other code: only some shift windows, or reduce keys.
     """
@@ -213,19 +218,19 @@ def _with_own_code_sizes(model: TaskModel, group: UnitGroup, variants: Sequence[
     def similar(sizes: Sizes) -> tuple[str, bool]:
         return sizes[0][0].rpartition(".")[0], any("whole" in name for name, _ in sizes)
 
-    own = next((sizes for sizes in _code_sizes(model, group, variants) if similar(sizes) == similar(code)), ())
+    own = next((sizes for sizes in _code_sizes(model, group, variants) if similar(sizes) == similar(code)), code)
     return dataclasses.replace(group, sizes=(*attributes, *own))
 
 
 def _with_least_sizes(
-    model: TaskModel, structure: Structure, group: UnitGroup, variants: Sequence[Inputs]
+    model: TaskModel, structure: Structure, group: UnitGroup, variants: Sequence[Inputs], known: Outputs
 ) -> UnitGroup:
     """The group without attributes that need not change: they have such a value by chance."""
     for one in group.sizes:
         if is_code_size(one[0]):
             continue
         fewer = dataclasses.replace(group, sizes=tuple(other for other in group.sizes if other != one))
-        if _wrong(model, structure, [fewer], variants) is None:
+        if _wrong(model, structure, [fewer], variants, known) is None:
             group = fewer
     return group
 
@@ -252,13 +257,20 @@ def _like(group: UnitGroup, block: str, found: UnitGroup, other: str) -> UnitGro
 
 
 def _wrong(
-    model: TaskModel, structure: Structure, groups: Sequence[UnitGroup], variants: Sequence[Inputs]
+    model: TaskModel,
+    structure: Structure,
+    groups: Sequence[UnitGroup],
+    variants: Sequence[Inputs],
+    known: Outputs | None = None,
 ) -> str | None:
-    """Why the model without half of these units is not the masked one; None if it is."""
+    """Why the model without half of these units is not the masked one; None if it is.
+
+    known: outputs of the masked model for these groups, of earlier calls; further ones are added.
+    """
     halves = {group.key: random_half(group) for group in groups}
     fewest = {group.key: GroupPlan(count=group.count, kept=(group.count - 1,)) for group in groups}
     for plans in (halves, fewest):
-        why = _difference(model, structure, groups, plans, variants)
+        why = _difference(model, structure, groups, plans, variants, known)
         if why is not None:
             return why
     return None
@@ -270,6 +282,7 @@ def _difference(
     groups: Sequence[UnitGroup],
     plans: Mapping[str, GroupPlan],
     variants: Sequence[Inputs],
+    known: Outputs | None = None,
 ) -> str | None:
     part = dataclasses.replace(structure, groups=tuple(groups))
     masks = {group.key: torch.zeros(group.count) for group in groups}
@@ -280,7 +293,8 @@ def _difference(
         dense, _ = rebuild(model, part, plans, variants[0])
     except (RuntimeError, IndexError, AssertionError, AttributeError, InputError) as error:
         return f"the units that {reading} cannot be cut: {error}"[:300]
-    for inputs in variants:
+    known, stay = Outputs() if known is None else known, tuple(plans[group.key].kept for group in groups)
+    for number, inputs in enumerate(variants):
         try:  # before the masked pass, which would be in vain for sizes that do not fit
             with torch.no_grad():
                 got = dense(**inputs)
@@ -288,8 +302,10 @@ def _difference(
             return f"without some of the units that {reading} the model does not run: {type(error).__name__}: {error}"[
                 :300
             ]
-        with torch.no_grad(), masked(model, groups, masks):
-            wanted = model(**inputs)
+        if (number, stay) not in known:
+            with torch.no_grad(), masked(model, groups, masks):
+                known[number, stay] = model(**inputs)
+        wanted = known[number, stay]
         if got.shape != wanted.shape:
             return f"without some of the units that {reading} the output has another shape"
         difference = float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))

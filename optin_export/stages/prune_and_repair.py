@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from optin_export import pruning, repair
+from optin_export.errors import InputError
+from optin_export.models import TaskModel
 from optin_export.search import Plan
 from optin_export.stages.context import FILES, RunContext
 from optin_export.stages.results import PruneResult
@@ -25,6 +27,7 @@ def apply_plan(work: RunContext, plan: Plan) -> PruneResult:
         sources = work.sources
         inputs, operation = sources.fixed(2), work.operation(plan)
         pruning.save_model(folder, operation.dense, sources.loaded.architecture, work.structure, plan, inputs)
+        _check_saved(folder, operation.dense, work)
         pruning.save_places(folder / "places.safetensors", operation.dense, sources.fixed(SHOWN))
         one = sources.fixed(1)
         macs, params = count_macs(operation.dense, one), count_params(operation.dense)
@@ -43,6 +46,17 @@ def apply_plan(work: RunContext, plan: Plan) -> PruneResult:
         return replace(done, finetuned=_fine_tune(work, plan))
     remove(work.folder / "repaired")
     return done
+
+
+def _check_saved(folder: Path, dense: TaskModel, work: RunContext) -> None:
+    """All that follows is done with the model as it is loaded: it must be the one that was checked and repaired."""
+    reason = pruning.difference(dense, pruning.load_model(folder, work.python), work.sources.fixed(2))
+    if reason is not None:
+        raise InputError(
+            "the pruned model, saved and loaded again, is another one",
+            f"{reason}; a module of it computes in its first pass what it then keeps, or is not built alike twice",
+            "let the modules compute the same in every pass, or name other kinds in prune.units",
+        )
 
 
 def _fine_tune(work: RunContext, plan: Plan) -> repair.FineTune:

@@ -24,7 +24,8 @@ class Producer:
     fused: slabs of rows that lie one after another (3 for qkv). norm: a batch norm between it and the consumer, if any.
     rows: output features per unit in one slab, where that is not `UnitGroup.rows` (grouped-query attention: a unit is
     a key and value head with the query heads that share it). index: the output rows of each unit, where they are not
-    such slabs; rows of no unit stay.
+    such slabs; rows of no unit stay. keeps_inputs: it is a grouped convolution whose inputs are no units, so they all
+    stay, and its groups may have different numbers of rows.
     """
 
     path: str
@@ -32,6 +33,7 @@ class Producer:
     norm: str | None = None
     rows: int | None = None
     index: tuple[tuple[int, ...], ...] | None = None
+    keeps_inputs: bool = False
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ def reads_rows(layer: nn.Module) -> bool:
     own = type(layer).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
     if isinstance(layer, Transposed):
         return False
-    return layer.groups == 1 and (own or set(layer.kernel_size) == {1})
+    reads_all = layer.groups == 1 and layer.weight.shape[1] == layer.in_channels  # see `Producer.keeps_inputs`
+    return reads_all and (own or set(layer.kernel_size) == {1})
 
 
 def columns_per_unit(layer: nn.Module, group: UnitGroup) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import torch
 from torch import nn
 
 from optin_export.models.equivalents import MultiheadAttention, use_equivalents
+from optin_export.pruning import verified
+from optin_export.units import find_structure
 from tests.conftest import enlarge
+from tests.pruning.test_verify import check_plans
 
 WIDTH, HEADS, BATCH, LENGTH, SOURCE = 24, 4, 3, 5, 7
 GENERATOR = torch.Generator().manual_seed(3)
@@ -113,13 +117,107 @@ def test_what_adds_keys_stays(args: dict[str, Any]) -> None:
     assert type(module[0]) is nn.MultiheadAttention
 
 
-def test_a_subclass_stays() -> None:
-    class Own(nn.MultiheadAttention):
-        pass
+class OneTensor(nn.MultiheadAttention):
+    """As users write it: self-attention that is called with one tensor."""
 
-    module = nn.ModuleList([Own(WIDTH, HEADS)])
+    def __init__(self, **args: Any) -> None:
+        super().__init__(WIDTH, HEADS, **args)
+
+    def forward(self, x: torch.Tensor, **masks: Any) -> Any:  # type: ignore[override]
+        return super().forward(x, x, x, **masks)
+
+
+class ReadsWeights(nn.MultiheadAttention):
+    """Code of its own that reads the weights of all projections."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        q, k, v = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        q, k, v = (one.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for one in (q, k, v))
+        return self.out_proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Tagged(nn.MultiheadAttention):
+    """Another name only."""
+
+
+def subclass(attention: nn.Module) -> tuple[Any, Any]:
+    """A module with a subclass, and with its equivalent."""
+    original = enlarge(nn.ModuleList([attention])).eval()
+    same = copy.deepcopy(original)
+    use_equivalents(same)
+    assert isinstance(same[0], type(attention)) and type(same[0]).__name__ == type(attention).__name__
+    return original[0], same[0]
+
+
+@pytest.mark.parametrize("masks", [{}, {"key_padding_mask": PADDING[:, :LENGTH]}, {"attn_mask": CAUSAL}])
+@pytest.mark.parametrize("args", [{"batch_first": True}, {"bias": False}])
+def test_a_subclass_keeps_its_methods(args: dict[str, Any], masks: dict[str, Any]) -> None:
+    original, same = subclass(OneTensor(**args))
+    x = given(LENGTH, WIDTH, args.get("batch_first", False))
+    for other in (same, copy.deepcopy(same), pickle.loads(pickle.dumps(same))):
+        assert isinstance(other.q_proj, nn.Linear) and other.num_heads == HEADS
+        with torch.no_grad():
+            assert_same(other(x, **masks), original(x, **masks))
+
+
+def test_a_subclass_in_which_other_features_are_keys_and_values() -> None:
+    original, same = subclass(Tagged(WIDTH, HEADS, kdim=20, vdim=28))
+    inputs = [given(n, size, False) for n, size in ((LENGTH, WIDTH), (SOURCE, 20), (SOURCE, 28))]
+    with torch.no_grad():
+        assert_same(same(*inputs), original(*inputs))
+
+
+def test_a_subclass_reads_the_weights_of_the_layers() -> None:
+    original, same = subclass(ReadsWeights(WIDTH, HEADS, batch_first=True))
+    x = given(LENGTH, WIDTH)
+    with torch.no_grad():
+        torch.testing.assert_close(same(x), original(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_subclass_in_torchs_own_layer_takes_no_fused_path() -> None:
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 40, batch_first=True)
+    layer.self_attn = Tagged(WIDTH, HEADS, batch_first=True)
+    original = enlarge(nn.ModuleList([layer])).eval().requires_grad_(False)
+    same, x = copy.deepcopy(original), given(LENGTH, WIDTH)
+    use_equivalents(same)
+    called: list[Any] = []
+    same.get_submodule("0.self_attn.q_proj").register_forward_hook(lambda *seen: called.append(seen))
+    with torch.no_grad():
+        torch.testing.assert_close(same[0](x), original[0](x), rtol=1e-5, atol=1e-6)
+    assert len(called) == 1
+
+
+def test_heads_of_a_subclass_are_removed_exactly() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(6, WIDTH), nn.Linear(WIDTH, 3)
+            self.blocks = nn.ModuleList(OneTensor(batch_first=True) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            for block in self.blocks:
+                x = x + block(x, need_weights=False)[0]
+            return self.head(x)
+
+    torch.manual_seed(0)
+    model: Any = enlarge(Net()).eval().requires_grad_(False)
+    use_equivalents(model)
+    inputs = {"x": given(LENGTH, 6)}
+    structure = verified(model, find_structure(model, inputs=inputs), inputs)
+    assert [(group.kind, group.count) for group in structure.groups] == [("heads", HEADS)] * 2
+    check_plans(model, structure, inputs)
+
+
+def test_a_subclass_with_such_layers_of_its_own_stays() -> None:
+    class Own(nn.MultiheadAttention):
+        def __init__(self) -> None:
+            super().__init__(WIDTH, HEADS)
+            self.q_proj = nn.Linear(WIDTH, WIDTH)
+
+    module = nn.ModuleList([Own()])
     use_equivalents(module)
-    assert type(module[0]) is Own
+    assert type(module[0]) is Own and "in_proj_weight" in module[0]._parameters
 
 
 @pytest.mark.parametrize("args", [{}, {"norm_first": True}, {"activation": "gelu"}, {"bias": False}])

@@ -121,14 +121,33 @@ class KeepsIndices(Attention):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, tokens, width = x.shape
         if not self.kept.numel():
-            places = torch.arange(64)
-            self.kept = (places.view(1, -1) - places.view(-1, 1)).float()[..., None]
+            places = torch.arange(64.0).to(x)
+            self.kept = (places.view(1, -1) - places.view(-1, 1)).reshape(64, 64, 1)
         q, k, v = self.qkv(x).reshape(rows, tokens, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
         scores = q @ k.mT + self.bias(self.kept[:tokens, :tokens]).permute(2, 0, 1)
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(rows, tokens, width))
 
 
-KINDS = (KeepsIndices, InputWidth, Constants, InnerAndOuter, MergedBatch, FewerKeys, Scaled, OwnWidth)
+class TwoParts(Attention):
+    """Heads next to as many gated ones, as in ConvBERT: the code gives the width of both together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.local, self.gate, self.proj = (
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(WIDTH, HEADS),
+            nn.Linear(2 * WIDTH, WIDTH),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(rows, tokens, 3, HEADS, HEAD).permute(2, 0, 3, 1, 4)
+        local = self.local(x).unflatten(-1, (HEADS, HEAD)) * self.gate(x).softmax(1)[..., None]
+        both = torch.cat([self.attend(q, k, v).transpose(1, 2), local], 2)
+        return self.proj(both.reshape(rows, tokens, 2 * width))
+
+
+KINDS = (TwoParts, KeepsIndices, InputWidth, Constants, InnerAndOuter, MergedBatch, FewerKeys, Scaled, OwnWidth)
 FORWARDS = {kind.__name__: kind for kind in KINDS}
 
 

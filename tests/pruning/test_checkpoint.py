@@ -10,7 +10,7 @@ import torch
 
 from optin_export.data import Sources, load_sources
 from optin_export.errors import InputError
-from optin_export.pruning import load_model, save_model
+from optin_export.pruning import difference, load_model, save_model
 from optin_export.pruning.rebuild import rebuild
 from optin_export.recipe import validate
 from optin_export.units import find_structure
@@ -30,6 +30,18 @@ def saved(sources: Sources, tmp_path: Path) -> Path:
     dense, _ = rebuild(sources.model, structure, plan.groups, inputs)
     save_model(tmp_path / "model", dense, sources.loaded.architecture, structure, plan, inputs)
     return tmp_path / "model"
+
+
+def test_a_loaded_model_is_compared_with_the_one_that_was_saved(saved: Path, sources: Sources) -> None:
+    inputs = sources.fixed(2)
+    model, again = load_model(saved), load_model(saved)
+    assert difference(model, again, inputs) is None
+    again.get_parameter("model.head.bias").data += 1e-2
+    found = difference(model, again, inputs)
+    assert found is not None and "outputs differ by" in found
+    again.get_submodule("model.norm").forward = lambda x: x[:, :1].reshape(3, -1)  # type: ignore[method-assign]
+    found = difference(model, again, inputs)
+    assert found is not None and "does not run: RuntimeError" in found
 
 
 def test_saved_files_are_readable_by_all(saved: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from optin_export.pruning import rebuild, verified
+from optin_export.pruning import rebuild, verified, verify
 from optin_export.pruning.code_sizes import is_code_size, replace_size
 from optin_export.pruning.saved_units import SavedUnits, saved_units
 from optin_export.units import Structure
@@ -78,6 +78,20 @@ def test_instances_of_one_class_that_run_other_code_get_their_own_sizes() -> Non
     structure = structure_of(model)
     names = [{name.partition("attention.")[2] for name, _ in group.sizes} for group in heads(structure)]
     assert names == [{"(reshape 0 3)", "(reshape 1 2)"}, {"(reshape 1 3)", "(reshape 2 2)"}, names[0]]
+    check_plans(model, structure, forwards.inputs())
+
+
+def test_a_block_whose_own_sizes_are_not_measured_takes_those_of_a_like_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = verify.measured_sizes
+
+    def of_the_first(model: Any, group: Any, *given: Any) -> Any:
+        return real(model, group, *given) if group.block == 0 else []
+
+    monkeypatch.setattr(verify, "measured_sizes", of_the_first)
+    model = forwards.model("InputWidth", "InputWidth")
+    structure = structure_of(model)
+    names = [{name.partition("attention.")[2] for name, _ in group.sizes} for group in heads(structure)]
+    assert names == [{"(reshape 0 3)", "(reshape 1 2)"}] * 2
     check_plans(model, structure, forwards.inputs())
 
 

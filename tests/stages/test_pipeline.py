@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 
 import optin_export
-from optin_export import measure
+from optin_export import measure, pruning
 from optin_export.cli.run import exit_code
 from optin_export.displays import Quiet
 from optin_export.errors import InputError
@@ -101,6 +101,22 @@ def test_a_run_from_recipe_to_report(kind: str, tmp_path: Path, request: pytest.
     on_disk = json.loads((tmp_path / "run" / "report.json").read_text())
     assert optin_export.Report.model_validate(on_disk) == report
     assert report.verdict.summary[8:40] in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_model_that_loads_as_another_one_is_refused(
+    tmp_path: Path, vit_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if its code computed sizes from what it kept from an earlier pass, which a loaded model has not run."""
+    real = pruning.load_model
+
+    def load_model(*given: Any) -> Any:
+        model = real(*given)
+        model.get_parameter("model.blocks.0.mlp.fc1.bias").data += 0.1
+        return model
+
+    monkeypatch.setattr(pruning, "load_model", load_model)
+    with pytest.raises(InputError, match="loaded again, is another one"):
+        optin_export.run(vit_recipe(), out=tmp_path / "run", stop_after="surgery")
 
 
 def test_the_gates_are_judged_once(tmp_path: Path, vit_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from optin_export.models.equivalents.caches import without_cache
 from optin_export.models.equivalents.fused import SelfAttention, fused_projection
 from optin_export.models.equivalents.gated import gated_biases
+from optin_export.models.equivalents.inherited import can_be_separate, separate_inherited
 from optin_export.models.equivalents.multihead import MultiheadAttention, call_layers_in_turn
 from optin_export.models.equivalents.windows import WindowAttention
 
@@ -43,8 +44,11 @@ def use_equivalents(module: nn.Module) -> None:
 def _equivalent(child: Any) -> nn.Module:
     """A module that computes the same; the module itself, without its caches, where that is enough."""
     where = f"{type(child).__module__}.{type(child).__name__}"
-    if type(child) is nn.MultiheadAttention and child.bias_k is None and not child.add_zero_attn:
-        return MultiheadAttention(child)
+    if isinstance(child, nn.MultiheadAttention) and child.bias_k is None and not child.add_zero_attn:
+        if type(child) is nn.MultiheadAttention:
+            return MultiheadAttention(child)
+        if can_be_separate(child):
+            separate_inherited(child)
     if where in ("timm.models.beit.Attention", "timm.models.eva.EvaAttention"):
         is_plain = isinstance(getattr(child, "norm", nn.Identity()), nn.Identity)
         return SelfAttention(child) if is_plain and getattr(child, "gate", None) is None else child

@@ -22,13 +22,8 @@ class MultiheadAttention(nn.Module):
     def __init__(self, original: nn.MultiheadAttention) -> None:
         super().__init__()
         self.embed_dim, self.head_dim, self.batch_first = original.embed_dim, original.head_dim, original.batch_first
-        if original.in_proj_weight is not None:
-            weights = list(original.in_proj_weight.chunk(3))
-        else:
-            weights = [original.q_proj_weight, original.k_proj_weight, original.v_proj_weight]
-        biases = [None] * 3 if original.in_proj_bias is None else list(original.in_proj_bias.chunk(3))
-        self.q_proj, self.k_proj, self.v_proj = (_linear(*one) for one in zip(weights, biases, strict=True))
-        self.out_proj = _linear(original.out_proj.weight, original.out_proj.bias)
+        self.q_proj, self.k_proj, self.v_proj = separate_projections(original)
+        self.out_proj = as_linear(original.out_proj.weight, original.out_proj.bias)
         self.dropout = nn.Dropout(original.dropout)
         self.train(original.training)
 
@@ -56,7 +51,7 @@ class MultiheadAttention(nn.Module):
             scores = scores + (mask if mask.dim() == 2 else mask.reshape(len(scores), -1, *mask.shape[1:]))
         if key_padding_mask is not None:
             scores = scores + _additive(key_padding_mask, scores)[..., None, None, :]
-        weights = self.dropout(scores.softmax(dim=-1))
+        weights = self._dropped(scores.softmax(dim=-1))
         output = self.out_proj((weights @ v).transpose(1, 2).flatten(2))
         shown = (weights.mean(dim=1) if average_attn_weights else weights) if need_weights else None
         if query.dim() == 2:
@@ -71,6 +66,10 @@ class MultiheadAttention(nn.Module):
         elif not self.batch_first:
             projected = projected.transpose(0, 1)
         return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _dropped(self, weights: torch.Tensor) -> torch.Tensor:
+        dropped: torch.Tensor = self.dropout(weights)
+        return dropped
 
 
 class Encoder(nn.TransformerEncoder):
@@ -133,7 +132,17 @@ def _additive(mask: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask, -torch.inf)
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+def separate_projections(original: nn.MultiheadAttention) -> list[nn.Linear]:
+    """Layers for queries, keys and values with copies of its weights."""
+    if original.in_proj_weight is not None:
+        weights = list(original.in_proj_weight.chunk(3))
+    else:
+        weights = [original.q_proj_weight, original.k_proj_weight, original.v_proj_weight]
+    biases = [None] * 3 if original.in_proj_bias is None else list(original.in_proj_bias.chunk(3))
+    return [as_linear(*one) for one in zip(weights, biases, strict=True)]
+
+
+def as_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:

@@ -25,7 +25,8 @@ class Component:
     """Units with all layers that make and read them, both in running order.
 
     rows: maker -> its features per unit; among them norms and grouped convolutions. tables: parameter -> (dimension,
-    entries per unit). columns: reader -> its input features per unit.
+    entries per unit). columns: reader -> its input features per unit. loose: the grouped convolutions among the makers
+    whose input features are no units.
     """
 
     count: int
@@ -34,6 +35,7 @@ class Component:
     readers: tuple[str, ...]
     columns: dict[str, list[list[int]]]
     heads: bool
+    loose: frozenset[str] = frozenset()
 
     @property
     def width(self) -> int:
@@ -88,11 +90,12 @@ def components(
                     for row in rows:
                         classes.join((_READER, path, at), (_MAKER, maker, row))
     for path in feeds.touched:
-        if path != OUTPUT and is_grouped(graph.module(path)):
-            _join_groups(classes, graph.module(path), path, found.get(path))
+        if path in found and is_grouped(graph.module(path)):
+            _join_groups(classes, graph.module(path), path, found[path])
     alike: dict[tuple[Any, ...], list[_Unit]] = {}
+    grouped = {path for path in (*feeds.touched, *graph.makes) if path != OUTPUT and is_grouped(graph.module(path))}
     for members in classes.members().values():
-        unit = _Unit.of(members, {path for _, path, _ in members if is_grouped(graph.module(path))})
+        unit = _Unit.of(members, grouped)
         if unit.reads:
             alike.setdefault(unit.signature(), []).append(unit)
     mixing = _mixing(found, feeds)
@@ -105,37 +108,33 @@ def components(
     return _without_shared(made, obstacles), obstacles
 
 
-def _join_groups(classes: _Classes, module: Any, path: str, one: Candidate | None) -> None:
+def _join_groups(classes: _Classes, module: Any, path: str, one: Candidate) -> None:
     """Join what a grouped convolution reads in a group with what it makes there."""
     inputs, outputs = module.in_channels // module.groups, module.out_channels // module.groups
     for row in range(module.out_channels):
         classes.join((_MAKER, path, row // outputs * outputs), (_MAKER, path, row))
-    if one is not None:
-        for feature in range(module.in_channels):
-            classes.join((_MAKER, path, feature // inputs * outputs), (_READER, path, feature // one.width))
+    for feature in range(module.in_channels):
+        classes.join((_MAKER, path, feature // inputs * outputs), (_READER, path, feature // one.width))
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """rows: maker -> its features. reads: reader -> the numbers of the unit there. loose: grouped convolutions that
-    make it but do not read it."""
+    """rows: maker -> its features. reads: reader -> the numbers of the unit there."""
 
     rows: dict[str, list[int]]
     reads: dict[str, list[int]]
-    loose: tuple[str, ...]
 
     @classmethod
     def of(cls, members: Iterable[Feature], grouped: Collection[str]) -> _Unit:
         rows, reads = dict[str, list[int]](), dict[str, list[int]]()
         for side, path, number in sorted(members):
             (rows if side == _MAKER else reads).setdefault(path, []).append(number)
-        loose = tuple(path for path in grouped if path in rows and path not in reads)
-        return cls(rows, {path: units for path, units in reads.items() if path not in grouped}, loose)
+        return cls(rows, {path: units for path, units in reads.items() if path not in grouped})
 
     def signature(self) -> tuple[Any, ...]:
         """Units are alike if the same layers make and read them, each as many features."""
         sides = (self.rows, self.reads)
-        return *(tuple((name, len(one)) for name, one in sorted(side.items())) for side in sides), bool(self.loose)
+        return tuple(tuple((name, len(one)) for name, one in sorted(side.items())) for side in sides)
 
 
 def _mixing(found: Mapping[str, Candidate], feeds: Feeds) -> dict[str, list[tuple[str, set[int]]]]:
@@ -165,7 +164,8 @@ def _joined(
     # Attention mixes before layers of single positions.
     pointwise = set(getattr(graph.module(last), "kernel_size", (1,))) == {1}
     heads = pointwise and any(found[one].heads for one in readers)
-    why = _why_not(graph, mixing, makers, readers, units)
+    loose = frozenset(name for name in makers if is_grouped(graph.module(name)) and name not in found)
+    why = _why_not(graph, mixing, makers, readers, units, loose)
     if why is not None:
         return Obstacle(last, why, heads, quiet=not heads or len(units) < 2)
     units = sorted(units, key=lambda one: one.reads[last])
@@ -175,12 +175,11 @@ def _joined(
         for path in readers
     }  # fmt: skip
     rows = {name: [one.rows[name] for one in units] for name in makers}
-    makes = [name for name in makers if mixes(graph.module(name))]
-    grouped = any(is_grouped(graph.module(name)) for name in makers)
-    heads = heads and not grouped and max(len(rows[name][0]) for name in makes) > 1
-    component = Component(
-        len(units), rows, _tables(graph, found, feeds, readers, units), tuple(readers), columns, heads
-    )
+    makes = [name for name in makers if mixes(graph.module(name)) or name in loose]
+    filters = any(is_grouped(graph.module(name)) and name not in loose for name in makers)
+    heads = heads and not filters and max(len(rows[name][0]) for name in makes) > 1
+    tables = _tables(graph, found, feeds, readers, units)
+    component = Component(len(units), rows, tables, tuple(readers), columns, heads, loose)
     if _is_stream(graph, component, feeds.calls, upstream):
         return Obstacle(last, "they are channels of a residual stream", heads, quiet=True)
     return component
@@ -192,6 +191,7 @@ def _why_not(
     makers: list[str],
     readers: list[str],
     units: list[_Unit],
+    loose: Collection[str],
 ) -> str | None:
     for maker in makers:
         own = {row for unit in units for row in unit.rows[maker]}
@@ -204,9 +204,10 @@ def _why_not(
         module = graph.module(name)
         if not isinstance(module, Layer | _Norm) or (isinstance(module, Transposed) and module.groups > 1):
             return f"'{name}' is a {type(module).__name__}"
-    if units[0].loose:
-        return f"'{units[0].loose[0]}' filters features that are no units"
-    if not any(mixes(graph.module(name)) for name in makers):
+    filters = next((name for name in makers if name in loose and not _is_torchs(graph.module(name))), None)
+    if filters is not None:
+        return f"'{filters}' filters features that are no units, by code of its own"
+    if not any(mixes(graph.module(name)) or name in loose for name in makers):
         return "no layer makes them alone"
     return "there is only one of them" if len(units) < 2 else None
 
@@ -239,8 +240,8 @@ def _is_lookup(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding)
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, _Norm)
+def _is_torchs(module: nn.Module) -> bool:
+    return type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 
 
 class _Upstream:

@@ -86,7 +86,8 @@ def _group(model: nn.Module, component: Component, streams: Streams) -> UnitGrou
     tables = [_table(model, name, dim, units) for name, (dim, units) in component.tables.items()]
     for path, units in component.rows.items():
         if isinstance(modules[path], nn.Linear | Convolution):
-            producers.append(_producer(path, units, len(get_weight(get_layer(model, path)))))
+            producer = _producer(path, units, len(get_weight(get_layer(model, path))))
+            producers.append(dataclasses.replace(producer, keeps_inputs=path in component.loose))
             continue
         norm = modules[path]
         before = producers[-1] if producers else None
@@ -198,7 +199,7 @@ def _blocks(model: nn.Module, made: Sequence[Component]) -> list[str]:
 
 
 def _layers(model: nn.Module, component: Component) -> list[str]:
-    makers = [path for path in component.rows if mixes(model.get_submodule(path))]
+    makers = [path for path in component.rows if mixes(model.get_submodule(path)) or path in component.loose]
     return [*makers, *component.readers]
 
 
