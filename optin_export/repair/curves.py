@@ -43,6 +43,7 @@ from optin_export.units import (
     tensor_in,
 )
 from optin_export.workdir.disk_offload import OffloadedTensors
+from optin_export.workdir.peak_memory import release_freed
 
 #: Points of a curve; small groups have one per unit, and between points the search interpolates.
 POINTS = 12
@@ -128,6 +129,7 @@ def _try_all(
             for path in group.reads
         }
         tried.add(changes, len(smaller), group.batch_dim)
+        release_freed()
         advance()
         yield group.key
 

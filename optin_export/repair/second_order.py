@@ -10,8 +10,8 @@ that follow, is quadratic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from optin_export.units import (
     with_weights,
 )
 from optin_export.workdir.disk_offload import OffloadedTensors
+from optin_export.workdir.peak_memory import release_freed
 
 #: Probes per term and batch.
 PROBES = 2
@@ -68,36 +69,53 @@ def second_order_losses(
     noise, paths = OutputNoise(generator), sorted(tried.batch_dims)
     losses = [np.zeros((len(batches), count, 2)) for count in tried.counts]
     for index, batch in enumerate(batches):
-        size = len(next(iter(batch.inputs.values())))
-        with ExitStack() as stack:
-            stack.enter_context(structure.gradients())
-            stack.enter_context(graph(model))
-            read = stack.enter_context(layer_inputs(model, paths))
-            made = stack.enter_context(layer_outputs(model, paths, structure.rewritten))
-            hidden = stack.enter_context(block_outputs(model, structure.observed, structure.rewritten))
-            output = model(**batch.inputs)
-            seen = observation_of(model, structure, batch.inputs, (hidden, output), ROWS, draw)
-            given = {path: [one.detach() for one in calls_of(value)] for path, value in read.items()}
-            # A copy: layers that run again in the backward pass (checkpointing) must not be added to it.
-            wanted = {path: [one for one in calls if one.requires_grad] for path, calls in made.items()}
-            terms: tuple[list[_Gradients], list[_Gradients]] = ([], [])
-            for _ in range(PROBES):
-                along = noise.draw(index, seen.output)
-                probes = (
-                    trajectory_probe(list(seen.rows.values()), generator),
-                    output_probe(model.output_kind, seen.output, settings.temperature, along, seen.weights),
-                )
-                for found, probe in zip(terms, probes, strict=True):
-                    found.append(_gradients(probe, wanted))
+        # The graph ends with the call: only the layers' inputs and gradients are kept.
+        given, gradients = _passes(
+            model, structure, batch, paths, settings, draw, generator, partial(noise.draw, index)
+        )
         with torch.no_grad():
             for number, total in enumerate(losses):
-                products = _products(model, tried, number, given, [*terms[0], *terms[1]], size)
+                products = _products(model, tried, number, given, gradients, len(next(iter(batch.inputs.values()))))
                 total[index] = products.square().sum(2).view(-1, 2, PROBES).mean(2).numpy()
+        del given, gradients
+        release_freed()
         advance()
     return losses
 
 
 _Gradients = Mapping[str, Sequence[torch.Tensor | None]]
+
+
+def _passes(
+    model: TaskModel,
+    structure: Structure,
+    batch: Batch,
+    paths: Sequence[str],
+    settings: RepairSettings,
+    draw: torch.Generator,
+    generator: torch.Generator,
+    noise: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[dict[str, list[torch.Tensor]], list[_Gradients]]:
+    """The layers' inputs, call by call, and the gradients of their outputs, the trajectory's probes first."""
+    with (
+        structure.gradients(),
+        graph(model),
+        layer_inputs(model, paths) as read,
+        layer_outputs(model, paths, structure.rewritten) as made,
+        block_outputs(model, structure.observed, structure.rewritten) as hidden,
+    ):
+        output = model(**batch.inputs)
+        seen = observation_of(model, structure, batch.inputs, (hidden, output), ROWS, draw)
+        # A copy: layers that run again in the backward pass (checkpointing) must not be added to it.
+        wanted = {path: [one for one in calls if one.requires_grad] for path, calls in made.items()}
+        trajectory, outputs = [], []
+        for _ in range(PROBES):
+            along = noise(seen.output)
+            trajectory.append(_gradients(trajectory_probe(list(seen.rows.values()), generator), wanted))
+            probe = output_probe(model.output_kind, seen.output, settings.temperature, along, seen.weights)
+            outputs.append(_gradients(probe, wanted))
+        given = {path: [one.detach() for one in calls_of(value)] for path, value in read.items()}
+    return given, [*trajectory, *outputs]
 
 
 def _gradients(probe: torch.Tensor, wanted: Mapping[str, Sequence[torch.Tensor]]) -> _Gradients:

@@ -37,6 +37,7 @@ from optin_export.repair.sensitivity import Weights, sensitivities
 from optin_export.repair.settings import RepairSettings
 from optin_export.search import GroupPlan
 from optin_export.units import Calls, Structure, UnitGroup, columns_per_unit, get_layer, measured, reads_rows
+from optin_export.workdir.peak_memory import release_freed
 
 #: Key of the output layer's repair, which belongs to no group.
 HEAD = "head"
@@ -105,6 +106,7 @@ def compensate(
                     else:
                         repairs[group.key] = Repair(None, None, fallback=f"repaired with {consumers[group.consumer]}")
                     report(len(repairs), len(todo))
+                release_freed()
                 if any(group.block in structure.order[position + 1 :] for group, _ in todo):
                     pair.advance(block)
             if head is not None and head not in consumers:

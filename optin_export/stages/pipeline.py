@@ -29,7 +29,7 @@ from optin_export.stages.ship import ship_run
 from optin_export.workdir.durations import recall, remember
 from optin_export.workdir.files import clear_scratch
 from optin_export.workdir.lock import held
-from optin_export.workdir.peak_memory import forget_peak, peak_bytes
+from optin_export.workdir.peak_memory import forget_peak, peak_bytes, release_freed
 from optin_export.workdir.run_directory import STAGES, clear_leftovers, run_folder
 
 #: Loading determines what can be reused; the manifest and the report are cheap and always rewritten.
@@ -146,6 +146,7 @@ class _Stages:
                 "it has vanished" if isinstance(error, FileNotFoundError) else error.strerror or str(error),
                 "run the same command again: it makes only what is missing",
             ) from error
+        release_freed()
         reused = cache.executed == executed and name not in NEVER_REUSED
         seconds, peak = round(time.perf_counter() - start, 3), peak_bytes() if counted else None
         if not reused:

@@ -53,8 +53,8 @@ def cost(content: dict[str, Any]) -> list[str]:
         "have 1,024 calibration rows of 7 to 40 tokens, image models 256 images. *Passes*: the time of one forward and",
         "one backward pass, with the gradients of all weights, of the calibration rows, in the same process. Seconds",
         "are CPU time of one thread; the forecast (`--dry-run`) is in seconds of the clock, and so is what it is",
-        "compared with.",
-        f"{machine['cpu']}; torch {machine['torch']}.",
+        "compared with. Clock times far above the CPU times are those of a machine that had other work.",
+        f"{machine['cpu']}; torch {machine['packages']['torch']}.",
     ]
     columns = ["model", "million parameters", "scoring", "loss curves", "repair", "all, s", "passes"]
     columns += ["clock, s", "forecast, s", "peak, GiB", "forecast, GiB"]
