@@ -74,7 +74,8 @@ class PlainLines(Quiet):
 
 class JsonLines(Quiet):
     """One JSON object per line, distinguished by "event": begin, then start, progress (once a second) and finish of
-    every stage, then possibly error or interrupted, and end with the exit code, which is the last line of every run."""
+    every stage, warnings and notes between them, then possibly error or interrupted, and end with the exit code, which
+    is the last line of every run."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.stage, self.shown, self.began = stream, "", 0.0, time.monotonic()
