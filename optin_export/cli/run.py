@@ -248,7 +248,7 @@ def _format_of(folder: Path) -> str | None:
 
 
 def _taken(report: Report) -> str:
-    """What the stages with a forecast took when they were executed, beside the forecast; "" without one."""
+    """Actual and expected seconds of all stages that have a forecast; "" if none has one."""
     known = [one for one in report.stages if one.expected_seconds is not None]
     if not known:
         return ""

@@ -1,6 +1,6 @@
 """OpenVINO on the CPU (extra `openvino`). The engine is OpenVINO's graph: NAME.xml, and NAME.bin with its weights.
 
-The runtime compiles it when it loads, for any batch size. Unless it is told otherwise it computes in bf16 where the CPU
+The runtime compiles it when it loads, for any batch size. By default it computes in bf16 where the CPU
 can, so every engine states its precision. fp32 and bf16 engines have the same fp32 graph and differ in the kernels; an
 int8 engine has the graph that NNCF quantised (`export.nncf`), whose other operators run in the CPU's default precision.
 """

@@ -105,7 +105,7 @@ def _load(run: FinishedRun, format: str) -> str:
     ]
     text = "\n".join(code(run))
     return f"## Load it\n\n```python\n{text}\n```\n\n`FOLDER` is this folder. {_graph(run, format)}" + (
-        "" if format == "optimum" else " The weights beside it are in fp32."
+        "" if format == "optimum" else " The safetensors weights are in fp32."
     )
 
 

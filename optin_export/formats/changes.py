@@ -96,7 +96,7 @@ class Changes:
                 elif new is not None and (old is None or old.shape != new.shape):
                     if name in pruned._non_persistent_buffers_set:
                         raise Unlike(
-                            f"the buffer '{where}' lost entries, and its library computes it anew when loading"
+                            f"the buffer '{where}' lost entries, but its library recomputes all of them on loading"
                         )
                     self._add("shapes", where, list(new.shape))
 

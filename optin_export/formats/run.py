@@ -71,7 +71,7 @@ class FinishedRun:
         return Files(name_of(self.recipe.model.source) or "", False)
 
     def original(self, name: str) -> Path | None:
-        """A file of the unpruned model's folder, beside its config.json, or None."""
+        """A file in the unpruned model's folder (where its config.json is), or None."""
         inside = transformer_subfolder(self.files) if self.files.name else ""
         return self.files.find(f"{inside}/{name}" if inside else name) if self.files.name else None
 
@@ -82,7 +82,7 @@ class FinishedRun:
 
 
 def open_run(folder: Path) -> FinishedRun:
-    """Open a finished run. Raises InputError for a folder that is none, or files that its manifest does not have."""
+    """Open a finished run. Raises InputError if the folder is not a run, or has files that are not in its manifest."""
     existing_run(folder)
     report = read_report(folder)
     origin = Origin.from_run(folder)

@@ -95,7 +95,9 @@ def loss_curves(
                     found[key] = passes / samples_of(references)
                 else:
                     means = sums[number].sum(0) / sum(len(batch.rows) for batch in scoring)
-                    found[key] = corrected(counts[key], means, at, passes, sums[number][few][:, at].sum(0))
+                    samples = samples_of(references)
+                    predicted = sums[number][few][:, at].sum(0) / samples
+                    found[key] = corrected(counts[key], means, at, passes / samples, predicted)
                 advance()
     finally:
         tried.changes.close()

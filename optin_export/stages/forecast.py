@@ -242,7 +242,7 @@ def _export_and_measure(work: RunContext, speed: Speed, kept: float) -> dict[str
 
 
 def _peaks(work: RunContext, speed: Speed, sizes: Mapping[str, LayerSize]) -> dict[str, int]:
-    """Bytes of the process at each stage's peak: the graph of one batch, and what is kept beside it."""
+    """Bytes of the process at each stage's peak: the autograd graph of one batch, and stored tensors."""
     sources, structure = work.sources, work.structure
     weights = sum(tensor.numel() * tensor.element_size() for tensor in sources.model.parameters())
 

@@ -34,6 +34,12 @@ def test_corrections_are_interpolated_and_end_at_the_unchanged_model() -> None:
     assert losses[0, 0] == 8.0
 
 
+def test_where_no_gradient_arrives_the_measured_points_stand_alone() -> None:
+    """A curve of zeros would make the units free."""
+    found = corrected([0, 2, 4, 8], np.zeros((3, 2)), [0, 1], np.array([[4.0, 0.0], [3.0, 0.0]]), np.zeros((2, 2)))
+    np.testing.assert_allclose(found, [[4.0, 0.0], [3.0, 0.0], [2.0, 0.0]])
+
+
 @pytest.mark.parametrize("name", ["bert", "vit", "resnext-torchvision", "vgg"])
 def test_at_the_measured_counts_a_curve_is_the_loss_of_masking(name: str) -> None:
     """Without a repair, and with all rows measured: by a plain loop over groups, counts and batches."""

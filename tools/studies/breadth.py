@@ -99,7 +99,10 @@ def ended(child: Child, limit: float) -> dict[str, Any] | None:
         row: dict[str, Any] = json.loads(child.written.read_text(encoding="utf-8"))
         return row
     case = CASES[child.name]
-    died = f"more than {limit:.0f} s of CPU time" if late else f"the process died ({os.waitstatus_to_exitcode(status)})"
+    slow = (
+        f"more than {limit:.0f} s of CPU time" if used > limit else f"more than {BUSY * limit:.0f} s on a busy machine"
+    )
+    died = slow if late else f"the process died ({os.waitstatus_to_exitcode(status)})"
     facts = {"library": case.library, "task": case.task, "attention": case.attention}
     return {**facts, "code": None, "reason": died, "seconds": round(used, 1)}
 
