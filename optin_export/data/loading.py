@@ -55,6 +55,10 @@ class Dataset:
     similarity: str = "cosine"
 
 
+#: One batch of calibration rows in CURVES, at most, is judged by the loss curves; the others are fitted.
+CURVES = 3
+
+
 @dataclass(frozen=True)
 class Sources:
     """The model and data of a recipe, loaded and checked. notes: warnings for the user."""
@@ -90,8 +94,14 @@ class Sources:
 
     @cached_property
     def curves(self) -> tuple[Batch, ...]:
-        """`prune.curve_samples` of them, drawn in the same way, on which `allocation: joint` measures its losses."""
-        return self._drawn(self.recipe.prune.curve_samples)
+        """Calibration batches with about `prune.curve_samples` rows, evenly spread, on which losses are measured.
+
+        At most a third of the batches, because the refits behind a loss curve are fitted to the other ones.
+        """
+        every = self.calibration
+        wanted = round(self.recipe.prune.curve_samples / len(every[0].rows))
+        count = max(min(wanted, len(every) // CURVES), 1)
+        return tuple(every[int((place + 0.5) * len(every) / count)] for place in range(count))
 
     @cached_property
     def quantization(self) -> tuple[Batch, ...]:

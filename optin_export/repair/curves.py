@@ -71,8 +71,9 @@ def loss_curves(
     """One curve per group: float64 [points, 3] with units kept (ascending, the last is all), trajectory, output loss.
 
     scores: decide which units stay at each count. scoring: the rows on which losses are measured. settings: the run's
-    repair, of which the layers that read the units are refitted or rescaled; without it, the curve of masking. least:
-    the smallest count of each group. weights: the `sensitivities` of `model` on `calibration`, if they are known.
+    repair, of which the layers that read the units are refitted or rescaled, on those batches of `calibration` that are
+    not in `scoring`, if there are any; without it, the curve of masking. least: the smallest count of each group.
+    weights: the `sensitivities` of `model` on `calibration`, if they are known.
     """
     structure = measured(model, structure, (*calibration, *scoring)[0].inputs)
     counts = {group.key: counts_of(group.count, least[group.key]) for group in structure.groups}
@@ -82,7 +83,8 @@ def loss_curves(
     groups, found = {group.key: group for group in structure.groups}, {}
     try:
         with task(2 * len(groups) + len(scoring)):
-            order = list(_try_all(model, structure, scores, calibration, settings, counts, weights, tried))
+            fitted = _fitted(calibration, scoring)
+            order = list(_try_all(model, structure, scores, (calibration, fitted), settings, counts, weights, tried))
             sums = second_order_losses(model, structure, () if whole else scoring, tried, settings)
             if whole:
                 advance(len(scoring))
@@ -113,17 +115,21 @@ def _try_all(
     model: TaskModel,
     structure: Structure,
     scores: Mapping[str, np.ndarray],
-    calibration: Sequence[Batch],
+    rows: tuple[Sequence[Batch], Sequence[int]],
     settings: RepairSettings,
     counts: Mapping[str, Sequence[int]],
     weights: Weights | None,
     tried: Tried,
 ) -> Iterator[str]:
-    """Add the changes of every group's counts to `tried`, and yield the group's key."""
+    """Add the changes of every group's counts to `tried`, and yield the group's key.
+
+    rows: calibration batches, and which of them the layers are refitted to.
+    """
+    calibration, fitted = rows
     repaired = {group.key: _repaired(model, group, settings.repair) for group in structure.groups}
     if any(repaired.values()) and weights is None:
         weights = sensitivities(model, structure, calibration, settings.seed)
-    for group, grams in _grams(model, structure, calibration, repaired, weights):
+    for group, grams in _grams(model, structure, calibration, fitted, repaired, weights):
         order = np.argsort(-scores[group.key], kind="stable").tolist()
         smaller = counts[group.key][:-1]
         changes = {
@@ -140,6 +146,7 @@ def _grams(
     model: TaskModel,
     structure: Structure,
     calibration: Sequence[Batch],
+    chosen: Sequence[int],
     repaired: Mapping[str, Sequence[str]],
     weights: Weights | None,
 ) -> Iterator[tuple[UnitGroup, dict[str, torch.Tensor]]]:
@@ -158,7 +165,6 @@ def _grams(
                 moments.pop(path, None)
         return group, grams
 
-    chosen = _thinned(calibration)
     stream = Stream(model, structure, [calibration[index] for index in chosen])
     try:
         for block in structure.order:
@@ -203,10 +209,16 @@ def _repaired(model: TaskModel, group: UnitGroup, repair: bool | Literal["rescal
     return tuple(path for path in paths if reads_rows(get_layer(model, path)))
 
 
-def _thinned(batches: Sequence[Batch]) -> list[int]:
-    """Indices of evenly spread batches (they are ordered by length) with about CALIBRATION_ROWS rows."""
-    rows = sum(len(batch.rows) for batch in batches)
-    return list(range(0, len(batches), max(1, rows // CALIBRATION_ROWS)))
+def _fitted(calibration: Sequence[Batch], scoring: Sequence[Batch]) -> list[int]:
+    """Indices of evenly spread batches (they are ordered by length) with about CALIBRATION_ROWS rows.
+
+    None of those in `scoring`, if there are others: a refit with more inputs than rows that matter (a classifier reads
+    one token of each sample) reproduces its own rows whatever is removed, and others not at all.
+    """
+    judged = set(map(id, scoring))
+    others = [index for index, batch in enumerate(calibration) if id(batch) not in judged] or range(len(calibration))
+    rows = sum(len(calibration[index].rows) for index in others)
+    return list(others[:: max(1, rows // CALIBRATION_ROWS)])
 
 
 def _moments(

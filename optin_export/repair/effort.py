@@ -20,10 +20,10 @@ def sensitivity_effort(rows: int) -> Effort:
 def curves_effort(
     structure: Structure, sizes: Mapping[str, LayerSize], settings: RepairSettings, calibration: int, scoring: int
 ) -> Effort:
-    """calibration, scoring: numbers of rows; sizes: of the layers that read units."""
+    """calibration, scoring: numbers of rows, the latter among the former; sizes: of the layers that read units."""
     whole = is_measured(structure)
     total = Effort() if whole else Effort(graph=scoring, backward=2 * second_order.PROBES * scoring)
-    grams = min(calibration, CALIBRATION_ROWS) if settings.repair else 0
+    grams = min(calibration - scoring or calibration, CALIBRATION_ROWS) if settings.repair else 0
     total += Effort(forward=grams)
     for group in structure.groups:
         counts = counts_of(group.count, 0)

@@ -222,9 +222,23 @@ def test_batches_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = small_model("vit")
     batches = batches_for(model, 12, size=2)
     monkeypatch.setattr(curves, "CALIBRATION_ROWS", 8)
-    assert [batch is batches[place] for batch, place in zip(curves._thinned(batches), (0, 3, 6, 9), strict=True)]
+    assert curves._fitted(batches, ()) == [0, 3, 6, 9]
     monkeypatch.setattr(curves, "CALIBRATION_ROWS", 1000)
-    assert len(curves._thinned(batches)) == 12
+    assert curves._fitted(batches, ()) == list(range(12))
+    assert curves._fitted(batches, batches[1:11:3]) == [0, 2, 3, 5, 6, 8, 9, 11]
+    assert curves._fitted(batches[:1], batches[:1]) == [0]
+
+
+def test_a_refit_is_judged_on_other_rows_than_it_was_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer rows that a classifier reads than inputs, a refit seems to replace any unit on the rows it knows."""
+    monkeypatch.setattr(curves, "DAMPING", 1e-6)
+    model, _ = small_model("vit")
+    structure = find_structure(model)
+    batches = batches_for(model, 6, size=2)
+    own = curves_of(model, structure, calibration=batches, scoring=batches)
+    apart = curves_of(model, structure, calibration=batches, scoring=batches[1::3])
+    last = [key for key in own if key.startswith(structure.groups[-1].key.split(".")[0])]
+    assert np.mean([apart[key][1:-1, 2].mean() / own[key][1:-1, 2].mean() for key in last]) > 2
 
 
 def test_constant_activations_leave_the_layer_alone() -> None:

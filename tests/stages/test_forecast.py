@@ -18,7 +18,7 @@ from optin_export.report.schema import Report
 from optin_export.stages.context import RunContext
 from optin_export.stages.forecast import NAME, Forecast, forecast, forecast_of, recall_forecast, remember_forecast
 from optin_export.stages.pipeline import run
-from optin_export.units import Effort, get_module
+from optin_export.units import Effort, get_module, measured
 from tests.conftest import Make
 
 
@@ -67,8 +67,8 @@ def test_scoring_is_counted(vit_recipe: Make, tmp_path: Path, monkeypatch: pytes
 
 def test_loss_curves_are_counted(vit_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = context(vit_recipe, tmp_path)
-    sources, structure = work.sources, work.structure
-    sizes = _sizes(work)
+    sources, sizes = work.sources, _sizes(work)
+    structure = measured(sources.model, work.structure, sources.calibration[0].inputs)
     scores = scoring.score(sources.model, structure, sources.scoring, work.recipe.prune, 0).values
     with counted(work, monkeypatch) as found:
         weights = repair.sensitivities(sources.model, structure, sources.calibration, 0)
@@ -84,11 +84,11 @@ def test_loss_curves_are_counted(vit_recipe: Make, tmp_path: Path, monkeypatch: 
             least=work.least,
             weights=weights,
         )
-    few = sum(len(batch.rows) for batch in sources.curves[::4]) / 48 * 4  # batches are thinned, not rows
-    effort = repair.curves_effort(structure, sizes, work.repair_settings, 48, 48)
-    once = repair.curves_effort(structure, sizes, work.repair_settings, 48, 0)
-    expected = Effort(once.forward + few * (effort.forward - once.forward), effort.graph, effort.backward)
-    # Blocks are measured in passes of their own before.
+    judged = sum(len(batch.rows) for batch in sources.curves)
+    few = sum(len(batch.rows) for batch in sources.curves[::4]) / judged * 4  # batches are thinned, not rows
+    effort = repair.curves_effort(structure, sizes, work.repair_settings, 48, judged)
+    fitted = 48 - judged
+    expected = Effort(fitted + few * (effort.forward - fitted), effort.graph, effort.backward)
     assert found["forward"] == pytest.approx(expected.forward, rel=0.4)
     assert found["graph"] == pytest.approx(expected.graph, rel=0.3)
     assert found["backward"] == expected.backward

@@ -51,6 +51,22 @@ def _vit(weights: str, **args: Any) -> dict[str, Any]:
     return {"source": "timm:vit_tiny_patch16_224", "weights": str(ROOT / "recipes" / weights), "args": shape}
 
 
+def _photos(name: str, weights: str) -> dict[str, Any]:
+    file = ROOT / "recipes" / "imagenet_photos" / "data.py"
+    return {
+        "model": {
+            "source": f"timm:{name}",
+            "task": "image-classification",
+            "weights": str(SHARED / "weights" / weights / f"{name}.safetensors"),
+        },
+        "data": {
+            "calibration": {"source": f"py:{file}:calibration", "samples": 1000},
+            "evaluation": {"source": f"py:{file}:held_out", "metric": "accuracy"},
+        },
+        "export": {"batch": [1, 32]},
+    }
+
+
 def _camvid(model: str) -> dict[str, Any]:
     file = ROOT / "recipes" / "camvid_segformer" / "data.py"
     return {
@@ -124,6 +140,7 @@ def recipe_of(case: str, seed: int) -> Recipe:
             },
             align=8,
         ),
+        "deit-tiny": _photos("deit_tiny_patch16_224", "deit_tiny_imagenet"),
         "segformer-camvid": _camvid("segformer"),
         "mask2former-camvid": _camvid("mask2former"),
     }
@@ -142,6 +159,7 @@ CASES = (
     "resnet20-cifar10",
     "vit-digits",
     "vit-cifar10",
+    "deit-tiny",
     "segformer-camvid",
     "mask2former-camvid",
 )

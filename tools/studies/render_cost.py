@@ -19,6 +19,15 @@ LARGER = {
 #: absolute: half of the 100 TFLOP/s that large products reach in TF32 on one of 2022.
 CORES, GPU = {"2 cores": 1.9, "16 cores": 13.0}, 25e12
 ROWS = 1024
+#: The README's models.
+README = {
+    "bert-12x256": "BERT, 12 layers of 256",
+    "bert-12x768": "BERT-base",
+    "mpnet-12x768": "MPNet-base",
+    "vit-small": "ViT-S",
+    "vit-base": "ViT-B",
+    "llama-0.1b": "Llama, 12 layers of 768",
+}
 
 
 def total(row: dict[str, Any]) -> float:
@@ -83,6 +92,27 @@ def _row(name: str, row: dict[str, Any]) -> list[str]:
         f"{peak:.1f}",
         f"{max(row['expected_peak_bytes'].values()) / 2**30:.1f}",
     ]
+
+
+def expected(content: dict[str, Any]) -> list[str]:
+    """The README's table: what the command forecasts for models of several sizes, and what they took."""
+    shown = [(title, content[name]) for name, title in README.items() if name in content]
+    rows = []
+    for title, row in shown:
+        forecast = {stage: value for stage, value in row["expected_seconds"].items() if value is not None}
+        taken = sum(row["stage_wall_seconds"][stage] for stage in forecast)
+        peaks = max(row["expected_peak_bytes"].values()), max(value or 0 for value in row["peak_bytes"].values())
+        rows.append(
+            [
+                f"{title} ({row['parameters'] / 1e6:.0f} M)",
+                f"{row['rows']:,}",
+                f"{sum(forecast.values()) / 60:.1f}",
+                f"{taken / 60:.1f}",
+                *(f"{peak / 2**30:.1f}" for peak in peaks),
+            ]
+        )
+    head = ["model (parameters)", "calibration rows", "minutes forecast", "taken", "GiB forecast", "needed"]
+    return markdown_table(head, rows)
 
 
 def _passes(row: dict[str, Any]) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 import plot_accuracy
 import render_accuracy
 import render_breadth
+import render_cost
 import render_engines
 import render_gpu
 import render_studies
@@ -55,11 +56,13 @@ def breadth_page(measurements: Path = MEASUREMENTS) -> str:
 def readme(text: str, measurements: Path = MEASUREMENTS) -> str:
     """The README with the text between `<!-- measured: NAME -->` and `<!-- end -->` rendered from the measurements."""
     stored = recipes(measurements)
+    costs = json.loads((measurements / "studies" / "cost.json").read_text(encoding="utf-8"))
     budget = load_recipe(ROOT / "recipes" / "quickstart.yaml").prune.budget.fraction
     verdict = next(one["verdict"]["summary"] for one in stored["quickstart"]["results"] if one["budget"] == budget)
     parts = {
         "quickstart": f"```text\n{verdict}\n```",
         "expectations": "\n".join(render_engines.expectations(stored, cases(measurements))),
+        "cost": "\n".join(render_cost.expected(costs)),
     }
     for name, content in parts.items():
         start, end = f"<!-- measured: {name} -->\n", "\n<!-- end -->"

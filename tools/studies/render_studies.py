@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import marks
 import render_cost
+import render_cpu_engines
 import render_endurance
 import render_speech
 import render_timing
@@ -37,8 +38,9 @@ def sections(studies: Path) -> list[str]:
 
 def figures(studies: Path) -> dict[str, str]:
     """{file name: SVG} of their plots."""
-    content = _read(studies, "scoring")
-    return {} if content is None else {WIDTH_PLOT: _width_plot(content["width"])}
+    content, engines = _read(studies, "scoring"), _read(studies, render_cpu_engines.NAME)
+    plots = {} if content is None else {WIDTH_PLOT: _width_plot(content["width"])}
+    return plots | ({} if engines is None else render_cpu_engines.figures(engines))
 
 
 def _read(studies: Path, name: str) -> dict[str, Any] | None:
@@ -303,6 +305,7 @@ SECTIONS = {
     "tokens": _tokens,
     "finetune": _finetune,
     "whisper": render_speech.whisper,
+    "cpu_engines": render_cpu_engines.sections,
     "cost": render_cost.cost,
     "attacks": _attacks,
     "kills": render_endurance.kills,

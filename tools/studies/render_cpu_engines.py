@@ -1,0 +1,139 @@
+"""The section of docs/results.md about engines of one CPU, from docs/measurements/studies/cpu_engines.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from plots import markdown_table, svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "cpu_engines"
+TITLE = "Every engine of one CPU, pruned or not"
+AGAINST = ("base", "onnxruntime fp32")
+#: Goals: run -> batch -> times faster than the unpruned fp32 model in onnxruntime, at most LOST points lost.
+GOALS = {"minilm-sts": {1: 5.0, 8: 8.0}, "mpnet-sts": {1: 5.0, 8: 8.0}, "deit-tiny-tau": {1: 3.0}}
+LOST = 1.0
+NAMES, COLORS = {"base": "unpruned", "pruned": "pruned"}, {"base": "#7f7f7f", "pruned": "#1f77b4"}
+Row = dict[str, Any]
+
+
+def sections(content: dict[str, Any]) -> list[str]:
+    """Lines of the section: a table, a plot and the goals of every run."""
+    versions = [f"{name} {content[name]}" for name in ("onnxruntime", "openvino", "nncf") if name in content]
+    lines = [
+        f"## {TITLE}",
+        "",
+        "The unpruned and the pruned graph of a run in every form that a user of one CPU could take",
+        "(`tools/studies/study_cpu_engines.py`): each engine loaded twice in one process, all instances in turns in",
+        "the same blocks, one thread. Times faster than the unpruned model in fp32 onnxruntime, with the interval",
+        "over blocks; by the CPU time of the process in brackets, which other work on the machine disturbs less.",
+        "Points lost against the same model, on the run's evaluation rows, with a 95 % interval. *quantize_dynamic*:",
+        "onnxruntime's function as a user calls it; *dynamic int8*: as a recipe does it. What it says holds for this",
+        "processor; on one with AMX or bf16 instructions the order is another.",
+        f"{content['cpu']}; {', '.join(versions)}.",
+    ]
+    for run, rows in _runs(content):
+        lines += ["", f"### {run}, {min(row['macs'] for row in rows):.0%} of the MACs", ""]
+        lines += markdown_table(*_table(rows))
+        lines += ["", *_goals(run, rows), "", _image(run, rows)]
+    return lines
+
+
+def figures(content: dict[str, Any]) -> dict[str, str]:
+    """{file name: SVG}: points lost against speedup, a plot per run."""
+    return {_file(run): _plot(run, rows) for run, rows in _runs(content)}
+
+
+def _runs(content: dict[str, Any]) -> Iterator[tuple[str, list[Row]]]:
+    for run, rows in groupby(sorted(content["rows"], key=lambda row: row["run"]), lambda row: row["run"]):
+        yield run, list(rows)
+
+
+def _batches(rows: list[Row]) -> list[int]:
+    return sorted({row["batch"] for row in rows})
+
+
+def _table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    batches, lines = _batches(rows), []
+    for model, form in dict.fromkeys((row["model"], row["form"]) for row in rows):
+        found = {row["batch"]: row for row in rows if (row["model"], row["form"]) == (model, form)}
+        one = found[batches[0]]
+        lost = f"{one['lost']:z.2f} ({one['lost_low']:z.2f} to {one['lost_high']:z.2f})"
+        lines.append(
+            [
+                NAMES[model],
+                form,
+                "-" if (model, form) == AGAINST else lost,
+                *(_times(found[batch]) for batch in batches),
+            ]
+        )
+    return ["model", "engine", "points lost", *(f"batch {batch}" for batch in batches)], lines
+
+
+def _times(row: Row) -> str:
+    times, cpu = row["speedup"], row["speedup_cpu"]
+    return f"{times['median']:.2f}x ({times['low']:.2f} to {times['high']:.2f}) [{cpu['median']:.2f}]"
+
+
+def best(rows: list[Row], batch: int, model: str) -> Row:
+    """The fastest form of the pruned or unpruned model that loses at most LOST points, or the least that any loses."""
+    some = [row for row in rows if row["batch"] == batch and row["model"] == model]
+    return max(
+        some, key=lambda row: (row["lost"] <= LOST, row["speedup"]["median"] if row["lost"] <= LOST else -row["lost"])
+    )
+
+
+def _goals(run: str, rows: list[Row]) -> list[str]:
+    lines = []
+    for batch in _batches(rows):
+        whole, pruned = (f"{model} {_told(best(rows, batch, kind))}" for kind, model in NAMES.items())
+        gain = best(rows, batch, "pruned")["speedup"]["median"]
+        goal = _goal(GOALS.get(run, {}).get(batch), gain)
+        lines.append(f"- Batch {batch}, at most {LOST:g} point lost: {whole}, {pruned}{goal}")
+    return lines
+
+
+def _told(row: Row) -> str:
+    return f"{row['speedup']['median']:.2f}x ({row['form']}, {row['lost']:z.2f} lost)"
+
+
+def _goal(goal: float | None, gain: float) -> str:
+    if goal is None:
+        return "."
+    return f". Goal {goal:g}x: " + ("met." if gain >= goal else f"missed by {goal - gain:.2f}.")
+
+
+def _file(run: str) -> str:
+    return f"cpu-engines-{run}.svg"
+
+
+def _image(run: str, rows: list[Row]) -> str:
+    batch = _batches(rows)[0]
+    named = ", ".join(f"{name} {_told(best(rows, batch, model))}" for model, name in NAMES.items())
+    said = f"{run}: points lost against times faster, every engine. Fastest at batch {batch}: {named}"
+    return f"![{said}](figures/{_file(run)})"
+
+
+def _plot(run: str, rows: list[Row]) -> str:
+    def draw(figure: Figure) -> None:
+        batches = _batches(rows)
+        for axes, batch in zip(figure.subplots(1, len(batches), squeeze=False)[0], batches, strict=True):
+            for row in (row for row in rows if row["batch"] == batch):
+                place, color = (row["speedup"]["median"], row["lost"]), COLORS[row["model"]]
+                axes.plot(*place, "o", color=color)
+                axes.annotate(
+                    row["form"].replace("onnxruntime", "ort"),
+                    place,
+                    fontsize=6,
+                    xytext=(3, 3),
+                    textcoords="offset points",
+                )
+            axes.set(xlabel="times faster than unpruned fp32 onnxruntime", ylabel="points lost", title=f"batch {batch}")
+            axes.grid(True)
+        figure.suptitle(f"{run}: unpruned (grey) and pruned (blue)")
+
+    return svg(_file(run), (9.0, 3.6), draw)
