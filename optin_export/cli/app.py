@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from optin_export.cli._group import COMMANDS, COMPLETION_VARIABLE, PROGRAM
+from optin_export.cli._group import COMMANDS, COMPLETION_VARIABLE, FIRST_HELP, PROGRAM
+from optin_export.cli._loading import loading_is_told
 from optin_export.cli.run import optin_export
 from optin_export.errors import EnvironmentLacks, InputError, OptinError
 from optin_export.terminal import escaped_output, private_files
@@ -49,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return shell_complete(optin_export, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with escaped_output(), private_files(), _termination_as_interrupt():
+    if not given:
+        print(FIRST_HELP, file=sys.stderr)
+        return InputError.exit_code
+    with escaped_output(), private_files(), _termination_as_interrupt(), loading_is_told(given):
         return _main(given)
 
 

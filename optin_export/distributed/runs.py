@@ -41,7 +41,7 @@ def run_on_cluster(
         found = run(recipe, folder, display=display, around=around, **vars(options))
         if found is not None and recipe.fleet:
             display.start("fleet")
-            with reporting(display.tick):
+            with reporting(display.tick, display.phase):
                 target_nodes.measure_fleet(session, recipe, folder, Book(folder), options.force)
             found = run(recipe, folder)  # only the conclusions are computed again
         return found

@@ -25,7 +25,7 @@ from optin_export.measure.neighbours import BUSY
 from optin_export.measure.own import is_own
 from optin_export.measure.parity import SHORT, TOLERANCES, ParityCase, Tolerance, compare, shortened
 from optin_export.measure.rounds import Speedup, latency_of
-from optin_export.progress import advance, task
+from optin_export.progress import advance, phase, task
 from optin_export.recipe import MODELS, engine_name, engine_names, model_of, precision_of
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ __all__ = [
 ]
 
 Arrays = Mapping[str, np.ndarray]
+#: Shares of the stage's time that are usually over after parity and after accuracy.
+PARITY_SHARE, ACCURACY_SHARE = 0.1, 0.3
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def measure_engines(
     precision, batches = settings.precision, settings.batches
     loaded = {target: {name: load() for name, load in loads.items()} for target, loads in engines.items()}
     parity = []
+    phase("parity with torch", until=PARITY_SHARE)
     for model in MODELS:
         for kind, inputs in _parity_rows(rows, settings):
             expected = _expected(references[model], inputs, kind)
@@ -155,14 +158,17 @@ def measure_engines(
         return Measured(tuple(parity), None, ())
     accuracy = None
     if data is not None and engines:
+        phase("accuracy", until=ACCURACY_SHARE)
         accuracy = _accuracy(next(iter(loaded.values())), data, precision, settings.seed)
     loaded.clear()
     base, pruned = (engine_name(model, precision) for model in MODELS)
-    latency = [
-        one
-        for target, built in engines.items()
-        for batch in batches
-        for one in measure_modes(
+    latency: list[Latency] = []
+    pairs = [(target, batch) for target in engines for batch in batches]
+    for number, (target, batch) in enumerate(pairs, 1):
+        until = ACCURACY_SHARE + (1 - ACCURACY_SHARE) * number / len(pairs)
+        phase(f"latency on {target} at batch {batch}", until)
+        built = engines[target]
+        latency += measure_modes(
             built[base],
             built[pruned],
             rows(batch, True),
@@ -177,7 +183,6 @@ def measure_engines(
             ),
             plain={name: built[name] for name in MODELS},
         )
-    ]
     return Measured(tuple(parity), accuracy, tuple(latency))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from optin_export.engines import CALL, Engine, Timed, Timer, modes
 from optin_export.measure.neighbours import BUSY, Neighbours, Watch
 from optin_export.measure.rounds import Speedup, median, p90, speedup_of
-from optin_export.progress import report
+from optin_export.progress import phase, report
 from optin_export.recipe import MODELS, engine_name
 
 #: Minimum number of blocks; on a noisy machine more, in steps, until the interval is narrow or MAX_BLOCKS are done.
@@ -191,7 +191,9 @@ def measure_latency(
         if seen is None or seen.share <= settings.other_work:
             break
         if attempt < ATTEMPTS:
+            phase(f"waiting: other work takes {seen.share:.0%} of the CPU time")
             time.sleep(PAUSE_SECONDS)
+            phase(f"latency on {settings.target} at batch {settings.batch}, attempt {attempt + 1}")
     assert best is not None
     arms, neighbours = best
     quantiles = {name: _quantiles(arms.blocks_of(name)) for name in loads if name != AGAIN}

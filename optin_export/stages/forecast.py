@@ -132,6 +132,15 @@ def forecast_of(recipe: Recipe) -> Forecast | None:
         return None
 
 
+def unforeseen(recipe: Recipe) -> list[str]:
+    """Stages that can take long and that no forecast covers."""
+    builds = any(target.engine in ("tensorrt", "tensorrt-rtx") for target in recipe.targets)
+    searches = (
+        recipe.budget.kind == "latency" or recipe.budget.accuracy_drop is not None or recipe.tokens.keep == "auto"
+    )
+    return [*(["search"] if searches else []), *(["engines"] if builds else [])]
+
+
 def remember_forecast(work: RunContext) -> Forecast | None:
     """Forecast a first run and keep the result in its folder; None if the model cannot be timed."""
     try:

@@ -4,7 +4,7 @@ and the results of earlier stages, and reads the files that they wrote into the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -18,7 +18,7 @@ from optin_export.stages.build import build_engines
 from optin_export.stages.context import RunContext, Surroundings
 from optin_export.stages.curves import measure_curves
 from optin_export.stages.export import export_models
-from optin_export.stages.forecast import Forecast, recall_forecast, remember_forecast
+from optin_export.stages.forecast import Forecast, recall_forecast, remember_forecast, unforeseen
 from optin_export.stages.load import load
 from optin_export.stages.measure import measure_engines
 from optin_export.stages.prune_and_repair import apply_plan
@@ -41,7 +41,11 @@ Result = TypeVar("Result")
 class Display(Protocol):
     """Receives progress; `optin_export.displays` has the command line's displays."""
 
+    def expect(self, seconds: Mapping[str, float | None]) -> None: ...
+
     def start(self, stage: str) -> None: ...
+
+    def phase(self, name: str, until: float | None) -> None: ...
 
     def tick(self, done: int, total: int) -> None: ...
 
@@ -81,7 +85,7 @@ def run(
         raise InputError(f"unknown stage '{stop_after}'", f"the stages are {', '.join(STAGES)}", "name one of them")
     folder = run_folder(recipe, out)
     display = display or Quiet()
-    with held(folder, "a run", wait), reporting(display.tick):
+    with held(folder, "a run", wait), reporting(display.tick, display.phase):
         ship.put_in_order(folder / "triton")
         clear_leftovers(folder)
         clear_scratch()
@@ -123,9 +127,13 @@ class _Stages:
         """Forecast the run, unless its stages have been executed before with this recipe."""
         self.forecast = recall_forecast(self.work)
         if self.forecast is None:
+            self.display.phase("timing the model", None)
             self.forecast = remember_forecast(self.work)
             if self.forecast is not None:
                 self.display.note(f"expected: {self.forecast}")
+        if self.forecast is not None:
+            known = {name: one["seconds"] for name, one in recall(self.work.folder).items()}
+            self.display.expect({**dict.fromkeys(unforeseen(self.work.recipe)), **self.forecast.seconds, **known})
 
     def run(
         self,

@@ -69,7 +69,8 @@ class Labelled:
     """A display that adds the run's label to each stage."""
 
     def __init__(self, display: Display, label: str) -> None:
-        self.display, self.label, self.tick = display, label, display.tick
+        self.display, self.label = display, label
+        self.tick, self.phase, self.expect = display.tick, display.phase, display.expect
 
     def start(self, stage: str) -> None:
         self.display.start(f"{self.label} {stage}")

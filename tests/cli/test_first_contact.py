@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from optin_export import cli
-from optin_export.cli._group import COMMANDS, PROGRAM, command_of
+from optin_export.cli._group import COMMANDS, ELSEWHERE, PROGRAM, command_of
 from optin_export.cli._guess import columns_of, task_of
 from optin_export.recipe import load_recipe
 from optin_export.recipe.manual import describe_fields
@@ -198,6 +198,38 @@ def test_a_misspelt_command(word: str, meant: str, place: Path, capsys: pytest.C
     assert f"did you mean `optin-export {meant}`" in refused(capsys, word, "--no-such-option")
 
 
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("prune", "use optin-export RECIPE.yaml"),
+        ("sweep", "explain sweep"),
+        ("benchmark", "use optin-export measure RUN"),
+        ("deploy", "use optin-export ship RUN --to"),
+        ("help", "use optin-export --help"),
+        ("recipe", "new here? optin-export init"),
+    ],
+)
+def test_a_first_word_that_is_nothing_here(
+    word: str, says: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refused(capsys, word, "anything")
+
+
+def test_no_argument_at_all_is_told_where_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    """The exit code is that of a wrong command line: `optin-export $RECIPE` with nothing in it passes no gate."""
+    assert cli.main([]) == 2
+    captured = capsys.readouterr()
+    assert "new here? optin-export init" in captured.err and captured.out == ""
+    assert all(f"{name}" in captured.err for name in COMMANDS)
+    assert max(map(len, captured.err.splitlines())) <= 110
+
+
+def test_suggested_commands_exist() -> None:
+    for fix in ELSEWHERE.values():
+        word = fix.split()[1]
+        assert word in COMMANDS or word.startswith(("RECIPE.yaml", "--"))
+
+
 def test_a_command_that_was_removed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "rm -r runs/NAME" in refused(capsys, "clean", "runs/x", "--everything")
     (place / "clean").write_text("recipe: 1\n", encoding="utf-8")
@@ -242,7 +274,7 @@ def test_help_after_a_completion_in_the_same_process() -> None:
 def test_the_names_of_files_do_not_hide_options(capsys: pytest.CaptureFixture[str]) -> None:
     """Options may stand before the recipe."""
     assert "cannot read the recipe none.yaml" in refused(capsys, "--dry-run", "-q", "none.yaml", "--set", "seed=1")
-    assert "Missing argument 'RECIPE'" in refused(capsys)
+    assert "Missing argument 'RECIPE'" in refused(capsys, "--dry-run")
     assert "Got unexpected extra argument (b.yaml)" in refused(capsys, "a.yaml", "b.yaml")
 
 
