@@ -1,4 +1,4 @@
-"""Progress displays of the command line: plain lines in a log, JSON lines for machines; `live_display` on a terminal."""
+"""Progress displays of the command line: plain lines in a log, JSON lines for machines (see also `live_display`)."""
 
 from __future__ import annotations
 

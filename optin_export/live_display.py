@@ -1,4 +1,4 @@
-"""The display on a terminal: every stage from the start, what the current one does, one bar and one time for the run."""
+"""The display on a terminal: every stage from the start, what the current one does, one bar for the whole run."""
 
 from __future__ import annotations
 

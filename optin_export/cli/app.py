@@ -112,16 +112,27 @@ def _termination_as_interrupt() -> Iterator[None]:
 
 
 def _interrupted(given: Sequence[str], display: Quiet | None, code: int) -> int:
-    """Print the command that continues the run: the same one without --force, which would start again."""
+    """Print the command that continues the run: the same one without --force and --redo, which would start again."""
     if display is None:
         print("interrupted", file=sys.stderr)
         return code
-    command = shlex.join([PROGRAM, *(word for word in given if word != "--force")])
+    command = shlex.join([PROGRAM, *without_repeats(given)])
     if "--json" in given:
         display.failed("interrupted", exit_code=code, command=command)
     else:
         print(f"interrupted in the stage {display.stage or 'sources'}; to continue: {command}", file=sys.stderr)
     return code
+
+
+def without_repeats(given: Sequence[str]) -> list[str]:
+    """The words of a command line without --force and --redo STAGE."""
+    kept, words = [], iter(given)
+    for word in words:
+        if word == "--redo":
+            next(words, None)
+        elif word != "--force" and not word.startswith("--redo="):
+            kept.append(word)
+    return kept
 
 
 def _as_ours(error: BaseException, given: Sequence[str]) -> OptinError | None:

@@ -42,6 +42,7 @@ def run_on_cluster(
         if found is not None and recipe.fleet:
             display.start("fleet")
             with reporting(display.tick, display.phase):
-                target_nodes.measure_fleet(session, recipe, folder, Book(folder), options.force)
+                again = options.force or options.redo is not None
+                target_nodes.measure_fleet(session, recipe, folder, Book(folder), again)
             found = run(recipe, folder)  # only the conclusions are computed again
         return found

@@ -102,7 +102,8 @@ class MeasureSettings:
     batches: batch sizes of parity and latency. sequence: tokens per row of text. seed: seed of intervals and of the
     order of blocks. short: whether parity also compares texts of a few tokens, of the fp32 engines at the first batch
     size. judged: target name -> the mode that gates apply to, if not `CALL`. precision: precision of the judged
-    engines. classes: axis of the classes in the output, for `compare`. other_work: see `LatencySettings`.
+    engines. classes: axis of the classes in the output, for `compare`. other_work, blocks, seconds: see
+    `LatencySettings`.
     """
 
     batches: Sequence[int]
@@ -113,6 +114,8 @@ class MeasureSettings:
     precision: str = "fp32"
     classes: int | None = None
     other_work: float = BUSY
+    blocks: int | None = None
+    seconds: float | None = None
 
 
 def measure_engines(
@@ -180,6 +183,8 @@ def measure_engines(
                 mode=settings.judged.get(target, CALL),
                 precision=precision,
                 other_work=settings.other_work,
+                blocks=settings.blocks,
+                seconds=settings.seconds,
             ),
             plain={name: built[name] for name in MODELS},
         )

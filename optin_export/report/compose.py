@@ -70,6 +70,7 @@ def compose(
         accuracy=accuracy,
         parity=parity_of(measured),
         latency=latency,
+        quick=any(one.quick and one.judged for one in measured.latency),
         engines=tuple(engines),
         stages=tuple(stages),
         warnings=(*(doubt.text for doubt in doubts), *warnings),

@@ -116,6 +116,19 @@ def leftovers(folder: Path) -> list[Path]:
     return found
 
 
+def forget(folder: Path, stage: str) -> None:
+    """Forget that `stage` and the stages after it were done in a run folder, or in the runs of a sweep: they depend on
+    it, and the next run executes them again."""
+    again = STAGES[STAGES.index(stage) :]
+    for place in (folder, *(path.parent for path in folder.glob("*/recipe.yaml"))):
+        for record in (place / ".stages").glob("*.json"):
+            if record.name.partition(".")[0] in again:
+                remove(record)
+    if stage in ("sources", "scoring"):
+        remove(folder / "cluster" / "shards")
+    remove(folder / ".shared")
+
+
 def clear_leftovers(folder: Path) -> None:
     for path in leftovers(folder):
         remove(path)
