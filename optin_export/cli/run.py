@@ -12,7 +12,6 @@ import click
 
 from optin_export import __version__
 from optin_export.cli._group import CONTEXT, PATH, PROGRAM, RecipeOrCommand, complete_recipe, wait_option
-from optin_export.cli._next import Command, next_steps
 from optin_export.errors import GateError, InputError, ParityError, printable
 from optin_export.terminal import beneath
 from optin_export.workdir.run_directory import STAGES, run_folder
@@ -126,6 +125,8 @@ def optin_export(
         display.begin(loaded.name, folder, STAGES)
         how = {"stop_after": stop_after, "force": force, "redo": redo, "wait": wait}
         report = _carry_out(loaded, folder, options, display, **how)
+    from optin_export.report.next_steps import Command, next_steps
+
     command = Command(recipe, folder if out else None, overrides)
     if isinstance(report, list):
         return _print_sweep(report, folder, as_json)
@@ -139,7 +140,7 @@ def optin_export(
     if as_json:
         print(report.model_dump_json())
     else:
-        _print_verdict(report, folder, next_steps(report, loaded, folder, command))
+        _print_verdict(report, folder, next_steps(report, folder, command))
     return exit_code(report)
 
 

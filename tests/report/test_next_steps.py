@@ -7,24 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from optin_export.cli._next import Command, next_steps
 from optin_export.cli.run import optin_export as parser
-from optin_export.recipe import Recipe
-from optin_export.recipe.load import validate
+from optin_export.report.next_steps import Command, Step, next_steps, steps_of
 from optin_export.report.schema import GateResult, Report, Verdict, read_report
-from tests.conftest import Make
 
 COMMAND = Command("recipe.yaml", Path("my run"), ("seed=1", "prune.budget.macs=0.5"))
 
 
 @pytest.fixture
 def report(finished_vit: Path) -> Report:
-    return read_report(finished_vit)
-
-
-@pytest.fixture
-def recipe(vit_recipe: Make) -> Recipe:
-    return validate(vit_recipe(prune={"budget": {"macs": 0.5}}), Path.cwd())
+    found = read_report(finished_vit)
+    return found.model_copy(update={"pruning": found.pruning.model_copy(update={"budget": {"macs": 0.5}})})
 
 
 def gate(name: str, measured: float | None = 1.0, note: str = "", kind: str = "gate") -> GateResult:
@@ -46,8 +39,8 @@ def ended(report: Report, *gates: GateResult, quick: bool = False) -> Report:
         ([gate("speedup", None, "not evaluated: other work took 50%")], ["--redo", "measure"]),
     ],
 )
-def test_after_a_missed_gate(gates: list[GateResult], words: list[str], report: Report, recipe: Recipe) -> None:
-    (step,) = next_steps(ended(report, *gates), recipe, Path("my run"), COMMAND)
+def test_after_a_missed_gate(gates: list[GateResult], words: list[str], report: Report) -> None:
+    (step,) = next_steps(ended(report, *gates), Path("my run"), COMMAND)
     line = step.partition("   (")[0].rpartition("then: ")[2]
     given = shlex.split(line)
     assert given[:2] == ["optin-export", "recipe.yaml"] and given[-2:] == words
@@ -56,17 +49,37 @@ def test_after_a_missed_gate(gates: list[GateResult], words: list[str], report: 
     assert given.count("prune.budget.macs=0.5") == (0 if "prune.budget.macs=" in words[-1] else 1)
 
 
-def test_a_quick_run_that_passed_is_followed_by_a_full_one(report: Report, recipe: Recipe, finished_vit: Path) -> None:
-    (step,) = next_steps(ended(report, quick=True), recipe, finished_vit, COMMAND)
+def test_a_quick_run_that_passed_is_followed_by_a_full_one(report: Report, finished_vit: Path) -> None:
+    (step,) = next_steps(ended(report, quick=True), finished_vit, COMMAND)
     assert step.startswith(f"{COMMAND}   (a full measurement") and "--quick" not in step
-    (step,) = next_steps(ended(report), recipe, finished_vit, COMMAND)
+    (step,) = next_steps(ended(report), finished_vit, COMMAND)
     assert step.startswith(f"optin-export export {finished_vit} --format timm ")
 
 
-def test_failed_parity_is_looked_into_first(report: Report, recipe: Recipe) -> None:
+def test_failed_parity_is_looked_into_first(report: Report) -> None:
     failed = ended(report, gate("parity", kind="parity"), gate("speedup"))
-    assert next_steps(failed, recipe, Path("run"), COMMAND)[0].startswith("optin-export doctor recipe.yaml ")
-    export = recipe.export.model_copy(update={"precision": "int8"})
-    int8 = recipe.model_copy(update={"export": export})
-    (step,) = next_steps(ended(report, gate("parity.int8", kind="parity")), int8, Path("run"), COMMAND)
+    assert next_steps(failed, Path("run"), COMMAND)[0].startswith("optin-export doctor recipe.yaml ")
+    int8 = ended(report, gate("parity.int8", kind="parity")).model_copy(update={"precision": "int8"})
+    (step,) = next_steps(int8, Path("run"), COMMAND)
     assert shlex.split(step.partition("   (")[0])[-1] == "export.precision=fp32"
+
+
+def test_the_reports_box_has_code_that_runs_in_the_run_folder(
+    report: Report, finished_vit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished_vit)
+    steps: dict[str, Step] = {step.title: step for step in steps_of(ended(report), finished_vit)}
+    assert list(steps) == [
+        *("Load it in timm", "", "Load it in torch", "Load it in onnxruntime", "Serve it", "Make it smaller")
+    ]
+    for title in ("Load it in torch", "Load it in onnxruntime"):
+        exec(compile(steps[title].code, title, "exec"), {})
+    for title in ("Load it in timm", "Serve it", "Make it smaller"):
+        for line in steps[title].code.splitlines():
+            words = shlex.split(line)
+            assert words[0] == "optin-export"
+            parser.make_context("optin-export", words[1:])
+    missed = steps_of(ended(report, gate("speedup")), finished_vit)
+    assert missed[0].title == "Meet the limits" and "prune.budget.macs=0.35" in missed[0].code
+    assert "Serve it" not in {step.title for step in missed}
+    assert steps_of(ended(report, quick=True), finished_vit)[0].title == "Measure it fully"
