@@ -58,6 +58,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Measure latency shortly, for a first look: the result is marked as quick (the recipe's measure.quick).",
 )
+@click.option(
+    "--log",
+    multiple=True,
+    type=click.Choice(["mlflow", "wandb", "tensorboard"]),
+    help="Also write the finished run's parameters, metrics and files into this tracker.",
+)
 @wait_option
 @click.option(
     "--cluster",
@@ -93,6 +99,7 @@ def optin_export(
     force: bool,
     redo: str | None,
     quick: bool,
+    log: tuple[str, ...],
     wait: bool,
     cluster: str | None,
     workers: int | None,
@@ -116,6 +123,10 @@ def optin_export(
         from optin_export.cli.dry_run import print_dry_run
 
         return print_dry_run(loaded, folder, as_json)
+    for tracker in log:
+        from optin_export.tracking import check
+
+        check(tracker)
     options = cluster_options(cluster, workers, cluster_timeout, shared_files)
     from optin_export.displays import choose
 
@@ -129,7 +140,9 @@ def optin_export(
 
     command = Command(recipe, folder if out else None, overrides)
     if isinstance(report, list):
-        return _print_sweep(report, folder, as_json)
+        code = _print_sweep(report, folder, as_json)
+        _log([one.folder for one in report if (one.folder / "report.json").is_file()], log)
+        return code
     if report is None:
         if as_json:
             print(json.dumps({"name": loaded.name, "stopped_after": stop_after, "folder": str(folder)}))
@@ -141,7 +154,17 @@ def optin_export(
         print(report.model_dump_json())
     else:
         _print_verdict(report, folder, next_steps(report, folder, command))
+    _log([folder], log)
     return exit_code(report)
+
+
+def _log(runs: Sequence[Path], trackers: Sequence[str]) -> None:
+    """Write finished runs into trackers, and say on standard error where they are now."""
+    for tracker in trackers:
+        from optin_export.tracking import log_run
+
+        for run in runs:
+            print(f"logged: {log_run(tracker, run)}", file=sys.stderr)
 
 
 def _carry_out(

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 
 def labelled(rows: Markup) -> Markup:
-    """The rows of one table with `data-label` on the cells of its body; a cell that spans rows counts in all of them."""
+    """The rows of one table with `data-label` on the cells of its body; a cell may span rows."""
     parser = _Labels()
     parser.feed(str(rows))
     parser.close()

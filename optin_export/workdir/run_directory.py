@@ -60,6 +60,7 @@ CONTENTS = {
     "machines/*": "what `optin-export measure` built and measured elsewhere: engines/, measure/TARGET.json",
     "triton/*": "the Triton model repository: NAME/config.pbtxt, 1/, warmup/, manifest.json, and NAME-base",
     "cluster/*": "with --cluster: a log per worker, costs.json by stage, fleet.json with targets without a node",
+    "tensorboard/*": "with --log tensorboard: its event files",
     "sweep.json": "of a sweep: its runs, each in a folder of its own",
     "compare.html": "of a sweep: its runs side by side",
     ".shared/*": "of a sweep: what all its runs use",

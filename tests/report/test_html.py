@@ -244,6 +244,24 @@ def test_the_whole_report(run: Path) -> None:
     assert all("scope" in attrs for tag, attrs in parsed.tags if tag == "th")
 
 
+def test_what_a_reader_wants_first_comes_first(run: Path) -> None:
+    report = make_report(warnings=["other work"], quick=True)
+    text = Page(render_html(report, run)).text
+    order = [
+        *("✔ PASSED (quick)", "1 warning", "no measurable difference in spearman (82.03 to 81.56; 95 % interval"),
+        *(
+            "8.12 to 4.99 ms (median call on",
+            "are left",
+            "Measure it fully",
+            "optin-export ship . --to",
+            "Make it smaller",
+        ),
+        "What was required",
+    ]
+    places = [text.index(one) for one in order]
+    assert places == sorted(places)
+
+
 def test_nothing_is_loaded(run: Path) -> None:
     page = render_html(make_report(), run)
     parsed = Page(page)
