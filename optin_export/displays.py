@@ -1,4 +1,4 @@
-"""Progress displays of the command line: bars on a terminal, plain lines in a log, JSON lines for machines."""
+"""Progress displays of the command line: plain lines in a log, JSON lines for machines (see also `live_display`)."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from optin_export.errors import printable
 from optin_export.terminal import beneath
+
+#: Seconds between two lines about the same stage in a log, and in one with --verbose.
+QUIET_SECONDS, VERBOSE_SECONDS = 60.0, 5.0
 
 
 class Quiet:
     """Shows nothing. A run calls `begin`, then its stages, and always `end`, after `failed` if it did not succeed."""
 
-    #: The stage that is under way.
-    stage = ""
+    #: The stage that is under way, and the phase of it.
+    stage, phase_name = "", ""
 
     def __enter__(self) -> Quiet:
         return self
@@ -30,8 +29,15 @@ class Quiet:
 
     def begin(self, name: str, folder: Path, stages: Sequence[str]) -> None: ...
 
+    def expect(self, seconds: Mapping[str, float | None]) -> None:
+        """Stage -> the seconds that it is expected to take; None if nobody knows."""
+
     def start(self, stage: str) -> None:
-        self.stage = stage
+        self.stage, self.phase_name = stage, ""
+
+    def phase(self, name: str, until: float | None) -> None:
+        """See `progress.phase`."""
+        self.phase_name = name
 
     def tick(self, done: int, total: int) -> None: ...
 
@@ -47,20 +53,23 @@ class Quiet:
 
 
 class PlainLines(Quiet):
-    """One line when a stage starts and one when it ends; with `verbose`, also its progress every five seconds."""
+    """One line when a stage starts and one when it ends; between them its progress, every minute, or with `verbose`
+    every five seconds."""
 
     def __init__(self, stream: TextIO, verbose: bool = False) -> None:
         self.stream, self.verbose = stream, verbose
-        self.stage, self.shown = "", 0.0
+        self.shown = 0.0
 
     def start(self, stage: str) -> None:
-        self.stage, self.shown = stage, time.monotonic()
+        super().start(stage)
+        self.shown = time.monotonic()
         print(f"{stage} ...", file=self.stream, flush=True)
 
     def tick(self, done: int, total: int) -> None:
-        if self.verbose and time.monotonic() - self.shown > 5:
+        if time.monotonic() - self.shown > (VERBOSE_SECONDS if self.verbose else QUIET_SECONDS):
             self.shown = time.monotonic()
-            print(f"{self.stage}: {done} of {total}", file=self.stream, flush=True)
+            what = f"{self.stage}, {self.phase_name}" if self.phase_name else self.stage
+            print(f"{what}: {done} of {total}", file=self.stream, flush=True)
 
     def finish(self, stage: str, seconds: float, reused: bool) -> None:
         print(f"{stage}: {'reused' if reused else 'done'} in {seconds:.1f} s", file=self.stream, flush=True)
@@ -73,12 +82,12 @@ class PlainLines(Quiet):
 
 
 class JsonLines(Quiet):
-    """One JSON object per line, distinguished by "event": begin, then start, progress (once a second) and finish of
-    every stage, warnings and notes between them, then possibly error or interrupted, and end with the exit code, which
-    is the last line of every run."""
+    """One JSON object per line, distinguished by "event": begin, expected, then start, phase, progress (once a second)
+    and finish of every stage, warnings and notes between them, then possibly error or interrupted, and end with the
+    exit code, which is the last line of every run."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream, self.stage, self.shown, self.began = stream, "", 0.0, time.monotonic()
+        self.stream, self.shown, self.began = stream, 0.0, time.monotonic()
 
     def _write(self, **event: object) -> None:
         print(json.dumps(event), file=self.stream, flush=True)
@@ -94,9 +103,18 @@ class JsonLines(Quiet):
     def end(self, exit_code: int) -> None:
         self._write(event="end", exit_code=exit_code, seconds=round(time.monotonic() - self.began, 3))
 
+    def expect(self, seconds: Mapping[str, float | None]) -> None:
+        self._write(event="expected", seconds=dict(seconds))
+
     def start(self, stage: str) -> None:
-        self.stage, self.shown = stage, 0.0
+        super().start(stage)
+        self.shown = 0.0
         self._write(event="start", stage=stage)
+
+    def phase(self, name: str, until: float | None) -> None:
+        if name != self.phase_name:
+            super().phase(name, until)
+            self._write(event="phase", stage=self.stage, phase=name)
 
     def tick(self, done: int, total: int) -> None:
         if time.monotonic() - self.shown > 1 or done == total:
@@ -113,79 +131,14 @@ class JsonLines(Quiet):
         self._write(event="note", text=text)
 
 
-class LiveBars(Quiet):
-    """A live bar per stage with elapsed and remaining time."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.console = Console(file=beneath(stream))
-        self.bars = self._new_bars(refreshing=True)
-        self.task: TaskID | None = None
-        self.drawn, self.done = 0.0, 0
-
-    def _new_bars(self, refreshing: bool) -> Progress:
-        return Progress(
-            SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description:<10}", markup=False),
-            BarColumn(bar_width=30),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            auto_refresh=refreshing,
-        )
-
-    def __enter__(self) -> LiveBars:
-        self.bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if error and error[0] is not None and self.task is not None:
-            kind = error[0] if isinstance(error[0], type) else Exception
-            note = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
-            self.bars.update(self.task, note=f"[red]{note}", refresh=True)
-            self.bars.stop_task(self.task)
-        self.bars.stop()
-
-    def start(self, stage: str) -> None:
-        # While latency is measured nothing else may run, not even the thread that redraws the bars.
-        refreshing = stage.split()[-1] not in ("measure", "runs")
-        if refreshing != self.bars.live.auto_refresh:
-            self.bars.stop()
-            self.bars = self._new_bars(refreshing)
-            self.bars.start()
-        self.stage, self.done = stage, 0
-        self.task = self.bars.add_task(printable(stage), total=None, note="")
-
-    def tick(self, done: int, total: int) -> None:
-        if self.task is not None:
-            if done < self.done:
-                # The stage's next phase: forget the last phase's speed, which does not predict the time left, but keep
-                # the stage's clock running.
-                began = self.bars.tasks[-1].start_time
-                self.bars.reset(self.task, total=total, completed=done)
-                self.bars.tasks[-1].start_time = began
-            self.done = done
-            self.bars.update(self.task, completed=done, total=total)
-            if not self.bars.live.auto_refresh and time.monotonic() - self.drawn > 0.25:
-                self.drawn = time.monotonic()
-                self.bars.refresh()
-
-    def finish(self, stage: str, seconds: float, reused: bool) -> None:
-        if self.task is not None:
-            self.bars.update(self.task, completed=1, total=1, note="reused" if reused else "", refresh=True)
-            self.task = None
-
-    def warn(self, text: str) -> None:
-        self.console.print(printable(f"warning: {text}"), markup=False, highlight=False)
-
-    def note(self, text: str) -> None:
-        self.console.print(printable(text), markup=False, highlight=False)
-
-
 def choose(quiet: bool, verbose: bool, as_json: bool) -> Quiet:
     """The display that fits the options and where standard error goes (standard output is kept for results)."""
     if as_json:
         return JsonLines(sys.stderr)
     if quiet:
         return Quiet()
-    return LiveBars(sys.stderr) if sys.stderr.isatty() and not verbose else PlainLines(sys.stderr, verbose)
+    if sys.stderr.isatty() and not verbose:
+        from optin_export.live_display import LiveStages
+
+        return LiveStages(beneath(sys.stderr))
+    return PlainLines(sys.stderr, verbose)

@@ -3,6 +3,7 @@
     for batch in track(batches): ...         # one step each
     with task(total): ... advance(count)     # steps counted by functions further down
     report(done, total)                      # if the total changes meanwhile
+    phase("repair", until=0.8)               # names what comes next; it ends at 0.8 of the stage
 
 Reports from within a task are part of one of its steps, and are not shown. A new thread or process has no reporter: its
 coordinator reports, or passes it `reporter()`.
@@ -17,20 +18,26 @@ from typing import NamedTuple, TypeVar
 
 #: Called with (steps done, steps in all).
 Reporter = Callable[[int, int], None]
+#: Called with the name of the phase that begins, and the share of the stage that is done when it ends.
+Namer = Callable[[str, float | None], None]
 Item = TypeVar("Item")
 
 
 def _nowhere(done: int, total: int) -> None: ...
 
 
+def _unnamed(name: str, until: float | None) -> None: ...
+
+
 def _of_no_task(count: int) -> None: ...
 
 
 class _Around(NamedTuple):
-    """The context of a piece of code: the target of `report`, and the count of `advance`."""
+    """The context of a piece of code: the target of `report`, the count of `advance`, and the target of `phase`."""
 
     report: Reporter = _nowhere
     advance: Callable[[int], None] = _of_no_task
+    phase: Namer = _unnamed
 
 
 _SILENT = _Around()
@@ -47,9 +54,9 @@ def _set(around: _Around) -> Iterator[None]:
         _around.set(before)
 
 
-def reporting(reporter: Reporter) -> AbstractContextManager[None]:
-    """In this block, progress goes to `reporter`."""
-    return _set(_Around(reporter))
+def reporting(reporter: Reporter, phase: Namer = _unnamed) -> AbstractContextManager[None]:
+    """In this block, progress goes to `reporter`, and the names of phases to `phase`."""
+    return _set(_Around(reporter, phase=phase))
 
 
 def reporter() -> Reporter:
@@ -62,17 +69,31 @@ def report(done: int, total: int) -> None:
     _around.get().report(done, total)
 
 
+def phase(name: str, until: float | None = None) -> None:
+    """A phase of the stage begins.
+
+    Args:
+        name: what is done now, in a few words.
+        until: share of the stage's time, from 0 to 1, that is over when the phase ends; the phase has its own count of
+            steps. None: the phase is a part of one count, of the task around or of the whole stage.
+    """
+    _around.get().phase(name, until)
+
+
 @contextmanager
 def task(total: int) -> Iterator[None]:
     """A task of `total` steps, which `advance` counts up to `total`."""
-    show, done = reporter(), 0
+    around, done = _around.get(), 0
 
     def count_steps(count: int) -> None:
         nonlocal done
         done = min(done + count, total)
-        show(done, total)
+        around.report(done, total)
 
-    with _set(_Around(advance=count_steps)):
+    def name_part(name: str, until: float | None) -> None:
+        around.phase(name, None)  # the steps are counted for the whole task
+
+    with _set(_Around(advance=count_steps, phase=name_part)):
         yield
 
 

@@ -29,6 +29,8 @@ LAZY = {
     "tensorrt": set(),
     "tensorrt_rtx": set(),
     "accelerate": {"models/placement.py"},
+    "mlflow": {"tracking/to_mlflow.py"},
+    "wandb": {"tracking/to_wandb.py"},
     "ray": {"distributed/ray_session.py"},
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from optin_export.progress import advance, report, reporter, reporting, task, track
+from optin_export.progress import advance, phase, report, reporter, reporting, task, track
 
 Steps = list[tuple[int, int]]
 
@@ -93,3 +93,16 @@ def test_a_thread_reports_where_it_is_handed_the_reporter(seen: Steps) -> None:
         thread.start()
         thread.join()
     assert seen == [(2, 3)]
+
+
+def test_phases_are_named_where_steps_are_counted() -> None:
+    """In a task a phase is a part of its count; within a step of a loop it is no one's."""
+    named: list[tuple[str, float | None]] = []
+    with reporting(lambda done, total: None, lambda name, until: named.append((name, until))):
+        phase("parity", until=0.1)
+        with task(2):
+            phase("first", until=0.5)
+        for _ in track("ab"):
+            phase("inner")
+    phase("outside")
+    assert named == [("parity", 0.1), ("first", None)]

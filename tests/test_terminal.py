@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from optin_export import cli
-from optin_export.displays import LiveBars
 from optin_export.errors import InputError, printable
+from optin_export.live_display import LiveStages
 from optin_export.terminal import beneath, escaped_output, private_files
 
 HOSTILE = "a\x1b[31mred\x07\x9b2J\udcff\u202e[/red][bold]b\r\x08"
@@ -56,11 +56,11 @@ def test_a_file_name_in_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_bars_take_names_as_they_are() -> None:
     stream = io.StringIO()
-    with LiveBars(stream) as bars:
+    with LiveStages(stream) as bars:
         bars.start("[/nothing] scoring")
         bars.warn("[/red] of a path")
         bars.finish("[/nothing] scoring", 1.0, False)
-    assert "[/nothing] scoring" in stream.getvalue() and "[/red] of a path" in stream.getvalue()
+    assert "[/nothing]\n✓  scoring" in stream.getvalue() and "[/red] of a path" in stream.getvalue()
 
 
 def test_nothing_that_others_may_write(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -19,15 +19,65 @@ _WIDTH = 120
 
 
 def parse_goal(text: str) -> tuple[str, float]:
-    """'macs=0.5' as a kind of budget and its value. Raises InputError."""
+    """'macs=0.5' as a kind of budget and its value. Raises InputError.
+
+    '50%' is a share of the MACs, '2x' a speedup; values may have the units that they are written with.
+    """
     known = [path.rpartition(".")[2] for path in describe_fields() if path.startswith("prune.budget.")][:5]
-    name, equals, value = text.partition("=")
+    name, equals, value = text.strip().partition("=")
+    if not equals and name.endswith("%"):
+        name, equals, value = "macs", "=", name
+    elif not equals and name.lower().endswith("x"):
+        name, equals, value = "speedup", "=", name
     try:
         if not equals or name not in known:
-            raise ValueError(f"the goals are {', '.join(known)}")
-        return name, float(value)
+            raise ValueError(f"the goals are {', '.join(known)}; 50% is macs=0.5, 2x is speedup=2")
+        return name, _quantity(name, value)
     except ValueError as error:
         raise InputError(f"cannot read the goal '{text:.60}'", str(error), "write macs=0.5 or speedup=1.5") from None
+
+
+def _quantity(name: str, text: str) -> float:
+    """The value of a goal or a gate: '50%' of a share is 0.5, '2x' of a speedup 2, '5ms' of a latency 5."""
+    value = text.strip().lower()
+    if name in ("macs", "params") and value.endswith("%"):
+        number = float(value[:-1]) / 100
+    elif name == "speedup":
+        number = float(value.removesuffix("x"))
+    elif name == "latency_ms":
+        number = float(value.removesuffix("ms"))
+    else:
+        number = float(value)
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{text} is not a number from 0 on")
+    if name in ("macs", "params") and not 0 < number <= 1:
+        raise ValueError(f"prune.budget.{name} is a share from 0 to 1")
+    if name == "speedup" and number == 0:
+        raise ValueError("a speedup is above 0")
+    return number
+
+
+def parse_gates(text: str) -> dict[str, float]:
+    """'speedup=1.3,accuracy_drop=0.5' as gates. Raises InputError."""
+    known = [path.rpartition(".")[2] for path in describe_fields() if path.startswith("gates.")]
+    gates: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        try:
+            if not equals or name not in known:
+                raise ValueError(f"the gates are {', '.join(known)}")
+            gates[name] = _quantity(name, value)
+        except ValueError as error:
+            fix = "write speedup=1.3,accuracy_drop=0.5"
+            raise InputError(f"cannot read the limit '{part:.60}'", str(error), fix) from None
+    return gates
+
+
+def usual_gates(goal: tuple[str, float], measured: bool) -> dict[str, float]:
+    """Gates that require no more than the goal. measured: whether accuracy is."""
+    kind, value = goal
+    gates = {"speedup": value if kind == "speedup" else 1.0}
+    return {**gates, "accuracy_drop": value if kind == "accuracy_drop" else 1.0} if measured else gates
 
 
 def compose(
@@ -37,13 +87,12 @@ def compose(
     evaluation: Mapping[str, Any] | None,
     goal: tuple[str, float],
     target: Mapping[str, Any],
+    batches: Sequence[int] = (1, 8),
+    gates: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """The recipe as a dictionary, with gates that require no more than the goal."""
+    """The recipe as a dictionary. gates: None: those that require no more than the goal."""
     kind, value = goal
-    measured = evaluation is not None and METRICS[model["task"]]
-    gates: dict[str, float] = {"speedup": value if kind == "speedup" else 1.0}
-    if measured:
-        gates["accuracy_drop"] = value if kind == "accuracy_drop" else 1.0
+    measured = evaluation is not None and bool(METRICS[model["task"]])
     data: dict[str, Any] = {"calibration": dict(calibration)}
     if evaluation is not None and measured:
         data["evaluation"] = {**evaluation, "metric": METRICS[model["task"]][0]}
@@ -53,9 +102,9 @@ def compose(
         "model": dict(model),
         "data": data,
         "prune": {"budget": {kind: value}},
-        "export": {"precision": "fp32", "batch": [1, 8]},
+        "export": {"precision": "fp32", "batch": list(batches)},
         "targets": [dict(target)],
-        "gates": gates,
+        "gates": usual_gates(goal, measured) if gates is None else dict(gates),
         "ship": {"triton": False},
     }
 

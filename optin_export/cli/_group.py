@@ -38,6 +38,30 @@ COMMANDS = (
     "serve",
     "client",
 )
+#: What no arguments at all are answered with.
+FIRST_HELP = f"""\
+{PROGRAM} RECIPE.yaml      prune a model, build engines, measure them, and ship the result or refuse it
+{PROGRAM} COMMAND [ARGS]   {", ".join(COMMANDS[:8])},
+{" " * len(PROGRAM)}                  {", ".join(COMMANDS[8:])}
+{PROGRAM} --help           all options, and what each command does
+
+new here? {PROGRAM} init   (asks for your model and data, and writes a recipe)"""
+#: First words that other tools use -> what does this here.
+ELSEWHERE = {
+    **dict.fromkeys(("run", "prune", "compress", "optimize", "optimise", "start"), f"{PROGRAM} RECIPE.yaml"),
+    **dict.fromkeys(("validate", "plan", "dry-run"), f"{PROGRAM} RECIPE.yaml --dry-run"),
+    "sweep": f"{PROGRAM} RECIPE.yaml, where the recipe has a section sweep: ({PROGRAM} explain sweep)",
+    **dict.fromkeys(("quantize", "quantise"), f"{PROGRAM} RECIPE.yaml --set export.precision=int8"),
+    **dict.fromkeys(("new", "create", "setup", "config", "quickstart"), f"{PROGRAM} init"),
+    **dict.fromkeys(("bench", "benchmark", "profile"), f"{PROGRAM} measure RUN"),
+    **dict.fromkeys(("convert", "save"), f"{PROGRAM} export RUN --format FORMAT"),
+    **dict.fromkeys(("deploy", "publish"), f"{PROGRAM} ship RUN --to REPOSITORY"),
+    **dict.fromkeys(("gates", "test"), f"{PROGRAM} check RUN"),
+    **dict.fromkeys(("diff", "list"), f"{PROGRAM} compare RUN RUN ..."),
+    **dict.fromkeys(("models", "architectures"), f"{PROGRAM} families"),
+    **dict.fromkeys(("help", "commands"), f"{PROGRAM} --help"),
+    "version": f"{PROGRAM} --version",
+}
 #: A file or a folder; the command itself checks that it exists.
 PATH = click.Path(path_type=Path, readable=False)
 
@@ -126,10 +150,17 @@ def _refuse_misspelt(word: str) -> None:
             "a run folder holds plain files, and a run deletes by itself what an interrupted one left half-written",
             "delete a whole run with `rm -r runs/NAME`, or only its large folders onnx/, engines/ and model/",
         )
+    if word.startswith("-"):
+        return
     near = difflib.get_close_matches(word.lower(), COMMANDS, n=2, cutoff=0.6)
-    if near:
-        raise InputError(
-            f"there is no command and no recipe '{word:.60}'",
-            "no file has this name, and it is not the name of a command",
-            f"did you mean `optin-export {'` or `optin-export '.join(near)}`?",
-        )
+    if (instead := ELSEWHERE.get(word.lower())) is not None:
+        fix = f"use {instead}"
+    elif near:
+        fix = f"did you mean `optin-export {'` or `optin-export '.join(near)}`?"
+    else:
+        fix = f"name a recipe file or a command (see {PROGRAM} --help); new here? {PROGRAM} init"
+    raise InputError(
+        f"there is no command and no recipe '{word:.60}'",
+        "no file has this name, and it is not the name of a command",
+        fix,
+    )

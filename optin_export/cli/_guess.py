@@ -176,6 +176,15 @@ def columns_of(source: str, task: str, labelled: bool) -> dict[str, str | int]:
     return found
 
 
+def names_of(source: str) -> Sequence[str]:
+    """The columns of a table or the arrays of an archive; empty for other sources. Raises InputError."""
+    prefix, _, path = source.partition(":")
+    try:
+        return _names(prefix, Path(path)) if prefix in ("csv", "tsv", "npz") else ()
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"cannot read {source}", str(error), "correct the path") from None
+
+
 def _names(prefix: str, path: Path) -> Sequence[str]:
     if prefix == "npz":
         with zipfile.ZipFile(regular(path)) as archive:

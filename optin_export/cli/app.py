@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from optin_export.cli._group import COMMANDS, COMPLETION_VARIABLE, PROGRAM
+from optin_export.cli._group import COMMANDS, COMPLETION_VARIABLE, FIRST_HELP, PROGRAM
+from optin_export.cli._loading import loading_is_told
 from optin_export.cli.run import optin_export
 from optin_export.errors import EnvironmentLacks, InputError, OptinError
 from optin_export.terminal import escaped_output, private_files
@@ -49,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return shell_complete(optin_export, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with escaped_output(), private_files(), _termination_as_interrupt():
+    if not given:
+        print(FIRST_HELP, file=sys.stderr)
+        return InputError.exit_code
+    with escaped_output(), private_files(), _termination_as_interrupt(), loading_is_told(given):
         return _main(given)
 
 
@@ -108,16 +112,27 @@ def _termination_as_interrupt() -> Iterator[None]:
 
 
 def _interrupted(given: Sequence[str], display: Quiet | None, code: int) -> int:
-    """Print the command that continues the run: the same one without --force, which would start again."""
+    """Print the command that continues the run: the same one without --force and --redo, which would start again."""
     if display is None:
         print("interrupted", file=sys.stderr)
         return code
-    command = shlex.join([PROGRAM, *(word for word in given if word != "--force")])
+    command = shlex.join([PROGRAM, *without_repeats(given)])
     if "--json" in given:
         display.failed("interrupted", exit_code=code, command=command)
     else:
         print(f"interrupted in the stage {display.stage or 'sources'}; to continue: {command}", file=sys.stderr)
     return code
+
+
+def without_repeats(given: Sequence[str]) -> list[str]:
+    """The words of a command line without --force and --redo STAGE."""
+    kept, words = [], iter(given)
+    for word in words:
+        if word == "--redo":
+            next(words, None)
+        elif word != "--force" and not word.startswith("--redo="):
+            kept.append(word)
+    return kept
 
 
 def _as_ours(error: BaseException, given: Sequence[str]) -> OptinError | None:

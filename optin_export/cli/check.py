@@ -46,7 +46,7 @@ def check(run: Path, gates: Path | None, junit: Path | None, as_json: bool) -> i
         write_text(junit, junit_xml(report.name, report.created, judged))
     if as_json:
         described = {"gates": [gate.model_dump(mode="json") for gate in judged], "warnings": list(report.warnings)}
-        print(json.dumps({"passed": passed, **described}))
+        print(json.dumps({"passed": passed, "quick": report.quick, **described}))
     else:
         _print(report, judged, passed)
     if passed:
@@ -127,8 +127,9 @@ def _differences(report: Report, measured: dict[str, Any], passed: bool) -> list
 
 def _print(report: Report, gates: list[GateResult], passed: bool) -> None:
     count = len(report.warnings)
+    quick = ", by a quick measurement" if report.quick else ""
     print(
-        f"{report.name}: {'every gate passed' if passed else 'NOT PASSED'}"
+        f"{report.name}: {'every gate passed' if passed else 'NOT PASSED'}{quick}"
         + (f", with {count} warning{'s' if count > 1 else ''} of the run" if count else "")
     )
     for text in report.warnings:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,12 @@ from typing import Any
 import click
 
 from optin_export.cli._group import PATH, command
+from optin_export.cli._interview import answer, parse_columns
+from optin_export.cli._questions import QUESTIONS, completed_paths, parse_batches
 from optin_export.errors import InputError
 
 #: Sources whose name is a path.
 _PATHS = ("csv", "tsv", "npz", "images", "wav")
-#: Required answers in the order of the questions: the option's help, and the question.
-_QUESTIONS = {
-    "model": "Model: a folder, hf:ID, timm:NAME or py:FILE.py:FUNCTION",
-    "task": "Task of the model",
-    "data": "Calibration data, labels not needed: csv:FILE, tsv:FILE, npz:FILE, images:FOLDER, wav:FOLDER or "
-    "hf-dataset:NAME",
-    "evaluation": "Held-out, labelled data for the accuracy (empty: accuracy is not measured)",
-    "goal": "Goal: macs=0.5, params=0.5, speedup=1.5, latency_ms=2 or accuracy_drop=0.5",
-}
 
 
 @dataclass(frozen=True)
@@ -39,25 +34,32 @@ class _Wanted:
     goal: str
     columns: str | None
     evaluation_columns: str | None
-    target: str
+    target: str | None
+    batch: str | None
+    gates: str | None
     weights: str | None
     name: str | None
 
 
 @command
-@click.option("--model", metavar="SOURCE", help=f"{_QUESTIONS['model']}.")
-@click.option("--task", metavar="TASK", help=f"{_QUESTIONS['task']} (default: as its configuration says).")
-@click.option("--data", metavar="SOURCE", help=f"{_QUESTIONS['data']}.")
-@click.option("--evaluation", metavar="SOURCE", help=f"{_QUESTIONS['evaluation']}.")
+@click.option("--model", metavar="SOURCE", help=f"{QUESTIONS['model']}.")
+@click.option("--task", metavar="TASK", help=f"{QUESTIONS['task']} (default: as its configuration says).")
+@click.option("--data", metavar="SOURCE", help=f"{QUESTIONS['data']}.")
+@click.option("--evaluation", metavar="SOURCE", help=f"{QUESTIONS['evaluation']}.")
 @click.option("--columns", metavar="A=B,...", help="Columns of the data, e.g. text=sentence,label=1.")
 @click.option("--evaluation-columns", metavar="A=B,...", help="Columns of --evaluation, if they differ.")
-@click.option("--goal", metavar="KIND=VALUE", help=f"{_QUESTIONS['goal']}.")
+@click.option("--goal", metavar="KIND=VALUE", help=f"{QUESTIONS['goal']}.")
 @click.option(
     "--target",
     metavar="ENGINE",
-    default="onnxruntime",
     help="An engine (auto: the fastest on this CPU), or fields of a target: engine=torch,device=cpu "
     "(default: onnxruntime).",
+)
+@click.option("--batch", metavar="N,...", help=f"{QUESTIONS['batch']} (default: 1,8).")
+@click.option(
+    "--gates",
+    metavar="A=B,...",
+    help=f"{QUESTIONS['gates']}: speedup=1.3,accuracy_drop=0.5 (default: the goal, or not slower and one point).",
 )
 @click.option("--weights", metavar="WEIGHTS", help="pretrained (default), random, or a checkpoint.")
 @click.option("--name", metavar="NAME", help="Name of the run (default: that of the model).")
@@ -80,7 +82,8 @@ def init(out: Path, schema: bool, yes: bool, force: bool, as_json: bool, **given
     schema_file = out.parent / "recipe.schema.json"
     if os.path.lexists(out) and not force:
         raise InputError(f"{out} exists", "it would be overwritten", "choose another --out, or add --force")
-    wanted = _completed(given, asking=not yes and not as_json and sys.stdin is not None and sys.stdin.isatty())
+    asking = not yes and not as_json and sys.stdin is not None and sys.stdin.isatty()
+    wanted = _completed(given, asking, lambda text: click.echo(text, err=True) if asking else None)
     raw, comments = _composed(wanted, out.parent)
     notes = _fitted(raw, out.parent)
     text = _first_recipe.render(raw, schema_file.name if schema else None, comments)
@@ -96,8 +99,8 @@ def init(out: Path, schema: bool, yes: bool, force: bool, as_json: bool, **given
     return 0
 
 
-def _completed(given: dict[str, str | None], asking: bool) -> _Wanted:
-    """The options, with questions asked or the task guessed where one is missing.
+def _completed(given: dict[str, str | None], asking: bool, told: Callable[[str], None]) -> _Wanted:
+    """The options, with questions asked or values guessed where one is missing. told: receives what was guessed.
 
     Raises:
         InputError: something is missing and no question can be asked.
@@ -105,11 +108,16 @@ def _completed(given: dict[str, str | None], asking: bool) -> _Wanted:
     from optin_export.cli._guess import task_of
 
     known = dict(given)
-    for name in _QUESTIONS:
-        if known[name] is None:
-            guess = task_of(known["model"]) if name == "task" and known["model"] else None
-            known[name] = _ask(name, guess) if asking else guess
-    missing = [f"--{name}" for name in _QUESTIONS if name != "evaluation" and not known[name]]
+    with completed_paths() if asking else contextlib.nullcontext():
+        for name in QUESTIONS:
+            if known[name] is not None:
+                continue
+            if name == "task" and known["model"] and (guess := task_of(known["model"])) is not None:
+                known["task"] = guess
+                told(f"task: {guess}, by the model's configuration (another one: --task)")
+            elif asking:
+                answer(name, known)
+    missing = [f"--{name}" for name in ("model", "task", "data", "goal") if not known[name]]
     if missing:
         why = " (the model does not say what its task is)" if "--task" in missing and known["model"] else ""
         raise InputError(
@@ -120,23 +128,6 @@ def _completed(given: dict[str, str | None], asking: bool) -> _Wanted:
     return _Wanted(**known)  # type: ignore[arg-type]  # those that may not be None are not missing
 
 
-def _ask(name: str, guess: str | None) -> str:
-    """An answer from the terminal. Raises InputError if the input ends."""
-    from optin_export.recipe.manual import describe_fields
-
-    choices = click.Choice(describe_fields()["model.task"].choices) if name == "task" else None
-    default = "" if name == "evaluation" else guess
-    try:
-        answer: str = click.prompt(_QUESTIONS[name], default, type=choices, show_default=bool(default), err=True)
-    except click.Abort as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise error.__context__ from None
-        raise InputError(
-            "cannot write a recipe yet", "the input ended before the last answer", "give options instead"
-        ) from None
-    return answer
-
-
 def _composed(wanted: _Wanted, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The recipe, whose paths are relative to `folder`, and comments for some of its fields."""
     from optin_export.cli import _first_recipe
@@ -145,12 +136,13 @@ def _composed(wanted: _Wanted, folder: Path) -> tuple[dict[str, Any], dict[str, 
 
     if wanted.task not in COLUMNS:
         raise InputError(f"unknown task '{wanted.task:.60}'", f"the tasks are {', '.join(COLUMNS)}", "name one of them")
-    fields = wanted.target if "=" in wanted.target else f"engine={wanted.target}"
+    engine = wanted.target or "onnxruntime"
+    fields = engine if "=" in engine else f"engine={engine}"
     target = parse_target(fields).model_dump(mode="json", exclude_defaults=True)
 
     def source(value: str, labelled: bool) -> dict[str, Any]:
         written = (wanted.evaluation_columns if labelled else None) or wanted.columns
-        found = columns_of(value, wanted.task, labelled) if written is None else _columns(written)
+        found = columns_of(value, wanted.task, labelled) if written is None else parse_columns(written)
         found = {name: place for name, place in found.items() if labelled or name != "label"}
         return {"source": _moved(value, folder), **({"columns": found} if found else {})}
 
@@ -176,6 +168,8 @@ def _composed(wanted: _Wanted, folder: Path) -> tuple[dict[str, Any], dict[str, 
         source(wanted.evaluation, labelled=True) if wanted.evaluation else None,
         _first_recipe.parse_goal(wanted.goal),
         {"engine": "onnxruntime", "device": "cpu", **target},
+        parse_batches(wanted.batch or "1,8"),
+        None if wanted.gates is None else _first_recipe.parse_gates(wanted.gates),
     )
     return composed, comments
 
@@ -225,18 +219,6 @@ def _fitted(raw: dict[str, Any], folder: Path) -> list[str]:
     if found.refusal is not None:
         notes.append(f"this machine cannot run it: {found.refusal.what}: {found.refusal.why}")
     return notes + [str(one) for one in found.findings if one.state != "refused"]
-
-
-def _columns(text: str) -> dict[str, str | int]:
-    found: dict[str, str | int] = {}
-    for part in text.split(","):
-        name, equals, place = part.partition("=")
-        if not equals or not name or not place:
-            raise InputError(
-                f"cannot read --columns {text}", f"'{part}' is not NAME=PLACE", "write text=sentence,label=1"
-            )
-        found[name.strip()] = int(place) if place.isdigit() else place.strip()
-    return found
 
 
 def _moved(source: str, folder: Path) -> str:

@@ -65,7 +65,7 @@ def measure(
         with choose(quiet, False, as_json) as display:
             display.start("measure")
             began = time.perf_counter()
-            with reporting(display.tick):
+            with reporting(display.tick, display.phase):
                 written = continue_run(run, wanted, machine=machine, replace=replace, trust_python=trust_python)
             display.finish("measure", round(time.perf_counter() - began, 3), False)
         report = add_elsewhere(run)

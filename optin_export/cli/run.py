@@ -50,6 +50,20 @@ if TYPE_CHECKING:
     help=f"Stop after a stage: {', '.join(STAGES)}.",
 )
 @click.option("--force", is_flag=True, help="Ignore results of earlier runs in the folder.")
+@click.option(
+    "--redo", type=click.Choice(STAGES), metavar="STAGE", help="Execute a stage again, and the stages after it."
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Measure latency shortly, for a first look: the result is marked as quick (the recipe's measure.quick).",
+)
+@click.option(
+    "--log",
+    multiple=True,
+    type=click.Choice(["mlflow", "wandb", "tensorboard"]),
+    help="Also write the finished run's parameters, metrics and files into this tracker.",
+)
 @wait_option
 @click.option(
     "--cluster",
@@ -83,6 +97,9 @@ def optin_export(
     dry_run: bool,
     stop_after: str | None,
     force: bool,
+    redo: str | None,
+    quick: bool,
+    log: tuple[str, ...],
     wait: bool,
     cluster: str | None,
     workers: int | None,
@@ -100,12 +117,16 @@ def optin_export(
         raise click.UsageError("--quiet and --verbose exclude each other", context)
     from optin_export.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, (*overrides, *(("measure.quick=true",) if quick else ())))
     folder = run_folder(loaded, out)
     if dry_run:
         from optin_export.cli.dry_run import print_dry_run
 
         return print_dry_run(loaded, folder, as_json)
+    for tracker in log:
+        from optin_export.tracking import check
+
+        check(tracker)
     options = cluster_options(cluster, workers, cluster_timeout, shared_files)
     from optin_export.displays import choose
 
@@ -113,20 +134,37 @@ def optin_export(
     context.obj = choose(quiet, verbose, as_json)
     with context.obj as display:
         display.begin(loaded.name, folder, STAGES)
-        report = _carry_out(loaded, folder, options, display, stop_after=stop_after, force=force, wait=wait)
+        how = {"stop_after": stop_after, "force": force, "redo": redo, "wait": wait}
+        report = _carry_out(loaded, folder, options, display, **how)
+    from optin_export.report.next_steps import Command, next_steps
+
+    command = Command(recipe, folder if out else None, overrides)
     if isinstance(report, list):
-        return _print_sweep(report, folder, as_json)
+        code = _print_sweep(report, folder, as_json)
+        _log([one.folder for one in report if (one.folder / "report.json").is_file()], log)
+        return code
     if report is None:
         if as_json:
             print(json.dumps({"name": loaded.name, "stopped_after": stop_after, "folder": str(folder)}))
         else:
             print(f"stopped after {stop_after}; results so far are in {folder}")
+            print(f"next: {command}   (continues after {stop_after})")
         return 0
     if as_json:
         print(report.model_dump_json())
     else:
-        _print_verdict(report, folder)
+        _print_verdict(report, folder, next_steps(report, folder, command))
+    _log([folder], log)
     return exit_code(report)
+
+
+def _log(runs: Sequence[Path], trackers: Sequence[str]) -> None:
+    """Write finished runs into trackers, and say on standard error where they are now."""
+    for tracker in trackers:
+        from optin_export.tracking import log_run
+
+        for run in runs:
+            print(f"logged: {log_run(tracker, run)}", file=sys.stderr)
 
 
 def _carry_out(
@@ -186,7 +224,7 @@ def _print_sweep(runs: Sequence[SubRun], folder: Path, as_json: bool) -> int:
     return min(errors) if errors else 3 if 3 in codes else max(codes, default=0)
 
 
-def _print_verdict(report: Report, folder: Path) -> None:
+def _print_verdict(report: Report, folder: Path, steps: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -228,23 +266,8 @@ def _print_verdict(report: Report, folder: Path) -> None:
         console.print(Text(taken))
     name = engine_name("pruned", report.precision)
     console.print(Text(printable(f"report: {folder}/report.html   model: {folder}/onnx/{name}.onnx")))
-    if report.verdict.passed and (format := _format_of(folder)) is not None:
-        console.print(
-            Text(printable(f"next: optin-export export {folder} --format {format}   (loads without optin_export)"))
-        )
-
-
-def _format_of(folder: Path) -> str | None:
-    """The format in which the library of the run's model loads it; None where no library can."""
-    from optin_export.workdir.files import read_json
-
-    architecture = read_json(folder / "model" / "architecture.json")
-    base = architecture["base"]
-    if "tower" in base or "encoder" in base or any(architecture["merged"]):
-        return None
-    if base["task"] == "feature-extraction" and base["library"] == "transformers":
-        return "sentence-transformers"
-    return {"transformers": "hf", "timm": "timm"}.get(base["library"])
+    for step in steps:
+        console.print(Text(printable(f"next: {step}")))
 
 
 def _taken(report: Report) -> str:

@@ -42,6 +42,7 @@ def ship(
     from optin_export import ship as shipping
     from optin_export.ship.config import check_name
     from optin_export.ship.guide import rollout
+    from optin_export.workdir.files import read_json
     from optin_export.workdir.lock import held
     from optin_export.workdir.run_directory import existing_run
 
@@ -53,12 +54,15 @@ def ship(
         shipping.check_tools()
         origin.check(shipping.files_of(origin), allow_failed)
         shipped = shipping.ship_models(origin, to, name, replace=replace, bom=bom, key=sign_key)
+    quick = bool(read_json(run / "report.json").get("quick", False))
     if as_json:
         described = {"repository": str(shipped.repository), "models": shipped.names, "changed": shipped.changed}
-        print(json.dumps({**described, "image": shipped.image, "passed": origin.passed}))
+        print(json.dumps({**described, "image": shipped.image, "passed": origin.passed, "quick": quick}))
         return 0
     for model in shipped.names:
         print(f"{shipped.repository / model}: {'written' if model in shipped.changed else 'unchanged'}")
+    if quick:
+        print("this run was measured quickly (--quick): its speedup is a first look")
     if not origin.passed:
         print("this run FAILED its gates; the manifest says so")
     print("\n".join(rollout(shipped, origin.recipe)))

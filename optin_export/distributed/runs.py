@@ -41,7 +41,8 @@ def run_on_cluster(
         found = run(recipe, folder, display=display, around=around, **vars(options))
         if found is not None and recipe.fleet:
             display.start("fleet")
-            with reporting(display.tick):
-                target_nodes.measure_fleet(session, recipe, folder, Book(folder), options.force)
+            with reporting(display.tick, display.phase):
+                again = options.force or options.redo is not None
+                target_nodes.measure_fleet(session, recipe, folder, Book(folder), again)
             found = run(recipe, folder)  # only the conclusions are computed again
         return found

@@ -44,7 +44,9 @@ def run_on_workers(session: Session, sweep: Sweep) -> Outcomes:
             place = folder / one.label
             if one.recipe.fleet and (place / "report.json").exists():
                 with reporting(sweep.display.tick):
-                    target_nodes.measure_fleet(session, one.recipe, place, book, sweep.options.force)
+                    target_nodes.measure_fleet(
+                        session, one.recipe, place, book, sweep.options.force or sweep.options.redo is not None
+                    )
                 outcomes[one.label] = outcome_of(run(one.recipe, place, around=sweep.around(one)))
     book.save()
     return outcomes

@@ -25,7 +25,7 @@ from optin_export.measure.neighbours import BUSY
 from optin_export.measure.own import is_own
 from optin_export.measure.parity import SHORT, TOLERANCES, ParityCase, Tolerance, compare, shortened
 from optin_export.measure.rounds import Speedup, latency_of
-from optin_export.progress import advance, task
+from optin_export.progress import advance, phase, task
 from optin_export.recipe import MODELS, engine_name, engine_names, model_of, precision_of
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ __all__ = [
 ]
 
 Arrays = Mapping[str, np.ndarray]
+#: Shares of the stage's time that are usually over after parity and after accuracy.
+PARITY_SHARE, ACCURACY_SHARE = 0.1, 0.3
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class MeasureSettings:
     batches: batch sizes of parity and latency. sequence: tokens per row of text. seed: seed of intervals and of the
     order of blocks. short: whether parity also compares texts of a few tokens, of the fp32 engines at the first batch
     size. judged: target name -> the mode that gates apply to, if not `CALL`. precision: precision of the judged
-    engines. classes: axis of the classes in the output, for `compare`. other_work: see `LatencySettings`.
+    engines. classes: axis of the classes in the output, for `compare`. other_work, blocks, seconds: see
+    `LatencySettings`.
     """
 
     batches: Sequence[int]
@@ -111,6 +114,8 @@ class MeasureSettings:
     precision: str = "fp32"
     classes: int | None = None
     other_work: float = BUSY
+    blocks: int | None = None
+    seconds: float | None = None
 
 
 def measure_engines(
@@ -131,6 +136,7 @@ def measure_engines(
     precision, batches = settings.precision, settings.batches
     loaded = {target: {name: load() for name, load in loads.items()} for target, loads in engines.items()}
     parity = []
+    phase("parity with torch", until=PARITY_SHARE)
     for model in MODELS:
         for kind, inputs in _parity_rows(rows, settings):
             expected = _expected(references[model], inputs, kind)
@@ -155,14 +161,17 @@ def measure_engines(
         return Measured(tuple(parity), None, ())
     accuracy = None
     if data is not None and engines:
+        phase("accuracy", until=ACCURACY_SHARE)
         accuracy = _accuracy(next(iter(loaded.values())), data, precision, settings.seed)
     loaded.clear()
     base, pruned = (engine_name(model, precision) for model in MODELS)
-    latency = [
-        one
-        for target, built in engines.items()
-        for batch in batches
-        for one in measure_modes(
+    latency: list[Latency] = []
+    pairs = [(target, batch) for target in engines for batch in batches]
+    for number, (target, batch) in enumerate(pairs, 1):
+        until = ACCURACY_SHARE + (1 - ACCURACY_SHARE) * number / len(pairs)
+        phase(f"latency on {target} at batch {batch}", until)
+        built = engines[target]
+        latency += measure_modes(
             built[base],
             built[pruned],
             rows(batch, True),
@@ -174,10 +183,11 @@ def measure_engines(
                 mode=settings.judged.get(target, CALL),
                 precision=precision,
                 other_work=settings.other_work,
+                blocks=settings.blocks,
+                seconds=settings.seconds,
             ),
             plain={name: built[name] for name in MODELS},
         )
-    ]
     return Measured(tuple(parity), accuracy, tuple(latency))
 
 

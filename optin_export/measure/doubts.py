@@ -41,8 +41,16 @@ def doubts(latency: Sequence[Latency], macs: float, other_work: float) -> list[D
                 Doubt(
                     f"other work took {share} of the CPU time",
                     f"while {where} was timed, other work took {share} of this machine's CPU time{often}: the speedup "
-                    "can be wrong although its interval is narrow. Stop the other work, delete the run's folder "
-                    "measure and repeat the command",
+                    "can be wrong although its interval is narrow. Stop the other work, and repeat the command with "
+                    "--redo measure",
+                )
+            )
+        if one.quick and one.judged:
+            found.append(
+                Doubt(
+                    "quick measurement",
+                    f"the latency of {where} is from a quick measurement of {one.blocks} blocks: its interval is wide, "
+                    "and it is for a first look. Repeat the command without --quick before you rely on it",
                 )
             )
         if one.clock != "p50":

@@ -95,7 +95,8 @@ def _speedup(gates: Gates, latency: Sequence[Latency], missing: str, unseen: str
 def _place(one: Latency) -> str:
     alike = f", both in {one.precision}" if one.precision != "fp32" else ""
     clock = "" if one.clock == "p50" else f", by {CLOCKS[one.clock]}"
-    return f"batch {one.batch} on {one.target}{alike}{clock}"
+    quick = f", quick: only {one.blocks} blocks" if one.quick else ""
+    return f"batch {one.batch} on {one.target}{alike}{clock}{quick}"
 
 
 def _disturbed(one: Latency, gates: Gates, macs: float) -> str | None:
@@ -132,7 +133,10 @@ def _clocked(budget: Budget, gates: Gates, measured: Measured, promised: float |
     high = None
     if one is not None and not reason:
         high = latency_of(one.samples[engine_name("pruned", one.precision)], one.rounds).high
-    note = reason or f"upper end of the 95 % interval of one call's median at {where}, in ms{table}"
+    note = (
+        reason
+        or f"upper end of the 95 % interval of one call's median at {_place(one) if one else where}, in ms{table}"
+    )
     passed = high is not None and high <= budget.latency_ms
     return Gate("budget.latency_ms", "gate", "<=", budget.latency_ms, high, passed, note)
 

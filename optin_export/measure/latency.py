@@ -19,11 +19,11 @@ import numpy as np
 from optin_export.engines import CALL, Engine, Timed, Timer, modes
 from optin_export.measure.neighbours import BUSY, Neighbours, Watch
 from optin_export.measure.rounds import Speedup, median, p90, speedup_of
-from optin_export.progress import report
-from optin_export.recipe import MODELS, engine_name
+from optin_export.progress import phase, report
+from optin_export.recipe import FULL_BLOCKS, MODELS, MOST_BLOCKS, engine_name
 
 #: Minimum number of blocks; on a noisy machine more, in steps, until the interval is narrow or MAX_BLOCKS are done.
-BLOCKS, MORE_BLOCKS, MAX_BLOCKS = 24, 12, 96
+BLOCKS, MORE_BLOCKS, MAX_BLOCKS = FULL_BLOCKS, 12, MOST_BLOCKS
 #: Blocks until the engines are loaded again; the second number is for engines that take SLOW_LOAD seconds to load.
 PER_ROUND, PER_SLOW_ROUND = 3, 8
 SLOW_LOAD = 2.0
@@ -105,6 +105,11 @@ class Latency:
         return lowest(self.speedup, self.by)
 
     @property
+    def quick(self) -> bool:
+        """Whether there are fewer blocks than in a full measurement."""
+        return self.blocks < BLOCKS
+
+    @property
     def judged_speedup(self) -> Speedup:
         return self.by.get(self.clock, self.speedup)
 
@@ -148,7 +153,8 @@ class LatencySettings:
     seed: seed of the order of blocks and of intervals. mode: what one call includes, one of the engines' modes.
     precision: precision of the judged pair. other_work: share of the machine's CPU time that other work may take; above
     it the measurement is repeated after a pause, ATTEMPTS times at most, and the one with the least other work is
-    returned.
+    returned. blocks, seconds: limits, see the recipe's section `measure`; with fewer blocks than BLOCKS nothing is
+    repeated.
     """
 
     target: str
@@ -158,6 +164,8 @@ class LatencySettings:
     mode: str = CALL
     precision: str = "fp32"
     other_work: float = BUSY
+    blocks: int | None = None
+    seconds: float | None = None
 
 
 def measure_latency(
@@ -181,17 +189,20 @@ def measure_latency(
     judged, faster = names
     loads = {**(plain or {}), judged: base, faster: pruned, AGAIN: base}
     best: tuple[_Arms, Neighbours | None] | None = None
-    for attempt in range(1, ATTEMPTS + 1):
+    attempts = ATTEMPTS if settings.blocks is None or settings.blocks >= BLOCKS else 1
+    for attempt in range(1, attempts + 1):
         arms = _Arms(loads, judged, faster, inputs, mode, np.random.default_rng(settings.seed))
         watch = Watch()
-        arms.measure(after_block)
+        arms.measure(after_block, settings.blocks, settings.seconds)
         seen = watch.seen()
         if best is None or best[1] is None or (seen is not None and seen.share < best[1].share):
             best = arms, seen
         if seen is None or seen.share <= settings.other_work:
             break
-        if attempt < ATTEMPTS:
+        if attempt < attempts:
+            phase(f"waiting: other work takes {seen.share:.0%} of the CPU time")
             time.sleep(PAUSE_SECONDS)
+            phase(f"latency on {settings.target} at batch {settings.batch}, attempt {attempt + 1}")
     assert best is not None
     arms, neighbours = best
     quantiles = {name: _quantiles(arms.blocks_of(name)) for name in loads if name != AGAIN}
@@ -246,15 +257,20 @@ class _Arms:
         self.rounds: list[int] = []
         self.runs: dict[str, int] = {}
 
-    def measure(self, after_block: Callable[[], None]) -> None:
-        """Measure rounds until the interval is narrow or MAX_BLOCKS are done."""
-        planned, number, per_round = BLOCKS, 0, PER_ROUND
+    def measure(self, after_block: Callable[[], None], blocks: int | None, seconds: float | None) -> None:
+        """Measure rounds until the interval is narrow, `blocks` (default: MAX_BLOCKS) are done, or the time is over.
+
+        There are at least two rounds, without which there is no interval.
+        """
+        most = blocks or MAX_BLOCKS
+        planned, number, began = min(BLOCKS, most), 0, time.perf_counter()
+        per_round = min(PER_ROUND, most // 2)
         while True:
             while len(self.rounds) < planned:
                 start = time.perf_counter()
                 engines = {name: load() for name, load in self.loads.items()}
                 if number == 0 and time.perf_counter() - start > SLOW_LOAD * len(engines):
-                    per_round = PER_SLOW_ROUND
+                    per_round = min(PER_SLOW_ROUND, most // 2)
                 timers = {name: timer_of(engine, self.inputs, self.mode) for name, engine in engines.items()}
                 counts_cpu = all(modes(engine) == (CALL,) for engine in engines.values())
                 del engines  # the timers hold the engines until the next round loads new ones
@@ -266,9 +282,11 @@ class _Arms:
                     report(len(self.rounds), planned)
                 number += 1
                 timers.clear()
-            if narrow(self.speedup(self.judged, self.faster)) or planned >= MAX_BLOCKS:
+                if number >= 2 and seconds is not None and time.perf_counter() - began >= seconds:
+                    return
+            if narrow(self.speedup(self.judged, self.faster)) or planned >= most:
                 return
-            planned += MORE_BLOCKS
+            planned = min(planned + MORE_BLOCKS, most)
 
     def _warm_up(self, timers: Mapping[str, Timer], seconds: float) -> None:
         typical = {name: warm_up(timer, seconds) for name, timer in timers.items()}

@@ -7,6 +7,7 @@ from optin_export.recipe.delivery import AUTO, ShipSection, Target
 from optin_export.recipe.export import ExportSection
 from optin_export.recipe.gates import MOST_OTHER_WORK, Gates
 from optin_export.recipe.load import expand, load_recipe, validate
+from optin_export.recipe.measurement import FULL_BLOCKS, MOST_BLOCKS, MeasureSection
 from optin_export.recipe.paths import absolute_source
 from optin_export.recipe.precision import MODELS, Precision, engine_name, engine_names, model_of, precision_of
 from optin_export.recipe.schema import (
@@ -23,15 +24,18 @@ from optin_export.recipe.tokens import TokensSection
 
 __all__ = [
     "AUTO",
+    "FULL_BLOCKS",
     "IGNORED",
     "METRICS",
     "MODELS",
+    "MOST_BLOCKS",
     "MOST_OTHER_WORK",
     "Budget",
     "DataSource",
     "ExportSection",
     "FinetuneSection",
     "Gates",
+    "MeasureSection",
     "ModelSection",
     "Precision",
     "PruneSection",

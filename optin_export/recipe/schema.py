@@ -33,6 +33,7 @@ from optin_export.recipe.fields import (
     TextKeys,
 )
 from optin_export.recipe.gates import Gates
+from optin_export.recipe.measurement import MeasureSection
 from optin_export.recipe.removed import no_comparison, without_rounds
 from optin_export.recipe.tasks import LABELLED, METRICS, OWN_METRIC, TEXT_TASKS, Metric, Task
 from optin_export.recipe.tokens import TokensSection
@@ -297,6 +298,7 @@ class Recipe(Section):
         description="the engines that are built and measured; the accuracy gate uses the first one",
         examples=[[{"engine": "onnxruntime", "device": "cpu", "threads": 1}]],
     )
+    measure: MeasureSection = Field(MeasureSection(), description="how long latency is measured")
     gates: Gates = Field(Gates(), description="limits for the result; if one is missed, nothing ships")
     ship: ShipSection = Field(
         ShipSection(), description="the Triton model repository, written after every gate has passed"

@@ -21,7 +21,7 @@ import torch
 from optin_export.data import Batch
 from optin_export.models import TaskModel, block_inputs
 from optin_export.objective import Reference, samples_of
-from optin_export.progress import advance, task
+from optin_export.progress import advance, phase, task
 from optin_export.repair.least_squares import Moments
 from optin_export.repair.measured_points import THINNED, corrected, is_measured, losses_of, measured_at
 from optin_export.repair.paired_forward import Stream
@@ -83,12 +83,15 @@ def loss_curves(
     groups, found = {group.key: group for group in structure.groups}, {}
     try:
         with task(2 * len(groups) + len(scoring)):
+            phase("re-fitting layers to fewer units")
             fitted = _fitted(calibration, scoring)
             order = list(_try_all(model, structure, scores, (calibration, fitted), settings, counts, weights, tried))
+            phase("losses by backward passes")
             sums = second_order_losses(model, structure, () if whole else scoring, tried, settings)
             if whole:
                 advance(len(scoring))
             references.observe()  # now, because the model's layers compute with other weights from here on
+            phase("losses by measurement")
             for number, key in enumerate(order):
                 at = list(range(tried.counts[number])) if whole else measured_at(counts[key])
                 changes = tried.changes[number]

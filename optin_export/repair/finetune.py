@@ -23,7 +23,7 @@ from optin_export.errors import InputError
 from optin_export.models import TaskModel, as_rows, counted_rows
 from optin_export.models.loading import call_python
 from optin_export.objective import divergence
-from optin_export.progress import track
+from optin_export.progress import phase, track
 from optin_export.recipe import FinetuneSection
 
 #: Share of the steps in which the learning rate rises, and the norm to which gradients are clipped.
@@ -95,6 +95,7 @@ def _descend(
     tuned = copy.deepcopy(repaired).requires_grad_(True)
     optimizer = torch.optim.AdamW(tuned.parameters(), lr=section.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, section.steps))
+    phase("fine-tuning", until=1.0)
     for step, batch in zip(track(range(section.steps)), _forever(training), strict=False):
         loss = loss_of(tuned, batch)
         if not torch.isfinite(loss):

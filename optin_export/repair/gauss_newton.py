@@ -31,7 +31,7 @@ from optin_export.objective import (
     output_losses,
     output_probe,
 )
-from optin_export.progress import report
+from optin_export.progress import phase, report
 from optin_export.repair.layer_problem import HOLD_OUT
 from optin_export.repair.output_layer import is_tied
 from optin_export.repair.sensitivity import graph
@@ -88,6 +88,7 @@ def refine(
     before = error = mean_output_loss(dense, held, temperature)
     if before <= NEGLIGIBLE:
         return Repair(before, before, None, "the output is that of the unpruned model already")
+    phase("re-fitting to the output", until=0.8)
     damping, rho = None, DAMPING
     for turn in range(ROUNDS):
         system = _System(dense, paths, reference.structure)

@@ -25,7 +25,7 @@ import torch
 
 from optin_export.data import Batch
 from optin_export.models import TaskModel
-from optin_export.progress import report
+from optin_export.progress import phase, report
 from optin_export.repair.layers import constant_of, kept_rows, overwrite, start_of
 from optin_export.repair.least_squares import Fit
 from optin_export.repair.model_pair import ConsumerRows, ModelPair, OutputRows, ProducerRows
@@ -92,6 +92,7 @@ def compensate(
         todo = [(group, left_of[group.key]) for group in structure.groups if not group.coupled]
         consumers = {group.consumer: group.key for group, _ in todo}  # the last group of each
         shortcuts = [] if only_scale else [one for one in _projections(structure) if pair.calls(one)]
+        phase("re-fitting layer by layer", until=0.6)
         try:
             for position, block in enumerate(structure.order):
                 inside = [one for one in shortcuts if one.startswith(structure.blocks[block] + ".")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from markupsafe import Markup
@@ -99,16 +100,27 @@ def group_of(runs: Sequence[Run]) -> Group:
     )
 
 
+#: Label of the unpruned model's point.
+UNPRUNED = "unpruned"
+
+
 def fronts_of(runs: Sequence[Run], metric: str | None) -> list[Front]:
+    """The points of runs that were measured alike, and that of their unpruned model: the median of what each of these
+    runs measured of it, for every accuracy that it has in them."""
     if metric is None:
         return []
     found: dict[tuple[str, str, int, int | None, str], list[Point]] = {}
+    whole: dict[tuple[str, str, int, int | None, str], dict[float, list[float]]] = {}
     for run in runs:
         for machine, accuracy, one in run.timed():
             if accuracy is not None and accuracy.metric == metric:
                 key = (machine, one.target, one.batch, one.sequence, one.mode)
                 low, high = interval(accuracy)
                 found.setdefault(key, []).append(Point(run.label, one.pruned_ms.p50, accuracy.pruned, low, high))
+                unpruned = one.engines_ms.get("base", one.base_ms)
+                whole.setdefault(key, {}).setdefault(accuracy.base, []).append(unpruned.p50)
+    for key, times in whole.items():
+        found[key] += [Point(UNPRUNED, median(ms), value, model="base") for value, ms in times.items()]
     lower = is_lower_better(metric)
     return [Front(*key, mark(points, lower)) for key, points in found.items()]
 
@@ -191,6 +203,8 @@ def _to_json(group: Group) -> dict[str, Any]:
                 **run.report.model_dump(mode="json", include={"name", "precision", "macs", "params", "accuracy"}),
                 "passed": run.report.verdict.passed,
                 "summary": run.report.verdict.summary,
+                "quick": run.report.quick,
+                "warnings": list(run.report.warnings),
                 "latency": [
                     {"machine": machine, **one.model_dump(mode="json", include=_SHOWN)}
                     for machine, _, one in run.timed()

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from optin_export.measure import TOLERANCES, Doubt, Gate, Measured, is_lower_better
+from optin_export.measure import TOLERANCES, Doubt, Gate, Measured
 from optin_export.measure.doubts import CLOCKS
 from optin_export.measure.gpu import ranges
 from optin_export.repair import Repair
 from optin_export.repair.gauss_newton import OUTPUT
 from optin_export.repair.sequential import HEAD
+from optin_export.report.headline import accuracy_change
 from optin_export.report.schema import (
     AccuracyResult,
     EngineResult,
@@ -70,6 +71,7 @@ def compose(
         accuracy=accuracy,
         parity=parity_of(measured),
         latency=latency,
+        quick=any(one.quick and one.judged for one in measured.latency),
         engines=tuple(engines),
         stages=tuple(stages),
         warnings=(*(doubt.text for doubt in doubts), *warnings),
@@ -177,7 +179,7 @@ def make_verdict(
         )
         facts += _precision(latency)
     if accuracy is not None:
-        facts.append(_change(accuracy))
+        facts.append(accuracy_change(accuracy))
     facts.append(f"{macs.ratio:.1%} of the MACs left")
     if finetuned is not None and finetuned.note is None:
         facts.append(f"fine-tuned by {finetuned.by}" + (f" for {finetuned.steps} steps" if finetuned.steps else ""))
@@ -208,19 +210,6 @@ def _faster(speedup: SpeedupResult) -> str:
 def _clock(one: LatencyResult) -> str:
     """The clock of the speedup, if it is not the default one."""
     return "" if one.clock == "p50" else f" by {CLOCKS[one.clock]}, {one.speedup.median:.2f}x by {CLOCKS['p50']}"
-
-
-def _change(accuracy: AccuracyResult) -> str:
-    """The change of the metric; a difference whose interval contains 0 is not measurable."""
-    lower = ", lower is better" if is_lower_better(accuracy.metric) else ""
-    change = f"{accuracy.base:.2f} to {accuracy.pruned:.2f}"
-    interval = f"95 % interval of the loss {accuracy.drop_low:+.2f} to {accuracy.drop_high:+.2f}, {accuracy.rows} rows"
-    if accuracy.drop_low <= 0 <= accuracy.drop_high:
-        return f"no measurable difference in {accuracy.metric} ({change}{lower}; {interval})"
-    if lower:
-        return f"{accuracy.metric} {change} (lower is better; {interval})"
-    verb = "lost" if accuracy.drop >= 0 else "gained"
-    return f"{abs(accuracy.drop):.2f} points of {accuracy.metric} {verb} ({change}; {interval})"
 
 
 def _precision(latency: Sequence[LatencyResult]) -> list[str]:

@@ -16,6 +16,10 @@ from optin_export.engines import MODES
 from optin_export.errors import InputError
 from optin_export.recipe import model_of, precision_of
 from optin_export.report import plots
+from optin_export.report.headline import headlines
+from optin_export.report.labels import labelled
+from optin_export.report.names import meaning, plain, with_unit
+from optin_export.report.next_steps import steps_of
 from optin_export.report.patches import merged_patches
 from optin_export.report.picture import network
 from optin_export.report.plots import KEY
@@ -64,6 +68,8 @@ def render_html(report: Report, run: Path) -> str:
             slowest=max((stage.seconds for stage in report.stages), default=0.0),
             modes=MODES,
             layers=layer_rows(report.engines),
+            headlines=headlines(report),
+            steps=steps_of(report, run),
         )
     )
 
@@ -253,7 +259,7 @@ def environment() -> Environment:
     )
     shown = (
         *(sentence, milliseconds, times, points, percent, count, number, flat, gate_unit, gate_measured),
-        *(how_asked, deployed_p50, signed, memory, origin),
+        *(how_asked, deployed_p50, signed, memory, origin, labelled, plain, meaning, with_unit),
     )
     made.filters.update({function.__name__: function for function in shown})
     return made

@@ -310,6 +310,9 @@ class Report(_Part):
     accuracy: AccuracyResult | None
     parity: Parity
     latency: tuple[LatencyResult, ...]
+    quick: bool = Field(
+        False, description="latency is from a quick measurement (--quick, or measure.blocks below 24): a first look"
+    )
     deployed: tuple[DeployedResult, ...] = Field(
         (), description="measurements by `optin-export client --run`; empty: none"
     )

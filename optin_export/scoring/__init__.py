@@ -10,7 +10,7 @@ import numpy as np
 from optin_export.data import Batch
 from optin_export.errors import InputError
 from optin_export.models import Placement, TaskModel
-from optin_export.progress import task
+from optin_export.progress import phase, task
 from optin_export.recipe import PruneSection
 from optin_export.scoring import activation, magnitude, optin  # noqa: F401 - they register themselves
 from optin_export.scoring.effort import effort
@@ -72,6 +72,7 @@ def score(
     parts = _parts(structure, config)
     with task(max(1, sum(SCORERS[method].steps(part) for method, part in parts))):
         for method, part in parts:
+            phase(" and ".join(sorted({group.kind for group in part.groups})))
             found, facts = SCORERS[method].score(Request(model, part, batches, config, seed, spread, placement))
             values |= found
             info |= facts

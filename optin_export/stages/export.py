@@ -11,7 +11,7 @@ import torch
 
 from optin_export import engines
 from optin_export.export import convert, converters, export_onnx, export_program
-from optin_export.progress import report
+from optin_export.progress import phase, report
 from optin_export.recipe import MODELS, engine_name
 from optin_export.stages.context import FILES, RunContext
 from optin_export.workdir.files import sha256_file
@@ -28,6 +28,7 @@ def export_models(work: RunContext) -> None:
     }
     for done, which in enumerate(MODELS):
         path = work.onnx(which)
+        phase(path.name)
 
         def run(which: str = which, path: Path = path) -> dict[str, Any]:
             model = work.sources.model if which == "base" else work.dense

@@ -21,7 +21,7 @@ from optin_export import repair, scoring
 from optin_export.data import Batch
 from optin_export.errors import OptinError
 from optin_export.models import Inputs, no_downloads
-from optin_export.recipe import Recipe
+from optin_export.recipe import FULL_BLOCKS, MOST_BLOCKS, Recipe
 from optin_export.stages.context import RunContext
 from optin_export.units import Effort, LayerSize, Structure, get_layer, get_weight, layer_outputs, layer_sizes
 from optin_export.workdir import disk_offload
@@ -132,6 +132,15 @@ def forecast_of(recipe: Recipe) -> Forecast | None:
         return None
 
 
+def unforeseen(recipe: Recipe) -> list[str]:
+    """Stages that can take long and that no forecast covers."""
+    builds = any(target.engine in ("tensorrt", "tensorrt-rtx") for target in recipe.targets)
+    searches = (
+        recipe.budget.kind == "latency" or recipe.budget.accuracy_drop is not None or recipe.tokens.keep == "auto"
+    )
+    return [*(["search"] if searches else []), *(["engines"] if builds else [])]
+
+
 def remember_forecast(work: RunContext) -> Forecast | None:
     """Forecast a first run and keep the result in its folder; None if the model cannot be timed."""
     try:
@@ -235,7 +244,8 @@ def _export_and_measure(work: RunContext, speed: Speed, kept: float) -> dict[str
     pairs = 1 if recipe.export.precision == "fp32" else 2
     settings = len(recipe.targets) * len(recipe.export.batch)
     arms = 1 + 2 * pairs
-    latency = settings * arms * LATENCY_SECONDS
+    blocks = min(recipe.measure.most_blocks or FULL_BLOCKS, MOST_BLOCKS)
+    latency = settings * arms * LATENCY_SECONDS * blocks / FULL_BLOCKS
     examples = work.sources.evaluation_examples
     rows = (0 if examples is None else len(examples)) * len(recipe.targets) * pairs
     return {"export": export, "measure": latency + rows * (1 + kept) * speed.forward}

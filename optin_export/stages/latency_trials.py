@@ -19,7 +19,7 @@ from optin_export.engines import Engine
 from optin_export.errors import InputError
 from optin_export.export import convert, export_onnx, export_program
 from optin_export.models import TaskModel
-from optin_export.progress import advance, task
+from optin_export.progress import advance, phase, task
 from optin_export.recipe import Budget, Target, engine_name
 from optin_export.search import Anchor, LatencyRound, LatencyTable, Plan, PlanLatency
 from optin_export.units import Costs, Structure, find_tokens
@@ -119,6 +119,7 @@ def measure_table(
     floor = {key: wanted[signature][0] for signature, keys in members.items() for key in keys if wanted[signature]}
     floor |= {keys[-1]: steps[keys[-1]] for keys in members.values() if floor.get(keys[-1]) == 0 and len(keys) > 1}
     timings: dict[str, tuple[measure.Interleaved, dict[str, int]]] = {}
+    phase("engines with fewer units", until=0.6)
     with task(sum(map(len, wanted.values()))):
         base = trials.engine(trials.sources.model)
         full = trials.engine(trials.first_units({})) if any(trials.merged) else base
@@ -172,6 +173,7 @@ def choose(trials: LatencyTrials, table: LatencyTable, budget: Budget, plan_of: 
     taken, and the gate will fail. Raises InputError if the table has no plan within the budget.
     """
     try:
+        phase("building and timing plans", until=1.0)
         with task(ROUNDS):
             return _choose(trials, table, budget, plan_of, seed)
     finally:

@@ -64,6 +64,7 @@ def measure_engines(work: RunContext, plan: Plan, pruned: PruneResult) -> Measur
         "cpu": work.environment["cpu"],
         "modes": [target.mode for target in work.recipe.here],
         "other_work": work.recipe.gates.most_other_work,
+        "measure": work.recipe.measure.model_dump(mode="json"),
         **({} if candidates is None else {"chosen_by": work.recipe.gates.model_dump(mode="json")}),
     }
     work.cache.step("measure", "measure", inputs, list(paths.values()), run)
@@ -101,6 +102,8 @@ def _measured(work: RunContext, targets: Sequence[Target]) -> measure.Measured:
             precision=export.precision,
             classes=class_axis(work.sources.model),
             other_work=work.recipe.gates.most_other_work,
+            blocks=work.recipe.measure.most_blocks,
+            seconds=work.recipe.measure.seconds,
         ),
     )
 

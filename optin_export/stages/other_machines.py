@@ -139,6 +139,8 @@ class Continued:
                 precision=self.recipe.export.precision,
                 classes=CLASSES.get(self.recipe.model.task, -1),
                 other_work=self.recipe.gates.most_other_work,
+                blocks=self.recipe.measure.most_blocks,
+                seconds=self.recipe.measure.seconds,
             ),
         )
 

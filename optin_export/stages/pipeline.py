@@ -4,7 +4,7 @@ and the results of earlier stages, and reads the files that they wrote into the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -18,7 +18,7 @@ from optin_export.stages.build import build_engines
 from optin_export.stages.context import RunContext, Surroundings
 from optin_export.stages.curves import measure_curves
 from optin_export.stages.export import export_models
-from optin_export.stages.forecast import Forecast, recall_forecast, remember_forecast
+from optin_export.stages.forecast import Forecast, recall_forecast, remember_forecast, unforeseen
 from optin_export.stages.load import load
 from optin_export.stages.measure import measure_engines
 from optin_export.stages.prune_and_repair import apply_plan
@@ -30,7 +30,7 @@ from optin_export.workdir.durations import recall, remember
 from optin_export.workdir.files import clear_scratch
 from optin_export.workdir.lock import held
 from optin_export.workdir.peak_memory import forget_peak, peak_bytes, release_freed
-from optin_export.workdir.run_directory import STAGES, clear_leftovers, run_folder
+from optin_export.workdir.run_directory import STAGES, clear_leftovers, forget, run_folder
 
 #: Loading determines what can be reused; the manifest and the report are cheap and always rewritten.
 NEVER_REUSED = ("sources", "ship", "report")
@@ -41,7 +41,11 @@ Result = TypeVar("Result")
 class Display(Protocol):
     """Receives progress; `optin_export.displays` has the command line's displays."""
 
+    def expect(self, seconds: Mapping[str, float | None]) -> None: ...
+
     def start(self, stage: str) -> None: ...
+
+    def phase(self, name: str, until: float | None) -> None: ...
 
     def tick(self, done: int, total: int) -> None: ...
 
@@ -59,13 +63,15 @@ def run(
     overrides: Iterable[str] = (),
     stop_after: str | None = None,
     force: bool = False,
+    redo: str | None = None,
     wait: bool = False,
     display: Display | None = None,
     around: Surroundings | None = None,
 ) -> Report | None:
     """Run a recipe (a file, a dictionary, or a validated `Recipe`) in the folder `out` (default `runs/<name>`).
 
-    wait: wait for another process that works in the folder, instead of an error. around: state that the run shares
+    redo: a stage that is executed again although its results could be reused, and all that depend on it. wait: wait
+    for another process that works in the folder, instead of an error. around: state that the run shares
     with others (see `sweep` and `distributed`). Returns the report, whose verdict may have failed; None if `stop_after`
     ended the run before it. Raises a subclass of OptinError for anything that the user can fix.
     """
@@ -77,14 +83,17 @@ def run(
         raise InputError(
             "the recipe is a sweep", "it stands for several runs", "give it to the command line, or remove `sweep`"
         )
-    if stop_after is not None and stop_after not in STAGES:
-        raise InputError(f"unknown stage '{stop_after}'", f"the stages are {', '.join(STAGES)}", "name one of them")
+    for stage in (stop_after, redo):
+        if stage is not None and stage not in STAGES:
+            raise InputError(f"unknown stage '{stage}'", f"the stages are {', '.join(STAGES)}", "name one of them")
     folder = run_folder(recipe, out)
     display = display or Quiet()
-    with held(folder, "a run", wait), reporting(display.tick):
+    with held(folder, "a run", wait), reporting(display.tick, display.phase):
         ship.put_in_order(folder / "triton")
         clear_leftovers(folder)
         clear_scratch()
+        if redo is not None:
+            forget(folder, redo)
         work = RunContext(recipe, folder, force, display.warn, around)
         return _stages(work, display, stop_after)
 
@@ -123,9 +132,13 @@ class _Stages:
         """Forecast the run, unless its stages have been executed before with this recipe."""
         self.forecast = recall_forecast(self.work)
         if self.forecast is None:
+            self.display.phase("timing the model", None)
             self.forecast = remember_forecast(self.work)
             if self.forecast is not None:
                 self.display.note(f"expected: {self.forecast}")
+        if self.forecast is not None:
+            known = {name: one["seconds"] for name, one in recall(self.work.folder).items()}
+            self.display.expect({**dict.fromkeys(unforeseen(self.work.recipe)), **self.forecast.seconds, **known})
 
     def run(
         self,

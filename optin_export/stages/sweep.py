@@ -22,7 +22,7 @@ from optin_export.workdir.cache import FOLDER
 from optin_export.workdir.files import remove, write_json, write_text
 from optin_export.workdir.lock import held
 from optin_export.workdir.measurement_lock import Machine
-from optin_export.workdir.run_directory import clear_leftovers
+from optin_export.workdir.run_directory import clear_leftovers, forget
 
 #: The sweep's index, in its folder: settings, folder and outcome of every run.
 INDEX = "sweep.json"
@@ -58,10 +58,11 @@ class SubRun:
 @dataclass(frozen=True)
 class RunOptions:
     """How a run or a sweep is executed. stop_after: its last stage; None: all. force: ignore earlier results in the
-    folder. wait: wait for another process that works in the folder."""
+    folder. redo: the stage from which on to ignore them. wait: wait for another process that works in the folder."""
 
     stop_after: str | None = None
     force: bool = False
+    redo: str | None = None
     wait: bool = False
 
 
@@ -69,7 +70,8 @@ class Labelled:
     """A display that adds the run's label to each stage."""
 
     def __init__(self, display: Display, label: str) -> None:
-        self.display, self.label, self.tick = display, label, display.tick
+        self.display, self.label = display, label
+        self.tick, self.phase, self.expect = display.tick, display.phase, display.expect
 
     def start(self, stage: str) -> None:
         self.display.start(f"{self.label} {stage}")
@@ -151,6 +153,8 @@ def run_sweep(
         if options.force:
             for name in (SHARED, "cluster/shards", *(f"{one.label}/{FOLDER}" for one in sweep.variants)):
                 remove(folder / name)
+        if options.redo is not None:
+            forget(folder, options.redo)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         outcomes = run_all(sweep)
         found = [

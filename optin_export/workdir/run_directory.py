@@ -60,6 +60,7 @@ CONTENTS = {
     "machines/*": "what `optin-export measure` built and measured elsewhere: engines/, measure/TARGET.json",
     "triton/*": "the Triton model repository: NAME/config.pbtxt, 1/, warmup/, manifest.json, and NAME-base",
     "cluster/*": "with --cluster: a log per worker, costs.json by stage, fleet.json with targets without a node",
+    "tensorboard/*": "with --log tensorboard: its event files",
     "sweep.json": "of a sweep: its runs, each in a folder of its own",
     "compare.html": "of a sweep: its runs side by side",
     ".shared/*": "of a sweep: what all its runs use",
@@ -114,6 +115,19 @@ def leftovers(folder: Path) -> list[Path]:
         inside = [Path(place) / name for name in (*names, *folders) if HALF_WRITTEN.fullmatch(name)]
         found += [path for path in inside if not (path.is_symlink() and path.is_dir())]
     return found
+
+
+def forget(folder: Path, stage: str) -> None:
+    """Forget that `stage` and the stages after it were done in a run folder, or in the runs of a sweep: they depend on
+    it, and the next run executes them again."""
+    again = STAGES[STAGES.index(stage) :]
+    for place in (folder, *(path.parent for path in folder.glob("*/recipe.yaml"))):
+        for record in (place / ".stages").glob("*.json"):
+            if record.name.partition(".")[0] in again:
+                remove(record)
+    if stage in ("sources", "scoring"):
+        remove(folder / "cluster" / "shards")
+    remove(folder / ".shared")
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -20,8 +20,12 @@ import pytest
 import yaml
 
 from optin_export import cli
-from optin_export.cli._group import COMMANDS, PROGRAM, command_of
+from optin_export.cli import init as init_module
+from optin_export.cli._first_recipe import parse_goal
+from optin_export.cli._group import COMMANDS, ELSEWHERE, PROGRAM, command_of
 from optin_export.cli._guess import columns_of, task_of
+from optin_export.cli._questions import paths
+from optin_export.errors import InputError
 from optin_export.recipe import load_recipe
 from optin_export.recipe.manual import describe_fields
 from tests.conftest import ROOT
@@ -90,6 +94,8 @@ def test_init_overwrites_nothing_and_writes_nothing_invalid(
     words = ["init", "--model", model, "--data", data, "--goal"]
     for wrong, says in (
         (["macs=2"], "prune.budget.macs"),
+        (["macs=0.5", "--batch", "0"], "different whole numbers"),
+        (["macs=0.5", "--gates", "speedup"], "cannot read the limit"),
         (["macs"], "write macs=0.5"),
         (["mac=0.5"], "the goals are"),
         (["macs=x"], "could not convert"),
@@ -127,19 +133,99 @@ def ask(*answers: str) -> io.StringIO:
 
 
 def test_on_a_terminal_init_asks(
-    colour_data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    place: Path, colour_data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = f"npz:{colour_data / 'images.npz'}"
-    monkeypatch.setattr(sys, "stdin", ask("", "timm:vit_tiny_patch16_224", "nonsense", "", data, "", "macs=0.5"))
+    """Two answers are needed; the others have defaults."""
+    shutil.copy(colour_data / "images.npz", place / "images.npz")
+    answers = ("", "timm:vit_tiny_patch16_224", "npz:images.npz", "", "", "", "", "")
+    monkeypatch.setattr(sys, "stdin", ask(*answers))
     assert cli.main(["init"]) == 0
     asked = capsys.readouterr().err
-    assert "(text-classification, " in asked and "[image-classification]: " in asked
-    assert "Error: 'nonsense' is not one of" in asked
+    assert "task: image-classification, by the model's configuration" in asked
+    assert "  2  auto  (the fastest of onnxruntime and OpenVINO on the CPU)" in asked
     recipe = load_recipe("recipe.yaml")
     assert recipe.model.task == "image-classification" and recipe.data.evaluation is None
-    monkeypatch.setattr(sys, "stdin", ask("timm:x"))
+    assert recipe.prune.budget.macs == 0.5 and recipe.export.batch == (1, 8)
+    assert recipe.targets[0].name == "onnxruntime-cpu-1t" and recipe.gates.speedup == 1.0
+    monkeypatch.setattr(sys, "stdin", ask("timm:vit_tiny_patch16_224"))
     assert cli.main(["init", "--out", "other.yaml"]) == 2
     assert "the input ended" in capsys.readouterr().err and not Path("other.yaml").exists()
+
+
+def test_an_answer_that_cannot_be_used_is_asked_for_again(
+    place: Path, text_data: Path, bert_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(bert_folder, place / "minilm")
+    rows = "review,stars\n" + "".join(f"a b c {number},{number % 2}\n" for number in range(8))
+    (place / "rows.csv").write_text(rows, encoding="utf-8")
+    for name in ("odd.csv", "odd2.csv"):
+        (place / name).write_text(rows.replace("review,stars", "r,s"), encoding="utf-8")
+    wrong = {
+        "minilmm": "did you mean minilm?",
+        "minilm": None,
+        "rows.csv": "write e.g. csv:rows.csv",
+        "csv:row.csv": "did you mean rows.csv?",
+        "csv:odd.csv": "cannot find the column 'text'",
+        "text": "'text' is not NAME=PLACE",
+        "text=none": "has no column none",
+        "text=r": None,
+        "csv:odd2.csv": "cannot find the column 'text'",
+        "text=r,label=s": None,
+        "half": "50% is macs=0.5",
+        "2x": None,
+        "onnx": "engine",
+        "6": None,
+        "1,1": "different whole numbers",
+        "4": None,
+        "speed=2": "the gates are speedup",
+        "speedup=1.5x,accuracy_drop=2": None,
+    }
+    monkeypatch.setattr(sys, "stdin", ask(*wrong))
+    written = place / "recipe.yaml"
+    monkeypatch.setattr(init_module, "_fitted", lambda raw, folder: [])
+    assert cli.main(["init", "--task", "text-classification"]) == 0
+    asked = capsys.readouterr().err
+    for answer, says in wrong.items():
+        assert says is None or says in asked, answer
+    recipe = load_recipe(written)
+    assert recipe.data.calibration.columns == {"text": "r"}
+    assert recipe.data.evaluation is not None
+    assert recipe.data.evaluation.columns == {"text": "r", "label": "s"}
+    assert recipe.prune.budget.speedup == 2.0 and recipe.export.batch == (4,)
+    assert recipe.targets[0].engine == "torch"
+    assert recipe.gates.speedup == 1.5 and recipe.gates.accuracy_drop == 2.0
+
+
+@pytest.mark.parametrize(
+    ("text", "goal"),
+    [
+        ("50%", ("macs", 0.5)),
+        ("macs=50%", ("macs", 0.5)),
+        ("params = 25 %".replace(" ", ""), ("params", 0.25)),
+        ("2x", ("speedup", 2.0)),
+        ("speedup=1.5x", ("speedup", 1.5)),
+        ("latency_ms=5ms", ("latency_ms", 5.0)),
+        ("accuracy_drop=0.5", ("accuracy_drop", 0.5)),
+    ],
+)
+def test_goals_as_people_write_them(text: str, goal: tuple[str, float]) -> None:
+    assert parse_goal(text) == goal
+
+
+@pytest.mark.parametrize("text", ["50", "x", "%", "150%", "macs=nan", "speedup=-1x", "latency_ms=inf", "0x"])
+def test_goals_that_mean_nothing(text: str) -> None:
+    with pytest.raises(InputError, match="cannot read the goal"):
+        parse_goal(text)
+
+
+def test_tab_completes_paths_behind_their_prefix(place: Path) -> None:
+    (place / "data").mkdir()
+    (place / "data" / "rows.csv").touch()
+    (place / "dates[1].csv").touch()
+    assert paths("da") == ["data/", "dates[1].csv"]
+    assert paths("csv:data/r") == ["csv:data/rows.csv"]
+    assert paths("csv:dates[") == ["csv:dates[1].csv"]
+    assert paths("csv:nothing") == []
 
 
 def test_guesses(bert_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
@@ -198,6 +284,38 @@ def test_a_misspelt_command(word: str, meant: str, place: Path, capsys: pytest.C
     assert f"did you mean `optin-export {meant}`" in refused(capsys, word, "--no-such-option")
 
 
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("prune", "use optin-export RECIPE.yaml"),
+        ("sweep", "explain sweep"),
+        ("benchmark", "use optin-export measure RUN"),
+        ("deploy", "use optin-export ship RUN --to"),
+        ("help", "use optin-export --help"),
+        ("recipe", "new here? optin-export init"),
+    ],
+)
+def test_a_first_word_that_is_nothing_here(
+    word: str, says: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refused(capsys, word, "anything")
+
+
+def test_no_argument_at_all_is_told_where_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    """The exit code is that of a wrong command line: `optin-export $RECIPE` with nothing in it passes no gate."""
+    assert cli.main([]) == 2
+    captured = capsys.readouterr()
+    assert "new here? optin-export init" in captured.err and captured.out == ""
+    assert all(f"{name}" in captured.err for name in COMMANDS)
+    assert max(map(len, captured.err.splitlines())) <= 110
+
+
+def test_suggested_commands_exist() -> None:
+    for fix in ELSEWHERE.values():
+        word = fix.split()[1]
+        assert word in COMMANDS or word.startswith(("RECIPE.yaml", "--"))
+
+
 def test_a_command_that_was_removed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "rm -r runs/NAME" in refused(capsys, "clean", "runs/x", "--everything")
     (place / "clean").write_text("recipe: 1\n", encoding="utf-8")
@@ -242,7 +360,7 @@ def test_help_after_a_completion_in_the_same_process() -> None:
 def test_the_names_of_files_do_not_hide_options(capsys: pytest.CaptureFixture[str]) -> None:
     """Options may stand before the recipe."""
     assert "cannot read the recipe none.yaml" in refused(capsys, "--dry-run", "-q", "none.yaml", "--set", "seed=1")
-    assert "Missing argument 'RECIPE'" in refused(capsys)
+    assert "Missing argument 'RECIPE'" in refused(capsys, "--dry-run")
     assert "Got unexpected extra argument (b.yaml)" in refused(capsys, "a.yaml", "b.yaml")
 
 

@@ -70,6 +70,19 @@ def test_on_a_busy_machine_speed_is_not_evaluated() -> None:
         assert gate(BUSY, Gates(), budget=budget, name=name).measured is None
 
 
+def test_a_quick_measurement_is_told_wherever_its_number_is() -> None:
+    quick = replace(QUIET, blocks=6, samples={"pruned": [[1.0, 1.1]] * 6}, rounds=(0, 0, 0, 1, 1, 1))
+    assert not QUIET.quick and quick.quick
+    found = gate(quick, Gates(speedup=1.5))
+    assert found.passed and found.note.endswith("batch 8 on onnxruntime-cpu-1t, quick: only 6 blocks)")
+    budget = Budget(latency_ms=2.0, target="onnxruntime-cpu-1t", batch=8)
+    assert "quick: only 6 blocks" in gate(quick, Gates(), budget=budget, name="budget.latency_ms").note
+    assert verdict(quick, Gates(speedup=1.5)).summary.startswith("PASSED, with 1 warning (quick measurement): 2.00x")
+    (told,) = doubts([quick], 0.5, 0.1)
+    assert "6 blocks" in told.text and "without --quick" in told.text
+    assert doubts([replace(quick, judged=False)], 0.5, 0.1) == []
+
+
 def test_the_verdict_names_its_warnings_in_its_own_line() -> None:
     allowed = verdict(BUSY, Gates(speedup=1.5, other_work=0.6))
     assert allowed.passed and doubts([BUSY], 0.5, 0.6) == []  # what the recipe allows is no doubt

@@ -43,7 +43,11 @@ def test_the_front_is_what_no_other_run_beats(tmp_path: Path) -> None:
     found = compare(runs, tmp_path / "page.html")
     (group,) = found.groups
     (front,) = group.fronts
-    assert {point.label: point.front for point in front.points} == {"fast": True, "good": True, "beaten": False}
+    shown = {point.label: point.front for point in front.points}
+    assert shown == {"fast": True, "good": True, "beaten": False, "unpruned": True}
+    # Each run measured the same unpruned model: its point is the median of these.
+    (unpruned,) = (point for point in front.points if point.model == "base")
+    assert (unpruned.cost, unpruned.accuracy) == (8.12, 82.03)
     assert front.points[1].low == pytest.approx(81.5) and front.points[1].high == pytest.approx(82.5)
     assert group.differences == {"prune.budget.macs": ("0.5", "0.5", "0.7")}
     assert group.kept[0, "heads"] == ((6, 12),) * 3
@@ -66,7 +70,7 @@ def test_machines_targets_and_batches_have_fronts_of_their_own(tmp_path: Path) -
         finished(tmp_path / "d", latency=[]),
     ]
     (group,) = (found := compare(runs, tmp_path / "page.html")).groups
-    assert len(group.fronts) == 3 and all(len(front.points) == 1 for front in group.fronts)
+    assert len(group.fronts) == 3 and all(len(front.points) == 2 for front in group.fronts)
     assert group.unmeasured == {"d": "no latency was measured"}
     assert any("different machines" in warning for warning in found.warnings)
     assert "d is on no front" in (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -131,7 +135,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     page = tmp_path / "page.html"
     assert main(["compare", *runs, "--out", str(page), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["page"] == str(page) and len(said["groups"][0]["fronts"][0]["points"]) == 2
+    assert said["page"] == str(page) and len(said["groups"][0]["fronts"][0]["points"]) == 3
     assert main(["compare", *runs, "--out", str(page)]) == 0
     assert "on the front of spearman" in capsys.readouterr().out
     assert main(["compare", *runs, "--out", str(tmp_path)]) == 2

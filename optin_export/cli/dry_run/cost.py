@@ -176,8 +176,9 @@ def _least_seconds(recipe: Recipe, size: Size | None) -> dict[str, tuple[float, 
     """Stage -> (lower bound of seconds, its basis)."""
     arms = 3 if recipe.export.precision == "fp32" else 5
     settings = _targets(recipe) * len(recipe.export.batch)
-    latency = settings * arms * (BLOCKS * BLOCK_SECONDS + WARM_UP_SECONDS)
-    basis = f"latency: {settings} settings of {BLOCKS} blocks, {arms} arms of {BLOCK_SECONDS} s, warm-up"
+    blocks = min(BLOCKS, recipe.measure.most_blocks or BLOCKS)
+    latency = settings * arms * (blocks * BLOCK_SECONDS + WARM_UP_SECONDS)
+    basis = f"latency: {settings} settings of {blocks} blocks, {arms} arms of {BLOCK_SECONDS} s, warm-up"
     found = {"measure": (latency, basis)}
     if size is None or size.macs is None:
         return found
