@@ -20,7 +20,7 @@ LAZY = {
     "openvino": {"engines/openvino.py", "export/nncf.py", "ship/served/openvino_model.py"},
     "nncf": {"export/nncf.py"},
     "modelopt": {"export/modelopt.py"},
-    "tritonclient": {"ship/config.py", "serving/bounded_http.py"},
+    "tritonclient": {"ship/protobuf.py", "serving/bounded_http.py"},
     "model_signing": {"ship/signing.py"},
     "tokenizers": {"ship/preprocess.py", "ship/served/text_model.py", "models/sentence_tokens.py"},
     "datasets": {"data/readers.py"},

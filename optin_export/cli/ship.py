@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from optin_export.cli._group import PATH, command, run_argument, ship_option, wait_option
+from optin_export.errors import InputError
 
 
 @command
@@ -15,6 +17,9 @@ from optin_export.cli._group import PATH, command, run_argument, ship_option, wa
 @click.option("--to", type=PATH, metavar="DIR", required=True, help="The model repository.")
 @click.option("--name", metavar="NAME", help="The model's name in the repository (default: the recipe's name).")
 @ship_option
+@click.option(
+    "--config", type=PATH, metavar="FILE", help="Your part of config.pbtxt (.pbtxt or .yaml), instead of ship.config."
+)
 @click.option("--allow-failed", is_flag=True, help="Ship a run that failed its gates; the manifest says so.")
 @click.option("--replace", is_flag=True, help="Overwrite models of another run.")
 @wait_option
@@ -27,6 +32,7 @@ def ship(
     to: Path,
     name: str | None,
     overrides: tuple[str, ...],
+    config: Path | None,
     allow_failed: bool,
     replace: bool,
     wait: bool,
@@ -49,13 +55,14 @@ def ship(
     if name is not None:
         check_name(name)
     with held(run, "optin-export ship", wait):
-        origin = shipping.Origin.from_run(run, overrides)
+        own = () if config is None else (f"ship.config={json.dumps(_own_config(config))}",)
+        origin = shipping.Origin.from_run(run, (*overrides, *own))
         shipping.check_tools()
         origin.check(shipping.files_of(origin), allow_failed)
         shipped = shipping.ship_models(origin, to, name, replace=replace, bom=bom, key=sign_key)
     if as_json:
         described = {"repository": str(shipped.repository), "models": shipped.names, "changed": shipped.changed}
-        print(json.dumps({**described, "image": shipped.image, "passed": origin.passed}))
+        print(json.dumps({**described, "image": str(shipped.image), "passed": origin.passed}))
         return 0
     for model in shipped.names:
         print(f"{shipped.repository / model}: {'written' if model in shipped.changed else 'unchanged'}")
@@ -63,3 +70,21 @@ def ship(
         print("this run FAILED its gates; the manifest says so")
     print("\n".join(rollout(shipped, origin.recipe)))
     return 0
+
+
+def _own_config(path: Path) -> Any:
+    """A part of config.pbtxt: the mapping in a YAML file, or the text of any other."""
+    import yaml
+
+    from optin_export.recipe.strict_yaml import parse_yaml
+    from optin_export.workdir.files import MAX_TEXT, read_text
+
+    fix = "give a file of protobuf text, or a .yaml file with the same fields"
+    try:
+        text = read_text(path, MAX_TEXT)
+        found = parse_yaml(text) if path.suffix in (".yaml", ".yml") else text
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path}", str(error), fix) from None
+    if not found or not isinstance(found, str | dict):
+        raise InputError(f"{path} is not a part of a config.pbtxt", "it has no fields", fix)
+    return found

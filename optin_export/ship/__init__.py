@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optin_export.ship import ensemble
 from optin_export.ship.bom import write_bom
-from optin_export.ship.config import check_name, check_tools
-from optin_export.ship.images import server_image
+from optin_export.ship.config import check_name
+from optin_export.ship.images import Image, server_image
 from optin_export.ship.manifest import add_reports, check_manifest, write_manifest
-from optin_export.ship.models import files_of, served_as, shipment
+from optin_export.ship.models import files_of, has_ensemble, served_as, shipment
 from optin_export.ship.origin import Origin, summary_of
+from optin_export.ship.own_config import check_own
 from optin_export.ship.preprocess import write_preprocess
+from optin_export.ship.protobuf import check_tools
 from optin_export.ship.repository import Writer, install, put_in_order, remove, roll_back
 from optin_export.ship.signing import check_key, sign
 
@@ -28,6 +31,7 @@ __all__ = [
     "Shipped",
     "add_reports",
     "check_manifest",
+    "check_own",
     "check_tools",
     "files_of",
     "put_in_order",
@@ -42,12 +46,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Shipped:
-    """names: every model of the shipment; changed: models whose folder was replaced. image: one line on the server."""
+    """names: every model of the shipment; changed: models whose folder was replaced. image: of the server."""
 
     repository: Path
     names: tuple[str, ...]
     changed: tuple[str, ...]
-    image: str
+    image: Image
 
 
 def ship_models(
@@ -91,7 +95,8 @@ def ship_models(
     models = {model: finished(model, write) for model, write in written.items()}
     changed = install(repository, models, origin.identity, replace)
     one = served_as(origin, "pruned")
-    image = server_image(origin.recipe.ship.backend, one.library, _version(one.library, origin.environment))
+    needed = ensemble.packages(origin) if has_ensemble(origin) else ()
+    image = server_image(origin.recipe.ship.backend, one.library, _version(one.library, origin.environment), needed)
     return Shipped(repository, tuple(models), tuple(changed), image)
 
 

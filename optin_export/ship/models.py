@@ -97,9 +97,14 @@ def files_of(origin: Origin) -> list[Path]:
     found = [file for which in kinds for file in graph_files(served_as(origin, which).file)]
     optional = [origin.reference] if recipe.ship.warm_up else []
     preprocess = origin.folder / "preprocess"
-    optional += sorted(preprocess.glob("*")) if recipe.ship.ensemble else [preprocess / LABELS]
+    optional += sorted(preprocess.glob("*")) if has_ensemble(origin) else [preprocess / LABELS]
     # A link, a folder or a FIFO in place of a file is not silently left out, but refused with the rest.
     return found + [path for path in optional if os.path.lexists(path)]
+
+
+def has_ensemble(origin: Origin) -> bool:
+    """Whether the shipment has NAME-ensemble."""
+    return ensemble.is_shipped(origin, batched=bool(served_as(origin, "pruned").batches))
 
 
 def shipment(origin: Origin, name: str) -> dict[str, Writer]:
@@ -113,7 +118,7 @@ def shipment(origin: Origin, name: str) -> dict[str, Writer]:
         models = {name: _writer(origin, name, ("pruned",), ())}
         if section.layout == "models":
             models[f"{name}-base"] = _writer(origin, f"{name}-base", ("base",), ())
-    if section.ensemble:
+    if has_ensemble(origin):
         models |= ensemble.writers(origin, name, served_as(origin, "pruned").signature)
     return models
 
@@ -173,6 +178,7 @@ def _spec(origin: Origin, name: str, one: Served, versions: tuple[int, ...]) -> 
         cuda_graphs=section.backend == "tensorrt" and section.cuda_graphs,
         versions=versions,
         parameters=parameters,
+        own=section.config or "",
     )
 
 

@@ -99,6 +99,27 @@ def test_the_ensemble_and_its_labels(run: Path, tmp_path: Path, capsys: pytest.C
     assert "1 labels do not fit" in capsys.readouterr().err and not list((tmp_path / "other").glob("*"))
 
 
+@pytest.mark.parametrize("name", ["own.yaml", "own.pbtxt"])
+def test_an_own_part_of_the_config_is_merged_and_verified(
+    run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, file = tmp_path / "models", tmp_path / name
+    policy = "dynamic_batching {default_queue_policy: {max_queue_size: 64}}"
+    file.write_text(policy.replace("batching {", "batching: {") if name == "own.yaml" else policy)
+    assert ship(run, place, "--config", str(file)) == 0
+    for model in ("tiny", "tiny-base"):
+        batching = read_config((place / model / "config.pbtxt").read_text()).dynamic_batching
+        assert batching.default_queue_policy.max_queue_size == 64 and list(batching.preferred_batch_size) == [3]
+    assert cli.main(["verify", str(place)]) == 0
+    assert json.loads((place / "tiny" / "manifest.json").read_text())["own_config"]
+    file.write_text(file.read_text().replace("max_queue_size", "max_queue_siz"))
+    capsys.readouterr()
+    assert ship(run, place, "--config", str(file)) == 2
+    assert "did you mean max_queue_size?" in capsys.readouterr().err
+    file.write_text("")
+    assert ship(run, place, "--config", str(file)) == 2 and ship(run, place, "--config", str(tmp_path / "none")) == 2
+
+
 def test_two_runs_into_one_repository(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place, second = tmp_path / "models", Path(shutil.copytree(run, tmp_path / "second"))
     assert ship(run, place) == 0
