@@ -46,7 +46,7 @@ def ship(
     as a whole or not at all.
     """
     from optin_export import ship as shipping
-    from optin_export.ship.config import check_name
+    from optin_export.ship.names import check_name
     from optin_export.ship.guide import rollout
     from optin_export.workdir.lock import held
     from optin_export.workdir.run_directory import existing_run

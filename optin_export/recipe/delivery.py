@@ -132,8 +132,8 @@ class ShipSection(Section):
     )
     padding: Literal["sequence", "longest"] = Field(
         "sequence",
-        description="NAME-ensemble of a text model: sequence: pad every text to export.sequence, so that the server can "
-        "batch requests of different clients; longest: pad to the longest text of a request, which is faster for "
+        description="NAME-ensemble of a text model: sequence: pad every text to export.sequence, so that the server "
+        "can batch requests of different clients; longest: pad to the longest text of a request, which is faster for "
         "single short texts, but only requests of equal length are batched",
     )
     instances: Count = Field(1, description="number of parallel instances of each model on the server")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from optin_export.errors import InputError
+from optin_export.ship.names import check_name
 from optin_export.ship.own_config import merge
 from optin_export.ship.protobuf import protobuf
 from optin_export.ship.signature import Signature, Tensor
 
-#: Allowed names of folders in a model repository: a leading dot would hide them, blanks and slashes break URLs.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LABELS = "labels.txt"
 
 
@@ -61,14 +59,6 @@ class Step:
     model: str
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
-
-
-def check_name(name: str) -> None:
-    """Raises InputError for a name that Triton, its URLs or its repository cannot handle."""
-    if not _NAME.fullmatch(name) or len(name) > 200:
-        raise InputError(
-            f"'{name[:60]}' cannot name a Triton model", "use letters, digits, '.', '_' and '-'", "set name, or --name"
-        )
 
 
 def config_text(spec: ModelSpec) -> str:

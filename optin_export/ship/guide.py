@@ -47,8 +47,8 @@ def _texts(shipped: Shipped, recipe: Recipe) -> list[str]:
     whole = f"{name}-ensemble"
     if whole not in shipped.names:
         return [
-            f"send: token ids to {name} (no {whole} was shipped). The server batches only requests of equal length: pad "
-            f"them to export.sequence ({length})"
+            f"send: token ids to {name} (no {whole} was shipped). The server batches only requests of equal length: "
+            f"pad them to export.sequence ({length})"
         ]
     batching = (
         f"texts are padded to export.sequence ({length}), so that requests are batched"

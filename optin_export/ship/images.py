@@ -61,7 +61,9 @@ def server_image(backend: str, library: str, version: str | None, packages: Sequ
     newest = next(iter(ONNXRUNTIME))
     latest = f"{IMAGE}:{newest}-py3"
     if version is None:
-        return Image(latest, f"newest known: the run does not say which {library} it was measured with", False, tuple(packages))
+        return Image(
+            latest, f"newest known: the run does not say which {library} it was measured with", False, tuple(packages)
+        )
     if backend == "python":
         own = [f"{library}=={version}"] + ["torch"] * library.startswith("tensorrt")
         return Image(latest, "newest known", True, (*own, *packages))

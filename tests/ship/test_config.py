@@ -15,12 +15,12 @@ from optin_export.ship.config import (
     ModelSpec,
     Step,
     Warmup,
-    check_name,
     config_text,
     ensemble_text,
     read_config,
 )
 from optin_export.ship.images import ONNXRUNTIME, docker_line, server_image
+from optin_export.ship.names import check_name
 from optin_export.ship.protobuf import check_tools
 from optin_export.ship.signature import Signature, Tensor, of_engine, of_onnx
 
