@@ -12,8 +12,10 @@ from typing import Any
 
 
 def names(package: str, where: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package. where: module of the package -> names in it, separated by blanks; none may
-    have the name of a module of the package, which Python would put in its place."""
+    """`__getattr__` and `__dir__` of a package. where: module of the package -> names in it, separated by blanks.
+
+    None may have the name of a module of the package, which Python would put in its place.
+    """
     modules = {name: module for module, some in where.items() for name in some.split()}
 
     def get(name: str) -> Any:

@@ -37,6 +37,7 @@ COMMANDS = (
     "verify",
     "serve",
     "client",
+    "tune",
 )
 #: A file or a folder; the command itself checks that it exists.
 PATH = click.Path(path_type=Path, readable=False)

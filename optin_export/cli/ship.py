@@ -20,6 +20,12 @@ from optin_export.errors import InputError
 @click.option(
     "--config", type=PATH, metavar="FILE", help="Your part of config.pbtxt (.pbtxt or .yaml), instead of ship.config."
 )
+@click.option(
+    "--deploy",
+    type=PATH,
+    metavar="DIR",
+    help="Also write files for Docker, Kubernetes, KServe, monitoring.",
+)
 @click.option("--allow-failed", is_flag=True, help="Ship a run that failed its gates; the manifest says so.")
 @click.option("--replace", is_flag=True, help="Overwrite models of another run.")
 @wait_option
@@ -33,6 +39,7 @@ def ship(
     name: str | None,
     overrides: tuple[str, ...],
     config: Path | None,
+    deploy: Path | None,
     allow_failed: bool,
     replace: bool,
     wait: bool,
@@ -46,8 +53,8 @@ def ship(
     as a whole or not at all.
     """
     from optin_export import ship as shipping
-    from optin_export.ship.names import check_name
     from optin_export.ship.guide import rollout
+    from optin_export.ship.names import check_name
     from optin_export.workdir.lock import held
     from optin_export.workdir.run_directory import existing_run
 
@@ -60,14 +67,21 @@ def ship(
         shipping.check_tools()
         origin.check(shipping.files_of(origin), allow_failed)
         shipped = shipping.ship_models(origin, to, name, replace=replace, bom=bom, key=sign_key)
+    files = []
+    if deploy is not None:
+        from optin_export.ship.deploy import write
+
+        files = [str(path) for path in write(deploy, shipped, origin.recipe, replace)]
     if as_json:
         described = {"repository": str(shipped.repository), "models": shipped.names, "changed": shipped.changed}
-        print(json.dumps({**described, "image": str(shipped.image), "passed": origin.passed}))
+        print(json.dumps({**described, "image": str(shipped.image), "passed": origin.passed, "files": files}))
         return 0
     for model in shipped.names:
         print(f"{shipped.repository / model}: {'written' if model in shipped.changed else 'unchanged'}")
     if not origin.passed:
         print("this run FAILED its gates; the manifest says so")
+    if files:
+        print(f"deployment files: {', '.join(files)}")
     print("\n".join(rollout(shipped, origin.recipe)))
     return 0
 

@@ -107,17 +107,20 @@ def has_ensemble(origin: Origin) -> bool:
     return ensemble.is_shipped(origin, batched=bool(served_as(origin, "pruned").batches))
 
 
+def kinds_of(origin: Origin, name: str) -> dict[str, tuple[str, ...]]:
+    """The models of a shipment that run a graph, and which graphs: 'base', 'pruned', or both as versions."""
+    layout = origin.recipe.ship.layout
+    if layout == "versions":
+        return {name: ("base", "pruned")}
+    return {name: ("pruned",)} | ({f"{name}-base": ("base",)} if layout == "models" else {})
+
+
 def shipment(origin: Origin, name: str) -> dict[str, Writer]:
     """The model folders of a shipment called `name`, each with a function that writes it."""
     section = origin.recipe.ship
-    if section.layout == "versions":
-        # Without a policy Triton serves only the latest version.
-        numbers = {"all": (1, 2), "base": (1,), "pruned": (2,)}[section.serve]
-        models: dict[str, Writer] = {name: _writer(origin, name, ("base", "pruned"), numbers)}
-    else:
-        models = {name: _writer(origin, name, ("pruned",), ())}
-        if section.layout == "models":
-            models[f"{name}-base"] = _writer(origin, f"{name}-base", ("base",), ())
+    # Without a policy Triton serves only the latest version.
+    numbers = {"all": (1, 2), "base": (1,), "pruned": (2,)}[section.serve] if section.layout == "versions" else ()
+    models = {model: _writer(origin, model, kinds, numbers) for model, kinds in kinds_of(origin, name).items()}
     if has_ensemble(origin):
         models |= ensemble.writers(origin, name, served_as(origin, "pruned").signature)
     return models

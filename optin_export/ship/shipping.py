@@ -10,10 +10,11 @@ from typing import Any
 
 from optin_export.ship import ensemble
 from optin_export.ship.bom import write_bom
-from optin_export.ship.names import check_name
+from optin_export.ship.footprint import footprints
 from optin_export.ship.images import Image, server_image
 from optin_export.ship.manifest import write_manifest
-from optin_export.ship.models import has_ensemble, served_as, shipment
+from optin_export.ship.models import has_ensemble, kinds_of, served_as, shipment
+from optin_export.ship.names import check_name
 from optin_export.ship.origin import Origin
 from optin_export.ship.protobuf import check_tools
 from optin_export.ship.repository import Writer, install
@@ -53,6 +54,8 @@ def ship_models(
     facts = origin.facts()
 
     written = shipment(origin, name)
+    kinds = kinds_of(origin, name)
+    measured = footprints(origin, ("pruned",) if origin.recipe.ship.layout == "pruned" else ("base", "pruned"))
     # Each model lists the others of its shipment, so that a missing one is detected.
     facts["shipment"] = sorted(written)
 
@@ -62,7 +65,8 @@ def ship_models(
             if bom:
                 write_bom(folder, model, facts)
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            write_manifest(folder, {"name": model, "created": created, **facts})
+            held = {which: measured[which] for which in kinds.get(model, ())}
+            write_manifest(folder, {"name": model, "created": created, **facts, **({"instance": held} if held else {})})
             if key is not None:
                 sign(folder, key)
 

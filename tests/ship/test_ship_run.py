@@ -42,6 +42,25 @@ def test_both_models_are_shipped_with_real_rows_and_facts(
     assert cli.main(["verify", str(place)]) == 0
 
 
+def test_load_time_and_memory_of_an_instance_are_measured_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ship(run, tmp_path / "models") == 0
+    found = json.loads((tmp_path / "models" / "tiny" / "manifest.json").read_text())["instance"]["pruned"]
+    assert found["library"] == "onnxruntime" and found["batch"] == 3 and found["threads"] == 1
+    # A session of this model holds at least its weights.
+    assert 0 < found["load_seconds"] < 60 and found["memory_bytes"] > (run / "onnx" / "pruned.onnx").stat().st_size / 2
+    assert cli.main(["verify", str(run)]) == cli.main(["verify", str(tmp_path / "models")]) == 0
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("optin_export.ship.footprint._measure", refuse)
+    assert ship(run, tmp_path / "other", "--set", "ship.layout=pruned") == 0
+    again = json.loads((tmp_path / "other" / "tiny" / "manifest.json").read_text())["instance"]
+    assert again == {"pruned": found}
+
+
 def test_a_run_that_failed_is_refused_and_recorded(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import threading
@@ -12,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import optin_export
 from optin_export import cli
 from optin_export.recipe import load_recipe, validate
 from optin_export.serving.client import Connection, Model, Url
-from optin_export.serving.server import Program, Server, running
-from optin_export.ship.guide import curl
+from optin_export.serving.server import Program, Server, fetch, running
+from optin_export.ship.deploy import Facts, documents
+from optin_export.ship.guide import METRICS, curl
 from tests.conftest import Make, measured_shortly, sentences
 
 pytestmark = pytest.mark.triton
@@ -106,3 +109,38 @@ def test_texts_of_different_length_are_batched(served: Server, classifier: Path)
     wanted = expected(classifier)
     answers = np.array([found[index] for index in range(len(TEXTS))])
     assert np.allclose(answers, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_the_alerts_and_the_dashboard_read_what_the_server_exports(served: Server, place: Path) -> None:
+    exported = fetch(f"{served.metrics}/metrics")
+    names = tuple(path.name for path in place.iterdir())
+    facts = Facts("tiny-classifier", names, "tiny-classifier-ensemble", "image", (), (), "models", False, 1, 512, True)
+    texts = documents(facts)
+    used = {name for file in ("alerts.yaml", "grafana/dashboard.json") for name in re.findall(r"nv_\w+", texts[file])}
+    assert len(used) >= len(METRICS)
+    for name in used:
+        assert f'{name}{{model="tiny-classifier"' in exported, name
+    # What the probes ask.
+    deployment = next(iter(yaml.safe_load_all(texts["kubernetes.yaml"])))
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        fetch(served.http + container[probe]["httpGet"]["path"])
+
+
+def test_tune_measures_instances_and_suggests_one(
+    program: Program, classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--instances", "1,2", "--clients", "1,4", "--blocks", "2", "--seconds", "0.1"]
+    capsys.readouterr()
+    assert cli.main(["tune", str(classifier), *quick]) == 0
+    out = capsys.readouterr().out
+    assert "--set ship.instances=" in out and "<-" in out
+    stored = json.loads((classifier / "measure" / "serving.json").read_text())
+    tried = {(row["instances"], row["batch"], row["clients"]) for row in stored["settings"]}
+    assert tried == {(instances, batch, clients) for instances in (1, 2) for batch in (1, 3) for clients in (1, 4)}
+    for row in stored["settings"]:
+        assert 0 < row["lowest"] <= row["throughput"] <= row["highest"] and 0 < row["p50"] <= row["p99"]
+        assert row["rows_per_batch"] >= row["batch"]
+    assert stored["suggested"] in stored["settings"] and cli.main(["verify", str(classifier)]) == 0
+    assert cli.main(["tune", str(classifier), *quick, "--latency", "0.0001"]) == 4
+    assert "no setting has a p99" in capsys.readouterr().out
