@@ -38,7 +38,7 @@ JUDGES = ("check",)
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 RUN = [page for page in PAGES if any(block.runs and block.language in ("bash", "python") for block in blocks_of(page))]
 #: Pages whose blocks take longer than all others together.
-LONG = ("docs/tutorials/segmentation.md", "docs/tutorials/cnn.md")
+LONG = ("docs/tutorials/bert.md", "docs/tutorials/segmentation.md", "docs/tutorials/cnn.md")
 
 
 def small(recipe: str | Path, given: list[str]) -> list[str]:

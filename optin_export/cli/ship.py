@@ -14,7 +14,7 @@ from optin_export.errors import InputError
 
 @command
 @run_argument
-@click.option("--to", type=PATH, metavar="DIR", required=True, help="The model repository.")
+@click.option("--to", metavar="DIR|URL", required=True, help="The model repository: a folder, or s3://, gs:// ...")
 @click.option("--name", metavar="NAME", help="The model's name in the repository (default: the recipe's name).")
 @ship_option
 @click.option(
@@ -35,7 +35,7 @@ from optin_export.errors import InputError
 )
 def ship(
     run: Path,
-    to: Path,
+    to: str,
     name: str | None,
     overrides: tuple[str, ...],
     config: Path | None,
@@ -49,16 +49,21 @@ def ship(
 ) -> int:
     """Write a finished run into a Triton model repository.
 
-    RUN is the folder of a finished run. A run that failed its gates is refused (exit code 4). The repository changes
-    as a whole or not at all.
+    RUN is the folder of a finished run. A run that failed its gates is refused (exit code 4). A repository in a folder
+    changes as a whole or not at all; one at a URL of fsspec is uploaded file by file, and has no rollback.
     """
     from optin_export import ship as shipping
     from optin_export.ship.guide import rollout
     from optin_export.ship.names import check_name
+    from optin_export.ship.remote import MARK
     from optin_export.workdir.lock import held
     from optin_export.workdir.run_directory import existing_run
 
     existing_run(run)
+    if deploy is not None and MARK in to:
+        raise InputError(
+            "--deploy needs a repository in a folder", f"{to} is a URL", "ship to a folder as well, with --deploy"
+        )
     if name is not None:
         check_name(name)
     with held(run, "optin-export ship", wait):
@@ -66,18 +71,22 @@ def ship(
         origin = shipping.Origin.from_run(run, (*overrides, *own))
         shipping.check_tools()
         origin.check(shipping.files_of(origin), allow_failed)
-        shipped = shipping.ship_models(origin, to, name, replace=replace, bom=bom, key=sign_key)
+        if MARK in to:
+            shipped = shipping.ship_to_store(origin, to, name, replace=replace, bom=bom, key=sign_key)
+        else:
+            shipped = shipping.ship_models(origin, Path(to), name, replace=replace, bom=bom, key=sign_key)
     files = []
     if deploy is not None:
         from optin_export.ship.deploy import write
 
         files = [str(path) for path in write(deploy, shipped, origin.recipe, replace)]
+    place = shipped.url or str(shipped.repository)
     if as_json:
-        described = {"repository": str(shipped.repository), "models": shipped.names, "changed": shipped.changed}
-        print(json.dumps({**described, "image": str(shipped.image), "passed": origin.passed, "files": files}))
+        described = {"repository": place, "models": shipped.names, "changed": shipped.changed, "files": files}
+        print(json.dumps({**described, "image": str(shipped.image), "passed": origin.passed}))
         return 0
     for model in shipped.names:
-        print(f"{shipped.repository / model}: {'written' if model in shipped.changed else 'unchanged'}")
+        print(f"{place}/{model}: {'written' if model in shipped.changed else 'unchanged'}")
     if not origin.passed:
         print("this run FAILED its gates; the manifest says so")
     if files:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optin_export.ship.preprocess import write_preprocess
     from optin_export.ship.protobuf import check_tools
     from optin_export.ship.repository import put_in_order, remove, roll_back
-    from optin_export.ship.shipping import Shipped, ship_models
+    from optin_export.ship.shipping import Shipped, ship_models, ship_to_store
 
 __all__ = [
     "Origin",
@@ -33,6 +33,7 @@ __all__ = [
     "remove",
     "roll_back",
     "ship_models",
+    "ship_to_store",
     "summary_of",
     "write_manifest",
     "write_preprocess",
@@ -48,6 +49,6 @@ __getattr__, __dir__ = lazy.names(
         "preprocess": "write_preprocess",
         "protobuf": "check_tools",
         "repository": "put_in_order remove roll_back",
-        "shipping": "Shipped ship_models",
+        "shipping": "Shipped ship_models ship_to_store",
     },
 )

@@ -28,14 +28,16 @@ def rollout(shipped: Shipped, recipe: Recipe) -> list[str]:
     """Lines: image, docker, comparison if both models are served, metrics to watch, and the rollback."""
     name = shipped.names[0]
     gpu, flags = recipe.ship.backend == "tensorrt", server_arguments(recipe.ship.config)
-    line = docker_line(str(shipped.repository.resolve()), shipped.image, gpu, flags)
+    place = shipped.url or str(shipped.repository.resolve())
+    line = docker_line(place, shipped.image, gpu, flags)
+    back = f"optin-export rollback {shipped.repository} {name}"
     return [
         f"server image: {shipped.image}",
         f"serve: {line}",
         *_texts(shipped, recipe),
         *comparison(name, recipe),
         "watch (Prometheus, port 8002): " + ", ".join(METRICS),
-        f"back: optin-export rollback {shipped.repository} {name}",
+        f"back: {f'ship the earlier run again: {shipped.url} keeps no earlier models' if shipped.url else back}",
     ]
 
 

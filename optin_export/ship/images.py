@@ -96,11 +96,15 @@ def _numbers(version: str) -> tuple[int, ...]:
 def docker_line(repository: str, image: Image, gpu: bool, arguments: Sequence[str] = ()) -> str:
     """The command that serves a repository on a host with Docker; it installs what the server's Python lacks.
 
-    arguments: more flags of tritonserver.
+    repository: a folder of the host, or a URL that the server reads by itself. arguments: more flags of tritonserver.
     """
     gpus = "--gpus=all " if gpu else ""
     ports = " ".join(f"-p127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002))
-    server = " ".join(["tritonserver --model-repository=/models", *arguments])
+    remote = "://" in repository
+    place = repository if remote else "/models"
+    server = " ".join([f"tritonserver --model-repository={place}", *arguments])
     if image.packages:
-        server = f"bash -c 'pip install {' '.join(image.packages)} && exec {server}'"
-    return f"docker run --rm {gpus}{ports} -v {shlex.quote(f'{repository}:/models:ro')} {image.tag} {server}"
+        install = f"pip install {' '.join(image.packages)} && exec {server}"
+        server = f"bash -c {shlex.quote(install)}"
+    mount = "" if remote else f"-v {shlex.quote(f'{repository}:/models:ro')} "
+    return f"docker run --rm {gpus}{ports} {mount}{image.tag} {server}"

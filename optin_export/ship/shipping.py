@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,23 @@ from optin_export.ship.models import has_ensemble, kinds_of, served_as, shipment
 from optin_export.ship.names import check_name
 from optin_export.ship.origin import Origin
 from optin_export.ship.protobuf import check_tools
+from optin_export.ship.remote import Store
 from optin_export.ship.repository import Writer, install
 from optin_export.ship.signing import check_key, sign
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """names: every model of the shipment; changed: models whose folder was replaced. image: of the server."""
+    """names: every model of the shipment; changed: models whose folder was replaced. image: of the server.
+
+    url: of a repository in an object store; empty for a folder.
+    """
 
     repository: Path
     names: tuple[str, ...]
     changed: tuple[str, ...]
     image: Image
+    url: str = ""
 
 
 def ship_models(
@@ -78,6 +85,27 @@ def ship_models(
     needed = ensemble.packages(origin) if has_ensemble(origin) else ()
     image = server_image(origin.recipe.ship.backend, one.library, _version(one.library, origin.environment), needed)
     return Shipped(repository, tuple(models), tuple(changed), image)
+
+
+def ship_to_store(
+    origin: Origin,
+    url: str,
+    name: str | None = None,
+    *,
+    replace: bool = False,
+    bom: bool = False,
+    key: Path | None = None,
+) -> Shipped:
+    """As `ship_models`, into a repository at a URL of fsspec. The upload is not atomic, and cannot be rolled back.
+
+    Raises InputError and EnvironmentLacks as `ship_models` and `remote.Store`.
+    """
+    store = Store.open(url)
+    with tempfile.TemporaryDirectory(prefix="optin-export-ship-") as scratch:
+        local = Path(scratch) / "models"
+        shipped = ship_models(origin, local, name, bom=bom, key=key)
+        changed = store.upload(local, shipped.names, origin.identity, replace)
+    return replace_fields(shipped, changed=tuple(changed), url=store.url)
 
 
 def _version(library: str, environment: Mapping[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def test_commands_on_finished_runs_need_no_torch(run: Path, tmp_path: Path) -> N
     place = tmp_path / "models"
     for settings in ([], ["--set", "ship.layout=versions"]):
         assert cli.main(["ship", str(run), "--to", str(place), *settings]) == 0
-    (tmp_path / "second").symlink_to(run)
+    shutil.copytree(run, tmp_path / "second")
     commands = [
         ["verify", str(run)],
         ["verify", str(place)],
@@ -40,7 +41,7 @@ def test_commands_on_finished_runs_need_no_torch(run: Path, tmp_path: Path) -> N
     done = subprocess.run([sys.executable, "-c", SCRIPT, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *_, codes, imported = done.stdout.splitlines()
-    assert (codes, imported) == ("[0, 2, 0, 0, 0, 5]", "[]"), done.stdout + done.stderr
+    assert (codes, imported) == ("[0, 0, 0, 0, 0, 5]", "[]"), done.stdout + done.stderr
 
 
 def test_what_the_client_measures_with_needs_no_torch() -> None:

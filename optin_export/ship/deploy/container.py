@@ -21,7 +21,7 @@ def dockerfile(facts: Facts) -> str:
         f"{install}"
         "COPY . /models\n"
         "EXPOSE 8000 8001 8002\n"
-        f"HEALTHCHECK --interval=10s --start-period=120s CMD curl -fs {READY}\n"
+        f'HEALTHCHECK --interval=10s --start-period=120s CMD ["curl", "-fs", "{READY}"]\n'
         f"CMD [{command}]\n"
     )
 
