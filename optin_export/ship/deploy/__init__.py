@@ -16,7 +16,7 @@ from optin_export.errors import InputError
 from optin_export.recipe import Recipe
 from optin_export.ship.deploy.cluster import kserve, kubernetes
 from optin_export.ship.deploy.container import compose, dockerfile
-from optin_export.ship.deploy.facts import Facts, facts_of
+from optin_export.ship.deploy.facts import SERVER_MIB, Facts, facts_of
 from optin_export.ship.deploy.monitoring import dashboard, prometheus, rules
 from optin_export.ship.shipping import Shipped
 from optin_export.workdir.files import write_text
@@ -29,6 +29,8 @@ _HEADER = "# Written by `optin-export ship --deploy` for {name}. Yours to edit: 
 def documents(facts: Facts) -> dict[str, str]:
     """The text of every file by its name."""
     header = _HEADER.format(name=facts.name)
+    models = "the models as measured" if facts.exact else "NOT the models, which were not measured: raise it"
+    memory = f"# Memory: {SERVER_MIB} MiB assumed for the server itself, {models}, and a quarter more.\n"
     several = {
         "compose.yaml": [compose(facts)],
         "kubernetes.yaml": kubernetes(facts),
@@ -50,7 +52,10 @@ def documents(facts: Facts) -> dict[str, str]:
     }
     return {
         "Dockerfile": header + dockerfile(facts),
-        **{name: header + _yaml(parts) for name, parts in several.items()},
+        **{
+            name: header + (memory if name in ("kubernetes.yaml", "kserve.yaml") else "") + _yaml(parts)
+            for name, parts in several.items()
+        },
         "grafana/dashboard.json": json.dumps(dashboard(facts), indent=2) + "\n",
     }
 
