@@ -112,7 +112,10 @@ def kinds_of(origin: Origin, name: str) -> dict[str, tuple[str, ...]]:
     layout = origin.recipe.ship.layout
     if layout == "versions":
         return {name: ("base", "pruned")}
-    return {name: ("pruned",)} | ({f"{name}-base": ("base",)} if layout == "models" else {})
+    kinds: dict[str, tuple[str, ...]] = {name: ("pruned",)}
+    if layout == "models":
+        kinds[f"{name}-base"] = ("base",)
+    return kinds
 
 
 def shipment(origin: Origin, name: str) -> dict[str, Writer]:
