@@ -26,6 +26,9 @@ test-browser:  ## the report in a headless Chromium (extra browser)
 test-triton:  ## a real Triton Inference Server, in an environment of its own
 	$(PYTHON) -m pytest -m triton -n 0 -rs
 
+test-lowest:  ## the lowest versions that pyproject.toml allows, in an environment of their own (about 7 GB)
+	tools/lowest_versions.sh
+
 lint:  ## ruff and mypy
 	ruff check .
 	ruff format --check .
@@ -49,4 +52,4 @@ ci:  ## everything but the nightly tests, in a fresh environment
 nightly:  ## everything, in a fresh environment
 	.ci/run --nightly
 
-.PHONY: help install test test-slow test-rtx test-ray test-browser test-triton lint format pages docs ci nightly
+.PHONY: help install test test-slow test-rtx test-ray test-browser test-triton test-lowest lint format pages docs ci nightly

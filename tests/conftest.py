@@ -291,7 +291,7 @@ def finished_vit(vit_recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bert_recipe(bert_folder: Path, text_data: Path) -> Make:
     """A recipe for the small BERT as a sentence encoder; keyword arguments replace top-level sections."""
 
@@ -331,7 +331,7 @@ def zero_shot_recipe(vit_recipe: Make, clip_folder: Path, colour_data: Path) -> 
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def classifier_recipe(bert_recipe: Make, bert_folder: Path, text_data: Path) -> Make:
     """The small BERT as a text classifier on a table with a header."""
 

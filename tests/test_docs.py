@@ -103,7 +103,7 @@ def test_the_top_level_is_what_it_should_be() -> None:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     names = {name.split("/")[0] for name in listed if not name.startswith(".")}
-    folders = {"optin_export", "recipes", "tests", "tools", "docs", "examples", "requirements"}
+    folders = {"optin_export", "recipes", "tests", "tools", "docs", "docker", "examples", "requirements"}
     files = {"mkdocs.yml", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "MANIFEST.in", "Makefile"}
     assert names == folders | files | {"CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CITATION.cff"}
 

@@ -23,6 +23,7 @@ from optin_export.cli._gates import GatesFile
 from optin_export.cli._group import COMMANDS, command_of
 from optin_export.cli.run import optin_export as command_line
 from optin_export.recipe import load_recipe
+from optin_export.ship.own_config import check_own
 from optin_export.workdir.run_directory import CONTENTS
 from tests.conftest import ROOT, Make, sentences
 from tests.docs_blocks import OUTPUT, PAGES, REASON, Block, arguments_of, blocks_of, commands_of, is_plain, unfenced
@@ -38,7 +39,7 @@ JUDGES = ("check",)
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 RUN = [page for page in PAGES if any(block.runs and block.language in ("bash", "python") for block in blocks_of(page))]
 #: Pages whose blocks take longer than all others together.
-LONG = ("docs/tutorials/segmentation.md", "docs/tutorials/cnn.md")
+LONG = ("docs/tutorials/bert.md", "docs/tutorials/segmentation.md", "docs/tutorials/cnn.md")
 
 
 def small(recipe: str | Path, given: list[str]) -> list[str]:
@@ -230,7 +231,7 @@ def test_python_is_python(block: Block) -> None:
 
 @pytest.mark.parametrize("block", [one for one in BLOCKS if one.language == "yaml"], ids=lambda one: one.where)
 def test_yaml_is_what_its_reader_accepts(block: Block, tmp_path: Path) -> None:
-    """A recipe, a part of one, gates, or a workflow."""
+    """A recipe, a part of one, gates, a part of config.pbtxt, or a workflow."""
     content = yaml.safe_load(block.text)
     if content is None:
         assert block.text.startswith("# yaml-language-server: $schema=")
@@ -241,6 +242,8 @@ def test_yaml_is_what_its_reader_accepts(block: Block, tmp_path: Path) -> None:
         assert ours
         for line in ours:
             _parse(arguments_of(commands_of(line)[0])[0])
+    elif "dynamic_batching" in content:
+        check_own(content, 8)
     elif "gates" in content and not isinstance(content["gates"], dict):
         GatesFile.model_validate(content)
     else:

@@ -16,11 +16,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: Optional packages, and the file each may be imported in, inside a function; onnxruntime is two tools in one.
 LAZY = {
     # What runs in the server's own Python is another place.
-    "onnxruntime": {"engines/onnxruntime.py", "export/quantize.py", "ship/served/onnxruntime_model.py"},
-    "openvino": {"engines/openvino.py", "export/nncf.py", "ship/served/openvino_model.py"},
+    "onnxruntime": {
+        "engines/onnxruntime.py",
+        "export/quantize.py",
+        "ship/served/onnxruntime_model.py",
+        "ship/load_alone.py",
+    },
+    "openvino": {"engines/openvino.py", "export/nncf.py", "ship/served/openvino_model.py", "ship/load_alone.py"},
     "nncf": {"export/nncf.py"},
     "modelopt": {"export/modelopt.py"},
-    "tritonclient": {"ship/config.py", "serving/bounded_http.py"},
+    "tritonclient": {"ship/protobuf.py", "serving/bounded_http.py"},
     "model_signing": {"ship/signing.py"},
     "tokenizers": {"ship/preprocess.py", "ship/served/text_model.py", "models/sentence_tokens.py"},
     "datasets": {"data/readers.py"},

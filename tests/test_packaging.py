@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -65,6 +66,19 @@ def test_versions_and_the_changelog_follow_semantic_versioning() -> None:
     assert versions == sorted(set(versions), reverse=True)
     assert [one[2] == "unreleased" for one in found[1:] if one] == [False] * (len(found) - 1)
     assert str(versions[0]) == optin_export.__version__
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_dockerfiles_copy_what_the_build_context_has_and_name_extras_that_exist(kind: str) -> None:
+    text = (ROOT / "docker" / f"Dockerfile.{kind}").read_text(encoding="utf-8")
+    allowed = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
+        for name in line.split()[:-1]:
+            assert (ROOT / name).exists() and f"!{name}" in allowed, name
+    (extras,) = re.findall(r"/src\[([\w,]+)\]", text)
+    assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+    if (hadolint := shutil.which("hadolint")) is not None:
+        subprocess.run([hadolint, str(ROOT / "docker" / f"Dockerfile.{kind}")], check=True)
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ COMMANDS = (
     "verify",
     "serve",
     "client",
+    "tune",
 )
 #: What no arguments at all are answered with.
 FIRST_HELP = f"""\

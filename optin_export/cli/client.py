@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_THREADS = 256
 
 
-def _levels(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+def levels(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
     """'1,2,4' as numbers of threads."""
     level = click.IntRange(1, MOST_THREADS)
     return [int(level(word, parameter, context)) for word in value.split(",")]
@@ -43,7 +43,7 @@ def _levels(context: click.Context, parameter: click.Parameter, value: str) -> l
 @click.option(
     "--concurrency",
     default="1,2,4,8",
-    callback=_levels,
+    callback=levels,
     metavar="N,...",
     help="Closed loop: numbers of clients that each wait for an answer before the next request (1,2,4,8).",
 )
@@ -268,12 +268,19 @@ def _reference(run: Path | None, rows: Path | None, tolerance: float | None, out
     """The rows to send, and the answers of torch."""
     from optin_export.measure import TOLERANCES
     from optin_export.serving.deployed import Reference
-    from optin_export.workdir.files import read_json
 
     if rows is not None and run is None:
         return Reference.load(rows, output, tolerance or TOLERANCES["fp32"].error)
     if run is None or rows is not None:
         raise InputError("which rows to send?", "they come from one run", "give either --run RUN or --reference FILE")
+    return reference_of_run(run, tolerance, output)
+
+
+def reference_of_run(run: Path, tolerance: float | None, output: str) -> Reference:
+    """The rows of a run, and the answers of torch. Raises InputError if the run has none."""
+    from optin_export.serving.deployed import Reference
+    from optin_export.workdir.files import read_json
+
     try:
         parity = read_json(run / "report.json")["parity"]
         # The served model has the recipe's precision, which has the widest tolerance of the run.

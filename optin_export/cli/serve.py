@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +49,13 @@ def serve(
     program = server.find(environment)
     origin = ship.Origin.from_run(run, overrides)
     if origin.recipe.ship.backend not in program.backends():
-        origin = ship.Origin.from_run(run, [*overrides, "ship.backend=python"])
+        overrides = (*overrides, "ship.backend=python")
+    # By default a text model comes with an ensemble, whose tokenizer would stop a server that cannot import it.
+    section = origin.recipe.ship
+    if origin.recipe.is_text and section.ensemble is None and not server.can_import(program, "tokenizers"):
+        overrides = (*overrides, "ship.ensemble=false")
+        print("no model that takes plain text: the server's Python lacks the package tokenizers", file=sys.stderr)
+    origin = ship.Origin.from_run(run, overrides)
     ship.check_tools()
     origin.check(ship.files_of(origin), allow_failed)
     with tempfile.TemporaryDirectory(prefix="optin-export-serve-") as scratch:

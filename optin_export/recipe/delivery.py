@@ -125,10 +125,26 @@ class ShipSection(Section):
         description="models: NAME-base and NAME; versions: 1 (base) and 2 (pruned) of NAME; pruned: NAME alone",
     )
     serve: Literal["all", "base", "pruned"] = Field("all", description="layout versions: which versions Triton serves")
-    ensemble: bool = Field(False, description="also write NAME-ensemble, which takes text or an encoded image")
+    ensemble: bool | None = Field(
+        None,
+        description="also write NAME-ensemble, which takes text or an encoded image; default: for text classification "
+        "and text embeddings, with a backend that forms batches",
+    )
+    padding: Literal["sequence", "longest"] = Field(
+        "sequence",
+        description="NAME-ensemble of a text model: sequence: pad every text to export.sequence, so that the server "
+        "can batch requests of different clients; longest: pad to the longest text of a request, which is faster for "
+        "single short texts, but only requests of equal length are batched",
+    )
     instances: Count = Field(1, description="number of parallel instances of each model on the server")
     queue_delay: Annotated[int, Field(ge=0), Number] = Field(
         100, description="microseconds that a request may wait to be batched with others"
+    )
+    config: dict[str, Any] | str | None = Field(
+        None,
+        description="your own part of config.pbtxt, merged into that of every model but the ensemble: a mapping, or "
+        "protobuf text; fields of Triton's model_config.proto such as dynamic_batching, instance_group, response_cache",
+        examples=[{"dynamic_batching": {"default_queue_policy": {"max_queue_size": 64}}}],
     )
     warm_up: bool = Field(True, description="the server runs real rows before it reports a model as ready")
     cuda_graphs: bool = Field(True, description="backend tensorrt: the server uses CUDA graphs")

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from optin_export.report.html import render_html
 from optin_export.report.schema import DeployedArm, DeployedResult, Report, SpeedupResult, read_report
 from optin_export.ship.manifest import add_reports
 from optin_export.workdir.files import read_json, write_json, write_text
@@ -52,6 +51,8 @@ def add_deployed(
 def _add(
     run: Path, results: Sequence[DeployedResult], measured: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
 ) -> Report:
+    from optin_export.report.html import render_html  # needs matplotlib, which a client without --run does not
+
     report = read_report(run)
     merged = {_key(one): one for one in (*report.deployed, *results)}
     path = run / "measure" / "deployed.json"

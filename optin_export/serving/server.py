@@ -86,6 +86,17 @@ def find(environment: str | Path | None = None) -> Program:
     return Program(Path(on_path))
 
 
+def can_import(program: Program, module: str) -> bool:
+    """Whether the Python of the server's python backend has a module."""
+    python = program.environment / "bin" / "python" if program.environment is not None else shutil.which("python3")
+    if python is None:
+        return False
+    try:
+        return subprocess.run([python, "-c", f"import {module}"], capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
 def free_ports(count: int) -> list[int]:
     """Loopback ports that are currently free."""
     with contextlib.ExitStack() as stack:

@@ -7,96 +7,48 @@ Independent of scores. Modules: `origin` (a finished run), `models` and `ensembl
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from optin_export.ship.bom import write_bom
-from optin_export.ship.config import check_name, check_tools
-from optin_export.ship.images import server_image
-from optin_export.ship.manifest import add_reports, check_manifest, write_manifest
-from optin_export.ship.models import files_of, served_as, shipment
-from optin_export.ship.origin import Origin, summary_of
-from optin_export.ship.preprocess import write_preprocess
-from optin_export.ship.repository import Writer, install, put_in_order, remove, roll_back
-from optin_export.ship.signing import check_key, sign
+from optin_export import lazy
+
+if TYPE_CHECKING:
+    from optin_export.ship.manifest import add_reports, check_manifest, write_manifest
+    from optin_export.ship.models import files_of
+    from optin_export.ship.origin import Origin, summary_of
+    from optin_export.ship.own_config import check_own
+    from optin_export.ship.preprocess import write_preprocess
+    from optin_export.ship.protobuf import check_tools
+    from optin_export.ship.repository import put_in_order, remove, roll_back
+    from optin_export.ship.shipping import Shipped, ship_models, ship_to_store
 
 __all__ = [
     "Origin",
     "Shipped",
     "add_reports",
     "check_manifest",
+    "check_own",
     "check_tools",
     "files_of",
     "put_in_order",
     "remove",
     "roll_back",
     "ship_models",
+    "ship_to_store",
     "summary_of",
     "write_manifest",
     "write_preprocess",
 ]
 
-
-@dataclass(frozen=True)
-class Shipped:
-    """names: every model of the shipment; changed: models whose folder was replaced. image: one line on the server."""
-
-    repository: Path
-    names: tuple[str, ...]
-    changed: tuple[str, ...]
-    image: str
-
-
-def ship_models(
-    origin: Origin,
-    repository: Path,
-    name: str | None = None,
-    *,
-    replace: bool = False,
-    bom: bool = False,
-    key: Path | None = None,
-) -> Shipped:
-    """Write the models of a run into a Triton model repository, all or none. key: PEM file of the signing key.
-
-    `Origin.check`, not this function, checks that the run may ship.
-    Raises InputError for a model that cannot be served or would overwrite another run, EnvironmentLacks if the disk is
-    full.
-    """
-    check_tools()
-    name = name or origin.recipe.name
-    check_name(name)
-    if key is not None:
-        check_key(key)
-    facts = origin.facts()
-
-    written = shipment(origin, name)
-    # Each model lists the others of its shipment, so that a missing one is detected.
-    facts["shipment"] = sorted(written)
-
-    def finished(model: str, write: Writer) -> Writer:
-        def whole(folder: Path) -> None:
-            write(folder)
-            if bom:
-                write_bom(folder, model, facts)
-            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            write_manifest(folder, {"name": model, "created": created, **facts})
-            if key is not None:
-                sign(folder, key)
-
-        return whole
-
-    models = {model: finished(model, write) for model, write in written.items()}
-    changed = install(repository, models, origin.identity, replace)
-    one = served_as(origin, "pruned")
-    image = server_image(origin.recipe.ship.backend, one.library, _version(one.library, origin.environment))
-    return Shipped(repository, tuple(models), tuple(changed), image)
-
-
-def _version(library: str, environment: Mapping[str, Any]) -> str | None:
-    packages = environment.get("packages", {})
-    names = {"tensorrt_rtx": "tensorrt-rtx-cu13"}
-    version = packages.get(names.get(library, library))
-    return str(version) if version else None
+__getattr__, __dir__ = lazy.names(
+    __name__,
+    {
+        "manifest": "add_reports check_manifest write_manifest",
+        "models": "files_of",
+        "origin": "Origin summary_of",
+        "own_config": "check_own",
+        "preprocess": "write_preprocess",
+        "protobuf": "check_tools",
+        "repository": "put_in_order remove roll_back",
+        "shipping": "Shipped ship_models ship_to_store",
+    },
+)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from optin_export.errors import InputError, missing_package
+from optin_export.errors import InputError
+from optin_export.ship.names import check_name
+from optin_export.ship.own_config import merge
+from optin_export.ship.protobuf import protobuf
 from optin_export.ship.signature import Signature, Tensor
 
-#: Allowed names of folders in a model repository: a leading dot would hide them, blanks and slashes break URLs.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LABELS = "labels.txt"
 
 
@@ -32,6 +32,7 @@ class ModelSpec:
 
     batches: preferred sizes of the dynamic batcher, the largest is the maximum; empty: the server adds no batch
     dimension. versions: the numbered folders that are served; empty: the latest. labels: labels of the first output.
+    own: the user's part of the file, merged last.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ModelSpec:
     labels: bool = False
     warmup: tuple[Warmup, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, Any] | str = ""
 
 
 @dataclass(frozen=True)
@@ -59,31 +61,9 @@ class Step:
     outputs: Mapping[str, str]
 
 
-def check_name(name: str) -> None:
-    """Raises InputError for a name that Triton, its URLs or its repository cannot handle."""
-    if not _NAME.fullmatch(name) or len(name) > 200:
-        raise InputError(
-            f"'{name[:60]}' cannot name a Triton model", "use letters, digits, '.', '_' and '-'", "set name, or --name"
-        )
-
-
-def check_tools() -> None:
-    """Raises EnvironmentLacks if Triton's configuration cannot be written here."""
-    _protobuf()
-
-
-def _protobuf() -> tuple[Any, Any]:
-    try:
-        from google.protobuf import text_format
-        from tritonclient.grpc import model_config_pb2
-    except ImportError:
-        raise missing_package("tritonclient", "ship: {triton: true}", "triton") from None
-    return text_format, model_config_pb2
-
-
 def config_text(spec: ModelSpec) -> str:
     """config.pbtxt of a model that a backend runs."""
-    text_format, proto = _protobuf()
+    text_format, proto = protobuf()
     check_name(spec.name)
     config = proto.ModelConfig(name=spec.name)
     if spec.backend == "tensorrt":
@@ -116,12 +96,14 @@ def config_text(spec: ModelSpec) -> str:
             sample.data_type = proto.DataType.Value(types[name])
             sample.dims.extend(one.dims[name])
             sample.input_data_file = file
+    if spec.own:
+        merge(config, spec.own)
     return str(text_format.MessageToString(config))
 
 
 def ensemble_text(name: str, signature: Signature, steps: Sequence[Step], batch: int, labels: bool) -> str:
     """config.pbtxt of models that run one after the other within the server."""
-    text_format, proto = _protobuf()
+    text_format, proto = protobuf()
     check_name(name)
     config = proto.ModelConfig(name=name, platform="ensemble", max_batch_size=batch)
     _tensors(proto, config, signature, batched=True)
@@ -136,7 +118,7 @@ def ensemble_text(name: str, signature: Signature, steps: Sequence[Step], batch:
 
 def read_config(text: str) -> Any:
     """The protobuf message of a config.pbtxt. Raises InputError if it is invalid."""
-    text_format, proto = _protobuf()
+    text_format, proto = protobuf()
     try:
         return text_format.Parse(text, proto.ModelConfig())
     except text_format.ParseError as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 from optin_export.data import pixels
 from optin_export.errors import InputError
 from optin_export.ship.config import ModelSpec, Step, config_text, ensemble_text
+from optin_export.ship.guide import columns
 from optin_export.ship.labels import write_labels
 from optin_export.ship.origin import Origin
 from optin_export.ship.preprocess import IMAGE, PROMPT, TOKENIZER, check_served_image
@@ -16,6 +18,26 @@ from optin_export.ship.signature import Signature, Tensor
 from optin_export.workdir.files import read_json
 
 SERVED = Path(__file__).parent / "served"
+#: Tasks whose answer is one row per text, so that a client needs no tokenizer to read it.
+_BY_DEFAULT = ("text-classification", "feature-extraction")
+
+
+def is_shipped(origin: Origin, batched: bool) -> bool:
+    """Whether NAME-ensemble is part of a shipment. batched: whether the server forms batches of the pruned model."""
+    wanted = origin.recipe.ship.ensemble
+    if wanted is None:
+        tokenizer = origin.folder / "preprocess" / TOKENIZER
+        return batched and origin.recipe.model.task in _BY_DEFAULT and tokenizer.is_file()
+    return wanted
+
+
+def packages(origin: Origin) -> tuple[str, ...]:
+    """What NAME-prepare imports in the server's Python, as pip takes it."""
+    name = "tokenizers" if origin.recipe.is_text else "pillow"
+    try:
+        return (f"{name}=={metadata.version(name)}",)
+    except metadata.PackageNotFoundError:
+        return (name,)
 
 
 def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer]:
@@ -24,7 +46,7 @@ def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer
     preprocess = origin.folder / "preprocess"
     if recipe.is_text:
         source, code = preprocess / TOKENIZER, "text_model.py"
-        given = [Tensor(column, "TYPE_STRING", (-1, 1)) for column in _columns(origin)]
+        given = [Tensor(column, "TYPE_STRING", (-1, 1)) for column in columns(recipe)]
     else:
         source, code = preprocess / IMAGE, "image_model.py"
         given = [Tensor("IMAGE", "TYPE_STRING", (-1, 1))]
@@ -54,8 +76,17 @@ def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer
         shutil.copyfile(SERVED / code, folder / "1" / "model.py")
         if not recipe.is_text:  # the same arithmetic as in the evaluation
             shutil.copyfile(str(pixels.__file__), folder / "1" / "image_pixels.py")
-        # Requests are prepared one by one, and batched before the model.
-        spec = ModelSpec(prepare, "python", Signature(inputs, signature.inputs), (batch,), dynamic_batching=False)
+        # Requests are prepared one by one, and batched before the model, which needs equal shapes.
+        parameters = {"padding": recipe.ship.padding} if recipe.is_text else {}
+        spec = ModelSpec(
+            prepare,
+            "python",
+            Signature(inputs, signature.inputs),
+            (batch,),
+            dynamic_batching=False,
+            instances=recipe.ship.instances,
+            parameters=parameters,
+        )
         (folder / "config.pbtxt").write_text(config_text(spec), encoding="utf-8")
 
     def write_ensemble(folder: Path) -> None:
@@ -71,15 +102,3 @@ def writers(origin: Origin, name: str, signature: Signature) -> dict[str, Writer
         (folder / "config.pbtxt").write_text(text, encoding="utf-8")
 
     return {prepare: write_prepare, whole: write_ensemble}
-
-
-def _columns(origin: Origin) -> tuple[str, ...]:
-    """The columns of a row of text in capitals, which are the names of the ensemble's inputs.
-
-    Sentences that are compared are embedded separately, so a pair is not one row.
-    """
-    recipe = origin.recipe
-    if recipe.model.task == "question-answering":
-        return ("QUESTION", "CONTEXT")
-    pairs = recipe.model.task == "text-classification" and "text_pair" in recipe.data.calibration.columns
-    return ("TEXT", "TEXT_PAIR") if pairs else ("TEXT",)

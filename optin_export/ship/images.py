@@ -7,6 +7,11 @@ backend, so there is no reliable table here; NVIDIA's support matrix names the r
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 IMAGE = "nvcr.io/nvidia/tritonserver"
 SUPPORT_MATRIX = "https://docs.nvidia.com/deeplearning/frameworks/support-matrix/index.html"
 #: Triton release -> onnxruntime, newest first.
@@ -33,30 +38,73 @@ ONNXRUNTIME = {
 }
 
 
-def server_image(backend: str, library: str, version: str | None) -> str:
-    """One line: the image whose library has that version, or, if unknown, where to find it."""
+@dataclass(frozen=True)
+class Image:
+    """A server image. tag: with repository and release. packages: what its Python needs for the shipped models, as pip
+    takes them. exact: whether it is known to have the library that was measured. note: one sentence on its library."""
+
+    tag: str
+    note: str
+    exact: bool
+    packages: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        also = f", with `pip install {' '.join(self.packages)}` in it" if self.packages else ""
+        return f"{self.tag}{also} ({self.note})"
+
+
+def server_image(backend: str, library: str, version: str | None, packages: Sequence[str] = ()) -> Image:
+    """The release whose library has that version; else the oldest with a newer one, or the newest known.
+
+    packages: what the preparation of inputs needs in the server's Python.
+    """
+    newest = next(iter(ONNXRUNTIME))
+    latest = f"{IMAGE}:{newest}-py3"
     if version is None:
-        return f"unknown: the run does not say which {library} it was measured with"
+        return Image(
+            latest, f"newest known: the run does not say which {library} it was measured with", False, tuple(packages)
+        )
     if backend == "python":
-        newest = next(iter(ONNXRUNTIME))
-        packages = f"{library} and torch" if library.startswith("tensorrt") else library
-        return f"{IMAGE}:{newest}-py3 with `pip install {packages}=={version}` in it (python backend)"
+        own = [f"{library}=={version}"] + ["torch"] * library.startswith("tensorrt")
+        return Image(latest, "newest known", True, (*own, *packages))
     if library == "openvino":
-        return f"unknown: {IMAGE}:YY.MM-py3 whose OpenVINO is {version} or newer; it reads graphs of older versions"
+        note = f"newest known: its OpenVINO must be {version} or newer, which reads graphs of older versions"
+        return Image(latest, note, False, tuple(packages))
     if library != "onnxruntime":
-        return f"unknown: look for TensorRT {version} in {SUPPORT_MATRIX} and take {IMAGE}:YY.MM-py3 of that release"
-    tag = next((release for release, holds in ONNXRUNTIME.items() if holds == version), None)
+        note = (
+            f"newest known: it loads the engine only if its TensorRT is {version}; look for the release that has it in "
+            f"{SUPPORT_MATRIX}"
+        )
+        return Image(latest, note, False, tuple(packages))
+    tag = next((release for release, has in ONNXRUNTIME.items() if has == version), None)
     if tag is not None:
-        return f"{IMAGE}:{tag}-py3 (holds onnxruntime {version})"
-    newest, holds = next(iter(ONNXRUNTIME.items()))
-    return (
-        f"unknown: no release up to {newest} holds onnxruntime {version}; the newest known, {IMAGE}:{newest}-py3, "
-        f"holds {holds}: measure again there before you rely on these numbers"
+        return Image(f"{IMAGE}:{tag}-py3", f"has onnxruntime {version}, as measured", True, tuple(packages))
+    newer = [release for release, has in ONNXRUNTIME.items() if _numbers(has) > _numbers(version)]
+    release = newer[-1] if newer else newest
+    which = "the next known release" if newer else "the newest known release"
+    note = (
+        f"{which}: has onnxruntime {ONNXRUNTIME[release]}, the run was measured with {version}; measure again there "
+        "before you rely on these numbers"
     )
+    return Image(f"{IMAGE}:{release}-py3", note, False, tuple(packages))
 
 
-def docker_line(repository: str, tag: str, gpu: bool) -> str:
-    """The command that serves a repository on a host with Docker."""
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def docker_line(repository: str, image: Image, gpu: bool, arguments: Sequence[str] = ()) -> str:
+    """The command that serves a repository on a host with Docker; it installs what the server's Python lacks.
+
+    repository: a folder of the host, or a URL that the server reads by itself. arguments: more flags of tritonserver.
+    """
     gpus = "--gpus=all " if gpu else ""
     ports = " ".join(f"-p127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002))
-    return f"docker run --rm {gpus}{ports} -v {repository}:/models:ro {tag} tritonserver --model-repository=/models"
+    remote = "://" in repository
+    place = repository if remote else "/models"
+    server = " ".join([f"tritonserver --model-repository={place}", *arguments])
+    if image.packages:
+        install = f"pip install {' '.join(image.packages)} && exec {server}"
+        server = f"bash -c {shlex.quote(install)}"
+    mount = "" if remote else f"-v {shlex.quote(f'{repository}:/models:ro')} "
+    return f"docker run --rm {gpus}{ports} {mount}{image.tag} {server}"

@@ -17,7 +17,14 @@ NAME = "manifest.json"
 #: A signature covers the manifest, so it cannot be part of it.
 SIGNATURE = "model.sig"
 #: Files written after a run's manifest and entered into it then; in runs of earlier versions they have no entry.
-_LATER = ("report.json", "report.html", "measure/deployed.json", "measure/perf_analyzer.json")
+_LATER = (
+    "report.json",
+    "report.html",
+    "measure/deployed.json",
+    "measure/footprint.json",
+    "measure/perf_analyzer.json",
+    "measure/serving.json",
+)
 #: Entries of a run folder that change without the run changing, or exist only while a process works in it. They are
 #: not hashed, but what they may contain is still checked (`strangers`).
 _WORKING = {
@@ -199,4 +206,9 @@ def content_of(folder: Path) -> dict[str, Any] | None:
     except InputError:
         return None
     signed = (folder / SIGNATURE).is_file()
-    return {"signed": signed} | {name: value for name, value in manifest.items() if name != "created"}
+    return {"signed": signed} | content_of_manifest(manifest)
+
+
+def content_of_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What stays the same when the same run is shipped again: load time and memory differ at every measurement."""
+    return {name: value for name, value in manifest.items() if name not in ("created", "instance")}

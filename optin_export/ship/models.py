@@ -97,23 +97,34 @@ def files_of(origin: Origin) -> list[Path]:
     found = [file for which in kinds for file in graph_files(served_as(origin, which).file)]
     optional = [origin.reference] if recipe.ship.warm_up else []
     preprocess = origin.folder / "preprocess"
-    optional += sorted(preprocess.glob("*")) if recipe.ship.ensemble else [preprocess / LABELS]
+    optional += sorted(preprocess.glob("*")) if has_ensemble(origin) else [preprocess / LABELS]
     # A link, a folder or a FIFO in place of a file is not silently left out, but refused with the rest.
     return found + [path for path in optional if os.path.lexists(path)]
+
+
+def has_ensemble(origin: Origin) -> bool:
+    """Whether the shipment has NAME-ensemble."""
+    return ensemble.is_shipped(origin, batched=bool(served_as(origin, "pruned").batches))
+
+
+def kinds_of(origin: Origin, name: str) -> dict[str, tuple[str, ...]]:
+    """The models of a shipment that run a graph, and which graphs: 'base', 'pruned', or both as versions."""
+    layout = origin.recipe.ship.layout
+    if layout == "versions":
+        return {name: ("base", "pruned")}
+    kinds: dict[str, tuple[str, ...]] = {name: ("pruned",)}
+    if layout == "models":
+        kinds[f"{name}-base"] = ("base",)
+    return kinds
 
 
 def shipment(origin: Origin, name: str) -> dict[str, Writer]:
     """The model folders of a shipment called `name`, each with a function that writes it."""
     section = origin.recipe.ship
-    if section.layout == "versions":
-        # Without a policy Triton serves only the latest version.
-        numbers = {"all": (1, 2), "base": (1,), "pruned": (2,)}[section.serve]
-        models: dict[str, Writer] = {name: _writer(origin, name, ("base", "pruned"), numbers)}
-    else:
-        models = {name: _writer(origin, name, ("pruned",), ())}
-        if section.layout == "models":
-            models[f"{name}-base"] = _writer(origin, f"{name}-base", ("base",), ())
-    if section.ensemble:
+    # Without a policy Triton serves only the latest version.
+    numbers = {"all": (1, 2), "base": (1,), "pruned": (2,)}[section.serve] if section.layout == "versions" else ()
+    models = {model: _writer(origin, model, kinds, numbers) for model, kinds in kinds_of(origin, name).items()}
+    if has_ensemble(origin):
         models |= ensemble.writers(origin, name, served_as(origin, "pruned").signature)
     return models
 
@@ -173,6 +184,7 @@ def _spec(origin: Origin, name: str, one: Served, versions: tuple[int, ...]) -> 
         cuda_graphs=section.backend == "tensorrt" and section.cuda_graphs,
         versions=versions,
         parameters=parameters,
+        own=section.config or "",
     )
 
 

@@ -116,6 +116,7 @@ class Origin:
         return {
             "shipped_from": self.identity,
             "verdict": {"passed": self.passed, "summary": self.summary, "shipped_although_failed": not self.passed},
+            "own_config": recipe.ship.config,
             "recipe": {"name": recipe.name, "sha256": sha256_json(recipe.model_dump(mode="json"))},
             "model": {
                 "source": without_folders(recipe.model.source),

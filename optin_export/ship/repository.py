@@ -16,9 +16,9 @@ from pathlib import Path
 
 from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.ship import journal
-from optin_export.ship.config import check_name
 from optin_export.ship.manifest import NAME as MANIFEST
 from optin_export.ship.manifest import content_of, is_whole, run_of
+from optin_export.ship.names import check_name
 from optin_export.workdir.files import confined, make_folders, open_in, open_regular, opened_folder
 from optin_export.workdir.files import remove as discard
 

@@ -57,6 +57,9 @@ def triton_is_there(work: RunContext) -> str:
     if not work.recipe.ship.triton:
         return ""
     ship.check_tools()
+    section, forms_batches = work.recipe.ship, work.recipe.ship.backend != "openvino"
+    if section.config:
+        ship.check_own(section.config, max(work.recipe.export.batch) if forms_batches else 0)
     return "found"
 
 

@@ -13,7 +13,6 @@ from optin_export.report import (
     Size,
     StageResult,
     chance_warnings,
-    compose,
     head_repair,
     output_refit,
     prunings,
@@ -22,6 +21,7 @@ from optin_export.report import (
     still_elsewhere,
     still_spent,
 )
+from optin_export.report.compose import compose
 from optin_export.report.schema import FineTuned, Pruning, Tried
 from optin_export.stages.context import RunContext
 from optin_export.stages.results import BuildResult, MeasureResult, PruneResult, ScoringResult, SearchResult

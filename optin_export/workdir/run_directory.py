@@ -56,6 +56,8 @@ CONTENTS = {
     "measure/latency.json": "every single measured call",
     "measure/candidates.json": "with engine: auto, every engine that was considered",
     "measure/reference.safetensors": "real rows, and what both torch models answer to them",
+    "measure/footprint.json": "load time and memory of one instance of each shipped graph, on the machine that shipped",
+    "measure/serving.json": "what `optin-export tune` measured: rows a second by instances, request size and clients",
     "measure/deployed.json": "what clients measured of the served models, with every block",
     "machines/*": "what `optin-export measure` built and measured elsewhere: engines/, measure/TARGET.json",
     "triton/*": "the Triton model repository: NAME/config.pbtxt, 1/, warmup/, manifest.json, and NAME-base",

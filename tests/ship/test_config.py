@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from optin_export.ship.config import (
     ModelSpec,
     Step,
     Warmup,
-    check_name,
-    check_tools,
     config_text,
     ensemble_text,
     read_config,
 )
-from optin_export.ship.images import ONNXRUNTIME, server_image
+from optin_export.ship.images import ONNXRUNTIME, docker_line, server_image
+from optin_export.ship.names import check_name
+from optin_export.ship.protobuf import check_tools
 from optin_export.ship.signature import Signature, Tensor, of_engine, of_onnx
 
 pytest.importorskip("tritonclient.grpc")
@@ -135,12 +136,24 @@ def test_missing_tritonclient_names_the_pip_line(monkeypatch: pytest.MonkeyPatch
         check_tools()
 
 
-def test_the_image_is_the_one_that_holds_the_version_or_is_not_known() -> None:
-    for release, version in ONNXRUNTIME.items():
-        assert f"onnxruntime {version}" in server_image("onnxruntime", "onnxruntime", version)
-        assert release in ONNXRUNTIME
-    assert server_image("onnxruntime", "onnxruntime", "1.23.2").startswith("nvcr.io/nvidia/tritonserver:26.01-py3 ")
-    assert server_image("onnxruntime", "onnxruntime", "1.99.0").startswith("unknown: ")
-    assert server_image("tensorrt", "tensorrt", "10.13.2").startswith("unknown: look for TensorRT 10.13.2 in https://")
-    assert server_image("onnxruntime", "onnxruntime", None).startswith("unknown: ")
-    assert "pip install onnxruntime==1.32.0" in server_image("python", "onnxruntime", "1.32.0")
+def test_the_image_is_the_one_that_holds_the_version_or_the_next_known() -> None:
+    for version in ONNXRUNTIME.values():
+        image = server_image("onnxruntime", "onnxruntime", version)
+        assert image.exact and f"onnxruntime {version}, as measured" in image.note
+    assert server_image("onnxruntime", "onnxruntime", "1.23.2").tag == "nvcr.io/nvidia/tritonserver:26.01-py3"
+    # An older onnxruntime need not read a newer one's graph: the next release that is newer, or the newest known.
+    for version, release in (("1.26.0", "26.07"), ("1.24.3", "26.04"), ("1.99.0", "26.08"), (None, "26.08")):
+        image = server_image("onnxruntime", "onnxruntime", version)
+        assert image.tag == f"nvcr.io/nvidia/tritonserver:{release}-py3" and not image.exact
+    assert "TensorRT is 10.13.2" in server_image("tensorrt", "tensorrt", "10.13.2").note
+    image = server_image("python", "onnxruntime", "1.32.0", ("tokenizers==0.22.0",))
+    assert image.packages == ("onnxruntime==1.32.0", "tokenizers==0.22.0")
+
+
+def test_the_docker_line_installs_what_the_image_lacks_and_quotes_the_folder() -> None:
+    image = server_image("onnxruntime", "onnxruntime", "1.28.0", ("tokenizers==0.22.0",))
+    words = shlex.split(docker_line("/my models", image, gpu=False))
+    assert words[-2:] == ["-c", "pip install tokenizers==0.22.0 && exec tritonserver --model-repository=/models"]
+    assert "/my models:/models:ro" in words and image.tag in words and "--gpus=all" not in words
+    plain = shlex.split(docker_line("/m", server_image("onnxruntime", "onnxruntime", "1.28.0"), gpu=True))
+    assert plain[-2:] == ["tritonserver", "--model-repository=/models"] and "--gpus=all" in plain

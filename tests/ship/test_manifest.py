@@ -68,8 +68,8 @@ def test_a_damaged_manifest_is_refused(folder: Path, content: str) -> None:
     assert run_of(folder) is None and content_of(folder) is None
 
 
-def test_the_time_is_not_content(folder: Path) -> None:
+def test_times_are_not_content(folder: Path) -> None:
     before = content_of(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "created": "now"}))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "created": "now", "instance": {}}))
     assert content_of(folder) == before

@@ -171,18 +171,33 @@ def test_labels_are_the_models_names_unless_they_are_numbers(classifier_recipe: 
     assert not (tmp_path / "a" / "labels.txt").exists()  # of the model before
 
 
-def test_the_prompt_is_put_before_every_text_in_the_server(
-    bert_folder: Path, bert_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import transformers
-
+@pytest.fixture
+def served_text(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The file that runs in the server, with as much of the module that it gets from there as it uses."""
     server: Any = types.ModuleType("triton_python_backend_utils")
     server.Tensor = lambda name, array: (name, array)
     server.InferenceResponse = lambda tensors: dict(tensors)
     server.get_input_tensor_by_name = lambda request, name: request[name]
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", server)
     sys.modules.pop("optin_export.ship.served.text_model", None)
-    served = importlib.import_module("optin_export.ship.served.text_model")
+    return importlib.import_module("optin_export.ship.served.text_model")
+
+
+def answer_of(served: Any, folder: Path, texts: list[str], config: dict[str, Any]) -> Any:
+    """What the file answers to one request of some texts. folder: holds its folder "1"."""
+    model = served.TritonPythonModel()
+    whole = {"input": [{"name": "TEXT"}], **config}
+    model.initialize({"model_config": json.dumps(whole), "model_repository": str(folder), "model_version": "1"})
+    column = np.array([[text.encode()] for text in texts], dtype=object)
+    (answer,) = model.execute([{"TEXT": types.SimpleNamespace(as_numpy=lambda: column)}])
+    return answer
+
+
+def test_the_prompt_is_put_before_every_text_in_the_server(
+    served_text: Any, bert_folder: Path, bert_recipe: Make, tmp_path: Path
+) -> None:
+    import transformers
+
     own, texts = transformers.AutoTokenizer.from_pretrained(bert_folder), sentences(5, 9)
     recipe = validate(bert_recipe(), tmp_path)
     # It ends with a blank, which has to stay; texts are cut before the longest sequence.
@@ -190,12 +205,39 @@ def test_the_prompt_is_put_before_every_text_in_the_server(
         processor = TextProcessor(own, 16, pairs=False, longest=longest, prompt=prompt)
         write_preprocess(tmp_path / "1", processor, ClassNames(), recipe)
         assert (tmp_path / "1" / "prompt.txt").is_file() == bool(prompt)
-        model = served.TritonPythonModel()
-        config = {"input": [{"name": "TEXT"}], "output": [{"name": "input_ids"}, {"name": "attention_mask"}]}
-        model.initialize({"model_config": json.dumps(config), "model_repository": str(tmp_path), "model_version": "1"})
-        column = np.array([[text.encode()] for text in texts], dtype=object)
-        request = {"TEXT": types.SimpleNamespace(as_numpy=lambda column=column: column)}
-        (answer,) = model.execute([request])
+        outputs = [{"name": "input_ids", "dims": ["-1"]}, {"name": "attention_mask", "dims": ["-1"]}]
+        answer = answer_of(served_text, tmp_path, texts, {"output": outputs})
         wanted = processor.encode(Examples({"text": texts}))
         for name, tensor in wanted.items():
             np.testing.assert_array_equal(answer[name], tensor.numpy())
+
+
+@pytest.mark.parametrize(
+    ("masked", "fixed", "longest", "length"),
+    [(True, "-1", None, 16), (True, "-1", 9, 9), (True, "16", 9, 16), (False, "-1", None, None)],
+    ids=["to-the-sequence", "to-where-texts-are-cut", "to-a-fixed-graph", "no-mask"],
+)
+def test_texts_are_padded_so_that_requests_can_be_batched(
+    served_text: Any,
+    bert_folder: Path,
+    bert_recipe: Make,
+    tmp_path: Path,
+    masked: bool,
+    fixed: str,
+    longest: int | None,
+    length: int | None,
+) -> None:
+    import transformers
+
+    own, texts = transformers.AutoTokenizer.from_pretrained(bert_folder), sentences(2, 9)
+    processor = TextProcessor(own, 16, pairs=False, longest=longest, mask=masked)
+    write_preprocess(tmp_path / "1", processor, ClassNames(), validate(bert_recipe(), tmp_path))
+    outputs = [{"name": name, "dims": [fixed]} for name in ("input_ids", "attention_mask")[: 1 + masked]]
+    config = {"output": outputs, "parameters": {"padding": {"string_value": "sequence"}}}
+    answer = answer_of(served_text, tmp_path, texts, config)
+    plain = processor.encode(Examples({"text": texts}))
+    for name, tensor in plain.items():
+        wanted = tensor.numpy()
+        if length is not None:  # [PAD] is 0, and so is the mask there
+            wanted = np.pad(wanted, ((0, 0), (0, length - wanted.shape[1])))
+        np.testing.assert_array_equal(answer[name], wanted)

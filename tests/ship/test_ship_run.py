@@ -42,6 +42,25 @@ def test_both_models_are_shipped_with_real_rows_and_facts(
     assert cli.main(["verify", str(place)]) == 0
 
 
+def test_load_time_and_memory_of_an_instance_are_measured_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ship(run, tmp_path / "models") == 0
+    found = json.loads((tmp_path / "models" / "tiny" / "manifest.json").read_text())["instance"]["pruned"]
+    assert found["library"] == "onnxruntime" and found["batch"] == 3 and found["threads"] == 1
+    # A session of this model holds at least its weights.
+    assert 0 < found["load_seconds"] < 60 and found["memory_bytes"] > (run / "onnx" / "pruned.onnx").stat().st_size / 2
+    assert cli.main(["verify", str(run)]) == cli.main(["verify", str(tmp_path / "models")]) == 0
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("optin_export.ship.footprint._measure", refuse)
+    assert ship(run, tmp_path / "other", "--set", "ship.layout=pruned") == 0
+    again = json.loads((tmp_path / "other" / "tiny" / "manifest.json").read_text())["instance"]
+    assert again == {"pruned": found}
+
+
 def test_a_run_that_failed_is_refused_and_recorded(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +116,27 @@ def test_the_ensemble_and_its_labels(run: Path, tmp_path: Path, capsys: pytest.C
         assert (place / name / "labels.txt").read_text().split() == list("abcde")
     assert ship(run, tmp_path / "other", "--set", "ship.labels=[a]") == 2
     assert "1 labels do not fit" in capsys.readouterr().err and not list((tmp_path / "other").glob("*"))
+
+
+@pytest.mark.parametrize("name", ["own.yaml", "own.pbtxt"])
+def test_an_own_part_of_the_config_is_merged_and_verified(
+    run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, file = tmp_path / "models", tmp_path / name
+    policy = "dynamic_batching {default_queue_policy: {max_queue_size: 64}}"
+    file.write_text(policy.replace("batching {", "batching: {") if name == "own.yaml" else policy)
+    assert ship(run, place, "--config", str(file)) == 0
+    for model in ("tiny", "tiny-base"):
+        batching = read_config((place / model / "config.pbtxt").read_text()).dynamic_batching
+        assert batching.default_queue_policy.max_queue_size == 64 and list(batching.preferred_batch_size) == [3]
+    assert cli.main(["verify", str(place)]) == 0
+    assert json.loads((place / "tiny" / "manifest.json").read_text())["own_config"]
+    file.write_text(file.read_text().replace("max_queue_size", "max_queue_siz"))
+    capsys.readouterr()
+    assert ship(run, place, "--config", str(file)) == 2
+    assert "did you mean max_queue_size?" in capsys.readouterr().err
+    file.write_text("")
+    assert ship(run, place, "--config", str(file)) == 2 and ship(run, place, "--config", str(tmp_path / "none")) == 2
 
 
 def test_two_runs_into_one_repository(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

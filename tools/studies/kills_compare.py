@@ -14,6 +14,7 @@ EXCLUDED = {
     "*.optin-export/lock": "an empty file that is locked",
     "*.stages/seconds.json": "how long stages took",
     "*measure/latency.json": "measured times",
+    "*measure/footprint.json": "a measured time and memory",
     "*report.html": "report.json as a page, with its times",
 }
 #: Compared without these parts, which are times, or follow from times. Of a path, `*` is every entry.
@@ -36,6 +37,8 @@ WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
     "*.stages/ship.triton.json": (("files", "*manifest.json"),),
     "*manifest.json": (
         ("created",),
+        ("instance",),
+        ("files", "measure/footprint.json"),
         ("files", "measure/latency.json"),
         ("files", "report.json"),
         ("files", "report.html"),

@@ -3,6 +3,10 @@
 tokenizer.json next to this file has the vocabulary, truncation and padding; prompt.txt (if it exists) is the prefix of
 every text. The names of this model's inputs define the columns of a row (TEXT, and TEXT_PAIR for pairs), the
 names of its outputs are the inputs of the next model.
+
+Triton batches only requests of equal shape. With the parameter padding: sequence, every text is therefore padded to the
+length at which texts are cut; the attention mask keeps the answers what they were. A model that reads no attention mask
+gets texts padded to the longest of the request, as in the evaluation.
 """
 
 from __future__ import annotations
@@ -29,6 +33,16 @@ class TritonPythonModel:
         self.prompt = prompt.read_bytes().decode("utf-8") if prompt.is_file() else ""
         self.inputs = [entry["name"] for entry in config["input"]]
         self.outputs = [entry["name"] for entry in config["output"]]
+        parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+        if parameters.get("padding") == "sequence" and "attention_mask" in self.outputs:
+            self.pad_to_sequence(config["output"][0]["dims"][-1])
+
+    def pad_to_sequence(self, fixed: object) -> None:
+        """Pad every text to the length that the next model fixes, else to the length at which texts are cut."""
+        padding, cut = self.tokenizer.padding, self.tokenizer.truncation
+        if padding is not None and cut is not None and padding.get("length") is None:
+            length = int(str(fixed))  # JSON writes 64-bit numbers as text
+            self.tokenizer.enable_padding(**{**padding, "length": length if length > 0 else cut["max_length"]})
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self.answer(request) for request in requests]
