@@ -1,8 +1,8 @@
 """Rows or columns per unit, as the file of a saved model holds them: short where they follow a rule.
 
-An index is a list with a tuple of rows per unit. Its rows are written as runs [first, number of consecutive rows]. Units
-whose runs are those of the unit before, all moved by the same step, are written once: 64 channels in a row are one
-`Repeated` of 64 units, step 1.
+An index is a list with a tuple of rows per unit. Its rows are written as runs [first, number of consecutive rows].
+Units whose runs are those of the unit before, all moved by the same step, are written once: 64 channels in a row are
+one `Repeated` of 64 units, step 1.
 """
 
 from __future__ import annotations
