@@ -69,8 +69,8 @@ def seconds(content: dict[str, Any]) -> list[str]:
     rows, machine, cores = content["rows"], content["environment"], content["cores"]
     loads = [load for row in rows.values() for load in row["load"]]
     busy = (
-        f"The machine had other work, a load of {min(loads):g} to {max(loads):g} on {cores} cores: seconds by the clock "
-        "say little."
+        f"The machine had other work, a load of {min(loads):g} to {max(loads):g} on {cores} cores: seconds by the "
+        "clock say little."
         if max(loads) > cores
         else "The machine had no other work."
     )
@@ -88,8 +88,8 @@ def seconds(content: dict[str, Any]) -> list[str]:
         "## Time of the measurement",
         "",
         "Units of models of usual size with random weights, by measurement alone (a run asks families first): one",
-        f"thread, two rows, texts of {content['tokens']} tokens, of which the first 32 are enough, images of 224 pixels.",
-        "Found: by gradients between the layers. Verified: the rebuilt models equal the masked ones, with counted costs.",
+        f"thread, two rows, texts of {content['tokens']} tokens, of which 32 are enough, images of 224 pixels.",
+        "Found: by gradients between the layers. Verified: rebuilt models equal the masked ones, with counted costs.",
         f"{machine['cpu']}, torch {machine['packages']['torch']}.",
         busy,
         "",
