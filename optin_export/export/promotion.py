@@ -23,7 +23,7 @@ def differences_of_floats() -> Iterator[None]:
             tensor = tensor.to(torch.get_default_dtype())
         return original(tensor, number)
 
-    torch.Tensor.__rsub__ = subtracted  # type: ignore[method-assign, assignment]
+    torch.Tensor.__rsub__ = subtracted  # type: ignore[method-assign]
     try:
         yield
     finally:
