@@ -23,6 +23,7 @@ from optin_export.export.forgetting import forget_shapes
 from optin_export.export.graph_file import read_graph
 from optin_export.export.precision import Converted, convert, converters
 from optin_export.export.program import export_program
+from optin_export.export.promotion import differences_of_floats
 from optin_export.export.sampling import sampling_by_gather
 from optin_export.models import Inputs, TaskModel
 from optin_export.workdir.onnx_files import MAX_BYTES, atomic_graph, graph_bytes
@@ -57,7 +58,7 @@ def export_onnx(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: int,
     Raises InputError if the exporter or the checker refuses the model.
     """
     try:
-        with _quiet(), sampling_by_gather(), experts_by_gather(model):
+        with _quiet(), sampling_by_gather(), differences_of_floats(), experts_by_gather(model):
             program = _exported(model, inputs, max_batch, sequence)
         with atomic_graph(path) as temporary:
             nodes = _save(program, temporary)

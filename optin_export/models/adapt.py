@@ -97,6 +97,8 @@ def readable(module: nn.Module) -> None:
             part.register_forward_pre_hook(take_bias_of_heads)
         elif kind in ("T5Attention", "MT5Attention") and part.has_relative_attention_bias and not part.is_decoder:
             part.register_forward_pre_hook(pass_position_bias, with_kwargs=True)
+        elif kind in ("LongT5LocalAttention", "LongT5TransientGlobalAttention") and part.has_relative_attention_bias:
+            part.register_forward_pre_hook(pass_local_position_bias, with_kwargs=True)
     config = getattr(module, "config", None)
     if getattr(config, "use_cache", False):
         config.use_cache = False  # type: ignore[union-attr]  # what is shipped answers a prompt in one pass
@@ -140,3 +142,28 @@ def pass_position_bias(attention: Any, args: tuple[Any, ...], kwargs: dict[str, 
         return None
     tokens = args[0].shape[1]
     return args, {**kwargs, "position_bias": attention.compute_bias(tokens, tokens, args[0].device)}
+
+
+def pass_local_position_bias(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The same for LongT5, whose bias holds the mask too: [batch, blocks, heads, tokens of a block, keys of a block].
+
+    From attention(hidden states [batch, tokens, hidden], mask=..., position_bias=...). Keys of a block are the tokens
+    of three blocks and, with transient-global attention, the summaries of all blocks.
+    """
+    if len(args) != 1 or kwargs.get("position_bias") is not None:
+        return None
+    from transformers.models.longt5 import modeling_longt5 as longt5
+
+    hidden, mask = args[0], kwargs.get("mask")
+    bias = attention.compute_bias(attention.block_len)
+    summarises = hasattr(attention, "global_block_size")
+    if mask is not None:
+        local = longt5._get_local_attention_mask(mask, attention.block_len, hidden.device) if summarises else mask
+        bias = bias + torch.where(local > 0, 0.0, -1e10).transpose(1, 2)
+    if summarises:
+        mask = torch.ones(hidden.shape[:-1]) if mask is None else mask
+        _, segments = longt5._make_global_fixed_block_ids(mask, attention.global_block_size)
+        side = attention.compute_side_bias(mask, segments)
+        side = longt5._split_into_blocks(side, attention.block_len, dim=-2).transpose(1, 2)
+        bias = torch.cat([bias.expand(*side.shape[:2], *bias.shape[2:]), side], dim=-1)
+    return args, {**kwargs, "position_bias": bias}

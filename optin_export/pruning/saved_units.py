@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.pruning.code_sizes import is_code_size
+from optin_export.pruning.saved_indices import Index, Number, extent, short, written_out
 from optin_export.units import (
     Layer,
     Producer,
@@ -24,10 +24,7 @@ from optin_export.units import (
     is_declared_here,
 )
 
-Number = Annotated[int, Field(ge=0, le=1 << 31)]
 Path = Annotated[str, Field(max_length=1000)]
-#: Indices per unit, as runs [first, number of consecutive indices].
-Runs = tuple[tuple[tuple[Number, Number], ...], ...]
 
 
 class _Saved(BaseModel):
@@ -39,7 +36,7 @@ class SavedProducer(_Saved):
     fused: Annotated[int, Field(ge=1, le=64)] = 1
     norm: Path | None = None
     rows: Number | None = None
-    index: Runs | None = None
+    index: Index | None = None
     keeps_inputs: bool = False
 
 
@@ -47,12 +44,12 @@ class SavedTable(_Saved):
     path: Path
     dim: Annotated[int, Field(ge=0, le=16)] = 0
     entries: Number = 1
-    index: Runs | None = None
+    index: Index | None = None
 
 
 class SavedColumns(_Saved):
     path: Path
-    index: Runs
+    index: Index
 
 
 class SavedGroup(_Saved):
@@ -106,6 +103,8 @@ def _check_layers(model: nn.Module, group: SavedGroup) -> None:
     if group.selects is not None:
         _module(model, group.selects[0])
     columns = {one.path: one.index for one in group.columns}
+    if unread := columns.keys() - {group.consumer, *group.readers}:
+        raise _not_of_model(f"'{min(unread)}' does not read its units")
     for path in (group.consumer, *group.readers):
         layer = _module(model, path)
         if not isinstance(layer, Layer):
@@ -117,14 +116,13 @@ def _check_layers(model: nn.Module, group: SavedGroup) -> None:
             raise _not_of_model(f"'{path}' does not read {group.count * group.width} features")
 
 
-def _check_entries(model: nn.Module, name: str, dim: int, per_unit: int, index: Runs | None, count: int) -> None:
+def _check_entries(model: nn.Module, name: str, dim: int, per_unit: int, index: Index | None, count: int) -> None:
     owner, _, leaf = name.rpartition(".")
     tensor = getattr(_module(model, owner), leaf, None)
     if not isinstance(tensor, torch.Tensor) or tensor.dim() <= dim:
         raise _not_of_model(f"there is no tensor '{name}' with {dim + 1} dimensions")
-    runs = [run for unit in index or () for run in unit]
-    named = per_unit * count if index is None else sum(size for _, size in runs)
-    if max([named, *(first + size for first, size in runs)]) > tensor.shape[dim]:
+    named, end = (per_unit * count, 0) if index is None else extent(index)
+    if max(named, end) > tensor.shape[dim]:
         raise _not_of_model(f"'{name}' has only {tensor.shape[dim]} entries")
 
 
@@ -164,49 +162,26 @@ def saved_units(structure: Structure) -> SavedUnits | None:
 def _saved(group: UnitGroup) -> SavedGroup:
     values: dict[str, Any] = {name: getattr(group, name) for name in SavedGroup.model_fields}
     values["producers"] = tuple(
-        SavedProducer(**{**dataclasses.asdict(one), "index": _runs(one.index)}) for one in group.producers
+        SavedProducer(**{**dataclasses.asdict(one), "index": short(one.index)}) for one in group.producers
     )
     values["tables"] = tuple(
-        SavedTable(**{**dataclasses.asdict(one), "index": _runs(one.index)}) for one in group.tables
+        SavedTable(**{**dataclasses.asdict(one), "index": short(one.index)}) for one in group.tables
     )
-    values["columns"] = tuple(SavedColumns(path=path, index=_runs(index) or ()) for path, index in group.columns)
+    values["columns"] = tuple(SavedColumns(path=path, index=short(index) or ()) for path, index in group.columns)
     return SavedGroup(**values)
 
 
 def _loaded(saved: SavedGroup) -> UnitGroup:
     values: dict[str, Any] = {name: getattr(saved, name) for name in SavedGroup.model_fields}
     values["producers"] = tuple(
-        Producer(one.path, one.fused, one.norm, one.rows, _indices(one.index, saved.count), one.keeps_inputs)
+        Producer(one.path, one.fused, one.norm, one.rows, written_out(one.index, saved.count), one.keeps_inputs)
         for one in saved.producers
     )
     values["tables"] = tuple(
-        Table(one.path, one.dim, one.entries, _indices(one.index, saved.count)) for one in saved.tables
+        Table(one.path, one.dim, one.entries, written_out(one.index, saved.count)) for one in saved.tables
     )
-    values["columns"] = tuple((one.path, _indices(one.index, saved.count) or ()) for one in saved.columns)
+    values["columns"] = tuple((one.path, written_out(one.index, saved.count) or ()) for one in saved.columns)
     return UnitGroup(residual=None, **values)
-
-
-def _runs(index: Iterable[Iterable[int]] | None) -> Runs | None:
-    if index is None:
-        return None
-    found = []
-    for unit in index:
-        runs: list[tuple[int, int]] = []
-        for entry in unit:
-            if runs and entry == sum(runs[-1]):
-                runs[-1] = runs[-1][0], runs[-1][1] + 1
-            else:
-                runs.append((entry, 1))
-        found.append(tuple(runs))
-    return tuple(found)
-
-
-def _indices(runs: Runs | None, count: int) -> tuple[tuple[int, ...], ...] | None:
-    if runs is None:
-        return None
-    if len(runs) != count or len({sum(size for _, size in unit) for unit in runs}) != 1:
-        raise InputError("the saved units are damaged", "their rows are not those of each unit", "run with --force")
-    return tuple(tuple(entry for first, size in unit for entry in range(first, first + size)) for unit in runs)
 
 
 def _value(model: nn.Module, attribute: str) -> object:

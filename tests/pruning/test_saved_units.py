@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.pruning import rebuild, verified
@@ -82,6 +83,36 @@ def test_rows_one_by_one_are_kept_as_runs() -> None:
     assert loaded.groups[0].producers == structure.groups[0].producers
 
 
+def dense_net(growth: int, layers: int = 5) -> nets.Net:
+    """A block of DenseNet: every layer reads, after a norm of its own, the channels of all layers before it."""
+
+    def run(parts: Any, x: torch.Tensor) -> torch.Tensor:
+        made = [parts.stem(x)]
+        for number in range(layers):
+            norm, layer = getattr(parts, f"norm{number}"), getattr(parts, f"conv{number}")
+            made.append(layer(norm(torch.cat(made, 1)).relu()))
+        return parts.head(torch.cat(made, 1).mean((2, 3)).relu())
+
+    parts: dict[str, nn.Module] = {"stem": nn.Conv2d(3, growth, 3)}
+    for number in range(layers):
+        parts[f"norm{number}"] = nn.BatchNorm2d(growth * (number + 1))
+        parts[f"conv{number}"] = nn.Conv2d(growth * (number + 1), growth, 3, padding=1)
+    return nets.net(run, **parts, head=nn.Linear(growth * (layers + 1), 3))
+
+
+def test_the_file_grows_with_the_layers_that_are_named_and_not_with_their_channels() -> None:
+    sizes = []
+    for growth in (8, 32):
+        model, inputs = dense_net(growth), nets.images()
+        units = saved_units(found_structure(model, inputs, observe_pass(model, inputs), None))
+        assert units is not None
+        text = units.model_dump_json(indent=2)
+        named = text.count('"path"') + text.count('"consumer"')
+        assert len(text) < 450 * named
+        sizes.append(len(text))
+    assert sizes[1] < 1.02 * sizes[0]
+
+
 def test_declared_units_are_not_saved() -> None:
     model, _ = small_model("vit")
     assert saved_units(find_structure(model)) is None
@@ -104,6 +135,9 @@ FORGED: dict[str, Callable[[dict[str, Any]], None]] = {
     "billions of rows": _producer(rows=None, index=[[[0, 1 << 31]]] * 4),
     "billions of rows in a slab": _producer(rows=1 << 31),
     "too many slabs": _producer(fused=64),
+    "billions of units": _producer(rows=None, index=[{"units": 1 << 31, "step": 0, "runs": [[0, 1]]}]),
+    "units far away": _producer(rows=None, index=[{"units": 4, "step": 1 << 31, "runs": [[0, 1]]}]),
+    "columns of another layer": _set(columns=[{"path": "q", "index": [[[0, 1 << 31]]] * 4}]),
     "rows of too few units": _producer(rows=None, index=[[[0, 1]]] * 2),
     "rows of different sizes": _producer(rows=None, index=[[[0, 1]], [[1, 1]], [[2, 1]], [[3, 2]]]),
     "an unknown layer": _producer(path="no.such.layer"),

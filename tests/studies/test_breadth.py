@@ -132,6 +132,18 @@ ROWS = {
 }
 
 
+def test_the_time_of_the_measurement_is_told_with_the_load_of_the_machine() -> None:
+    row = {"parameters": 109_485_316, "units": {"heads": 144, "neurons": 36864}, "load": [8.6, 9.1]}
+    row |= {"found": {"cpu": 12.3, "clock": 99.0}, "verified": {"cpu": 40.0, "clock": 200.4}}
+    machine = {"cpu": "A CPU", "packages": {"torch": "2"}}
+    content = {"tokens": 128, "cores": 2, "environment": machine, "rows": {"BERT-base": row}}
+    text = page.page({"budget": 0.6, "environment": machine, "rows": ROWS}, content)
+    assert "| BERT-base | 109 M | 144 heads, 36864 neurons | 12 (99) | 40 (200) |" in text
+    assert "a load of 8.6 to 9.1 on 2 cores" in text
+    row["load"] = [0.9, 1.0]
+    assert "The machine had no other work." in "\n".join(page.seconds(content))
+
+
 def test_the_page_counts_what_ran() -> None:
     machine = {"cpu": "A CPU", "packages": {"torch": "2"}}
     text = page.page({"budget": 0.6, "environment": machine, "rows": ROWS})

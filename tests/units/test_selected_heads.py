@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from optin_export.engines import build as build_engine
 from optin_export.engines import load
 from optin_export.export import export_onnx
 from optin_export.models import build
+from optin_export.models.adapt import readable
 from optin_export.models.tasks import TaskModel
 from optin_export.pruning import load_model, save_model, verified
 from optin_export.pruning.rebuild import rebuild
@@ -26,10 +28,19 @@ from tests.units.builders import from_transformers
 from tests.units.models import batches_for, inputs_for
 
 T5 = {"vocab_size": 64, "d_ff": 64, "d_kv": 8}
+#: Blocks of four tokens.
+LONG = {**T5, "local_radius": 3, "global_block_size": 4}
 #: model -> (class, settings, the arguments by head, the module of the first block that takes them).
 NETS: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
     "t5": ("T5EncoderModel", T5, ("position_bias",), "model.encoder.block.0.layer.0.SelfAttention"),
     "mt5": ("MT5EncoderModel", T5, ("position_bias",), "model.encoder.block.0.layer.0.SelfAttention"),
+    "longt5": ("LongT5EncoderModel", LONG, ("position_bias",), "model.encoder.block.0.layer.0.LocalSelfAttention"),
+    "longt5-global": (
+        "LongT5EncoderModel",
+        {**LONG, "encoder_attention_type": "transient-global"},
+        ("position_bias",),
+        "model.encoder.block.0.layer.0.TransientGlobalSelfAttention",
+    ),
     "bloom": ("BloomModel", {"vocab_size": 64}, ("alibi",), "model.h.0.self_attention"),
     "falcon": (
         "FalconModel",
@@ -73,6 +84,21 @@ def test_every_block_loses_its_own_heads_exactly(name: str, tmp_path: Path) -> N
     save_model(tmp_path, repaired, architecture, structure, plan, inputs)
     for other in (copy.deepcopy(repaired), load_model(tmp_path)):
         assert torch.equal(other(**inputs), repaired(**inputs))
+
+
+@pytest.mark.parametrize("kind", ["local", "transient-global"])
+def test_longt5_computes_what_the_library_does(kind: str) -> None:
+    sizes = {"d_model": 32, "num_layers": 2, "num_heads": 4, **LONG, "encoder_attention_type": kind}
+    model = enlarge(transformers.LongT5EncoderModel(transformers.LongT5Config(**sizes))).eval()
+    same = copy.deepcopy(model)
+    readable(same)
+    ids = torch.randint(1, 64, (2, 14), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    for given in ({"input_ids": ids, "attention_mask": mask}, {"input_ids": ids[:, :8]}):
+        with torch.no_grad():
+            wanted, found = model(**given).last_hidden_state, same(**given).last_hidden_state
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["t5", "bloom"])

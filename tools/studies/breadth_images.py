@@ -41,6 +41,14 @@ def _backbone(kind: str, **fields: Any) -> Callable[[Any], None]:
     return edit
 
 
+def _maskformer(config: Any) -> None:
+    """A small backbone and a small decoder, that of DETR."""
+    import transformers
+
+    _backbone("maskformer-swin", **_SWIN_BACKBONE)(config)
+    config.decoder_config = transformers.DetrConfig(**_DETECTOR)
+
+
 def _towers(kind: str, task: str, name: str, model: dict[str, Any] | None = None, **fields: Any) -> Case:
     """A text and an image encoder."""
 
@@ -166,7 +174,7 @@ DENSE = {
         SEGMENT,
         "MaskFormerForInstanceSegmentation",
         True,
-        _backbone("maskformer-swin", **_SWIN_BACKBONE),
+        _maskformer,
         num_labels=5,
         fpn_feature_size=32,
         mask_feature_size=32,
@@ -245,6 +253,7 @@ _ATTENTION: dict[str, tuple[str, int, dict[str, Any]]] = {
     "xcit": ("xcit_nano_12_p8_224", 64, {**_PLAIN, "cls_attn_layers": 1}),
     "cait": ("cait_xxs24_224", 64, _PLAIN),
     "convit": ("convit_tiny", 64, {"img_size": 64}),
+    "coat": ("coat_lite_tiny", 64, {"img_size": 64, "embed_dims": (32, 64, 64, 64), "serial_depths": (1, 1, 1, 1)}),
     "crossvit": ("crossvit_tiny_240", 240, {}),
     "pit": ("pit_ti_224", 224, {}),
     "levit-timm": ("levit_128s", 224, {}),

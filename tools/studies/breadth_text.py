@@ -106,6 +106,10 @@ ENCODERS = {
     "dpr": _text("dpr", EMBED, "DPRQuestionEncoder"),
     "t5-encoder": _text("t5", EMBED, "T5EncoderModel", **_T5),
     "umt5-encoder": _text("umt5", EMBED, "UMT5EncoderModel", **_T5),
+    "longt5": _text("longt5", EMBED, "LongT5EncoderModel", **_T5, local_radius=15),
+    "longt5-global": _text(
+        "longt5", EMBED, "LongT5EncoderModel", **_T5, local_radius=15, encoder_attention_type="transient-global"
+    ),
     "bart": _text("bart", **_HALVES, forced_eos_token_id=3),
     "canine": _text("canine", type_vocab_size=2, downsampling_rate=2, local_transformer_stride=16),
 }

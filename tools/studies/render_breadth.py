@@ -13,8 +13,8 @@ TITLES = {"transformers": "transformers", "timm": "timm", "torchvision": "torchv
 SHORTEST = 160
 
 
-def page(content: dict[str, Any]) -> str:
-    """The page of measured rows."""
+def page(content: dict[str, Any], discovery: dict[str, Any] | None = None) -> str:
+    """The page of measured rows. discovery: the content of discovery.json, which study_discovery.py writes."""
     rows, machine = content["rows"], content["environment"]
     packages = ", ".join(
         f"{name} {machine['packages'][name]}"
@@ -36,6 +36,8 @@ def page(content: dict[str, Any]) -> str:
         "",
         *summary(rows),
     ]
+    if discovery is not None:
+        lines += ["", *seconds(discovery)]
     for library, title in TITLES.items():
         part = {name: row for name, row in rows.items() if row["library"] == library}
         if part:
@@ -60,6 +62,39 @@ def summary(rows: dict[str, Any]) -> list[str]:
     if refusals:
         lines += ["", "Not pruned, by reason:", "", *markdown_table(["reason", "number", "architectures"], refusals)]
     return lines
+
+
+def seconds(content: dict[str, Any]) -> list[str]:
+    """Lines of the section on the time that measurement takes at the size of models in use."""
+    rows, machine, cores = content["rows"], content["environment"], content["cores"]
+    loads = [load for row in rows.values() for load in row["load"]]
+    busy = (
+        f"The machine had other work, a load of {min(loads):g} to {max(loads):g} on {cores} cores: seconds by the "
+        "clock say little."
+        if max(loads) > cores
+        else "The machine had no other work."
+    )
+    lines = [
+        [
+            name,
+            f"{row['parameters'] / 1e6:.0f} M",
+            ", ".join(f"{count} {kind}" for kind, count in row["units"].items()),
+            *(f"{row[step]['cpu']:.0f} ({row[step]['clock']:.0f})" for step in ("found", "verified")),
+        ]
+        for name, row in rows.items()
+    ]
+    columns = ["model", "parameters", "units", "found, s of CPU (clock)", "verified, s of CPU (clock)"]
+    return [
+        "## Time of the measurement",
+        "",
+        "Units of models of usual size with random weights, by measurement alone (a run asks families first): one",
+        f"thread, two rows, texts of {content['tokens']} tokens, of which 32 are enough, images of 224 pixels.",
+        "Found: by gradients between the layers. Verified: rebuilt models equal the masked ones, with counted costs.",
+        f"{machine['cpu']}, torch {machine['packages']['torch']}.",
+        busy,
+        "",
+        *markdown_table(columns, lines),
+    ]
 
 
 def _share(count: int, whole: int) -> str:

@@ -49,8 +49,10 @@ def page(measurements: Path = MEASUREMENTS) -> str:
 
 
 def breadth_page(measurements: Path = MEASUREMENTS) -> str:
-    """docs/breadth.md, from the stored measurement alone."""
-    return render_breadth.page(json.loads((measurements / "studies" / "breadth.json").read_text(encoding="utf-8")))
+    """docs/breadth.md, from the stored measurements alone."""
+    breadth, discovery = (measurements / "studies" / f"{name}.json" for name in ("breadth", "discovery"))
+    timed = json.loads(discovery.read_text(encoding="utf-8")) if discovery.is_file() else None
+    return render_breadth.page(json.loads(breadth.read_text(encoding="utf-8")), timed)
 
 
 def readme(text: str, measurements: Path = MEASUREMENTS) -> str:

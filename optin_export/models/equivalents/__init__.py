@@ -11,10 +11,12 @@ from typing import Any
 from torch import nn
 
 from optin_export.models.equivalents.caches import without_cache
+from optin_export.models.equivalents.conv_positions import heads_of_weights
 from optin_export.models.equivalents.fused import SelfAttention, fused_projection
 from optin_export.models.equivalents.gated import gated_biases
 from optin_export.models.equivalents.inherited import can_be_separate, separate_inherited
 from optin_export.models.equivalents.multihead import MultiheadAttention, call_layers_in_turn
+from optin_export.models.equivalents.relative import separate_projections_by_head
 from optin_export.models.equivalents.windows import WindowAttention
 
 __all__ = ["MultiheadAttention", "SelfAttention", "WindowAttention", "use_equivalents"]
@@ -58,5 +60,9 @@ def _equivalent(child: Any) -> nn.Module:
         child.qkv, child.q_bias, child.v_bias = fused_projection(child), None, None
     if where == "transformers.models.wavlm.modeling_wavlm.WavLMAttention":
         gated_biases(child)
+    if where == "timm.models.coat.FactorAttnConvRelPosEnc":
+        heads_of_weights(child)
+    if where == "transformers.models.xlnet.modeling_xlnet.XLNetRelativeAttention":
+        separate_projections_by_head(child)
     without_cache(child)
     return child
