@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,12 @@ class Messenger:
     def __init__(self, messages: Any, label: str) -> None:
         self.messages, self.label = messages, label
 
+    def expect(self, seconds: Mapping[str, float | None]) -> None: ...
+
     def start(self, stage: str) -> None:
         print(f"{self.label}: {stage}")
+
+    def phase(self, name: str, until: float | None) -> None: ...
 
     def tick(self, done: int, total: int) -> None: ...
 

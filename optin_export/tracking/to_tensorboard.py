@@ -20,6 +20,6 @@ def log(values: Values, run: Path) -> str:
     with SummaryWriter(str(folder)) as writer:
         for name, value in values.metrics.items():
             writer.add_scalar(name, value, 0)
-        for name, value in {**values.tags, **values.params}.items():
-            writer.add_text(name, value, 0)
+        for name, text in {**values.tags, **values.params}.items():
+            writer.add_text(name, text, 0)
     return f"{folder}; to see it: tensorboard --logdir {folder}"
