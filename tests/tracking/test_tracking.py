@@ -45,7 +45,7 @@ def test_a_missing_tracker_is_told_before_the_run(
     assert cli.main([str(tmp_path / "recipe.yaml"), "--log", "mlflow", "--out", str(tmp_path / "run")]) == 5
     assert "pip install 'optin-export[mlflow]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    assert parser.make_context("optin-export", ["r", "--log", "wandb", "--log", "mlflow"]).params["log"] == (
+    assert parser.make_context("optin-export", ["r.yaml", "--log", "wandb", "--log", "mlflow"]).params["log"] == (
         "wandb",
         "mlflow",
     )
