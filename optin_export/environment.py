@@ -74,6 +74,21 @@ def _version(package: str) -> str | None:
         return None
 
 
+def sums_of_int8_overflow() -> bool:
+    """Whether this CPU adds products of uint8 and int8 in 16 bits, which overflow: x86 without VNNI or AMX.
+
+    Its kernels for int8 (VPMADDUBSW) then clip sums of two products; weights of 7 bits avoid that.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        flags = next(line.partition(":")[2].split() for line in lines if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return False
+    return not any(flag in ("avx512_vnni", "avx_vnni", "amx_int8") for flag in flags)
+
+
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

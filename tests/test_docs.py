@@ -154,4 +154,6 @@ def test_measured_numbers_are_those_of_the_measurement_files() -> None:
 def test_layers_are_the_folders_of_the_package() -> None:
     package = ROOT / "optin_export"
     folders = {path.name for path in package.iterdir() if path.is_dir() and not path.name.startswith("_")}
-    assert folders - {"api", "cli", "stages", "distributed", "formats", "tracking", "workdir", "sentence"} == set(LAYERS)
+    assert folders - {"api", "cli", "stages", "distributed", "formats", "tracking", "workdir", "sentence"} == set(
+        LAYERS
+    )

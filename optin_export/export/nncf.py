@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from optin_export.environment import variable
+from optin_export.environment import sums_of_int8_overflow, variable
 from optin_export.errors import InputError, missing_package
 from optin_export.workdir.onnx_files import atomic_graph
 
@@ -41,7 +41,11 @@ def quantize(source: Path, path: Path, rows: Iterable[Arrays]) -> dict[str, Any]
     data = nncf.Dataset([{name: array for name, array in row.items() if name in names} for row in single])
     kind = nncf.ModelType.TRANSFORMER if has_attention(model) else None
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
-        quantized = nncf.quantize(model, data, model_type=kind, subset_size=len(single))
+        # Half the range of the weights of all layers, where sums of 8-bit products are clipped.
+        fix = nncf.quantization.advanced_parameters.OverflowFix
+        chosen = fix.ENABLE if sums_of_int8_overflow() else fix.FIRST_LAYER
+        more = nncf.AdvancedQuantizationParameters(overflow_fix=chosen)
+        quantized = nncf.quantize(model, data, model_type=kind, subset_size=len(single), advanced_parameters=more)
     counts = Counter(operator.get_type_name() for operator in quantized.get_ops())
     if not counts["FakeQuantize"]:
         raise InputError(
@@ -67,7 +71,8 @@ def has_attention(model: Any) -> bool:
 
 def versions() -> dict[str, str]:
     runtime, nncf = _import()
-    return {"openvino": runtime.__version__.partition("-")[0], "nncf": nncf.__version__}
+    bits = "7" if sums_of_int8_overflow() else "8"
+    return {"openvino": runtime.__version__.partition("-")[0], "nncf": nncf.__version__, "weight bits": bits}
 
 
 def _rows(batch: Arrays) -> range:

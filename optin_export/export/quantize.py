@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from optin_export.environment import sums_of_int8_overflow
 from optin_export.errors import InputError, missing_package
 from optin_export.export.calibration import alike
 from optin_export.recipe import ExportSection
@@ -55,7 +56,7 @@ def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Ar
             with writing(prepared):
                 prepare(str(source), str(prepared), skip_symbolic_shape=True, **(external_file if external else {}))
             if section.quantization == "dynamic":
-                _dynamic(tools, prepared, path, external)
+                _dynamic(tools, prepared, path, external, weight_bits(section) < 8)
             else:
                 _static(tools, prepared, path, section, rows, external)
             if section.precision == "fp8":
@@ -71,7 +72,14 @@ def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Ar
         raise InputError(
             f"{source.name} has nothing to quantise", "no product with weights was found", "use export.precision: fp32"
         )
-    return {"form": section.quantization, "quantizer": section.quantizer, "nodes": quantised}
+    bits = {} if weight_bits(section) == 8 else {"weight_bits": weight_bits(section)}
+    return {"form": section.quantization, "quantizer": section.quantizer, "nodes": quantised, **bits}
+
+
+def weight_bits(section: ExportSection) -> int:
+    """7 for products of unsigned activations on a CPU whose int8 kernels clip sums of 8-bit products; else 8."""
+    unsigned = section.quantizer == "onnxruntime" and section.quantization in ("dynamic", "static-u8")
+    return 7 if section.precision == "int8" and unsigned and sums_of_int8_overflow() else 8
 
 
 def versions(section: ExportSection) -> dict[str, str]:
@@ -83,7 +91,7 @@ def versions(section: ExportSection) -> dict[str, str]:
     _import()
     import onnxruntime
 
-    return {"onnxruntime": onnxruntime.__version__}
+    return {"onnxruntime": onnxruntime.__version__, "weight bits": str(weight_bits(section))}
 
 
 def _static(
@@ -111,6 +119,7 @@ def _static(
         activation_type=tools.QuantType.QUInt8 if unsigned else tools.QuantType.QInt8,
         weight_type=tools.QuantType.QInt8,
         per_channel=True,
+        reduce_range=weight_bits(section) < 8,
         calibrate_method=getattr(tools.CalibrationMethod, _METHODS[section.calibration]),
         op_types_to_quantize=OPERATORS,
         nodes_to_exclude=_without_weights(prepared),
@@ -126,13 +135,14 @@ def _static(
 _METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 
 
-def _dynamic(tools: Any, prepared: Path, path: Path, external: bool) -> None:
-    """int8 weights per channel; the tool makes activations uint8, as the x86 kernels require."""
+def _dynamic(tools: Any, prepared: Path, path: Path, external: bool, reduce_range: bool) -> None:
+    """int8 weights per channel, of 7 bits if reduce_range; the tool makes activations uint8, as x86 kernels require."""
     tools.quantize_dynamic(
         str(prepared),
         str(path),
         op_types_to_quantize=OPERATORS,
         per_channel=True,
+        reduce_range=reduce_range,
         weight_type=tools.QuantType.QInt8,
         use_external_data_format=external,
         extra_options={"MatMulConstBOnly": True},

@@ -37,8 +37,7 @@ def run(recipe: dict[str, Any], folder: Path, **export: Any) -> Any:
 def test_four_engines_are_built_measured_and_reported(
     precision: str, more: dict[str, Any], operator: str, tmp_path: Path, vit_recipe: Make
 ) -> None:
-    prune = {"budget": {"macs": 0.8}, "probes": 12, "rows": 64, "score_samples": 16}
-    report = run(vit_recipe(ship={"triton": True}, prune=prune), tmp_path, precision=precision, **more)
+    report = run(vit_recipe(ship={"triton": True}), tmp_path, precision=precision, **more)
     names = ["base", "pruned", f"base.{precision}", f"pruned.{precision}"]
     for name in names:
         graph = onnx.load(tmp_path / "onnx" / f"{name}.onnx").graph
