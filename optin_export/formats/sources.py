@@ -13,7 +13,7 @@ from optin_export.models.adapt import pass_position_bias, take_bias_of_heads
 from optin_export.pruning import code_sizes
 from optin_export.pruning.rebuild import Constant, Passthrough, set_size
 from optin_export.units.outputs import map_tensors, tensors_in
-from optin_export.units.selected_heads import BUFFER, select_part, whole_arguments
+from optin_export.units.selected_heads import BUFFER, HEADS, select_part, whole_arguments
 
 _PARTS: tuple[Callable[..., Any], ...] = (
     *(Constant, Passthrough, set_size, map_tensors, tensors_in, select_part, whole_arguments),
@@ -81,7 +81,7 @@ def _whole(doc: str, replaced: Collection[str], end: str, **libraries: str) -> s
     names = sorted(replaced)
     parts += [_body(inspect.getmodule(EQUIVALENTS[name])) for name in names]
     classes = "CLASSES = {" + ", ".join(f'"{name}": {name}' for name in names) + "}\n"
-    body = [_body(code_sizes), f'BUFFER = "{BUFFER}"\n', *parts, _body(runtime), classes, end]
+    body = [_body(code_sizes), f'BUFFER, HEADS = "{BUFFER}", {HEADS}\n', *parts, _body(runtime), classes, end]
     return f'"""{doc}"""\n\n{imports}\n\n' + "\n\n".join(body)
 
 

@@ -20,7 +20,7 @@ from optin_export.units.outputs import map_tensors
 #: The buffer with the numbers of the heads that stay. It is saved with the weights.
 BUFFER = "selected_heads"
 #: The dimension of the heads, by the number of dimensions.
-_HEADS = {4: 1, 5: 2}
+HEADS = {4: 1, 5: 2}
 
 
 def arguments_by_head(
@@ -46,7 +46,7 @@ def arguments_by_head(
 def _has(tensor: torch.Tensor, heads: int) -> bool:
     if tensor.dim() == 3:
         return tensor.shape[0] % heads == 0
-    return tensor.dim() in _HEADS and tensor.shape[_HEADS[tensor.dim()]] == heads
+    return tensor.dim() in HEADS and tensor.shape[HEADS[tensor.dim()]] == heads
 
 
 def select_heads(model: nn.Module, group: UnitGroup, removed: Collection[int]) -> None:
@@ -72,8 +72,8 @@ def select_part(
     def of_heads(name: str, value: Any) -> Any:
         if name not in arguments or not isinstance(value, torch.Tensor):
             return value
-        if value.dim() in _HEADS:
-            part = value.index_select(_HEADS[value.dim()], heads)
+        if value.dim() in HEADS:
+            part = value.index_select(HEADS[value.dim()], heads)
         else:
             part = value.unflatten(0, (-1, count)).index_select(1, heads).flatten(0, 1)
         part.whole = value  # type: ignore[attr-defined]  # for `whole_arguments`
