@@ -234,7 +234,7 @@ class PruneSection(Section):
     )
     score_samples: Count = Field(64, description="number of calibration rows for scoring")
     curve_samples: Count = Field(
-        256, description="number of calibration rows for the loss curves of `allocation: joint`"
+        256, description="number of calibration rows for the loss curves of `allocation: joint`; at most a third of all"
     )
     temperature: Positive = Field(1.0, description="softmax temperature of the distillation loss")
     autocast: Literal["bfloat16", "float16"] | None = Field(
