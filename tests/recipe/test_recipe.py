@@ -265,7 +265,7 @@ def test_a_file_that_is_no_recipe(write: Any, content: bytes, reason: str) -> No
     with pytest.raises(InputError) as caught:
         load_recipe(write(content))
     assert reason in caught.value.why.replace("recursion", "nest")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # a parser that nests or expands without limit takes hours
 
 
 def test_aliases_that_multiply_are_refused_at_once(write: Any) -> None:
@@ -277,7 +277,7 @@ def test_aliases_that_multiply_are_refused_at_once(write: Any) -> None:
     merged = ["b0: &b0 {k: v}"] + [f"b{i}: &b{i} {{<<: [{', '.join([f'*b{i - 1}'] * 10)}]}}" for i in range(1, 12)]
     with pytest.raises(InputError, match="not a usable YAML"):
         load_recipe(write("\n".join(merged)))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # a parser that nests or expands without limit takes hours
 
 
 def test_honest_aliases_work_and_an_override_changes_one_place_only(write: Any) -> None:

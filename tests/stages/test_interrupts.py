@@ -35,6 +35,8 @@ def signalled(place: Path, stage: str, number: int, *options: str) -> tuple[int,
     assert process.stderr is not None
     events = []
     for line in process.stderr:
+        if not line.startswith("{"):  # Python may print that the signal ended a destructor
+            continue
         events.append(json.loads(line))
         if events[-1].get("stage") == stage and not any(event["event"] == "sent" for event in events):
             process.send_signal(number)
