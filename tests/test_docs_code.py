@@ -38,6 +38,8 @@ ROWS = {"data.calibration.samples": 16, "data.evaluation.samples": 24}
 JUDGES = ("check",)
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 RUN = [page for page in PAGES if any(block.runs and block.language in ("bash", "python") for block in blocks_of(page))]
+#: A page that prunes a trained model of 22 million parameters twice: more than ten minutes.
+LONGEST = ("docs/tutorials/bert.md",)
 #: Pages whose blocks take longer than all others together.
 LONG = ("docs/tutorials/bert.md", "docs/tutorials/segmentation.md", "docs/tutorials/cnn.md")
 
@@ -137,7 +139,11 @@ def test_most_blocks_run() -> None:
     assert set(LONG) <= set(RUN)
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.slow if page in LONG else ()) for page in RUN])
+def marks_of(page: str) -> Any:
+    return pytest.mark.nightly if page in LONGEST else pytest.mark.slow if page in LONG else ()
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=marks_of(page)) for page in RUN])
 def test_the_commands_and_python_of_a_page_run(page: str, place: Path) -> None:
     """In their order, in one folder, as somebody would who reads the page from its top."""
     _run_page(page, place, slow=False)
