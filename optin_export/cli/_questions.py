@@ -44,7 +44,7 @@ def ask(name: str, default: str | None, check: Check, choices: Mapping[str, str]
     """The first answer that `check` accepts.
 
     Args:
-        default: taken for an empty answer; None: there is none. A default that is not allowed to be empty is shown.
+        default: the value of an empty answer, shown in the prompt; None: an answer is required.
         check: raises InputError for an answer that cannot be used.
         choices: answers -> their meaning, as a menu: an answer is one of them or its number.
 
@@ -87,14 +87,14 @@ def check_model(source: str) -> None:
     if prefix == "py" and colon:
         file = rest.rpartition(":")[0]
         if file.endswith(".py") and not Path(file).expanduser().is_file():
-            raise InputError(f"no file {file}", "there is none of this name", "correct the path")
+            raise InputError(f"no file {file}", "nothing has this name", "correct the path")
     elif prefix == "timm" and colon:
         _check_timm(rest)
     elif not colon and not Path(source).expanduser().is_dir():
         if Path(source).expanduser().is_file():
             raise InputError(f"{source} is a file", "a model is a folder", "name its folder; --weights takes files")
         fix = f"{_near(source)}correct the path, or write hf:{source} for a model of the hub"
-        raise InputError(f"no folder {source}", "there is none of this name", fix)
+        raise InputError(f"no folder {source}", "nothing has this name", fix)
 
 
 def _check_timm(name: str) -> None:
@@ -117,9 +117,9 @@ def check_data(source: str) -> None:
         raise InputError(f"'{source}' has no kind", f"the kinds are {', '.join(known)}", f"write e.g. {meant}")
     place = Path(path).expanduser()
     if prefix in FILES and not place.is_file():
-        raise InputError(f"no file {path}", "there is none of this name", f"{_near(path)}correct the path")
+        raise InputError(f"no file {path}", "nothing has this name", f"{_near(path)}correct the path")
     if prefix in FOLDERS and not place.is_dir():
-        raise InputError(f"no folder {path}", "there is none of this name", f"{_near(path)}correct the path")
+        raise InputError(f"no folder {path}", "nothing has this name", f"{_near(path)}correct the path")
 
 
 def check_one_of(choices: Sequence[str], answer: str) -> None:
