@@ -128,6 +128,8 @@ def optin_export(
 
         check(tracker)
     options = cluster_options(cluster, workers, cluster_timeout, shared_files)
+    # Loads torch before the display begins, below which the line that says so would be lost.
+    import optin_export.stages.pipeline  # noqa: F401
     from optin_export.displays import choose
 
     # The display reports errors from here on: `app` finds it in the context.

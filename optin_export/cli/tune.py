@@ -53,7 +53,7 @@ def tune(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Find the number of instances and the size of requests that serve the most rows a second.
+    """Find the server settings that serve the most rows a second.
 
     RUN is the folder of a finished run. A local Triton server serves its pruned model once per number of instances; all
     settings are measured in turns, with every answer checked. The table is kept in the run (measure/serving.json).

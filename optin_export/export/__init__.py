@@ -21,14 +21,24 @@ from optin_export.errors import InputError, OptinError
 from optin_export.export.experts import experts_by_gather
 from optin_export.export.forgetting import forget_shapes
 from optin_export.export.graph_file import read_graph
-from optin_export.export.precision import Converted, convert, converters
+from optin_export.export.precision import Converted, convert, converters, weight_bits
 from optin_export.export.program import export_program
 from optin_export.export.promotion import differences_of_floats
 from optin_export.export.sampling import sampling_by_gather
 from optin_export.models import Inputs, TaskModel
 from optin_export.workdir.onnx_files import MAX_BYTES, atomic_graph, graph_bytes
 
-__all__ = ["OPSET", "Converted", "Exported", "convert", "converters", "export_onnx", "export_program", "read_graph"]
+__all__ = [
+    "OPSET",
+    "Converted",
+    "Exported",
+    "convert",
+    "converters",
+    "export_onnx",
+    "export_program",
+    "read_graph",
+    "weight_bits",
+]
 
 OPSET = 20
 #: Shortest sequences for which a graph is traced, in turn: code that shifts tokens may need more than two. Parity

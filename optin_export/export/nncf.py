@@ -13,18 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from optin_export.environment import sums_of_int8_overflow, variable
+from optin_export.environment import variable
 from optin_export.errors import InputError, missing_package
 from optin_export.workdir.onnx_files import atomic_graph
 
 Arrays = Mapping[str, np.ndarray]
 
 
-def quantize(source: Path, path: Path, rows: Iterable[Arrays]) -> dict[str, Any]:
+def quantize(source: Path, path: Path, rows: Iterable[Arrays], weight_bits: int = 8) -> dict[str, Any]:
     """Write the fp32 ONNX graph `source` in int8 to `path`, NAME.xml with its weights in NAME.bin.
 
     Args:
         rows: batches of calibration data by input name, [rows, ...] each.
+        weight_bits: 7 gives the weights of all layers half of the range.
 
     Returns:
         Facts: the number of operators, and of activations that are quantised.
@@ -41,9 +42,8 @@ def quantize(source: Path, path: Path, rows: Iterable[Arrays]) -> dict[str, Any]
     data = nncf.Dataset([{name: array for name, array in row.items() if name in names} for row in single])
     kind = nncf.ModelType.TRANSFORMER if has_attention(model) else None
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
-        # Half the range of the weights of all layers, where sums of 8-bit products are clipped.
         fix = nncf.quantization.advanced_parameters.OverflowFix
-        chosen = fix.ENABLE if sums_of_int8_overflow() else fix.FIRST_LAYER
+        chosen = fix.ENABLE if weight_bits < 8 else fix.FIRST_LAYER
         more = nncf.AdvancedQuantizationParameters(overflow_fix=chosen)
         quantized = nncf.quantize(model, data, model_type=kind, subset_size=len(single), advanced_parameters=more)
     counts = Counter(operator.get_type_name() for operator in quantized.get_ops())
@@ -53,7 +53,8 @@ def quantize(source: Path, path: Path, rows: Iterable[Arrays]) -> dict[str, Any]
         )
     with atomic_graph(path) as temporary:
         runtime.save_model(quantized, temporary, compress_to_fp16=False)
-    return {"quantizer": "nncf", "operators": sum(counts.values()), "quantised_activations": counts["FakeQuantize"]}
+    facts = {"quantizer": "nncf", "operators": sum(counts.values()), "quantised_activations": counts["FakeQuantize"]}
+    return facts if weight_bits == 8 else {**facts, "weight_bits": weight_bits}
 
 
 def has_attention(model: Any) -> bool:
@@ -71,8 +72,7 @@ def has_attention(model: Any) -> bool:
 
 def versions() -> dict[str, str]:
     runtime, nncf = _import()
-    bits = "7" if sums_of_int8_overflow() else "8"
-    return {"openvino": runtime.__version__.partition("-")[0], "nncf": nncf.__version__, "weight bits": bits}
+    return {"openvino": runtime.__version__.partition("-")[0], "nncf": nncf.__version__}
 
 
 def _rows(batch: Arrays) -> range:

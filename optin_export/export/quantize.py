@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from optin_export.environment import sums_of_int8_overflow
 from optin_export.errors import InputError, missing_package
 from optin_export.export.calibration import alike
 from optin_export.recipe import ExportSection
@@ -35,10 +34,13 @@ _OPTIONS = {
 }
 
 
-def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Arrays]) -> dict[str, Any]:
+def quantize(
+    source: Path, path: Path, section: ExportSection, rows: Iterable[Arrays], weight_bits: int = 8
+) -> dict[str, Any]:
     """Write the fp32 graph `source` to `path` in int8 or fp8; returns facts: the form and what was quantised.
 
-    rows: batches of calibration data by input name; not read for dynamic quantisation.
+    rows: batches of calibration data by input name; not read for dynamic quantisation. weight_bits: 7 or 8, of int8
+    weights that onnxruntime's tools make.
     Raises EnvironmentLacks without the package, InputError if there is nothing to quantise.
     """
     import onnx
@@ -56,9 +58,9 @@ def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Ar
             with writing(prepared):
                 prepare(str(source), str(prepared), skip_symbolic_shape=True, **(external_file if external else {}))
             if section.quantization == "dynamic":
-                _dynamic(tools, prepared, path, external, weight_bits(section) < 8)
+                _dynamic(tools, prepared, path, external, weight_bits < 8)
             else:
-                _static(tools, prepared, path, section, rows, external)
+                _static(tools, prepared, path, section, rows, external, weight_bits < 8)
             if section.precision == "fp8":
                 model = onnx.load(path)
                 to_fp8(model)
@@ -72,14 +74,8 @@ def quantize(source: Path, path: Path, section: ExportSection, rows: Iterable[Ar
         raise InputError(
             f"{source.name} has nothing to quantise", "no product with weights was found", "use export.precision: fp32"
         )
-    bits = {} if weight_bits(section) == 8 else {"weight_bits": weight_bits(section)}
+    bits = {} if weight_bits == 8 else {"weight_bits": weight_bits}
     return {"form": section.quantization, "quantizer": section.quantizer, "nodes": quantised, **bits}
-
-
-def weight_bits(section: ExportSection) -> int:
-    """7 for products of unsigned activations on a CPU whose int8 kernels clip sums of 8-bit products; else 8."""
-    unsigned = section.quantizer == "onnxruntime" and section.quantization in ("dynamic", "static-u8")
-    return 7 if section.precision == "int8" and unsigned and sums_of_int8_overflow() else 8
 
 
 def versions(section: ExportSection) -> dict[str, str]:
@@ -91,11 +87,17 @@ def versions(section: ExportSection) -> dict[str, str]:
     _import()
     import onnxruntime
 
-    return {"onnxruntime": onnxruntime.__version__, "weight bits": str(weight_bits(section))}
+    return {"onnxruntime": onnxruntime.__version__}
 
 
 def _static(
-    tools: Any, prepared: Path, path: Path, section: ExportSection, rows: Iterable[Arrays], external: bool
+    tools: Any,
+    prepared: Path,
+    path: Path,
+    section: ExportSection,
+    rows: Iterable[Arrays],
+    external: bool,
+    reduce_range: bool,
 ) -> None:
     unsigned = section.quantization == "static-u8"
 
@@ -119,7 +121,7 @@ def _static(
         activation_type=tools.QuantType.QUInt8 if unsigned else tools.QuantType.QInt8,
         weight_type=tools.QuantType.QInt8,
         per_channel=True,
-        reduce_range=weight_bits(section) < 8,
+        reduce_range=reduce_range,
         calibrate_method=getattr(tools.CalibrationMethod, _METHODS[section.calibration]),
         op_types_to_quantize=OPERATORS,
         nodes_to_exclude=_without_weights(prepared),

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from optin_export import engines
-from optin_export.export import convert, converters, export_onnx, export_program
+from optin_export.environment import sums_of_int8_overflow
+from optin_export.export import convert, converters, export_onnx, export_program, weight_bits
 from optin_export.progress import phase, report
 from optin_export.recipe import MODELS, engine_name
 from optin_export.stages.context import FILES, RunContext
@@ -48,6 +49,7 @@ def export_models(work: RunContext) -> None:
             _export_program(work, which, inputs)
         report(done + 1, len(work.engine_names))
     if section.precision != "fp32":
+        _warn_of_clipping(work)
         _convert_all(work)
 
 
@@ -62,6 +64,19 @@ def _convert_all(work: RunContext) -> None:
                     _convert(work, which, path)
                     written.add(path)
                     report(min(len(MODELS) + len(written), len(work.engine_names)), len(work.engine_names))
+
+
+def _warn_of_clipping(work: RunContext) -> None:
+    """Symmetric int8 graphs for a GPU have weights of 8 bits, whose sums an old x86 CPU clips."""
+    section, targets = work.recipe.export, work.recipe.targets
+    here = [one.name for one in targets if (one.engine, one.device) == ("onnxruntime", "cpu")]
+    is_static = section.precision == "int8" and section.quantization == "static"
+    if here and is_static and sums_of_int8_overflow() and weight_bits(section, targets, Path("pruned.onnx")) == 8:
+        work.cache.warn(
+            f"this CPU has no VNNI and clips sums of 8-bit products: int8 results of {here[0]} will be wrong here, "
+            "while those on a GPU are right; give the CPU target a recipe of its own, or set "
+            "export.quantization: static-u8"
+        )
 
 
 def _export_program(work: RunContext, which: str, inputs: dict[str, Any]) -> None:
@@ -81,10 +96,11 @@ def _export_program(work: RunContext, which: str, inputs: dict[str, Any]) -> Non
 def _convert(work: RunContext, which: str, path: Path) -> None:
     """Write one model in the recipe's precision, from its fp32 graph and, for scales, calibration rows."""
     section, name = work.recipe.export, engine_name(which, work.recipe.export.precision)
+    bits = weight_bits(section, work.recipe.targets, path)
 
     def run() -> dict[str, Any]:
         rows = ({n: t.numpy() for n, t in batch.inputs.items()} for batch in work.sources.quantization)
-        return convert(work.onnx(which), path, section, rows).to_json()
+        return convert(work.onnx(which), path, section, rows, bits).to_json()
 
     inputs = {
         "onnx": sha256_graph(work.onnx(which)),
@@ -92,6 +108,7 @@ def _convert(work: RunContext, which: str, path: Path) -> None:
         "digest": work.calibration_digest,
         "seed": work.recipe.seed,
         "versions": converters(section, path),
+        **({"weight_bits": bits} if bits < 8 else {}),
     }
     step = f"export.{name}" if path.suffix == ".onnx" else f"export.{name}{path.suffix}"
     work.cache.step("export", step, inputs, partial(graph_files, path), run)

@@ -17,7 +17,7 @@ from optin_export import engines, measure, pruning, search
 from optin_export.data import Sources
 from optin_export.engines import Engine
 from optin_export.errors import InputError
-from optin_export.export import convert, export_onnx, export_program
+from optin_export.export import convert, export_onnx, export_program, weight_bits
 from optin_export.models import TaskModel
 from optin_export.progress import advance, phase, task
 from optin_export.recipe import Budget, Target, engine_name
@@ -91,7 +91,7 @@ class LatencyTrials:
         if source != fp32:
             # Scales from a few rows are enough: latency does not depend on them.
             rows = ({n: t.numpy() for n, t in batch.inputs.items()} for batch in self.sources.quantization[:1])
-            convert(fp32, source, recipe.export, rows)
+            convert(fp32, source, recipe.export, rows, weight_bits(recipe.export, recipe.targets, source))
         engines.build(source, target, path, self.sources.shapes())
         return partial(engines.load, path, target)
 

@@ -14,7 +14,7 @@ import torch
 
 from optin_export.engines import build, files, lacks, load, source_of, versions
 from optin_export.errors import EnvironmentLacks, ParityError
-from optin_export.export import nncf
+from optin_export.export import nncf, weight_bits
 from optin_export.recipe import ExportSection, Target
 
 runtime = pytest.importorskip("openvino")
@@ -79,7 +79,8 @@ def test_bf16_is_the_same_graph_in_other_kernels(graph: Path, tmp_path: Path) ->
 
 def test_int8_is_what_nncf_quantised(graph: Path, tmp_path: Path) -> None:
     rows = [{"x": GENERATOR.standard_normal((4, 32)).astype(np.float32)} for _ in range(8)]
-    facts = nncf.quantize(graph, tmp_path / "base.int8.xml", rows)
+    path = tmp_path / "base.int8.xml"
+    facts = nncf.quantize(graph, path, rows, weight_bits(ExportSection(precision="int8"), [TARGET], path))
     assert facts["quantised_activations"] == 2  # the inputs of both layers
     assert (tmp_path / "base.int8.bin").stat().st_size < 0.5 * 4 * (32 * 64 + 64 * 8)
     build(tmp_path / "base.int8.xml", TARGET, tmp_path / "engine" / "base.int8.xml")

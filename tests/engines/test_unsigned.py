@@ -12,7 +12,7 @@ import pytest
 
 from optin_export.engines import build, load
 from optin_export.engines._unsigned import SHIFT, shift_activations
-from optin_export.export import convert
+from optin_export.export import convert, weight_bits
 from optin_export.measure.parity import compare
 from optin_export.recipe import ExportSection, Target
 
@@ -50,8 +50,10 @@ def inputs(seed: int) -> dict[str, np.ndarray]:
 def quantised(tmp_path: Path) -> Path:
     three_products_of_one_input(tmp_path / "fp32.onnx")
     section = ExportSection(precision="int8")
-    convert(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", section, [inputs(seed) for seed in range(3)])
-    return tmp_path / "int8.onnx"
+    path = tmp_path / "int8.onnx"
+    bits = weight_bits(section, [Target()], path)
+    convert(tmp_path / "fp32.onnx", path, section, [inputs(seed) for seed in range(3)], bits)
+    return path
 
 
 def unoptimised(model: Any) -> np.ndarray:

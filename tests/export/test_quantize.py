@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from optin_export import environment
-from optin_export.export import quantize
-from optin_export.recipe import ExportSection
+from optin_export.export import precision, quantize
+from optin_export.recipe import ExportSection, Target
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -29,31 +30,44 @@ def all_ones(path: Path) -> None:
 def test_weights_have_the_range_of_the_cpus_sums(
     overflows: bool, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantize, "sums_of_int8_overflow", lambda: overflows)
+    monkeypatch.setattr(precision, "sums_of_int8_overflow", lambda: overflows)
     all_ones(tmp_path / "fp32.onnx")
     section = ExportSection(precision="int8", quantization="dynamic")
-    facts = quantize.quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", section, ())
+    bits = precision.weight_bits(section, [Target()], tmp_path / "int8.onnx")
+    facts = quantize.quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", section, (), bits)
     tensors = [onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "int8.onnx").graph.initializer]
     (weights,) = (one for one in tensors if one.dtype == np.int8 and one.size > WIDTH)
     assert abs(int(weights.max())) in (largest, largest - 1)
-    assert facts.get("weight_bits", 8) == (7 if overflows else 8)
-    assert quantize.versions(section)["weight bits"] == ("7" if overflows else "8")
+    assert facts.get("weight_bits", 8) == bits == (7 if overflows else 8)
 
 
-def test_a_dynamic_graph_of_this_machine_adds_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["dynamic", "static", "static-u8"])
+def test_a_graph_of_this_machine_adds_up(form: Any, tmp_path: Path) -> None:
     """On any CPU: the sum of the largest products is the one in fp32, within the rounding of 8 bits."""
     all_ones(tmp_path / "fp32.onnx")
-    section = ExportSection(precision="int8", quantization="dynamic")
-    quantize.quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", section, ())
+    section, x = ExportSection(precision="int8", quantization=form), np.ones((2, WIDTH), np.float32)
+    bits = precision.weight_bits(section, [Target()], tmp_path / "int8.onnx")
+    quantize.quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", section, [{"x": x}], bits)
     session = onnxruntime.InferenceSession(tmp_path / "int8.onnx", providers=["CPUExecutionProvider"])
-    x = np.ones((2, WIDTH), np.float32)
     np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ np.ones((WIDTH, WIDTH)), rtol=0.02)
 
 
-def test_symmetric_graphs_for_other_engines_keep_eight_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize, "sums_of_int8_overflow", lambda: True)
-    assert quantize.weight_bits(ExportSection(precision="int8", quantization="static")) == 8
-    assert quantize.weight_bits(ExportSection(precision="fp8", quantization="static")) == 8
+@pytest.mark.parametrize(
+    ("kind", "form", "engines", "file", "bits"),
+    [
+        ("int8", "static", ["onnxruntime"], "a.onnx", 7),
+        ("int8", "static", ["onnxruntime", "tensorrt"], "a.onnx", 8),
+        ("int8", "static", ["onnxruntime", "tensorrt"], "a.xml", 7),
+        ("int8", "static-u8", ["onnxruntime", "tensorrt"], "a.onnx", 7),
+        ("fp8", "static", ["onnxruntime"], "a.onnx", 8),
+    ],
+)
+def test_who_runs_a_graph_decides_on_the_bits(
+    kind: Any, form: Any, engines: list[Any], file: str, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "sums_of_int8_overflow", lambda: True)
+    targets = [Target.model_validate({"engine": engine}) for engine in engines]
+    assert precision.weight_bits(ExportSection(precision=kind, quantization=form), targets, Path(file)) == bits
 
 
 @pytest.mark.parametrize(

@@ -90,4 +90,5 @@ def test_another_repair_measures_its_own_curves(tmp_path: Path) -> None:
         assert main([str(path), "--out", str(tmp_path / "run"), "--stop-after", "curves", "-q"]) == 0
         found.append(load_file(tmp_path / "run" / "scores" / "curves.safetensors"))
     refitted, masked = (np.mean([curve[:, 1].mean() for curve in one.values()]) for one in found)
-    assert refitted < masked
+    # On random weights a refit need not help other rows; curves that were reused would be equal.
+    assert refitted != masked

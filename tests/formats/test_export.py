@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 
 from optin_export import cli
-from optin_export.cli.run import _print_verdict
 from optin_export.errors import InputError
 from optin_export.formats import sources, transformers_folder, write_folder
 from optin_export.formats.changes import Changes, Unlike
@@ -94,16 +93,6 @@ def test_a_format_that_does_not_fit_is_refused(
     printed = capsys.readouterr().err
     assert why in printed and fix in printed
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_that_passed_names_the_command(finished_vit: Path, capsys: Capture) -> None:
-    report = read_report(finished_vit)
-    for passed in (True, False):
-        _print_verdict(
-            report.model_copy(update={"verdict": report.verdict.model_copy(update={"passed": passed})}), finished_vit
-        )
-        printed = capsys.readouterr().out
-        assert (f"next: optin-export export {finished_vit} --format timm" in printed) == passed
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path, capsys: Capture) -> None:

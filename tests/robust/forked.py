@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from optin_export.displays import Quiet
 from tests.shortly import measure_shortly
 
 VIT = {"img_size": 16, "patch_size": 8, "in_chans": 1, "num_classes": 3, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -87,20 +88,15 @@ def run(recipe: Path, out: Path, events: int | None = None, **options: Any) -> N
     optin_export.run(recipe, out, display=None if events is None else Signals(events), **options)
 
 
-class Signals:
+class Signals(Quiet):
     """A display that tells another process which stage has started."""
 
     def __init__(self, pipe: int) -> None:
         self.pipe = pipe
 
     def start(self, stage: str) -> None:
+        super().start(stage)
         os.write(self.pipe, f"{stage}\n".encode())
-
-    def tick(self, done: int, total: int) -> None: ...
-
-    def finish(self, stage: str, seconds: float, reused: bool) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
     def warn(self, text: str) -> None:
         os.write(self.pipe, f"warning {text}\n".encode())

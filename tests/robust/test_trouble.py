@@ -12,6 +12,7 @@ import pytest
 
 import optin_export
 from optin_export import cli
+from optin_export.displays import Quiet
 from optin_export.errors import EnvironmentLacks, InputError
 from optin_export.stages import forecast
 from optin_export.workdir import durations
@@ -92,23 +93,15 @@ def test_data_that_vanish_between_two_runs(tmp_path: Path, vit_recipe: Make, ima
     optin_export.run(recipe, run, stop_after="search")
 
 
-class Remover:
+class Remover(Quiet):
     """A display that deletes a file when a stage starts."""
 
     def __init__(self, path: Path, stage: str) -> None:
-        self.path, self.stage = path, stage
+        self.path, self.at = path, stage
 
     def start(self, stage: str) -> None:
-        if stage == self.stage:
+        if stage == self.at:
             self.path.unlink()
-
-    def tick(self, done: int, total: int) -> None: ...
-
-    def finish(self, stage: str, seconds: float, reused: bool) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 def test_images_that_vanish_within_a_run(tmp_path: Path, vit_recipe: Make) -> None:
