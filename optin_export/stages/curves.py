@@ -17,6 +17,8 @@ def measure_curves(work: RunContext, scores: ScoringResult) -> CurvesResult:
     path, prune = work.folder / "scores" / "curves.safetensors", work.recipe.prune
     if prune.allocation != "joint":
         return CurvesResult(None)
+    if note := work.sources.curves_note:
+        work.cache.warn(note)
 
     def run() -> dict[str, Any]:
         sources, weights = work.sources, work.sensitivities if prune.compensate else None
