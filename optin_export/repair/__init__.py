@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from optin_export.repair.apply import MASKED_TOLERANCE, PrunedModel, apply_plan, masked_difference
 from optin_export.repair.curves import combined, loss_curves
-from optin_export.repair.effort import curves_effort, repair_effort, sensitivity_effort
+from optin_export.repair.effort import curves_effort, probed_bytes, repair_effort, sensitivity_effort
 from optin_export.repair.finetune import FineTune, fine_tune
 from optin_export.repair.gauss_newton import outputs_of, refine
 from optin_export.repair.sensitivity import Weights, graph, sensitivities
@@ -36,6 +36,7 @@ __all__ = [
     "loss_curves",
     "masked_difference",
     "outputs_of",
+    "probed_bytes",
     "refine",
     "repair_effort",
     "scheduled",

@@ -11,6 +11,9 @@ from optin_export.repair.measured_points import THINNED, is_measured, measured_a
 from optin_export.repair.settings import RepairSettings
 from optin_export.units import Effort, LayerSize, Structure, UnitGroup, later_share
 
+#: Share of the products of a Gram matrix that are computed; the others are equal to them.
+GRAM = 0.55
+
 
 def sensitivity_effort(rows: int) -> Effort:
     """The weights of the least squares, from all calibration rows."""
@@ -32,11 +35,20 @@ def curves_effort(
         for size in (sizes[path] for path in group.reads):
             weights = size.inputs * size.outputs
             if not whole:
-                total += Effort(multiply=(len(counts) - 1) * scoring * size.positions * weights)
+                tried, probes = len(counts) - 1, 2 * second_order.PROBES
+                products = min(tried * size.positions, probes * (size.positions + tried))
+                total += Effort(multiply=products * scoring * weights)
             if settings.repair:
-                total += Effort(multiply=grams * size.positions * size.inputs**2)
+                total += Effort(multiply=GRAM * grams * size.positions * size.inputs**2)
                 total += Effort(solve=size.inputs**3 / 3 + (2 + len(counts) / 3) * size.inputs * weights)
     return total
+
+
+def probed_bytes(structure: Structure, sizes: Mapping[str, LayerSize]) -> float:
+    """Bytes that one row takes between the backward passes of the curves and their products: what every layer reads,
+    and the gradients of what it makes."""
+    read = [sizes[path] for group in structure.groups for path in group.reads]
+    return sum(4 * size.positions * (size.inputs + 2 * second_order.PROBES * size.outputs) for size in read)
 
 
 def repair_effort(
@@ -51,7 +63,7 @@ def repair_effort(
     for group in structure.groups:
         for inputs, outputs, positions in _systems(group, sizes, kept):
             square, both = inputs**2, inputs * outputs
-            total += Effort(multiply=rows * positions * (square + both))
+            total += Effort(multiply=rows * positions * (GRAM * square + both))
             total += Effort(solve=(len(DAMPINGS) - 1) * (inputs**3 / 3 + 3 * inputs * both))
     if settings.gauss_newton:
         # Two models, the gradient, and the probes of the matrix, in every round.

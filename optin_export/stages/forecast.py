@@ -274,14 +274,15 @@ def _peaks(work: RunContext, speed: Speed, sizes: Mapping[str, LayerSize]) -> di
 
     changes = 0
     for group in structure.groups:
-        changes += sum(4 * CANDIDATES * sizes[path].inputs * sizes[path].outputs for path in group.reads)
+        changes += sum(2 * CANDIDATES * sizes[path].inputs * sizes[path].outputs for path in group.reads)
+    probed = max((len(batch.rows) for batch in sources.curves), default=0) * repair.probed_bytes(structure, sizes)
     widest = max((sizes[path].inputs for group in structure.groups for path in group.reads), default=0)
     # Gram matrices, a factor and a solution in float64.
     systems = 4 * 8 * widest**2
     kept = min(float(disk_offload.IN_MEMORY), _block_bytes(sizes, structure) * len(sources.calibration_examples))
     found = {
         "scoring": graph(sources.scoring),
-        "curves": max(graph(sources.calibration), graph(sources.curves) + min(changes, disk_offload.IN_MEMORY))
+        "curves": max(graph(sources.calibration), graph(sources.curves) + probed + min(changes, disk_offload.IN_MEMORY))
         + systems,
         "surgery": weights + systems + kept,
     }
