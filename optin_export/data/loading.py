@@ -103,23 +103,6 @@ class Sources:
         count = max(min(wanted, len(every) // CURVES), 1)
         return tuple(every[int((place + 0.5) * len(every) / count)] for place in range(count))
 
-    @property
-    def curves_note(self) -> str | None:
-        """Why the loss curves are judged on other rows than the recipe asks for; None if they are not."""
-        every, judged = self.calibration, sum(len(batch.rows) for batch in self.curves)
-        if len(every) == 1:
-            return (
-                "all calibration rows fit into one batch, so the loss curves are judged on the rows that the repair is "
-                "fitted to, and look better than they are: give more rows (data.calibration.samples)"
-            )
-        asked, size = self.recipe.prune.curve_samples, len(every[0].rows)
-        if "curve_samples" in self.recipe.prune.model_fields_set and 2 * abs(judged - asked) > size:
-            return (
-                f"the loss curves are judged on {judged} rows, not on prune.curve_samples: {asked}, because they take "
-                f"whole batches of {size} and at most a third of the {len(self.calibration_examples)} calibration rows"
-            )
-        return None
-
     @cached_property
     def quantization(self) -> tuple[Batch, ...]:
         """`export.calibration_rows` of them, drawn in the same way, which set the scales of quantised activations."""

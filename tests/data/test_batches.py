@@ -295,21 +295,3 @@ def test_images_that_are_none(vit_recipe: Make) -> None:
     for value in (5, None, np.zeros((32, 32))):
         with pytest.raises(InputError, match="cannot read the image given as a"):
             processor.encode(Examples({"image": [value]}))
-
-
-@pytest.mark.parametrize(
-    ("rows", "prune", "told"),
-    [
-        (48, {}, None),
-        (48, {"curve_samples": 40}, "judged on 16 rows, not on prune.curve_samples: 40"),
-        (32, {}, "fit into one batch"),
-    ],
-)
-def test_rows_of_loss_curves_that_are_others_than_asked_for(
-    rows: int, prune: dict[str, Any], told: str | None, vit_recipe: Make, image_data: Path
-) -> None:
-    recipe = vit_recipe()
-    recipe["data"]["calibration"]["samples"] = rows
-    recipe["prune"] |= prune
-    note = load(recipe).curves_note
-    assert note is None if told is None else note is not None and told in note
