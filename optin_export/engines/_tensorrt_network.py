@@ -157,7 +157,7 @@ def failed(reason: str, target: Target) -> OptinError:
     if "is not available on TensorRT version" in reason:  # Polygraphy, of an option
         return EnvironmentLacks(f"{target.engine} cannot build for this target", reason, "change targets.tensorrt")
     if "driver" in reason.lower() and target.engine == "tensorrt-rtx":
-        fix = "give the GPUs that will serve, e.g. tensorrt: {compute_capabilities: ['8.9']}"
+        fix = "give the GPUs that will serve, e.g. tensorrt: {compute_capabilities: [8.9]}"
         return EnvironmentLacks(f"{target.engine} cannot build for this machine's GPU", reason, fix)
     if "memory" in reason.lower():
         fix = "set a smaller targets.tensorrt.workspace (MiB), smaller export.batch, or free GPU memory"

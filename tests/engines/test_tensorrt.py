@@ -269,13 +269,19 @@ def test_a_build_that_fails_says_why(reason: str, code: int, message: str) -> No
         ({"engine": "torch", "tensorrt": {"refit": True}}, "section tensorrt is for"),
         ({"engine": "onnxruntime", "tensorrt": {"refit": True}}, "section tensorrt is for"),
         ({"engine": "tensorrt", "tensorrt": {"compute_capabilities": ["8.9"]}}, "for the engine tensorrt-rtx"),
-        ({"engine": "tensorrt-rtx", "tensorrt": {"compute_capabilities": ["89"]}}, "compute_capabilities"),
+        ({"engine": "tensorrt-rtx", "tensorrt": {"compute_capabilities": ["ada"]}}, "such as 8.9 or sm_89"),
         ({"engine": "tensorrt", "tensorrt": {"builder_optimization_level": 6}}, "builder_optimization_level"),
     ],
 )
 def test_targets_that_make_no_sense_are_refused(vit_recipe: Make, target: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         validate(vit_recipe(targets=[target]), ROOT)
+
+
+@pytest.mark.parametrize("given", [8.9, "8.9", "sm_89", "SM89", "compute_89", 89])
+def test_a_compute_capability_is_understood_in_every_usual_form(given: object) -> None:
+    options = {"engine": "tensorrt-rtx", "tensorrt": {"compute_capabilities": [given, 12.0, "sm_120"]}}
+    assert Target.model_validate(options).tensorrt.compute_capabilities == ("8.9", "12.0", "12.0")
 
 
 def test_a_plan_without_weights_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
