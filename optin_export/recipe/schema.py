@@ -95,10 +95,16 @@ class ModelSection(Section):
         Preprocess(), description="how images become inputs; default: from the checkpoint's configuration"
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+        "auto",
+        description="where scoring, loss curves and repair compute, for a model that fits there as a whole: auto (a GPU "
+        "if torch sees one), cpu, cuda or cuda:1",
+        examples=["cuda:1"],
+    )
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, Place] | None = Field(
         None,
         description="device map for scoring and repair, in accelerate's format: a strategy, or {module: GPU number, "
-        "'cpu' or 'disk'}; default: the whole model in this process's memory, computed on the CPU",
+        "'cpu' or 'disk'}; for a model that does not fit `device`; default: the whole model there",
         examples=["auto"],
     )
     max_memory: Annotated[dict[Annotated[str, Field(pattern=r"^(\d+|cpu|disk)$")], Count | str], TextKeys] = Field(
@@ -108,6 +114,12 @@ class ModelSection(Section):
     )
 
     @model_validator(mode="after")
+    def _one_place(self) -> ModelSection:
+        if self.device_map is not None and self.device != "auto":
+            raise ValueError("model.device is for the whole model, model.device_map for its parts; remove one of them")
+        return self
+
+    @model_validator(mode="after")
     def _memory_of_a_map(self) -> ModelSection:
         if self.max_memory and not isinstance(self.device_map, str):
             raise ValueError("model.max_memory is for a device_map that is a strategy, such as auto")
@@ -115,9 +127,12 @@ class ModelSection(Section):
 
     @property
     def gpus(self) -> int:
-        """Number of GPUs that the device map uses; for a strategy those in max_memory, or one."""
+        """Number of GPUs that the device or the device map needs; for a strategy those in max_memory, or one.
+
+        `device: auto` needs none: a worker of a cluster sees a GPU only if it was asked for.
+        """
         if self.device_map is None:
-            return 0
+            return int(self.device.startswith("cuda"))
         if isinstance(self.device_map, str):
             return len(self.max_memory.keys() - {"cpu", "disk"}) or (0 if self.max_memory else 1)
         return len({str(one).removeprefix("cuda:") for one in self.device_map.values()} - {"cpu", "disk"})
