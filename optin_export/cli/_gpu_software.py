@@ -54,18 +54,3 @@ def advice(name: str, driver: str | None) -> tuple[bool, str, str | None]:
     else:
         fits = f"driver {driver}: packages for CUDA 13 or 12, and {IMAGE} of every release"
     return True, f"compute capability {shown}: TensorRT 10.9 or later; {rtx}. {fits}", None
-
-
-def driver_version() -> str | None:
-    """The version of the NVIDIA driver; None without one, or without nvidia-ml-py."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            found = pynvml.nvmlSystemGetDriverVersion()
-        finally:
-            pynvml.nvmlShutdown()
-    except Exception:  # no package, no driver, or one that does not answer
-        return None
-    return found.decode() if isinstance(found, bytes) else str(found)

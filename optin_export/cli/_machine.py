@@ -188,11 +188,12 @@ def _gpu() -> Check:
 def _gpu_software() -> Check:
     from optin_export.cli import _gpu_software as software
     from optin_export.engines import gpu_name
+    from optin_export.measure.gpu import driver_version
 
     name = gpu_name()
     if name is None:
         return Check("gpu software", "ok", software.RULES)
-    able, detail, fix = software.advice(name, software.driver_version())
+    able, detail, fix = software.advice(name, driver_version())
     return Check("gpu software", "ok" if able else "unusable", detail, fix)
 
 

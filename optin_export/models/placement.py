@@ -168,19 +168,23 @@ def device_of(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def _moved(model: TaskModel, device: torch.device) -> Iterator[None]:
-    def upload(_: torch.nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {
+    forward = model.forward
+
+    def there(**inputs: Any) -> torch.Tensor:
+        moved = {
             name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in inputs.items()
         }
+        found: torch.Tensor = forward(**moved)
+        return found
 
-    hook = model.register_forward_pre_hook(upload, with_kwargs=True)
+    vars(model)["forward"] = there
     try:
         model.to(device)
         with working_on(device):
             yield
     finally:
-        hook.remove()
+        vars(model).pop("forward", None)
         model.to("cpu")
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -126,7 +127,7 @@ class _System:
         self.model, self.paths, self.walk = model, paths, None if structure is None else structure.walk
         self.widths = _widths(model, paths)
         self.unknowns = 2 * sum(self.widths)
-        here = {"dtype": torch.float64, "device": work_device()}
+        here: Any = {"dtype": torch.float64, "device": work_device()}
         self.gradient = torch.zeros(self.unknowns, **here)
         self.squares = torch.zeros(sum(self.widths), **here)
         self.samples = self.batches = 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ class Moments:
     """Sums over weighted rows: Gram matrix of the design (its last column is 1), products with the target, power."""
 
     def __init__(self, features: int, outputs: int) -> None:
-        here = {"dtype": torch.float64, "device": work_device()}
+        here: Any = {"dtype": torch.float64, "device": work_device()}
         self.gram = torch.zeros(features + 1, features + 1, **here)
         self.cross = torch.zeros(features + 1, outputs, **here)
         # The target's power and the weight of the rows stay on the device while rows are added.

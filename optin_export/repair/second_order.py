@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def second_order_losses(
     """
     draw, generator = (torch.Generator().manual_seed(settings.seed + one) for one in (0, 1))
     noise, paths = OutputNoise(generator), sorted(tried.batch_dims)
-    here = {"dtype": torch.float64, "device": work_device()}
+    here: Any = {"dtype": torch.float64, "device": work_device()}
     losses = [torch.zeros(len(batches), count, 2, **here) for count in tried.counts]
     for index, batch in enumerate(batches):
         # The graph ends with the call: only the layers' inputs and gradients are kept.

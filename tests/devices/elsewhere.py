@@ -19,6 +19,32 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 NAME = "elsewhere"
 aten = torch.ops.aten
+
+
+class _Module:
+    """What torch asks of a device's module."""
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def is_available(self) -> bool:
+        return True
+
+    def current_device(self) -> int:
+        return 0
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def manual_seed_all(self, seed: int) -> None: ...
+
+    def device_count(self) -> int:
+        return 1
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.float16, torch.bfloat16]
+
+
 #: Copies to the CPU: 'file.py:function' -> [elements of each].
 copies: dict[str, list[int]] = collections.defaultdict(list)
 _library: Any = None
@@ -95,7 +121,7 @@ def register() -> torch.device:
     """The device; registered once per process."""
     global _library
     if _library is None:
-        _setup_privateuseone_for_python_backend(rename=NAME)
+        _setup_privateuseone_for_python_backend(rename=NAME, backend_module=_Module())
         _library = torch.library.Library("_", "IMPL")
         _library.fallback(lambda func, *args, **kwargs: _call(func, args, kwargs), "PrivateUse1")
     return torch.device(NAME, 0)
