@@ -21,7 +21,7 @@ from optin_export.errors import InputError
 from optin_export.models.loading import LoadedModel
 from optin_export.models.tasks import SegmentationModel
 from optin_export.recipe import Recipe
-from optin_export.recipe.schema import Preprocess
+from optin_export.recipe.model import Preprocess
 from optin_export.workdir.opening import regular
 
 #: A Pillow image in the mode that `pixels.open_image` gives, to float32 [C, H, W].

@@ -283,7 +283,7 @@ def _start(layer: Any) -> torch.Tensor:
     """The layer's weight and bias, float64 [inputs + 1, outputs]."""
     weight = tensor_in(layer, "weight")
     weight = weight.transpose(0, 1) if isinstance(layer, Transposed) else weight
-    bias = torch.zeros(len(weight)) if layer.bias is None else tensor_in(layer, "bias")
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else tensor_in(layer, "bias")
     return torch.cat([weight.flatten(1), bias[:, None]], 1).double().T
 
 
@@ -306,7 +306,7 @@ def _refitted(start: torch.Tensor, gram: torch.Tensor, columns: Sequence[torch.T
         known[some] = True
     index = torch.tensor(arranged)
     rho = DAMPING * gram.diagonal().mean()
-    damped = gram[index][:, index] + rho * torch.eye(len(index), dtype=gram.dtype)
+    damped = gram[index][:, index] + rho * torch.eye(len(index), dtype=gram.dtype, device=gram.device)
     factor, info = torch.linalg.cholesky_ex(damped)
     usable = len(index) if not int(info) else int(info) - 1
     wanted = gram[index] @ start + rho * start[index]
@@ -333,7 +333,7 @@ def _rescaled(start: torch.Tensor, gram: torch.Tensor, columns: torch.Tensor, wi
     wanted = (weights * (gram[columns][:, :-1] @ start[:-1])).sum(1).view(count, -1).sum(1)
     system = products.view(count, width, count, width).sum((1, 3))
     rho = DAMPING * system.diagonal().mean()
-    factor, info = torch.linalg.cholesky_ex(system + rho * torch.eye(count, dtype=system.dtype))
+    factor, info = torch.linalg.cholesky_ex(system + rho * torch.eye(count, dtype=system.dtype, device=system.device))
     if not int(info):
         factors = torch.cholesky_solve((wanted + rho)[:, None], factor)[:, 0]
         result[columns] = weights * factors.repeat_interleave(width)[:, None]

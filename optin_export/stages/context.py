@@ -177,7 +177,7 @@ class RunContext:
     @property
     def placement(self) -> Placement:
         section = self.recipe.model
-        return Placement(section.device_map, section.max_memory, self.declared.blocks)
+        return Placement(section.device_map, section.max_memory, self.declared.blocks, section.device)
 
     @property
     def calibration_digest(self) -> dict[str, str]:

@@ -205,18 +205,25 @@ def _fastest(work: RunContext, inputs: Inputs, paths: Sequence[str]) -> tuple[fl
 
 def _passes(work: RunContext, inputs: Inputs, paths: Sequence[str]) -> tuple[float, float, float]:
     """Seconds of a forward pass, of one with its graph, and of a backward pass to the outputs of these layers."""
-    model, times = work.sources.model, [time.perf_counter()]
+    model, times = work.sources.model, [_now()]
     with torch.no_grad():
         model(**inputs)
-    times.append(time.perf_counter())
+    times.append(_now())
     with repair.graph(model), layer_outputs(model, paths, work.structure.rewritten) as outputs:
         output = model(**inputs)
-        times.append(time.perf_counter())
+        times.append(_now())
         every = [one for calls in outputs.values() for one in calls if one.requires_grad]
         torch.autograd.grad(output.float().square().sum(), every, allow_unused=True)
-    times.append(time.perf_counter())
+    times.append(_now())
     forward, graph, backward = (after - before for before, after in pairwise(times))
     return forward, graph, backward
+
+
+def _now() -> float:
+    """Seconds by the clock, once a GPU has done what it was given."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _part(batch: Batch, rows: int) -> Inputs:
