@@ -217,6 +217,12 @@ class PruneSection(Section):
     compensate: bool | Literal["rescale"] = Field(
         True, description="repair by least squares on the calibration data; rescale: only one factor per kept unit"
     )
+    repair: Literal["closed-form", "distill", "auto"] = Field(
+        "closed-form",
+        description="closed-form: no weight is trained; distill: then also AdamW steps on the unlabelled calibration "
+        "rows towards the unpruned model's output (as `finetune`, which sets their number), kept if they lower the "
+        "loss on held-out rows; auto: distill if the search predicts a large loss",
+    )
     gauss_newton: bool | Literal["auto"] = Field(
         "auto",
         description="refit gains and biases of all layers together to the output, after the least squares and on the "
@@ -264,6 +270,9 @@ class FinetuneSection(Section):
     steps: Count = Field(200, description="number of AdamW steps, with warm-up and cosine decay")
     learning_rate: Positive = Field(1e-4, description="learning rate of AdamW at the end of the warm-up")
     batch: Count = Field(32, description="rows per step")
+    flips: bool = Field(
+        True, description="distill, images: mirror each image with probability 1/2, for both models alike"
+    )
 
     @model_validator(mode="after")
     def _has_labels(self) -> FinetuneSection:
@@ -366,6 +375,18 @@ class Recipe(Section):
             raise ValueError(
                 f"prune.budget.batch: batch size {budget.batch} is not shipped; export.batch has {shipped}"
             )
+
+    @property
+    def tuning(self) -> FinetuneSection | None:
+        """The fine-tune after the repair, or that of `prune.repair`; None if no weight is trained."""
+        if self.finetune is None and self.prune.repair != "closed-form":
+            return FinetuneSection()
+        return self.finetune
+
+    @property
+    def searches_by_building(self) -> bool:
+        """Whether the search builds a model for each of several budgets, of units or of tokens."""
+        return self.prune.budget.accuracy_drop is not None or self.tokens.keep == "auto"
 
     @property
     def budget(self) -> Budget:
