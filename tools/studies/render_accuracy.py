@@ -16,6 +16,7 @@ TARGETS = {
     "resnet56-cifar10": {0.6: 0.5, 0.5: 1.0, 0.4: 2.5, 0.3: 6.0},
     "resnet56-cifar10-5k": {0.6: 0.5, 0.5: 1.0, 0.4: 2.5, 0.3: 6.0},
     "vit-cifar10": {0.6: 0.5, 0.5: 1.0, 0.4: 2.0, 0.3: 4.0},
+    "deit-tiny": {0.7: 5.0, 0.5: 15.0},
 }
 ALL_ROWS = "all rows, which also chose the defaults"
 HEAD = """\
