@@ -32,8 +32,6 @@ class Rule:
 RULES = {
     "sum": Rule(),
     "squares": Rule(power=2.0),
-    "sum with trajectory": Rule(share=0.5),
-    "squares with trajectory": Rule(share=0.5, power=2.0),
 }
 SUM = Rule()
 

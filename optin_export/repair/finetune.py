@@ -104,7 +104,7 @@ def _descend(
     best: tuple[float, int, TaskModel] | None = None
     phase("fine-tuning", until=1.0)
     for step, batch in zip(track(range(section.steps)), _forever(training), strict=False):
-        loss = loss_of(tuned, _mirrored(batch) if section.flips and not section.labelled else batch)
+        loss = loss_of(tuned, mirrored(batch) if section.flips and not section.labelled else batch)
         if not torch.isfinite(loss):
             return repaired, None, section.steps, f"the loss was not finite at step {step + 1}"
         optimizer.zero_grad()
@@ -134,7 +134,7 @@ def _forever(training: Training) -> Iterator[Batch]:
         yield from training
 
 
-def _mirrored(batch: Batch) -> Batch:
+def mirrored(batch: Batch) -> Batch:
     """The batch with each of its images mirrored left to right with probability 1/2; other rows as they are.
 
     The unpruned model sees the same image, so nothing is assumed about what a mirrored image shows.

@@ -20,7 +20,7 @@ from optin_export.search import Plan, PlanTrial, PlanTrials
 #: Calibration rows on which a plan is repaired to try it.
 TRIAL_ROWS = 256
 #: Share of the divergence by which another rule must be better than the default one: smaller gains are chance.
-MARGIN = 0.02
+MARGIN = 0.05
 
 
 def trial_batches(calibration: Sequence[Batch], judged: Sequence[Batch]) -> list[int]:
