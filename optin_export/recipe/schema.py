@@ -205,7 +205,11 @@ class FinetuneSection(Section):
     )
     data: DataSource | None = Field(None, description="training rows; default: the calibration data")
     steps: Count = Field(200, description="number of AdamW steps, with warm-up and cosine decay")
-    learning_rate: Positive = Field(1e-4, description="learning rate of AdamW at the end of the warm-up")
+    learning_rate: Positive | Literal["auto"] = Field(
+        1e-4,
+        description="learning rate of AdamW at the end of the warm-up; auto: the best of a few on held-out rows, each "
+        "tried for a tenth of the steps",
+    )
     batch: Count = Field(32, description="rows per step")
     flips: bool = Field(
         True, description="distill, images: mirror each image with probability 1/2, for both models alike"
@@ -317,7 +321,7 @@ class Recipe(Section):
     def tuning(self) -> FinetuneSection | None:
         """The fine-tune after the repair, or that of `prune.repair`; None if no weight is trained."""
         if self.finetune is None and self.prune.repair != "closed-form":
-            return FinetuneSection()
+            return FinetuneSection(learning_rate="auto")
         return self.finetune
 
     @property

@@ -31,6 +31,8 @@ from optin_export.recipe import FinetuneSection
 WARM_UP, CLIP = 0.1, 1.0
 #: How often the held-out rows are looked at; the best of these models is kept.
 CHECKS = 4
+#: Learning rates of `learning_rate: auto`, and the minimum number of steps for which one is tried.
+RATES, LEAST_STEPS = (3e-5, 1e-4, 3e-4, 1e-3), 10
 #: Largest difference, relative to the output, between the returned model and our layers with its weights.
 SAME_OUTPUT = 1e-3
 
@@ -80,7 +82,10 @@ def fine_tune(
         if section.source is not None:
             tuned = _by_the_user(section.source, original, repaired, training, held_out[0])
             return tuned, FineTune(section.source, None, before, _mean_loss(loss_of, tuned, held_out))
-        tuned, after, steps, note = _descend(repaired, loss_of, training, held_out, section)
+        rate = section.learning_rate
+        if rate == "auto":
+            rate = _best_rate(repaired, loss_of, training, held_out, section)
+        tuned, after, steps, note = _descend(repaired, loss_of, training, held_out, section, section.steps, rate)
     if note is None and (before is None or after is None or after > before):
         note = f"the loss on held-out rows went from {_shown(before)} to {_shown(after)}"
     outcome = FineTune("labels" if section.labelled else "distill", steps, before, after, note)
@@ -93,20 +98,23 @@ def _descend(
     training: Training,
     held_out: Sequence[Batch],
     section: FinetuneSection,
+    steps: int,
+    learning_rate: float,
+    checks: int = CHECKS,
 ) -> tuple[TaskModel, float | None, int, str | None]:
-    """Train for the given number of steps; returns the model at the best of CHECKS looks at the held-out rows, its loss
+    """Train for this number of steps; returns the model at the best of `checks` looks at the held-out rows, its loss
     there, its number of steps, and the reason if training failed."""
     # In eval mode: a few hundred steps need no dropout, and are too few to re-estimate a batch norm's statistics.
     tuned = copy.deepcopy(repaired).requires_grad_(True)
-    optimizer = torch.optim.AdamW(tuned.parameters(), lr=section.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, section.steps))
-    looks = {-(-section.steps * (check + 1) // CHECKS) for check in range(CHECKS)}
+    optimizer = torch.optim.AdamW(tuned.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    looks = {-(-steps * (check + 1) // checks) for check in range(checks)}
     best: tuple[float, int, TaskModel] | None = None
     phase("fine-tuning", until=1.0)
-    for step, batch in zip(track(range(section.steps)), _forever(training), strict=False):
+    for step, batch in zip(track(range(steps)), _forever(training), strict=False):
         loss = loss_of(tuned, mirrored(batch) if section.flips and not section.labelled else batch)
         if not torch.isfinite(loss):
-            return repaired, None, section.steps, f"the loss was not finite at step {step + 1}"
+            return repaired, None, steps, f"the loss was not finite at step {step + 1}"
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(tuned.parameters(), CLIP)
@@ -117,8 +125,26 @@ def _descend(
             if found is not None and _is_finite(tuned) and (best is None or found < best[0]):
                 best = found, step + 1, copy.deepcopy(tuned).requires_grad_(False)
     if best is None:
-        return repaired, None, section.steps, "its weights or its loss were not finite"
+        return repaired, None, steps, "its weights or its loss were not finite"
     return best[2], best[0], best[1], None
+
+
+def _best_rate(
+    repaired: TaskModel,
+    loss_of: Callable[[TaskModel, Batch], torch.Tensor],
+    training: Training,
+    held_out: Sequence[Batch],
+    section: FinetuneSection,
+) -> float:
+    """The best of RATES on the held-out rows after a tenth of the steps; higher ones than a worse one are not tried."""
+    losses: list[float] = []
+    steps = min(max(LEAST_STEPS, section.steps // 10), section.steps)
+    for rate in RATES:
+        loss = _descend(repaired, loss_of, training, held_out, section, steps, rate, checks=1)[1]
+        if losses and (loss is None or loss >= losses[-1]):
+            break
+        losses.append(math.inf if loss is None else loss)
+    return RATES[losses.index(min(losses))]
 
 
 def _rate(step: int, steps: int) -> float:

@@ -18,7 +18,7 @@ from optin_export.models import Inputs
 from optin_export.models.tasks import TaskModel
 from optin_export.pruning.rebuild import rebuild
 from optin_export.recipe import FinetuneSection
-from optin_export.repair import fine_tune
+from optin_export.repair import fine_tune, finetune
 from optin_export.repair.finetune import mirrored
 from optin_export.units import find_structure
 from tests.repair.plans import halved
@@ -222,3 +222,22 @@ def test_the_best_look_at_the_held_out_rows_is_kept() -> None:
             for batch in case.held_out
         )
     assert outcome.after == pytest.approx(total / sum(len(batch.rows) for batch in case.held_out), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected", "tried"), [((3.0, 2.0, 2.5, 1.0), 1, 3), ((3.0, 2.0, 1.5, 1.0), 3, 4), ((2.0, None), 0, 2)]
+)
+def test_the_learning_rate_is_the_best_before_a_worse_one(
+    losses: tuple[float | None, ...], expected: int, tried: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[tuple[int, float]] = []
+
+    def descend(repaired: Any, *rest: Any, checks: int = 4) -> tuple[Any, float | None, int, None]:
+        rates.append(rest[-2:])
+        return repaired, losses[len(rates) - 1] if checks == 1 else 0.0, rest[-2], None
+
+    monkeypatch.setattr(finetune, "_descend", descend)
+    case = Case("vit")
+    case.tune(steps=200, learning_rate="auto")
+    assert len(rates) == tried + 1 and {steps for steps, _ in rates[:-1]} == {20}
+    assert rates[-1] == (200, finetune.RATES[expected])
