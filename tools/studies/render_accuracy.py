@@ -175,7 +175,8 @@ def losses(table: Table) -> list[str]:
 def targets(measured: list[Case]) -> list[str]:
     """The table of targets, for those cases that were measured."""
     rows, verdicts, fallen = [], [], []
-    budgets = sorted({budget for of_case in TARGETS.values() for budget in of_case}, reverse=True)
+    named = [TARGETS[one.name] for one in measured if one.name in TARGETS]
+    budgets = sorted({budget for of_case in named for budget in of_case}, reverse=True)
     for case, table in ((one, table) for one in measured for table in (one.main, one.older) if table):
         if case.name not in TARGETS:
             continue
