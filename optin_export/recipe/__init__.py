@@ -11,11 +11,11 @@ from optin_export.recipe.measurement import FULL_BLOCKS, MOST_BLOCKS, MeasureSec
 from optin_export.recipe.model import ModelSection
 from optin_export.recipe.paths import absolute_source
 from optin_export.recipe.precision import MODELS, Precision, engine_name, engine_names, model_of, precision_of
+from optin_export.recipe.prune import PruneSection
 from optin_export.recipe.schema import (
     IGNORED,
     DataSource,
     FinetuneSection,
-    PruneSection,
     Recipe,
 )
 from optin_export.recipe.sweep import Variant

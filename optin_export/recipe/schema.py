@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
-    BeforeValidator,
     Field,
     JsonValue,
     ValidatorFunctionWrapHandler,
@@ -30,7 +29,7 @@ from optin_export.recipe.fields import (
 from optin_export.recipe.gates import Gates
 from optin_export.recipe.measurement import MeasureSection
 from optin_export.recipe.model import ModelSection
-from optin_export.recipe.removed import no_comparison, without_rounds
+from optin_export.recipe.prune import PruneSection
 from optin_export.recipe.tasks import LABELLED, METRICS, OWN_METRIC, TEXT_TASKS, Metric
 from optin_export.recipe.tokens import TokensSection
 
@@ -103,62 +102,6 @@ class DataSection(Section):
     )
 
 
-class PruneSection(Section):
-    units: tuple[Literal["heads", "neurons", "channels"], ...] = Field(
-        ("heads", "neurons", "channels"),
-        min_length=1,
-        description="what may be removed: attention heads, FFN neurons, channels of convolutions",
-        examples=[["heads", "neurons"]],
-    )
-    score: Annotated[
-        Literal["auto", "optin", "optin-exact", "magnitude", "activation"], BeforeValidator(no_comparison)
-    ] = Field(
-        "auto",
-        description="importance score of a unit: auto (optin, but magnitude for channels of convolutional networks "
-        "under repair), optin, optin-exact (the same with one forward pass per unit), magnitude (squared weights), "
-        "activation (contribution of the unit to the output of its layer)",
-    )
-    budget: Budget = Field(
-        description="limit of the cost or the loss of the pruned model: exactly one of the fields below"
-    )
-    allocation: Literal["joint", "additive"] = Field(
-        "joint",
-        description="how the budget is shared among layers: joint: by measured losses of keeping k units per "
-        "sub-layer; additive: by sums of scores",
-    )
-    compensate: bool | Literal["rescale"] = Field(
-        True, description="repair by least squares on the calibration data; rescale: only one factor per kept unit"
-    )
-    gauss_newton: bool | Literal["auto"] = Field(
-        "auto",
-        description="refit gains and biases of all layers together to the output, after the least squares and on the "
-        "same data (needs prune.compensate: true); auto: for channels of convolutional networks",
-    )
-    coupled: bool = Field(
-        False, description="also remove channels of residual streams, from all layers that share them"
-    )
-    align: Count = Field(8, description="neurons and channels are kept in multiples of this number")
-    probes: Count | Literal["auto"] = Field(
-        "auto", description="number of random probes for the scores; auto: until they are stable"
-    )
-    rows: Count = Field(
-        768, description="token rows compared per batch of 32 samples and block, the same number per sample"
-    )
-    score_samples: Count = Field(64, description="number of calibration rows for scoring")
-    curve_samples: Count = Field(
-        256, description="number of calibration rows for the loss curves of `allocation: joint`; at most a third of all"
-    )
-    temperature: Positive = Field(1.0, description="softmax temperature of the distillation loss")
-    autocast: Literal["bfloat16", "float16"] | None = Field(
-        None, description="torch.autocast precision of the scoring passes; default: float32"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_earlier_versions(cls, section: Any) -> Any:
-        return without_rounds(section)
-
-
 class FinetuneSection(Section):
     """A short fine-tune after the repair. Without this section no weight is trained."""
 
@@ -174,8 +117,15 @@ class FinetuneSection(Section):
     )
     data: DataSource | None = Field(None, description="training rows; default: the calibration data")
     steps: Count = Field(200, description="number of AdamW steps, with warm-up and cosine decay")
-    learning_rate: Positive = Field(1e-4, description="learning rate of AdamW at the end of the warm-up")
+    learning_rate: Positive | Literal["auto"] = Field(
+        1e-4,
+        description="learning rate of AdamW at the end of the warm-up; auto: the best of a few on held-out rows, each "
+        "tried for a tenth of the steps",
+    )
     batch: Count = Field(32, description="rows per step")
+    flips: bool = Field(
+        True, description="distill, images: mirror each image with probability 1/2, for both models alike"
+    )
 
     @model_validator(mode="after")
     def _has_labels(self) -> FinetuneSection:
@@ -278,6 +228,18 @@ class Recipe(Section):
             raise ValueError(
                 f"prune.budget.batch: batch size {budget.batch} is not shipped; export.batch has {shipped}"
             )
+
+    @property
+    def tuning(self) -> FinetuneSection | None:
+        """The fine-tune after the repair, or that of `prune.repair`; None if no weight is trained."""
+        if self.finetune is None and self.prune.repair != "closed-form":
+            return FinetuneSection(learning_rate="auto")
+        return self.finetune
+
+    @property
+    def searches_by_building(self) -> bool:
+        """Whether the search builds a model for each of several budgets, of units or of tokens."""
+        return self.prune.budget.accuracy_drop is not None or self.tokens.keep == "auto"
 
     @property
     def budget(self) -> Budget:

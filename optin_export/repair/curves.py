@@ -52,9 +52,6 @@ CALIBRATION_ROWS = 512
 DAMPING = 1e-2
 #: Columns: units kept, trajectory loss, output loss (means over samples).
 Curve = np.ndarray
-#: Weight of the trajectory's loss in a curve, with both terms scaled to the same total; the output has the rest. A
-#: classifier's accuracy depends on the divergence of its output; an embedding has no such term.
-TRAJECTORY_SHARE = {"logits": 0.0, "regression": 0.5, "embedding": 0.5}
 
 
 def loss_curves(
@@ -189,19 +186,6 @@ def _grams(
         yield from (of(group) for group in structure.groups if group.coupled)
     finally:
         stream.close()
-
-
-def combined(curves: Mapping[str, Curve], output_kind: str) -> dict[str, np.ndarray]:
-    """One loss per point, [points, 2]: the weighted sum of the trajectory's and the output's loss, on one scale."""
-    share = TRAJECTORY_SHARE[output_kind]
-    totals = [sum(float(curve[:, column].mean()) for curve in curves.values()) for column in (1, 2)]
-    if totals[1] <= 0:  # the output depends on no unit: only the trajectory decides
-        share, totals[1] = 1.0, 1.0
-    weights = share / max(totals[0], 1e-30), (1 - share) / totals[1]
-    return {
-        key: np.stack([curve[:, 0], weights[0] * curve[:, 1] + weights[1] * curve[:, 2]], axis=1)
-        for key, curve in curves.items()
-    }
 
 
 def _repaired(model: TaskModel, group: UnitGroup, repair: bool | Literal["rescale"]) -> tuple[str, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from optin_export.repair import gauss_newton, second_order, sensitivity
 from optin_export.repair.curves import CALIBRATION_ROWS, counts_of
 from optin_export.repair.least_squares import DAMPINGS
 from optin_export.repair.measured_points import THINNED, is_measured, measured_at
 from optin_export.repair.settings import RepairSettings
+from optin_export.repair.trials import TRIAL_ROWS
 from optin_export.units import Effort, LayerSize, Structure, UnitGroup, later_share
 
 #: Share of the products of a Gram matrix that are computed; the others are equal to them.
@@ -69,6 +71,22 @@ def repair_effort(
         # Two models, the gradient, and the probes of the matrix, in every round.
         total += gauss_newton.ROUNDS * Effort(forward=2 * rows, graph=rows, backward=(1 + gauss_newton.PROBES) * rows)
     return total
+
+
+def trials_effort(
+    structure: Structure,
+    sizes: Mapping[str, LayerSize],
+    settings: RepairSettings,
+    calibration: int,
+    judged: int,
+    kept: float,
+    plans: int,
+) -> Effort:
+    """Plans that are built, repaired on a few rows and judged on others, as if all of them were different."""
+    settings = replace(settings, gauss_newton=False)
+    rows = min(calibration - judged or calibration, TRIAL_ROWS)
+    one = repair_effort(structure, sizes, settings, rows, kept) + Effort(forward=judged * kept)
+    return plans * one + Effort(forward=judged)
 
 
 def _systems(group: UnitGroup, sizes: Mapping[str, LayerSize], kept: float) -> list[tuple[float, float, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,25 @@ class RunContext:
             reference=self.outputs if self.refines else None,
             at_work=self.placement,
         )
+
+    def tried(self, plan: search.Plan) -> TaskModel:
+        """The plan's model, repaired by least squares on a few calibration rows that no loss curve is measured on."""
+        sources, prune = self.sources, self.recipe.prune
+        chosen = self.trial_batches if prune.compensate else ()
+        return repair.apply_plan(
+            sources.model,
+            self.structure,
+            plan,
+            [sources.calibration[index] for index in chosen],
+            sources.fixed(2),
+            replace(self.repair_settings, gauss_newton=False),
+            weights=repair.Weights([self.sensitivities.values[index] for index in chosen]) if chosen else None,
+            at_work=self.placement,
+        ).dense
+
+    @property
+    def trial_batches(self) -> list[int]:
+        return repair.trial_batches(self.sources.calibration, self.sources.curves)
 
     @property
     def repair_settings(self) -> repair.RepairSettings:

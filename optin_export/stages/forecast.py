@@ -112,8 +112,12 @@ def forecast(work: RunContext) -> Forecast:
         weights = Effort()
     kept = recipe.budget.macs or recipe.budget.params or 0.5
     efforts["surgery"] = weights + repair.repair_effort(structure, sizes, settings, rows, kept)
-    if recipe.finetune is not None and recipe.finetune.source is None:
-        steps = recipe.finetune.steps * recipe.finetune.batch
+    if not unforeseen_search(recipe):
+        judged = sum(len(batch.rows) for batch in sources.curves)
+        tries = len(repair.RULES) if recipe.prune.allocation == "joint" and settings.repair is True else 1
+        efforts["search"] = repair.trials_effort(structure, sizes, settings, rows, judged, kept, tries)
+    if recipe.tuning is not None and recipe.tuning.source is None:
+        steps = recipe.tuning.steps * recipe.tuning.batch
         efforts["surgery"] += Effort(forward=steps, graph=kept * steps, backward=2 * kept * steps)
     seconds = {stage: speed.seconds(effort) for stage, effort in efforts.items()}
     seconds |= _export_and_measure(work, speed, kept)
@@ -137,10 +141,11 @@ def forecast_of(recipe: Recipe) -> Forecast | None:
 def unforeseen(recipe: Recipe) -> list[str]:
     """Stages that can take long and that no forecast covers."""
     builds = any(target.engine in ("tensorrt", "tensorrt-rtx") for target in recipe.targets)
-    searches = (
-        recipe.budget.kind == "latency" or recipe.budget.accuracy_drop is not None or recipe.tokens.keep == "auto"
-    )
-    return [*(["search"] if searches else []), *(["engines"] if builds else [])]
+    return [*(["search"] if unforeseen_search(recipe) else []), *(["engines"] if builds else [])]
+
+
+def unforeseen_search(recipe: Recipe) -> bool:
+    return recipe.budget.kind == "latency" or recipe.searches_by_building
 
 
 def remember_forecast(work: RunContext) -> Forecast | None:
