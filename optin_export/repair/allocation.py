@@ -4,8 +4,8 @@
 
 With power 1 the losses of groups are taken to add up. They do not where many groups lose units: what one group loses
 is the input of the next ones, and curves that flatten out ask to empty some groups altogether. With power 2 a large
-loss in one group costs more than the same sum in several, so that the budget is spread; a uniform plan is far along
-that way. Which rule fits depends on model and budget, so plans of all RULES are tried (`trials`).
+loss in one group costs more than the same sum in several, so that the budget is spread. No model is known yet on which
+that is better, so RULES has the sum alone; with several rules, the plan of each is tried (`trials`).
 """
 
 from __future__ import annotations
@@ -28,12 +28,9 @@ class Rule:
     power: float = 1.0
 
 
-#: The rules that are tried, by their names in plan.json and in the report; the first one is the default.
-RULES = {
-    "sum": Rule(),
-    "squares": Rule(power=2.0),
-}
 SUM = Rule()
+#: The rules that are tried, by their names in plan.json and in the report; the first one is the default.
+RULES = {"sum": SUM}
 
 
 def combined(curves: Mapping[str, np.ndarray], output_kind: str, rule: Rule = SUM) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from optin_export.recipe import Budget
-from optin_export.repair import RULES, Rule, allocation, combined
+from optin_export.repair import SUM, Rule, allocation, combined
 from optin_export.search import find_plan
 from optin_export.units import Costs, Term
 
@@ -46,8 +46,8 @@ def test_squares_spread_what_the_sum_takes_from_one_group() -> None:
     terms = tuple(Term(1, (key,)) for key in keys)
     costs = Costs(macs=16, params=16, units=dict.fromkeys(keys, 8), terms={"macs": terms, "params": terms})
     kept = {}
-    for name in ("sum", "squares"):
-        curves = combined(dict.fromkeys(keys, curve), "logits", RULES[name])
+    for name, rule in {"sum": SUM, "squares": Rule(power=2.0)}.items():
+        curves = combined(dict.fromkeys(keys, curve), "logits", rule)
         scores = {key: np.arange(8.0) for key in keys}
         plan = find_plan(scores, costs, Budget(macs=0.5), dict.fromkeys(keys, 1), curves=curves)
         kept[name] = sorted(len(plan.groups[key].kept) for key in keys)
