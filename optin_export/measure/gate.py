@@ -150,6 +150,8 @@ def _parity(precision: str, cases: list[ParityCase], missing: str, unseen: str) 
         note += f"; worst cosine {min(case.cosine for case in cases):.4f} (at least {tolerance.cosine:g})"
         if choices:
             note += f", choices that agree {min(choices):.1%} (at least {tolerance.agreement:.0%})"
+    failure = next((f"{case.model} on {case.target} {case.failure}" for case in cases if case.failure), None)
+    note = f"the engine {failure}" if failure else note
     worst = max((max(case.max_error, case.spread) for case in cases), default=None)
     right = all(case.passed for case in cases)
     # Engines that did not run have not computed anything wrong: parity is then not evaluated, and has not failed.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from optin_export.engines import Engine
+from optin_export.errors import OptinError
 
 Arrays = Mapping[str, np.ndarray]
 #: Tokens per row of the cases with short texts: a model's code may do something else for them, and the exporter keeps
@@ -54,6 +55,7 @@ class ParityCase:
     max_error: the worst row's largest difference, relative to that row's scale. spread: for identical rows, the
     largest difference between rows of the engine's own output (an engine that mixes rows up shows here). cosine: the
     worst row's. agreement: share of choices (largest of the classes) that are the reference's; None without classes.
+    failure: what the engine said, if it could not run these inputs.
     """
 
     target: str
@@ -66,6 +68,7 @@ class ParityCase:
     precision: str = "fp32"
     cosine: float = 1.0
     agreement: float | None = None
+    failure: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,12 +91,19 @@ def compare(
     `ParityCase`. classes: the axis of the output whose largest value is the model's choice; None if there is no choice.
     """
     expected = reference(inputs)
-    got = engine.run(inputs)[engine.outputs[0]]
     tolerance = TOLERANCES[precision]
+    # JSON has no infinity; the report's largest number fails equally.
+    limit = 1e100
+    failed = ParityCase(target, model, len(expected), rows, limit, limit, False, precision, 0.0)
+    try:
+        got = engine.run(inputs)[engine.outputs[0]]
+    except (OptinError, MemoryError):
+        raise
+    except Exception as refusal:  # each engine has types of its own: a size may be a constant in the graph
+        shape = " x ".join(map(str, next(iter(inputs.values())).shape))
+        return replace(failed, failure=f"cannot run inputs of {shape}: {_said(refusal)}")
     if got.shape != expected.shape or not np.isfinite(got).all():
-        # JSON has no infinity; the report's largest number fails equally.
-        limit = 1e100
-        return ParityCase(target, model, len(expected), rows, limit, limit, False, precision, 0.0)
+        return failed
     found = differences(got, expected)
     error, cosine = float(found.error.max()), float(found.cosine.min())
     spread = float((np.abs(found.rows - found.rows[:1]).max(1) / found.scale).max()) if rows == "identical" else 0.0
@@ -106,6 +116,11 @@ def compare(
         and (agreement is None or agreement >= tolerance.agreement)
     )
     return ParityCase(target, model, len(expected), rows, error, spread, passed, precision, cosine, agreement)
+
+
+def _said(error: Exception) -> str:
+    """The first line of a library's error."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]
 
 
 def shortened(inputs: Arrays, tokens: int) -> dict[str, np.ndarray]:

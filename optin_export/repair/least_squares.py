@@ -14,6 +14,8 @@ import torch
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 #: An error below this share of the target's power is not repaired: sums of float32 products are no more exact.
 NEGLIGIBLE = 1e-7
+#: Columns of a Gram matrix that are computed at once.
+BLOCK = 384
 
 
 class Moments:
@@ -34,11 +36,19 @@ class Moments:
         weights = (design.new_ones(len(design)) if weight is None else weight.to(design))[:, None]
         weighted = augmented * weights
         if not self.has_all_rows:
-            self.gram += (weighted.T @ augmented).double()
+            self._add_gram(weighted, augmented)
         self.cross += (weighted.T @ target).double()
         self.power += float((target.double().square() * weights).sum())
         self.weight += float(weights.double().sum())
         self.rows += len(design)
+
+    def _add_gram(self, weighted: torch.Tensor, augmented: torch.Tensor) -> None:
+        """Half of the products are enough: what is right of a block of the diagonal is, transposed, what is below."""
+        for start in range(0, len(self.gram), BLOCK):
+            stop = min(start + BLOCK, len(self.gram))
+            part = (weighted[:, start:stop].T @ augmented[:, start:]).double()
+            self.gram[start:stop, start:] += part
+            self.gram[stop:, start:stop] += part[:, stop - start :].T
 
     def again(self) -> Moments:
         """Moments for other targets of the same weighted rows, with this Gram matrix, which `add` does not change."""

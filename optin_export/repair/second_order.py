@@ -36,6 +36,8 @@ from optin_export.workdir.peak_memory import release_freed
 
 #: Probes per term and batch.
 PROBES = 2
+#: Bytes of weight gradients that are held at once.
+GRADIENT_BYTES = 1 << 27
 #: Layer -> the changes of its weight [candidates, ...] and of its bias [candidates, outputs].
 Changes = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -142,9 +144,42 @@ def _products(
             if not present:
                 continue
             stacked = torch.stack([_per_sample(directions[number], batch_dim, samples) for number in present])
-            for candidate, change in enumerate(zip(weights.to(inputs.dtype), biases.to(inputs.dtype), strict=True)):
+            changes = weights.to(inputs.dtype), biases.to(inputs.dtype)
+            if type(layer) is torch.nn.Linear and _fewer_by_gradients(inputs, len(weights), len(present), samples):
+                rows = _per_sample(inputs, batch_dim, samples).view(samples, -1, inputs.shape[-1])
+                total[:, present] += _by_gradients(rows, stacked, changes).double().cpu()
+                continue
+            for candidate, change in enumerate(zip(*changes, strict=True)):
                 moved = _per_sample(with_weights(layer, change)(inputs), batch_dim, samples)
                 total[candidate, present] += torch.einsum("psf,sf->ps", stacked, moved).double().cpu()
+    return total
+
+
+def _fewer_by_gradients(inputs: torch.Tensor, candidates: int, probes: int, samples: int) -> bool:
+    """Whether a product per sample and probe, then one with each candidate, is less work than a pass per candidate."""
+    rows = inputs[..., 0].numel() / samples
+    return probes * (rows + candidates) < 0.8 * candidates * rows
+
+
+def _by_gradients(
+    inputs: torch.Tensor, directions: torch.Tensor, changes: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Sums over rows of <g, W a + b> = <sum of g a^T, W> + <sum of g, b>: [candidates, probes, samples].
+
+    inputs: a, [samples, rows, features]; directions: g, [probes, samples, rows * outputs]; changes: W [candidates,
+    outputs, features] and b [candidates, outputs] of a linear layer.
+    """
+    weights, biases = changes
+    (samples, rows, features), outputs = inputs.shape, biases.shape[1]
+    flat, probes = weights.flatten(1).T, len(directions)
+    gradients = directions.view(probes, samples, rows, outputs)
+    total = torch.einsum("psro,co->cps", gradients, biases)
+    # As many samples at once as fit: each gives a matrix of the weight's size per probe.
+    step = max(1, GRADIENT_BYTES // (probes * outputs * features * inputs.element_size()))
+    for start in range(0, samples, step):
+        some, part = inputs[start : start + step], gradients[:, start : start + step]
+        sums = part.transpose(2, 3) @ some  # [probes, samples, outputs, features]
+        total[:, :, start : start + step] += (sums.flatten(2) @ flat).permute(2, 0, 1)
     return total
 
 

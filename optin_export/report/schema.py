@@ -99,6 +99,7 @@ class ParityResult(_Part):
     precision: Precision = "fp32"
     cosine: float = Field(1.0, description="cosine between the worst row and its reference")
     agreement: float | None = Field(None, description="share of rows with the reference's class; null: no classes")
+    failure: str | None = Field(None, description="what the engine said, if it could not run these inputs")
 
 
 class ToleranceResult(_Part):

@@ -230,6 +230,21 @@ def test_a_graph_that_is_wrong_for_short_texts_fails_parity() -> None:
     assert not found.latency
 
 
+def test_a_graph_that_cannot_run_a_length_fails_parity_with_the_engines_words() -> None:
+    def other(x: np.ndarray) -> np.ndarray:
+        if x.shape[1] == 2:
+            raise RuntimeError("a Reshape node\nand more")
+        return doubled(x)
+
+    found = measured_texts(other, doubled)
+    (failed,) = (one for one in found.parity if not one.passed and one.model == "base")
+    assert failed.rows == "short" and failed.failure == "cannot run inputs of 2 x 2: RuntimeError: a Reshape node"
+    (gate, *_) = judge(Gates(), Budget(macs=0.6), 0.6, found)
+    assert not gate.passed and gate.kind == "parity"
+    assert "base on t cannot run inputs of 2 x 2: RuntimeError: a Reshape node" in gate.note
+    assert not found.latency
+
+
 def test_lengths_for_which_the_model_itself_has_no_output_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(x: np.ndarray) -> np.ndarray:
         if x.shape[1] == 2:

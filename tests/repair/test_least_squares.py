@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from optin_export.repair import least_squares
 from optin_export.repair.least_squares import DAMPINGS, Moments, rescale, ridge
 
 
@@ -55,6 +56,14 @@ def test_moments_are_sums_over_weighted_rows() -> None:
     solution = truth + 0.1
     assert whole.error(solution) == pytest.approx(error(design, target, weight, solution))
     assert whole.scale == pytest.approx(float((target.square().mean(1) * weight).sum() / weight.sum()))
+
+
+def test_a_gram_matrix_of_several_blocks_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(least_squares, "BLOCK", 3)
+    design, target, weight, _ = problem(features=7)
+    found = moments(design, target, weight).gram
+    augmented = torch.cat([design, torch.ones(len(design), 1, dtype=torch.float64)], 1)
+    torch.testing.assert_close(found, augmented.T @ (augmented * weight[:, None]))
 
 
 def test_moments_add_up_and_no_weights_are_equal_weights() -> None:

@@ -88,3 +88,23 @@ def test_an_empty_change_costs_nothing_and_twice_the_change_four_times_as_much()
     assert losses.shape == (2, 3, 2) and not losses[:, 0].any()
     np.testing.assert_allclose(losses[:, 2], 4 * losses[:, 1], rtol=1e-4)
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("size", [1 << 30, 1])
+def test_products_by_weight_gradients_are_those_of_passes(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All samples at once, and one after the other."""
+    monkeypatch.setattr(second_order, "GRADIENT_BYTES", size)
+    make = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=make, dtype=torch.float64)  # noqa: E731
+    inputs, directions, weights, biases = draw(3, 7, 5), draw(2, 3, 7 * 4), draw(6, 4, 5), draw(6, 4)
+    found = second_order._by_gradients(inputs, directions, (weights, biases))
+    for candidate in range(6):
+        moved = inputs @ weights[candidate].T + biases[candidate]
+        torch.testing.assert_close(found[candidate], (directions.view(2, 3, 7, 4) * moved).sum((2, 3)))
+
+
+def test_the_cheaper_of_both_products_is_taken() -> None:
+    long, short = torch.zeros(4, 64, 8), torch.zeros(4, 1, 8)
+    assert second_order._fewer_by_gradients(long, 13, 4, 4)
+    assert not second_order._fewer_by_gradients(short, 13, 4, 4)
+    assert not second_order._fewer_by_gradients(long, 3, 4, 4)
