@@ -2,7 +2,9 @@
 """Everything that a machine with an NVIDIA GPU can tell, offline, in under eight minutes: one JSON with all raw blocks.
 
     python tools/gpu_acceptance.py --out docs/measurements/gpu/<gpu>.json && python tools/studies/render_results.py
-    python tools/gpu_acceptance.py --quick --out /tmp/quick.json      # tiny sizes, also on a machine without a GPU
+    python tools/gpu_acceptance.py --rehearse --out /tmp/rehearsal.json   # the same code, tiny sizes, on the CPU
+
+It says how long each part may take. The same command again goes on after the parts that are done (`--again` does not).
 
 Parts: scoring (the sketch against exact masking), torch, onnxruntime, tensorrt, tensorrt_rtx. Each is a process of its
 own with a limit of seconds, writes after every result, and skips what no longer fits: one that fails, hangs or breaks
@@ -31,8 +33,8 @@ from pathlib import Path
 from typing import Any
 
 PARTS = {"scoring": 80, "torch": 170, "onnxruntime": 70, "tensorrt": 110, "tensorrt_rtx": 30}
-#: What `--quick` allows each part on a small and busy CPU.
-QUICK_SECONDS = 240
+#: What `--rehearse` allows each part on a small and busy CPU; with two cores to itself it takes about 20 s each.
+REHEARSAL_SECONDS = 240
 RATIOS, PRECISIONS, BATCHES = (0.7, 0.5), ("fp32", "fp16", "bf16"), (1, 8, 64, 256)
 #: The ways of calling an engine that are measured here: as a caller sees it, and the engine alone.
 MODES = ("call", "device+graph")
@@ -84,8 +86,8 @@ def _task(task: str) -> dict[str, Any]:
     return {"task": task, "pooling": None, "normalize": False}
 
 
-def cases(quick: bool) -> dict[str, Callable[[], Case]]:
-    if quick:
+def cases(rehearsal: bool) -> dict[str, Callable[[], Case]]:
+    if rehearsal:
         small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
         tiny = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 4, "num_classes": 5}
         return {
@@ -143,26 +145,26 @@ def models_of(case: Case, ratios: tuple[float, ...]) -> dict[str, Any]:
 # The parts. Each is a generator of entries; an entry with a `failed` says why.
 
 
-def scoring_part(quick: bool, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
+def scoring_part(rehearsal: bool, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
     """Seconds of `score: optin` for a whole model, with and without autocast, against exact masking of its units."""
     import torch
 
-    models = cases(quick)
-    if not quick:
+    models = cases(rehearsal)
+    if not rehearsal:
         models = {"BERT-base": models["BERT-base"], "ViT-B": lambda: timm_case("vit_base_patch16_224")}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cpu" if rehearsal or not torch.cuda.is_available() else "cuda"
     for name, make in models.items():
         case = make()
         for autocast in (None, "bfloat16"):
             with _failing({"model": name, "autocast": autocast, "device": device}) as entry:
                 if left() > 0:
-                    entry |= _score(case, autocast, device, quick)
+                    entry |= _score(case, autocast, device, rehearsal)
                 else:
                     entry["failed"] = "no time was left"
             yield entry
 
 
-def _score(case: Case, autocast: str | None, device: str, quick: bool) -> dict[str, Any]:
+def _score(case: Case, autocast: str | None, device: str, rehearsal: bool) -> dict[str, Any]:
     import numpy as np
     import torch
 
@@ -176,7 +178,7 @@ def _score(case: Case, autocast: str | None, device: str, quick: bool) -> dict[s
 
     torch.manual_seed(0)
     model = build(case.architecture).to(device)
-    samples = 4 if quick else SAMPLES
+    samples = 4 if rehearsal else SAMPLES
     rows = {name: tensor.to(device) for name, tensor in inputs_of(case, samples).items()}
     batches, structure = [Batch(rows, np.arange(samples))], find_structure(model)
     section = PruneSection.model_validate({"budget": {"macs": 0.5}, "rows": ROWS, "autocast": autocast})
@@ -208,7 +210,7 @@ def _score(case: Case, autocast: str | None, device: str, quick: bool) -> dict[s
     }
 
 
-def torch_part(quick: bool, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
+def torch_part(rehearsal: bool, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
     """The models themselves with fused attention, not exported: that takes too long for so many."""
     import torch
 
@@ -216,12 +218,10 @@ def torch_part(quick: bool, left: Callable[[], float]) -> Iterator[dict[str, Any
     from optin_export.export.program import fused_attention
     from optin_export.recipe import Target
 
-    on_gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() and not rehearsal
     target = Target.model_validate({"engine": "torch", "device": "cuda" if on_gpu else "cpu"})
-    ratios, precisions, batches = _sizes(quick)
-    if not on_gpu:
-        precisions = ("fp32",)  # half precision on a CPU says nothing about a GPU
-    for name, make in cases(quick).items():
+    ratios, precisions, batches = _sizes(rehearsal)
+    for name, make in cases(rehearsal).items():
         models: dict[str, Any] = {}
         case = make()
         with _failing({"model": name, "target": target.name}) as entry:
@@ -240,7 +240,7 @@ def torch_part(quick: bool, left: Callable[[], float]) -> Iterator[dict[str, Any
             del engines, held
 
 
-def onnx_part(engine: str, quick: bool, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
+def onnx_part(engine: str, rehearsal: bool, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
     """Engines that are built from ONNX, in fp32: of the models, as many as there is time for."""
     import torch
 
@@ -248,14 +248,14 @@ def onnx_part(engine: str, quick: bool, left: Callable[[], float]) -> Iterator[d
     from optin_export.export import export_onnx
     from optin_export.recipe import Target
 
-    on_gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() and not rehearsal
     options: dict[str, Any] = {"engine": engine}
     if engine == "onnxruntime" and on_gpu:
         options["device"] = "cuda"
     if engine == "tensorrt-rtx" and not on_gpu:
         options["tensorrt"] = {"compute_capabilities": ["8.9"]}
     target = Target.model_validate(options)
-    ratios, _, batches = _sizes(quick)
+    ratios, _, batches = _sizes(rehearsal)
     if engine != "onnxruntime":
         batches = batches[1:3]  # every batch size is a profile that is tuned by itself: all would take the whole time
     with _failing({"target": target.name}) as entry:
@@ -263,7 +263,7 @@ def onnx_part(engine: str, quick: bool, left: Callable[[], float]) -> Iterator[d
     yield entry
     if "failed" in entry:
         return
-    for name, make in cases(quick).items():
+    for name, make in cases(rehearsal).items():
         with tempfile.TemporaryDirectory() as folder, _failing({"model": name, "target": target.name}) as entry:
             if left() <= 0:
                 entry["failed"] = "no time was left"
@@ -287,8 +287,8 @@ def onnx_part(engine: str, quick: bool, left: Callable[[], float]) -> Iterator[d
         yield entry
 
 
-def _sizes(quick: bool) -> tuple[tuple[float, ...], tuple[str, ...], tuple[int, ...]]:
-    return (RATIOS[-1:], PRECISIONS[:1], (1, 2)) if quick else (RATIOS, PRECISIONS, BATCHES)
+def _sizes(rehearsal: bool) -> tuple[tuple[float, ...], tuple[str, ...], tuple[int, ...]]:
+    return (RATIOS[-1:], PRECISIONS, (1, 2)) if rehearsal else (RATIOS, PRECISIONS, BATCHES)
 
 
 def _cells(
@@ -369,7 +369,7 @@ def _failing(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
         entry["traceback"] = traceback.format_exc()[-2000:]
 
 
-def run_part(part: str, seconds: float, quick: bool, out: Path) -> None:
+def run_part(part: str, seconds: float, rehearsal: bool, out: Path) -> None:
     """In a process of its own: write every entry to `out` as soon as it is there."""
     from optin_export.measure import latency
     from optin_export.workdir.files import write_text
@@ -382,11 +382,11 @@ def run_part(part: str, seconds: float, quick: bool, out: Path) -> None:
         return end - time.monotonic()
 
     if part == "scoring":
-        found = scoring_part(quick, left)
+        found = scoring_part(rehearsal, left)
     elif part == "torch":
-        found = torch_part(quick, left)
+        found = torch_part(rehearsal, left)
     else:
-        found = onnx_part(part.replace("_", "-"), quick, left)
+        found = onnx_part(part.replace("_", "-"), rehearsal, left)
     entries: list[dict[str, Any]] = []
     for entry in found:
         entries.append(entry)
@@ -396,37 +396,66 @@ def run_part(part: str, seconds: float, quick: bool, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, also without a GPU")
+    parser.add_argument("--rehearse", action="store_true", help="the same code on the CPU, with tiny sizes")
+    parser.add_argument("--again", action="store_true", help="measure again what --out already has")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="only these")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part is not None:
-        run_part(options.part, options.seconds, options.quick, options.out)
+        run_part(options.part, options.seconds, options.rehearse, options.out)
         return
     from optin_export.engines import gpu_name
     from optin_export.environment import describe
     from optin_export.workdir.files import write_text
 
-    gpu = gpu_name()
-    if gpu is None and not options.quick:
-        sys.exit("there is no NVIDIA GPU with a working driver here; --quick runs tiny sizes on the CPU")
+    gpu = None if options.rehearse else gpu_name()
+    if gpu is None and not options.rehearse:
+        sys.exit("there is no NVIDIA GPU with a working driver here; --rehearse runs tiny sizes on the CPU")
     result: dict[str, Any] = {
-        "version": 1,
+        "version": 2,
         "written": time.strftime("%Y-%m-%d", time.gmtime()),
-        "quick": options.quick,
+        "rehearsal": options.rehearse,
         "machine": {**describe(), "gpu": gpu},
         "measured_by": {"blocks": BLOCKS, "block_seconds": BLOCK_SECONDS, "warm_up_seconds": WARM_UP_SECONDS},
-        "parts": {},
+        "parts": {} if options.again else done_before(options.out, gpu, options.rehearse),
     }
+    limits = {part: REHEARSAL_SECONDS if options.rehearse else PARTS[part] for part in options.parts}
+    todo = [part for part in options.parts if part not in result["parts"]]
     for part in options.parts:
+        print(f"{part:<14}" + (f"at most {limits[part]} s" if part in todo else "done before"), file=sys.stderr)
+    print(f"all together  at most {sum(limits[part] for part in todo) / 60:.1f} min", file=sys.stderr)
+    for part in todo:
         print(f"{part} ...", file=sys.stderr, flush=True)
-        result["parts"][part] = in_process(part, QUICK_SECONDS if options.quick else PARTS[part], options.quick)
+        found = in_process(part, limits[part], options.rehearse)
+        result["parts"][part] = found
         write_text(options.out, json.dumps(result) + "\n")
+        print(f"{part}: {found['seconds']} s, {told(found)}", file=sys.stderr, flush=True)
     print(options.out)
 
 
-def in_process(part: str, seconds: float, quick: bool) -> dict[str, Any]:
+def done_before(out: Path, gpu: str | None, rehearsal: bool) -> dict[str, Any]:
+    """The parts in a file of an earlier, interrupted call on this GPU, without those that failed."""
+    try:
+        known = json.loads(out.read_text(encoding="utf-8"))
+        if (known["version"], known["machine"]["gpu"], known["rehearsal"]) == (2, gpu, rehearsal):
+            return {part: found for part, found in known["parts"].items() if found["failed"] is None}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {}
+
+
+def told(found: dict[str, Any]) -> str:
+    """What a part has in one phrase: its results, and the first reason of those that are missing."""
+    every = [cell for entry in found["entries"] for cell in (entry, *entry.get("cells", ()))]
+    reasons = [reason for one in every if (reason := one.get("failed") or one.get("unmeasured"))]
+    words = [f"{len(every) - len(reasons)} results"]
+    if reasons:
+        words.append(f"{len(reasons)} missing: {reasons[0].splitlines()[0][:100]}")
+    return ", ".join([*words, *([found["failed"]] if found["failed"] else [])])
+
+
+def in_process(part: str, seconds: float, rehearsal: bool) -> dict[str, Any]:
     """Run one part; its entries, how long it took, and how it ended if not well."""
     with tempfile.TemporaryDirectory() as folder:
         out, start = Path(folder) / "part.json", time.monotonic()
@@ -434,7 +463,7 @@ def in_process(part: str, seconds: float, quick: bool) -> dict[str, Any]:
         ended = None
         try:
             done = subprocess.run(
-                [*words, *(["--quick"] if quick else [])], timeout=seconds, stderr=subprocess.PIPE, text=True
+                [*words, *(["--rehearse"] if rehearsal else [])], timeout=seconds, stderr=subprocess.PIPE, text=True
             )
             if done.returncode != 0:
                 ended = f"exit code {done.returncode}: {done.stderr[-1000:]}"

@@ -56,6 +56,7 @@ def checks(folder: Path) -> Iterator[Check]:
     yield _memory()
     yield _disk(folder)
     yield _gpu()
+    yield _gpu_software()
     yield from engine_checks()
     yield _two_onnxruntimes()
     yield _tool("triton client", "tritonclient", _triton_client)
@@ -182,6 +183,18 @@ def _gpu() -> Check:
 
     name = gpu_name()
     return Check("gpu", "ok", name) if name else Check("gpu", "missing", _device.no_gpu() or "none")
+
+
+def _gpu_software() -> Check:
+    from optin_export.cli import _gpu_software as software
+    from optin_export.engines import gpu_name
+    from optin_export.measure.gpu import driver_version
+
+    name = gpu_name()
+    if name is None:
+        return Check("gpu software", "ok", software.RULES)
+    able, detail, fix = software.advice(name, driver_version())
+    return Check("gpu software", "ok" if able else "unusable", detail, fix)
 
 
 def _two_onnxruntimes() -> Check:

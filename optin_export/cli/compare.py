@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from optin_export.cli._group import PATH, command
-from optin_export.errors import InputError
+from optin_export.errors import InputError, printable
 
 
 @command
@@ -38,5 +38,8 @@ def compare(runs: tuple[Path, ...], out: Path, as_json: bool) -> int:
             print(f"{front.title} on {front.machine}: on the front of {group.metric} and p50: {points}")
         for label, why in group.unmeasured.items():
             print(f"{label}: on no front: {why}")
+        for run in group.runs:
+            for text in run.report.warnings:
+                print(printable(f"{run.label}: warning: {text}"))
     print(f"page: {out}")
     return 0

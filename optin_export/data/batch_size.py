@@ -11,7 +11,7 @@ from optin_export.models.tasks import Inputs, TaskModel
 #: Rows of a batch: at most, and at least.
 MOST, LEAST = 32, 4
 #: Maximum bytes of what one batch's graph keeps for the backward pass.
-GRAPH_BYTES = 512 << 20
+GRAPH_BYTES = 256 << 20
 
 
 def rows_at_once(model: TaskModel, processor: Processor, examples: Examples) -> int:

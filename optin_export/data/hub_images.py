@@ -19,7 +19,7 @@ from optin_export.data import pixels
 from optin_export.data.hub_steps import Candidate, candidates
 from optin_export.errors import InputError
 from optin_export.recipe import ModelSection
-from optin_export.recipe.schema import Preprocess
+from optin_export.recipe.model import Preprocess
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
 #: Largest and mean difference of the served pixels from the library's, in levels of 0..255. torchvision and Pillow

@@ -21,7 +21,7 @@ from optin_export.errors import InputError
 from optin_export.models.loading import LoadedModel
 from optin_export.models.tasks import SegmentationModel
 from optin_export.recipe import Recipe
-from optin_export.recipe.schema import Preprocess
+from optin_export.recipe.model import Preprocess
 from optin_export.workdir.opening import regular
 
 #: A Pillow image in the mode that `pixels.open_image` gives, to float32 [C, H, W].
@@ -227,15 +227,17 @@ def make_image_processor(loaded: LoadedModel, recipe: Recipe) -> ImageProcessor:
     if hasattr(module, "pretrained_cfg"):
         from timm.data import resolve_model_data_config
 
-        config = _with_recipe(resolve_model_data_config(module), wanted, segments, _channels(module))
+        told = resolve_model_data_config(module)
+        channels = _channels(module, wanted.size or told["input_size"][1:])
+        config = _with_recipe(told, wanted, segments, channels)
         config["upright"] = False  # timm does not rotate images
         made = ImageProcessor(config, whole=maps)
     else:
         if loaded.origin is not None:
-            hub = load_hub_images(loaded.origin, recipe.model, _hub_channels(module), segments)
+            hub = load_hub_images(loaded.origin, recipe.model, _hub_channels(module, wanted.size), segments)
         if hub is None or hub.timm is not None:
-            found = _bare(module) if hub is None or hub.timm is None else hub.timm
-            config = _with_recipe(found, wanted, segments, _hub_channels(module))
+            found = _bare(module, wanted.size) if hub is None or hub.timm is None else hub.timm
+            config = _with_recipe(found, wanted, segments, _hub_channels(module, wanted.size))
             config["upright"] = loaded.architecture["library"] == "transformers"
             made = ImageProcessor(config, whole=maps, notes=_notes(loaded, config, wanted) if hub is None else ())
         else:
@@ -281,14 +283,14 @@ def _with_recipe(config: dict[str, Any], wanted: Preprocess, segments: bool, cha
     return config
 
 
-def _bare(module: torch.nn.Module) -> dict[str, Any]:
+def _bare(module: torch.nn.Module, wanted: Sequence[int] | None) -> dict[str, Any]:
     """Without an image configuration: the whole image stretched to the model's size, values in -1..1."""
     config = getattr(module, "config", None)
     config = getattr(config, "vision_config", config)
     size = getattr(config, "image_size", None) or 224
     height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
     return {
-        "input_size": (_channels(module) or 3, height, width),
+        "input_size": (_channels(module, wanted or (height, width)) or 3, height, width),
         "interpolation": "bilinear",
         "mean": (0.5,),
         "std": (0.5,),
@@ -311,14 +313,28 @@ def _notes(loaded: LoadedModel, config: dict[str, Any], wanted: Preprocess) -> t
     )
 
 
-def _channels(module: torch.nn.Module) -> int | None:
+def _channels(module: torch.nn.Module, size: Sequence[int]) -> int | None:
+    """Channels of the images, by the first convolution; None without one.
+
+    Some models rearrange the pixels first, e.g. squares of 4 x 4 pixels into 48 channels: of unusual numbers, the model
+    is asked with an image of `size`.
+    """
     first = next((part for part in module.modules() if isinstance(part, torch.nn.Conv2d)), None)
-    return None if first is None else first.in_channels
+    if first is None or first.in_channels in (1, 3):
+        return None if first is None else first.in_channels
+    for channels in (first.in_channels, 3, 1):
+        try:
+            with torch.no_grad():
+                module(torch.zeros(1, channels, *size, device=first.weight.device, dtype=first.weight.dtype))
+        except Exception:  # whatever its code says to images of another shape
+            continue
+        return channels
+    return first.in_channels
 
 
-def _hub_channels(module: torch.nn.Module) -> int:
+def _hub_channels(module: torch.nn.Module, size: Sequence[int] | None) -> int:
     """Channels by the configuration; the first convolution of some models does not read the image directly."""
     config = getattr(module, "config", None)
     config = getattr(config, "vision_config", config)
     given = getattr(config, "num_channels", None)
-    return given if isinstance(given, int) else _channels(module) or 3
+    return given if isinstance(given, int) else _channels(module, size or (224, 224)) or 3

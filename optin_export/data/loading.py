@@ -118,7 +118,7 @@ class Sources:
 
         The repair has seen the calibration rows, so rows of the same source that were not drawn are better to judge on.
         """
-        section = self.recipe.finetune
+        section = self.recipe.tuning
         assert section is not None
         examples = self.calibration_examples if self.finetune_examples is None else self.finetune_examples
         labels = np.asarray(self.labels(examples)) if section.labelled else None
@@ -203,7 +203,7 @@ class Sources:
         calibration, evaluation, finetune = self.calibration_examples, self.evaluation_examples, self.finetune_examples
         said = [*self.notes, *getattr(self.processor, "notes", ())]
         said += [note for one in (calibration, evaluation, finetune) if one is not None for note in one.notes]
-        section = self.recipe.finetune
+        section = self.recipe.tuning
         for one in (evaluation, finetune if section is not None and section.labelled else None):
             said += [] if one is None else self._labels(one)[1]
         return tuple(dict.fromkeys(said))
@@ -315,8 +315,8 @@ def checked_sources(sources: Sources, lookup: Lookup | None = None) -> Sources:
         refuse_merging(loaded.model)
     _try_one_batch(sources, lookup)
     regression = sources.model.output_kind == "regression"
-    if recipe.finetune is not None:
-        if recipe.finetune.labelled:
+    if recipe.tuning is not None:
+        if recipe.tuning.labelled:
             check_training(sources.classes, regression, sources.problem)
         sources.training()
     if evaluation is not None:

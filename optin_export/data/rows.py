@@ -86,7 +86,7 @@ def _finetune_examples(
     recipe: Recipe, needs: tuple[str, ...], lookup: Lookup | None
 ) -> tuple[Examples | None, Examples | None]:
     """Rows of `finetune.data`; without it, rows of the calibration source that were not drawn."""
-    section = recipe.finetune
+    section = recipe.tuning
     if section is not None and section.source is not None:
         python_function(section.source)  # a function that cannot be called raises here, not after hours of work
     if section is None:

@@ -36,8 +36,14 @@ class Device(Protocol):
     #: Cache size in bytes that the rotated inputs must exceed; 0: inputs are not rotated.
     cache_bytes: int
 
+    #: CUDA's handle of the stream; 0 on the CPU.
+    stream_handle: int
+
     def current(self) -> AbstractContextManager[object]:
         """Launch the body's work on the device's stream."""
+
+    def wait(self) -> None:
+        """Wait for all work on the stream."""
 
     def start(self) -> None: ...
 
@@ -51,13 +57,16 @@ class Device(Protocol):
 class Host:
     """The CPU: a call returns when it is done, so the caller's clock measures all of it."""
 
-    name, cache_bytes = "cpu", 0
+    name, cache_bytes, stream_handle = "cpu", 0, 0
 
     def __init__(self) -> None:
         self._started = 0
 
     def current(self) -> AbstractContextManager[object]:
         return nullcontext()
+
+    def wait(self) -> None:
+        pass
 
     def start(self) -> None:
         self._started = time.perf_counter_ns()
@@ -80,12 +89,16 @@ class Gpu:
 
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()
+        self.stream_handle = self.stream.cuda_stream
         self.cache_bytes = int(getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0))
         self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._pool: Any = None
 
     def current(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self.stream)
+
+    def wait(self) -> None:
+        self.stream.synchronize()
 
     def start(self) -> None:
         self.stream.synchronize()

@@ -8,19 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from optin_export.engines._polygraphy import Polygraphy, Reasons, explained
+from optin_export.engines._tensorrt_shapes import Profile, Shapes
 from optin_export.errors import EnvironmentLacks, OptinError, ParityError
 from optin_export.progress import reporter
 from optin_export.recipe import Target
 
-Shape = tuple[int, ...]
-#: Input shapes at one shipped batch size, by name.
-Shapes = Mapping[str, Shape]
-#: (min, opt, max) of every input.
-Profile = dict[str, tuple[Shape, Shape, Shape]]
-#: Output name -> dynamic axis -> the input, and its axis of the same length.
-Axes = dict[str, dict[int, tuple[str, int]]]
 #: The exporter's smallest sequence.
 LEAST_SEQUENCE = 2
 #: The first version with all features used here.
@@ -37,24 +30,6 @@ def checked_version(trt: Any) -> Any:
         why, fix = f"this needs {wanted} or later", f"pip install 'tensorrt>={wanted}'"
         raise EnvironmentLacks(f"TensorRT {trt.__version__} is too old", why, fix)
     return trt
-
-
-def logger(trt: Any) -> Any:
-    """A logger that keeps errors and warnings, which contain the reason for a failure."""
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            super().__init__()
-            self.messages: list[str] = []
-
-        def log(self, severity: Any, text: str) -> None:
-            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                self.messages.append(text)
-
-        def reason(self) -> str:
-            return "; ".join(self.messages[-3:])[:400] or "it gave no reason"
-
-    return Log()
 
 
 def monitor(trt: Any) -> Any:
@@ -85,23 +60,23 @@ def monitor(trt: Any) -> Any:
     return Monitor()
 
 
-def parse(trt: Any, builder: Any, log: Any, onnx: Path) -> tuple[Any, Any]:
-    """The network of an ONNX file, and the parser, which must live as long because the network refers to its weights.
+def parse(tools: Polygraphy, onnx: Path) -> tuple[Any, Any, Any]:
+    """Builder, network and parser of an ONNX file.
 
     Raises ParityError that names every node the parser refuses.
     """
-    definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(definition, log)
-    # The parser needs the path to find external weights.
-    if not parser.parse(onnx.read_bytes(), str(onnx)):
-        every = [parser.get_error(index) for index in range(parser.num_errors)]
-        errors = "; ".join(f"{refusal.node_operator()} '{refusal.node_name()}': {refusal.desc()}" for refusal in every)
-        raise ParityError(
-            f"{trt.__name__} cannot parse {onnx.name}",
-            errors[:600] or log.reason(),
+
+    def refusal(found: Reasons) -> ParityError:
+        refused = "; ".join(one for one in found if one.startswith("In node "))[:600]
+        return ParityError(
+            f"{tools.trt.__name__} cannot parse {onnx.name}",
+            refused or found.last(),
             "replace the operator, or report it",
         )
-    return definition, parser
+
+    with explained(refusal):
+        builder, definition, parser = tools.backend.network_from_onnx_path(str(onnx), strongly_typed=True)
+    return builder, definition, parser
 
 
 def profiles_of(definition: Any, shapes: Sequence[Shapes], dynamic: bool) -> list[Profile]:
@@ -123,40 +98,40 @@ def profiles_of(definition: Any, shapes: Sequence[Shapes], dynamic: bool) -> lis
     return [{name: (smallest[name], shape, shape) for name, shape in largest.items()}]
 
 
-def configure(trt: Any, builder: Any, target: Target, log: Any) -> Any:
-    """The builder's configuration from the target's options."""
-    options, config = target.tensorrt, builder.create_builder_config()
-    if options.workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace << 20)
-    config.builder_optimization_level = options.builder_optimization_level
-    config.profiling_verbosity = getattr(trt.ProfilingVerbosity, options.profiling_verbosity.upper())
-    flags = {
-        "VERSION_COMPATIBLE": options.version_compatible,
-        "REFIT": options.refit,
-        "STRIP_PLAN": options.strip_plan,
-        "WEIGHT_STREAMING": options.weight_streaming,
-    }
-    for name, wanted in flags.items():
-        if wanted:
-            _supported(trt.BuilderFlag, name, trt, f"tensorrt.{name.lower()}")
-            config.set_flag(getattr(trt.BuilderFlag, name))
+def configure(tools: Polygraphy, target: Target, profiles: Sequence[Profile], **more: Any) -> Any:
+    """The loader of the builder's configuration from the target's options.
+
+    more: further arguments of Polygraphy's CreateConfig. Raises EnvironmentLacks for what this library does not have.
+    """
+    options, trt = target.tensorrt, tools.trt
     if options.hardware_compatibility != "none":
         level = options.hardware_compatibility.upper()
         _supported(trt.HardwareCompatibilityLevel, level, trt, "tensorrt.hardware_compatibility")
-        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
-    if hasattr(config, "set_compute_capability"):  # TensorRT for RTX
-        capabilities = options.compute_capabilities or ("current",)
-        config.num_compute_capabilities = len(capabilities)
-        for index, capability in enumerate(capabilities):
-            name = "CURRENT" if capability == "current" else "SM" + capability.replace(".", "")
-            _supported(trt.ComputeCapability, name, trt, "tensorrt.compute_capabilities")
-            if not config.set_compute_capability(getattr(trt.ComputeCapability, name), index):
-                raise EnvironmentLacks(
-                    f"{trt.__name__} cannot build for compute capability '{capability}'",
-                    log.reason(),
-                    "give those of the GPUs that will serve, e.g. tensorrt: {compute_capabilities: ['8.9']}",
-                )
-    return config
+        more["hardware_compatibility_level"] = getattr(trt.HardwareCompatibilityLevel, level)
+    if options.workspace is not None:
+        more["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace << 20}
+    if tools.is_rtx:
+        for capability in options.compute_capabilities:
+            _supported(trt.ComputeCapability, f"SM{capability.replace('.', '')}", trt, "tensorrt.compute_capabilities")
+        pairs = [tuple(int(part) for part in one.split(".")) for one in options.compute_capabilities]
+        more |= {"compute_capabilities": pairs} if pairs else {"use_gpu": True}
+    return tools.create_config(
+        profiles=[_profile(tools, one) for one in profiles],
+        builder_optimization_level=options.builder_optimization_level,
+        profiling_verbosity=getattr(trt.ProfilingVerbosity, options.profiling_verbosity.upper()),
+        version_compatible=options.version_compatible,
+        refittable=options.refit,
+        strip_plan=options.strip_plan,
+        weight_streaming=options.weight_streaming,
+        **more,
+    )
+
+
+def _profile(tools: Polygraphy, ranges: Profile) -> Any:
+    profile = tools.backend.Profile()
+    for name, (least, best, most) in ranges.items():
+        profile.add(name, least, best, most)
+    return profile
 
 
 def _supported(enum: Any, name: str, trt: Any, option: str) -> None:
@@ -166,9 +141,24 @@ def _supported(enum: Any, name: str, trt: Any, option: str) -> None:
         raise EnvironmentLacks(what, f"it has {known}", f"set {option}")
 
 
-def failed(log: Any, target: Target) -> OptinError:
-    """The error for a build that made no engine, with the reason."""
-    reason = log.reason()
+def engine_bytes(
+    tools: Polygraphy, parsed: tuple[Any, Any, Any], config: Any, target: Target, cache: str | None = None
+) -> bytes:
+    """The serialised engine of a parsed network. cache: a file for the timing cache, read by `config`, written here.
+
+    Raises EnvironmentLacks without enough memory and for options that the machine does not support, else ParityError.
+    """
+    with explained(lambda found: failed(found.last(), target)):
+        return bytes(tools.backend.engine_bytes_from_network(parsed, config=config, save_timing_cache=cache))
+
+
+def failed(reason: str, target: Target) -> OptinError:
+    """The error for a build that made no engine, with the library's reason."""
+    if "is not available on TensorRT version" in reason:  # Polygraphy, of an option
+        return EnvironmentLacks(f"{target.engine} cannot build for this target", reason, "change targets.tensorrt")
+    if "driver" in reason.lower() and target.engine == "tensorrt-rtx":
+        fix = "give the GPUs that will serve, e.g. tensorrt: {compute_capabilities: [8.9]}"
+        return EnvironmentLacks(f"{target.engine} cannot build for this machine's GPU", reason, fix)
     if "memory" in reason.lower():
         fix = "set a smaller targets.tensorrt.workspace (MiB), smaller export.batch, or free GPU memory"
         return EnvironmentLacks(f"{target.engine} ran out of memory while building", reason, fix)
@@ -202,75 +192,6 @@ def trtexec_line(target: Target, onnx: Path, path: Path, profiles: Sequence[Prof
     if options.compute_capabilities:
         words.append(f"--computeCapabilities={','.join(options.compute_capabilities)}")
     return " ".join(words)
-
-
-def fitted(
-    profiles: Sequence[Mapping[str, Sequence[Shape]]], inputs: Mapping[str, np.ndarray]
-) -> tuple[int, dict[str, np.ndarray]]:
-    """The smallest profile that holds `inputs`, and the inputs padded with zeros to its minimum.
-
-    Raises ParityError for inputs outside every profile.
-    """
-    order = sorted(
-        range(len(profiles)), key=lambda number: [np.prod(ranges[2]) for ranges in profiles[number].values()]
-    )
-    for number in order:
-        profile = profiles[number]
-        if all(
-            array.ndim == len(profile[name][2])
-            and all(size <= most for size, most in zip(array.shape, profile[name][2], strict=True))
-            for name, array in inputs.items()
-        ):
-            return number, {name: _padded(array, profile[name][0]) for name, array in inputs.items()}
-    given = {name: array.shape for name, array in inputs.items()}
-    held = [{name: tuple(ranges[2]) for name, ranges in profile.items()} for profile in profiles]
-    raise ParityError(f"no optimization profile covers {given}", f"the largest are {held}", "build for this shape")
-
-
-def _padded(array: np.ndarray, least: Shape) -> np.ndarray:
-    missing = [max(0, wanted - size) for size, wanted in zip(array.shape, least, strict=True)]
-    return np.pad(array, [(0, more) for more in missing]) if any(missing) else array
-
-
-def dynamic_axes(model: Any) -> Axes:
-    """The axes of an ONNX model's outputs that share a declared dimension with an axis of an input.
-
-    They are matched by names ("batch", "sequence"), never by sizes: a sequence may be as long as an embedding.
-    """
-    inputs = {
-        dimension.dim_param: (one.name, axis)
-        for one in reversed(model.graph.input)
-        for axis, dimension in enumerate(one.type.tensor_type.shape.dim)
-        if dimension.dim_param
-    }
-    return {
-        one.name: {
-            axis: inputs[dimension.dim_param]
-            for axis, dimension in enumerate(one.type.tensor_type.shape.dim)
-            if dimension.dim_param in inputs
-        }
-        for one in model.graph.output
-    }
-
-
-def read_axes(entries: Mapping[str, Sequence[Sequence[Any]]]) -> Axes:
-    """The axes as `write_axes` wrote them."""
-    return {name: {int(axis): (str(source), int(at)) for axis, source, at in one} for name, one in entries.items()}
-
-
-def write_axes(axes: Axes) -> dict[str, list[list[Any]]]:
-    """{output: [[axis, input, axis of the input]]}, for JSON."""
-    return {name: [[axis, *source] for axis, source in one.items()] for name, one in axes.items()}
-
-
-def cut(array: np.ndarray, axes: Mapping[int, tuple[str, int]], given: Mapping[str, Shape]) -> np.ndarray:
-    """An output without padding: every dynamic axis is cut to the length of the input's axis.
-
-    axes: of this output (see `dynamic_axes`). given: the shapes of the inputs before they were padded.
-    """
-    for axis, (name, at) in axes.items():
-        array = array[(slice(None),) * axis + (slice(given[name][at]),)]
-    return array
 
 
 def layers_of(information: str) -> dict[str, Any]:

@@ -94,13 +94,15 @@ def _exported(model: TaskModel, inputs: Inputs, max_batch: int, sequence: int | 
         program = _program(model, inputs, dynamic)
         fixed = _fixed_size(program, dynamic)
     else:
-        for least in LEAST_SEQUENCES:
-            length = torch.export.Dim("sequence", min=least, max=max(sequence, least))
-            dynamic = {name: {0: batch, 1: length} for name in inputs}
-            program = _program(model, inputs, dynamic)
-            fixed = _fixed_size(program, dynamic)
-            if fixed is None:
-                break
+        odd = _odd_length(inputs)
+        try:
+            program, fixed = _of_texts(model, odd or inputs, batch, sequence)
+        except Exception:  # the model's code may not take such a length
+            if odd is None:
+                raise
+            fixed = "other sizes"
+        if odd is not None and fixed is not None:
+            program, fixed = _of_texts(model, inputs, batch, sequence)
     if fixed is not None:
         raise InputError(
             "the model cannot be exported to ONNX",
@@ -108,6 +110,30 @@ def _exported(model: TaskModel, inputs: Inputs, max_batch: int, sequence: int | 
             "change the model's code so that it does not depend on sizes or values of one input",
         )
     return program
+
+
+def _odd_length(inputs: Inputs) -> Inputs | None:
+    """The texts without their last token, if their length is even; None otherwise.
+
+    Code that pads to a multiple (of a window, or a block) skips that for an example of such a length, and the graph
+    then takes no other. The exporter keeps the branch that the example takes.
+    """
+    length = next(iter(inputs.values())).shape[1]
+    if length % 2 or length <= LEAST_SEQUENCES[-1]:
+        return None
+    return {name: tensor[:, :-1].contiguous() for name, tensor in inputs.items()}
+
+
+def _of_texts(model: TaskModel, inputs: Inputs, batch: Any, sequence: int) -> tuple[Any, str | None]:
+    """The exporter's program for texts of any length up to `sequence`, and the sizes that it takes if not all."""
+    for least in LEAST_SEQUENCES:
+        length = torch.export.Dim("sequence", min=least, max=max(sequence, least))
+        dynamic = {name: {0: batch, 1: length} for name in inputs}
+        program = _program(model, inputs, dynamic)
+        fixed = _fixed_size(program, dynamic)
+        if fixed is None:
+            break
+    return program, fixed
 
 
 def _program(model: TaskModel, inputs: Inputs, dynamic: dict[str, dict[int, Any]]) -> Any:

@@ -135,3 +135,18 @@ def ranges(clocks: tuple[dict[str, float], ...]) -> dict[str, tuple[float, float
     names = dict.fromkeys(name for entry in clocks for name in entry)
     values = {name: [entry[name] for entry in clocks if name in entry] for name in names}
     return {name: (min(found), max(found)) for name, found in values.items()}
+
+
+def driver_version() -> str | None:
+    """The version of the NVIDIA driver; None without one, or without nvidia-ml-py."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            found = pynvml.nvmlSystemGetDriverVersion()
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:  # no package, no driver, or one that does not answer
+        return None
+    return found.decode() if isinstance(found, bytes) else str(found)

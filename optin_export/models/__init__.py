@@ -12,7 +12,7 @@ from optin_export.models.class_names import ClassNames, names_of
 from optin_export.models.given import load_given, task_of_module, unwrapped
 from optin_export.models.loading import LoadedModel, build, build_module, load_model
 from optin_export.models.lookup import Lookup, needs_download, no_downloads, not_cached, traced, untraced
-from optin_export.models.placement import Placement
+from optin_export.models.placement import Placement, device_of
 from optin_export.models.tasks import (
     IGNORED,
     Inputs,
@@ -26,6 +26,7 @@ from optin_export.models.tasks import (
     wrap,
 )
 from optin_export.models.tokenizer import fitted_tokenizer
+from optin_export.models.work_device import gathered, work_device
 
 __all__ = [
     "IGNORED",
@@ -43,7 +44,9 @@ __all__ = [
     "build_module",
     "class_axis",
     "counted_rows",
+    "device_of",
     "fitted_tokenizer",
+    "gathered",
     "load_given",
     "load_model",
     "names_of",
@@ -56,5 +59,6 @@ __all__ = [
     "traced",
     "untraced",
     "unwrapped",
+    "work_device",
     "wrap",
 ]

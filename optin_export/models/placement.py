@@ -1,7 +1,8 @@
-"""Place the parts of a model on several GPUs, in memory or on disk while it is scored and repaired.
+"""Place a model on a device, or its parts on several GPUs, in memory or on disk, while it is scored and repaired.
 
-Uses accelerate's hooks, which move inputs to the device of a module, and fetch offloaded weights while the module runs.
-With offloaded weights, blocks are recomputed in the backward pass: otherwise the graph would hold all weights.
+A whole model is moved, and its inputs follow it. Parts are placed by accelerate's hooks, which move inputs to the
+device of a module, and fetch offloaded weights while the module runs. With offloaded weights, blocks are recomputed in
+the backward pass: otherwise the graph would hold all weights.
 """
 
 from __future__ import annotations
@@ -19,31 +20,36 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from optin_export.errors import EnvironmentLacks, InputError, OptinError, missing_package
 from optin_export.models.tasks import Inputs, TaskModel
+from optin_export.models.work_device import working_on
 from optin_export.workdir.files import Scratch
 
 #: Relative difference between outputs here and on the devices that is float rounding.
 ROUNDING = 1e-2
 Places = dict[str, int | str]
+_UNFIT = "model.device_map does not fit the model"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Places a model's parts as the recipe says, within `with placement(model):`.
+    """Places a model as the recipe says, within `with placement(model):`.
 
-    device_map, max_memory: as in the recipe; None: everything stays in this process's memory, on the CPU. blocks: paths
-    in the task model that are never divided. The model itself is changed within the context, and restored afterwards.
+    device_map, max_memory: as in the recipe; None: the whole model is on `device`. blocks: paths in the task model that
+    are never divided. device: as in the recipe. The model itself is changed within the context, and restored
+    afterwards.
     """
 
     device_map: str | Mapping[str, int | str] | None = None
     max_memory: Mapping[str, int | str] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
+    device: str = "cpu"
 
     @contextlib.contextmanager
     def __call__(self, model: TaskModel) -> Iterator[None]:
         """Raises InputError for a map that does not fit the model, or a full disk; EnvironmentLacks without accelerate,
         for a GPU that does not exist, or one with too little memory."""
         if self.device_map is None:
-            yield
+            with self.beside(model):
+                yield
             return
         places = self.places(model)
         try:
@@ -54,6 +60,23 @@ class Placement:
                 "the model does not fit on the devices of model.device_map",
                 str(error).splitlines()[0][:200],
                 "keep more of it on 'cpu' or 'disk' (model.max_memory), or lower prune.score_samples",
+            ) from error
+
+    @contextlib.contextmanager
+    def beside(self, model: TaskModel) -> Iterator[None]:
+        """Move another, smaller model to `device`, where the placed one is; with a device map it stays on the CPU."""
+        device = device_of(self.device) if self.device_map is None else torch.device("cpu")
+        if device.type == "cpu" or next(iter(model.state_dict().values())).device == device:
+            yield
+            return
+        try:
+            with _moved(model, device):
+                yield
+        except torch.OutOfMemoryError as error:
+            raise EnvironmentLacks(
+                f"there is too little memory on {device}",
+                str(error).splitlines()[0][:200],
+                "lower prune.score_samples, set model.device_map: auto, or model.device: cpu",
             ) from error
 
     def places(self, model: TaskModel) -> Places:
@@ -72,8 +95,12 @@ class Placement:
 
     def check(self, model: TaskModel, inputs: Inputs) -> None:
         """Run these rows with the placed model; raises what `with` raises, and InputError if the pass fails."""
-        if self.device_map is None:
+        if self.device_map is None and device_of(self.device).type == "cpu":
             return
+        if self.device_map is None:
+            what, fix = f"the model does not compute on {device_of(self.device)}", "set model.device: cpu"
+        else:
+            what, fix = _UNFIT, "keep parts that belong together on one device, or remove model.device_map"
         with torch.no_grad():
             expected = model(**inputs)
             try:
@@ -83,11 +110,10 @@ class Placement:
                 raise
             except Exception as error:  # a model that reads a module's weights without calling it, for one
                 why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                fix = "keep parts that belong together on one device, or remove model.device_map"
-                raise _wrong(why[:300], fix) from error
+                raise InputError(what, why[:300], fix) from error
         difference, scale = (float(one.abs().max()) for one in (found - expected, expected))
         if not difference <= ROUNDING * max(scale, 1e-12):
-            raise _wrong(f"its output differs by {difference:.1e} there", "name other places")
+            raise InputError(what, f"its output differs by {difference:.1e} there", fix)
 
     def _inner(self) -> tuple[str, ...]:
         return tuple(path.removeprefix("model.") for path in self.blocks)
@@ -122,6 +148,46 @@ class Placement:
         _check_gpus({place for place in places.values() if isinstance(place, int)})
 
 
+def device_of(name: str) -> torch.device:
+    """The device of `model.device`; auto: the first GPU if torch sees one, else the CPU.
+
+    Raises EnvironmentLacks for a GPU that does not exist.
+    """
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type != "cuda":
+        return device
+    number, present = device.index or 0, torch.cuda.device_count()
+    if number >= present:
+        raise EnvironmentLacks(
+            f"model.device: {name} needs GPU {number}",
+            f"torch sees {present} here",
+            "set model.device: auto, which takes a GPU if there is one",
+        )
+    return torch.device("cuda", number)
+
+
+@contextlib.contextmanager
+def _moved(model: TaskModel, device: torch.device) -> Iterator[None]:
+    forward = model.forward
+
+    def there(**inputs: Any) -> torch.Tensor:
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in inputs.items()
+        }
+        found: torch.Tensor = forward(**moved)
+        return found
+
+    vars(model)["forward"] = there
+    try:
+        model.to(device)
+        with working_on(device):
+            yield
+    finally:
+        vars(model).pop("forward", None)
+        model.to("cpu")
+
+
 def _check_gpus(wanted: set[int]) -> None:
     present = torch.cuda.device_count()
     if wanted and max(wanted) >= present:
@@ -133,7 +199,7 @@ def _check_gpus(wanted: set[int]) -> None:
 
 
 def _wrong(why: str, fix: str) -> InputError:
-    return InputError("model.device_map does not fit the model", why, fix)
+    return InputError(_UNFIT, why, fix)
 
 
 def _number(place: int | str) -> int | str:

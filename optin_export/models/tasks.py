@@ -249,6 +249,7 @@ def as_rows(model: TaskModel, output: torch.Tensor, inputs: Mapping[str, torch.T
     mask = inputs.get("attention_mask")
     if model.output_layout == "tokens" or mask is None:
         return output
+    mask = mask.to(output.device)
     return output.masked_fill(~mask.bool().repeat(len(output) // len(mask), 1)[:, None], NEVER)
 
 
@@ -257,6 +258,7 @@ def counted_rows(model: TaskModel, output: torch.Tensor, inputs: Mapping[str, to
     mask = inputs.get("attention_mask")
     if model.output_layout != "tokens" or mask is None:
         return None
+    mask = mask.to(output.device)
     return model.frames(mask, output.shape[1]) if isinstance(model, AudioModel) else mask.bool()
 
 

@@ -35,13 +35,15 @@ def trajectory_losses(
 
     channels_first: see `Structure`.
     """
-    total = torch.zeros(())
+    total = None
     for path in blocks:
         layout = reference.layouts.get(path, (0, 1))
         rows = normalised_rows(outputs[path], reference.mask, reference.chosen, path in channels_first, layout)
         expected = relation(reference.rows[path]).repeat(len(rows) // len(reference), 1, 1)
-        total = total + (relation(rows) - expected).square().sum((1, 2)).cpu()
-    return total
+        moved = (relation(rows) - expected).square().sum((1, 2))
+        # Blocks may be on several devices.
+        total = moved if total is None else total + moved.to(total.device)
+    return torch.zeros(()) if total is None else total
 
 
 def output_losses(model: TaskModel, reference: Observation, output: torch.Tensor, temperature: float) -> torch.Tensor:

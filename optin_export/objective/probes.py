@@ -20,15 +20,17 @@ def trajectory_probe(rows: Sequence[torch.Tensor], generator: torch.Generator) -
 
     rows: normalised token rows per block, in the graph.
     """
-    total = torch.zeros(())
+    total = None
     for block in rows:
         if block.shape[1] == 1:
-            total = total + (_noise(block.shape, block, generator) * block).sum().cpu()
+            along = (_noise(block.shape, block, generator) * block).sum()
         else:
             direction = _noise((*block.shape[:2], block.shape[1]), block, generator)
             # <V, N N^T> without N N^T in the graph, which saves memory in the backward pass.
-            total = total + ((direction @ block) * block).sum().cpu()
-    return total
+            along = ((direction @ block) * block).sum()
+        # Blocks may be on several devices.
+        total = along if total is None else total + along.to(total.device)
+    return torch.zeros(()) if total is None else total
 
 
 def output_probe(

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from optin_export.data import Batch
-from optin_export.models import TaskModel
+from optin_export.models import TaskModel, gathered
 from optin_export.objective.observation import Observation, observe
 from optin_export.units import Structure, measured
 from optin_export.workdir.disk_offload import OffloadedTensors
 
 #: Token rows per sample that are compared in loss curves, sensitivities and repairs.
 ROWS = 24
-#: "hidden": all, to replay block outputs; "rows": without block outputs; "output": the output only, on the CPU.
+#: "hidden": all, to replay block outputs; "rows": without block outputs; "output": the output only, on the work device.
 Keep = Literal["hidden", "rows", "output"]
 
 
@@ -113,7 +113,13 @@ def _reduced(found: Observation, keep: Keep) -> Observation:
         return found
     if keep == "rows":
         return dataclasses.replace(found, hidden={})
-    picked = None if found.picked is None else found.picked.cpu()
+    picked = None if found.picked is None else gathered(found.picked)
     return dataclasses.replace(
-        found, chosen={}, rows={}, hidden={}, picked=picked, output=found.output.cpu(), weights=found.weights.cpu()
+        found,
+        chosen={},
+        rows={},
+        hidden={},
+        picked=picked,
+        output=gathered(found.output),
+        weights=gathered(found.weights),
     )

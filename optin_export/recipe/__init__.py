@@ -8,14 +8,14 @@ from optin_export.recipe.export import ExportSection
 from optin_export.recipe.gates import MOST_OTHER_WORK, Gates
 from optin_export.recipe.load import expand, load_recipe, validate
 from optin_export.recipe.measurement import FULL_BLOCKS, MOST_BLOCKS, MeasureSection
+from optin_export.recipe.model import ModelSection
 from optin_export.recipe.paths import absolute_source
 from optin_export.recipe.precision import MODELS, Precision, engine_name, engine_names, model_of, precision_of
+from optin_export.recipe.prune import PruneSection
 from optin_export.recipe.schema import (
     IGNORED,
     DataSource,
     FinetuneSection,
-    ModelSection,
-    PruneSection,
     Recipe,
 )
 from optin_export.recipe.sweep import Variant

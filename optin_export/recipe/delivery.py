@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from optin_export.recipe.fields import Count, Number, Positive, Section
+from optin_export.recipe.fields import ComputeCapability, Count, Number, Positive, Section
 
 
 class TensorRTOptions(Section):
@@ -34,10 +34,11 @@ class TensorRTOptions(Section):
     profiling_verbosity: Literal["layer_names_only", "detailed", "none"] = Field(
         "detailed", description="how much detail about its layers the engine keeps"
     )
-    compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = Field(
+    compute_capabilities: tuple[ComputeCapability, ...] = Field(
         (),
-        description="tensorrt-rtx only: compute capabilities to build for, e.g. ['8.9']; default: this machine's GPU",
-        examples=[["8.9"]],
+        description="tensorrt-rtx only: compute capabilities to build for, e.g. [8.9] or [sm_89]; default: this "
+        "machine's GPU",
+        examples=[[8.9]],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -59,6 +59,15 @@ def _prompts(value: Any) -> Any:
     return value
 
 
+def _compute_capability(value: Any) -> str:
+    """'8.9' for 8.9, '8.9', 'sm_89', 'SM89' and 89."""
+    text = "" if isinstance(value, bool) else str(value).strip().lower()
+    found = re.fullmatch(r"(?:sm|compute)?_?(\d{1,2})(?:\.(\d)|(\d))", text)
+    if found is None:
+        raise ValueError(f"should be a compute capability such as 8.9 or sm_89, not {value!r:.60}")
+    return f"{found[1]}.{found[2] or found[3]}"
+
+
 Number = BeforeValidator(_no_truth_value)
 Fraction = Annotated[float, Field(gt=0.0, le=1.0), Number]
 Positive = Annotated[float, Field(gt=0.0), Number]
@@ -78,6 +87,21 @@ Pooling = Literal["mean", "cls", "max", "last", "weightedmean", "mean_sqrt_len"]
 Pattern = Annotated[str, AfterValidator(_pattern_with_group)]
 ClassNames = Annotated[tuple[str, ...] | str, BeforeValidator(_class_names)]
 Prompts = Annotated[tuple[str, ...] | str, BeforeValidator(_prompts)]
+
+
+#: The generation of a GPU, e.g. '8.9', as NVIDIA's tools write it.
+ComputeCapability = Annotated[
+    str,
+    BeforeValidator(_compute_capability),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 1},
+                {"type": "string", "pattern": r"^([sS][mM]|compute)?_?[0-9]{1,2}\.?[0-9]$"},
+            ]
+        }
+    ),
+]
 
 
 class Section(BaseModel):

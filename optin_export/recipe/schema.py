@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
-    BeforeValidator,
     Field,
     JsonValue,
     ValidatorFunctionWrapHandler,
@@ -20,107 +19,19 @@ from optin_export.recipe.budget import Budget
 from optin_export.recipe.delivery import ShipSection, Target
 from optin_export.recipe.export import ExportSection
 from optin_export.recipe.fields import (
-    ClassNames,
     Column,
     Count,
     Number,
     Pattern,
-    Place,
-    Pooling,
     Positive,
-    Prompts,
     Section,
-    TextKeys,
 )
 from optin_export.recipe.gates import Gates
 from optin_export.recipe.measurement import MeasureSection
-from optin_export.recipe.removed import no_comparison, without_rounds
-from optin_export.recipe.tasks import LABELLED, METRICS, OWN_METRIC, TEXT_TASKS, Metric, Task
+from optin_export.recipe.model import ModelSection
+from optin_export.recipe.prune import PruneSection
+from optin_export.recipe.tasks import LABELLED, METRICS, OWN_METRIC, TEXT_TASKS, Metric
 from optin_export.recipe.tokens import TokensSection
-
-
-class Preprocess(Section):
-    """Image preprocessing; a field left out is taken from the checkpoint's own configuration."""
-
-    size: tuple[Count, Count] | None = Field(None, description="height and width in pixels")
-    mean: tuple[float, ...] | None = Field(None, min_length=1, description="mean per channel, for pixels in 0..1")
-    std: tuple[Positive, ...] | None = Field(
-        None, min_length=1, description="standard deviation per channel, for pixels in 0..1"
-    )
-    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"] | None = Field(
-        None, description="filter that resizes an image to `size`"
-    )
-
-
-class ModelSection(Section):
-    source: str = Field(
-        description="the model: 'hf:ID', 'timm:NAME', 'py:FILE.py:FUNCTION' or a folder with a config.json",
-        examples=["hf:sentence-transformers/all-MiniLM-L6-v2"],
-    )
-    task: Task = Field(description="what the model is for; decides the columns of a row, the output and the metrics")
-    weights: str = Field(
-        "pretrained",
-        description="'pretrained', 'random', or a checkpoint: a file of safetensors or torch.save, an index of shards, "
-        "or a folder with one; PATH#KEY selects the entry if a file holds several sets of weights",
-        examples=["weights.safetensors"],
-    )
-    args: dict[str, JsonValue] = Field(
-        default_factory=dict,
-        description="keyword arguments for the model's constructor",
-        examples=[{"num_classes": 10}],
-    )
-    pooling: Pooling | None = Field(
-        None,
-        description="feature-extraction: how token states become one embedding; default: from modules.json, or mean",
-    )
-    normalize: bool | None = Field(
-        None, description="L2-normalise the embedding inside the graph; default: from modules.json, or false"
-    )
-    classes: ClassNames | None = Field(
-        None, description="zero-shot: class names, or a text file with one name per line", examples=[["cat", "dog"]]
-    )
-    prompt: Prompts | None = Field(
-        None, description="zero-shot: template(s) with {} for the class name", examples=["a photo of a {}."]
-    )
-    family: str | None = Field(
-        None,
-        description="a Python file whose FAMILY says where the units of the model's blocks are; default: the known "
-        "families, and measurement for all other models",
-        examples=["my_family.py"],
-    )
-    tokenizer: str | None = Field(
-        None, description="location of the tokenizer, if it is not with the model", examples=["bert-base-uncased"]
-    )
-    preprocess: Preprocess = Field(
-        Preprocess(), description="how images become inputs; default: from the checkpoint's configuration"
-    )
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
-    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, Place] | None = Field(
-        None,
-        description="device map for scoring and repair, in accelerate's format: a strategy, or {module: GPU number, "
-        "'cpu' or 'disk'}; default: the whole model in this process's memory, computed on the CPU",
-        examples=["auto"],
-    )
-    max_memory: Annotated[dict[Annotated[str, Field(pattern=r"^(\d+|cpu|disk)$")], Count | str], TextKeys] = Field(
-        default_factory=dict,
-        description="memory limit per GPU number and 'cpu', such as '20GiB', if device_map is a strategy",
-        examples=[{"0": "20GiB", "cpu": "60GiB"}],
-    )
-
-    @model_validator(mode="after")
-    def _memory_of_a_map(self) -> ModelSection:
-        if self.max_memory and not isinstance(self.device_map, str):
-            raise ValueError("model.max_memory is for a device_map that is a strategy, such as auto")
-        return self
-
-    @property
-    def gpus(self) -> int:
-        """Number of GPUs that the device map uses; for a strategy those in max_memory, or one."""
-        if self.device_map is None:
-            return 0
-        if isinstance(self.device_map, str):
-            return len(self.max_memory.keys() - {"cpu", "disk"}) or (0 if self.max_memory else 1)
-        return len({str(one).removeprefix("cuda:") for one in self.device_map.values()} - {"cpu", "disk"})
 
 
 class DataSource(Section):
@@ -191,62 +102,6 @@ class DataSection(Section):
     )
 
 
-class PruneSection(Section):
-    units: tuple[Literal["heads", "neurons", "channels"], ...] = Field(
-        ("heads", "neurons", "channels"),
-        min_length=1,
-        description="what may be removed: attention heads, FFN neurons, channels of convolutions",
-        examples=[["heads", "neurons"]],
-    )
-    score: Annotated[
-        Literal["auto", "optin", "optin-exact", "magnitude", "activation"], BeforeValidator(no_comparison)
-    ] = Field(
-        "auto",
-        description="importance score of a unit: auto (optin, but magnitude for channels of convolutional networks "
-        "under repair), optin, optin-exact (the same with one forward pass per unit), magnitude (squared weights), "
-        "activation (contribution of the unit to the output of its layer)",
-    )
-    budget: Budget = Field(
-        description="limit of the cost or the loss of the pruned model: exactly one of the fields below"
-    )
-    allocation: Literal["joint", "additive"] = Field(
-        "joint",
-        description="how the budget is shared among layers: joint: by measured losses of keeping k units per "
-        "sub-layer; additive: by sums of scores",
-    )
-    compensate: bool | Literal["rescale"] = Field(
-        True, description="repair by least squares on the calibration data; rescale: only one factor per kept unit"
-    )
-    gauss_newton: bool | Literal["auto"] = Field(
-        "auto",
-        description="refit gains and biases of all layers together to the output, after the least squares and on the "
-        "same data (needs prune.compensate: true); auto: for channels of convolutional networks",
-    )
-    coupled: bool = Field(
-        False, description="also remove channels of residual streams, from all layers that share them"
-    )
-    align: Count = Field(8, description="neurons and channels are kept in multiples of this number")
-    probes: Count | Literal["auto"] = Field(
-        "auto", description="number of random probes for the scores; auto: until they are stable"
-    )
-    rows: Count = Field(
-        768, description="token rows compared per batch of 32 samples and block, the same number per sample"
-    )
-    score_samples: Count = Field(64, description="number of calibration rows for scoring")
-    curve_samples: Count = Field(
-        256, description="number of calibration rows for the loss curves of `allocation: joint`; at most a third of all"
-    )
-    temperature: Positive = Field(1.0, description="softmax temperature of the distillation loss")
-    autocast: Literal["bfloat16", "float16"] | None = Field(
-        None, description="torch.autocast precision of the scoring passes; default: float32"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_earlier_versions(cls, section: Any) -> Any:
-        return without_rounds(section)
-
-
 class FinetuneSection(Section):
     """A short fine-tune after the repair. Without this section no weight is trained."""
 
@@ -262,8 +117,15 @@ class FinetuneSection(Section):
     )
     data: DataSource | None = Field(None, description="training rows; default: the calibration data")
     steps: Count = Field(200, description="number of AdamW steps, with warm-up and cosine decay")
-    learning_rate: Positive = Field(1e-4, description="learning rate of AdamW at the end of the warm-up")
+    learning_rate: Positive | Literal["auto"] = Field(
+        1e-4,
+        description="learning rate of AdamW at the end of the warm-up; auto: the best of a few on held-out rows, each "
+        "tried for a tenth of the steps",
+    )
     batch: Count = Field(32, description="rows per step")
+    flips: bool = Field(
+        True, description="distill, images: mirror each image with probability 1/2, for both models alike"
+    )
 
     @model_validator(mode="after")
     def _has_labels(self) -> FinetuneSection:
@@ -366,6 +228,18 @@ class Recipe(Section):
             raise ValueError(
                 f"prune.budget.batch: batch size {budget.batch} is not shipped; export.batch has {shipped}"
             )
+
+    @property
+    def tuning(self) -> FinetuneSection | None:
+        """The fine-tune after the repair, or that of `prune.repair`; None if no weight is trained."""
+        if self.finetune is None and self.prune.repair != "closed-form":
+            return FinetuneSection(learning_rate="auto")
+        return self.finetune
+
+    @property
+    def searches_by_building(self) -> bool:
+        """Whether the search builds a model for each of several budgets, of units or of tokens."""
+        return self.prune.budget.accuracy_drop is not None or self.tokens.keep == "auto"
 
     @property
     def budget(self) -> Budget:

@@ -52,9 +52,6 @@ CALIBRATION_ROWS = 512
 DAMPING = 1e-2
 #: Columns: units kept, trajectory loss, output loss (means over samples).
 Curve = np.ndarray
-#: Weight of the trajectory's loss in a curve, with both terms scaled to the same total; the output has the rest. A
-#: classifier's accuracy depends on the divergence of its output; an embedding has no such term.
-TRAJECTORY_SHARE = {"logits": 0.0, "regression": 0.5, "embedding": 0.5}
 
 
 def loss_curves(
@@ -191,19 +188,6 @@ def _grams(
         stream.close()
 
 
-def combined(curves: Mapping[str, Curve], output_kind: str) -> dict[str, np.ndarray]:
-    """One loss per point, [points, 2]: the weighted sum of the trajectory's and the output's loss, on one scale."""
-    share = TRAJECTORY_SHARE[output_kind]
-    totals = [sum(float(curve[:, column].mean()) for curve in curves.values()) for column in (1, 2)]
-    if totals[1] <= 0:  # the output depends on no unit: only the trajectory decides
-        share, totals[1] = 1.0, 1.0
-    weights = share / max(totals[0], 1e-30), (1 - share) / totals[1]
-    return {
-        key: np.stack([curve[:, 0], weights[0] * curve[:, 1] + weights[1] * curve[:, 2]], axis=1)
-        for key, curve in curves.items()
-    }
-
-
 def _repaired(model: TaskModel, group: UnitGroup, repair: bool | Literal["rescale"]) -> tuple[str, ...]:
     """The layers that the repair adapts to the units that stay (see `compensate`)."""
     if repair is False or (repair == "rescale" and group.coupled):
@@ -283,7 +267,7 @@ def _start(layer: Any) -> torch.Tensor:
     """The layer's weight and bias, float64 [inputs + 1, outputs]."""
     weight = tensor_in(layer, "weight")
     weight = weight.transpose(0, 1) if isinstance(layer, Transposed) else weight
-    bias = torch.zeros(len(weight)) if layer.bias is None else tensor_in(layer, "bias")
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else tensor_in(layer, "bias")
     return torch.cat([weight.flatten(1), bias[:, None]], 1).double().T
 
 
@@ -306,7 +290,7 @@ def _refitted(start: torch.Tensor, gram: torch.Tensor, columns: Sequence[torch.T
         known[some] = True
     index = torch.tensor(arranged)
     rho = DAMPING * gram.diagonal().mean()
-    damped = gram[index][:, index] + rho * torch.eye(len(index), dtype=gram.dtype)
+    damped = gram[index][:, index] + rho * torch.eye(len(index), dtype=gram.dtype, device=gram.device)
     factor, info = torch.linalg.cholesky_ex(damped)
     usable = len(index) if not int(info) else int(info) - 1
     wanted = gram[index] @ start + rho * start[index]
@@ -333,7 +317,7 @@ def _rescaled(start: torch.Tensor, gram: torch.Tensor, columns: torch.Tensor, wi
     wanted = (weights * (gram[columns][:, :-1] @ start[:-1])).sum(1).view(count, -1).sum(1)
     system = products.view(count, width, count, width).sum((1, 3))
     rho = DAMPING * system.diagonal().mean()
-    factor, info = torch.linalg.cholesky_ex(system + rho * torch.eye(count, dtype=system.dtype))
+    factor, info = torch.linalg.cholesky_ex(system + rho * torch.eye(count, dtype=system.dtype, device=system.device))
     if not int(info):
         factors = torch.cholesky_solve((wanted + rho)[:, None], factor)[:, 0]
         result[columns] = weights * factors.repeat_interleave(width)[:, None]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from optin_export.repair import gauss_newton, second_order, sensitivity
 from optin_export.repair.curves import CALIBRATION_ROWS, counts_of
 from optin_export.repair.least_squares import DAMPINGS
 from optin_export.repair.measured_points import THINNED, is_measured, measured_at
 from optin_export.repair.settings import RepairSettings
+from optin_export.repair.trials import TRIAL_ROWS
 from optin_export.units import Effort, LayerSize, Structure, UnitGroup, later_share
+
+#: Share of the products of a Gram matrix that are computed; the others are equal to them.
+GRAM = 0.55
 
 
 def sensitivity_effort(rows: int) -> Effort:
@@ -32,11 +37,20 @@ def curves_effort(
         for size in (sizes[path] for path in group.reads):
             weights = size.inputs * size.outputs
             if not whole:
-                total += Effort(multiply=(len(counts) - 1) * scoring * size.positions * weights)
+                tried, probes = len(counts) - 1, 2 * second_order.PROBES
+                products = min(tried * size.positions, probes * (size.positions + tried))
+                total += Effort(multiply=products * scoring * weights)
             if settings.repair:
-                total += Effort(multiply=grams * size.positions * size.inputs**2)
+                total += Effort(multiply=GRAM * grams * size.positions * size.inputs**2)
                 total += Effort(solve=size.inputs**3 / 3 + (2 + len(counts) / 3) * size.inputs * weights)
     return total
+
+
+def probed_bytes(structure: Structure, sizes: Mapping[str, LayerSize]) -> float:
+    """Bytes that one row takes between the backward passes of the curves and their products: what every layer reads,
+    and the gradients of what it makes."""
+    read = [sizes[path] for group in structure.groups for path in group.reads]
+    return sum(4 * size.positions * (size.inputs + 2 * second_order.PROBES * size.outputs) for size in read)
 
 
 def repair_effort(
@@ -51,12 +65,28 @@ def repair_effort(
     for group in structure.groups:
         for inputs, outputs, positions in _systems(group, sizes, kept):
             square, both = inputs**2, inputs * outputs
-            total += Effort(multiply=rows * positions * (square + both))
+            total += Effort(multiply=rows * positions * (GRAM * square + both))
             total += Effort(solve=(len(DAMPINGS) - 1) * (inputs**3 / 3 + 3 * inputs * both))
     if settings.gauss_newton:
         # Two models, the gradient, and the probes of the matrix, in every round.
         total += gauss_newton.ROUNDS * Effort(forward=2 * rows, graph=rows, backward=(1 + gauss_newton.PROBES) * rows)
     return total
+
+
+def trials_effort(
+    structure: Structure,
+    sizes: Mapping[str, LayerSize],
+    settings: RepairSettings,
+    calibration: int,
+    judged: int,
+    kept: float,
+    plans: int,
+) -> Effort:
+    """Plans that are built, repaired on a few rows and judged on others, as if all of them were different."""
+    settings = replace(settings, gauss_newton=False)
+    rows = min(calibration - judged or calibration, TRIAL_ROWS)
+    one = repair_effort(structure, sizes, settings, rows, kept) + Effort(forward=judged * kept)
+    return plans * one + Effort(forward=judged)
 
 
 def _systems(group: UnitGroup, sizes: Mapping[str, LayerSize], kept: float) -> list[tuple[float, float, float]]:

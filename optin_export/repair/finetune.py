@@ -1,4 +1,4 @@
-"""An optional short fine-tune of the repaired model, off by default; it changes weights, not layers.
+"""Distillation as a repair, or a short fine-tune: off by default; it changes weights, not layers.
 
 The built-in loop is AdamW with warm-up and cosine decay on one of two losses: distillation from the unpruned model
 (KL divergence for logits, Hinton et al., 2015; squared error for regression and normalised embeddings) or labels
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from optin_export.data import Batch, Training
+from optin_export.data.in_memory import PIXELS
 from optin_export.errors import InputError
 from optin_export.models import TaskModel, as_rows, counted_rows
 from optin_export.models.loading import call_python
@@ -28,13 +29,18 @@ from optin_export.recipe import FinetuneSection
 
 #: Share of the steps in which the learning rate rises, and the norm to which gradients are clipped.
 WARM_UP, CLIP = 0.1, 1.0
+#: How often the held-out rows are looked at; the best of these models is kept.
+CHECKS = 4
+#: Learning rates of `learning_rate: auto`, and the minimum number of steps for which one is tried.
+RATES, LEAST_STEPS = (3e-5, 1e-4, 3e-4, 1e-3), 10
 #: Largest difference, relative to the output, between the returned model and our layers with its weights.
 SAME_OUTPUT = 1e-3
 
 
 @dataclass(frozen=True)
 class FineTune:
-    """A summary of the fine-tune. by: `distill`, `labels`, or the user's function; steps: None for the latter.
+    """A summary of the fine-tune. by: `distill`, `labels`, or the user's function; steps: after which the model was
+    best on held-out rows, None for the user's function.
 
     before, after: the loss on held-out rows. note: why the repaired model was kept, if it was.
     """
@@ -70,17 +76,19 @@ def fine_tune(
 
     if section.labelled:
         _check_labels(repaired, training, held_out)
-    before = _mean_loss(loss_of, repaired, held_out)
+    before, steps = _mean_loss(loss_of, repaired, held_out), section.steps
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         if section.source is not None:
             tuned = _by_the_user(section.source, original, repaired, training, held_out[0])
             return tuned, FineTune(section.source, None, before, _mean_loss(loss_of, tuned, held_out))
-        tuned, note = _descend(repaired, loss_of, training, section)
-    after = None if note else _mean_loss(loss_of, tuned, held_out)
+        rate = section.learning_rate
+        if rate == "auto":
+            rate = _best_rate(repaired, loss_of, training, held_out, section)
+        tuned, after, steps, note = _descend(repaired, loss_of, training, held_out, section, section.steps, rate)
     if note is None and (before is None or after is None or after > before):
         note = f"the loss on held-out rows went from {_shown(before)} to {_shown(after)}"
-    outcome = FineTune("labels" if section.labelled else "distill", section.steps, before, after, note)
+    outcome = FineTune("labels" if section.labelled else "distill", steps, before, after, note)
     return (tuned if note is None else repaired), outcome
 
 
@@ -88,25 +96,55 @@ def _descend(
     repaired: TaskModel,
     loss_of: Callable[[TaskModel, Batch], torch.Tensor],
     training: Training,
+    held_out: Sequence[Batch],
     section: FinetuneSection,
-) -> tuple[TaskModel, str | None]:
-    """Train for the given number of steps; returns the model, and the reason if it failed."""
+    steps: int,
+    learning_rate: float,
+    checks: int = CHECKS,
+) -> tuple[TaskModel, float | None, int, str | None]:
+    """Train for this number of steps; returns the model at the best of `checks` looks at the held-out rows, its loss
+    there, its number of steps, and the reason if training failed."""
     # In eval mode: a few hundred steps need no dropout, and are too few to re-estimate a batch norm's statistics.
     tuned = copy.deepcopy(repaired).requires_grad_(True)
-    optimizer = torch.optim.AdamW(tuned.parameters(), lr=section.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, section.steps))
+    optimizer = torch.optim.AdamW(tuned.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    looks = {-(-steps * (check + 1) // checks) for check in range(checks)}
+    best: tuple[float, int, TaskModel] | None = None
     phase("fine-tuning", until=1.0)
-    for step, batch in zip(track(range(section.steps)), _forever(training), strict=False):
-        loss = loss_of(tuned, batch)
+    for step, batch in zip(track(range(steps)), _forever(training), strict=False):
+        loss = loss_of(tuned, mirrored(batch) if section.flips and not section.labelled else batch)
         if not torch.isfinite(loss):
-            return repaired, f"the loss was not finite at step {step + 1}"
+            return repaired, None, steps, f"the loss was not finite at step {step + 1}"
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(tuned.parameters(), CLIP)
         optimizer.step()
         schedule.step()
-    tuned.requires_grad_(False)
-    return tuned, None if _is_finite(tuned) else "its weights were not finite"
+        if step + 1 in looks:
+            found = _mean_loss(loss_of, tuned, held_out)
+            if found is not None and _is_finite(tuned) and (best is None or found < best[0]):
+                best = found, step + 1, copy.deepcopy(tuned).requires_grad_(False)
+    if best is None:
+        return repaired, None, steps, "its weights or its loss were not finite"
+    return best[2], best[0], best[1], None
+
+
+def _best_rate(
+    repaired: TaskModel,
+    loss_of: Callable[[TaskModel, Batch], torch.Tensor],
+    training: Training,
+    held_out: Sequence[Batch],
+    section: FinetuneSection,
+) -> float:
+    """The best of RATES on the held-out rows after a tenth of the steps; higher ones than a worse one are not tried."""
+    losses: list[float] = []
+    steps = min(max(LEAST_STEPS, section.steps // 10), section.steps)
+    for rate in RATES:
+        loss = _descend(repaired, loss_of, training, held_out, section, steps, rate, checks=1)[1]
+        if losses and (loss is None or loss >= losses[-1]):
+            break
+        losses.append(math.inf if loss is None else loss)
+    return RATES[losses.index(min(losses))]
 
 
 def _rate(step: int, steps: int) -> float:
@@ -120,6 +158,18 @@ def _rate(step: int, steps: int) -> float:
 def _forever(training: Training) -> Iterator[Batch]:
     while True:
         yield from training
+
+
+def mirrored(batch: Batch) -> Batch:
+    """The batch with each of its images mirrored left to right with probability 1/2; other rows as they are.
+
+    The unpruned model sees the same image, so nothing is assumed about what a mirrored image shows.
+    """
+    images = batch.inputs.get(PIXELS)
+    if images is None or images.dim() != 4:
+        return batch
+    chosen = (torch.rand(len(images)) < 0.5).to(images.device).view(-1, 1, 1, 1)
+    return replace(batch, inputs={**batch.inputs, PIXELS: torch.where(chosen, images.flip(-1), images)})
 
 
 def _distillation(model: TaskModel, original: TaskModel, batch: Batch, temperature: float) -> torch.Tensor:

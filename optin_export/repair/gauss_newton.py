@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from optin_export.data import Batch
-from optin_export.models import TaskModel
+from optin_export.models import TaskModel, gathered, work_device
 from optin_export.objective import (
     Observation,
     OutputNoise,
@@ -35,7 +36,7 @@ from optin_export.progress import phase, report
 from optin_export.repair.layer_problem import HOLD_OUT
 from optin_export.repair.output_layer import is_tied
 from optin_export.repair.sensitivity import graph
-from optin_export.repair.sequential import AtWork, Repair
+from optin_export.repair.sequential import AtWork, Repair, beside
 from optin_export.units import Convolution, Structure, capture, get_layer, layer_outputs, refitted
 
 #: Key of this refit among the repairs.
@@ -76,6 +77,11 @@ def refine(
         return Repair(None, None, None, why)
     with at_work(reference.model):
         reference.observe()
+    with beside(at_work, dense):
+        return _refined(dense, reference, held_out, temperature)
+
+
+def _refined(dense: TaskModel, reference: Reference, held_out: Sequence[int], temperature: float) -> Repair:
     held = [reference[index] for index in held_out]
     train = [one for index, one in enumerate(reference) if index not in held_out]
     paths = _layers(dense, reference[0])
@@ -121,11 +127,12 @@ class _System:
         self.model, self.paths, self.walk = model, paths, None if structure is None else structure.walk
         self.widths = _widths(model, paths)
         self.unknowns = 2 * sum(self.widths)
-        self.gradient = torch.zeros(self.unknowns, dtype=torch.float64)
-        self.squares = torch.zeros(sum(self.widths), dtype=torch.float64)
+        here: Any = {"dtype": torch.float64, "device": work_device()}
+        self.gradient = torch.zeros(self.unknowns, **here)
+        self.squares = torch.zeros(sum(self.widths), **here)
         self.samples = self.batches = 0
         self.small = self.unknowns <= MOST_UNKNOWNS
-        self.matrix = torch.zeros((self.unknowns,) * 2, dtype=torch.float64) if self.small else None
+        self.matrix = torch.zeros((self.unknowns,) * 2, **here) if self.small else None
         self.factor: list[torch.Tensor] = []
         self.seen = 0  # samples in the matrix or its factor
 
@@ -171,11 +178,11 @@ class _System:
         gains, biases = [], []
         for path, layer, gradient, width in zip(self.paths, layers, gradients, self.widths, strict=True):
             if gradient is None:
-                gains.append(torch.zeros(samples, width))
-                biases.append(torch.zeros(samples, width))
+                gains.append(layer.new_zeros(samples, width))
+                biases.append(layer.new_zeros(samples, width))
                 continue
             for found, value in ((gains, gradient * layer.detach()), (biases, gradient)):
-                found.append(_features(self.model, path, value).view(samples, -1, width).sum(1).cpu())
+                found.append(gathered(_features(self.model, path, value).view(samples, -1, width).sum(1)))
         return torch.cat([*gains, *biases], 1)
 
     def steps(self) -> Callable[[float], torch.Tensor]:
@@ -200,7 +207,7 @@ class _System:
 
         def by_factor(rho: float) -> torch.Tensor:
             # (R^T R + l C)^-1 g = C^-1 (g - R^T (l I + R C^-1 R^T)^-1 R C^-1 g) / l
-            damped = inner + rho * scale * torch.eye(len(inner), dtype=inner.dtype)
+            damped = inner + rho * scale * torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
             dual, info = torch.linalg.cholesky_ex(damped)
             if int(info):
                 return torch.zeros_like(gradient)
@@ -274,7 +281,7 @@ def _features(model: TaskModel, path: str, value: torch.Tensor) -> torch.Tensor:
 def _mean_square(model: TaskModel, path: str, output: torch.Tensor) -> torch.Tensor:
     """[features]"""
     rows = output.detach().transpose(1, -1) if isinstance(get_layer(model, path), Convolution) else output.detach()
-    return rows.reshape(-1, rows.shape[-1]).square().mean(0).cpu()
+    return gathered(rows.reshape(-1, rows.shape[-1]).square().mean(0))
 
 
 def _after(model: TaskModel, paths: Sequence[str], delta: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from optin_export.models import work_device
 from optin_export.repair.least_squares import Fit, Moments, rescale, ridge
 from optin_export.repair.relu import ROUNDS, ReluTarget
 
@@ -88,17 +89,18 @@ class LayerProblem:
             train, held = (Moments(len(self.start) - 1, self.start.shape[1]) for _ in range(2))
         else:
             train, held = (sums.again() for sums in before)
-        error = weight = 0.0
+        sums = torch.zeros(2, dtype=torch.float64, device=work_device())  # squared error, weight of the rows
         for index in range(self.batches):
             rows, target = self._rows_of(index), None
             if rows.relu is not None:
                 predicted = rows.inputs @ solution[:-1].to(rows.inputs) + solution[-1].to(rows.inputs)
                 errors = rows.relu.error(rows.target, predicted)
-                error += float((errors if rows.weight is None else errors * rows.weight).double().sum())
-                weight += float(len(errors) if rows.weight is None else rows.weight.double().sum())
+                weights = torch.ones_like(errors) if rows.weight is None else rows.weight
+                sums += torch.stack([(errors * weights).double().sum(), weights.double().sum()])
                 target = None if before is None else rows.relu.target(rows.target, predicted)
             if not last:
                 self._add(index, rows if target is None else dataclasses.replace(rows, target=target), train, held)
+        error, weight = sums.cpu().tolist()
         return (train, held), error / max(weight * self.start.shape[1], 1e-30)
 
     def _rows_of(self, index: int) -> Rows:

@@ -23,7 +23,7 @@ def kept_rows(model: TaskModel, group: UnitGroup, producer: Producer, plan: Grou
 def start_of(model: TaskModel, path: str) -> torch.Tensor:
     """The current [weights, bias], [inputs + 1, outputs] in float64."""
     matrix, bias = as_matrix(model, path), get_layer(model, path).bias
-    column = torch.zeros(len(matrix)) if bias is None else bias.detach()
+    column = matrix.new_zeros(len(matrix)) if bias is None else bias.detach()
     return torch.cat([matrix, column[:, None]], 1).double().T
 
 
@@ -33,7 +33,7 @@ def overwrite(model: TaskModel, path: str, fit: Fit) -> None:
     layer = get_layer(model, path)
     as_matrix(model, path).copy_(fit.solution[:-1].T)
     if layer.bias is None:
-        layer.bias = nn.Parameter(torch.zeros(len(layer.weight)), requires_grad=False)
+        layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)), requires_grad=False)
     layer.bias.detach().copy_(fit.solution[-1])
 
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from optin_export.models import work_device
 
 #: Candidates for rho, as shares of the mean diagonal of the Gram matrix.
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -22,9 +25,11 @@ class Moments:
     """Sums over weighted rows: Gram matrix of the design (its last column is 1), products with the target, power."""
 
     def __init__(self, features: int, outputs: int) -> None:
-        self.gram = torch.zeros(features + 1, features + 1, dtype=torch.float64)
-        self.cross = torch.zeros(features + 1, outputs, dtype=torch.float64)
-        self.power, self.weight, self.rows = 0.0, 0.0, 0
+        here: Any = {"dtype": torch.float64, "device": work_device()}
+        self.gram = torch.zeros(features + 1, features + 1, **here)
+        self.cross = torch.zeros(features + 1, outputs, **here)
+        # The target's power and the weight of the rows stay on the device while rows are added.
+        self.sums, self.rows = torch.zeros(2, **here), 0
         self.has_all_rows = False  # the Gram matrix already includes all rows
 
     def add(self, design: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> None:
@@ -38,8 +43,7 @@ class Moments:
         if not self.has_all_rows:
             self._add_gram(weighted, augmented)
         self.cross += (weighted.T @ target).double()
-        self.power += float((target.double().square() * weights).sum())
-        self.weight += float(weights.double().sum())
+        self.sums += torch.stack([(target.double().square() * weights).sum(), weights.double().sum()])
         self.rows += len(design)
 
     def _add_gram(self, weighted: torch.Tensor, augmented: torch.Tensor) -> None:
@@ -59,9 +63,17 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         total = Moments(len(self.gram) - 1, self.cross.shape[1])
         total.gram, total.cross = self.gram + other.gram, self.cross + other.cross
-        total.power, total.weight = self.power + other.power, self.weight + other.weight
+        total.sums = self.sums + other.sums
         total.rows = self.rows + other.rows
         return total
+
+    @property
+    def power(self) -> float:
+        return float(self.sums[0])
+
+    @property
+    def weight(self) -> float:
+        return float(self.sums[1])
 
     def error(self, solution: torch.Tensor) -> float:
         """Weighted mean squared error per element of `solution`, [features + 1, outputs]."""
@@ -134,7 +146,7 @@ def rescale(train: Moments, held: Moments, start: torch.Tensor, width: int) -> F
     def solve(moments: Moments, damping: float) -> torch.Tensor | None:
         gram, wanted = system(moments)
         rho = damping * gram.diagonal().mean()
-        factor, info = torch.linalg.cholesky_ex(gram + rho * torch.eye(len(gram), dtype=gram.dtype))
+        factor, info = torch.linalg.cholesky_ex(gram + rho * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
         if int(info):
             return None
         factors = torch.cholesky_solve((wanted + rho)[:, None], factor)[:, 0]
@@ -172,7 +184,7 @@ def _best(judge: Moments, start: torch.Tensor, solve: Callable[[float], torch.Te
 def _solve(moments: Moments, start: torch.Tensor, damping: float) -> torch.Tensor | None:
     """(G + rho I)^-1 (C + rho start), or None if G + rho I is not positive definite."""
     rho = damping * moments.gram.diagonal().mean()
-    damped = moments.gram + rho * torch.eye(len(moments.gram), dtype=torch.float64)
+    damped = moments.gram + rho * torch.eye(len(start), dtype=torch.float64, device=start.device)
     factor, info = torch.linalg.cholesky_ex(damped)
     if int(info):
         return None

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from optin_export.models import TaskModel
+from optin_export.models import TaskModel, gathered, work_device
 from optin_export.objective import Observation, output_losses, trajectory_losses
 from optin_export.repair.second_order import Changes
 from optin_export.units import (
@@ -93,7 +93,7 @@ def _passes(
     candidate: int,
 ) -> tuple[float, float]:
     later, rewritten = structure.after(group), structure.rewritten
-    trajectory = output = 0.0
+    sums = torch.zeros(2, dtype=torch.float64, device=work_device())  # read once: no pass waits for the one before
     with refitted(model, {path: _weights(model, path, changes, candidate) for path in changes}):
         for reference in references:
             prefix = {path: reference.hidden[path] for path in structure.before(group)}
@@ -104,13 +104,14 @@ def _passes(
             ):
                 result = model(**reference.inputs)
                 moved = trajectory_losses(reference, outputs, later, structure.channels_first)
-                trajectory += float(moved.sum())
-                output += float(output_losses(model, reference, result, temperature).sum())
+                changed = output_losses(model, reference, result, temperature)
+                sums += torch.stack([gathered(moved.sum()), gathered(changed.sum())])
+    trajectory, output = sums.cpu().tolist()
     return trajectory, output
 
 
 def _weights(model: TaskModel, path: str, changes: Changes, candidate: int) -> tuple[torch.Tensor, torch.Tensor]:
     layer, (weights, biases) = get_layer(model, path), changes[path]
     weight = tensor_in(layer, "weight")
-    bias = torch.zeros(len(biases[candidate])) if layer.bias is None else tensor_in(layer, "bias")
+    bias = weight.new_zeros(len(biases[candidate])) if layer.bias is None else tensor_in(layer, "bias")
     return weight + weights[candidate].to(weight), bias.to(weight) + biases[candidate].to(weight)

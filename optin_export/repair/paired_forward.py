@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from optin_export.data import Batch
-from optin_export.models import TaskModel
+from optin_export.models import TaskModel, gathered
 from optin_export.pruning.token_merging import MergedTokens, flow_of
 from optin_export.units import (
     Calls,
@@ -136,7 +136,7 @@ class Stream:
         merged = self.merged.get(index)
         if isinstance(value, Calls):
             return Calls(self.like(index, one) for one in value)
-        tensor = tensor_of(value).cpu()
+        tensor = gathered(tensor_of(value))
         return tensor if merged is None or tensor.dim() != 3 else merged.means(tensor)
 
     def weights_like(self, index: int, weights: torch.Tensor | None) -> torch.Tensor | None:

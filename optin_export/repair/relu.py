@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from optin_export.models import work_device
 from optin_export.repair.paired_forward import Stream
 from optin_export.units import (
     Calls,
@@ -112,7 +113,7 @@ def _affinely(form: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor, lay
 def _affine(norm: nn.Module | torch.Tensor | None, features: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Scale and shift of a batch norm in eval mode, [features] each; (1, 0) for none, None for anything else."""
     if norm is None:
-        return torch.ones(features), torch.zeros(features)
+        return torch.ones(features, device=work_device()), torch.zeros(features, device=work_device())
     if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
         return None
     scale = (tensor_in(norm, "running_var") + norm.eps).rsqrt()

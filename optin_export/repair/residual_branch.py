@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from optin_export.models import TaskModel
+from optin_export.models import TaskModel, gathered
 from optin_export.units import UnitGroup, get_scale, tensor_in
 
 
@@ -19,9 +19,9 @@ def affine_of(model: TaskModel, group: UnitGroup) -> torch.Tensor | None:
         return torch.ones(())
     scale = get_scale(model, group.scale)
     if isinstance(scale, torch.Tensor):
-        return scale.detach().flatten()
+        return gathered(scale.detach()).flatten()
     assert isinstance(scale, nn.BatchNorm1d | nn.BatchNorm2d), f"{group.scale} is a {type(scale).__name__}"
     if scale.running_var is None:
         return None
-    gamma = torch.ones(len(scale.running_var)) if scale.weight is None else tensor_in(scale, "weight")
+    gamma = torch.ones_like(gathered(scale.running_var)) if scale.weight is None else tensor_in(scale, "weight")
     return gamma / (tensor_in(scale, "running_var") + scale.eps).sqrt()

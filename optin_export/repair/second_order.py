@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from optin_export.data import Batch
-from optin_export.models import TaskModel
+from optin_export.models import TaskModel, gathered, work_device
 from optin_export.objective import ROWS, OutputNoise, observation_of, output_probe, trajectory_probe
 from optin_export.progress import advance
 from optin_export.repair.sensitivity import graph
@@ -38,6 +39,8 @@ from optin_export.workdir.peak_memory import release_freed
 PROBES = 2
 #: Bytes of weight gradients that are held at once.
 GRADIENT_BYTES = 1 << 27
+#: Changes below it are stored in float16, which ends at 65504.
+HALF_MAX = 6e4
 #: Layer -> the changes of its weight [candidates, ...] and of its bias [candidates, outputs].
 Changes = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -51,9 +54,15 @@ class Tried:
         self.changes = OffloadedTensors("the loss curves", "lower prune.curve_samples")
 
     def add(self, changes: Changes, candidates: int, batch_dim: int) -> None:
-        self.changes[len(self.counts)] = changes
+        # Half of the memory: a change rounded to 11 bits has the same loss, to a thousandth.
+        self.changes[len(self.counts)] = {path: tuple(map(_rounded, pair)) for path, pair in changes.items()}
         self.counts.append(candidates)
         self.batch_dims.update(dict.fromkeys(changes, batch_dim))
+
+
+def _rounded(change: torch.Tensor) -> torch.Tensor:
+    fits = change.dtype == torch.float32 and bool(change.abs().max() < HALF_MAX) if change.numel() else False
+    return change.half() if fits else change
 
 
 def second_order_losses(
@@ -69,7 +78,8 @@ def second_order_losses(
     """
     draw, generator = (torch.Generator().manual_seed(settings.seed + one) for one in (0, 1))
     noise, paths = OutputNoise(generator), sorted(tried.batch_dims)
-    losses = [np.zeros((len(batches), count, 2)) for count in tried.counts]
+    here: Any = {"dtype": torch.float64, "device": work_device()}
+    losses = [torch.zeros(len(batches), count, 2, **here) for count in tried.counts]
     for index, batch in enumerate(batches):
         # The graph ends with the call: only the layers' inputs and gradients are kept.
         given, gradients = _passes(
@@ -78,11 +88,11 @@ def second_order_losses(
         with torch.no_grad():
             for number, total in enumerate(losses):
                 products = _products(model, tried, number, given, gradients, len(next(iter(batch.inputs.values()))))
-                total[index] = products.square().sum(2).view(-1, 2, PROBES).mean(2).numpy()
+                total[index] = products.square().sum(2).view(-1, 2, PROBES).mean(2)
         del given, gradients
         release_freed()
         advance()
-    return losses
+    return [one.cpu().numpy() for one in losses]
 
 
 _Gradients = Mapping[str, Sequence[torch.Tensor | None]]
@@ -135,7 +145,8 @@ def _products(
     samples: int,
 ) -> torch.Tensor:
     """Sums over rows of <g, dy>, over all layers and calls: float64 [candidates, probes, samples]."""
-    total = torch.zeros(tried.counts[group], len(gradients), samples, dtype=torch.float64)
+    size = tried.counts[group], len(gradients), samples
+    total = torch.zeros(size, dtype=torch.float64, device=work_device())
     for path, (weights, biases) in tried.changes[group].items():
         layer, batch_dim = get_layer(model, path), tried.batch_dims[path]
         for call, inputs in enumerate(given.get(path, ())):
@@ -143,6 +154,7 @@ def _products(
             present = [number for number, one in enumerate(directions) if one is not None]
             if not present:
                 continue
+            at = torch.tensor(present)
             stacked = torch.stack([_per_sample(directions[number], batch_dim, samples) for number in present])
             changes = weights.to(inputs.dtype), biases.to(inputs.dtype)
             if type(layer) is torch.nn.Linear and _fewer_by_gradients(inputs, len(weights), len(present), samples):
@@ -151,7 +163,7 @@ def _products(
                 continue
             for candidate, change in enumerate(zip(*changes, strict=True)):
                 moved = _per_sample(with_weights(layer, change)(inputs), batch_dim, samples)
-                total[candidate, present] += torch.einsum("psf,sf->ps", stacked, moved).double().cpu()
+                total[candidate, at] += gathered(torch.einsum("psf,sf->ps", stacked, moved).double())
     return total
 
 

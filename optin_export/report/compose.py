@@ -182,7 +182,12 @@ def make_verdict(
         facts.append(accuracy_change(accuracy))
     facts.append(f"{macs.ratio:.1%} of the MACs left")
     if finetuned is not None and finetuned.note is None:
-        facts.append(f"fine-tuned by {finetuned.by}" + (f" for {finetuned.steps} steps" if finetuned.steps else ""))
+        how = (
+            "repaired by distillation on your unlabelled rows"
+            if finetuned.by == "distill"
+            else f"fine-tuned by {finetuned.by}"
+        )
+        facts.append(how + (f" for {finetuned.steps} steps" if finetuned.steps else ""))
     missed = [gate for gate in gates if not gate.passed and gate.measured is not None]
     unknown = [gate for gate in gates if not gate.passed and gate.measured is None]
     if missed:

@@ -27,7 +27,7 @@ def exact_sums(
 
     Blocks before the group's own are replayed from the reference pass: masking cannot change them.
     """
-    trajectory, output = np.zeros(len(wanted)), np.zeros(len(wanted))
+    sums: list[torch.Tensor] = []  # read at the end: no pass waits for the one before it
     before, later, walk = structure.before(group), structure.after(group), structure.walk or Walk(structure.order)
     size = max(1, ROWS_PER_PASS // len(reference))
     for start in range(0, len(wanted), size):
@@ -47,14 +47,13 @@ def exact_sums(
             result = model(**inputs)
             moved = trajectory_losses(reference, outputs, later, structure.channels_first)
             changed = output_losses(model, reference, result, temperature)
-        part = slice(start, start + copies)
-        trajectory[part] += _per_copy(moved, copies)
-        output[part] += _per_copy(changed, copies)
+        sums.append(torch.stack([_per_copy(moved, copies), _per_copy(changed, copies).to(moved.device)]))
+    trajectory, output = torch.cat(sums, 1).cpu().numpy() if sums else np.zeros((2, 0))
     return trajectory, output
 
 
-def _per_copy(losses: torch.Tensor, copies: int) -> np.ndarray:
-    return losses.double().view(copies, -1).sum(1).cpu().numpy()
+def _per_copy(losses: torch.Tensor, copies: int) -> torch.Tensor:
+    return losses.double().expand(len(losses) if losses.dim() else copies).view(copies, -1).sum(1)
 
 
 def _copies(value: torch.Tensor, copies: int) -> torch.Tensor:

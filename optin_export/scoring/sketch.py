@@ -117,7 +117,7 @@ class Sketch:
         "trajectory.KEY" and "output.KEY" [units] of the two terms, or "0.KEY" and "1.KEY" of the halves of the
         combined loss: probes of even and of odd number.
         """
-        total: Partial = {}
+        total: dict[str, torch.Tensor] = {}
         reference = self.references[shard.batch]
         if self.autocast == "float16":
             self.scale = 2.0**12  # independent of other shards
@@ -126,13 +126,14 @@ class Sketch:
                 along = self._output_probe(shard, probe, result)
                 generator = derived(self.generator, _STREAMS[shard.kind], shard.batch, probe)
                 if shard.kind == "probes":
-                    both = shard.weight**0.5 * along + trajectory_probe(rows, generator)
+                    moved = trajectory_probe(rows, generator)
+                    both = shard.weight**0.5 * along + moved.to(along.device)
                     self._add(total, f"{probe % 2}", self._gradients(both, masks))
                     continue
                 if shard.kind == "pilot":
                     self._add(total, "trajectory", self._gradients(trajectory_probe(rows, generator), masks))
                 self._add(total, "output", self._gradients(along, masks))
-        return total
+        return {name: values.cpu().numpy() for name, values in total.items()}
 
     def _run(self, shards: Sequence[Shard]) -> Iterable[Partial]:
         return map(self.work, shards) if self.run is None else self.run(shards)
@@ -220,14 +221,14 @@ class Sketch:
                 break
             self.scale /= 16
         return {
-            key: (torch.zeros_like(mask) if gradient is None else gradient / self.scale).detach().double().cpu()
+            key: (torch.zeros_like(mask) if gradient is None else gradient / self.scale).detach().double()
             for (key, mask), gradient in zip(masks.items(), found, strict=True)
         }
 
     def _zeros(self) -> Values:
         return {group.key: np.zeros(group.count) for group in self.groups}
 
-    def _add(self, totals: Partial, term: str, gradients: dict[str, torch.Tensor]) -> None:
+    def _add(self, totals: dict[str, torch.Tensor], term: str, gradients: dict[str, torch.Tensor]) -> None:
         for key, values in gradients.items():
-            name, added = f"{term}.{key}", values.square().sum(0).numpy()
+            name, added = f"{term}.{key}", values.square().sum(0)
             totals[name] = totals[name] + added if name in totals else added

@@ -17,7 +17,17 @@ if TYPE_CHECKING:
         spread_merging,
         tokens_left,
     )
-    from optin_export.search.plan import Cost, GroupPlan, LatencyRound, Plan, PlanLatency, keep_first, read_plan
+    from optin_export.search.plan import (
+        Cost,
+        GroupPlan,
+        LatencyRound,
+        Plan,
+        PlanLatency,
+        PlanTrial,
+        PlanTrials,
+        keep_first,
+        read_plan,
+    )
     from optin_export.search.table import MOST_ENGINES, Anchor, LatencyTable, anchor_counts, signatures
 
 __all__ = [
@@ -30,6 +40,8 @@ __all__ = [
     "LatencyTable",
     "Plan",
     "PlanLatency",
+    "PlanTrial",
+    "PlanTrials",
     "allocate_merging",
     "anchor_counts",
     "check_budget",
@@ -51,7 +63,7 @@ __getattr__, __dir__ = lazy.names(
         "allocate": "check_budget find_plan",
         "bisection": "Bisection smallest_budget",
         "merging": "allocate_merging check_merging kept_share most spread_merging tokens_left",
-        "plan": "Cost GroupPlan LatencyRound Plan PlanLatency keep_first read_plan",
+        "plan": "Cost GroupPlan LatencyRound Plan PlanLatency PlanTrial PlanTrials keep_first read_plan",
         "table": "MOST_ENGINES Anchor LatencyTable anchor_counts signatures",
     },
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from optin_export import engines, search, ship
 from optin_export.errors import EnvironmentLacks, InputError
+from optin_export.models import device_of
 from optin_export.report import found_by
 from optin_export.stages import choice
 from optin_export.stages.context import RunContext
@@ -41,15 +42,16 @@ def sources_load(work: RunContext) -> str:
 
 
 def placement_fits(work: RunContext) -> str:
-    """Check the recipe's device_map, if any."""
-    if work.recipe.model.device_map is None:
-        return ""
+    """Check the recipe's device or device_map."""
     sources, placement = work.sources, work.placement
-    if sources.loaded.looked_up:
+    device = device_of(placement.device) if placement.device_map is None else None
+    if sources.loaded.looked_up and device is None:
         placement.places(sources.model)
-    else:
+    elif not sources.loaded.looked_up:
         placement.check(sources.model, sources.fixed(1))
-    return "model.device_map fits the model"
+    if device is None:
+        return "model.device_map fits the model"
+    return "" if device.type == "cpu" else f"scoring and repair run on {device}"
 
 
 def triton_is_there(work: RunContext) -> str:

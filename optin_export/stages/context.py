@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,25 @@ class RunContext:
             at_work=self.placement,
         )
 
+    def tried(self, plan: search.Plan) -> TaskModel:
+        """The plan's model, repaired by least squares on a few calibration rows that no loss curve is measured on."""
+        sources, prune = self.sources, self.recipe.prune
+        chosen = self.trial_batches if prune.compensate else ()
+        return repair.apply_plan(
+            sources.model,
+            self.structure,
+            plan,
+            [sources.calibration[index] for index in chosen],
+            sources.fixed(2),
+            replace(self.repair_settings, gauss_newton=False),
+            weights=repair.Weights([self.sensitivities.values[index] for index in chosen]) if chosen else None,
+            at_work=self.placement,
+        ).dense
+
+    @property
+    def trial_batches(self) -> list[int]:
+        return repair.trial_batches(self.sources.calibration, self.sources.curves)
+
     @property
     def repair_settings(self) -> repair.RepairSettings:
         prune = self.recipe.prune
@@ -177,7 +196,7 @@ class RunContext:
     @property
     def placement(self) -> Placement:
         section = self.recipe.model
-        return Placement(section.device_map, section.max_memory, self.declared.blocks)
+        return Placement(section.device_map, section.max_memory, self.declared.blocks, section.device)
 
     @property
     def calibration_digest(self) -> dict[str, str]:

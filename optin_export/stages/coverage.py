@@ -59,7 +59,9 @@ def _largest(model: TaskModel, structure: Structure, inputs: Inputs) -> list[tup
 
     layers = {path: one for path, one in model.named_modules() if isinstance(one, nn.Linear | nn.Conv1d | nn.Conv2d)}
 
-    def count(path: str, args: Any, output: torch.Tensor) -> None:
+    def count(path: str, args: Any, output: Any) -> None:
+        if not isinstance(output, torch.Tensor):  # of a subclass that does more, such as a router of experts
+            return
         weight = layers[path].weight
         features = output.shape[1] if weight.dim() > 2 else output.shape[-1]
         macs[path] = macs.get(path, 0) + output.numel() // features * weight.numel()

@@ -112,8 +112,12 @@ def forecast(work: RunContext) -> Forecast:
         weights = Effort()
     kept = recipe.budget.macs or recipe.budget.params or 0.5
     efforts["surgery"] = weights + repair.repair_effort(structure, sizes, settings, rows, kept)
-    if recipe.finetune is not None and recipe.finetune.source is None:
-        steps = recipe.finetune.steps * recipe.finetune.batch
+    if not unforeseen_search(recipe):
+        judged = sum(len(batch.rows) for batch in sources.curves)
+        tries = len(repair.RULES) if recipe.prune.allocation == "joint" and settings.repair is True else 1
+        efforts["search"] = repair.trials_effort(structure, sizes, settings, rows, judged, kept, tries)
+    if recipe.tuning is not None and recipe.tuning.source is None:
+        steps = recipe.tuning.steps * recipe.tuning.batch
         efforts["surgery"] += Effort(forward=steps, graph=kept * steps, backward=2 * kept * steps)
     seconds = {stage: speed.seconds(effort) for stage, effort in efforts.items()}
     seconds |= _export_and_measure(work, speed, kept)
@@ -137,10 +141,11 @@ def forecast_of(recipe: Recipe) -> Forecast | None:
 def unforeseen(recipe: Recipe) -> list[str]:
     """Stages that can take long and that no forecast covers."""
     builds = any(target.engine in ("tensorrt", "tensorrt-rtx") for target in recipe.targets)
-    searches = (
-        recipe.budget.kind == "latency" or recipe.budget.accuracy_drop is not None or recipe.tokens.keep == "auto"
-    )
-    return [*(["search"] if searches else []), *(["engines"] if builds else [])]
+    return [*(["search"] if unforeseen_search(recipe) else []), *(["engines"] if builds else [])]
+
+
+def unforeseen_search(recipe: Recipe) -> bool:
+    return recipe.budget.kind == "latency" or recipe.searches_by_building
 
 
 def remember_forecast(work: RunContext) -> Forecast | None:
@@ -205,18 +210,25 @@ def _fastest(work: RunContext, inputs: Inputs, paths: Sequence[str]) -> tuple[fl
 
 def _passes(work: RunContext, inputs: Inputs, paths: Sequence[str]) -> tuple[float, float, float]:
     """Seconds of a forward pass, of one with its graph, and of a backward pass to the outputs of these layers."""
-    model, times = work.sources.model, [time.perf_counter()]
+    model, times = work.sources.model, [_now()]
     with torch.no_grad():
         model(**inputs)
-    times.append(time.perf_counter())
+    times.append(_now())
     with repair.graph(model), layer_outputs(model, paths, work.structure.rewritten) as outputs:
         output = model(**inputs)
-        times.append(time.perf_counter())
+        times.append(_now())
         every = [one for calls in outputs.values() for one in calls if one.requires_grad]
         torch.autograd.grad(output.float().square().sum(), every, allow_unused=True)
-    times.append(time.perf_counter())
+    times.append(_now())
     forward, graph, backward = (after - before for before, after in pairwise(times))
     return forward, graph, backward
+
+
+def _now() -> float:
+    """Seconds by the clock, once a GPU has done what it was given."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _part(batch: Batch, rows: int) -> Inputs:
@@ -274,14 +286,15 @@ def _peaks(work: RunContext, speed: Speed, sizes: Mapping[str, LayerSize]) -> di
 
     changes = 0
     for group in structure.groups:
-        changes += sum(4 * CANDIDATES * sizes[path].inputs * sizes[path].outputs for path in group.reads)
+        changes += sum(2 * CANDIDATES * sizes[path].inputs * sizes[path].outputs for path in group.reads)
+    probed = max((len(batch.rows) for batch in sources.curves), default=0) * repair.probed_bytes(structure, sizes)
     widest = max((sizes[path].inputs for group in structure.groups for path in group.reads), default=0)
     # Gram matrices, a factor and a solution in float64.
     systems = 4 * 8 * widest**2
     kept = min(float(disk_offload.IN_MEMORY), _block_bytes(sizes, structure) * len(sources.calibration_examples))
     found = {
         "scoring": graph(sources.scoring),
-        "curves": max(graph(sources.calibration), graph(sources.curves) + min(changes, disk_offload.IN_MEMORY))
+        "curves": max(graph(sources.calibration), graph(sources.curves) + probed + min(changes, disk_offload.IN_MEMORY))
         + systems,
         "surgery": weights + systems + kept,
     }

@@ -21,8 +21,10 @@ from optin_export.stages.export import export_models
 from optin_export.stages.forecast import Forecast, recall_forecast, remember_forecast, unforeseen
 from optin_export.stages.load import load
 from optin_export.stages.measure import measure_engines
+from optin_export.stages.prediction import prediction
 from optin_export.stages.prune_and_repair import apply_plan
 from optin_export.stages.report import write_report
+from optin_export.stages.results import SearchResult
 from optin_export.stages.score import score
 from optin_export.stages.search import find_plan
 from optin_export.stages.ship import ship_run
@@ -177,6 +179,8 @@ class _Stages:
             )
         )
         self.display.finish(name, seconds, reused)
+        if isinstance(found, SearchResult) and not reused:
+            self.display.note(f"predicted: {prediction(found.plan, self.work.sources.model.output_kind)}")
         if name == self.stop_after and name != STAGES[-1]:
             raise _StoppedAsAsked
         return found

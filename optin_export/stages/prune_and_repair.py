@@ -10,6 +10,7 @@ from optin_export.errors import InputError
 from optin_export.models import TaskModel
 from optin_export.search import Plan
 from optin_export.stages.context import FILES, RunContext
+from optin_export.stages.prediction import is_large
 from optin_export.stages.results import PruneResult
 from optin_export.units import count_macs, count_params
 from optin_export.workdir.files import remove, sha256_file
@@ -20,7 +21,7 @@ SHOWN = 4
 
 def apply_plan(work: RunContext, plan: Plan) -> PruneResult:
     """Apply the plan and write `model/`; returns the repair's results, and the size of the pruned model."""
-    tuned, prune = work.recipe.finetune is not None, work.recipe.prune
+    tuned, prune = _tunes(work, plan), work.recipe.prune
     folder = work.folder / ("repaired" if tuned else "model")
 
     def run() -> PruneResult:
@@ -48,6 +49,14 @@ def apply_plan(work: RunContext, plan: Plan) -> PruneResult:
     return done
 
 
+def _tunes(work: RunContext, plan: Plan) -> bool:
+    """Whether weights are trained after the closed-form repair; `prune.repair: auto` decides by the predicted loss."""
+    recipe = work.recipe
+    if recipe.finetune is None and recipe.prune.repair == "auto":
+        return is_large(plan, work.sources.model.output_kind)
+    return recipe.tuning is not None
+
+
 def _check_saved(folder: Path, dense: TaskModel, work: RunContext) -> None:
     """All that follows is done with the model as it is loaded: it must be the one that was checked and repaired."""
     reason = pruning.difference(dense, pruning.load_model(folder, work.python), work.sources.fixed(2))
@@ -61,7 +70,7 @@ def _check_saved(folder: Path, dense: TaskModel, work: RunContext) -> None:
 
 def _fine_tune(work: RunContext, plan: Plan) -> repair.FineTune:
     """Fine-tune the repaired model in `repaired/`, as the recipe says, into `model/`; returns a summary."""
-    section, prune = work.recipe.finetune, work.recipe.prune
+    section, prune = work.recipe.tuning, work.recipe.prune
     assert section is not None
     repaired, folder = work.folder / "repaired", work.folder / "model"
 

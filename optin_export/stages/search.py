@@ -17,6 +17,7 @@ from optin_export.search import LatencyTable
 from optin_export.stages import latency_trials
 from optin_export.stages.accuracy_search import choose
 from optin_export.stages.context import RunContext
+from optin_export.stages.prediction import warning
 from optin_export.stages.results import CurvesResult, ScoringResult, SearchLog, SearchResult
 from optin_export.units import Costs
 from optin_export.workdir.files import read_json, regular, sha256_file, write_text
@@ -35,9 +36,12 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
     def search_it() -> tuple[search.Plan, SearchLog]:
         scores = load_file(regular(scored.path))
         measured = None if curved.path is None else load_file(regular(curved.path))
-        curves = None if measured is None else repair.combined(measured, work.sources.model.output_kind)
+        kind = work.sources.model.output_kind
 
-        def plan_of(budget: Budget, costs: Costs, table: LatencyTable | None = None) -> search.Plan:
+        def plan_of(
+            budget: Budget, costs: Costs, table: LatencyTable | None = None, rule: repair.Rule = repair.SUM
+        ) -> search.Plan:
+            curves = None if measured is None else repair.combined(measured, kind, rule)
             found = search.find_plan(scores, costs, budget, align, work.least, curves, table)
             return found.model_copy(update={"merged": work.scheduled[0]})
 
@@ -49,10 +53,16 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
             with work.around.quiet():
                 trials, budget = _trials(work), work.recipe.budget
                 return latency_trials.choose(trials, table, budget, by_table, work.recipe.seed), SearchLog()
+        if not work.recipe.searches_by_building:
+            rules = repair.RULES if measured is not None and prune.compensate is True else {"scores": repair.SUM}
+            plans = {name: plan_of(work.recipe.budget, work.costs, rule=rule) for name, rule in rules.items()}
+            return _predicted(work, plans), SearchLog()
         return choose(work.sources, work.structure, work.costs, work.least, plan_of, built)
 
     def run() -> SearchLog:
         plan, tried = search_it()
+        if plan.trials is None:
+            plan = _predicted(work, {"search": plan})
         write_text(path, plan.model_dump_json(indent=2) + "\n")
         return tried
 
@@ -69,19 +79,41 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
     tried = work.cache.step(layer, name, inputs | more, [path], run, SearchLog)
     if name == "search":
         report(1, 1)
-    return SearchResult(search.read_plan(path), tried)
+    plan = search.read_plan(path)
+    if (large := warning(plan, work.sources.model.output_kind)) is not None:
+        work.cache.warn(large)
+    return SearchResult(plan, tried)
+
+
+def _predicted(work: RunContext, plans: dict[str, search.Plan]) -> search.Plan:
+    """The best of these plans (rule -> plan) on calibration rows, and what it predicts; see `repair.try_plans`."""
+    sources, prune = work.sources, work.recipe.prune
+    references = repair.outputs_of(sources.model, work.structure, sources.curves, work.recipe.seed)
+    fitted = sum(len(sources.calibration[index].rows) for index in work.trial_batches) if prune.compensate else 0
+    with work.placement(sources.model):
+        references.observe()
+    try:
+        return repair.try_plans(plans, work.tried, references, fitted=fitted, temperature=prune.temperature)
+    finally:
+        references.close()
 
 
 def _step(work: RunContext, table: LatencyTable | None) -> tuple[str, str, dict[str, Any]]:
     """The search that the recipe asks for: (layer whose code it depends on, name of the step, its further inputs)."""
     prune, seed = work.recipe.prune, work.recipe.seed
+    trials = {
+        "compensate": prune.compensate,
+        "temperature": prune.temperature,
+        "curve_samples": prune.curve_samples,
+        "seed": seed,
+    }
     if table is not None:
-        return "measure", "search.latency", {"table": sha256_file(work.folder / TABLE), "engine": _fingerprint(work)}
-    if work.recipe.budget.accuracy_drop is not None or work.recipe.tokens.keep == "auto":
+        more = {"table": sha256_file(work.folder / TABLE), "engine": _fingerprint(work)}
+        return "measure", "search.latency", {**more, **work.calibration_digest, **trials}
+    if work.recipe.searches_by_building:
         gauss_newton = {"temperature": prune.temperature} if work.refines else None
-        more = {"digest": work.digest, "compensate": prune.compensate, "seed": seed, "gauss_newton": gauss_newton}
-        return "measure", "search.accuracy", more
-    return "search", "search", {}
+        return "measure", "search.accuracy", {**trials, "digest": work.digest, "gauss_newton": gauss_newton}
+    return "repair", "search", {**work.calibration_digest, **trials}
 
 
 def _by_table(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from optin_export.models import gathered
 from optin_export.units.capture import SeeInputs, capture
 from optin_export.units.declare import UnitGroup
 from optin_export.units.outputs import copied, map_tensors
@@ -137,11 +138,17 @@ def with_weights(layer: nn.Module, own: tuple[torch.Tensor, torch.Tensor]) -> Ca
     """The forward of `layer` with another weight and bias."""
     other: Any = copy.copy(layer)
     named = dict(zip(("weight", "bias"), own, strict=True))
-    other._parameters = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in named.items()}
+
+    def place(device: torch.device) -> None:
+        other._parameters = {
+            name: nn.Parameter(tensor.to(device), requires_grad=False) for name, tensor in named.items()
+        }
+
+    place(own[0].device)
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
-        for parameter in other.parameters():
-            parameter.data = parameter.data.to(inputs.device)
+        if other.weight.device != inputs.device:
+            place(inputs.device)
         result: torch.Tensor = type(other).forward(other, inputs)
         return result
 
@@ -149,13 +156,13 @@ def with_weights(layer: nn.Module, own: tuple[torch.Tensor, torch.Tensor]) -> Ca
 
 
 def tensor_in(module: nn.Module, name: str) -> torch.Tensor:
-    """A parameter's or buffer's values on the CPU, also if accelerate offloads them until the module runs."""
+    """A parameter's or buffer's values on the work device, also if accelerate offloads them until the module runs."""
     tensor = getattr(module, name).detach()
     if tensor.is_meta:
         hook: Any = module._hf_hook
         kept = next(one.weights_map for one in getattr(hook, "hooks", (hook,)) if one.weights_map is not None)
         tensor = kept[name]
-    return tensor.cpu()
+    return gathered(tensor)
 
 
 def channels_last(model: nn.Module, stream: torch.Tensor) -> torch.Tensor:

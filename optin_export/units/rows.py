@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from optin_export.models import gathered
 from optin_export.units.declare import UnitGroup
 from optin_export.units.hooks import Convolution, Layer, Transposed, get_layer, get_weight, rows_of, valid_rows
 from optin_export.units.outputs import Calls, tensor_of
@@ -19,7 +20,7 @@ POSITIONS = 64
 
 
 def output_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
-    """[rows, features]: the output of `layer` (or of the residual stream next to it), on the CPU.
+    """[rows, features]: the output of `layer` (or of the residual stream next to it), on the work device.
 
     Padding is left out; for a convolution, only the positions drawn for this batch are used. For a layer that runs
     several times, the rows of all its calls follow each other.
@@ -30,8 +31,8 @@ def output_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor]
     if isinstance(layer, Convolution):
         flat = tensor.flatten(2)
         drawn = _positions(flat.shape[2], batch)
-        return rows_of(flat[:, :, drawn].mT, _valid_positions(inputs, (len(flat), flat.shape[2]), drawn)).cpu()
-    return rows_of(tensor, valid_rows(inputs, tensor)).cpu()
+        return gathered(rows_of(flat[:, :, drawn].mT, _valid_positions(inputs, (len(flat), flat.shape[2]), drawn)))
+    return gathered(rows_of(tensor, valid_rows(inputs, tensor)))
 
 
 def input_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
@@ -50,8 +51,8 @@ def input_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor],
         drawn = _positions(math.prod(shape), batch)
         at: Any = (slice(None), slice(None), *torch.unravel_index(drawn, shape))
         patches = padded[at].transpose(1, 2).flatten(2)
-        return rows_of(patches, _valid_positions(inputs, (len(padded), math.prod(shape)), drawn)).cpu()
-    return rows_of(tensor, valid_rows(inputs, tensor)).cpu()
+        return gathered(rows_of(patches, _valid_positions(inputs, (len(padded), math.prod(shape)), drawn)))
+    return gathered(rows_of(tensor, valid_rows(inputs, tensor)))
 
 
 def _positions(count: int, batch: int) -> torch.Tensor:

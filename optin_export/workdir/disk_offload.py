@@ -14,7 +14,7 @@ from optin_export.workdir.files import Scratch
 from optin_export.workdir.torch_files import sink
 
 #: Maximum bytes that all `OffloadedTensors` together hold in memory, whatever the number of rows.
-IN_MEMORY = 1 << 30
+IN_MEMORY = 512 << 20
 
 
 _every: weakref.WeakSet[OffloadedTensors] = weakref.WeakSet()

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from optin_export import cli, engines
-from optin_export.cli import _machine
+from optin_export.cli import _gpu_software, _machine
 from optin_export.cli._machine import install_line
 from tests.conftest import ROOT, Make
 
@@ -133,3 +133,30 @@ def test_every_engine_kind_is_looked_at() -> None:
     names = {check.name.split()[1].rstrip(",") for check in _machine.engine_checks()}
     assert names == {"onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx"}
     assert engines.MODES  # the package itself loads without any of them
+
+
+@pytest.mark.parametrize(
+    ("name", "driver", "able", "said"),
+    [
+        (
+            "NVIDIA L4 (sm89)",
+            "550.54.15",
+            True,
+            "RTX runs here too. driver 550.54.15: packages for CUDA 12",
+        ),
+        ("NVIDIA L4 (sm89)", "580.65.06", True, "packages for CUDA 13 or 12"),
+        ("NVIDIA H200 (sm90)", "580.65.06", True, "TensorRT for RTX does not support 9.0"),
+        ("NVIDIA RTX PRO 6000 (sm120)", None, True, "compute capability 12.0"),
+        ("Tesla V100 (sm70)", "580.65.06", False, "too old for TensorRT"),
+        ("Tesla T4 (sm75)", "470.57.02", False, "driver 470.57.02 is too old"),
+    ],
+)
+def test_software_that_goes_with_a_gpu(name: str, driver: str | None, able: bool, said: str) -> None:
+    found = _gpu_software.advice(name, driver)
+    assert found[0] == able and said in found[1] and (found[2] is None) == able
+
+
+def test_without_a_gpu_the_rules_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    _, told = doctor(capsys)
+    found = {one["name"]: one for one in told["checks"]}  # type: ignore[attr-defined]
+    assert "driver 580" in found["gpu software"]["detail"] and "25.08" in found["gpu software"]["detail"]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import optin_export
-from optin_export.data import Examples, Sources, load_sources, pixels
+from optin_export.data import Examples, Sources, images, load_sources, pixels
 from optin_export.data.images import ImageProcessor
 from optin_export.data.label_maps import LabelMaps
 from optin_export.data.readers import IMAGE_SUFFIXES
@@ -441,3 +441,23 @@ def test_a_timm_model_inside_transformers(tmp_path: Path) -> None:
     found = loaded(tmp_path, tmp_path / "wrapped", None).fixed(1)["pixel_values"]
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "wrapped")
     assert torch.equal(found, processor(load_image(str(path)), return_tensors="pt")["pixel_values"])
+
+
+class Rearranged(torch.nn.Module):
+    """Squares of 4 x 4 pixels become channels before the first convolution, as in TResNet."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels, self.conv = channels, torch.nn.Conv2d(16 * channels, 8, 1)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.conv(torch.nn.functional.pixel_unshuffle(pixel_values, 4)).mean((2, 3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_are_those_of_the_image_and_not_of_the_first_convolution(channels: int) -> None:
+    assert images._channels(Rearranged(channels), (16, 16)) == channels
+
+
+def test_many_channels_that_the_first_convolution_reads_stay() -> None:
+    assert images._channels(torch.nn.Sequential(torch.nn.Conv2d(12, 8, 3)), (16, 16)) == 12

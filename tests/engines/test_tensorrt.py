@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,42 +17,57 @@ import numpy as np
 import pytest
 
 import optin_export
+from optin_export.engines import _device as devices
+from optin_export.engines import (
+    _polygraphy,
+    _tensorrt_engine,
+    build,
+    files,
+    load,
+    modes,
+    tensorrt,
+    unavailable,
+    versions,
+)
 from optin_export.engines import _tensorrt_network as network
-from optin_export.engines import build, files, load, modes, tensorrt, unavailable, versions
+from optin_export.engines import _tensorrt_shapes as padding
 from optin_export.errors import EnvironmentLacks, InputError, ParityError
 from optin_export.progress import reporting
 from optin_export.recipe import Target, load_recipe, validate
 from optin_export.workdir.files import write_json
 from tests.conftest import ROOT, Make, shared_folder
+from tests.engines import fake_tensorrt
 
-MODULES = (tensorrt, network)
+MODULES = (tensorrt, network, _tensorrt_engine, _polygraphy)
 #: What the code calls its objects, and the class of each.
 CLASSES = {
-    "builder": "Builder",
-    "config": "IBuilderConfig",
     "definition": "INetworkDefinition",
-    "parser": "OnnxParser",
-    "refusal": "ParserError",
-    "added": "IOptimizationProfile",
+    "parsed[1]": "INetworkDefinition",
     "engine": "ICudaEngine",
-    "self._context": "IExecutionContext",
     "self._engine": "ICudaEngine",
+    "context": "IExecutionContext",
     "inspector": "EngineInspector",
-    "runtime": "Runtime",
+    # The python backend of Triton, in ship/served
+    "self.engine": "ICudaEngine",
+    "self.context": "IExecutionContext",
+    "self.runtime": "Runtime",
 }
+#: How the code names the library.
+LIBRARY = ("trt", "tools.trt", "self.trt", "self._tools.trt")
 #: Options that only some versions have; the code asks before it uses them.
 GUARDED = {"set_compute_capability", "num_compute_capabilities", "ComputeCapability"}
 RTX = Target.model_validate({"engine": "tensorrt-rtx", "tensorrt": {"compute_capabilities": ["8.9"]}})
 
 
-def names_used(module: Any) -> Iterator[tuple[str, str]]:
+def names_used(source: str) -> Iterator[tuple[str, str]]:
     """(class or 'trt', name) of every attribute of the library's objects in the code."""
-    for node in ast.walk(ast.parse(inspect.getsource(module))):
+    for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Attribute):
             continue
         owner = ast.unparse(node.value).partition("(")[0]
-        if owner == "trt" or owner.startswith("trt."):
-            yield owner, node.attr
+        library = next((one for one in LIBRARY if owner == one or owner.startswith(f"{one}.")), None)
+        if library is not None:
+            yield "trt" + owner.removeprefix(library), node.attr
         elif owner in CLASSES:
             yield CLASSES[owner], node.attr
 
@@ -62,8 +79,11 @@ def recorded() -> list[Path]:
 
 @pytest.mark.shared_data
 def test_every_name_is_one_of_the_library() -> None:
-    used = {pair for module in MODULES for pair in names_used(module)}
-    assert {("IBuilderConfig", "add_optimization_profile"), ("trt.MemoryPoolType", "WORKSPACE")} <= used
+    sources = [inspect.getsource(module) for module in MODULES]
+    sources.append((Path(optin_export.__file__).parent / "ship/served/tensorrt_model.py").read_text(encoding="utf-8"))
+    used = {pair for source in sources for pair in names_used(source)}
+    assert {("IExecutionContext", "execute_async_v3"), ("trt.MemoryPoolType", "WORKSPACE")} <= used
+    assert {("Runtime", "deserialize_cuda_engine"), ("trt", "Logger")} <= used
     assert len(recorded()) >= 4
     for file in recorded():
         api = json.loads(file.read_text(encoding="utf-8"))
@@ -98,11 +118,11 @@ def test_a_batch_goes_to_the_smallest_profile_that_holds_it() -> None:
     profiles = [{name: (shape, shape, shape) for name, shape in one.items()} for one in reversed(SHAPES)]
     for batch, sequence, expected in ((1, 16, 1), (1, 9, 1), (2, 16, 0), (8, 16, 0)):
         inputs = {name: np.ones((batch, sequence), np.int64) for name in ("ids", "mask")}
-        number, padded = network.fitted(profiles, inputs)
+        number, padded = padding.fitted(profiles, inputs)
         assert number == expected
         assert padded["mask"].shape == SHAPES[1 - expected]["mask"] and padded["mask"].sum() == batch * sequence
     with pytest.raises(ParityError, match="no optimization profile covers"):
-        network.fitted(profiles, {name: np.ones((9, 16), np.int64) for name in ("ids", "mask")})
+        padding.fitted(profiles, {name: np.ones((9, 16), np.int64) for name in ("ids", "mask")})
 
 
 @pytest.mark.parametrize(
@@ -128,10 +148,10 @@ def test_an_output_is_cut_where_its_declared_dimensions_are_dynamic(
 
     inputs = [value("ids", ("batch", "sequence")), value("mask", ("batch", "sequence"))]
     graph = helper.make_graph([], "g", inputs, [value("out", dims)])
-    axes = network.read_axes(json.loads(json.dumps(network.write_axes(network.dynamic_axes(helper.make_model(graph))))))
+    axes = padding.read_axes(json.loads(json.dumps(padding.write_axes(padding.dynamic_axes(helper.make_model(graph))))))
     sizes = {"batch": 8, "sequence": 16}
     padded = np.zeros([sizes.get(str(dim), dim) for dim in dims])
-    assert network.cut(padded, axes["out"], {"ids": (3, 9), "mask": (3, 9)}).shape == wanted
+    assert padding.cut(padded, axes["out"], {"ids": (3, 9), "mask": (3, 9)}).shape == wanted
 
 
 def test_an_exported_graph_declares_its_dynamic_dimensions(tmp_path: Path) -> None:
@@ -145,7 +165,7 @@ def test_an_exported_graph_declares_its_dynamic_dimensions(tmp_path: Path) -> No
     ):
         model, _ = small_model(name)
         export_onnx(model, inputs_for(model, 2, 0), tmp_path / "m.onnx", max_batch=8, sequence=32)
-        assert network.dynamic_axes(read_graph(tmp_path / "m.onnx")) == {model.output_name: wanted}
+        assert padding.dynamic_axes(read_graph(tmp_path / "m.onnx")) == {model.output_name: wanted}
 
 
 def test_a_dynamic_profile_ranges_over_batches_and_sequences() -> None:
@@ -221,21 +241,17 @@ def test_layers_are_counted_and_fused_attention_is_seen() -> None:
         assert set(told) == {"unavailable"} and network.count_layers(told) == {}
 
 
-class Log:
-    def __init__(self, reason: str) -> None:
-        self.reason = lambda: reason
-
-
 @pytest.mark.parametrize(
     ("reason", "code", "message"),
     [
         ("Requested amount of GPU memory (8 bytes) could not be allocated", 5, r"(?s)out of memory.*workspace"),
         ("OutOfMemory (no further information)", 5, "out of memory"),
         ("Could not find any implementation for node node_conv_3", 3, r"(?s)cannot build.*node_conv_3"),
+        ("weight_streaming in CreateConfig is not available on TensorRT version 10.9.", 5, "change targets.tensorrt"),
     ],
 )
 def test_a_build_that_fails_says_why(reason: str, code: int, message: str) -> None:
-    error = network.failed(Log(reason), Target.model_validate({"engine": "tensorrt"}))
+    error = network.failed(reason, Target.model_validate({"engine": "tensorrt"}))
     assert error.exit_code == code
     with pytest.raises(type(error)) as raised:
         raise error
@@ -253,13 +269,19 @@ def test_a_build_that_fails_says_why(reason: str, code: int, message: str) -> No
         ({"engine": "torch", "tensorrt": {"refit": True}}, "section tensorrt is for"),
         ({"engine": "onnxruntime", "tensorrt": {"refit": True}}, "section tensorrt is for"),
         ({"engine": "tensorrt", "tensorrt": {"compute_capabilities": ["8.9"]}}, "for the engine tensorrt-rtx"),
-        ({"engine": "tensorrt-rtx", "tensorrt": {"compute_capabilities": ["89"]}}, "compute_capabilities"),
+        ({"engine": "tensorrt-rtx", "tensorrt": {"compute_capabilities": ["ada"]}}, "such as 8.9 or sm_89"),
         ({"engine": "tensorrt", "tensorrt": {"builder_optimization_level": 6}}, "builder_optimization_level"),
     ],
 )
 def test_targets_that_make_no_sense_are_refused(vit_recipe: Make, target: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         validate(vit_recipe(targets=[target]), ROOT)
+
+
+@pytest.mark.parametrize("given", [8.9, "8.9", "sm_89", "SM89", "compute_89", 89])
+def test_a_compute_capability_is_understood_in_every_usual_form(given: object) -> None:
+    options = {"engine": "tensorrt-rtx", "tensorrt": {"compute_capabilities": [given, 12.0, "sm_120"]}}
+    assert Target.model_validate(options).tensorrt.compute_capabilities == ("8.9", "12.0", "12.0")
 
 
 def test_a_plan_without_weights_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +298,99 @@ def test_an_old_library_is_refused() -> None:
     for name, version in (("tensorrt", "10.16.1.11"), ("tensorrt", "11.4.0.106"), ("tensorrt_rtx", "1.7.1.116")):
         module = SimpleNamespace(__name__=name, __version__=version)
         assert network.checked_version(module) is module
+
+
+@pytest.fixture
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., _tensorrt_engine.TensorRTEngine]:
+    """Makes an engine for batches 1 and 8 that Polygraphy's own runner executes, with TensorRT and CUDA on the host."""
+    pytest.importorskip("polygraphy")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "polygraphy"]:
+        monkeypatch.delitem(sys.modules, name)
+    library = fake_tensorrt.module()
+    monkeypatch.setitem(sys.modules, "tensorrt", library)
+    tools = _polygraphy._imported.__wrapped__(library)
+    monkeypatch.setattr(sys.modules["polygraphy.cuda.cuda"], "G_CUDA", fake_tensorrt.HostCuda())
+    monkeypatch.setattr(devices, "Gpu", devices.Host)
+    profiles = [((batch, 4),) * 3 for batch in (1, 8)]
+
+    def make(wrong: float = 0.0) -> _tensorrt_engine.TensorRTEngine:
+        engine = fake_tensorrt.ICudaEngine(profiles, wrong)
+        return _tensorrt_engine.TensorRTEngine(tools, engine, 100, {"y": {0: ("x", 0)}})
+
+    return make
+
+
+def test_polygraphys_runner_gives_the_outputs_and_the_same_call_is_timed(
+    fake_engine: Callable[..., Any],
+) -> None:
+    engine = fake_engine()
+    assert (engine.inputs, engine.outputs) == (("x",), ("y",))
+    calls, previous = engine._engine.calls, []
+    for batch, profile in ((1, 0), (3, 1), (8, 1), (1, 0)):
+        x = np.random.default_rng(batch).standard_normal((batch, 4)).astype(np.float64)
+        given = engine.run({"x": x, "unused": x})["y"]
+        assert np.array_equal(given, np.maximum(x.astype(np.float32), 0)) and given.dtype == np.float32
+        assert calls[-1] == f"run {(1, 8)[profile]}"
+        previous.append((given, given.copy()))
+    assert all(np.array_equal(*pair) for pair in previous)  # later runs leave the outputs of earlier ones alone
+    assert calls == ["context", "run 1", "profile 1", "run 8", "run 8", "profile 0", "run 1"]
+    assert engine.memory({"x": x}) == {"model": 100, "activations": 1000}
+    once = engine.timer({"x": np.ones((3, 4))}, "call")
+    del calls[:]
+    assert 0.0 < once() < 1000.0 and calls == ["run 8"]
+    assert np.array_equal(engine.run({"x": x})["y"], previous[-1][0])
+    with pytest.raises(ParityError, match="no optimization profile covers"):
+        engine.run({"x": np.ones((9, 4))})
+
+
+def test_a_call_that_computes_something_else_is_not_timed(fake_engine: Callable[..., Any]) -> None:
+    engine = fake_engine(wrong=0.5)
+    x = np.ones((1, 4))
+    assert np.array_equal(engine.run({"x": x})["y"], x)
+    with pytest.raises(ParityError, match="the timed call gives another 'y'"):
+        engine.timer({"x": x}, "call")
+
+
+@pytest.mark.shared_data
+def test_the_stand_in_has_no_name_that_the_library_lacks() -> None:
+    for file in recorded():
+        api = json.loads(file.read_text(encoding="utf-8"))
+        for kind in (fake_tensorrt.ICudaEngine, fake_tensorrt.IExecutionContext):
+            named = {name for name in vars(kind) if not name.startswith("_")}
+            assert named <= set(api[kind.__name__]["attrs"]), file.name
+
+
+def test_polygraphy_finds_the_cuda_runtime_of_torch() -> None:
+    pytest.importorskip("polygraphy")
+    folder = _polygraphy._runtime_folder()
+    if folder is None:
+        pytest.skip("torch's CUDA runtime is not in a wheel")
+    from polygraphy.cuda import cuda
+
+    before = os.environ.get("LD_LIBRARY_PATH")
+    with _polygraphy.cuda_runtime():
+        assert cuda._find_cuda_lib_dirs()[0] == str(folder)
+        assert cuda.Cuda().handle._name.startswith(str(folder))
+    assert os.environ.get("LD_LIBRARY_PATH") == before
+
+
+def test_a_missing_polygraphy_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "polygraphy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(_polygraphy, "_imported", _polygraphy._imported.__wrapped__)
+    with pytest.raises(EnvironmentLacks, match=r"(?s)polygraphy.*optin-export\[gpu\]"):
+        _polygraphy.polygraphy_of(fake_tensorrt.module(), "the target engine: tensorrt", "gpu")
+
+
+@pytest.mark.rtx
+def test_both_libraries_have_a_polygraphy_of_their_own() -> None:
+    rtx = pytest.importorskip("tensorrt_rtx")
+    mine = sys.modules.get("polygraphy")
+    tools = [_polygraphy._imported.__wrapped__(library) for library in (fake_tensorrt.module(), rtx)]
+    assert [one.is_rtx for one in tools] == [False, True]
+    assert tools[0].backend is not tools[1].backend
+    assert mine is None or sys.modules["polygraphy"] is mine
 
 
 @pytest.mark.gpu
@@ -352,7 +467,7 @@ def test_an_engine_is_built_without_a_gpu(small_onnx: Path, tmp_path: Path, dyna
 def test_a_node_that_the_parser_refuses_is_named(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     path = _onnx(tmp_path / "strange.onnx", "NoSuchOperator", "com.example")
-    with pytest.raises(ParityError, match=r"(?s)NoSuchOperator.*the_node"):
+    with pytest.raises(ParityError, match=r"the_node and operator: NoSuchOperator"):
         build(path, RTX, tmp_path / "strange.plan", [{"x": (1, 4)}])
     assert not (tmp_path / "strange.plan").exists()
 

@@ -59,3 +59,29 @@ def test_what_a_model_keeps_from_its_first_pass_is_no_obstacle(tmp_path: Path) -
     export_onnx(model, {"input_ids": IDS}, tmp_path / "a.onnx", max_batch=8, sequence=16)
     [value] = onnx.load(tmp_path / "a.onnx").graph.input
     assert [dim.dim_param for dim in value.type.tensor_type.shape.dim] == ["batch", "sequence"]
+
+
+class InWindows(Doubled):
+    """Adds to every token the sum of its window of four, after padding to whole windows where that is needed."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        length = input_ids.shape[1]
+        whole = input_ids
+        if length % 4 != 0:
+            whole = torch.nn.functional.pad(input_ids, (0, -length % 4))
+        windows = whole.reshape(-1, whole.shape[1] // 4, 4)
+        return (windows + windows.sum(2, keepdim=True)).flatten(1)[:, :length].float()
+
+
+def test_a_model_that_pads_to_whole_windows_takes_every_length(tmp_path: Path) -> None:
+    """Although the example has whole windows: the exporter would leave the padding out."""
+    import onnxruntime
+
+    model: Any = InWindows()
+    example = torch.randint(1, 9, (2, 8), generator=torch.Generator().manual_seed(0))
+    export_onnx(model, {"input_ids": example}, tmp_path / "a.onnx", max_batch=8, sequence=8)
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    for length in range(2, 9):
+        given = example[:, :length]
+        (found,) = session.run(None, {"input_ids": given.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), model(given))

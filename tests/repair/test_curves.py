@@ -11,7 +11,7 @@ import torch
 from optin_export.models import TaskModel
 from optin_export.progress import reporting
 from optin_export.recipe import Budget, PruneSection
-from optin_export.repair import RepairSettings, combined, curves, loss_curves
+from optin_export.repair import RepairSettings, curves, loss_curves
 from optin_export.scoring import score
 from optin_export.units import Structure, find_structure, get_layer, masked, refitted
 from tests.units.models import batches_for, small_model
@@ -251,25 +251,3 @@ def test_constant_activations_leave_the_layer_alone() -> None:
     up.weight.data.zero_(), up.bias.data.zero_()
     curve = curves_of(model, structure)[group.key]
     assert np.isfinite(curve).all() and curve[:, 1:].max() < 1e-6  # they all say nothing
-
-
-EXAMPLE = {
-    "a": np.array([[0.0, 4.0, 1.0], [2.0, 2.0, 0.5], [4.0, 0.0, 0.0]]),
-    "b": np.array([[0.0, 8.0, 3.0], [4.0, 0.0, 0.0]]),
-}
-
-
-@pytest.mark.parametrize(("kind", "share"), sorted(curves.TRAJECTORY_SHARE.items()))
-def test_terms_of_a_curve_are_combined_on_one_scale(kind: str, share: float) -> None:
-    found = combined(EXAMPLE, kind)
-    totals = (2.0 + 4.0, 0.5 + 1.5)  # means over the points, summed over the groups
-    for key, curve in EXAMPLE.items():
-        expected = share * curve[:, 1] / totals[0] + (1 - share) * curve[:, 2] / totals[1]
-        np.testing.assert_allclose(found[key], np.stack([curve[:, 0], expected], 1))
-        assert found[key][-1, 1] == 0.0
-
-
-def test_without_an_output_loss_the_trajectory_decides() -> None:
-    silent = {key: curve * np.array([1.0, 1.0, 0.0]) for key, curve in EXAMPLE.items()}
-    for curve in combined(silent, "logits").values():
-        assert curve[0, 1] > 0 and np.isfinite(curve).all()

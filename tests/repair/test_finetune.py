@@ -18,7 +18,8 @@ from optin_export.models import Inputs
 from optin_export.models.tasks import TaskModel
 from optin_export.pruning.rebuild import rebuild
 from optin_export.recipe import FinetuneSection
-from optin_export.repair import fine_tune
+from optin_export.repair import fine_tune, finetune
+from optin_export.repair.finetune import mirrored
 from optin_export.units import find_structure
 from tests.repair.plans import halved
 from tests.units.models import inputs_for, small_model
@@ -189,3 +190,54 @@ def test_what_is_no_function(write: Write) -> None:
     source = write("return dense").removesuffix("tune") + "value"
     with pytest.raises(InputError, match="is not a function"):
         Case("vit").tune(source=source)
+
+
+def test_images_are_mirrored_half_of_the_time_and_other_rows_are_not() -> None:
+    images = torch.arange(200 * 3 * 4 * 4, dtype=torch.float32).view(200, 3, 4, 4)
+    torch.manual_seed(0)
+    seen = mirrored(Batch({"pixel_values": images}, np.arange(200))).inputs["pixel_values"]
+    flipped = [bool(torch.equal(one, image.flip(-1))) for one, image in zip(seen, images, strict=True)]
+    assert (
+        all(turned or torch.equal(one, image) for turned, one, image in zip(flipped, seen, images, strict=True))
+        and 70 < sum(flipped) < 130
+    )
+    text = Batch({"input_ids": torch.arange(8).view(2, 4)}, np.arange(2))
+    assert mirrored(text) is text
+
+
+def test_the_best_look_at_the_held_out_rows_is_kept() -> None:
+    case = Case("vit")
+    tuned, outcome = case.tune(steps=40, learning_rate=1e-3)
+    assert outcome.steps in (10, 20, 30, 40)
+    with torch.no_grad():
+        total = sum(
+            float(
+                torch.nn.functional.kl_div(
+                    tuned(**batch.inputs).log_softmax(-1),
+                    case.original(**batch.inputs).log_softmax(-1),
+                    reduction="sum",
+                    log_target=True,
+                )
+            )
+            for batch in case.held_out
+        )
+    assert outcome.after == pytest.approx(total / sum(len(batch.rows) for batch in case.held_out), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected", "tried"), [((3.0, 2.0, 2.5, 1.0), 1, 3), ((3.0, 2.0, 1.5, 1.0), 3, 4), ((2.0, None), 0, 2)]
+)
+def test_the_learning_rate_is_the_best_before_a_worse_one(
+    losses: tuple[float | None, ...], expected: int, tried: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[tuple[int, float]] = []
+
+    def descend(repaired: Any, *rest: Any, checks: int = 4) -> tuple[Any, float | None, int, None]:
+        rates.append(rest[-2:])
+        return repaired, losses[len(rates) - 1] if checks == 1 else 0.0, rest[-2], None
+
+    monkeypatch.setattr(finetune, "_descend", descend)
+    case = Case("vit")
+    case.tune(steps=200, learning_rate="auto")
+    assert len(rates) == tried + 1 and {steps for steps, _ in rates[:-1]} == {20}
+    assert rates[-1] == (200, finetune.RATES[expected])

@@ -131,13 +131,15 @@ def test_an_unreadable_recipe_is_said_and_hostile_names_stay_text(tmp_path: Path
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [str(finished(tmp_path / name)) for name in ("a", "b")]
+    runs = [str(finished(tmp_path / "a")), str(finished(tmp_path / "b", warnings=["few rows", "\x1b[2J"]))]
     page = tmp_path / "page.html"
     assert main(["compare", *runs, "--out", str(page), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["page"] == str(page) and len(said["groups"][0]["fronts"][0]["points"]) == 3
     assert main(["compare", *runs, "--out", str(page)]) == 0
-    assert "on the front of spearman" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "on the front of spearman" in printed and "a: warning" not in printed
+    assert "b: warning: few rows\nb: warning: \\u001b[2J\n" in printed
     assert main(["compare", *runs, "--out", str(tmp_path)]) == 2
     assert main(["compare", runs[0]]) == 2
     assert "error: nothing to compare" in capsys.readouterr().err

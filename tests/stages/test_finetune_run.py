@@ -38,8 +38,11 @@ def test_a_run_with_a_fine_tune(vit_recipe: Make, tmp_path: Path) -> None:
     tuned = report.pruning.finetuned
     assert tuned is not None and tuned.note is None and (tuned.by, tuned.steps) == ("distill", 20)
     assert tuned.before is not None and tuned.after is not None and tuned.after < tuned.before
-    assert "fine-tuned by distill for 20 steps" in report.verdict.summary
-    assert "The model was then fine-tuned (distill, 20 steps)" in (folder / "report.html").read_text()
+    assert "repaired by distillation on your unlabelled rows for 20 steps" in report.verdict.summary
+    assert (
+        "The model was then repaired by distillation on your unlabelled rows (20 steps)"
+        in (folder / "report.html").read_text()
+    )
     assert check_manifest(folder) == []
     # The model of the run folder, loaded from it, is the one that was exported.
     repaired, model = (optin_export.load_model(folder / name) for name in ("repaired", "model"))

@@ -136,7 +136,7 @@ def test_a_repeated_run_keeps_its_forecast(vit_recipe: Make, tmp_path: Path) -> 
     assert recall_forecast(work) is None
     found = remember_forecast(work)
     assert isinstance(found, Forecast) and recall_forecast(work) == found
-    assert set(found.seconds) == {"scoring", "curves", "surgery", "export", "measure"} and found.total > 0
+    assert set(found.seconds) == {"scoring", "curves", "search", "surgery", "export", "measure"} and found.total > 0
     assert min(found.peak_bytes.values()) > 50 * 2**20
     assert recall_forecast(context(vit_recipe, tmp_path, seed=7)) is None
     (tmp_path / NAME).write_text("{", encoding="utf-8")
@@ -174,7 +174,11 @@ def test_a_report_has_the_forecast_beside_what_it_took(
     first, again = ({one.name: one for one in report.stages} for report in reports)
     assert first["scoring"].expected_seconds == again["scoring"].expected_seconds
     assert first["scoring"].first_seconds is None and again["scoring"].first_seconds == first["scoring"].seconds
-    assert first["search"].expected_seconds is None and first["curves"].expected_peak_bytes
+    assert (
+        first["engines"].expected_seconds is None
+        and first["search"].expected_seconds
+        and first["curves"].expected_peak_bytes
+    )
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(vit_recipe()), encoding="utf-8")
     cli.main([str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")])
     expected = sum(one.expected_seconds or 0 for one in again.values())

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Any
+
+from optin_export.engines import _tensorrt_network as network
+from optin_export.engines._polygraphy import polygraphy_of
+from optin_export.recipe import Target
 
 Shape = tuple[int, ...]
+#: An engine for a GPU that is not here.
+TARGET = Target.model_validate({"engine": "tensorrt-rtx", "tensorrt": {"compute_capabilities": ["8.9"]}})
 
 
 def build(path: Path, shapes: dict[str, tuple[Shape, Shape, Shape]]) -> bytes:
-    """The engine of an ONNX file for one profile of input shapes (min, opt, max); AssertionError with every reason."""
-    import tensorrt_rtx as trt
+    """The engine of an ONNX file for one profile of input shapes (min, opt, max), built as a run builds it; an error
+    with every reason, also for one that the library reports without refusing."""
+    import tensorrt_rtx
 
     messages: list[str] = []
 
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
 
-        def log(self, severity: Any, text: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                messages.append(text)
-
-    log = Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(path.read_bytes()):
-        raise AssertionError("; ".join(parser.get_error(index).desc() for index in range(parser.num_errors)))
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    profile = builder.create_optimization_profile()
-    for name, (least, best, most) in shapes.items():
-        profile.set_shape(name, least, best, most)
-    config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(network, config)
-    assert engine is not None and not messages, "; ".join(messages)
-    return bytes(engine)
+    tools = polygraphy_of(tensorrt_rtx, "tests", "rtx")
+    handler = Collector()
+    logging.getLogger("Polygraphy").addHandler(handler)
+    try:
+        parsed = network.parse(tools, path)
+        engine = network.engine_bytes(tools, parsed, network.configure(tools, TARGET, [shapes]), TARGET)
+    finally:
+        logging.getLogger("Polygraphy").removeHandler(handler)
+    assert not messages, "; ".join(messages)
+    return engine

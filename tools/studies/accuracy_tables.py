@@ -22,6 +22,7 @@ CASES = {
     "resnet20-cifar10": "ResNet-20 on CIFAR-10",
     "vit-digits": "ViT on handwritten digits",
     "vit-cifar10": "ViT on CIFAR-10",
+    "deit-tiny": "DeiT-Tiny on ImageNet photos, heads and neurons",
     "segformer-camvid": "SegFormer on CamVid",
     "mask2former-camvid": "Mask2Former on CamVid",
 }
@@ -30,6 +31,7 @@ BUDGETS = (0.7, 0.6, 0.5, 0.4, 0.3)
 REPAIRS = {
     "gauss-newton": "least-squares repair and Gauss-Newton on the output",
     "least-squares": "least-squares repair",
+    "distill": "least-squares repair and distillation on the unlabelled rows",
     "rescale": "rescaling",
     "none": "no repair",
 }

@@ -35,7 +35,7 @@ from optin_export.data import Sources, load_sources, read_data
 from optin_export.environment import describe
 from optin_export.measure import evaluate, predict
 from optin_export.models import TaskModel, as_function
-from optin_export.recipe import Budget
+from optin_export.recipe import Budget, FinetuneSection
 
 __all__ = ["CASES", "Bench", "recipe_of"]
 
@@ -45,8 +45,9 @@ RESULTS = ROOT / "docs" / "measurements" / "accuracy"
 SCORERS = ("optin", "optin/additive", "fisher", "activation", "magnitude", "random")
 BUDGETS = (0.7, 0.6, 0.5, 0.4, 0.3)
 SEEDS = (0, 1, 2)
-#: "gauss-newton" is least squares and then the refit of gains and biases to the output.
-REPAIRS = {"none": False, "rescale": "rescale", "least-squares": True, "gauss-newton": True}
+#: "gauss-newton" is least squares and then the refit of gains and biases to the output; "distill" is least squares and
+#: then `prune.repair: distill`.
+REPAIRS = {"none": False, "rescale": "rescale", "least-squares": True, "gauss-newton": True, "distill": True}
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Bench:
 
     sources: Sources
     last: tuple[search.Plan, TaskModel, float] | None = None
+    tuned: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.model = self.sources.model
@@ -126,9 +128,46 @@ class Bench:
         align = {group.key: 1 if group.kind == "heads" else prune.align for group in self.structure.groups}
         return search.find_plan(scores.values, self.costs, Budget(macs=budget), align, self.least, curves)
 
+    def chosen_plan(self, scores: scoring.Scores, budget: float, measured: dict[str, np.ndarray]) -> search.Plan:
+        """The plan of a run: the best of those of all rules on calibration rows, with what it predicts."""
+        kind, sources = self.model.output_kind, self.sources
+        plans = {
+            name: self.plan(scores, budget, repair.combined(measured, kind, rule))
+            for name, rule in repair.RULES.items()
+        }
+        chosen = repair.trial_batches(sources.calibration, sources.curves)
+        weights = repair.Weights([self.weights.values[index] for index in chosen])
+        batches = [sources.calibration[index] for index in chosen]
+
+        def built(plan: search.Plan) -> TaskModel:
+            fixed, settings = sources.fixed(2), self.settings()
+            return repair.apply_plan(self.model, self.structure, plan, batches, fixed, settings, weights=weights).dense
+
+        references = repair.outputs_of(self.model, self.structure, sources.curves, sources.recipe.seed)
+        fitted, temperature = sum(len(batch.rows) for batch in batches), sources.recipe.prune.temperature
+        return repair.try_plans(plans, built, references, fitted=fitted, temperature=temperature)
+
     def apply_plan(self, plan: search.Plan, how: str) -> tuple[TaskModel, float]:
-        """The repaired model and the seconds that it took; Gauss-Newton goes on from the least squares of before."""
+        """The repaired model and the seconds that it took; what follows least squares goes on from those of before."""
         start = time.perf_counter()
+        if how == "distill":
+            if self.last is None or self.last[0] != plan:
+                self.apply_plan(plan, "least-squares")
+            assert self.last is not None
+            recipe = self.sources.recipe
+            section = FinetuneSection() if recipe.tuning is None else recipe.tuning
+            training, kept_out = self.sources.training()
+            tuned, found = repair.fine_tune(
+                self.model,
+                self.last[1],
+                training,
+                kept_out,
+                section,
+                temperature=recipe.prune.temperature,
+                seed=recipe.seed,
+            )
+            self.tuned = found.to_json()
+            return tuned, self.last[2] + time.perf_counter() - start
         if how == "gauss-newton" and self.last is not None and self.last[0] == plan:
             dense, seconds = copy.deepcopy(self.last[1]), self.last[2]
             recipe = self.sources.recipe
@@ -171,9 +210,13 @@ def measure(
         ]
         if not wanted:
             continue
-        bench = Bench(load_sources(recipe_of(case, seed)))
+        recipe = recipe_of(case, seed)
+        if "distill" in repairs:  # with the rows that it holds out
+            recipe = recipe.model_copy(update={"prune": recipe.prune.model_copy(update={"repair": "distill"})})
+        bench = Bench(load_sources(recipe))
         done: dict[str, tuple[scoring.Scores, float]] = {}
         curves: dict[str, tuple[dict[str, np.ndarray], float]] = {}
+        plans: dict[tuple[str, float], tuple[search.Plan, float]] = {}
         for scorer, method_of_repair, budget in wanted:
             method, _, allocation = scorer.partition("/")
             if method not in done:
@@ -181,9 +224,13 @@ def measure(
             scores, scoring_seconds = done[method]
             if allocation != "additive" and method not in curves:
                 start = time.perf_counter()
-                curves[method] = bench.curves(scores), time.perf_counter() - start
+                curves[method] = bench.measured_curves(scores), time.perf_counter() - start
             found, curves_seconds = curves[method] if allocation != "additive" else (None, 0.0)
-            plan = bench.plan(scores, budget, found)
+            if (scorer, budget) not in plans:
+                start = time.perf_counter()
+                plan = bench.plan(scores, budget) if found is None else bench.chosen_plan(scores, budget, found)
+                plans[scorer, budget] = plan, time.perf_counter() - start
+            plan, trials_seconds = plans[scorer, budget]
             dense, repair_seconds = bench.apply_plan(plan, method_of_repair)
             row = {
                 "scorer": scorer,
@@ -195,8 +242,11 @@ def measure(
                 "params": round(plan.predicted.params / plan.base.params, 4),
                 "scoring_seconds": round(scoring_seconds, 1),
                 "curves_seconds": round(curves_seconds, 1),
+                "trials_seconds": round(trials_seconds, 1),
                 "surgery_seconds": round(repair_seconds, 1),
                 "kept": {key: len(group.kept) for key, group in plan.groups.items()},
+                "trials": None if plan.trials is None else plan.trials.model_dump(mode="json"),
+                "distilled": bench.tuned if method_of_repair == "distill" else None,
                 "score_facts": {key: round(value, 4) for key, value in scores.info.items()},
                 **_occasion(),
             }

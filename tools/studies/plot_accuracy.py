@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LINES = {"gauss-newton": "-.", "least-squares": "-", "rescale": ":", "none": "--"}
+LINES = {"gauss-newton": "-.", "least-squares": "-", "distill": (0, (1, 1, 4, 1)), "rescale": ":", "none": "--"}
 
 
 def file_name(case: Case, number: int) -> str:

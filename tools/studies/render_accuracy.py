@@ -16,6 +16,7 @@ TARGETS = {
     "resnet56-cifar10": {0.6: 0.5, 0.5: 1.0, 0.4: 2.5, 0.3: 6.0},
     "resnet56-cifar10-5k": {0.6: 0.5, 0.5: 1.0, 0.4: 2.5, 0.3: 6.0},
     "vit-cifar10": {0.6: 0.5, 0.5: 1.0, 0.4: 2.0, 0.3: 4.0},
+    "deit-tiny": {0.7: 5.0, 0.5: 15.0},
 }
 ALL_ROWS = "all rows, which also chose the defaults"
 HEAD = """\
@@ -174,7 +175,8 @@ def losses(table: Table) -> list[str]:
 def targets(measured: list[Case]) -> list[str]:
     """The table of targets, for those cases that were measured."""
     rows, verdicts, fallen = [], [], []
-    budgets = sorted({budget for of_case in TARGETS.values() for budget in of_case}, reverse=True)
+    named = [TARGETS[one.name] for one in measured if one.name in TARGETS]
+    budgets = sorted({budget for of_case in named for budget in of_case}, reverse=True)
     for case, table in ((one, table) for one in measured for table in (one.main, one.older) if table):
         if case.name not in TARGETS:
             continue

@@ -17,7 +17,7 @@ def sections(folder: Path) -> list[str]:
     lines: list[str] = []
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not content["quick"]:
+        if not content["rehearsal"]:
             lines += ["", *section(content, path.name)]
     return lines
 
@@ -93,11 +93,14 @@ def _latency(content: dict[str, Any]) -> list[str]:
                 one["mode"],
                 f"{found['base_ms']['p50']:.3g} ms",
                 f"{found['pruned_ms']['p50']:.3g} ms",
+                " to ".join(f"{1000 * one['batch'] / found[arm]['p50']:.0f}" for arm in ("base_ms", "pruned_ms")),
                 faster(speedup),
                 f"{speedup['median'] * one['macs']:.2f}",
             ]
         )
     columns = ["model", "target", "precision", "MACs kept at most", "batch", "call", "unpruned p50", "pruned p50"]
+    # Calls follow one another on one stream, so this is what one client gets, not what a server can give.
+    columns.append("rows per second, call after call")
     table = markdown_table([*columns, "speedup", "speedup x MACs kept"], rows)
     return [*marks.unequal(unpruned), *table] if rows else []
 

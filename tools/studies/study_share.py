@@ -4,24 +4,22 @@
     python tools/studies/study_share.py --cases vit-cifar10 minilm-stsb --budgets 0.5 0.3
 
 The curves are measured once; only the share of the trajectory in them changes (TRAJECTORY_SHARE in
-repair/curves.py).
+repair/allocation.py).
 Writes docs/measurements/studies/share.json, one row per case, budget and share.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from unittest import mock
 
 from benchmark_accuracy import CASES, Bench, recipe_of
 from study_files import machine, save, saved_rows
 
 from optin_export import repair
 from optin_export.data import load_sources
+from optin_export.repair.allocation import TRAJECTORY_SHARE
 
 NAME = "share"
-CURVES = sys.modules[repair.loss_curves.__module__]
 
 
 def main() -> None:
@@ -36,10 +34,9 @@ def main() -> None:
         bench = Bench(load_sources(recipe_of(case, args.seed)))
         scores, _ = bench.score("optin")
         measured, kind = bench.measured_curves(scores), bench.model.output_kind
-        own = CURVES.TRAJECTORY_SHARE[kind]
+        own = TRAJECTORY_SHARE[kind]
         for share in args.shares:
-            with mock.patch.dict(CURVES.TRAJECTORY_SHARE, {kind: share}):
-                curves = repair.combined(measured, kind)
+            curves = repair.combined(measured, kind, repair.Rule(share))
             for budget in args.budgets:
                 dense, _ = bench.apply_plan(bench.plan(scores, budget, curves), "least-squares")
                 row = {"case": case, "budget": budget, "seed": args.seed, "share": share}

@@ -201,8 +201,8 @@ def _passes(recipe: Recipe) -> dict[str, int]:
     found = {"scoring": scored * (1 + (2 * probes if sketched else 0)), "surgery": rows if prune.compensate else 0}
     if prune.compensate and prune.gauss_newton is True:
         found["surgery"] += GAUSS_NEWTON_PASSES * rows
-    if recipe.finetune is not None and recipe.finetune.source is None:
-        found["surgery"] += 3 * recipe.finetune.steps * recipe.finetune.batch
+    if recipe.tuning is not None and recipe.tuning.source is None:
+        found["surgery"] += 3 * recipe.tuning.steps * recipe.tuning.batch
     return {stage: passes for stage, passes in found.items() if passes}
 
 

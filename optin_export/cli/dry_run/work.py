@@ -10,7 +10,7 @@ from optin_export.recipe import Recipe
 def planned_work(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
     """(name of a stage, what it would do), in order."""
     model, data, prune, export = recipe.model, recipe.data, recipe.prune, recipe.export
-    tuned = recipe.finetune
+    tuned = recipe.tuning
     shapes = ", ".join(f"{batch}x{export.sequence}" if recipe.is_text else str(batch) for batch in export.batch)
     targets = ", ".join(target.name for target in recipe.targets)
     rows = data.calibration.samples or "all"

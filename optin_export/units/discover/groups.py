@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,6 +24,8 @@ from optin_export.units.probes import without_zeros
 
 #: The name of such units in the report, next to the names of families.
 NAME = "discovered"
+#: The folder of this package.
+_PACKAGE = Path(__file__).resolve().parents[2]
 #: Why units whose reader gets the same for every row stay.
 CONSTANT = "what it reads is the same for every row, so an engine may compute it once, and would not be faster"
 
@@ -38,6 +42,12 @@ class Discovered:
     channels_first: frozenset[str]
     refusals: tuple[Refusal, ...]
     mixed: tuple[Leak, ...] = ()
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether this package's own code raised it, and not torch or the model."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return not isinstance(error, RuntimeError) and Path(frames[-1].filename).is_relative_to(_PACKAGE)
 
 
 def discover_groups(
@@ -58,10 +68,15 @@ def discover_groups(
             made = [one for one in made if not _is_known(one, known)]
             blocks = _blocks(model, made)
             order = graph.order
-    except RuntimeError as error:
+    except InputError:
+        raise
+    except Exception as error:  # a model's own code may raise anything, also in its backward pass
+        if _is_ours(error):
+            raise
+        said = str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
         raise InputError(
             "the units of the model cannot be found by measurement",
-            f"gradients cannot be computed through it: {error}"[:300],
+            f"gradients cannot be computed through it: {said}"[:300],
             "remove operations that overwrite tensors in place or that detach them, or declare a family",
         ) from None
     constant = constant_inputs(model, two, [one.readers[-1] for one in made])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from optin_export.errors import InputError
 from optin_export.models.tasks import TaskModel
 from optin_export.pruning import verified
 from optin_export.pruning.rebuild import rebuild
@@ -25,7 +26,8 @@ from optin_export.units import (
     supported,
     tensor_of,
 )
-from optin_export.units.discover.groups import CONSTANT
+from optin_export.units.discover import groups
+from optin_export.units.discover.groups import CONSTANT, discover_groups
 from optin_export.units.discovery import found_structure
 from optin_export.units.trace import observe_pass
 from tests.repair.plans import halved
@@ -220,3 +222,28 @@ def test_a_zero_is_no_residual_stream() -> None:
     )
     structure = found_structure(model, nets.tokens(), None, None)
     assert [group.residual for group in structure.groups if group.consumer == "fc2"] == [None]
+
+
+class OnlyInTraining(torch.autograd.Function):
+    """A step whose own backward pass asserts what does not hold for a model that serves."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        raise AssertionError("use model.train()")
+
+
+def test_a_models_own_backward_pass_that_fails_is_no_bug_of_ours() -> None:
+    parts = {"up": nn.Linear(nets.WIDTH, 16), "down": nn.Linear(16, nets.WIDTH)}
+    made = nets.net(lambda net, x: x + net.down(OnlyInTraining.apply(torch.relu(net.up(x)))), **parts)
+    with pytest.raises(InputError, match=r"AssertionError: use model\.train\(\)"):
+        discover_groups(made, nets.tokens())
+
+
+def test_an_error_of_our_own_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "inner", groups._blocks)  # which takes other arguments
+    with pytest.raises(TypeError):
+        discover_groups(nets.net(lambda net, x: net.up(x), up=nn.Linear(nets.WIDTH, 4)), nets.tokens())

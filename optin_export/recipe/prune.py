@@ -1,0 +1,73 @@
+"""The recipe section `prune`: what is removed, how much, by which score, and how the rest is repaired."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from optin_export.recipe.budget import Budget
+from optin_export.recipe.fields import Count, Positive, Section
+from optin_export.recipe.removed import no_comparison, without_rounds
+
+
+class PruneSection(Section):
+    units: tuple[Literal["heads", "neurons", "channels"], ...] = Field(
+        ("heads", "neurons", "channels"),
+        min_length=1,
+        description="what may be removed: attention heads, FFN neurons, channels of convolutions",
+        examples=[["heads", "neurons"]],
+    )
+    score: Annotated[
+        Literal["auto", "optin", "optin-exact", "magnitude", "activation"], BeforeValidator(no_comparison)
+    ] = Field(
+        "auto",
+        description="importance score of a unit: auto (optin, but magnitude for channels of convolutional networks "
+        "under repair), optin, optin-exact (the same with one forward pass per unit), magnitude (squared weights), "
+        "activation (contribution of the unit to the output of its layer)",
+    )
+    budget: Budget = Field(
+        description="limit of the cost or the loss of the pruned model: exactly one of the fields below"
+    )
+    allocation: Literal["joint", "additive"] = Field(
+        "joint",
+        description="how the budget is shared among layers: joint: by measured losses of keeping k units per "
+        "sub-layer; additive: by sums of scores",
+    )
+    compensate: bool | Literal["rescale"] = Field(
+        True, description="repair by least squares on the calibration data; rescale: only one factor per kept unit"
+    )
+    repair: Literal["closed-form", "distill", "auto"] = Field(
+        "closed-form",
+        description="closed-form: no weight is trained; distill: then also AdamW steps on the unlabelled calibration "
+        "rows towards the unpruned model's output (as `finetune`, which sets their number), kept if they lower the "
+        "loss on held-out rows; auto: distill if the search predicts a large loss",
+    )
+    gauss_newton: bool | Literal["auto"] = Field(
+        "auto",
+        description="refit gains and biases of all layers together to the output, after the least squares and on the "
+        "same data (needs prune.compensate: true); auto: for channels of convolutional networks",
+    )
+    coupled: bool = Field(
+        False, description="also remove channels of residual streams, from all layers that share them"
+    )
+    align: Count = Field(8, description="neurons and channels are kept in multiples of this number")
+    probes: Count | Literal["auto"] = Field(
+        "auto", description="number of random probes for the scores; auto: until they are stable"
+    )
+    rows: Count = Field(
+        768, description="token rows compared per batch of 32 samples and block, the same number per sample"
+    )
+    score_samples: Count = Field(64, description="number of calibration rows for scoring")
+    curve_samples: Count = Field(
+        256, description="number of calibration rows for the loss curves of `allocation: joint`; at most a third of all"
+    )
+    temperature: Positive = Field(1.0, description="softmax temperature of the distillation loss")
+    autocast: Literal["bfloat16", "float16"] | None = Field(
+        None, description="torch.autocast precision of the scoring passes; default: float32"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, section: Any) -> Any:
+        return without_rounds(section)

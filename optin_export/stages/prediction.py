@@ -1,0 +1,43 @@
+"""What the search predicts of the repaired model, in a sentence, and when it is a warning."""
+
+from __future__ import annotations
+
+from optin_export.search import Plan
+
+#: Share of rows with another class, and squared distance of normalised embeddings (2 - 2 cosine), from which the search
+#: warns.
+MOST_CHANGED, MOST_DISTANCE = 0.1, 0.4
+
+
+def prediction(plan: Plan, output_kind: str) -> str:
+    """What the trial of the plan's model showed; "" if none was built."""
+    if plan.trials is None:
+        return ""
+    trials, expected = plan.trials, plan.trials.expected
+    if expected.changed is not None:
+        found = f"{expected.changed:.1%} get another class (divergence {expected.divergence:.3g})"
+    elif output_kind == "embedding":
+        found = f"the mean cosine with the unpruned embedding is {1 - expected.divergence / 2:.3f}"
+    else:
+        found = f"the mean squared difference of the outputs is {expected.divergence:.3g}"
+    return f"of {trials.judged} calibration rows that a repair on {trials.fitted} others has not seen, {found}"
+
+
+def is_large(plan: Plan, output_kind: str) -> bool:
+    """Whether a model with this predicted loss cannot be expected to keep its accuracy."""
+    if plan.trials is None:
+        return False
+    expected = plan.trials.expected
+    if expected.changed is not None:
+        return expected.changed > MOST_CHANGED
+    return output_kind == "embedding" and expected.divergence > MOST_DISTANCE
+
+
+def warning(plan: Plan, output_kind: str) -> str | None:
+    """The warning of a large predicted loss, in one sentence."""
+    if not is_large(plan, output_kind):
+        return None
+    return (
+        f"the search predicts a large loss: {prediction(plan, output_kind)}; ask for a larger prune.budget, merge "
+        "tokens (tokens.keep: auto) where the model allows it, give more calibration rows, or set prune.repair: distill"
+    )
