@@ -159,7 +159,7 @@ def _products(
             changes = weights.to(inputs.dtype), biases.to(inputs.dtype)
             if type(layer) is torch.nn.Linear and _fewer_by_gradients(inputs, len(weights), len(present), samples):
                 rows = _per_sample(inputs, batch_dim, samples).view(samples, -1, inputs.shape[-1])
-                total[:, present] += _by_gradients(rows, stacked, changes).double().cpu()
+                total[:, at] += gathered(_by_gradients(rows, stacked, changes).double())
                 continue
             for candidate, change in enumerate(zip(*changes, strict=True)):
                 moved = _per_sample(with_weights(layer, change)(inputs), batch_dim, samples)
