@@ -44,7 +44,7 @@ def test_the_rehearsal_measures_what_is_installed(tmp_path: Path) -> None:
     (tmp_path / "shown" / "a.json").write_text(json.dumps(result), encoding="utf-8")
     lines = render.sections(tmp_path / "shown")
     assert {"### Scoring", "### Latency"} <= set(lines) and any(
-        "| DeiT-Tiny | torch-cpu-1t | bf16" in one for one in lines
+        "| BERT-base | torch-cpu-1t | bf16" in one for one in lines
     )
     missing = [one for one in render.cells(result) if one["part"] == "tensorrt" and "failed" in one]
     assert not missing or "pip install" in missing[0]["failed"]
