@@ -21,8 +21,6 @@ REFUSALS = (2, 3, 4, 5)
 SECONDS = 300 if ALL else 120
 #: Parts of the paths of what libraries, and the tests' own cache of exports, keep between processes.
 KEPT = ("torchinductor_", "/.config/matplotlib", "/.cache/matplotlib", "/exported/")
-#: The package's own programs that a command starts: a measurement of a graph in a fresh process.
-PROGRAMS = ("'-m', 'optin_export.ship.load_alone'",)
 
 
 @dataclass(frozen=True)
@@ -86,5 +84,5 @@ def attempt(arguments: Sequence[str | Path], seconds: int = SECONDS) -> Outcome:
     here = Path.cwd()
     with watched(here) as strays, contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), alarm(seconds):
         code = cli.main([str(argument) for argument in arguments])
-    seen = tuple(one for one in strays if not any(name in one for name in KEPT + PROGRAMS))
+    seen = tuple(one for one in strays if not any(name in one for name in KEPT))
     return Outcome(code, out.getvalue(), error.getvalue(), seen, canary(here).exists())
