@@ -227,9 +227,9 @@ def make_image_processor(loaded: LoadedModel, recipe: Recipe) -> ImageProcessor:
     if hasattr(module, "pretrained_cfg"):
         from timm.data import resolve_model_data_config
 
-        told = resolve_model_data_config(module)
-        channels = _channels(module, wanted.size or told["input_size"][1:])
-        config = _with_recipe(told, wanted, segments, channels)
+        defaults = resolve_model_data_config(module)
+        size = wanted.size or defaults["input_size"][1:]
+        config = _with_recipe(defaults, wanted, segments, _channels(module, size))
         config["upright"] = False  # timm does not rotate images
         made = ImageProcessor(config, whole=maps)
     else:

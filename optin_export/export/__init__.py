@@ -95,14 +95,12 @@ def _exported(model: TaskModel, inputs: Inputs, max_batch: int, sequence: int | 
         fixed = _fixed_size(program, dynamic)
     else:
         odd = _odd_length(inputs)
-        try:
-            program, fixed = _of_texts(model, odd or inputs, batch, sequence)
-        except Exception:  # the model's code may not take such a length
-            if odd is None:
-                raise
-            fixed = "other sizes"
-        if odd is not None and fixed is not None:
-            program, fixed = _of_texts(model, inputs, batch, sequence)
+        if odd is not None:
+            with contextlib.suppress(Exception):  # the model's code may not take such a length
+                program, fixed = _of_texts(model, odd, batch, sequence)
+                if fixed is None:
+                    return program
+        program, fixed = _of_texts(model, inputs, batch, sequence)
     if fixed is not None:
         raise InputError(
             "the model cannot be exported to ONNX",

@@ -48,7 +48,7 @@ class Placement:
         """Raises InputError for a map that does not fit the model, or a full disk; EnvironmentLacks without accelerate,
         for a GPU that does not exist, or one with too little memory."""
         if self.device_map is None:
-            with self.beside(model):
+            with self.also(model):
                 yield
             return
         places = self.places(model)
@@ -63,7 +63,7 @@ class Placement:
             ) from error
 
     @contextlib.contextmanager
-    def beside(self, model: TaskModel) -> Iterator[None]:
+    def also(self, model: TaskModel) -> Iterator[None]:
         """Move another, smaller model to `device`, where the placed one is; with a device map it stays on the CPU."""
         device = device_of(self.device) if self.device_map is None else torch.device("cpu")
         if device.type == "cpu" or next(iter(model.state_dict().values())).device == device:

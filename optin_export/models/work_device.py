@@ -1,4 +1,4 @@
-"""Where Gram matrices are summed and solved: beside a model that was moved as a whole, else on the CPU.
+"""Where Gram matrices are summed and solved: on the device of a model that was moved as a whole, else on the CPU.
 
 On that device nothing is copied to the CPU within a loop over batches. The parts of a divided model are on several
 devices, so their rows meet on the CPU.

@@ -81,7 +81,7 @@ def loss_curves(
     try:
         with task(2 * len(groups) + len(scoring)):
             phase("re-fitting layers to fewer units")
-            fitted = _fitted(calibration, scoring)
+            fitted = not_judged(calibration, scoring, CALIBRATION_ROWS)
             order = list(_try_all(model, structure, scores, (calibration, fitted), settings, counts, weights, tried))
             phase("losses by backward passes")
             sums = second_order_losses(model, structure, () if whole else scoring, tried, settings)
@@ -196,16 +196,16 @@ def _repaired(model: TaskModel, group: UnitGroup, repair: bool | Literal["rescal
     return tuple(path for path in paths if reads_rows(get_layer(model, path)))
 
 
-def _fitted(calibration: Sequence[Batch], scoring: Sequence[Batch]) -> list[int]:
-    """Indices of evenly spread batches (they are ordered by length) with about CALIBRATION_ROWS rows.
+def not_judged(calibration: Sequence[Batch], judged: Sequence[Batch], rows: int) -> list[int]:
+    """Indices of evenly spread batches (they are ordered by length) with about so many rows, none of them `judged`.
 
-    None of those in `scoring`, if there are others: a refit with more inputs than rows that matter (a classifier reads
-    one token of each sample) reproduces its own rows whatever is removed, and others not at all.
+    All batches, if there are no others: a refit with more inputs than rows that matter (a classifier reads one token of
+    each sample) reproduces its own rows whatever is removed, and others not at all.
     """
-    judged = set(map(id, scoring))
-    others = [index for index, batch in enumerate(calibration) if id(batch) not in judged] or range(len(calibration))
-    rows = sum(len(calibration[index].rows) for index in others)
-    return list(others[:: max(1, rows // CALIBRATION_ROWS)])
+    known = set(map(id, judged))
+    others = [index for index, batch in enumerate(calibration) if id(batch) not in known] or range(len(calibration))
+    whole = sum(len(calibration[index].rows) for index in others)
+    return list(others[:: max(1, whole // rows)])
 
 
 def _moments(

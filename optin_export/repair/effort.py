@@ -10,7 +10,7 @@ from optin_export.repair.curves import CALIBRATION_ROWS, counts_of
 from optin_export.repair.least_squares import DAMPINGS
 from optin_export.repair.measured_points import THINNED, is_measured, measured_at
 from optin_export.repair.settings import RepairSettings
-from optin_export.repair.trials import TRIAL_ROWS
+from optin_export.repair.trial import TRIAL_ROWS
 from optin_export.units import Effort, LayerSize, Structure, UnitGroup, later_share
 
 #: Share of the products of a Gram matrix that are computed; the others are equal to them.
@@ -73,20 +73,18 @@ def repair_effort(
     return total
 
 
-def trials_effort(
+def trial_effort(
     structure: Structure,
     sizes: Mapping[str, LayerSize],
     settings: RepairSettings,
     calibration: int,
     judged: int,
     kept: float,
-    plans: int,
 ) -> Effort:
-    """Plans that are built, repaired on a few rows and judged on others, as if all of them were different."""
+    """A plan that is built, repaired on a few rows and judged on others, as the unpruned model is."""
     settings = replace(settings, gauss_newton=False)
     rows = min(calibration - judged or calibration, TRIAL_ROWS)
-    one = repair_effort(structure, sizes, settings, rows, kept) + Effort(forward=judged * kept)
-    return plans * one + Effort(forward=judged)
+    return repair_effort(structure, sizes, settings, rows, kept) + Effort(forward=judged * (1 + kept))
 
 
 def _systems(group: UnitGroup, sizes: Mapping[str, LayerSize], kept: float) -> list[tuple[float, float, float]]:

@@ -36,7 +36,7 @@ from optin_export.progress import phase, report
 from optin_export.repair.layer_problem import HOLD_OUT
 from optin_export.repair.output_layer import is_tied
 from optin_export.repair.sensitivity import graph
-from optin_export.repair.sequential import AtWork, Repair, beside
+from optin_export.repair.sequential import AtWork, Repair, also_moved
 from optin_export.units import Convolution, Structure, capture, get_layer, layer_outputs, refitted
 
 #: Key of this refit among the repairs.
@@ -77,7 +77,7 @@ def refine(
         return Repair(None, None, None, why)
     with at_work(reference.model):
         reference.observe()
-    with beside(at_work, dense):
+    with also_moved(at_work, dense):
         return _refined(dense, reference, held_out, temperature)
 
 

@@ -46,9 +46,9 @@ Tick = Callable[[int, int], None]
 AtWork = Callable[[TaskModel], AbstractContextManager[Any]]
 
 
-def beside(at_work: AtWork, dense: TaskModel) -> AbstractContextManager[Any]:
+def also_moved(at_work: AtWork, dense: TaskModel) -> AbstractContextManager[Any]:
     """A context that has the smaller model where `at_work` moves the unpruned one."""
-    along: AtWork = getattr(at_work, "beside", contextlib.nullcontext)
+    along: AtWork = getattr(at_work, "also", contextlib.nullcontext)
     return along(dense)
 
 
@@ -82,7 +82,8 @@ def compensate(
 
     structure, smaller: the structures of `original` and `dense`; groups: the plan between them. Groups that lost
     nothing are refitted as well: they correct errors from upstream. weights: the `sensitivities` of `original`, if they
-    are already known. at_work: a context held while `original` runs; if it has `beside`, that is held for `dense`.
+    are already known. at_work: a context held while `original` runs; its method `also`, if it
+    has one, moves `dense` to the same device.
     """
     only_scale = settings.repair == "rescale"
     if batches:
@@ -90,7 +91,7 @@ def compensate(
             structure = measured(original, structure, batches[0].inputs)
     head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
     repairs: dict[str, Repair] = {}
-    with at_work(original), beside(at_work, dense):
+    with at_work(original), also_moved(at_work, dense):
         weights = sensitivities(original, structure, batches, settings.seed) if weights is None else weights
         pair = _paired(original, dense, structure, groups, batches, weights)
         # Channels of a residual stream have no sub-layer: the layers around them compensate for them.

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         Plan,
         PlanLatency,
         PlanTrial,
-        PlanTrials,
         keep_first,
         read_plan,
     )
@@ -41,7 +40,6 @@ __all__ = [
     "Plan",
     "PlanLatency",
     "PlanTrial",
-    "PlanTrials",
     "allocate_merging",
     "anchor_counts",
     "check_budget",
@@ -63,7 +61,7 @@ __getattr__, __dir__ = lazy.names(
         "allocate": "check_budget find_plan",
         "bisection": "Bisection smallest_budget",
         "merging": "allocate_merging check_merging kept_share most spread_merging tokens_left",
-        "plan": "Cost GroupPlan LatencyRound Plan PlanLatency PlanTrial PlanTrials keep_first read_plan",
+        "plan": "Cost GroupPlan LatencyRound Plan PlanLatency PlanTrial keep_first read_plan",
         "table": "MOST_ENGINES Anchor LatencyTable anchor_counts signatures",
     },
 )

@@ -75,35 +75,18 @@ class PlanLatency(BaseModel):
 
 
 class PlanTrial(BaseModel):
-    """A plan that was tried: its model, repaired on a few calibration rows, on rows that it has not seen.
+    """What the search predicts: the plan's model, repaired on `fitted` calibration rows, on `judged` others.
 
-    rule: how it shares the budget. divergence: of the output from the unpruned model's, per sample. changed: share of
-    the samples whose largest logit is another; null if the outputs are no classes.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    rule: str
-    divergence: float
-    changed: float | None
-
-
-class PlanTrials(BaseModel):
-    """The plans that the search tried, and so what it predicts: `fitted` rows repair a model, `judged` others judge it.
-
-    chosen: index of the plan's own trial, from 0.
+    divergence: of the output from the unpruned model's, per sample. changed: share of the samples whose largest logit
+    is another; null if the outputs are no classes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     fitted: int
     judged: int
-    chosen: int
-    tried: tuple[PlanTrial, ...]
-
-    @property
-    def expected(self) -> PlanTrial:
-        return self.tried[self.chosen]
+    divergence: float
+    changed: float | None
 
 
 class Plan(BaseModel):
@@ -128,7 +111,7 @@ class Plan(BaseModel):
     )
     rounds: Annotated[int, Field(ge=1)] = Field(1, description="1; more in some plans of earlier versions")
     latency: PlanLatency | None = Field(None, description="only with a budget of speedup or latency_ms")
-    trials: PlanTrials | None = Field(None, description="plans that were built to choose this one; null: none was")
+    trial: PlanTrial | None = Field(None, description="the predicted loss, before the repair")
 
 
 def read_plan(path: Path) -> Plan:

@@ -114,8 +114,7 @@ def forecast(work: RunContext) -> Forecast:
     efforts["surgery"] = weights + repair.repair_effort(structure, sizes, settings, rows, kept)
     if not unforeseen_search(recipe):
         judged = sum(len(batch.rows) for batch in sources.curves)
-        tries = len(repair.RULES) if recipe.prune.allocation == "joint" and settings.repair is True else 1
-        efforts["search"] = repair.trials_effort(structure, sizes, settings, rows, judged, kept, tries)
+        efforts["search"] = repair.trial_effort(structure, sizes, settings, rows, judged, kept)
     if recipe.tuning is not None and recipe.tuning.source is None:
         steps = recipe.tuning.steps * recipe.tuning.batch
         efforts["surgery"] += Effort(forward=steps, graph=kept * steps, backward=2 * kept * steps)

@@ -10,24 +10,22 @@ MOST_CHANGED, MOST_DISTANCE = 0.1, 0.4
 
 
 def prediction(plan: Plan, output_kind: str) -> str:
-    """What the trial of the plan's model showed; "" if none was built."""
-    if plan.trials is None:
+    """What the trial of the plan's model showed; "" in plans of earlier versions."""
+    if (expected := plan.trial) is None:
         return ""
-    trials, expected = plan.trials, plan.trials.expected
     if expected.changed is not None:
         found = f"{expected.changed:.1%} get another class (divergence {expected.divergence:.3g})"
     elif output_kind == "embedding":
         found = f"the mean cosine with the unpruned embedding is {1 - expected.divergence / 2:.3f}"
     else:
         found = f"the mean squared difference of the outputs is {expected.divergence:.3g}"
-    return f"of {trials.judged} calibration rows that a repair on {trials.fitted} others has not seen, {found}"
+    return f"of {expected.judged} calibration rows that a repair on {expected.fitted} others has not seen, {found}"
 
 
 def is_large(plan: Plan, output_kind: str) -> bool:
     """Whether a model with this predicted loss cannot be expected to keep its accuracy."""
-    if plan.trials is None:
+    if (expected := plan.trial) is None:
         return False
-    expected = plan.trials.expected
     if expected.changed is not None:
         return expected.changed > MOST_CHANGED
     return output_kind == "embedding" and expected.divergence > MOST_DISTANCE

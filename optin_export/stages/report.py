@@ -62,7 +62,7 @@ def write_report(
             optimality_gap=plan.optimality_gap,
             merged=plan.merged,
             latency=plan.latency,
-            trials=plan.trials,
+            trial=plan.trial,
             groups=prunings(work.structure, plan, load_file(regular(scores.path)), pruned.repairs),
             head=head_repair(pruned.repairs),
             output=output_refit(pruned.repairs),

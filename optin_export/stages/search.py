@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from optin_export import engines, repair, search
 from optin_export.models import TaskModel
-from optin_export.progress import report
+from optin_export.progress import phase, report
 from optin_export.recipe import Budget, Target
 from optin_export.search import LatencyTable
 from optin_export.stages import latency_trials
@@ -36,12 +36,9 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
     def search_it() -> tuple[search.Plan, SearchLog]:
         scores = load_file(regular(scored.path))
         measured = None if curved.path is None else load_file(regular(curved.path))
-        kind = work.sources.model.output_kind
+        curves = None if measured is None else repair.combined(measured, work.sources.model.output_kind)
 
-        def plan_of(
-            budget: Budget, costs: Costs, table: LatencyTable | None = None, rule: repair.Rule = repair.SUM
-        ) -> search.Plan:
-            curves = None if measured is None else repair.combined(measured, kind, rule)
+        def plan_of(budget: Budget, costs: Costs, table: LatencyTable | None = None) -> search.Plan:
             found = search.find_plan(scores, costs, budget, align, work.least, curves, table)
             return found.model_copy(update={"merged": work.scheduled[0]})
 
@@ -54,15 +51,12 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
                 trials, budget = _trials(work), work.recipe.budget
                 return latency_trials.choose(trials, table, budget, by_table, work.recipe.seed), SearchLog()
         if not work.recipe.searches_by_building:
-            rules = repair.RULES if measured is not None and prune.compensate is True else {"scores": repair.SUM}
-            plans = {name: plan_of(work.recipe.budget, work.costs, rule=rule) for name, rule in rules.items()}
-            return _predicted(work, plans), SearchLog()
+            return plan_of(work.recipe.budget, work.costs), SearchLog()
         return choose(work.sources, work.structure, work.costs, work.least, plan_of, built)
 
     def run() -> SearchLog:
         plan, tried = search_it()
-        if plan.trials is None:
-            plan = _predicted(work, {"search": plan})
+        plan = plan.model_copy(update={"trial": _trial(work, plan)})
         write_text(path, plan.model_dump_json(indent=2) + "\n")
         return tried
 
@@ -85,17 +79,20 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
     return SearchResult(plan, tried)
 
 
-def _predicted(work: RunContext, plans: dict[str, search.Plan]) -> search.Plan:
-    """The best of these plans (rule -> plan) on calibration rows, and what it predicts; see `repair.try_plans`."""
+def _trial(work: RunContext, plan: search.Plan) -> search.PlanTrial:
+    """What the plan's model loses on the rows of the loss curves, after a repair on a few others."""
     sources, prune = work.sources, work.recipe.prune
+    phase("predicting the loss", until=1.0)
     references = repair.outputs_of(sources.model, work.structure, sources.curves, work.recipe.seed)
-    fitted = sum(len(sources.calibration[index].rows) for index in work.trial_batches) if prune.compensate else 0
     with work.placement(sources.model):
         references.observe()
     try:
-        return repair.try_plans(plans, work.tried, references, fitted=fitted, temperature=prune.temperature)
+        divergence, changed = repair.judge(work.tried(plan), references, prune.temperature)
+        samples = references.samples
     finally:
         references.close()
+    fitted = sum(len(sources.calibration[index].rows) for index in work.trial_batches) if prune.compensate else 0
+    return search.PlanTrial(fitted=fitted, judged=samples, divergence=divergence, changed=changed)
 
 
 def _step(work: RunContext, table: LatencyTable | None) -> tuple[str, str, dict[str, Any]]:

@@ -222,11 +222,11 @@ def test_batches_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = small_model("vit")
     batches = batches_for(model, 12, size=2)
     monkeypatch.setattr(curves, "CALIBRATION_ROWS", 8)
-    assert curves._fitted(batches, ()) == [0, 3, 6, 9]
+    assert curves.not_judged(batches, (), curves.CALIBRATION_ROWS) == [0, 3, 6, 9]
     monkeypatch.setattr(curves, "CALIBRATION_ROWS", 1000)
-    assert curves._fitted(batches, ()) == list(range(12))
-    assert curves._fitted(batches, batches[1:11:3]) == [0, 2, 3, 5, 6, 8, 9, 11]
-    assert curves._fitted(batches[:1], batches[:1]) == [0]
+    assert curves.not_judged(batches, (), curves.CALIBRATION_ROWS) == list(range(12))
+    assert curves.not_judged(batches, batches[1:11:3], curves.CALIBRATION_ROWS) == [0, 2, 3, 5, 6, 8, 9, 11]
+    assert curves.not_judged(batches[:1], batches[:1], curves.CALIBRATION_ROWS) == [0]
 
 
 def test_a_refit_is_judged_on_other_rows_than_it_was_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:

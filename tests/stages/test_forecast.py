@@ -174,11 +174,8 @@ def test_a_report_has_the_forecast_beside_what_it_took(
     first, again = ({one.name: one for one in report.stages} for report in reports)
     assert first["scoring"].expected_seconds == again["scoring"].expected_seconds
     assert first["scoring"].first_seconds is None and again["scoring"].first_seconds == first["scoring"].seconds
-    assert (
-        first["engines"].expected_seconds is None
-        and first["search"].expected_seconds
-        and first["curves"].expected_peak_bytes
-    )
+    assert first["engines"].expected_seconds is None and first["search"].expected_seconds is not None
+    assert first["curves"].expected_peak_bytes
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(vit_recipe()), encoding="utf-8")
     cli.main([str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")])
     expected = sum(one.expected_seconds or 0 for one in again.values())

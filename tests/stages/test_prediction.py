@@ -8,20 +8,17 @@ from typing import Any
 import pytest
 
 from optin_export.recipe import FinetuneSection, Recipe
-from optin_export.search import Cost, Plan, PlanTrial, PlanTrials
+from optin_export.search import Cost, Plan, PlanTrial
 from optin_export.stages.prediction import prediction, warning
 from optin_export.stages.prune_and_repair import _tunes
 from tests.conftest import Make
 
 
 def plan_with(divergence: float, changed: float | None) -> Plan:
-    tried = tuple(
-        PlanTrial(rule=rule, divergence=value, changed=changed) for rule, value in (("a", 9.0), ("b", divergence))
-    )
-    trials = PlanTrials(fitted=64, judged=32, chosen=1, tried=tried)
+    trial = PlanTrial(fitted=64, judged=32, divergence=divergence, changed=changed)
     cost = Cost(macs=1, params=1)
     plan: dict[str, Any] = {"budget": {"macs": 0.5}, "base": cost, "predicted": cost, "score_kept": 1.0}
-    return Plan(**plan, optimality_gap=0.0, groups={}, trials=trials)
+    return Plan(**plan, optimality_gap=0.0, groups={}, trial=trial)
 
 
 def test_a_classifier_is_told_how_many_rows_change() -> None:
@@ -43,7 +40,7 @@ def test_an_embedding_is_told_its_cosine() -> None:
 
 
 def test_without_a_trial_nothing_is_predicted() -> None:
-    plan = plan_with(0.97, 0.391).model_copy(update={"trials": None})
+    plan = plan_with(0.97, 0.391).model_copy(update={"trial": None})
     assert prediction(plan, "logits") == "" and warning(plan, "logits") is None
 
 

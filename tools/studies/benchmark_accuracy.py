@@ -128,25 +128,6 @@ class Bench:
         align = {group.key: 1 if group.kind == "heads" else prune.align for group in self.structure.groups}
         return search.find_plan(scores.values, self.costs, Budget(macs=budget), align, self.least, curves)
 
-    def chosen_plan(self, scores: scoring.Scores, budget: float, measured: dict[str, np.ndarray]) -> search.Plan:
-        """The plan of a run: the best of those of all rules on calibration rows, with what it predicts."""
-        kind, sources = self.model.output_kind, self.sources
-        plans = {
-            name: self.plan(scores, budget, repair.combined(measured, kind, rule))
-            for name, rule in repair.RULES.items()
-        }
-        chosen = repair.trial_batches(sources.calibration, sources.curves)
-        weights = repair.Weights([self.weights.values[index] for index in chosen])
-        batches = [sources.calibration[index] for index in chosen]
-
-        def built(plan: search.Plan) -> TaskModel:
-            fixed, settings = sources.fixed(2), self.settings()
-            return repair.apply_plan(self.model, self.structure, plan, batches, fixed, settings, weights=weights).dense
-
-        references = repair.outputs_of(self.model, self.structure, sources.curves, sources.recipe.seed)
-        fitted, temperature = sum(len(batch.rows) for batch in batches), sources.recipe.prune.temperature
-        return repair.try_plans(plans, built, references, fitted=fitted, temperature=temperature)
-
     def apply_plan(self, plan: search.Plan, how: str) -> tuple[TaskModel, float]:
         """The repaired model and the seconds that it took; what follows least squares goes on from those of before."""
         start = time.perf_counter()
@@ -216,7 +197,6 @@ def measure(
         bench = Bench(load_sources(recipe))
         done: dict[str, tuple[scoring.Scores, float]] = {}
         curves: dict[str, tuple[dict[str, np.ndarray], float]] = {}
-        plans: dict[tuple[str, float], tuple[search.Plan, float]] = {}
         for scorer, method_of_repair, budget in wanted:
             method, _, allocation = scorer.partition("/")
             if method not in done:
@@ -226,11 +206,8 @@ def measure(
                 start = time.perf_counter()
                 curves[method] = bench.measured_curves(scores), time.perf_counter() - start
             found, curves_seconds = curves[method] if allocation != "additive" else (None, 0.0)
-            if (scorer, budget) not in plans:
-                start = time.perf_counter()
-                plan = bench.plan(scores, budget) if found is None else bench.chosen_plan(scores, budget, found)
-                plans[scorer, budget] = plan, time.perf_counter() - start
-            plan, trials_seconds = plans[scorer, budget]
+            combined = None if found is None else repair.combined(found, bench.model.output_kind)
+            plan = bench.plan(scores, budget, combined)
             dense, repair_seconds = bench.apply_plan(plan, method_of_repair)
             row = {
                 "scorer": scorer,
@@ -242,10 +219,8 @@ def measure(
                 "params": round(plan.predicted.params / plan.base.params, 4),
                 "scoring_seconds": round(scoring_seconds, 1),
                 "curves_seconds": round(curves_seconds, 1),
-                "trials_seconds": round(trials_seconds, 1),
                 "surgery_seconds": round(repair_seconds, 1),
                 "kept": {key: len(group.kept) for key, group in plan.groups.items()},
-                "trials": None if plan.trials is None else plan.trials.model_dump(mode="json"),
                 "distilled": bench.tuned if method_of_repair == "distill" else None,
                 "score_facts": {key: round(value, 4) for key, value in scores.info.items()},
                 **_occasion(),

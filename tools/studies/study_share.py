@@ -36,7 +36,7 @@ def main() -> None:
         measured, kind = bench.measured_curves(scores), bench.model.output_kind
         own = TRAJECTORY_SHARE[kind]
         for share in args.shares:
-            curves = repair.combined(measured, kind, repair.Rule(share))
+            curves = repair.combined(measured, kind, share)
             for budget in args.budgets:
                 dense, _ = bench.apply_plan(bench.plan(scores, budget, curves), "least-squares")
                 row = {"case": case, "budget": budget, "seed": args.seed, "share": share}

@@ -1,4 +1,4 @@
-"""Plans that are tried: judged as a plain loop does, on rows that their repair has not seen, the best one chosen."""
+"""A plan that is tried: judged as a plain loop does, on rows that its repair has not seen."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from torch.nn import functional as F
 
 from optin_export.models import TaskModel
 from optin_export.pruning.rebuild import rebuild
-from optin_export.repair import judge, outputs_of, trial_batches, trials, try_plans
-from optin_export.search import Plan
+from optin_export.repair import judge, outputs_of, trial_batches
 from optin_export.units import Structure, find_structure
-from tests.repair.plans import halved, plan_of
+from tests.repair.plans import halved
 from tests.units.models import batches_for, inputs_for, small_model
 
 
@@ -42,39 +41,6 @@ def test_outputs_that_are_no_classes_do_not_change_class() -> None:
     structure = find_structure(model)
     divergence, changed = judge(model, outputs_of(model, structure, batches_for(model, 1, size=4), seed=0), 1.0)
     assert divergence == pytest.approx(0.0, abs=1e-9) and changed is None
-
-
-def tried(vit: tuple[TaskModel, Structure], plans: dict[str, Plan]) -> tuple[Plan, list[Plan]]:
-    model, structure = vit
-    built: list[Plan] = []
-
-    def build(plan: Plan) -> TaskModel:
-        built.append(plan)
-        return rebuild(model, structure, plan.groups, inputs_for(model, 2, 0))[0]
-
-    references = outputs_of(model, structure, batches_for(model, 2, size=8), seed=0)
-    return try_plans(plans, build, references, fitted=5, temperature=1.0), built
-
-
-def test_the_best_plan_is_chosen_and_equal_ones_are_built_once(vit: tuple[TaskModel, Structure]) -> None:
-    _, structure = vit
-    few, many = halved(structure, 0.25), halved(structure, 0.75)
-    plan, built = tried(vit, {"first": few, "equal": halved(structure, 0.25), "second": many})
-    assert built == [few, many] and plan.groups == many.groups
-    assert plan.trials is not None and [one.rule for one in plan.trials.tried] == ["first", "second"]
-    assert (plan.trials.chosen, plan.trials.fitted, plan.trials.judged) == (1, 5, 16)
-    assert plan.trials.expected.divergence < plan.trials.tried[0].divergence
-
-
-def test_a_gain_within_the_margin_is_chance(vit: tuple[TaskModel, Structure], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = iter([(1.0, 0.5), (1.0 - trials.MARGIN / 2, 0.1)] * 2)
-    monkeypatch.setattr(trials, "judge", lambda *_: next(found))
-    _, structure = vit
-    plans = {"first": halved(structure, 0.25), "second": plan_of(structure, {})}
-    plan, _ = tried(vit, plans)
-    assert plan.trials is not None and plan.trials.chosen == 0 and plan.groups == plans["first"].groups
-    monkeypatch.setattr(trials, "MARGIN", 0.0)
-    assert tried(vit, plans)[0].groups == plans["second"].groups
 
 
 def test_trial_rows_are_spread_and_are_not_those_that_judge(vit: tuple[TaskModel, Structure]) -> None:
