@@ -38,8 +38,9 @@ ROWS = {"data.calibration.samples": 16, "data.evaluation.samples": 24}
 JUDGES = ("check",)
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 RUN = [page for page in PAGES if any(block.runs and block.language in ("bash", "python") for block in blocks_of(page))]
-#: A page that prunes a trained model of 22 million parameters twice: more than ten minutes.
-LONGEST = ("docs/tutorials/bert.md",)
+#: A page that prunes a trained model of 22 million parameters twice takes more than ten minutes; what the other shows,
+#: tests/test_segmentation.py runs from the same scenes.
+LONGEST = ("docs/tutorials/bert.md", "docs/tutorials/segmentation.md")
 #: Pages whose blocks take longer than all others together.
 LONG = ("docs/tutorials/bert.md", "docs/tutorials/segmentation.md", "docs/tutorials/cnn.md")
 

@@ -94,7 +94,7 @@ FILES = (
 )
 
 
-@settings(max_examples=max(12, COUNT[PROFILE] // 12))
+@settings(max_examples=max(4, COUNT[PROFILE] // 12))
 @given(data=st.data())
 def test_commands_on_a_folder_that_fits_its_manifest(data: st.DataObject, finished: Path, tmp_path: Path) -> None:
     """What was changed is entered in the manifest: nothing but the content itself can give it away."""
