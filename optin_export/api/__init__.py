@@ -42,7 +42,7 @@ def prune(
     units: Sequence[str] | None = None,
     score: str = "auto",
     repair: bool | Literal["rescale"] = True,
-    tokens: float | Literal["auto"] | Sequence[int] = 1.0,
+    tokens: float | Literal["auto", "if-needed"] | Sequence[int] = "if-needed",
     evaluation: Any = None,
     metric: str | None = None,
     tokenizer: Any = None,
@@ -70,7 +70,8 @@ def prune(
         units: kinds that may be removed: "heads", "neurons", "channels"; None: all kinds that the model has.
         score: the scoring method, as `prune.score` in a recipe.
         repair: the repair method, as `prune.compensate` in a recipe.
-        tokens: average share of tokens to keep, "auto", or the number merged in each block.
+        tokens: average share of tokens to keep, "auto", the number merged in each block, or "if-needed": as "auto" for
+            images where heads and neurons alone are predicted to lose too much. 1.0: merge none.
         evaluation: labelled rows, in the form of `data`; the report then contains the accuracy before and after.
         metric: the evaluation's metric; None: "accuracy".
         tokenizer: a transformers tokenizer, or its folder, for texts.

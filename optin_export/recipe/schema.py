@@ -151,7 +151,7 @@ class Recipe(Section):
     model: ModelSection = Field(description="the trained model and its task")
     data: DataSection = Field(description="calibration rows and evaluation rows")
     prune: PruneSection = Field(description="what is removed, how much, and by which score")
-    tokens: TokensSection = Field(TokensSection(), description="token merging inside the model; off by default")
+    tokens: TokensSection = Field(TokensSection(), description="token merging inside the model")
     finetune: FinetuneSection | None = Field(None, description="a short fine-tune after the repair; off by default")
     export: ExportSection = Field(ExportSection(), description="precision and shapes of the ONNX graphs")
     targets: tuple[Target, ...] = Field(

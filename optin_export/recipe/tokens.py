@@ -8,14 +8,18 @@ from pydantic import Field, model_validator
 
 from optin_export.recipe.fields import Fraction, Number, Section
 
+#: The default of `keep`.
+IF_NEEDED = "if-needed"
+
 
 class TokensSection(Section):
     """Token merging inside the model. Give `keep` or `schedule`, not both."""
 
-    keep: Fraction | Literal["auto"] = Field(
-        1.0,
+    keep: Fraction | Literal["auto", "if-needed"] = Field(
+        "if-needed",
         description="share of tokens left after the attention, averaged over blocks; 1: no merging; "
-        "auto: the search decides how much merging saves (needs prune.budget.macs)",
+        "auto: the search decides how much merging saves (needs prune.budget.macs); "
+        "if-needed: as auto, for image models that can merge, where units alone are predicted to lose too much",
     )
     schedule: tuple[Annotated[int, Field(ge=0), Number], ...] | None = Field(
         None,
@@ -26,11 +30,16 @@ class TokensSection(Section):
 
     @model_validator(mode="after")
     def _one_of_both(self) -> TokensSection:
-        if self.schedule is not None and "keep" in self.model_fields_set and self.keep != 1.0:
+        if self.schedule is not None and self.keep not in (1.0, IF_NEEDED):
             raise ValueError("give keep or schedule, not both")
         return self
 
     @property
     def merges(self) -> bool:
-        """Whether any token is merged, or may be."""
-        return self.keep != 1.0 or any(self.schedule or ())
+        """Whether the recipe asks for merged tokens."""
+        return self.keep not in (1.0, IF_NEEDED) or any(self.schedule or ())
+
+    @property
+    def if_needed(self) -> bool:
+        """Whether the search may merge tokens although the recipe does not ask for it."""
+        return self.keep == IF_NEEDED and self.schedule is None

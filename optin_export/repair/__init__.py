@@ -26,7 +26,7 @@ from optin_export.repair.gauss_newton import outputs_of, refine
 from optin_export.repair.sensitivity import Weights, graph, sensitivities
 from optin_export.repair.sequential import Repair, compensate
 from optin_export.repair.settings import RepairSettings
-from optin_export.repair.token_schedule import scheduled, share_budget
+from optin_export.repair.token_schedule import scheduled, share_budget, tokens_of
 from optin_export.repair.trial import judge, trial_batches
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "sensitivities",
     "sensitivity_effort",
     "share_budget",
+    "tokens_of",
     "trial_batches",
     "trial_effort",
 ]

@@ -46,7 +46,7 @@ def scheduled(
     costs = measure_costs(model, structure, one)
     if not section.merges:
         return (), costs
-    tokens, blocks = _tokens_of(model), len(structure.blocks)
+    tokens, blocks = tokens_of(model), len(structure.blocks)
     if section.keep == "auto":
         return (), costs
     count = count_tokens(model, structure, one)
@@ -80,7 +80,7 @@ def share_budget(
     plan_of: costs -> the units to keep (InputError if the budget cannot be met); built: plan -> the repaired model.
     Returns the plan, and (share of tokens kept, output loss) of all models that were built.
     """
-    tokens, blocks = _tokens_of(model), len(structure.blocks)
+    tokens, blocks = tokens_of(model), len(structure.blocks)
     count = count_tokens(model, structure, one)
     references = Reference(model, structure, scoring, draw=torch.Generator().manual_seed(seed), keep="rows")
     references.observe()
@@ -156,7 +156,8 @@ def _both_losses(
     return trajectory / samples, output / samples
 
 
-def _tokens_of(model: TaskModel) -> Tokens:
+def tokens_of(model: TaskModel) -> Tokens:
+    """How the model's tokens can be merged; raises InputError if they cannot, or its output needs them all."""
     if model.output_layout != "vector":
         raise InputError(
             "the model's tokens cannot be merged", "its output has a row per token or pixel", "set tokens.keep: 1.0"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from optin_export import measure, repair, search
 from optin_export.data import Sources
+from optin_export.errors import InputError
 from optin_export.models import TaskModel, as_function
 from optin_export.recipe import Budget
 from optin_export.search import Plan
@@ -29,22 +30,42 @@ def choose(
     recipe = sources.recipe
     budget = recipe.budget
     if recipe.tokens.keep == "auto":
-        plan, shares = repair.share_budget(
-            sources.model,
-            structure,
-            sources.fixed(1),
-            costs,
-            sources.curves,
-            lambda costs: plan_of(budget, costs),
-            built,
-            temperature=recipe.prune.temperature,
-            seed=recipe.seed,
-        )
-        return plan, SearchLog(shares=tuple(shares))
+        return shared_with_tokens(sources, structure, costs, plan_of, built)
     if budget.accuracy_drop is None:
         return plan_of(budget, costs), SearchLog()
     found = _smallest(sources, costs, least, lambda budget: built(plan_of(budget, costs)), budget.accuracy_drop)
     return plan_of(Budget(macs=found.fraction), costs), SearchLog(tuple(found.tried))
+
+
+def shared_with_tokens(
+    sources: Sources, structure: Structure, costs: Costs, plan_of: PlanOf, built: Built
+) -> tuple[Plan, SearchLog]:
+    """The plan that shares the recipe's budget between units and merged tokens with the least output loss."""
+    recipe = sources.recipe
+    plan, shares = repair.share_budget(
+        sources.model,
+        structure,
+        sources.fixed(1),
+        costs,
+        sources.curves,
+        lambda costs: plan_of(recipe.budget, costs),
+        built,
+        temperature=recipe.prune.temperature,
+        seed=recipe.seed,
+    )
+    return plan, SearchLog(shares=tuple(shares))
+
+
+def can_merge_if_needed(sources: Sources) -> bool:
+    """Whether the search may merge tokens that the recipe does not mention: those of images, under a budget of MACs."""
+    recipe, model = sources.recipe, sources.model
+    if not recipe.tokens.if_needed or recipe.is_text or recipe.budget.macs is None or recipe.model.family is not None:
+        return False
+    try:
+        repair.tokens_of(model)
+    except InputError:
+        return False
+    return True
 
 
 def _smallest(

@@ -35,7 +35,17 @@ def warning(plan: Plan, output_kind: str) -> str | None:
     """The warning of a large predicted loss, in one sentence."""
     if not is_large(plan, output_kind):
         return None
+    merge = "" if any(plan.merged) else "merge tokens (tokens.keep: auto) where the model allows it, "
     return (
-        f"the search predicts a large loss: {prediction(plan, output_kind)}; ask for a larger prune.budget, merge "
-        "tokens (tokens.keep: auto) where the model allows it, give more calibration rows, or set prune.repair: distill"
+        f"the search predicts a large loss: {prediction(plan, output_kind)}; ask for a larger prune.budget, {merge}"
+        "give more calibration rows, or set prune.repair: distill"
+    )
+
+
+def merging(plan: Plan, alone: str, output_kind: str) -> str:
+    """What a run says where tokens are merged although the recipe does not ask for it. alone: `prediction` of the plan
+    without merging."""
+    return (
+        f"tokens are merged as well ({'+'.join(map(str, plan.merged))} per block), because units alone were predicted "
+        f"to lose too much ({alone}); now {prediction(plan, output_kind)}; to keep all tokens: tokens.keep: 1.0"
     )

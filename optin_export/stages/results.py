@@ -33,10 +33,12 @@ class CurvesResult:
 @dataclass(frozen=True)
 class SearchLog:
     """Models that a search built. tried: (share of the MACs, points lost) of models with other budgets; shares:
-    (share of the tokens kept, output loss) of models that merge other numbers of tokens."""
+    (share of the tokens kept, output loss) of models that merge other numbers of tokens; alone: what was predicted of
+    units alone, where tokens were tried only because of it."""
 
     tried: tuple[tuple[float, float], ...] = ()
     shares: tuple[tuple[float, float], ...] = ()
+    alone: str = ""
 
 
 @dataclass(frozen=True)

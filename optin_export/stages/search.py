@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from optin_export.progress import phase, report
 from optin_export.recipe import Budget, Target
 from optin_export.search import LatencyTable
 from optin_export.stages import latency_trials
-from optin_export.stages.accuracy_search import choose
+from optin_export.stages.accuracy_search import can_merge_if_needed, choose, shared_with_tokens
 from optin_export.stages.context import RunContext
-from optin_export.stages.prediction import warning
+from optin_export.stages.prediction import is_large, merging, prediction, warning
 from optin_export.stages.results import CurvesResult, ScoringResult, SearchLog, SearchResult
 from optin_export.units import Costs
 from optin_export.workdir.files import read_json, regular, sha256_file, write_text
@@ -34,14 +35,6 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
     table = _latency_table(work, align) if work.recipe.budget.kind == "latency" else None
 
     def search_it() -> tuple[search.Plan, SearchLog]:
-        scores = load_file(regular(scored.path))
-        measured = None if curved.path is None else load_file(regular(curved.path))
-        curves = None if measured is None else repair.combined(measured, work.sources.model.output_kind)
-
-        def plan_of(budget: Budget, costs: Costs, table: LatencyTable | None = None) -> search.Plan:
-            found = search.find_plan(scores, costs, budget, align, work.least, curves, table)
-            return found.model_copy(update={"merged": work.scheduled[0]})
-
         def built(plan: search.Plan) -> TaskModel:
             return work.operation(plan).dense
 
@@ -54,9 +47,28 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
             return plan_of(work.recipe.budget, work.costs), SearchLog()
         return choose(work.sources, work.structure, work.costs, work.least, plan_of, built)
 
+    @cache
+    def losses() -> tuple[dict[str, Any], dict[str, Any] | None]:
+        measured = None if curved.path is None else load_file(regular(curved.path))
+        combined = None if measured is None else repair.combined(measured, work.sources.model.output_kind)
+        return load_file(regular(scored.path)), combined
+
+    def plan_of(budget: Budget, costs: Costs, table: LatencyTable | None = None) -> search.Plan:
+        scores, curves = losses()
+        found = search.find_plan(scores, costs, budget, align, work.least, curves, table)
+        return found.model_copy(update={"merged": work.scheduled[0]})
+
     def run() -> SearchLog:
         plan, tried = search_it()
         plan = plan.model_copy(update={"trial": _trial(work, plan)})
+        kind = work.sources.model.output_kind
+        if is_large(plan, kind) and can_merge_if_needed(work.sources):
+            phase("merging tokens instead of units", until=1.0)
+            alone = prediction(plan, kind)
+            merged, tried = shared_with_tokens(work.sources, work.structure, work.costs, plan_of, work.tried)
+            tried = replace(tried, alone=alone)
+            if any(merged.merged):
+                plan = merged.model_copy(update={"trial": _trial(work, merged)})
         write_text(path, plan.model_dump_json(indent=2) + "\n")
         return tried
 
@@ -68,12 +80,15 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
         "align": align,
         "least": work.least,
         "merged": work.scheduled[0],
+        "merge_if_needed": can_merge_if_needed(work.sources),
     }
     layer, name, more = _step(work, table)
     tried = work.cache.step(layer, name, inputs | more, [path], run, SearchLog)
     if name == "search":
         report(1, 1)
     plan = search.read_plan(path)
+    if tried.alone and any(plan.merged):
+        work.cache.warn(merging(plan, tried.alone, work.sources.model.output_kind))
     if (large := warning(plan, work.sources.model.output_kind)) is not None:
         work.cache.warn(large)
     return SearchResult(plan, tried)
