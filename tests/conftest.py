@@ -273,6 +273,7 @@ def vit_recipe(vit_checkpoint: Path, image_data: Path) -> Make:
             },
             "data": {"calibration": {**source, "samples": 48}, "evaluation": {**source, "metric": "accuracy"}},
             "prune": {"budget": {"macs": 0.6}, "probes": 12, "rows": 64, "score_samples": 16},
+            "tokens": {"keep": 1.0},  # random weights would lose too much without their tokens
             "export": {"batch": [1, 3]},
             **sections,
         }

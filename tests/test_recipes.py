@@ -124,6 +124,7 @@ class StandIn:
             "cifar_resnet": self.resnet,
             "clip_": self.clip,
             "minilm_": self.glue,
+            "mpnet_": self.glue,
             "quickstart": self.digits,
             "gpt2": self.gpt2,
             "segmentation/": self.segmentation,

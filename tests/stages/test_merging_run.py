@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import optin_export
+from optin_export.displays import Quiet
 from optin_export.errors import InputError
 from optin_export.pruning import load_model, save_model
 from optin_export.pruning.token_merging import insert_merging
 from optin_export.repair import RepairSettings, apply_plan
 from optin_export.search import Plan, kept_share
+from optin_export.stages import prediction
 from optin_export.units import count_macs, find_structure, find_tokens
 from tests.conftest import Make
 from tests.repair.plans import halved
@@ -81,6 +83,44 @@ def test_auto_shares_the_budget_between_units_and_tokens(tmp_path: Path, vit_rec
     assert kept_share(plan.merged, 17, 3) == pytest.approx(chosen[0])
     _, repeated = run(recipe, tmp_path / "again", stop_after="search")
     assert repeated == plan
+
+
+class Told(Quiet):
+    """Collects the warnings of a run."""
+
+    def __init__(self, told: list[str]) -> None:
+        self.told = told
+
+    def warn(self, text: str) -> None:
+        self.told.append(text)
+
+
+def test_tokens_are_merged_if_units_alone_are_predicted_to_lose_too_much(
+    tmp_path: Path, vit_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune = {**vit_recipe()["prune"], "budget": {"macs": 0.5}, "curve_samples": 32}
+    recipe = {name: section for name, section in vit_recipe(prune=prune).items() if name != "tokens"}
+    told: list[str] = []
+    monkeypatch.setattr(prediction, "MOST_CHANGED", 1.1)
+    _, alone = run(recipe, tmp_path / "enough", stop_after="search")
+    assert alone.merged == ()
+    monkeypatch.setattr(prediction, "MOST_CHANGED", -1.0)
+    _, plan = run(recipe, tmp_path / "run", stop_after="surgery", display=Told(told))
+    check_spent(tmp_path / "run", plan, 0.5)
+    assert any(plan.merged)
+    log = json.loads((tmp_path / "run" / ".stages" / "search.json").read_text())["result"]
+    shares = dict(log["shares"])
+    assert alone.trial is not None and plan.trial is not None
+    # Judged on the same rows as the plan without merging, which is among those that were tried.
+    assert shares[1.0] == pytest.approx(alone.trial.divergence, rel=1e-3)
+    assert plan.trial.divergence == pytest.approx(min(shares.values()), rel=1e-3)
+    assert plan.trial.divergence < alone.trial.divergence
+    merged = "+".join(map(str, plan.merged))
+    assert any(
+        f"tokens are merged as well ({merged} per block)" in text and "tokens.keep: 1.0" in text for text in told
+    )
+    _, kept = run({**recipe, "tokens": {"keep": 1.0}}, tmp_path / "kept", stop_after="search")
+    assert kept.merged == ()
 
 
 def test_auto_needs_a_budget_of_macs(tmp_path: Path, vit_recipe: Make) -> None:
