@@ -1,8 +1,8 @@
 """Distillation as a repair, or a short fine-tune: off by default; it changes weights, not layers.
 
 The built-in loop is AdamW with warm-up and cosine decay on one of two losses: distillation from the unpruned model
-(KL divergence for logits, Hinton et al., 2015; squared error for regression and normalised embeddings) or labels
-(cross entropy; squared error for regression). A recipe may name a user's function instead.
+(see `distillation`) or labels (cross entropy; squared error for regression). A recipe may name a user's function
+instead.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from torch.nn import functional as F
 from optin_export.data import Batch, Training
 from optin_export.data.in_memory import PIXELS
 from optin_export.errors import InputError
-from optin_export.models import TaskModel, as_rows, counted_rows
+from optin_export.models import TaskModel
 from optin_export.models.loading import call_python
-from optin_export.objective import divergence
 from optin_export.progress import phase, track
 from optin_export.recipe import FinetuneSection
+from optin_export.repair.distillation import Distillation
+from optin_export.units import Structure
 
 #: Share of the steps in which the learning rate rises, and the norm to which gradients are clipped.
 WARM_UP, CLIP = 0.1, 1.0
@@ -35,6 +36,18 @@ CHECKS = 4
 RATES, LEAST_STEPS = (3e-5, 1e-4, 3e-4, 1e-3), 10
 #: Largest difference, relative to the output, between the returned model and our layers with its weights.
 SAME_OUTPUT = 1e-3
+
+
+#: (model, batch) -> a scalar.
+LossOf = Callable[[TaskModel, Batch], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """descended: what training lowers; judged: what decides on held-out rows."""
+
+    descended: LossOf
+    judged: LossOf
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,7 @@ class FineTune:
 
 def fine_tune(
     original: TaskModel,
+    structure: Structure,
     repaired: TaskModel,
     training: Training,
     held_out: Sequence[Batch],
@@ -67,25 +81,26 @@ def fine_tune(
 ) -> tuple[TaskModel, FineTune]:
     """A fine-tuned copy of `repaired` and a summary; `repaired` itself if the built-in loop did not help.
 
-    It helped if every loss was finite and the loss on `held_out` did not rise. Raises InputError for labels without a
-    class in the model, and for a user's function that fails, changes the layers or returns unusable weights.
+    structure: that of `original`. It helped if every loss was finite and the loss on `held_out`, for distillation the
+    divergence of the outputs alone, did not rise. Raises InputError for labels without a class in the model, and for a
+    user's function that fails, changes the layers or returns unusable weights.
     """
-
-    def loss_of(model: TaskModel, batch: Batch) -> torch.Tensor:
-        return _label_loss(model, batch) if section.labelled else _distillation(model, original, batch, temperature)
-
+    distillation = Distillation(original, structure, temperature)
+    losses = Losses(_label_loss, _label_loss) if section.labelled else Losses(distillation, distillation.output)
     if section.labelled:
         _check_labels(repaired, training, held_out)
-    before, steps = _mean_loss(loss_of, repaired, held_out), section.steps
+    before, steps = _mean_loss(losses.judged, repaired, held_out), section.steps
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         if section.source is not None:
             tuned = _by_the_user(section.source, original, repaired, training, held_out[0])
-            return tuned, FineTune(section.source, None, before, _mean_loss(loss_of, tuned, held_out))
+            return tuned, FineTune(section.source, None, before, _mean_loss(losses.judged, tuned, held_out))
+        if not section.labelled:
+            distillation.begin(repaired, held_out)
         rate = section.learning_rate
         if rate == "auto":
-            rate = _best_rate(repaired, loss_of, training, held_out, section)
-        tuned, after, steps, note = _descend(repaired, loss_of, training, held_out, section, section.steps, rate)
+            rate = _best_rate(repaired, losses, training, held_out, section)
+        tuned, after, steps, note = _descend(repaired, losses, training, held_out, section, section.steps, rate)
     if note is None and (before is None or after is None or after > before):
         note = f"the loss on held-out rows went from {_shown(before)} to {_shown(after)}"
     outcome = FineTune("labels" if section.labelled else "distill", steps, before, after, note)
@@ -94,7 +109,7 @@ def fine_tune(
 
 def _descend(
     repaired: TaskModel,
-    loss_of: Callable[[TaskModel, Batch], torch.Tensor],
+    losses: Losses,
     training: Training,
     held_out: Sequence[Batch],
     section: FinetuneSection,
@@ -112,7 +127,7 @@ def _descend(
     best: tuple[float, int, TaskModel] | None = None
     phase("fine-tuning", until=1.0)
     for step, batch in zip(track(range(steps)), _forever(training), strict=False):
-        loss = loss_of(tuned, mirrored(batch) if section.flips and not section.labelled else batch)
+        loss = losses.descended(tuned, mirrored(batch) if section.flips and not section.labelled else batch)
         if not torch.isfinite(loss):
             return repaired, None, steps, f"the loss was not finite at step {step + 1}"
         optimizer.zero_grad()
@@ -121,7 +136,7 @@ def _descend(
         optimizer.step()
         schedule.step()
         if step + 1 in looks:
-            found = _mean_loss(loss_of, tuned, held_out)
+            found = _mean_loss(losses.judged, tuned, held_out)
             if found is not None and _is_finite(tuned) and (best is None or found < best[0]):
                 best = found, step + 1, copy.deepcopy(tuned).requires_grad_(False)
     if best is None:
@@ -131,7 +146,7 @@ def _descend(
 
 def _best_rate(
     repaired: TaskModel,
-    loss_of: Callable[[TaskModel, Batch], torch.Tensor],
+    losses: Losses,
     training: Training,
     held_out: Sequence[Batch],
     section: FinetuneSection,
@@ -140,7 +155,7 @@ def _best_rate(
     losses: list[float] = []
     steps = min(max(LEAST_STEPS, section.steps // 10), section.steps)
     for rate in RATES:
-        loss = _descend(repaired, loss_of, training, held_out, section, steps, rate, checks=1)[1]
+        loss = _descend(repaired, losses, training, held_out, section, steps, rate, checks=1)[1]
         if losses and (loss is None or loss >= losses[-1]):
             break
         losses.append(math.inf if loss is None else loss)
@@ -172,16 +187,6 @@ def mirrored(batch: Batch) -> Batch:
     return replace(batch, inputs={**batch.inputs, PIXELS: torch.where(chosen, images.flip(-1), images)})
 
 
-def _distillation(model: TaskModel, original: TaskModel, batch: Batch, temperature: float) -> torch.Tensor:
-    with torch.no_grad():
-        wanted = original(**batch.inputs)
-    given = model(**batch.inputs)
-    target, rows = (as_rows(model, output, batch.inputs) for output in (wanted, given))
-    losses = divergence(model.output_kind, target, rows, temperature)
-    counted = counted_rows(model, wanted, batch.inputs)
-    return losses.mean() if counted is None else losses[counted].mean()
-
-
 def _label_loss(model: TaskModel, batch: Batch) -> torch.Tensor:
     assert batch.targets is not None
     output, targets = model(**batch.inputs), torch.from_numpy(np.asarray(batch.targets))
@@ -206,9 +211,7 @@ def _check_labels(model: TaskModel, training: Training, held_out: Sequence[Batch
         )
 
 
-def _mean_loss(
-    loss_of: Callable[[TaskModel, Batch], torch.Tensor], model: TaskModel, batches: Sequence[Batch]
-) -> float | None:
+def _mean_loss(loss_of: LossOf, model: TaskModel, batches: Sequence[Batch]) -> float | None:
     """The mean loss over all rows; None if it is not finite."""
     with torch.no_grad():
         total = sum(float(loss_of(model, batch)) * len(batch.rows) for batch in batches)

@@ -79,6 +79,7 @@ def _fine_tune(work: RunContext, plan: Plan) -> repair.FineTune:
         training, held_out = sources.training()
         tuned, outcome = repair.fine_tune(
             sources.model,
+            work.structure,
             pruning.load_model(repaired, work.python),
             training,
             held_out,

@@ -44,14 +44,15 @@ class Case:
     def __init__(self, name: str, labels: np.ndarray | None = None, size: int = 8) -> None:
         self.original, _ = small_model(name)
         inputs = inputs_for(self.original, ROWS, 3)
-        structure = find_structure(self.original)
+        self.structure = structure = find_structure(self.original)
         self.pruned, _ = rebuild(self.original, structure, halved(structure).groups, inputs)
         examples = Examples({"row": np.arange(ROWS)})
         self.training, self.held_out = split(Rows(inputs), examples, labels, size, seed=0)
         self.labels = labels
 
     def tune(self, **section: Any) -> tuple[TaskModel, Any]:
-        return fine_tune(self.original, self.pruned, self.training, self.held_out, FinetuneSection(**section))
+        rows = self.training, self.held_out
+        return fine_tune(self.original, self.structure, self.pruned, *rows, FinetuneSection(**section))
 
 
 def state(model: TaskModel) -> dict[str, torch.Tensor]:

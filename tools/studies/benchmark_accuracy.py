@@ -140,6 +140,7 @@ class Bench:
             training, kept_out = self.sources.training()
             tuned, found = repair.fine_tune(
                 self.model,
+                self.structure,
                 self.last[1],
                 training,
                 kept_out,

@@ -48,7 +48,9 @@ def main() -> None:
                 section = FinetuneSection(steps=steps, learning_rate=args.learning_rate)
                 training, held_out = bench.sources.training()
                 start = time.perf_counter()
-                model, tuned = repair.fine_tune(bench.model, repaired, training, held_out, section, seed=args.seed)
+                model, tuned = repair.fine_tune(
+                    bench.model, bench.structure, repaired, training, held_out, section, seed=args.seed
+                )
                 facts = {"seconds": round(time.perf_counter() - start)}
                 facts |= {key: tuned.to_json()[key] for key in ("before", "after", "note")}
             rows = [old for old in rows if any(old[name] != value for name, value in row.items())]
