@@ -32,6 +32,8 @@ from optin_export.units import Costs, Structure, Tokens, block_outputs, find_tok
 
 #: Average shares of kept tokens that `tokens: {keep: auto}` tries.
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+#: No fewer tokens are tried behind a loss that is above the smallest one by this factor: the loss has one minimum.
+WORSE = 1.1
 #: Numbers of merged tokens at which a block's loss is measured, as shares of the most that it can merge.
 STEPS = (0.15, 0.3, 0.6)
 
@@ -74,10 +76,12 @@ def share_budget(
     *,
     temperature: float,
     seed: int,
+    unmerged: tuple[Plan, float] | None = None,
 ) -> tuple[Plan, list[tuple[float, float]]]:
     """The plan whose built model has the least output loss on `scoring`, among plans that merge ever more tokens.
 
-    plan_of: costs -> the units to keep (InputError if the budget cannot be met); built: plan -> the repaired model.
+    plan_of: costs -> the units to keep (InputError if the budget cannot be met); built: plan -> the repaired model;
+    unmerged: the plan that keeps all tokens, and its model's output loss, where they are known.
     Returns the plan, and (share of tokens kept, output loss) of all models that were built.
     """
     tokens, blocks = tokens_of(model), len(structure.blocks)
@@ -85,9 +89,9 @@ def share_budget(
     references = Reference(model, structure, scoring, draw=torch.Generator().manual_seed(seed), keep="rows")
     references.observe()
     curves = merging_curves(model, structure, tokens, count, references, temperature)
-    best: tuple[float, Plan] | None = None
-    tried: list[tuple[float, float]] = []
-    for share in track(SHARES):
+    best = None if unmerged is None else (unmerged[1], unmerged[0])
+    tried = [] if unmerged is None else [(1.0, unmerged[1])]
+    for share in track(SHARES if unmerged is None else SHARES[1:]):
         merged: tuple[int, ...] = ()
         if share < 1:
             choices = [spread_merging(share, count, tokens.prefix, blocks)]
@@ -110,6 +114,8 @@ def share_budget(
         tried.append((kept_share(merged, count, blocks), loss))
         if best is None or loss < best[0]:
             best = loss, plan
+        elif loss > WORSE * best[0]:
+            break
     assert best is not None
     return best[1], tried
 

@@ -38,9 +38,17 @@ def choose(
 
 
 def shared_with_tokens(
-    sources: Sources, structure: Structure, costs: Costs, plan_of: PlanOf, built: Built
+    sources: Sources,
+    structure: Structure,
+    costs: Costs,
+    plan_of: PlanOf,
+    built: Built,
+    unmerged: tuple[Plan, float] | None = None,
 ) -> tuple[Plan, SearchLog]:
-    """The plan that shares the recipe's budget between units and merged tokens with the least output loss."""
+    """The plan that shares the recipe's budget between units and merged tokens with the least output loss.
+
+    unmerged: the plan that keeps all tokens, and its model's output loss, where they are known.
+    """
     recipe = sources.recipe
     plan, shares = repair.share_budget(
         sources.model,
@@ -52,6 +60,7 @@ def shared_with_tokens(
         built,
         temperature=recipe.prune.temperature,
         seed=recipe.seed,
+        unmerged=unmerged,
     )
     return plan, SearchLog(shares=tuple(shares))
 

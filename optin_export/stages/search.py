@@ -60,12 +60,13 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
 
     def run() -> SearchLog:
         plan, tried = search_it()
-        plan = plan.model_copy(update={"trial": _trial(work, plan)})
+        expected = _trial(work, plan)
+        plan = plan.model_copy(update={"trial": expected})
         kind = work.sources.model.output_kind
         if is_large(plan, kind) and can_merge_if_needed(work.sources):
             phase("merging tokens instead of units", until=1.0)
-            alone = prediction(plan, kind)
-            merged, tried = shared_with_tokens(work.sources, work.structure, work.costs, plan_of, work.tried)
+            alone, unmerged = prediction(plan, kind), (plan, expected.divergence)
+            merged, tried = shared_with_tokens(work.sources, work.structure, work.costs, plan_of, work.tried, unmerged)
             tried = replace(tried, alone=alone)
             if any(merged.merged):
                 plan = merged.model_copy(update={"trial": _trial(work, merged)})

@@ -43,9 +43,7 @@ def test_both_terms_of_images() -> None:
         log_p, log_q = (F.log_softmax(model(**inputs), -1) for model in (original, smaller))
     assert output == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()), rel=1e-4)
     wanted, given = (streams(model, structure, inputs) for model in (original, smaller))
-    by_hand = [
-        float(((h - given[path]) ** 2).sum() / ((h - h.mean((0, 1))) ** 2).sum()) for path, h in wanted.items()
-    ]
+    by_hand = [float(((h - given[path]) ** 2).sum() / ((h - h.mean((0, 1))) ** 2).sum()) for path, h in wanted.items()]
     assert len(by_hand) == len(structure.observed) and blocks == pytest.approx(np.mean(by_hand), rel=1e-4)
     assert terms(original, original, structure, inputs) == pytest.approx([0.0, 0.0], abs=1e-6)
 
