@@ -71,7 +71,8 @@ def test_a_vit_is_pruned_as_by_a_recipe_of_defaults(
 ) -> None:
     np.savez(tmp_path / "rows.npz", image=images.numpy())
     data = {"calibration": {"source": f"npz:{tmp_path / 'rows.npz'}"}}
-    oe.run(vit_recipe(data=data, prune={"budget": {"macs": 0.6}}), tmp_path / "run", stop_after="surgery")
+    sections = {"data": data, "prune": {"budget": {"macs": 0.6}}, "tokens": {}}
+    oe.run(vit_recipe(**sections), tmp_path / "run", stop_after="surgery")
 
     labels = torch.zeros(len(images))
     small = oe.prune(vit, DataLoader(TensorDataset(images, labels), batch_size=16), macs=0.6)

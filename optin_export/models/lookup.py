@@ -70,7 +70,7 @@ def from_pretrained(
     # Without accelerate, transformers accepts no device_map: then the weights are loaded and dropped again.
     place = {"device_map": "meta"} if is_accelerate_available() else {}
     try:
-        with _without_bar():
+        with without_bar():
             _, info = auto.from_pretrained(name, config=config, output_loading_info=True, **place, **options)
     except OSError as error:
         if not needs_download(error):
@@ -184,8 +184,8 @@ def not_cached(what: str) -> str:
 
 
 @contextlib.contextmanager
-def _without_bar() -> Iterator[None]:
-    """A context in which transformers shows no progress bar for loading weights: there are none."""
+def without_bar() -> Iterator[None]:
+    """A context in which transformers shows no progress bar for loading weights: the run has a display of its own."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

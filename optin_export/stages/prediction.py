@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from optin_export.search import Plan
 
 #: Share of rows with another class, and squared distance of normalised embeddings (2 - 2 cosine), from which the search
 #: warns.
 MOST_CHANGED, MOST_DISTANCE = 0.1, 0.4
+#: Standard deviations to the lower end of the share's interval, which has to be above the limit: one or two of a few
+#: rows say nothing.
+DEVIATIONS = 1.28
 
 
 def prediction(plan: Plan, output_kind: str) -> str:
@@ -27,8 +32,15 @@ def is_large(plan: Plan, output_kind: str) -> bool:
     if (expected := plan.trial) is None:
         return False
     if expected.changed is not None:
-        return expected.changed > MOST_CHANGED
+        return least_share(expected.changed, expected.judged) > MOST_CHANGED
     return output_kind == "embedding" and expected.divergence > MOST_DISTANCE
+
+
+def least_share(share: float, rows: int) -> float:
+    """The lower end of Wilson's interval of a share that was counted on this many rows."""
+    square = DEVIATIONS**2 / rows
+    half = DEVIATIONS * math.sqrt(share * (1 - share) / rows + square / (4 * rows))
+    return (share + square / 2 - half) / (1 + square)
 
 
 def warning(plan: Plan, output_kind: str) -> str | None:

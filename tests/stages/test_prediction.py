@@ -5,11 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from optin_export.recipe import FinetuneSection, Recipe
 from optin_export.search import Cost, Plan, PlanTrial
-from optin_export.stages.prediction import prediction, warning
+from optin_export.stages.prediction import least_share, prediction, warning
 from optin_export.stages.prune_and_repair import _tunes
 from tests.conftest import Make
 
@@ -30,6 +31,15 @@ def test_a_classifier_is_told_how_many_rows_change() -> None:
     told = warning(plan, "logits")
     assert told is not None and "predicts a large loss" in told and "39.1%" in told and "prune.repair: distill" in told
     assert warning(plan_with(0.02, 0.04), "logits") is None
+
+
+def test_one_of_a_few_rows_is_no_warning() -> None:
+    """The lower end of Wilson's interval, by a grid: the smallest share that reaches what was counted."""
+    for share, rows in ((0.125, 8), (0.14, 128), (0.5, 32), (0.0, 8)):
+        grid = np.linspace(0, 1, 200_001)
+        reached = grid[np.abs(share - grid) <= 1.28 * np.sqrt(grid * (1 - grid) / rows) + 1e-12]
+        assert least_share(share, rows) == pytest.approx(reached.min(), abs=1e-4)
+    assert least_share(0.125, 8) < 0.1 < least_share(0.14, 128)
 
 
 def test_an_embedding_is_told_its_cosine() -> None:
