@@ -26,7 +26,7 @@ from optin_export.models.encoders import encoder_of, has_decoder, note_on
 from optin_export.models.equivalents import use_equivalents
 from optin_export.models.guard import READS_FILES, plain_config, refuse_endless, refuse_no_files
 from optin_export.models.loading_report import missing_weights, unused_weights
-from optin_export.models.lookup import Lookup, built, built_timm, from_pretrained, without_bar
+from optin_export.models.lookup import Lookup, built, built_timm, from_pretrained
 from optin_export.models.normalizations import plain_batch_norms
 from optin_export.models.parametrizations import fold_weights
 from optin_export.models.sentence import encoder_class
@@ -222,11 +222,8 @@ def _load_transformers(
         options["dtype"] = torch.float32  # whatever the checkpoint is stored in
         encoder = encoder_class(config) if section.task == "feature-extraction" else None
         auto = getattr(transformers, encoder) if encoder else auto_class(config, section.task)
-        if section.weights == "pretrained" and lookup is not None:
+        if section.weights == "pretrained":
             module, info = from_pretrained(auto, name, config, lookup, **options)
-        elif section.weights == "pretrained":
-            with without_bar():
-                module, info = auto.from_pretrained(name, config=config, output_loading_info=True, **options)
         elif encoder is not None:
             module, info = auto(config), {}
         else:

@@ -59,18 +59,23 @@ def built(make: Callable[[], nn.Module], lookup: Lookup | None) -> nn.Module:
 
 
 def from_pretrained(
-    auto: Any, name: str, config: Any, lookup: Lookup, **options: Any
+    auto: Any, name: str, config: Any, lookup: Lookup | None, **options: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """As transformers' `from_pretrained` with `output_loading_info`: the module without weights, and missing weights.
+    """As transformers' `from_pretrained` with `output_loading_info`: the module (in a lookup without its weights), and
+    the missing weights.
 
     Raises what transformers raises: for a folder without weights, or weights of other shapes.
     """
+    if lookup is None:
+        with _without_bar():
+            module, info = auto.from_pretrained(name, config=config, output_loading_info=True, **options)
+        return module, info
     from transformers.utils.import_utils import is_accelerate_available
 
     # Without accelerate, transformers accepts no device_map: then the weights are loaded and dropped again.
     place = {"device_map": "meta"} if is_accelerate_available() else {}
     try:
-        with without_bar():
+        with _without_bar():
             _, info = auto.from_pretrained(name, config=config, output_loading_info=True, **place, **options)
     except OSError as error:
         if not needs_download(error):
@@ -184,7 +189,7 @@ def not_cached(what: str) -> str:
 
 
 @contextlib.contextmanager
-def without_bar() -> Iterator[None]:
+def _without_bar() -> Iterator[None]:
     """A context in which transformers shows no progress bar for loading weights: the run has a display of its own."""
     from transformers.utils import logging
 
