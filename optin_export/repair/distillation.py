@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from functools import partial
+from typing import Any
 
 import torch
 
@@ -20,7 +20,7 @@ from optin_export.data import Batch
 from optin_export.models import TaskModel, as_rows, block_inputs, counted_rows
 from optin_export.objective import divergence
 from optin_export.pruning.token_merging import MergedTokens, flow_of
-from optin_export.units import Structure, block_outputs, tensor_of
+from optin_export.units import Structure, block_outputs, capture, tensor_of
 
 
 class Distillation:
@@ -97,14 +97,14 @@ def merged_tokens(model: TaskModel, blocks: Sequence[str]) -> Iterator[dict[str,
     if flow is None:
         yield found
         return
-    state, before, handles = flow.state, flow.trace, []
-    for path in blocks:
-        hook = partial(lambda path, *passed: found.update({path: state()}), path)
-        handles.append(model.get_submodule(path).register_forward_hook(hook))
+    state, before = flow.state, flow.trace
+
+    def after(path: str, args: tuple[Any, ...], output: Any) -> None:
+        found[path] = state()
+
     flow.trace = True
     try:
-        yield found
+        with capture(model, outputs=dict.fromkeys(blocks, after)):
+            yield found
     finally:
         flow.trace = before
-        for handle in handles:
-            handle.remove()
