@@ -152,14 +152,14 @@ def _best_rate(
     section: FinetuneSection,
 ) -> float:
     """The best of RATES on the held-out rows after a tenth of the steps; higher ones than a worse one are not tried."""
-    losses: list[float] = []
+    found: list[float] = []
     steps = min(max(LEAST_STEPS, section.steps // 10), section.steps)
     for rate in RATES:
         loss = _descend(repaired, losses, training, held_out, section, steps, rate, checks=1)[1]
-        if losses and (loss is None or loss >= losses[-1]):
+        if found and (loss is None or loss >= found[-1]):
             break
-        losses.append(math.inf if loss is None else loss)
-    return RATES[losses.index(min(losses))]
+        found.append(math.inf if loss is None else loss)
+    return RATES[found.index(min(found))]
 
 
 def _rate(step: int, steps: int) -> float:
