@@ -64,6 +64,7 @@ SLOW = (
 
 #: Beginnings of names of tests that repeat, on further models or many times, what quicker ones assert.
 NIGHTLY = (
+    "tests/cli/test_first_hour.py::test_init_run_and_load_with_a_model_of_ones_own[encoder]",
     "tests/distributed/test_ray.py::test_a_sweep_of_a_users_model_and_images_on_this_machines_workers",
     "tests/distributed/test_ray.py::test_a_users_model_and_images_travel_as_values",
     "tests/distributed/test_ray.py::test_a_worker_that_hangs_is_replaced_and_the_run_gives_up_in_the_end",

@@ -27,14 +27,16 @@ def check(run: Path, gates: Path | None, junit: Path | None, as_json: bool) -> i
     Exit code 0: every gate passed; 2: the run is not finished, one of its files has changed, or the gates cannot be
     read; 3: parity failed; 4: a gate was missed, or the report does not have its number.
     """
-    from optin_export.cli._gates import judge, load_gates
-    from optin_export.cli._junit import junit_xml
     from optin_export.recipe import engine_name
     from optin_export.workdir.files import write_text
     from optin_export.workdir.onnx_files import graph_bytes
 
-    # The gates first: they are quick to check.
-    limits = None if gates is None else load_gates(gates)
+    # Modules of options are imported where they are used: most checks give none.
+    limits = None
+    if gates is not None:  # first, because they are quick to check
+        from optin_export.cli._gates import judge, load_gates
+
+        limits = load_gates(gates)
     report = read_report(run)
     name = engine_name("pruned", report.precision)
     # OpenVINO's engines are built from a graph of its own in int8, and in bf16 from the fp32 graph.
@@ -43,6 +45,8 @@ def check(run: Path, gates: Path | None, junit: Path | None, as_json: bool) -> i
     judged = list(report.verdict.gates) if limits is None else judge(limits, report, size)
     passed = all(gate.passed for gate in judged)
     if junit is not None:
+        from optin_export.cli._junit import junit_xml
+
         write_text(junit, junit_xml(report.name, report.created, judged))
     if as_json:
         described = {"gates": [gate.model_dump(mode="json") for gate in judged], "warnings": list(report.warnings)}

@@ -11,11 +11,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from optin_export.recipe import Target
+if TYPE_CHECKING:
+    from optin_export.recipe import Target
 
 __all__ = [
     "CALL",

@@ -20,7 +20,7 @@ from optin_export.measure.gate import Gate, judge
 from optin_export.measure.gpu import measure_modes
 from optin_export.measure.interleaved import Interleaved, interleave
 from optin_export.measure.latency import Latency, LatencySettings, Load, measure_latency
-from optin_export.measure.metrics import METRICS, Metric, is_lower_better, metric_of
+from optin_export.measure.metrics import METRICS, Metric, metric_of
 from optin_export.measure.neighbours import BUSY
 from optin_export.measure.own import is_own
 from optin_export.measure.parity import SHORT, TOLERANCES, ParityCase, Tolerance, compare, shortened
@@ -52,7 +52,6 @@ __all__ = [
     "doubts",
     "evaluate",
     "interleave",
-    "is_lower_better",
     "judge",
     "latency_of",
     "lost",

@@ -11,9 +11,10 @@ import numpy as np
 from optin_export.errors import InputError
 from optin_export.measure.bootstrap import ROW_DRAWS, interval, resampled
 from optin_export.measure.chance import Chance, warning
-from optin_export.measure.metrics import is_lower_better, metric_of
+from optin_export.measure.metrics import metric_of
 from optin_export.measure.own import shown
 from optin_export.measure.retrieval import ranks
+from optin_export.recipe.tasks import is_lower_better
 
 if TYPE_CHECKING:
     from optin_export.data import Dataset

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optin_export.measure.classes import TOP
-from optin_export.measure.metrics import is_lower_better, metric_of
+from optin_export.measure.metrics import metric_of
 from optin_export.recipe import IGNORED
+from optin_export.recipe.tasks import is_lower_better
 
 if TYPE_CHECKING:
     from optin_export.data import Dataset

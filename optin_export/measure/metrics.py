@@ -33,7 +33,6 @@ class Metric:
 
     statistic: Callable[[np.ndarray, Sequence[Any], Inputs], np.ndarray]
     value: Callable[[np.ndarray], float]
-    lower_is_better: bool = False
     of_ranks: Callable[[np.ndarray], np.ndarray] | None = None
 
 
@@ -208,21 +207,16 @@ METRICS: dict[str, Metric] = {
     "top5": Metric(among_top, _ratio),
     "squad_f1": Metric(_squad("f1"), _ratio),
     "exact_match": Metric(_squad("exact_match"), _ratio),
-    "perplexity": Metric(_surprise, _perplexity, lower_is_better=True),
+    "perplexity": Metric(_surprise, _perplexity),
     "spearman": Metric(_pairs, _correlation("spearman", "spearmanr")),
     "pearson": Metric(_pairs, _correlation("pearson", "pearsonr")),
     **{f"recall@{k}": Metric(_pairs, _ratio, of_ranks=recall(k)) for k in (1, 5, 10)},
     "ndcg@10": Metric(_pairs, _ratio, of_ranks=gain(10)),
     "mean_iou": Metric(_overlap, _mean_iou),
-    "wer": Metric(word_errors, error_rate, lower_is_better=True),
+    "wer": Metric(word_errors, error_rate),
 }
 
 
 def metric_of(name: str) -> Metric:
     """The metric of this name, or the user's own (`py:FILE.py:FUNCTION`)."""
     return Metric(kept, partial(own_value, name)) if is_own(name) else METRICS[name]
-
-
-def is_lower_better(name: str) -> bool:
-    """Whether less of it is better; of the user's own, more is."""
-    return name in METRICS and METRICS[name].lower_is_better

@@ -39,7 +39,9 @@ Metric = Literal[
     "mean_iou",
     "wer",
 ]
-#: The user's own metric.
+#: Metrics of which less is better.
+_LOWER = ("perplexity", "wer")
+#: The user's own metric; more of it is better.
 OWN_METRIC = r"^py:.+:[A-Za-z_]\w*$"
 TEXT_TASKS = (
     "text-classification",
@@ -69,3 +71,8 @@ METRICS: dict[str, tuple[str, ...]] = {
     "audio-classification": _CLASSES,
     "automatic-speech-recognition": ("wer",),
 }
+
+
+def is_lower_better(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return metric in _LOWER

@@ -13,7 +13,7 @@ _LARGEST = 1e100
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
     @field_validator("*", mode="after")
     @classmethod

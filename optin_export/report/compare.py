@@ -14,9 +14,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from optin_export.measure import is_lower_better
+from optin_export.recipe.tasks import is_lower_better
 from optin_export.report.gather import Run, machine_of, read_runs
-from optin_export.report.html import environment
 from optin_export.report.tradeoff import Panel, Point, interval, tradeoff
 from optin_export.workdir.files import write_text
 
@@ -168,6 +167,8 @@ def warnings_of(groups: Sequence[Group]) -> list[str]:
 
 
 def render(comparison: Comparison) -> str:
+    from optin_export.report.html import environment
+
     plots = []
     for index, group in enumerate(comparison.groups):
         machines = dict.fromkeys(front.machine for front in group.fronts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optin_export.measure import is_lower_better
+from optin_export.recipe.tasks import is_lower_better
 from optin_export.report.schema import AccuracyResult, Report
 
 

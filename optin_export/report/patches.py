@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from matplotlib.figure import Figure
 
 from optin_export.report.plots import INK, render
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def merged_patches(pixels: np.ndarray, places: np.ndarray) -> str:

@@ -10,18 +10,17 @@ import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.style
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from optin_export.recipe import MODELS, engine_name
 from optin_export.report.schema import GroupResult, LatencyResult
+
+if TYPE_CHECKING:  # matplotlib takes longer to import than to draw: `compare` refuses runs without it
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 BASE, PRUNED = "#d55e00", "#0072b2"  # Okabe-Ito vermillion and blue
 #: Drawn in this colour, written as currentColor: the page decides, light or dark.
@@ -57,6 +56,8 @@ def latency(entries: Sequence[Mapping[str, Any]]) -> str:
         return ""
 
     def draw(figure: Figure) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         panels = figure.subplots(
             rows, columns, squeeze=False, sharey=True, gridspec_kw={"wspace": 0.1, "hspace": 0.1}
         ).flatten()
@@ -95,12 +96,15 @@ def importance(scores: Mapping[str, np.ndarray], groups: Sequence[GroupResult]) 
         return ""
 
     def draw(figure: Figure) -> None:
+        from matplotlib import colormaps
+        from matplotlib.colors import LogNorm
+
         for axes, (kind, table) in zip(_row(figure, len(tables)), tables.items(), strict=True):
             blocks = sorted(block for block, other in named if other == kind)
             low, high = float(np.nanmin(table)), float(np.nanmax(table))
             norm = LogNorm(low if low < high else low / 2, high)
             extent = (0, 100, len(blocks) - 0.5, -0.5)
-            cmap = matplotlib.colormaps["cividis"].resampled(32)
+            cmap = colormaps["cividis"].resampled(32)
             image = axes.imshow(table, cmap=cmap, norm=norm, extent=extent, aspect="auto", interpolation="none")
             kept = [
                 (100 * group.kept / group.count, blocks.index(group.block))
@@ -224,6 +228,8 @@ def _block_axis(axes: Axes, blocks: Sequence[int], *, every: bool = False) -> No
 
 def _log_ticks(axis: Axis, values: Sequence[float]) -> None:
     """Few ticks, in plain text: matplotlib's own are mathematical markup, which the page's font could not replace."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     decades = np.log10(max(values) / min(values))
     axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 1 else (1.0, 2.0, 5.0), numticks=8))
     axis.set_minor_locator(NullLocator())
@@ -237,8 +243,11 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 def render(name: str, label: str, height: float, draw: Callable[[Figure], None]) -> str:
     """Draw on a fresh figure [inches] and return its SVG, adapted for a page with several figures."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
     # The salt makes the ids of clip paths and markers reproducible.
-    with matplotlib.style.context(["default", {**STYLE, "svg.hashsalt": name}]):
+    with style.context(["default", {**STYLE, "svg.hashsalt": name}]):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)
         buffer = io.StringIO()

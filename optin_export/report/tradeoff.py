@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
-from optin_export.measure import is_lower_better
 from optin_export.recipe import model_of
+from optin_export.recipe.tasks import is_lower_better
 from optin_export.report.plots import BASE, INK, PRUNED, legend, render, short
 from optin_export.report.schema import AccuracyResult, LatencyResult, Size
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ def tradeoff(panels: Sequence[Panel], metric: str, name: str = "tradeoff") -> st
 
 
 def _panel(axes: Axes, panel: Panel) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     best = sorted((point for point in panel.points if point.front), key=lambda point: point.cost)
     if len(best) > 1:
         axes.plot([p.cost for p in best], [p.accuracy for p in best], "-", color=INK, lw=1, alpha=0.6, label="front")

@@ -99,9 +99,23 @@ def existing_run(folder: Path) -> Path:
         found = is_run(folder)
     except (OSError, ValueError):
         found = False
-    if not found:
-        raise InputError(f"{folder} is not a run folder", "it has no recipe.yaml", "give the folder of a finished run")
-    return folder
+    if found:
+        return folder
+    if (folder / "architecture.json").is_file():
+        raise _model_alone(folder)
+    raise InputError(f"{folder} is not a run folder", "it has no recipe.yaml", "give the folder of a finished run")
+
+
+def _model_alone(folder: Path) -> InputError:
+    """The error for a folder that `Pruned.save` wrote, or for `model/` of a run."""
+    run = folder.resolve().parent
+    return InputError(
+        f"{folder} holds a model, not a run",
+        "it has the weights alone, without the recipe, the report and the rows that a run has",
+        f"give {run}, the run that it is in"
+        if is_run(run)
+        else "run a recipe and give its folder; in Python, optin_export.load_model loads this one",
+    )
 
 
 def leftovers(folder: Path) -> list[Path]:

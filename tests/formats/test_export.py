@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,16 @@ def test_a_format_that_does_not_fit_is_refused(
 def test_what_is_no_finished_run_is_refused(tmp_path: Path, capsys: Capture) -> None:
     assert cli.main(["export", str(tmp_path), "--format", "hf"]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_a_saved_model_is_told_from_a_run(finished_vit: Path, tmp_path: Path, capsys: Capture) -> None:
+    """What `Pruned.save` writes, and the same files inside of a run."""
+    saved = shutil.copytree(finished_vit / "model", tmp_path / "small")
+    for folder, fix in ((saved, "optin_export.load_model"), (finished_vit / "model", f"give {finished_vit}, the run")):
+        assert cli.main(["export", str(folder), "--format", "timm", "--to", str(tmp_path / "to")]) == 2
+        printed = capsys.readouterr().err
+        assert "holds a model, not a run" in printed and fix in printed
+    assert not (tmp_path / "to").exists()
 
 
 @pytest.mark.parametrize(
