@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from optin_export.recipe.alignment import Alignment
 from optin_export.recipe.budget import Budget
 from optin_export.recipe.delivery import AUTO, ShipSection, Target
 from optin_export.recipe.export import ExportSection
@@ -30,6 +31,7 @@ __all__ = [
     "MODELS",
     "MOST_BLOCKS",
     "MOST_OTHER_WORK",
+    "Alignment",
     "Budget",
     "DataSource",
     "ExportSection",
