@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from optin_export import lazy
 
 if TYPE_CHECKING:
+    from optin_export.recipe.alignment import Alignment
     from optin_export.recipe.budget import Budget
     from optin_export.recipe.delivery import AUTO, ShipSection, Target
     from optin_export.recipe.export import ExportSection
@@ -35,6 +36,7 @@ __all__ = [
     "MODELS",
     "MOST_BLOCKS",
     "MOST_OTHER_WORK",
+    "Alignment",
     "Budget",
     "DataSource",
     "ExportSection",
@@ -62,6 +64,7 @@ __all__ = [
 __getattr__, __dir__ = lazy.names(
     __name__,
     {
+        "alignment": "Alignment",
         "budget": "Budget",
         "delivery": "AUTO ShipSection Target",
         "export": "ExportSection",

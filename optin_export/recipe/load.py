@@ -21,6 +21,8 @@ from optin_export.recipe.sweep import Variant, combinations
 from optin_export.workdir.files import open_regular
 
 _MAX_BYTES = 200_000
+#: What pydantic adds to a field's name for each of its alternatives ("prune.align.literal['auto']").
+_ALTERNATIVE = re.compile(r"(function-\w+|literal|constrained-\w+)(\[.*\])?$")
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -137,7 +139,7 @@ def explain(error: ValidationError, model: type[BaseModel] = Recipe) -> str:
         # A list whose entries failed is also reported as too short: the entry's own error says it better.
         if any(len(other["loc"]) > len(where) and other["loc"][: len(where)] == where for other in items):
             continue
-        dotted = ".".join(str(part) for part in where)
+        dotted = ".".join(str(part) for part in where if not _ALTERNATIVE.match(str(part)))
         if item["type"] == "extra_forbidden":
             problems.append(f"{dotted}: unknown field ({_hint(str(where[-1]), _fields_at(model, where[:-1]), model)})")
         else:

@@ -51,7 +51,13 @@ class PruneSection(Section):
     coupled: bool = Field(
         False, description="also remove channels of residual streams, from all layers that share them"
     )
-    align: Count = Field(8, description="neurons and channels are kept in multiples of this number")
+    align: Count | Literal["auto"] = Field(
+        "auto",
+        description="neurons and channels are kept in multiples of this number; auto: 8, but what int8 and fp8 kernels "
+        "of the targets on a GPU want (16 or 32 features, heads times their width included), as far as a group is "
+        "large enough for four steps",
+        examples=["auto", 16],
+    )
     probes: Count | Literal["auto"] = Field(
         "auto", description="number of random probes for the scores; auto: until they are stable"
     )

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from optin_export.recipe.alignment import Alignment, alignment_of
 from optin_export.recipe.budget import Budget
 from optin_export.recipe.delivery import ShipSection, Target
 from optin_export.recipe.export import ExportSection
@@ -254,6 +255,11 @@ class Recipe(Section):
     def budget_target(self) -> Target:
         """The target on which a latency budget is measured."""
         return next(target for target in self.targets if target.name == self.budget.target)
+
+    @property
+    def alignment(self) -> Alignment:
+        """prune.align, for this recipe's targets and precision."""
+        return alignment_of(self.prune.align, self.export.precision, self.targets)
 
     @property
     def here(self) -> tuple[Target, ...]:

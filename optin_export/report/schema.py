@@ -16,7 +16,7 @@ from optin_export.report.latency import LatencyResult as LatencyResult
 from optin_export.report.latency import Milliseconds as Milliseconds
 from optin_export.report.latency import NeighboursResult as NeighboursResult
 from optin_export.report.latency import SpeedupResult as SpeedupResult
-from optin_export.search import PlanLatency, PlanTrial
+from optin_export.search import PlanAlignment, PlanLatency, PlanTrial
 from optin_export.workdir.files import read_text
 
 
@@ -260,6 +260,7 @@ class Pruning(_Part):
     merged: tuple[int, ...] = Field((), description="number of tokens merged in each block; empty: no merging")
     latency: PlanLatency | None = Field(None, description="how a budget of speedup or latency_ms was searched")
     trial: PlanTrial | None = Field(None, description="the loss that the search predicted, before the repair")
+    alignment: PlanAlignment | None = Field(None, description="multiples in which units are kept, and what they cost")
     groups: tuple[GroupResult, ...]
     head: HeadRepair | None = None
     output: OutputRefit | None = Field(None, description="null: not in the recipe")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from optin_export import lazy
 
 if TYPE_CHECKING:
+    from optin_export.search.aligned import lost_to_alignment
     from optin_export.search.allocate import check_budget, find_plan
     from optin_export.search.bisection import Bisection, smallest_budget
     from optin_export.search.merging import (
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         GroupPlan,
         LatencyRound,
         Plan,
+        PlanAlignment,
         PlanLatency,
         PlanTrial,
         keep_first,
@@ -38,6 +40,7 @@ __all__ = [
     "LatencyRound",
     "LatencyTable",
     "Plan",
+    "PlanAlignment",
     "PlanLatency",
     "PlanTrial",
     "allocate_merging",
@@ -47,6 +50,7 @@ __all__ = [
     "find_plan",
     "keep_first",
     "kept_share",
+    "lost_to_alignment",
     "most",
     "read_plan",
     "signatures",
@@ -58,10 +62,11 @@ __all__ = [
 __getattr__, __dir__ = lazy.names(
     __name__,
     {
+        "aligned": "lost_to_alignment",
         "allocate": "check_budget find_plan",
         "bisection": "Bisection smallest_budget",
         "merging": "allocate_merging check_merging kept_share most spread_merging tokens_left",
-        "plan": "Cost GroupPlan LatencyRound Plan PlanLatency PlanTrial keep_first read_plan",
+        "plan": "Cost GroupPlan LatencyRound Plan PlanAlignment PlanLatency PlanTrial keep_first read_plan",
         "table": "MOST_ENGINES Anchor LatencyTable anchor_counts signatures",
     },
 )

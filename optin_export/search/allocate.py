@@ -76,12 +76,9 @@ def find_plan(
     keys = list(scores)
     least = {key: (least or {}).get(key, 0) for key in keys}
     order = {key: np.argsort(-scores[key], kind="stable") for key in keys}
-    counts = {key: _counts(len(scores[key]), align[key], least[key]) for key in keys}
+    counts = {key: counts_of(len(scores[key]), align[key], least[key]) for key in keys}
     check_budget(costs, budget, {key: int(counts[key][0]) for key in keys}, table)
-    if curves is None:
-        values = {key: np.concatenate([[0.0], np.cumsum(scores[key][order[key]])])[counts[key]] for key in keys}
-    else:
-        values = {key: -np.interp(counts[key], curves[key][:, 0], curves[key][:, 1]) for key in keys}
+    values = values_of(counts, scores, curves)
     if budget.kind == "latency":
         assert table is not None
         kept, gap = _choose_by_table(counts, values, table, budget)
@@ -194,7 +191,17 @@ def _fill(
         kept = best[1]
 
 
-def _counts(units: int, align: int, least: int) -> np.ndarray:
+def values_of(
+    counts: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray], curves: Mapping[str, np.ndarray] | None
+) -> dict[str, np.ndarray]:
+    """What keeping so many units is worth: the sum of the best scores, or the loss by the curve, negated."""
+    if curves is not None:
+        return {key: -np.interp(counts[key], curves[key][:, 0], curves[key][:, 1]) for key in counts}
+    best = {key: scores[key][np.argsort(-scores[key], kind="stable")] for key in counts}
+    return {key: np.concatenate([[0.0], np.cumsum(best[key])])[counts[key]] for key in counts}
+
+
+def counts_of(units: int, align: int, least: int) -> np.ndarray:
     """Allowed numbers of units: the minimum, the multiples of `align`, and all (even if not a multiple)."""
     fewest = min(-(-least // align) * align, units)
     steps = np.arange(0, units + 1, align)

@@ -89,6 +89,22 @@ class PlanTrial(BaseModel):
     changed: float | None
 
 
+class PlanAlignment(BaseModel):
+    """The multiples in which units are kept, and what they cost."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    features: Annotated[int, Field(ge=1)] = Field(description="kept features of a layer are multiples of this number")
+    reason: str
+    smaller: Annotated[int, Field(ge=0)] = Field(
+        description="number of groups that are too small for it and have smaller multiples"
+    )
+    lost: float | None = Field(
+        description="share of the budget's whole cost (MACs or parameters) that a plan with any numbers of units would "
+        "not need to keep as much score (to lose as little); null with a budget of time"
+    )
+
+
 class Plan(BaseModel):
     """The result of the search. score_kept: the kept units' share of the total score."""
 
@@ -112,6 +128,7 @@ class Plan(BaseModel):
     rounds: Annotated[int, Field(ge=1)] = Field(1, description="1; more in some plans of earlier versions")
     latency: PlanLatency | None = Field(None, description="only with a budget of speedup or latency_ms")
     trial: PlanTrial | None = Field(None, description="the predicted loss, before the repair")
+    alignment: PlanAlignment | None = Field(None, description="null in plans of earlier versions")
 
 
 def read_plan(path: Path) -> Plan:

@@ -19,7 +19,7 @@ from optin_export.objective import Reference
 from optin_export.recipe import Recipe, Target, engine_name, engine_names
 from optin_export.stages.choice import Candidates
 from optin_export.stages.structures import Measured, units_of
-from optin_export.units import Costs, Structure, measured, notices
+from optin_export.units import Costs, Structure, measured, notices, steps_of
 from optin_export.workdir.cache import StepCache
 from optin_export.workdir.files import remove
 
@@ -97,12 +97,15 @@ class RunContext:
         return self.scheduled[1]
 
     @cached_property
+    def steps(self) -> dict[str, int]:
+        """The numbers of units in whose multiples each group is kept."""
+        return steps_of(self.structure.groups, self.recipe.alignment)
+
+    @cached_property
     def least(self) -> dict[str, int]:
         """Units that must stay in each group: none if the whole sub-layer can be removed, otherwise one step."""
-        align = self.recipe.prune.align
-        return {
-            group.key: 0 if group.sublayer else min(group.step(align), group.count) for group in self.structure.groups
-        }
+        groups = self.structure.groups
+        return {group.key: 0 if group.sublayer else min(self.steps[group.key], group.count) for group in groups}
 
     @cached_property
     def environment(self) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def write_report(
             merged=plan.merged,
             latency=plan.latency,
             trial=plan.trial,
+            alignment=plan.alignment,
             groups=prunings(work.structure, plan, load_file(regular(scores.path)), pruned.repairs),
             head=head_repair(pruned.repairs),
             output=output_refit(pruned.repairs),

@@ -20,7 +20,7 @@ from optin_export.stages.accuracy_search import can_merge_if_needed, choose, sha
 from optin_export.stages.context import RunContext
 from optin_export.stages.prediction import is_large, merging, prediction, warning
 from optin_export.stages.results import CurvesResult, ScoringResult, SearchLog, SearchResult
-from optin_export.units import Costs
+from optin_export.units import Costs, reduced
 from optin_export.workdir.files import read_json, regular, sha256_file, write_text
 
 #: The latency table in the run folder.
@@ -29,10 +29,8 @@ TABLE = "plan/latency_table.json"
 
 def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> SearchResult:
     """Find the plan, and write plan/plan.json."""
-    path, prune = work.folder / "plan" / "plan.json", work.recipe.prune
-    align = {group.key: group.step(prune.align) for group in work.structure.groups}
-
-    table = _latency_table(work, align) if work.recipe.budget.kind == "latency" else None
+    path = work.folder / "plan" / "plan.json"
+    table = _latency_table(work) if work.recipe.budget.kind == "latency" else None
 
     def search_it() -> tuple[search.Plan, SearchLog]:
         def built(plan: search.Plan) -> TaskModel:
@@ -55,8 +53,11 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
 
     def plan_of(budget: Budget, costs: Costs, table: LatencyTable | None = None) -> search.Plan:
         scores, curves = losses()
-        found = search.find_plan(scores, costs, budget, align, work.least, curves, table)
-        return found.model_copy(update={"merged": work.scheduled[0]})
+        found = search.find_plan(scores, costs, budget, work.steps, work.least, curves, table)
+        lost = None
+        if budget.kind != "latency":
+            lost = search.lost_to_alignment(found, scores, costs, budget.kind, work.least, curves)
+        return found.model_copy(update={"merged": work.scheduled[0], "alignment": _alignment(work, lost)})
 
     def run() -> SearchLog:
         plan, tried = search_it()
@@ -78,7 +79,7 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
         "curves": None if curved.path is None else sha256_file(curved.path),
         "costs": work.costs.to_json(),
         "budget": work.recipe.budget.model_dump(),
-        "align": align,
+        "align": work.steps,
         "least": work.least,
         "merged": work.scheduled[0],
         "merge_if_needed": can_merge_if_needed(work.sources),
@@ -93,6 +94,12 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
     if (large := warning(plan, work.sources.model.output_kind)) is not None:
         work.cache.warn(large)
     return SearchResult(plan, tried)
+
+
+def _alignment(work: RunContext, lost: float | None) -> search.PlanAlignment:
+    chosen = work.recipe.alignment
+    smaller = reduced(work.structure.groups, chosen)
+    return search.PlanAlignment(features=chosen.features, reason=chosen.reason, smaller=smaller, lost=lost)
 
 
 def _trial(work: RunContext, plan: search.Plan) -> search.PlanTrial:
@@ -144,7 +151,7 @@ def _trials(work: RunContext) -> latency_trials.LatencyTrials:
     return latency_trials.LatencyTrials(work.sources, work.structure, target, budget.batch, folder, work.scheduled[0])
 
 
-def _latency_table(work: RunContext, steps: dict[str, int]) -> LatencyTable:
+def _latency_table(work: RunContext) -> LatencyTable:
     """Measure the table, or reuse the previous one if nothing that it depends on has changed."""
     path = work.folder / TABLE
     budget = work.recipe.budget
@@ -152,11 +159,11 @@ def _latency_table(work: RunContext, steps: dict[str, int]) -> LatencyTable:
     def run() -> dict[str, Any]:
         with work.around.quiet():
             trials = _trials(work)
-            table = latency_trials.measure_table(trials, work.costs, steps, work.least, work.recipe.seed)
+            table = latency_trials.measure_table(trials, work.costs, work.steps, work.least, work.recipe.seed)
         write_text(path, table.model_dump_json(indent=2) + "\n")
         return {}
 
-    inputs = {**_fingerprint(work), "steps": steps, "least": work.least, "seed": work.recipe.seed}
+    inputs = {**_fingerprint(work), "steps": work.steps, "least": work.least, "seed": work.recipe.seed}
     work.cache.step("measure", "search.table", inputs, [path], run)
     table = LatencyTable.model_validate(read_json(path))
     search.check_budget(work.costs, budget, work.least, table)

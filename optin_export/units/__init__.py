@@ -19,6 +19,7 @@ from torch import nn
 
 import optin_export.units.families as family_files
 from optin_export.errors import InputError
+from optin_export.units.alignment import reduced, steps_of
 from optin_export.units.capture import (
     Point,
     attach,
@@ -147,6 +148,7 @@ __all__ = [
     "output_rows",
     "placeholder",
     "reads_rows",
+    "reduced",
     "refitted",
     "register",
     "replayed",
@@ -154,6 +156,7 @@ __all__ = [
     "rows_of",
     "select_heads",
     "set_module",
+    "steps_of",
     "supported",
     "tensor_in",
     "tensor_of",

@@ -14,14 +14,16 @@ import torch
 from safetensors.numpy import load_file
 
 import optin_export
-from optin_export import measure, pruning
+from optin_export import measure, pruning, repair
 from optin_export.cli.run import exit_code
 from optin_export.displays import Quiet
 from optin_export.errors import InputError
 from optin_export.measure import parity
-from optin_export.recipe import load_recipe
+from optin_export.recipe import Budget, load_recipe
 from optin_export.report.schema import read_report
+from optin_export.search import find_plan, read_plan
 from optin_export.ship import check_manifest
+from optin_export.stages.context import RunContext
 from optin_export.stages.measure import REFERENCE_ROWS
 from optin_export.stages.pipeline import NEVER_REUSED
 from optin_export.workdir.files import sha256_file
@@ -275,6 +277,30 @@ def test_the_resolved_recipe_runs_from_the_run_folder(tmp_path: Path, finished_v
     optin_export.run(load_recipe(finished_vit / "recipe.yaml"), out=tmp_path / "other", stop_after="search")
     plans = [(run / "plan" / "plan.json").read_bytes() for run in (finished_vit, tmp_path / "other")]
     assert plans[0] == plans[1]
+
+
+def test_the_plan_and_the_report_say_what_multiples_cost(finished_vit: Path) -> None:
+    """A plan of any numbers of units that is smaller by `lost` loses no more; one that is smaller still does."""
+    work = RunContext(load_recipe(finished_vit / "recipe.yaml"), finished_vit, False)
+    plan, report = read_plan(finished_vit / "plan" / "plan.json"), read_report(finished_vit)
+    found = plan.alignment
+    assert found is not None and report.pruning.alignment == found
+    assert (found.features, found.smaller) == (8, 0) and found.reason == "enough for fp32 on onnxruntime-cpu-1t"
+    assert found.lost is not None and plan.predicted_loss is not None
+    scores = load_file(finished_vit / "scores" / "scores.safetensors")
+    curves = repair.combined(load_file(finished_vit / "scores" / "curves.safetensors"), "logits")
+    macs = plan.predicted.macs - round(found.lost * work.costs.macs)
+
+    def loss_within(macs: int) -> float:
+        budget = Budget(macs=(macs + 0.5) / work.costs.macs)
+        loss = find_plan(scores, work.costs, budget, dict.fromkeys(scores, 1), work.least, curves).predicted_loss
+        assert loss is not None
+        return loss
+
+    assert loss_within(macs) <= plan.predicted_loss * (1 + 1e-9)
+    assert loss_within(macs - 1) > plan.predicted_loss
+    page = (finished_vit / "report.html").read_text(encoding="utf-8")
+    assert "multiples of 8 features (enough for fp32 on onnxruntime-cpu-1t)" in page
 
 
 def test_a_python_source_runs_through(tmp_path: Path, vit_recipe: Make) -> None:

@@ -124,8 +124,7 @@ class Bench:
         return {group.key: 0 if group.sublayer is not None else 1 for group in self.structure.groups}
 
     def plan(self, scores: scoring.Scores, budget: float, curves: dict[str, np.ndarray] | None = None) -> search.Plan:
-        prune = self.sources.recipe.prune
-        align = {group.key: 1 if group.kind == "heads" else prune.align for group in self.structure.groups}
+        align = units.steps_of(self.structure.groups, self.sources.recipe.alignment)
         return search.find_plan(scores.values, self.costs, Budget(macs=budget), align, self.least, curves)
 
     def apply_plan(self, plan: search.Plan, how: str) -> tuple[TaskModel, float]:

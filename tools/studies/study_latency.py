@@ -37,6 +37,7 @@ from optin_export.models import TaskModel
 from optin_export.recipe import Budget, Target
 from optin_export.search import LatencyTable, Plan
 from optin_export.stages import latency_trials
+from optin_export.units import steps_of
 
 NAME = "latency"
 TARGET = Target()  # onnxruntime, one CPU thread
@@ -51,8 +52,7 @@ class Study:
     def __init__(self, case: str, seed: int, batch: int, timer: list[str], folder: Path) -> None:
         self.case, self.seed, self.batch, self.timer, self.folder = case, seed, batch, timer, folder
         self.bench = Bench(load_sources(recipe_of(case, seed)))
-        prune = self.bench.sources.recipe.prune
-        self.align = {group.key: group.step(prune.align) for group in self.bench.structure.groups}
+        self.align = steps_of(self.bench.structure.groups, self.bench.sources.recipe.alignment)
         self._write_inputs()
         self.table = self._table()
         self.scores, _ = self.bench.score("optin")
@@ -156,7 +156,7 @@ def _speedup(found: measure.Interleaved, name: str, against: str) -> dict[str, f
 def measure_table(folder: Path, case: str, seed: int, batch: int) -> None:
     """Write table.json."""
     bench = Bench(load_sources(recipe_of(case, seed)))
-    align = {group.key: group.step(bench.sources.recipe.prune.align) for group in bench.structure.groups}
+    align = steps_of(bench.structure.groups, bench.sources.recipe.alignment)
     trial = latency_trials.LatencyTrials(bench.sources, bench.structure, TARGET, batch, folder / "trials")
     table = latency_trials.measure_table(trial, bench.costs, align, bench.least, seed)
     (folder / "table.json").write_text(table.model_dump_json(indent=1))

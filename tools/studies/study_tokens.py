@@ -26,7 +26,7 @@ from optin_export.export import export_onnx
 from optin_export.measure.latency import LatencySettings, measure_latency
 from optin_export.models import TaskModel, as_function
 from optin_export.recipe import Budget, Recipe, load_recipe
-from optin_export.units import count_macs, find_structure, find_tokens, measure_costs
+from optin_export.units import count_macs, find_structure, find_tokens, measure_costs, steps_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "tokens"
@@ -65,7 +65,7 @@ class Study:
         self.base_statistics = measure.predict(as_function(self.model), self.held_out)
 
     def plan(self, macs: float, costs: Any) -> search.Plan:
-        align = {group.key: 1 if group.kind == "heads" else self.recipe.prune.align for group in self.structure.groups}
+        align = steps_of(self.structure.groups, self.recipe.alignment)
         return search.find_plan(self.scores, costs, Budget(macs=macs), align, self.least, self.curves)
 
     def built(self, plan: search.Plan) -> TaskModel:

@@ -41,17 +41,17 @@ def planned_work(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
 
 
 def _search(recipe: Recipe) -> str:
-    budget = recipe.budget
+    budget, multiples = recipe.budget, f", in multiples of {recipe.alignment.features}: {recipe.alignment.reason}"
     value = "minimise the measured loss" if recipe.prune.allocation == "joint" else "keep the highest scores"
     if budget.accuracy_drop is not None:
-        return f"{value}, in the smallest model that loses at most {budget.accuracy_drop:g} points"
+        return f"{value}, in the smallest model that loses at most {budget.accuracy_drop:g} points{multiples}"
     if budget.kind == "latency":
         limit = f"{budget.speedup:g}x the speed" if budget.speedup is not None else f"{budget.latency_ms:g} ms a call"
         return (
             f"measure a latency table on {budget.target} at batch {budget.batch}, {value} within {limit} by it, "
-            "build and measure that engine, correct the table and repeat (3 rounds at most)"
+            "build and measure that engine, correct the table and repeat (3 rounds at most){multiples}"
         )
-    return f"{value} within {budget.fraction:.0%} of the {budget.kind}"
+    return f"{value} within {budget.fraction:.0%} of the {budget.kind}{multiples}"
 
 
 def _merging(recipe: Recipe) -> str:
