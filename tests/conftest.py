@@ -7,6 +7,7 @@ import csv
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 
 from tests.exported_once import exported_once
 from tests.shortly import measure_shortly
-from tests.tiers import mark_tiers
+from tests.tiers import LEFT_OUT, UNTIL, mark_tiers, too_late
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -64,6 +65,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(skip)
 
 
+@pytest.hookimpl(tryfirst=True)  # before fixtures, which are most of the work
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if too_late((mark.name for mark in item.iter_markers()), os.environ.get(UNTIL), time.time()):
+        pytest.skip(LEFT_OUT)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """How many inputs the fuzzing made: a count that has shrunk would say nothing by itself."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
@@ -74,6 +81,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     cases = sum(properties.get("fuzz_cases", 0) for properties in told)
     if cases:
         terminalreporter.write_line(f"{cases} fuzz cases")
+    late = sum(LEFT_OUT in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
+    if late:
+        terminalreporter.write_line(f"{late} tests {LEFT_OUT}")
 
 
 def enlarge(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
