@@ -193,6 +193,7 @@ def _shell(block: Block, place: Path) -> None:
 def test_a_shell_block_is_shell_and_its_commands_are_ours(block: Block) -> None:
     """Also those that are not run: bash reads the block, the real parsers read the calls."""
     subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
+    assert not re.search(r"pip install (-\S+ )*'?optin[-_]export", block.text), "no index has the package: '.[EXTRA]'"
     for line in block.text.replace("\\\n", " ").splitlines():
         for found in re.findall(r"(?:^|&& |\$\()(optin-export [^;)]*)", line.partition(" #")[0]):
             (words,) = commands_of(found.strip().strip('"'))

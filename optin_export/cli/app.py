@@ -183,6 +183,9 @@ def _silence_libraries() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # It reads its variables once: a program that calls `main` may have imported it before.
+    if (logging := sys.modules.get("transformers.utils.logging")) is not None:
+        logging.disable_progress_bar()
     import warnings
 
     warnings.filterwarnings("ignore")

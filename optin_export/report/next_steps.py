@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optin_export.recipe.tasks import TEXT_TASKS
 from optin_export.workdir.files import read_json
 
 if TYPE_CHECKING:
@@ -139,11 +140,22 @@ def steps_of(report: Report, run: Path) -> list[Step]:
     if macs is not None:
         smaller.append(Command("recipe.yaml", Path("../smaller")).setting("prune.budget.macs", f"{0.7 * macs:.2g}"))
     if report.precision == "fp32":
-        smaller.append(Command("recipe.yaml", Path("../int8")).setting("export.precision", "int8"))
+        smaller.append(Command("recipe.yaml", Path("../int8"), _form(report)).setting("export.precision", "int8"))
     if smaller:
         note = "fewer units; the same units with 8 bit weights and activations" if len(smaller) > 1 else ""
         found.append(Step("Make it smaller", "\n".join(smaller), note))
     return found
+
+
+def _form(report: Report) -> tuple[str, ...]:
+    """The form of int8 for onnxruntime on a CPU alone; the default, `static`, is for GPUs as well.
+
+    A server's onnxruntime on a CPU runs a part of `static` in fp32.
+    """
+    if not all(engine.target.startswith("onnxruntime-cpu") for engine in report.engines):
+        return ()
+    is_text = report.model.get("task") in TEXT_TASKS
+    return (f"export.quantization={'dynamic' if is_text else 'static-u8'}",)
 
 
 def _split(step: str) -> tuple[str, str]:

@@ -79,6 +79,10 @@ def test_the_reports_box_has_code_that_runs_in_the_run_folder(
             words = shlex.split(line)
             assert words[0] == "optin-export"
             parser.make_context("optin-export", words[1:])
+    assert "export.quantization=static-u8" in steps["Make it smaller"].code  # `static` is for GPUs
+    on_gpu = report.engines[0].model_copy(update={"target": "tensorrt-cuda"})
+    of_both = ended(report).model_copy(update={"engines": (*report.engines, on_gpu)})
+    assert "export.quantization" not in steps_of(of_both, finished_vit)[-1].code
     missed = steps_of(ended(report, gate("speedup")), finished_vit)
     assert missed[0].title == "Meet the limits" and "prune.budget.macs=0.35" in missed[0].code
     assert "Serve it" not in {step.title for step in missed}
