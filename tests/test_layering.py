@@ -24,7 +24,6 @@ LAZY = {
     },
     "openvino": {"engines/openvino.py", "export/nncf.py", "ship/served/openvino_model.py", "ship/load_alone.py"},
     "nncf": {"export/nncf.py"},
-    "modelopt": {"export/modelopt.py"},
     "tritonclient": {"ship/protobuf.py", "serving/bounded_http.py"},
     "model_signing": {"ship/signing.py"},
     "tokenizers": {"ship/preprocess.py", "ship/served/text_model.py", "models/sentence_tokens.py"},

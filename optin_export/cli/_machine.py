@@ -26,7 +26,6 @@ DEFAULT = ("python", "torch", "onnx", "engine onnxruntime, cpu", "memory", "disk
 #: Optional packages, and the modules that they install.
 _PACKAGES = (
     ("nncf", "nncf"),
-    ("nvidia-modelopt", "modelopt"),
     ("datasets", "datasets"),
     ("model-signing", "model_signing"),
     ("ray", "ray"),

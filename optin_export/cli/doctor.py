@@ -80,8 +80,6 @@ def _needed(recipe: Recipe | None) -> tuple[str, ...]:
     names = [name for name in DEFAULT if not name.startswith("engine")]
     if recipe.ship.triton:
         names.append("triton client")
-    if recipe.export.quantizer == "modelopt":
-        names.append("nvidia-modelopt")
     if recipe.export.precision == "int8" and any(target.engine == "openvino" for target in recipe.targets):
         names.append("nncf")
     data = [recipe.data.calibration, recipe.data.evaluation]

@@ -79,8 +79,6 @@ def weight_bits(section: ExportSection, targets: Sequence[Target], path: Path) -
         return 8
     if path.suffix == ".xml":
         return 7
-    if section.quantizer != "onnxruntime":
-        return 8
     on_cpu = all(target.device == "cpu" for target in targets)
     return 7 if on_cpu or section.quantization != "static" else 8
 
@@ -97,5 +95,5 @@ def converters(section: ExportSection, path: Path) -> dict[str, str]:
     if section.precision in ("int8", "fp8"):
         from optin_export.export.quantize import versions
 
-        return versions(section)
+        return versions()
     return {"onnx": onnx.__version__}

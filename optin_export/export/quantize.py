@@ -46,25 +46,20 @@ def quantize(
     import onnx
 
     external = is_external(source)
-    if section.quantizer == "modelopt":
-        from optin_export.export.modelopt import quantize as by_modelopt
-
-        by_modelopt(source, path, section, rows)
-    else:
-        tools, prepare = _import()
-        with contextlib.closing(Scratch()) as scratch:
-            prepared = scratch.path / "prepared.onnx"
-            external_file = {"external_data_location": data_file(prepared).name, "save_as_external_data": True}
-            with writing(prepared):
-                prepare(str(source), str(prepared), skip_symbolic_shape=True, **(external_file if external else {}))
-            if section.quantization == "dynamic":
-                _dynamic(tools, prepared, path, external, weight_bits < 8)
-            else:
-                _static(tools, prepared, path, section, rows, external, weight_bits < 8)
-            if section.precision == "fp8":
-                model = onnx.load(path)
-                to_fp8(model)
-                save_graph(model, path, external)
+    tools, prepare = _import()
+    with contextlib.closing(Scratch()) as scratch:
+        prepared = scratch.path / "prepared.onnx"
+        external_file = {"external_data_location": data_file(prepared).name, "save_as_external_data": True}
+        with writing(prepared):
+            prepare(str(source), str(prepared), skip_symbolic_shape=True, **(external_file if external else {}))
+        if section.quantization == "dynamic":
+            _dynamic(tools, prepared, path, external, weight_bits < 8)
+        else:
+            _static(tools, prepared, path, section, rows, external, weight_bits < 8)
+        if section.precision == "fp8":
+            model = onnx.load(path)
+            to_fp8(model)
+            save_graph(model, path, external)
     model = onnx.load(path, load_external_data=False)
     _unnamed(model)
     onnx.save_model(model, path)
@@ -75,15 +70,11 @@ def quantize(
             f"{source.name} has nothing to quantise", "no product with weights was found", "use export.precision: fp32"
         )
     bits = {} if weight_bits == 8 else {"weight_bits": weight_bits}
-    return {"form": section.quantization, "quantizer": section.quantizer, "nodes": quantised, **bits}
+    return {"form": section.quantization, "quantizer": "onnxruntime", "nodes": quantised, **bits}
 
 
-def versions(section: ExportSection) -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Versions of the quantisation packages."""
-    if section.quantizer == "modelopt":
-        from optin_export.export.modelopt import version
-
-        return {"modelopt": version()}
     _import()
     import onnxruntime
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from optin_export.recipe.fields import BatchSize, Count, Positive, Section
 from optin_export.recipe.precision import Precision
+from optin_export.recipe.removed import without_quantizer
 
 
 class ExportSection(Section):
@@ -24,9 +25,6 @@ class ExportSection(Section):
     calibration: Literal["minmax", "entropy", "percentile"] = Field(
         "minmax", description="static: how an activation's range is chosen from the calibration data"
     )
-    quantizer: Literal["onnxruntime", "modelopt"] = Field(
-        "onnxruntime", description="int8 (static) and fp8: the library that places Q/DQ pairs and chooses the scales"
-    )
     calibration_rows: Count = Field(128, description="int8 (static) and fp8: number of calibration rows for the scales")
     batch: tuple[BatchSize, ...] = Field((1, 8), min_length=1, description="batch sizes to ship and to measure")
     sequence: Count = Field(128, description="text: longest sequence in tokens; latency is measured at this length")
@@ -37,12 +35,15 @@ class ExportSection(Section):
         examples=[5.0],
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, section: Any) -> Any:
+        return without_quantizer(section)
+
     @model_validator(mode="after")
     def _quantized(self) -> ExportSection:
         if self.quantization != "static" and self.precision != "int8":
             raise ValueError(f"export.quantization: {self.quantization} is for precision: int8")
-        if self.quantizer == "modelopt" and (self.precision not in ("int8", "fp8") or self.quantization != "static"):
-            raise ValueError("export.quantizer: modelopt is for precision: int8 (static) and fp8")
         return self
 
     def cannot(self, engine: str, device: str) -> str | None:

@@ -120,7 +120,6 @@ def test_the_line_of_a_package_is_that_of_its_extra(monkeypatch: pytest.MonkeyPa
     for package, extra in (
         ("onnxruntime", "cpu"),
         ("tensorrt", "gpu"),
-        ("nvidia-modelopt", "modelopt"),
         ("model-signing", "signing"),
         ("datasets", "datasets"),
         ("tritonclient", "triton"),

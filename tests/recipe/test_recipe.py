@@ -445,7 +445,6 @@ def test_a_path_given_on_the_shell_is_found_from_the_working_directory(
         ({"precision": "bf16"}, {}, "no bf16 kernels"),
         ({"precision": "int8", "quantization": "dynamic"}, {"engine": "tensorrt"}, "onnxruntime on the CPU"),
         ({"precision": "fp16", "quantization": "dynamic"}, {}, "for precision: int8"),
-        ({"precision": "fp16", "quantizer": "modelopt"}, {}, "modelopt is for"),
     ],
 )
 def test_a_precision_that_its_target_cannot_run_is_refused(
@@ -453,6 +452,18 @@ def test_a_precision_that_its_target_cannot_run_is_refused(
 ) -> None:
     error = refused({**GOOD, "export": {**GOOD["export"], **export}, "targets": [target]})
     assert reason in f"{error.what} {error.why}"
+
+
+def test_another_quantizer_is_refused_with_the_measurement() -> None:
+    error = refused(with_value("export.quantizer", "modelopt"))
+    assert "export.quantizer was removed" in error.why and "docs/results.md" in error.why
+    title = "Graphs for TensorRT: ours or ModelOpt"
+    assert title in error.why and f"## {title}" in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def test_recipes_that_name_the_default_quantizer_still_run() -> None:
+    recipe = validate(with_value("export.quantizer", "onnxruntime"), Path.cwd())
+    assert "quantizer" not in recipe.to_yaml() and recipe == validate(GOOD, Path.cwd())
 
 
 @pytest.mark.parametrize("score", ["obs", "optin-reference", "fisher", "random"])

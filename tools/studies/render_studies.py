@@ -14,6 +14,7 @@ import marks
 import render_cost
 import render_cpu_engines
 import render_endurance
+import render_quantizers
 import render_speech
 import render_timing
 from plots import markdown_table, section, svg
@@ -306,6 +307,7 @@ SECTIONS = {
     "finetune": _finetune,
     "whisper": render_speech.whisper,
     "cpu_engines": render_cpu_engines.sections,
+    "quantizers": render_quantizers.quantizers,
     "cost": render_cost.cost,
     "attacks": _attacks,
     "kills": render_endurance.kills,
