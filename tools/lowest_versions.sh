@@ -22,6 +22,7 @@ recipes=$PWD/recipes
 cd "$place"
 "$place/venv/bin/optin-export" doctor
 "$place/venv/bin/optin-export" "$recipes/quickstart.yaml" --out run --set gates.other_work=1 --set gates.speedup=1
+"$place/venv/bin/optin-export" check run
 "$place/venv/bin/optin-export" ship run --to models
 "$place/venv/bin/optin-export" verify models
 "$place/venv/bin/optin-export" export run --format timm --to exported

@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 
 from optin_export.models import TaskModel
 from optin_export.objective import (
@@ -153,6 +152,8 @@ class Sketch:
         of both correlates with the truth by sqrt(2 r / (1 + r))). cut_agreement: share of units that both halves keep,
         at the worst of three cuts (a quarter, a half, three quarters stay).
         """
+        from scipy.stats import spearmanr  # slow to import; `init` and `--dry-run` only look at this package
+
         first, second = (np.concatenate([half[group.key] for group in self.groups]) for half in self.halves)
         between = float(spearmanr(first, second).statistic) if len(first) > 1 and np.ptp(first) > 0 else 1.0
         agreement = []

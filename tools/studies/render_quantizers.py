@@ -10,12 +10,13 @@ CASES = ("quickstart", "minilm_sts", "deit_tiny")
 _ORDER = ("fp32", "int8", "int8 without attention", "int8 entropy", "int8 dynamic", "fp8", "fp16", "bf16")
 #: What was decided by the table.
 CONCLUSION = """So recipes have no ModelOpt. In int8 it also quantises the products of attention; it lost
-clearly more on `deit_tiny`, and as much within the intervals on the others. In fp8 both are equal within the
-intervals where both were measured; in 16 bits AutoCast has fewer casts because it converts softmax and norms
-too, which ours keeps in fp32: they can overflow. ModelOpt 0.47 needs onnx 1.21 and onnxruntime-gpu 1.24, and
-changes onnxruntime's own quantisation tools in its process, so it would need an environment of its own. Whether
-int8 in attention is faster on a GPU is not known: nobody has timed these graphs. To try it, quantise
-`onnx/pruned.onnx` of a run with `python -m modelopt.onnx.quantization`."""
+clearly more on `deit_tiny`, and as much within the intervals on the others. Without them (`disable_mha_qdq`) it
+loses there what ours loses. In fp8 both are equal within the intervals where both were measured; in 16 bits
+AutoCast has fewer casts because it converts softmax and norms too, which ours keeps in fp32: they can overflow.
+ModelOpt 0.47 needs onnx 1.21 and onnxruntime-gpu 1.24, and changes onnxruntime's own quantisation tools in its
+process, so it would need an environment of its own. Whether int8 in attention is faster on a GPU is not known:
+nobody has timed these graphs. To try it, quantise `onnx/pruned.onnx` of a run with `python -m
+modelopt.onnx.quantization`."""
 
 
 def quantizers(content: dict[str, Any]) -> list[str]:
