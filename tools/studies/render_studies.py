@@ -15,6 +15,7 @@ import render_cost
 import render_cpu_engines
 import render_endurance
 import render_quantizers
+import render_real_models
 import render_speech
 import render_timing
 from plots import markdown_table, section, svg
@@ -290,6 +291,7 @@ def _attacks(content: dict[str, Any]) -> list[str]:
 
 
 SECTIONS = {
+    "real_models": render_real_models.real_models,
     "scoring": _scoring,
     "ablation": _ablation,
     "share": _share,
