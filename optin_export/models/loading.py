@@ -222,8 +222,10 @@ def _load_transformers(
         options["dtype"] = torch.float32  # whatever the checkpoint is stored in
         encoder = encoder_class(config) if section.task == "feature-extraction" else None
         auto = getattr(transformers, encoder) if encoder else auto_class(config, section.task)
-        if section.weights == "pretrained":
+        if section.weights == "pretrained" and lookup is not None:
             module, info = from_pretrained(auto, name, config, lookup, **options)
+        elif section.weights == "pretrained":
+            module, info = auto.from_pretrained(name, config=config, output_loading_info=True, **options)
         elif encoder is not None:
             module, info = auto(config), {}
         else:

@@ -59,17 +59,12 @@ def built(make: Callable[[], nn.Module], lookup: Lookup | None) -> nn.Module:
 
 
 def from_pretrained(
-    auto: Any, name: str, config: Any, lookup: Lookup | None, **options: Any
+    auto: Any, name: str, config: Any, lookup: Lookup, **options: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """As transformers' `from_pretrained` with `output_loading_info`: the module (in a lookup without its weights), and
-    the missing weights.
+    """As transformers' `from_pretrained` with `output_loading_info`: the module without weights, and missing weights.
 
     Raises what transformers raises: for a folder without weights, or weights of other shapes.
     """
-    if lookup is None:
-        with _without_bar():
-            module, info = auto.from_pretrained(name, config=config, output_loading_info=True, **options)
-        return module, info
     from transformers.utils.import_utils import is_accelerate_available
 
     # Without accelerate, transformers accepts no device_map: then the weights are loaded and dropped again.
@@ -190,7 +185,7 @@ def not_cached(what: str) -> str:
 
 @contextlib.contextmanager
 def _without_bar() -> Iterator[None]:
-    """A context in which transformers shows no progress bar for loading weights: the run has a display of its own."""
+    """A context in which transformers shows no progress bar for loading weights: there are none."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

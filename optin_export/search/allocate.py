@@ -194,7 +194,7 @@ def _fill(
 def values_of(
     counts: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray], curves: Mapping[str, np.ndarray] | None
 ) -> dict[str, np.ndarray]:
-    """What keeping so many units is worth: the sum of the best scores, or the loss by the curve, negated."""
+    """Group key -> the value of each of `counts`: the sum of that many best scores, or minus the loss on the curve."""
     if curves is not None:
         return {key: -np.interp(counts[key], curves[key][:, 0], curves[key][:, 1]) for key in counts}
     best = {key: scores[key][np.argsort(-scores[key], kind="stable")] for key in counts}

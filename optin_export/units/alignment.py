@@ -9,7 +9,7 @@ from optin_export.recipe import Alignment
 from optin_export.recipe.alignment import USUAL
 from optin_export.units.declare import UnitGroup
 
-#: A group that is smaller than so many steps is given smaller ones: the plan needs a choice.
+#: Minimum number of steps in a group: in a smaller group the search could hardly choose, so its steps are halved.
 FEWEST_STEPS = 4
 
 

@@ -20,6 +20,8 @@ from tests.recipe.test_recipe import GOOD
             {},
             "within 50% of the macs, in multiples of 8: enough for fp32 on onnxruntime-cpu-1t, onnxruntime-cpu-2t",
         ),
+        ({"budget": {"speedup": 2.0}}, {}, "(3 rounds at most), in multiples of 8: enough for fp32"),
+        ({"budget": {"accuracy_drop": 1.0}}, {}, "loses at most 1 points, in multiples of 8: enough for fp32"),
         ({"align": 12}, {}, "within 50% of the macs, in multiples of 12: prune.align of the recipe"),
         (
             {},

@@ -137,7 +137,7 @@ def test_init_run_and_load_with_a_model_of_ones_own(case: str, place: Path) -> N
     found = _loaded(wanted, run)
     torch.testing.assert_close(torch.from_numpy(found["rows"]), rows["output.pruned"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["got"], found["onnx"], rtol=1e-4, atol=1e-5)
-    assert np.ptp(found["got"], axis=0).max() > 0.01, "the texts are told apart"
+    assert np.ptp(found["got"], axis=0).max() > 0.01, "different texts give different outputs"
 
 
 def _loaded(case: Case, run: Path) -> dict[str, np.ndarray]:

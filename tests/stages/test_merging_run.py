@@ -85,14 +85,14 @@ def test_auto_shares_the_budget_between_units_and_tokens(tmp_path: Path, vit_rec
     assert repeated == plan
 
 
-class Told(Quiet):
+class Warnings(Quiet):
     """Collects the warnings of a run."""
 
-    def __init__(self, told: list[str]) -> None:
-        self.told = told
+    def __init__(self, warnings: list[str]) -> None:
+        self.warnings = warnings
 
     def warn(self, text: str) -> None:
-        self.told.append(text)
+        self.warnings.append(text)
 
 
 def test_tokens_are_merged_if_units_alone_are_predicted_to_lose_too_much(
@@ -100,12 +100,12 @@ def test_tokens_are_merged_if_units_alone_are_predicted_to_lose_too_much(
 ) -> None:
     prune = {**vit_recipe()["prune"], "budget": {"macs": 0.5}, "curve_samples": 32}
     recipe = {name: section for name, section in vit_recipe(prune=prune).items() if name != "tokens"}
-    told: list[str] = []
+    warnings: list[str] = []
     monkeypatch.setattr(prediction, "MOST_CHANGED", 1.1)
     _, alone = run(recipe, tmp_path / "enough", stop_after="search")
     assert alone.merged == ()
     monkeypatch.setattr(prediction, "MOST_CHANGED", -1.0)
-    _, plan = run(recipe, tmp_path / "run", stop_after="surgery", display=Told(told))
+    _, plan = run(recipe, tmp_path / "run", stop_after="surgery", display=Warnings(warnings))
     check_spent(tmp_path / "run", plan, 0.5)
     assert any(plan.merged)
     log = json.loads((tmp_path / "run" / ".stages" / "search.json").read_text())["result"]
@@ -117,7 +117,7 @@ def test_tokens_are_merged_if_units_alone_are_predicted_to_lose_too_much(
     assert plan.trial.divergence < alone.trial.divergence
     merged = "+".join(map(str, plan.merged))
     assert any(
-        f"tokens are merged as well ({merged} per block)" in text and "tokens.keep: 1.0" in text for text in told
+        f"tokens are merged as well ({merged} per block)" in text and "tokens.keep: 1.0" in text for text in warnings
     )
     _, kept = run({**recipe, "tokens": {"keep": 1.0}}, tmp_path / "kept", stop_after="search")
     assert kept.merged == ()

@@ -49,7 +49,7 @@ def _search(recipe: Recipe) -> str:
         limit = f"{budget.speedup:g}x the speed" if budget.speedup is not None else f"{budget.latency_ms:g} ms a call"
         return (
             f"measure a latency table on {budget.target} at batch {budget.batch}, {value} within {limit} by it, "
-            "build and measure that engine, correct the table and repeat (3 rounds at most){multiples}"
+            f"build and measure that engine, correct the table and repeat (3 rounds at most){multiples}"
         )
     return f"{value} within {budget.fraction:.0%} of the {budget.kind}{multiples}"
 
