@@ -141,7 +141,7 @@ def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, assign
         fix = "check model.source and model.args (such as num_classes) against the checkpoint"
         raise InputError(f"the checkpoint {path} does not fit the model", "; ".join(problems), fix)
     values = {name: _value(name, tensor, names.own[name], path) for name, tensor in state.items() if name in names.own}
-    result = module.load_state_dict(versioned(values, module, state), strict=False, assign=assign)
+    result = module.load_state_dict(versioned(values, module), strict=False, assign=assign)
     lost = [name for name in result.missing_keys if name in names.missing(values)] + list(result.unexpected_keys)
     assert not lost, f"torch did not load {lost[:_SHOWN]}"
     notes = _notes_of(extras)
@@ -153,16 +153,11 @@ def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, assign
     return notes
 
 
-def versioned(
-    values: Mapping[str, torch.Tensor], module: nn.Module, state: Mapping[str, torch.Tensor] | None = None
-) -> Mapping[str, torch.Tensor]:
-    """The values with the versions of the module's classes, which some of them ask for (torchvision's MNASNet).
-
-    state: where the values come from; torch records the versions there, but no file of safetensors has them.
-    """
+def versioned(values: Mapping[str, torch.Tensor], module: nn.Module) -> Mapping[str, torch.Tensor]:
+    """The values with the current versions of the module's classes, which some ask for (torchvision's MNASNet), and
+    which files of safetensors do not record."""
     result: OrderedDict[str, torch.Tensor] = OrderedDict(values)
-    own = getattr(module.state_dict(), "_metadata", None)
-    result._metadata = getattr(state, "_metadata", None) or own  # type: ignore[attr-defined]
+    result._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
     return result
 
 
