@@ -43,6 +43,25 @@ def sections(content: dict[str, Any]) -> list[str]:
     return lines
 
 
+def choices(content: dict[str, Any], run: str) -> list[str]:
+    """Lines of the README about a run: its model as it is and pruned, each in fp32 and in the fastest form that loses
+    at most LOST points at the smallest batch."""
+    rows = dict(_runs(content))[run]
+    batches, lines = _batches(rows), []
+    for model, name in (("base", "as it is"), ("pruned", f"pruned to {min(row['macs'] for row in rows):.0%}")):
+        for form in dict.fromkeys([AGAINST[1], best(rows, batches[0], model)["form"]]):
+            found = {row["batch"]: row for row in rows if (row["model"], row["form"]) == (model, form)}
+            one = found[batches[0]]
+            lost = "-" if (model, form) == AGAINST else f"{one['lost']:z.2f} ({_span(one)})"
+            times = [f"{found[batch]['speedup']['median']:.2f}x" for batch in batches]
+            lines.append([name, form, lost, *times])
+    return markdown_table(["model", "engine", "points lost", *(f"batch {batch}" for batch in batches)], lines)
+
+
+def _span(row: Row) -> str:
+    return f"{row['lost_low']:z.2f} to {row['lost_high']:z.2f}"
+
+
 def figures(content: dict[str, Any]) -> dict[str, str]:
     """{file name: SVG}: points lost against speedup, a plot per run."""
     return {_file(run): _plot(run, rows) for run, rows in _runs(content)}
@@ -62,7 +81,7 @@ def _table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     for model, form in dict.fromkeys((row["model"], row["form"]) for row in rows):
         found = {row["batch"]: row for row in rows if (row["model"], row["form"]) == (model, form)}
         one = found[batches[0]]
-        lost = f"{one['lost']:z.2f} ({one['lost_low']:z.2f} to {one['lost_high']:z.2f})"
+        lost = f"{one['lost']:z.2f} ({_span(one)})"
         lines.append(
             [
                 NAMES[model],

@@ -17,6 +17,7 @@ import plot_accuracy
 import render_accuracy
 import render_breadth
 import render_cost
+import render_cpu_engines
 import render_engines
 import render_gpu
 import render_studies
@@ -58,11 +59,13 @@ def breadth_page(measurements: Path = MEASUREMENTS) -> str:
 def readme(text: str, measurements: Path = MEASUREMENTS) -> str:
     """The README with the text between `<!-- measured: NAME -->` and `<!-- end -->` rendered from the measurements."""
     stored = recipes(measurements)
+    engines = json.loads((measurements / "studies" / "cpu_engines.json").read_text(encoding="utf-8"))
     costs = json.loads((measurements / "studies" / "cost.json").read_text(encoding="utf-8"))
     budget = load_recipe(ROOT / "recipes" / "quickstart.yaml").prune.budget.fraction
     verdict = next(one["verdict"]["summary"] for one in stored["quickstart"]["results"] if one["budget"] == budget)
     parts = {
         "quickstart": f"```text\n{verdict}\n```",
+        "choices": "\n".join(render_cpu_engines.choices(engines, "minilm-sts")),
         "expectations": "\n".join(render_engines.expectations(stored, cases(measurements))),
         "cost": "\n".join(render_cost.expected(costs)),
     }
