@@ -358,6 +358,8 @@ def _try_one_batch(sources: Sources, lookup: Lookup | None) -> None:
             output = sources.model(**inputs)
             if sources.recipe.is_text:  # a decoder that looks for each row's last token may take one row only
                 sources.model(**sources.fixed(2))
+        except InputError:
+            raise
         except Exception as error:  # a library's checks and the user's own code may raise anything
             if shapes_alone and lookup is not None:  # it may need values that are not there
                 lookup.note(f"whether the model runs on the data: it cannot be traced ({type(error).__name__})")

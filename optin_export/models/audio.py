@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from optin_export.models.logits import logits_of
+
 if TYPE_CHECKING:
     from optin_export.models.tasks import OutputKind, OutputLayout
 
@@ -36,9 +38,9 @@ class AudioModel(nn.Module):
     ) -> torch.Tensor:
         mask = {} if attention_mask is None else {"attention_mask": attention_mask}
         output = self.model(input_features if input_values is None else input_values, **mask)
-        if isinstance(output, torch.Tensor):
-            return output
-        return output.last_hidden_state if self.output_kind == "embedding" else output.logits
+        if self.output_kind == "embedding" and not isinstance(output, torch.Tensor):
+            output = output.last_hidden_state
+        return logits_of(output)
 
     def block_mask(self, mask: torch.Tensor) -> torch.Tensor:
         """bool [batch, frames]: which frames of the blocks are not padding, of a mask of input samples.

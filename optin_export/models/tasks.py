@@ -14,6 +14,7 @@ from optin_export.models.audio import AudioModel
 from optin_export.models.backbones import embedding
 from optin_export.models.contrastive import TextTower
 from optin_export.models.end_token import logits_at_end_token, reads_end_token
+from optin_export.models.logits import logits_of
 from optin_export.models.sentence import SentenceHead, make_activation, plain_steps
 from optin_export.recipe import IGNORED as IGNORED
 
@@ -93,7 +94,7 @@ class TextModel(nn.Module):
         if isinstance(output, torch.Tensor):
             return nn.functional.normalize(output, dim=-1) if self.normalize else output
         if self.head is None:
-            return output.logits if self.activation is None else self.activation(output.logits)
+            return logits_of(output) if self.activation is None else self.activation(logits_of(output))
         pooled = self._pooled(output)
         if pooled is not None:
             return pooled
@@ -132,7 +133,7 @@ class ImageModel(nn.Module):
         if isinstance(output, torch.Tensor):
             result = output
         else:
-            result = embedding(output, self.output_layout) if self.output_kind == "embedding" else output.logits
+            result = embedding(output, self.output_layout) if self.output_kind == "embedding" else logits_of(output)
         axis = 1 if self.output_layout == "map" else -1
         return nn.functional.normalize(result, dim=axis) if self.normalize else result
 
@@ -153,11 +154,9 @@ class SegmentationModel(ImageModel):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         output = self.model(pixel_values)
-        if isinstance(output, torch.Tensor):
-            return output
-        masks = output.get("masks_queries_logits")
+        masks = output.get("masks_queries_logits") if isinstance(output, Mapping) else None
         if masks is None:
-            return output["out" if "out" in output else "logits"]
+            return logits_of(output)
         classes = output.class_queries_logits.softmax(-1)[..., :-1]  # the last one is "no object"
         # Not sigmoid: onnxruntime's error of 1e-8 is a few per cent of the smallest shares before the logarithm.
         shares = classes.mT @ (-nn.functional.softplus(-masks)).exp().flatten(2)

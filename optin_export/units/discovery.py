@@ -299,7 +299,7 @@ def found_structure(
             blocks.append(path)
             groups += usable
     if not groups:
-        raise nothing_left(refused, found.mixed)
+        raise nothing_left(refused, found.mixed, found.streams)
     structure = Structure(DISCOVERED, tuple(blocks), tuple(groups), found.channels_first, (), tuple(refused))
     return structure if wanted is None else structure.only(wanted)
 
@@ -310,12 +310,17 @@ def still_refused(refused: Iterable[Refusal], blocks: Iterable[str]) -> list[Ref
     return [one for one in refused if not any(block in one.error.what for block in taken)]
 
 
-def nothing_left(refused: Sequence[Refusal], mixed: Sequence[Leak] = ()) -> InputError:
+def nothing_left(
+    refused: Sequence[Refusal], mixed: Sequence[Leak] = (), streams: Sequence[tuple[str, str]] = ()
+) -> InputError:
     """The error for a model without any unit that can be removed.
 
-    mixed: layers whose input features are not kept apart (see `discover.Discovered`).
+    mixed: layers whose input features are not kept apart; streams: layers that read a residual stream, and why this
+    stays (see `discover.Discovered`).
     """
     why = "every layer reads features that each depend on all outputs of the layers before it"
+    if streams:
+        why = "the units that '{}' reads cannot be removed: {}".format(*streams[0])
     if mixed:
         why = (
             f"each feature that '{mixed[0].path}' reads depends on several features of '{mixed[0].source}': "
@@ -323,4 +328,7 @@ def nothing_left(refused: Sequence[Refusal], mixed: Sequence[Leak] = ()) -> Inpu
         )
     if refused:
         why = f"{refused[0].error.what}: {refused[0].error.why}"
-    return InputError("the model has nothing to prune", why, "use another model, or replace what mixes the features")
+    fix = "use another model, or replace what mixes the features"
+    if streams and not mixed and not refused:
+        fix = "use another model; residual streams are pruned in models of known families only (prune.coupled)"
+    return InputError("the model has nothing to prune", why, fix)

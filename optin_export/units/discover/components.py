@@ -17,6 +17,8 @@ Tables = dict[str, tuple[int, list[list[int]]]]
 #: (side, layer, number): an output feature of a maker, or a unit of a reader.
 Feature = tuple[str, str, int]
 _Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+#: Why units of a stream that layers add to stay.
+STREAM = "they are channels of a residual stream"
 _MAKER, _READER = "maker", "reader"
 
 
@@ -181,7 +183,7 @@ def _joined(
     tables = _tables(graph, found, feeds, readers, units)
     component = Component(len(units), rows, tables, tuple(readers), columns, heads, loose)
     if _is_stream(graph, component, feeds.calls, upstream):
-        return Obstacle(last, "they are channels of a residual stream", heads, quiet=True)
+        return Obstacle(last, STREAM, heads, quiet=True)
     return component
 
 
@@ -209,7 +211,7 @@ def _why_not(
         return f"'{filters}' filters features that are no units, by code of its own"
     if not any(mixes(graph.module(name)) or name in loose for name in makers):
         return "no layer makes them alone"
-    return "there is only one of them" if len(units) < 2 else None
+    return "there is only one of them, whose features can only go together" if len(units) < 2 else None
 
 
 def _tables(

@@ -15,7 +15,7 @@ from torch import nn
 from optin_export.errors import InputError
 from optin_export.units.declare import Producer, Refusal, Table, UnitGroup, UnitKind
 from optin_export.units.discover.candidates import Leak, candidates, inner
-from optin_export.units.discover.components import Component, Obstacle, components
+from optin_export.units.discover.components import STREAM, Component, Obstacle, components
 from optin_export.units.discover.local_graph import local_graph, mixes
 from optin_export.units.discover.residuals import Streams, observe_streams
 from optin_export.units.hooks import Convolution, get_layer, get_weight
@@ -42,6 +42,7 @@ class Discovered:
     channels_first: frozenset[str]
     refusals: tuple[Refusal, ...]
     mixed: tuple[Leak, ...] = ()
+    streams: tuple[tuple[str, str], ...] = ()
 
 
 def _is_ours(error: Exception) -> bool:
@@ -92,6 +93,7 @@ def discover_groups(
         frozenset(block for block in ordered if streams.is_channels_first(block)),
         tuple(_refusals(obstacles, {path for group in known for path in group.reads})),
         mixed,
+        tuple((one.path, one.why) for one in sorted(obstacles, key=lambda one: one.why != STREAM) if one.quiet),
     )
 
 

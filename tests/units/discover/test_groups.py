@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
+from optin_export.models import wrap
 from optin_export.models.tasks import TaskModel
 from optin_export.pruning import verified
 from optin_export.pruning.rebuild import rebuild
@@ -247,3 +248,25 @@ def test_an_error_of_our_own_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(groups, "inner", groups._blocks)  # which takes other arguments
     with pytest.raises(TypeError):
         discover_groups(nets.net(lambda net, x: net.up(x), up=nn.Linear(nets.WIDTH, 4)), nets.tokens())
+
+
+class StreamAlone(torch.nn.Module):
+    """Every channel is part of a sum that a later layer reads; nothing lies between two layers alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.head = torch.nn.Linear(8, 5)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        x = self.first(pixel_values).relu()
+        return self.head((self.second(x) + x).relu().mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_a_model_of_residual_streams_alone_is_refused_for_this_reason() -> None:
+    model = wrap(StreamAlone().eval(), "image-classification")
+    with pytest.raises(InputError, match="nothing to prune") as caught:
+        find_structure(model, inputs={"pixel_values": torch.randn(2, 3, 8, 8)})
+    assert caught.value.why == (
+        "the units that 'model.head' reads cannot be removed: they are channels of a residual stream"
+    )
