@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from optin_export.errors import InputError
+from optin_export.models.arguments import takes
 from optin_export.models.audio import AudioModel
 from optin_export.models.backbones import embedding
 from optin_export.models.contrastive import TextTower
@@ -67,7 +68,10 @@ class TextModel(nn.Module):
         embeds, pools_itself = task == "feature-extraction", isinstance(model, TextTower)
         steps = (sentence or {}).get("steps") or plain_steps(pooling, normalize)
         self.head = SentenceHead(steps) if embeds and not pools_itself else None
-        self.reads_mask = not (isinstance(model, TextTower) and model.pad is not None)
+        self.reads_mask = not (isinstance(model, TextTower) and model.pad is not None) and takes(
+            model, "attention_mask"
+        )
+        self.names_ids = takes(model, "input_ids")
         self.pooling, self.reads_end_token = pooling, reads_end_token(model)
         self.normalize = normalize  # for a model that does its own pooling; otherwise the head's last step normalises
         if self.head is not None and getattr(model, "pooler", None) is not None:
@@ -88,7 +92,9 @@ class TextModel(nn.Module):
         if self.reads_end_token:
             return logits_at_end_token(self.model, input_ids, attention_mask)
         segments: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments)
+        if self.reads_mask or attention_mask is not None:
+            segments["attention_mask"] = attention_mask
+        output = self.model(input_ids=input_ids, **segments) if self.names_ids else self.model(input_ids, **segments)
         if self.output_layout == "spans":
             return torch.stack([output.start_logits, output.end_logits], 1)
         if isinstance(output, torch.Tensor):
@@ -99,7 +105,8 @@ class TextModel(nn.Module):
         if pooled is not None:
             return pooled
         counts = attention_mask if self.token_weights is None else self.token_weights()
-        assert counts is not None
+        if counts is None:
+            counts = torch.ones_like(input_ids)
         return self.head(output.last_hidden_state, counts)
 
     def _pooled(self, output: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
