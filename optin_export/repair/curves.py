@@ -22,6 +22,7 @@ from optin_export.data import Batch
 from optin_export.models import TaskModel, block_inputs
 from optin_export.objective import Reference, samples_of
 from optin_export.progress import advance, phase, task
+from optin_export.repair.few_rows import FewRows
 from optin_export.repair.least_squares import Moments
 from optin_export.repair.measured_points import THINNED, corrected, is_measured, losses_of, measured_at
 from optin_export.repair.paired_forward import Stream
@@ -248,14 +249,16 @@ def _changes(
     layer, start = get_layer(model, path), _start(get_layer(model, path))
     columns = [columns_without(layer, group, path, order[count:]) for count in counts]
     if moments is None:
-        solutions: Iterable[torch.Tensor] = (_cut(start, _and_bias(one, start)) for one in columns)
+        changes: Iterable[torch.Tensor] = (_cut(start, _and_bias(one, start)) - start for one in columns)
     elif rescale:
-        solutions = (_rescaled(start, moments, one, columns_per_unit(layer, group)) for one in columns)
+        width = columns_per_unit(layer, group)
+        changes = (_rescaled(start, moments, one, width) - start for one in columns)
+    elif moments.few is not None:
+        changes = _refitted_to_few(start, moments.few, columns, DAMPING * moments.mean_diagonal)
     else:
-        solutions = _refitted(start, moments, columns)
+        changes = (solution - start for solution in _refitted(start, moments, columns))
     weight, found = get_weight(layer), []
-    for solution in solutions:
-        change = (solution - start).float()
+    for change in map(torch.Tensor.float, changes):
         matrix = change[:-1].T.reshape(weight.shape)
         found.append((matrix.transpose(0, 1) if isinstance(layer, Transposed) else matrix, change[-1]))
     if not found:
@@ -285,13 +288,6 @@ def _refitted(start: torch.Tensor, moments: Moments, columns: Sequence[torch.Ten
     one solution of L y = (G + rho I) start serve all sets, of which each has its own L^T x = y.
     """
     rho, gram = DAMPING * moments.mean_diagonal, moments.gram
-    if moments.few is not None:
-        for some, refitted in zip(columns, moments.few.refitted(start, columns, rho), strict=True):
-            result = _cut(start, _and_bias(some, start))
-            if refitted is not None:
-                result[_and_bias(some, start)] = refitted
-            yield result
-        return
     arranged, known = [len(start) - 1], torch.zeros(len(start), dtype=torch.bool)
     for some in columns:
         arranged += some[~known[some]].tolist()
@@ -310,6 +306,17 @@ def _refitted(start: torch.Tensor, moments: Moments, columns: Sequence[torch.Ten
             continue
         result = torch.zeros_like(start)
         result[index[:size]] = torch.linalg.solve_triangular(factor[:size, :size].T, half[:size], upper=True)
+        yield result
+
+
+def _refitted_to_few(
+    start: torch.Tensor, few: FewRows, columns: Sequence[torch.Tensor], rho: float
+) -> Iterator[torch.Tensor]:
+    """As `_refitted`, from the rows themselves: the changes of `start`, float32."""
+    masked = -start.float()
+    for some, change in zip(columns, few.refitted(start, columns, rho), strict=True):
+        result = masked.clone()
+        result[_and_bias(some, start)] = 0.0 if change is None else change
         yield result
 
 

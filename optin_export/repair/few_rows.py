@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -66,20 +66,35 @@ class FewRows:
     def solve(self, start: torch.Tensor, rho: float) -> torch.Tensor | None:
         """The solution near `start` [inputs + 1, outputs], float64; None if the matrix has no Cholesky factor."""
         inputs, targets = torch.cat(self.inputs).double(), torch.cat(self.targets)
-        return _near(start, inputs, inputs @ inputs.T, targets - inputs @ start, rho)
+        part = _dual(inputs @ inputs.T, targets - inputs @ start, rho)
+        return None if part is None else start + inputs.T @ part
+
+    def errors_on(self, held: FewRows, start: torch.Tensor, rhos: Iterable[float]) -> Iterator[float | None]:
+        """|A' X - T'|^2 on the rows `held` of the solution X for each rho; None where there is none.
+
+        X, which is as large as the weight, is not computed: A' X = A' X0 + (A' A^T) (A A^T + rho I)^-1 (T - A X0)
+        """
+        inputs, others = torch.cat(self.inputs).double(), torch.cat(held.inputs).double()
+        rest, error = torch.cat(self.targets) - inputs @ start, others @ start - torch.cat(held.targets)
+        products, between = inputs @ inputs.T, others @ inputs.T
+        for rho in rhos:
+            part = _dual(products, rest, rho)
+            yield None if part is None else float((error + between @ part).square().sum())
 
     def refitted(self, start: torch.Tensor, sets: Sequence[torch.Tensor], rho: float) -> Iterator[torch.Tensor | None]:
-        """`start` [inputs + 1, outputs] refitted on each of these sets of inputs and the bias to what it computes on
-        all of them; its rows are those of the set, in its order, and the bias. Each set contains the one before."""
+        """How `start` [inputs + 1, outputs] changes when it is refitted on each of these sets of inputs and the bias to
+        what it computes on all of them: float32 [the set, in its order, and the bias; outputs]. Each set contains the
+        one before."""
         inputs = torch.cat(self.inputs).double()
-        wanted, last = inputs @ start, inputs[:, -1:]
-        products, known = last @ last.T, torch.zeros(len(start), dtype=torch.bool)
+        last, known = inputs[:, -1:], torch.zeros(len(start), dtype=torch.bool)
+        products, rest = last @ last.T, inputs @ start - last * start[-1]
         for some in sets:
-            new = inputs[:, some[~known[some]]]
-            products, known[some] = products + new @ new.T, True
+            added = some[~known[some]]
+            new = inputs[:, added]
+            products, rest, known[some] = products + new @ new.T, rest - new @ start[added], True
+            part = _dual(products, rest, rho)
             columns = torch.cat([some, torch.tensor([len(start) - 1])])
-            part = inputs[:, columns]
-            yield _near(start[columns], part, products, wanted - part @ start[columns], rho)
+            yield None if part is None else inputs[:, columns].float().T @ part.float()
 
     def of_units(
         self, columns: torch.Tensor, weights: torch.Tensor, width: int, bias: torch.Tensor | None
@@ -101,11 +116,7 @@ class FewRows:
         return products, wanted
 
 
-def _near(
-    start: torch.Tensor, inputs: torch.Tensor, products: torch.Tensor, rest: torch.Tensor, rho: float
-) -> torch.Tensor | None:
-    """start + A^T (A A^T + rho I)^-1 rest"""
+def _dual(products: torch.Tensor, rest: torch.Tensor, rho: float) -> torch.Tensor | None:
+    """(A A^T + rho I)^-1 rest"""
     factor, info = torch.linalg.cholesky_ex(products + rho * torch.eye(len(products)).to(products))
-    if int(info):
-        return None
-    return start + inputs.T @ torch.cholesky_solve(rest, factor)
+    return None if int(info) else torch.cholesky_solve(rest, factor)

@@ -6,7 +6,7 @@ layer is wide and rows are few, these are kept instead (`few_rows`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,7 +164,8 @@ def ridge(train: Moments, held: Moments, start: torch.Tensor) -> Fit:
     before = whole.error(start)
     if before <= NEGLIGIBLE * whole.scale:
         return kept(None)
-    damping = _best(held if held.weight > 0 else train, start, lambda candidate: _solve(train, start, candidate))
+    judge = held if held.weight > 0 else train
+    damping = _best(judge.error(start), _ridge_errors(train, judge, start))
     solution = _solve(whole, start, damping) if damping is not None else None
     if solution is None or damping is None:
         few = f" ({train.rows} rows for {len(start)} unknowns)" if train.rows < len(start) else ""
@@ -197,30 +198,47 @@ def rescale(train: Moments, held: Moments, start: torch.Tensor, width: int) -> F
     before = whole.error(start)
     if not whole.is_finite or whole.weight <= 0 or len(weights) == 0 or before <= NEGLIGIBLE * whole.scale:
         return Fit(start, None, before, before, None)
-    damping = _best(held if held.weight > 0 else train, start, lambda candidate: solve(train, candidate))
+    judge = held if held.weight > 0 else train
+    damping = _best(judge.error(start), _errors(judge, lambda candidate: solve(train, candidate)))
     solution = solve(whole, damping) if damping is not None else None
     if solution is None:
         return Fit(start, None, before, before, "no factor was better on held-out rows")
     return Fit(solution, damping, before, whole.error(solution))
 
 
-def _best(judge: Moments, start: torch.Tensor, solve: Callable[[float], torch.Tensor | None]) -> float | None:
-    """The damping whose solution has the smallest error, if that is below the error of `start`.
+def _best(before: float, errors: Iterable[float | None]) -> float | None:
+    """The damping with the smallest error, if that is below the error `before`. errors: of each of DAMPINGS in turn;
+    None where there is no solution.
 
     The error has one minimum: more damping fits less and generalises better. Behind it, no other damping is tried.
     """
-    best, damping, last = judge.error(start), None, float("inf")
-    for candidate in DAMPINGS:
-        solution = solve(candidate)
-        if solution is None:
+    best, damping, last = before, None, float("inf")
+    for candidate, error in zip(DAMPINGS, errors, strict=False):
+        if error is None:
             continue
-        error = judge.error(solution)
         if error < best:
             best, damping = error, candidate
         if error > last:
             break
         last = error
     return damping
+
+
+def _errors(judge: Moments, solve: Callable[[float], torch.Tensor | None]) -> Iterator[float | None]:
+    """The errors of the solutions for each of DAMPINGS."""
+    for damping in DAMPINGS:
+        solution = solve(damping)
+        yield None if solution is None else judge.error(solution)
+
+
+def _ridge_errors(train: Moments, judge: Moments, start: torch.Tensor) -> Iterator[float | None]:
+    """As `_errors` of `_solve`, without the solutions where both are few rows of a wide layer."""
+    if train.few is None or judge.few is None:
+        yield from _errors(judge, lambda damping: _solve(train, start, damping))
+        return
+    rhos = (damping * train.mean_diagonal for damping in DAMPINGS)
+    for squared in train.few.errors_on(judge.few, start, rhos):
+        yield None if squared is None else squared / (judge.weight * judge.outputs)
 
 
 def _solve(moments: Moments, start: torch.Tensor, damping: float) -> torch.Tensor | None:
