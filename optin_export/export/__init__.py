@@ -22,7 +22,7 @@ from optin_export.export.experts import experts_by_gather
 from optin_export.export.forgetting import forget_shapes
 from optin_export.export.graph_file import read_graph
 from optin_export.export.precision import Converted, convert, converters, weight_bits
-from optin_export.export.program import export_program
+from optin_export.export.program import SMALLEST_MAXIMUM, export_program
 from optin_export.export.promotion import differences_of_floats
 from optin_export.export.sampling import sampling_by_gather
 from optin_export.models import Inputs, TaskModel
@@ -88,19 +88,12 @@ def _exported(model: TaskModel, inputs: Inputs, max_batch: int, sequence: int | 
     """The exporter's program, with free sizes. Raises InputError if the model's code fixes one of them."""
     with torch.no_grad():
         model(**inputs)  # modules may compute tensors in their first pass and keep them: no graph can assign these
-    batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
-    dynamic: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
-    if sequence is None:
-        program = _program(model, inputs, dynamic)
-        fixed = _fixed_size(program, dynamic)
-    else:
-        odd = _odd_length(inputs)
-        if odd is not None:
-            with contextlib.suppress(Exception):  # the model's code may not take such a length
-                program, fixed = _of_texts(model, odd, batch, sequence)
-                if fixed is None:
-                    return program
-        program, fixed = _of_texts(model, inputs, batch, sequence)
+    program, fixed = _traced(model, inputs, max_batch, sequence)
+    if fixed is not None:
+        with contextlib.suppress(Exception):  # many types; each means that the first program is what can be had
+            second, still = _traced(model, inputs, max_batch, sequence, strict=True)
+            if still is None:
+                return second
     if fixed is not None:
         raise InputError(
             "the model cannot be exported to ONNX",
@@ -108,6 +101,28 @@ def _exported(model: TaskModel, inputs: Inputs, max_batch: int, sequence: int | 
             "change the model's code so that it does not depend on sizes or values of one input",
         )
     return program
+
+
+def _traced(
+    model: TaskModel, inputs: Inputs, max_batch: int, sequence: int | None, *, strict: bool = False
+) -> tuple[Any, str | None]:
+    """The exporter's program with free sizes, and the sizes that it takes if not all.
+
+    strict: where Python's own functions turn a size into a number (`len(x)`), following the calls of the example fixes
+    this size. torch.export's strict mode reads the code instead and keeps it, but refuses more code and takes longer.
+    """
+    batch = torch.export.Dim("batch", min=1, max=max(max_batch, SMALLEST_MAXIMUM))
+    if sequence is None:
+        dynamic: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
+        program = _program(model, inputs, dynamic, strict)
+        return program, _fixed_size(program, dynamic)
+    odd = _odd_length(inputs)
+    if odd is not None:
+        with contextlib.suppress(Exception):  # the model's code may not take such a length
+            program, fixed = _of_texts(model, odd, batch, sequence, strict)
+            if fixed is None or strict:
+                return program, fixed
+    return _of_texts(model, inputs, batch, sequence, strict)
 
 
 def _odd_length(inputs: Inputs) -> Inputs | None:
@@ -122,21 +137,24 @@ def _odd_length(inputs: Inputs) -> Inputs | None:
     return {name: tensor[:, :-1].contiguous() for name, tensor in inputs.items()}
 
 
-def _of_texts(model: TaskModel, inputs: Inputs, batch: Any, sequence: int) -> tuple[Any, str | None]:
-    """The exporter's program for texts of any length up to `sequence`, and the sizes that it takes if not all."""
+def _of_texts(model: TaskModel, inputs: Inputs, batch: Any, sequence: int, strict: bool) -> tuple[Any, str | None]:
+    """As `_traced`, for texts of any length up to `sequence`."""
     for least in LEAST_SEQUENCES:
-        length = torch.export.Dim("sequence", min=least, max=max(sequence, least))
+        length = torch.export.Dim("sequence", min=least, max=max(sequence, least + 1))
         dynamic = {name: {0: batch, 1: length} for name in inputs}
-        program = _program(model, inputs, dynamic)
+        program = _program(model, inputs, dynamic, strict)
         fixed = _fixed_size(program, dynamic)
         if fixed is None:
             break
     return program, fixed
 
 
-def _program(model: TaskModel, inputs: Inputs, dynamic: dict[str, dict[int, Any]]) -> Any:
+def _program(model: TaskModel, inputs: Inputs, dynamic: dict[str, dict[int, Any]], strict: bool) -> Any:
+    code: torch.nn.Module | torch.export.ExportedProgram = model
+    if strict:
+        code = torch.export.export(model, (), dict(inputs), dynamic_shapes=dynamic, strict=True)
     program = torch.onnx.export(
-        model,
+        code,
         (),
         kwargs=dict(inputs),
         input_names=list(inputs),
@@ -203,12 +221,13 @@ def _clean(model: Any) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress the exporter's warnings, which address its own developers."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    names = ("torch.onnx", "torch.export", "torch._guards", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         try:
             yield
         finally:

@@ -18,6 +18,10 @@ from optin_export.models import Inputs, TaskModel
 from optin_export.workdir.files import atomic_path
 from optin_export.workdir.torch_files import sink
 
+#: Least that a size in a graph may go up to. torch excludes 1 at first: with a maximum of 2, one size is left, and code
+#: that makes a number of it (`len(x)`) would put this number into the graph, without an error.
+SMALLEST_MAXIMUM = 3
+
 
 @dataclass(frozen=True)
 class Program:
@@ -33,16 +37,16 @@ def export_program(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: i
     Attention is torch's fused attention, its fastest implementation. inputs: examples with at least two rows; they are
     not kept in the file. Raises InputError if torch cannot export the model.
     """
-    batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
+    batch = torch.export.Dim("batch", min=1, max=max(max_batch, SMALLEST_MAXIMUM))
     dynamic: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
     if sequence is not None:
-        length = torch.export.Dim("sequence", min=2, max=max(sequence, 2))
+        length = torch.export.Dim("sequence", min=2, max=max(sequence, SMALLEST_MAXIMUM))
         for axes in dynamic.values():
             axes[1] = length
     try:
         with fused_attention(model), experts_by_gather(model), torch.no_grad():
             model(**inputs)  # as in `export_onnx`: what modules keep is computed before
-            program = torch.export.export(model, (), dict(inputs), dynamic_shapes=dynamic)
+            program = _any_size(model, inputs, dynamic)
     except Exception as error:  # torch.export raises many types; all mean this model cannot be exported
         why = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]
         raise InputError("torch cannot export the model", why, "remove the targets with engine: torch") from error
@@ -51,6 +55,17 @@ def export_program(model: TaskModel, inputs: Inputs, path: Path, *, max_batch: i
         torch.export.save(program, cast(Any, file), extra_files={"outputs": model.output_name})
     forget_shapes(program)
     return Program(len(program.graph.nodes), path.stat().st_size)
+
+
+def _any_size(model: TaskModel, inputs: Inputs, dynamic: dict[str, dict[int, Any]]) -> torch.export.ExportedProgram:
+    """The exported program. Where Python's own functions turn a size into a number (`len(x)`), torch.export refuses it
+    unless it reads the code in its strict mode, which refuses more code otherwise."""
+    try:
+        return torch.export.export(model, (), dict(inputs), dynamic_shapes=dynamic)
+    except Exception:
+        with contextlib.suppress(Exception):  # the first error says more to a user
+            return torch.export.export(model, (), dict(inputs), dynamic_shapes=dynamic, strict=True)
+        raise
 
 
 def _clean(program: torch.export.ExportedProgram) -> None:

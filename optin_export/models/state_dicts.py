@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,7 @@ def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, assign
         fix = "check model.source and model.args (such as num_classes) against the checkpoint"
         raise InputError(f"the checkpoint {path} does not fit the model", "; ".join(problems), fix)
     values = {name: _value(name, tensor, names.own[name], path) for name, tensor in state.items() if name in names.own}
-    result = module.load_state_dict(values, strict=False, assign=assign)
+    result = module.load_state_dict(versioned(values, module, state), strict=False, assign=assign)
     lost = [name for name in result.missing_keys if name in names.missing(values)] + list(result.unexpected_keys)
     assert not lost, f"torch did not load {lost[:_SHOWN]}"
     notes = _notes_of(extras)
@@ -150,6 +151,19 @@ def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, assign
     if made:
         notes.append(f"{len(made)} buffers that the file lacks keep the model's own values: {few(made)}")
     return notes
+
+
+def versioned(
+    values: Mapping[str, torch.Tensor], module: nn.Module, state: Mapping[str, torch.Tensor] | None = None
+) -> Mapping[str, torch.Tensor]:
+    """The values with the versions of the module's classes, which some of them ask for (torchvision's MNASNet).
+
+    state: where the values come from; torch records the versions there, but no file of safetensors has them.
+    """
+    result: OrderedDict[str, torch.Tensor] = OrderedDict(values)
+    own = getattr(module.state_dict(), "_metadata", None)
+    result._metadata = getattr(state, "_metadata", None) or own  # type: ignore[attr-defined]
+    return result
 
 
 class _Names:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from optin_export.errors import InputError, OptinError
 from optin_export.models import Inputs, TaskModel, build
 from optin_export.models.guard import Allocations
+from optin_export.models.state_dicts import versioned
 from optin_export.pruning.rebuild import rebuild
 from optin_export.pruning.saved_units import SavedUnits, saved_units
 from optin_export.pruning.token_merging import count_tokens, insert_merging, places
@@ -197,7 +198,7 @@ def _assembled(
     _adopt_new_biases(dense, state)
     state |= {name: state[first] for name, first in _tied(dense).items() if first in state and name not in state}
     try:
-        dense.load_state_dict(state)
+        dense.load_state_dict(versioned(state, dense))
     except RuntimeError as error:
         raise InputError(
             f"the weights in {folder} do not fit its architecture.json", str(error)[:300], "run the recipe with --force"

@@ -19,6 +19,7 @@ from optin_export.repair.effort import (
     probed_bytes,
     repair_effort,
     sensitivity_effort,
+    system_bytes,
     trial_effort,
 )
 from optin_export.repair.finetune import FineTune, fine_tune
@@ -53,6 +54,7 @@ __all__ = [
     "sensitivities",
     "sensitivity_effort",
     "share_budget",
+    "system_bytes",
     "tokens_of",
     "trial_batches",
     "trial_effort",

@@ -149,7 +149,7 @@ def _grams(
     chosen: Sequence[int],
     repaired: Mapping[str, Sequence[str]],
     weights: Weights | None,
-) -> Iterator[tuple[UnitGroup, dict[str, torch.Tensor]]]:
+) -> Iterator[tuple[UnitGroup, dict[str, Moments]]]:
     """Every group with the Gram matrices of what the layers read that are repaired for it, block by block."""
     if weights is None:
         yield from ((group, {}) for group in structure.groups)
@@ -157,8 +157,8 @@ def _grams(
     moments: dict[str, Moments] = {}
     uses = Counter(path for paths in repaired.values() for path in paths)
 
-    def of(group: UnitGroup) -> tuple[UnitGroup, dict[str, torch.Tensor]]:
-        grams = {path: moments[path].gram for path in repaired[group.key] if path in moments}
+    def of(group: UnitGroup) -> tuple[UnitGroup, dict[str, Moments]]:
+        grams = {path: moments[path] for path in repaired[group.key] if path in moments}
         for path in repaired[group.key]:
             uses[path] -= 1
             if not uses[path]:
@@ -238,21 +238,21 @@ def _changes(
     path: str,
     order: Sequence[int],
     counts: Sequence[int],
-    gram: torch.Tensor | None,
+    moments: Moments | None,
     rescale: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Changes of a layer's weight [counts, ...] and bias [counts, outputs] when the first k units of `order` stay.
 
-    gram: of the layer's inputs and 1, if the repair adapts the layer. rescale: only by a factor per unit.
+    moments: of the layer's inputs and 1, if the repair adapts the layer. rescale: only by a factor per unit.
     """
     layer, start = get_layer(model, path), _start(get_layer(model, path))
     columns = [columns_without(layer, group, path, order[count:]) for count in counts]
-    if gram is None:
+    if moments is None:
         solutions: Iterable[torch.Tensor] = (_cut(start, _and_bias(one, start)) for one in columns)
     elif rescale:
-        solutions = (_rescaled(start, gram, one, columns_per_unit(layer, group)) for one in columns)
+        solutions = (_rescaled(start, moments, one, columns_per_unit(layer, group)) for one in columns)
     else:
-        solutions = _refitted(start, gram, columns)
+        solutions = _refitted(start, moments, columns)
     weight, found = get_weight(layer), []
     for solution in solutions:
         change = (solution - start).float()
@@ -278,18 +278,25 @@ def counts_of(units: int, least: int) -> list[int]:
     return sorted({max(count, least) for count in (*steps, *early)})
 
 
-def _refitted(start: torch.Tensor, gram: torch.Tensor, columns: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+def _refitted(start: torch.Tensor, moments: Moments, columns: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
     """`start` [inputs + 1, outputs] refitted on these inputs, zero for the others; each set contains the one before.
 
     The inputs are arranged so that every set is a leading part of the matrix: one Cholesky factor G + rho I = L L^T and
     one solution of L y = (G + rho I) start serve all sets, of which each has its own L^T x = y.
     """
+    rho, gram = DAMPING * moments.mean_diagonal, moments.gram
+    if moments.few is not None:
+        for some, refitted in zip(columns, moments.few.refitted(start, columns, rho), strict=True):
+            result = _cut(start, _and_bias(some, start))
+            if refitted is not None:
+                result[_and_bias(some, start)] = refitted
+            yield result
+        return
     arranged, known = [len(start) - 1], torch.zeros(len(start), dtype=torch.bool)
     for some in columns:
         arranged += some[~known[some]].tolist()
         known[some] = True
     index = torch.tensor(arranged)
-    rho = DAMPING * gram.diagonal().mean()
     damped = gram[index][:, index] + rho * torch.eye(len(index), dtype=gram.dtype, device=gram.device)
     factor, info = torch.linalg.cholesky_ex(damped)
     usable = len(index) if not int(info) else int(info) - 1
@@ -306,16 +313,19 @@ def _refitted(start: torch.Tensor, gram: torch.Tensor, columns: Sequence[torch.T
         yield result
 
 
-def _rescaled(start: torch.Tensor, gram: torch.Tensor, columns: torch.Tensor, width: int) -> torch.Tensor:
+def _rescaled(start: torch.Tensor, moments: Moments, columns: torch.Tensor, width: int) -> torch.Tensor:
     """`start` with one least-squares factor on the weights of each `width` of these inputs, zero for the others."""
     result = _cut(start, _and_bias(columns, start))
     if not len(columns):
         return result
     weights, count = start[columns], len(columns) // width
     # The target is the output of all units together, without the bias.
-    products = (weights @ weights.T) * gram[columns][:, columns]
-    wanted = (weights * (gram[columns][:, :-1] @ start[:-1])).sum(1).view(count, -1).sum(1)
-    system = products.view(count, width, count, width).sum((1, 3))
+    if moments.few is not None:
+        system, wanted = moments.few.with_targets(start).of_units(columns, weights, width, start[-1])
+    else:
+        products = (weights @ weights.T) * moments.gram[columns][:, columns]
+        wanted = (weights * (moments.gram[columns][:, :-1] @ start[:-1])).sum(1).view(count, -1).sum(1)
+        system = products.view(count, width, count, width).sum((1, 3))
     rho = DAMPING * system.diagonal().mean()
     factor, info = torch.linalg.cholesky_ex(system + rho * torch.eye(count, dtype=system.dtype, device=system.device))
     if not int(info):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from optin_export.repair import gauss_newton, second_order, sensitivity
 from optin_export.repair.curves import CALIBRATION_ROWS, counts_of
+from optin_export.repair.few_rows import FEW, WIDE
 from optin_export.repair.least_squares import DAMPINGS
 from optin_export.repair.measured_points import THINNED, is_measured, measured_at
 from optin_export.repair.settings import RepairSettings
@@ -40,10 +41,28 @@ def curves_effort(
                 tried, probes = len(counts) - 1, 2 * second_order.PROBES
                 products = min(tried * size.positions, probes * (size.positions + tried))
                 total += Effort(multiply=products * scoring * weights)
-            if settings.repair:
-                total += Effort(multiply=GRAM * grams * size.positions * size.inputs**2)
+            made = grams * size.positions
+            if settings.repair and _are_few(made, size.inputs):
+                each = made**3 / 3 + made * weights
+                total += Effort(solve=made**2 * size.inputs + len(counts) * each)
+            elif settings.repair:
+                total += Effort(multiply=GRAM * made * size.inputs**2)
                 total += Effort(solve=size.inputs**3 / 3 + (2 + len(counts) / 3) * size.inputs * weights)
     return total
+
+
+def _are_few(rows: float, inputs: float) -> bool:
+    """Whether rows are kept instead of a Gram matrix (see `few_rows`)."""
+    return inputs >= WIDE and rows <= FEW * inputs
+
+
+def system_bytes(size: LayerSize, rows: int) -> float:
+    """Bytes of a layer's least squares from so many samples, at the peak: Gram matrices, a factor and a solution in
+    float64, or the rows and three matrices of the weight's size."""
+    made = rows * size.positions
+    if _are_few(made, size.inputs):
+        return 8 * (3 * made * size.inputs + made**2 + 3 * size.inputs * size.outputs)
+    return 4 * 8 * size.inputs**2
 
 
 def probed_bytes(structure: Structure, sizes: Mapping[str, LayerSize]) -> float:
@@ -64,8 +83,11 @@ def repair_effort(
     total = Effort(forward=rows * (1 + kept * (1 + 1.1 * each)))
     for group in structure.groups:
         for inputs, outputs, positions in _systems(group, sizes, kept):
-            square, both = inputs**2, inputs * outputs
-            total += Effort(multiply=rows * positions * (GRAM * square + both))
+            square, both, made = inputs**2, inputs * outputs, rows * positions
+            if _are_few(made, inputs):
+                total += Effort(solve=(len(DAMPINGS) - 1) * (made**3 / 3 + made**2 * inputs + 3 * made * both))
+                continue
+            total += Effort(multiply=made * (GRAM * square + both))
             total += Effort(solve=(len(DAMPINGS) - 1) * (inputs**3 / 3 + 3 * inputs * both))
     if settings.gauss_newton:
         # Two models, the gradient, and the probes of the matrix, in every round.

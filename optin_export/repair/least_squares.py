@@ -1,6 +1,7 @@
 """Ridge regression from running sums, with the damping chosen on held-out rows.
 
-Gram matrices are accumulated in float64, so memory depends on the width of a layer, not on the number of rows.
+Gram matrices are accumulated in float64, so memory depends on the width of a layer, not on the number of rows. Where a
+layer is wide and rows are few, these are kept instead (`few_rows`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from optin_export.models import work_device
+from optin_export.repair.few_rows import FEW, WIDE, FewRows
 
 #: Candidates for rho, as shares of the mean diagonal of the Gram matrix.
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -22,15 +24,22 @@ BLOCK = 384
 
 
 class Moments:
-    """Sums over weighted rows: Gram matrix of the design (its last column is 1), products with the target, power."""
+    """Sums over weighted rows: Gram matrix of the design (its last column is 1), products with the target, power.
+
+    few: the rows themselves, in place of Gram matrix and products, while there are few for a wide design.
+    """
 
     def __init__(self, features: int, outputs: int) -> None:
-        here: Any = {"dtype": torch.float64, "device": work_device()}
-        self.gram = torch.zeros(features + 1, features + 1, **here)
-        self.cross = torch.zeros(features + 1, outputs, **here)
+        self.features, self.outputs = features, outputs
+        self.few = FewRows() if features >= WIDE else None
+        self.gram, self.cross = self._sums(0, 0) if self.few is not None else self._sums(features + 1, outputs)
         # The target's power and the weight of the rows stay on the device while rows are added.
-        self.sums, self.rows = torch.zeros(2, **here), 0
+        self.sums, self.rows = torch.zeros(2, dtype=torch.float64, device=work_device()), 0
         self.has_all_rows = False  # the Gram matrix already includes all rows
+
+    def _sums(self, features: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+        here: Any = {"dtype": torch.float64, "device": work_device()}
+        return torch.zeros(features, features, **here), torch.zeros(features, outputs, **here)
 
     def add(self, design: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> None:
         """design: [rows, features]; target: [rows, outputs]; weight: [rows], or None for equal weights."""
@@ -39,12 +48,26 @@ class Moments:
         # One batch's products in float32 are as exact as its activations; only the sums need more precision.
         augmented = torch.cat([design, design.new_ones(len(design), 1)], 1)
         weights = (design.new_ones(len(design)) if weight is None else weight.to(design))[:, None]
-        weighted = augmented * weights
-        if not self.has_all_rows:
-            self._add_gram(weighted, augmented)
-        self.cross += (weighted.T @ target).double()
+        if self.few is not None:
+            root = weights.sqrt()
+            self.few.add(augmented * root, target * root)
+            if len(self.few) > FEW * self.features:
+                self._sum_up(self.few)
+        else:
+            weighted = augmented * weights
+            if not self.has_all_rows:
+                self._add_gram(weighted, augmented)
+            self.cross += (weighted.T @ target).double()
         self.sums += torch.stack([(target.double().square() * weights).sum(), weights.double().sum()])
         self.rows += len(design)
+
+    def _sum_up(self, few: FewRows) -> None:
+        """Go on with sums: the rows have become many."""
+        self.gram, self.cross = self._sums(self.features + 1, self.outputs)
+        for inputs, targets in zip(few.inputs, few.targets, strict=True):
+            self._add_gram(inputs, inputs)
+            self.cross += (inputs.T @ targets).double()
+        self.few = None
 
     def _add_gram(self, weighted: torch.Tensor, augmented: torch.Tensor) -> None:
         """Half of the products are enough: what is right of a block of the diagonal is, transposed, what is below."""
@@ -56,13 +79,21 @@ class Moments:
 
     def again(self) -> Moments:
         """Moments for other targets of the same weighted rows, with this Gram matrix, which `add` does not change."""
-        other = Moments(len(self.gram) - 1, self.cross.shape[1])
-        other.gram, other.has_all_rows = self.gram, True
+        other = Moments(self.features, self.outputs)
+        if self.few is None:
+            other.few, other.has_all_rows = None, True
+            other.gram, other.cross = self.gram, torch.zeros_like(self.cross)
         return other
 
     def __add__(self, other: Moments) -> Moments:
-        total = Moments(len(self.gram) - 1, self.cross.shape[1])
-        total.gram, total.cross = self.gram + other.gram, self.cross + other.cross
+        total = Moments(self.features, self.outputs)
+        if self.few is not None and other.few is not None:
+            total.few = self.few + other.few
+        else:
+            for one in (self, other):
+                if one.few is not None:
+                    one._sum_up(one.few)
+            total.few, total.gram, total.cross = None, self.gram + other.gram, self.cross + other.cross
         total.sums = self.sums + other.sums
         total.rows = self.rows + other.rows
         return total
@@ -79,18 +110,27 @@ class Moments:
         """Weighted mean squared error per element of `solution`, [features + 1, outputs]."""
         if self.weight <= 0:
             return 0.0
+        if self.few is not None:
+            return self.few.squared_error(solution) / (self.weight * self.outputs)
         squared = self.power - 2 * float((solution * self.cross).sum())
         squared += float((solution * (self.gram @ solution)).sum())
         # The quadratic form cancels to rounding noise if nothing is left to repair.
-        return max(squared, 0.0) / (self.weight * self.cross.shape[1])
+        return max(squared, 0.0) / (self.weight * self.outputs)
+
+    @property
+    def mean_diagonal(self) -> float:
+        """Of the Gram matrix."""
+        return self.few.mean_diagonal if self.few is not None else float(self.gram.diagonal().mean())
 
     @property
     def scale(self) -> float:
         """The mean square of the target's elements."""
-        return self.power / (self.weight * self.cross.shape[1]) if self.weight > 0 else 0.0
+        return self.power / (self.weight * self.outputs) if self.weight > 0 else 0.0
 
     @property
     def is_finite(self) -> bool:
+        if self.few is not None:
+            return self.few.is_finite
         return bool(torch.isfinite(self.gram).all() and torch.isfinite(self.cross).all())
 
 
@@ -138,6 +178,8 @@ def rescale(train: Moments, held: Moments, start: torch.Tensor, width: int) -> F
     weights, bias = start[:-1], start[-1]
 
     def system(moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
+        if moments.few is not None:
+            return moments.few.of_units(torch.arange(len(weights)), weights, width, bias)
         products = (weights @ weights.T) * moments.gram[:-1, :-1]
         wanted = (weights * (moments.cross[:-1] - moments.gram[:-1, -1:] * bias)).sum(1)
         units = len(weights) // width
@@ -183,7 +225,9 @@ def _best(judge: Moments, start: torch.Tensor, solve: Callable[[float], torch.Te
 
 def _solve(moments: Moments, start: torch.Tensor, damping: float) -> torch.Tensor | None:
     """(G + rho I)^-1 (C + rho start), or None if G + rho I is not positive definite."""
-    rho = damping * moments.gram.diagonal().mean()
+    rho = damping * moments.mean_diagonal
+    if moments.few is not None:
+        return moments.few.solve(start, rho)
     damped = moments.gram + rho * torch.eye(len(start), dtype=torch.float64, device=start.device)
     factor, info = torch.linalg.cholesky_ex(damped)
     if int(info):

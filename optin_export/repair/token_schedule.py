@@ -48,7 +48,7 @@ def scheduled(
     costs = measure_costs(model, structure, one)
     if not section.merges:
         return (), costs
-    tokens, blocks = tokens_of(model), len(structure.blocks)
+    tokens, blocks = tokens_of(model, structure, one), len(structure.blocks)
     if section.keep == "auto":
         return (), costs
     count = count_tokens(model, structure, one)
@@ -84,7 +84,7 @@ def share_budget(
     unmerged: the plan that keeps all tokens, and its model's output loss, where they are known.
     Returns the plan, and (share of tokens kept, output loss) of all models that were built.
     """
-    tokens, blocks = tokens_of(model), len(structure.blocks)
+    tokens, blocks = tokens_of(model, structure, one), len(structure.blocks)
     count = count_tokens(model, structure, one)
     references = Reference(model, structure, scoring, draw=torch.Generator().manual_seed(seed), keep="rows")
     references.observe()
@@ -162,10 +162,29 @@ def _both_losses(
     return trajectory / samples, output / samples
 
 
-def tokens_of(model: TaskModel) -> Tokens:
-    """How the model's tokens can be merged; raises InputError if they cannot, or its output needs them all."""
+def tokens_of(model: TaskModel, structure: Structure, one: Inputs) -> Tokens:
+    """How the model's tokens can be merged.
+
+    one: a single sample at the shipped shape. Raises InputError if they cannot, if the model's output needs them all,
+    or if its own code does not run with fewer tokens.
+    """
     if model.output_layout != "vector":
-        raise InputError(
-            "the model's tokens cannot be merged", "its output has a row per token or pixel", "set tokens.keep: 1.0"
-        )
-    return find_tokens(model)
+        raise _unmergeable("its output has a row per token or pixel")
+    tokens = find_tokens(model)
+    kinds = sorted(set(structure.families))
+    if len(kinds) > 1:
+        raise _unmergeable(f"its units are in blocks of several families ({', '.join(kinds)})")
+    with torch.no_grad():
+        whole = model(**one)
+        try:
+            few = insert_merging(model, structure, tokens, [1])(**one)
+        except Exception as error:  # the model's own code, between its blocks and behind them, may raise anything
+            why = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+            raise _unmergeable(f"its code needs all of them: {why}") from None
+    if few.shape != whole.shape or not bool(torch.isfinite(few).all()):
+        raise _unmergeable("its output is another one with fewer tokens")
+    return tokens
+
+
+def _unmergeable(why: str) -> InputError:
+    return InputError("the model's tokens cannot be merged", why, "set tokens.keep: 1.0")

@@ -65,13 +65,23 @@ def shared_with_tokens(
     return plan, SearchLog(shares=tuple(shares))
 
 
-def can_merge_if_needed(sources: Sources) -> bool:
+def may_merge_if_needed(sources: Sources) -> bool:
     """Whether the search may merge tokens that the recipe does not mention: those of images, under a budget of MACs."""
-    recipe, model = sources.recipe, sources.model
-    if not recipe.tokens.if_needed or recipe.is_text or recipe.budget.macs is None or recipe.model.family is not None:
+    recipe = sources.recipe
+    return (
+        recipe.tokens.if_needed
+        and not recipe.is_text
+        and recipe.budget.macs is not None
+        and recipe.model.family is None
+    )
+
+
+def can_merge_if_needed(sources: Sources, structure: Structure) -> bool:
+    """Whether it may, and the model runs with merged tokens."""
+    if not may_merge_if_needed(sources):
         return False
     try:
-        repair.tokens_of(model)
+        repair.tokens_of(sources.model, structure, sources.fixed(1))
     except InputError:
         return False
     return True

@@ -287,10 +287,10 @@ def _peaks(work: RunContext, speed: Speed, sizes: Mapping[str, LayerSize]) -> di
     for group in structure.groups:
         changes += sum(2 * CANDIDATES * sizes[path].inputs * sizes[path].outputs for path in group.reads)
     probed = max((len(batch.rows) for batch in sources.curves), default=0) * repair.probed_bytes(structure, sizes)
-    widest = max((sizes[path].inputs for group in structure.groups for path in group.reads), default=0)
-    # Gram matrices, a factor and a solution in float64.
-    systems = 4 * 8 * widest**2
-    kept = min(float(disk_offload.IN_MEMORY), _block_bytes(sizes, structure) * len(sources.calibration_examples))
+    rows = len(sources.calibration_examples)
+    read = {path for group in structure.groups for path in group.reads}
+    systems = max((repair.system_bytes(sizes[path], rows) for path in read), default=0)
+    kept = min(float(disk_offload.IN_MEMORY), _block_bytes(sizes, structure) * rows)
     found = {
         "scoring": graph(sources.scoring),
         "curves": max(graph(sources.calibration), graph(sources.curves) + probed + min(changes, disk_offload.IN_MEMORY))

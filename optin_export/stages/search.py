@@ -16,7 +16,12 @@ from optin_export.progress import phase, report
 from optin_export.recipe import Budget, Target
 from optin_export.search import LatencyTable
 from optin_export.stages import latency_trials
-from optin_export.stages.accuracy_search import can_merge_if_needed, choose, shared_with_tokens
+from optin_export.stages.accuracy_search import (
+    can_merge_if_needed,
+    choose,
+    may_merge_if_needed,
+    shared_with_tokens,
+)
 from optin_export.stages.context import RunContext
 from optin_export.stages.prediction import is_large, merging, prediction, warning
 from optin_export.stages.results import CurvesResult, ScoringResult, SearchLog, SearchResult
@@ -64,7 +69,7 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
         expected = _trial(work, plan)
         plan = plan.model_copy(update={"trial": expected})
         kind = work.sources.model.output_kind
-        if is_large(plan, kind) and can_merge_if_needed(work.sources):
+        if is_large(plan, kind) and can_merge_if_needed(work.sources, work.structure):
             phase("merging tokens instead of units", until=1.0)
             alone, unmerged = prediction(plan, kind), (plan, expected.divergence)
             merged, tried = shared_with_tokens(work.sources, work.structure, work.costs, plan_of, work.tried, unmerged)
@@ -82,7 +87,7 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
         "align": work.steps,
         "least": work.least,
         "merged": work.scheduled[0],
-        "merge_if_needed": can_merge_if_needed(work.sources),
+        "merge_if_needed": may_merge_if_needed(work.sources),
     }
     layer, name, more = _step(work, table)
     tried = work.cache.step(layer, name, inputs | more, [path], run, SearchLog)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from optin_export.errors import OptinError
-from optin_export.export import export_onnx
+from optin_export.export import export_onnx, export_program
 
 IDS = torch.tensor([[5, 6, 7, 8, 1], [9, 4, 1, 0, 0]])
 
@@ -22,23 +22,52 @@ class Doubled(torch.nn.Module):
         return 2.0 * input_ids
 
 
-@pytest.mark.parametrize(("axis", "what"), [(0, "batches of 2"), (1, "sequences of 5")])
-def test_a_graph_for_one_size_only_is_refused(
-    axis: int, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class OneByOne(Doubled):
+    """Takes the rows, or the tokens, one by one: a graph holds as many as the example has."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return torch.stack([2.0 * part for part in input_ids.unbind(self.axis)], self.axis)
+
+
+@pytest.mark.parametrize(("axis", "what"), [(0, "batches of 2"), (1, "sequences of 4")])
+def test_a_graph_for_one_size_only_is_refused(axis: int, what: str, tmp_path: Path) -> None:
     """The exporter goes on with the example's size, without an error, where a model's code makes it a constant."""
-    real = torch.onnx.export
-
-    def fixing(*args: Any, **given: Any) -> Any:
-        free = {
-            name: {at: dim for at, dim in axes.items() if at != axis} for name, axes in given["dynamic_shapes"].items()
-        }
-        return real(*args, **{**given, "dynamic_shapes": free})
-
-    monkeypatch.setattr(torch.onnx, "export", fixing)
-    model: Any = Doubled()
+    model: Any = OneByOne(axis)
     with pytest.raises(OptinError, match=f"the graph would take {what} only"):
-        export_onnx(model, {"input_ids": IDS}, tmp_path / "a.onnx", max_batch=8, sequence=16)
+        export_onnx(model, {"input_ids": IDS[:, :4]}, tmp_path / "a.onnx", max_batch=8, sequence=16)
+
+
+class Query(Doubled):
+    """Its output is read from one query, repeated `len(x)` times: Python makes a plain number of this size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = torch.nn.Parameter(torch.tensor([[[1.0, 2.0]]]))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        states = torch.stack([input_ids, input_ids**2], -1) / 10.0
+        query = self.query.expand(len(input_ids), -1, -1)
+        return ((query @ states.transpose(1, 2)).softmax(-1) @ states).flatten(1)
+
+
+@pytest.mark.parametrize("most", [2, 8])
+def test_a_size_that_python_makes_a_number_stays_free(most: int, tmp_path: Path) -> None:
+    import onnxruntime
+
+    model: Any = Query()
+    export_onnx(model, {"input_ids": IDS}, tmp_path / "a.onnx", max_batch=most, sequence=16)
+    export_program(model, {"input_ids": IDS}, tmp_path / "a.pt2", max_batch=most, sequence=16)
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    program = torch.export.load(tmp_path / "a.pt2").module()
+    for rows, length in ((1, 3), (2, 5), (most, 16)):
+        given = torch.randint(1, 9, (rows, length), generator=torch.Generator().manual_seed(rows))
+        (found,) = session.run(None, {"input_ids": given.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), model(given))
+        torch.testing.assert_close(program(input_ids=given), model(given))
 
 
 class Keeps(Doubled):

@@ -362,3 +362,30 @@ def test_other_files_are_told_for_what_they_are(state: State, tmp_path: Path) ->
         folder.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
         assert says in refused(folder).why
+
+
+class OfVersion(nn.Linear):
+    """Reads its weights by the version that the checkpoint records, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict: State, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        if local_metadata.get("version") not in (1, 2):
+            raise ValueError("version should be set to 1 or 2")
+        if local_metadata["version"] == 1:
+            state_dict[f"{prefix}weight"] = state_dict[f"{prefix}weight"] / 10
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "old.pth"])
+def test_modules_that_ask_for_the_version_of_their_weights_are_loaded(kind: str, tmp_path: Path) -> None:
+    """safetensors record none: then it is the current one. torch's files say which one it is."""
+    net, path = OfVersion(3, 2), tmp_path / f"weights.{kind}"
+    if kind == "old.pth":
+        net._version = 1
+    if kind == "safetensors":
+        save_file(net.state_dict(), path)
+    else:
+        torch.save(net.state_dict(), path)
+    found, _ = load(path, OfVersion(3, 2))
+    torch.testing.assert_close(found["weight"], net.weight / 10 if kind == "old.pth" else net.weight.detach())

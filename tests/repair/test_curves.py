@@ -12,6 +12,7 @@ from optin_export.models import TaskModel
 from optin_export.progress import reporting
 from optin_export.recipe import Budget, PruneSection
 from optin_export.repair import RepairSettings, curves, loss_curves
+from optin_export.repair.least_squares import Moments
 from optin_export.scoring import score
 from optin_export.units import Structure, find_structure, get_layer, masked, refitted
 from tests.units.models import batches_for, small_model
@@ -124,7 +125,7 @@ def test_without_a_refit_the_layers_do_not_read_the_units(
         mask[order[:half]] = 1.0
         for path in group.reads:
             layer, start = get_layer(model, path), curves._start(get_layer(model, path))
-            gram = None if damping is None else torch.eye(len(start), dtype=torch.float64)
+            gram = None if damping is None else _moments(torch.eye(len(start) - 1))
             monkeypatch.setattr(curves, "DAMPING", damping)
             weights, biases = curves._changes(model, group, path, order, [1, half], gram, False)
             bias = torch.zeros_like(biases[1]) if layer.bias is None else layer.bias
@@ -136,15 +137,21 @@ def test_without_a_refit_the_layers_do_not_read_the_units(
                 torch.testing.assert_close(changed, model(**inputs), rtol=1e-4, atol=1e-5)
 
 
+def _moments(rows: torch.Tensor) -> Moments:
+    found = Moments(rows.shape[1], 0)
+    found.add(rows, rows.new_zeros(len(rows), 0))
+    return found
+
+
 def test_refits_are_those_of_each_count_alone() -> None:
     """By a solver of its own for every count: min over X of the squared error plus rho |X - X0|^2."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(40, 6, generator=generator, dtype=torch.float64) + 0.3
     design, start = torch.cat([rows, torch.ones(40, 1)], 1), torch.randn(7, 3, generator=generator).double()
-    gram = design.T @ design
-    rho = curves.DAMPING * float(gram.diagonal().mean())
+    moments = _moments(rows)
+    rho = curves.DAMPING * float((design.T @ design).diagonal().mean())
     sets = [torch.tensor([], dtype=torch.int64), torch.tensor([4]), torch.tensor([1, 2, 4]), torch.arange(6)]
-    for columns, found in zip(sets, curves._refitted(start, gram, sets), strict=True):
+    for columns, found in zip(sets, curves._refitted(start, moments, sets), strict=True):
         kept = [*columns.tolist(), 6]
         left = torch.cat([design[:, kept], rho**0.5 * torch.eye(len(kept))])
         right = torch.cat([design @ start, rho**0.5 * start[kept]])
@@ -159,9 +166,8 @@ def test_rescaled_curves_are_those_of_the_best_factors(monkeypatch: pytest.Monke
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(50, 12, generator=generator, dtype=torch.float64) + 0.5
     start = torch.randn(13, 5, generator=generator, dtype=torch.float64)
-    design = torch.cat([rows, torch.ones(50, 1, dtype=torch.float64)], 1)
     columns = torch.tensor([*range(3), *range(6, 12)])  # units 0, 2, 3
-    found = curves._rescaled(start, design.T @ design, columns, 3)
+    found = curves._rescaled(start, _moments(rows), columns, 3)
     parts = torch.stack(
         [(rows[:, 3 * unit : 3 * unit + 3] @ start[3 * unit : 3 * unit + 3]).flatten() for unit in (0, 2, 3)]
     )

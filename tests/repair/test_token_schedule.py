@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from optin_export.errors import InputError
+from optin_export.models import wrap
 from optin_export.objective import observe
 from optin_export.pruning import count_tokens, insert_merging
 from optin_export.pruning.token_merging import DroppedTokens, flow_of, places
@@ -41,6 +42,35 @@ def test_outputs_with_a_row_per_token_are_refused() -> None:
     model.output_layout = "tokens"
     with pytest.raises(InputError, match="a row per token"):
         scheduled(model, find_structure(model), TokensSection(keep=0.8), inputs_for(model, 1, 0))
+
+
+class Grid(torch.nn.Module):
+    """A classifier around a ViT, whose code arranges the patches' tokens as an image."""
+
+    def __init__(self, vit: torch.nn.Module) -> None:
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        tokens = self.vit.forward_features(pixel_values)[:, 1:]  # type: ignore[operator]
+        return tokens.reshape(len(tokens), 4, 4, tokens.shape[2]).amax((1, 2))
+
+
+def test_a_model_whose_code_needs_every_token_is_refused() -> None:
+    model, _ = small_model("vit")
+    inputs = inputs_for(model, 1, 0)
+    wrapped = wrap(Grid(model.model), "image-classification")
+    with pytest.raises(InputError, match="its code needs all of them: shape"):
+        scheduled(wrapped, find_structure(wrapped), TokensSection(keep=0.8), inputs)
+
+
+def test_blocks_of_a_vit_in_another_model_are_refused() -> None:
+    """MobileViT unfolds images to tokens and back around such blocks; convolutions are its other units."""
+    import timm
+
+    model = wrap(timm.create_model("mobilevit_xxs").eval(), "image-classification")
+    with pytest.raises(InputError, match="tokens cannot be merged"):
+        find_tokens(model)
 
 
 def test_merging_more_costs_more_and_nothing_costs_nothing() -> None:

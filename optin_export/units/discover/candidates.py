@@ -102,6 +102,9 @@ def _merged(calls: list[Candidate]) -> Candidate | None:
 def _candidate(graph: LocalGraph, path: str, questions: Questions) -> Candidate | Leak | None:
     if not questions.sources or not questions.layers:
         return None
+    last = questions.mixed_throughout()
+    if last is not None:
+        return Leak(path, last)
     mixed: str | None = None
     for width in _widths(questions.features):
         leak = questions.leak(width)

@@ -111,15 +111,32 @@ class Questions:
         calls = {id(one): (name, call) for name, made in self.graph.makes.items() for call, one in enumerate(made)}
         return {calls[id(one)] for (kind, _), one in self.sources if kind == "layer"}
 
+    def mixed_throughout(self) -> str | None:
+        """The path of the last layer before this one if no unit of any width can be kept apart; None if one may be.
+
+        That is so if every feature that reaches the input at all reaches both its first and its last feature, as behind
+        a layer norm: it then belongs to no single unit, however wide. This takes three backward passes.
+        """
+        first, _, last = self._parts(1)
+        for key in first:
+            if key[0] == "layer" and bool((self.touched[key[1]] & ~(first[key] & last[key])).any()):
+                return None
+        return max(self.layers, key=lambda path: self.graph.order.get(path, -1))
+
+    def _parts(self, width: int) -> list[dict[Key, torch.Tensor]]:
+        """What reaches the first unit, those between, and the last one."""
+        if width not in self.parts:
+            last = self.features // width - 1
+            self.parts[width] = [self._reached(one, width) for one in ([0], list(range(1, last)), [last])]
+        return self.parts[width]
+
     def leak(self, width: int) -> str | None:
         """The path of a layer that contradicts this width, or None.
 
         A feature contradicts it if it reaches the first unit and others, but not the last unit; one that reaches all
         units does not. This takes three backward passes, where `answer` takes many.
         """
-        last = self.features // width - 1
-        self.parts[width] = [self._reached(one, width) for one in ([0], list(range(1, last)), [last])]
-        first, others, at_last = self.parts[width]
+        first, others, at_last = self._parts(width)
         for key, reached in first.items():
             if key[0] == "layer" and bool((reached & others[key] & ~at_last[key]).any()):
                 return key[1]
@@ -168,9 +185,7 @@ class Questions:
             if bool(((known >= 0) & (numbers >= 0) & (known != numbers)).any()):
                 return None
             found[key] = torch.maximum(known, numbers)
-        if width not in self.parts:
-            self.leak(width)
-        first, between, last = self.parts[width]
+        first, between, last = self._parts(width)
         for key, numbers in found.items():
             alone = [numbers == 0, (numbers > 0) & (numbers < units - 1), numbers == units - 1]
             if any(bool((part[key] != one).any()) for part, one in zip((first, between, last), alone, strict=True)):

@@ -127,6 +127,12 @@ def _tokens(model: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> Tokens:
         )
     path = found[0][0].rpartition("blocks.")[0].rstrip(".")
     whole: Any = model.get_submodule(path)
+    if not any(one.__name__ == "VisionTransformer" for one in type(whole).__mro__):
+        raise InputError(
+            "the model's tokens cannot be merged",
+            f"its blocks are in a {type(whole).__name__}, whose code may read each token",
+            "set tokens.keep: 1.0",
+        )
     prefix, pooling = whole.num_prefix_tokens, whole.global_pool
     if whole.attn_pool is not None or pooling not in ("token", "avg", ""):
         raise InputError(
