@@ -256,7 +256,8 @@ def test_evaluation_images_are_checked_before_any_work(vit_recipe: Make, tmp_pat
     ("body", "says"),
     [
         ("return x", "[1, 1, 32, 32]"),
-        ("return {'logits': x}", "AttributeError"),
+        ("return {'logits': x}", "[1, 1, 32, 32]"),
+        ("return {'first': x, 'second': x}", "a dictionary with 'first', 'second'"),
         ("raise KeyError('inside')", "inside"),
         ("return x.flatten(1) / 0", "not finite"),
         ("return x.flatten(1) + torch.rand(())", "two passes over the same row give different outputs"),

@@ -9,6 +9,7 @@ import torch
 from optin_export.data import Batch
 from optin_export.pruning import verified
 from optin_export.repair import curves
+from optin_export.repair.least_squares import Moments
 from optin_export.scoring.activation import activation_scores
 from optin_export.scoring.magnitude import magnitude_scores
 from optin_export.units import Structure, UnitGroup
@@ -56,9 +57,10 @@ def test_a_curve_cuts_the_units_and_keeps_what_else_the_layer_reads(
     dense: tuple[nets.Net, Structure], refits: bool
 ) -> None:
     model, structure = dense
-    group, gram = group_of(structure, "conv1"), torch.eye(16, dtype=torch.float64) if refits else None
+    group, sums = group_of(structure, "conv1"), Moments(15, 0)
+    sums.gram = torch.eye(16, dtype=torch.float64)
     assert set(group.reads) == {"conv2", "head"}
-    changes, _ = curves._changes(model, group, "head", [4, 1, 5, 0, 2, 3], [1, 2], gram, False)
+    changes, _ = curves._changes(model, group, "head", [4, 1, 5, 0, 2, 3], [1, 2], sums if refits else None, False)
     weight = model.head.weight + changes[1]
     assert weight.abs().sum(0).nonzero().flatten().tolist() == [0, 1, 2, 3, 5, 8, 10, 11, 12, 13, 14]
     left = [0, 1, 2, 3, 5, 8, 10, 11, 12, 13, 14]
