@@ -94,7 +94,6 @@ def _exported(model: TaskModel, inputs: Inputs, max_batch: int, sequence: int | 
             second, still = _traced(model, inputs, max_batch, sequence, strict=True)
             if still is None:
                 return second
-    if fixed is not None:
         raise InputError(
             "the model cannot be exported to ONNX",
             f"the graph would take {fixed} only, because the model's code depends on this size",

@@ -18,7 +18,7 @@ from optin_export.models import Inputs, TaskModel
 from optin_export.workdir.files import atomic_path
 from optin_export.workdir.torch_files import sink
 
-#: Least that a size in a graph may go up to. torch excludes 1 at first: with a maximum of 2, one size is left, and code
+#: Smallest upper bound of a free size. torch excludes 1 at first: with a maximum of 2, one size is left, and code
 #: that makes a number of it (`len(x)`) would put this number into the graph, without an error.
 SMALLEST_MAXIMUM = 3
 
@@ -62,8 +62,8 @@ def _any_size(model: TaskModel, inputs: Inputs, dynamic: dict[str, dict[int, Any
     unless it reads the code in its strict mode, which refuses more code otherwise."""
     try:
         return torch.export.export(model, (), dict(inputs), dynamic_shapes=dynamic)
-    except Exception:
-        with contextlib.suppress(Exception):  # the first error says more to a user
+    except Exception:  # of many types; `export_program` reports the first one, which says more to a user
+        with contextlib.suppress(Exception):
             return torch.export.export(model, (), dict(inputs), dynamic_shapes=dynamic, strict=True)
         raise
 

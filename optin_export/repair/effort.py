@@ -57,8 +57,11 @@ def _are_few(rows: float, inputs: float) -> bool:
 
 
 def system_bytes(size: LayerSize, rows: int) -> float:
-    """Bytes of a layer's least squares from so many samples, at the peak: Gram matrices, a factor and a solution in
-    float64, or the rows and three matrices of the weight's size."""
+    """Peak memory in bytes of refitting one layer to `rows` samples.
+
+    In float64: Gram matrices, a Cholesky factor and a solution; or, for few rows, the rows and three matrices of the
+    weight's size.
+    """
     made = rows * size.positions
     if _are_few(made, size.inputs):
         return 8 * (3 * made * size.inputs + made**2 + 3 * size.inputs * size.outputs)

@@ -70,7 +70,7 @@ class FewRows:
         return None if part is None else start + inputs.T @ part
 
     def errors_on(self, held: FewRows, start: torch.Tensor, rhos: Iterable[float]) -> Iterator[float | None]:
-        """|A' X - T'|^2 on the rows `held` of the solution X for each rho; None where there is none.
+        """For each damping rho, the squared error of its solution X on held-out rows, |A' X - T'|^2; None without one.
 
         X, which is as large as the weight, is not computed: A' X = A' X0 + (A' A^T) (A A^T + rho I)^-1 (T - A X0)
         """

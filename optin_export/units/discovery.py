@@ -14,6 +14,7 @@ from optin_export.units.chains import NAME, conv_chains
 from optin_export.units.declare import Family, Refusal, Structure, UnitGroup
 from optin_export.units.discover import NAME as DISCOVERED
 from optin_export.units.discover import Leak, discover_groups
+from optin_export.units.discover.components import STREAM, Obstacle
 from optin_export.units.isolation import isolated
 from optin_export.units.shared_weights import Uses, calls_error
 from optin_export.units.trace import Pass
@@ -299,7 +300,7 @@ def found_structure(
             blocks.append(path)
             groups += usable
     if not groups:
-        raise nothing_left(refused, found.mixed, found.streams)
+        raise nothing_left(refused, found.mixed, found.left_out)
     structure = Structure(DISCOVERED, tuple(blocks), tuple(groups), found.channels_first, (), tuple(refused))
     return structure if wanted is None else structure.only(wanted)
 
@@ -311,16 +312,19 @@ def still_refused(refused: Iterable[Refusal], blocks: Iterable[str]) -> list[Ref
 
 
 def nothing_left(
-    refused: Sequence[Refusal], mixed: Sequence[Leak] = (), streams: Sequence[tuple[str, str]] = ()
+    refused: Sequence[Refusal], mixed: Sequence[Leak] = (), left_out: Sequence[Obstacle] = ()
 ) -> InputError:
     """The error for a model without any unit that can be removed.
 
-    mixed: layers whose input features are not kept apart; streams: layers that read a residual stream, and why this
-    stays (see `discover.Discovered`).
+    mixed: layers whose input features are not kept apart; left_out: units that stay without a refusal (see
+    `discover.Discovered`).
     """
     why = "every layer reads features that each depend on all outputs of the layers before it"
-    if streams:
-        why = "the units that '{}' reads cannot be removed: {}".format(*streams[0])
+    fix = "use another model, or replace what mixes the features"
+    if left_out:
+        why = f"the units that '{left_out[0].path}' reads cannot be removed: {left_out[0].why}"
+        if left_out[0].why == STREAM and not mixed and not refused:
+            fix = "use another model; residual streams are pruned in models of known families only (prune.coupled)"
     if mixed:
         why = (
             f"each feature that '{mixed[0].path}' reads depends on several features of '{mixed[0].source}': "
@@ -328,7 +332,4 @@ def nothing_left(
         )
     if refused:
         why = f"{refused[0].error.what}: {refused[0].error.why}"
-    fix = "use another model, or replace what mixes the features"
-    if streams and not mixed and not refused:
-        fix = "use another model; residual streams are pruned in models of known families only (prune.coupled)"
     return InputError("the model has nothing to prune", why, fix)

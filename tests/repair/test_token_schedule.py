@@ -69,7 +69,7 @@ def test_blocks_of_a_vit_in_another_model_are_refused() -> None:
     import timm
 
     model = wrap(timm.create_model("mobilevit_xxs").eval(), "image-classification")
-    with pytest.raises(InputError, match="tokens cannot be merged"):
+    with pytest.raises(InputError, match="its blocks are in a ImageModel, whose code may read each token"):
         find_tokens(model)
 
 

@@ -35,14 +35,15 @@ class Discovered:
     """blocks: path -> its groups, whose `block` is 0; in running order. channels_first: blocks with channels first.
 
     refusals: units that are kept apart by some layers, but cannot be removed. mixed: layers whose input would be units
-    if nothing mixed them.
+    if nothing mixed them. left_out: why other units stay without a refusal, such as channels of residual streams; these
+    first.
     """
 
     blocks: dict[str, tuple[UnitGroup, ...]]
     channels_first: frozenset[str]
     refusals: tuple[Refusal, ...]
     mixed: tuple[Leak, ...] = ()
-    streams: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[Obstacle, ...] = ()
 
 
 def _is_ours(error: Exception) -> bool:
@@ -93,7 +94,7 @@ def discover_groups(
         frozenset(block for block in ordered if streams.is_channels_first(block)),
         tuple(_refusals(obstacles, {path for group in known for path in group.reads})),
         mixed,
-        tuple((one.path, one.why) for one in sorted(obstacles, key=lambda one: one.why != STREAM) if one.quiet),
+        tuple(sorted((one for one in obstacles if one.quiet), key=lambda one: one.why != STREAM)),
     )
 
 
