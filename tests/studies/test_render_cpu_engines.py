@@ -28,7 +28,7 @@ ROWS = [
         ("pruned", "onnxruntime static int8", 7.0, 1.4),
     )
 ]
-CONTENT = {"cpu": "A CPU", "onnxruntime": "1.0", "openvino": "2.0", "rows": ROWS}
+CONTENT = {"cpu": "A CPU", "int8_instructions": False, "onnxruntime": "1.0", "openvino": "2.0", "rows": ROWS}
 
 
 def test_the_section_says_what_is_fastest_and_which_goals_are_met() -> None:

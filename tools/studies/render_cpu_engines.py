@@ -34,7 +34,8 @@ def sections(content: dict[str, Any]) -> list[str]:
         "Points lost against the same model, on the run's evaluation rows, with a 95 % interval. *quantize_dynamic*:",
         "onnxruntime's function as a user calls it; *dynamic int8*: as a recipe does it. What it says holds for this",
         "processor; on one with AMX or bf16 instructions the order is another.",
-        f"{content['cpu']}; {', '.join(versions)}.",
+        f"{content['cpu']}, {'with' if content['int8_instructions'] else 'without'} instructions for int8 (VNNI, AMX); "
+        f"{', '.join(versions)}.",
     ]
     for run, rows in _runs(content):
         lines += ["", f"### {run}, {min(row['macs'] for row in rows):.0%} of the MACs", ""]

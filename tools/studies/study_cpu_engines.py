@@ -29,6 +29,7 @@ from optin_export import engines, measure
 from optin_export.data import Sources, load_sources
 from optin_export.engines import Engine
 from optin_export.engines.onnxruntime import OnnxRuntimeEngine
+from optin_export.environment import sums_of_int8_overflow
 from optin_export.export import convert
 from optin_export.measure.bootstrap import ratio_of_medians
 from optin_export.recipe import MODELS, ExportSection, Target, load_recipe
@@ -196,7 +197,8 @@ def main() -> None:
         rows = rows_of(run, load_sources(load_recipe(run / "recipe.yaml")), args)
         replaced = {(row["run"], row["batch"]) for row in rows}
         others = [row for row in saved_rows(NAME) if (row["run"], row["batch"]) not in replaced]
-        save(NAME, {**machine("onnxruntime", "openvino", "nncf"), "threads": args.threads, "rows": [*others, *rows]})
+        facts = {**machine("onnxruntime", "openvino", "nncf"), "int8_instructions": not sums_of_int8_overflow()}
+        save(NAME, {**facts, "threads": args.threads, "rows": [*others, *rows]})
 
 
 if __name__ == "__main__":
