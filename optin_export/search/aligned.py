@@ -7,12 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from optin_export.search.allocate import counts_of, values_of
-from optin_export.search.knapsack import Options, solve
+from optin_export.search.knapsack import HALVINGS, ROUNDING, Frontier, Options
 from optin_export.search.plan import Plan
 from optin_export.units import CostKind, Costs
-
-#: Halvings of the multiplier's interval, and relative rounding errors of sums of values.
-HALVINGS, ROUNDING = 100, 1e-9
 
 
 def lost_to_alignment(
@@ -43,7 +40,7 @@ def cheapest(groups: Sequence[Options], known: Sequence[int]) -> tuple[int, ...]
     """One option per group with the least total cost among those worth as much as the options `known`.
 
     Options that no cheaper choice can contain, by the bound of a Lagrangian relaxation, are left out; the exact
-    knapsack over the few that remain is quick.
+    knapsack over the few that remain is quick. Up to a cell per group where costs are rounded (`knapsack`).
     """
     enough = _sums(groups, known)[1] - ROUNDING * sum(float(np.abs(group.values).max()) for group in groups)
     multiplier, bound, found = _relaxed(groups, enough)
@@ -58,15 +55,13 @@ def cheapest(groups: Sequence[Options], known: Sequence[int]) -> tuple[int, ...]
         possible[option] = True
         places.append(np.flatnonzero(possible))
         rest.append(Options(group.costs[possible], group.values[possible]))
-    low = sum(int(group.costs.min()) for group in rest)
-    while low < high:
-        middle = (low + high) // 2
-        choice = solve(rest, middle)
-        if choice is not None and choice.value >= enough:
-            best = tuple(int(place[one]) for place, one in zip(places, choice.chosen, strict=True))
-            high = _sums(groups, best)[0]
-        else:
-            low = middle + 1
+    frontier = Frontier(rest, high)
+    enough_at = np.flatnonzero(frontier.best >= enough)
+    if len(enough_at):
+        chosen = frontier.chosen(int(enough_at[0]))
+        picks = tuple(int(place[one]) for place, one in zip(places, chosen, strict=True))
+        if _sums(groups, picks)[0] < high:  # costs are rounded up where there are too many cells
+            return picks
     return best
 
 

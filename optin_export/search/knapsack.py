@@ -11,6 +11,8 @@ import numpy as np
 #: Cells of the dynamic programme per group. Costs are divided by their greatest common divisor first, which for
 #: transformers is large; beyond this many cells they are rounded up instead, and the gap is bounded and reported.
 MAX_CELLS = 400_000
+#: Halvings of the multiplier's interval, and relative rounding errors of sums of values.
+HALVINGS, ROUNDING = 100, 1e-9
 
 
 @dataclass(frozen=True)
@@ -33,64 +35,117 @@ class Choice:
 def solve(groups: Sequence[Options], capacity: int) -> Choice | None:
     """Choose one option per group with total cost <= capacity and the largest total value; None if nothing fits.
 
-    Dynamic programme over capacity: exact when the costs' greatest common divisor leaves at most MAX_CELLS cells.
-    Otherwise costs are rounded up to cells (the result always fits), and the gap is bounded by Lagrangian relaxation.
+    Options that no better choice can contain, by the bound of a Lagrangian relaxation, are left out. Over the rest, a
+    dynamic programme over capacity: exact when the costs' greatest common divisor leaves at most MAX_CELLS cells.
+    Otherwise costs are rounded up to cells (the result always fits), and the gap is bounded by the relaxation.
     """
-    floor = sum(int(group.costs.min()) for group in groups)
-    if floor > capacity:
+    if sum(int(group.costs.min()) for group in groups) > capacity:
         return None
-    # Only what exceeds each group's cheapest option has to be distributed.
-    extra = [group.costs - group.costs.min() for group in groups]
-    room = capacity - floor
-    cell = max(math.gcd(*(int(cost) for costs in extra for cost in costs)), 1)
-    exact = room // cell <= MAX_CELLS
-    if not exact:
-        cell = -(-room // MAX_CELLS)
-    cells = room // cell
-    best = np.zeros(cells + 1)
-    picks: list[np.ndarray] = []
-    for group, costs in zip(groups, extra, strict=True):
-        sizes = -(-costs // cell)
-        following = np.full(cells + 1, -np.inf)
-        pick = np.zeros(cells + 1, dtype=np.int32)
-        for option, (size, value) in enumerate(zip(sizes, group.values, strict=True)):
-            if size > cells:
-                continue
-            candidate = best[: cells + 1 - size] + value
-            better = candidate > following[size:]
-            following[size:][better] = candidate[better]
-            pick[size:][better] = option
-        best = following
-        picks.append(pick)
-    position, chosen = cells, []
-    for (_, costs), pick in zip(reversed(list(zip(groups, extra, strict=True))), reversed(picks), strict=True):
-        option = int(pick[position])
-        chosen.append(option)
-        position -= int(-(-costs[option] // cell))
-    chosen.reverse()
-    value = float(sum(group.values[option] for group, option in zip(groups, chosen, strict=True)))
-    gap = 0.0 if exact else max(_upper_bound(groups, capacity) - value, 0.0)
-    return Choice(tuple(chosen), value, gap)
+    multiplier, bound, found = _relaxed(groups, capacity)
+    found = _filled(groups, found, capacity)
+    known = _value(groups, found)
+    # A choice with this option is worth at most the bound, less what the option is worth less than its group's best.
+    slack = bound - known + ROUNDING * (abs(bound) + sum(float(np.abs(group.values).max()) for group in groups))
+    places, rest = [], []
+    for group, option in zip(groups, found, strict=True):
+        priced = group.values - multiplier * group.costs
+        possible = priced.max() - priced <= slack
+        possible[option] = True
+        places.append(np.flatnonzero(possible))
+        rest.append(Options(group.costs[possible], group.values[possible]))
+    frontier = Frontier(rest, capacity)
+    chosen = frontier.chosen(len(frontier.best) - 1)
+    picks = tuple(int(place[one]) for place, one in zip(places, chosen, strict=True))
+    if (value := _value(groups, picks)) < known:  # costs were rounded up
+        picks, value = found, known
+    gap = 0.0 if frontier.exact else max(bound - value, 0.0)
+    return Choice(picks, value, gap)
 
 
-def _upper_bound(groups: Sequence[Options], capacity: int) -> float:
-    """min over multipliers m >= 0 of  m * capacity + sum over groups of max over options (value - m * cost)."""
+class Frontier:
+    """The dynamic programme: the most value within every capacity up to `capacity`, in cells above the least cost.
+
+    cell: costs are rounded up to multiples of it. exact: none was. best: float64 [cells + 1], the most value within the
+    least cost plus that many cells.
+    """
+
+    def __init__(self, groups: Sequence[Options], capacity: int) -> None:
+        # Only what exceeds each group's cheapest option has to be distributed.
+        extra = [group.costs - group.costs.min() for group in groups]
+        room = capacity - sum(int(group.costs.min()) for group in groups)
+        cell = max(math.gcd(*(int(cost) for costs in extra for cost in costs)), 1)
+        self.exact = room // cell <= MAX_CELLS
+        if not self.exact:
+            cell = -(-room // MAX_CELLS)
+        # Beyond the dearest choice there is nothing to gain.
+        self._sizes = [-(-costs // cell) for costs in extra]
+        cells = min(room // cell, sum(int(sizes.max()) for sizes in self._sizes))
+        self.best = np.zeros(cells + 1)
+        self._picks: list[np.ndarray] = []
+        for group, sizes in zip(groups, self._sizes, strict=True):
+            following = np.full(cells + 1, -np.inf)
+            pick = np.zeros(cells + 1, dtype=np.int32)
+            for option, (size, value) in enumerate(zip(sizes, group.values, strict=True)):
+                if size > cells:
+                    continue
+                candidate = self.best[: cells + 1 - size] + value
+                better = candidate > following[size:]
+                following[size:][better] = candidate[better]
+                pick[size:][better] = option
+            self.best = following
+            self._picks.append(pick)
+
+    def chosen(self, position: int) -> tuple[int, ...]:
+        """The option of every group that gives `best[position]`."""
+        options = []
+        for sizes, pick in zip(reversed(self._sizes), reversed(self._picks), strict=True):
+            option = int(pick[position])
+            options.append(option)
+            position -= int(sizes[option])
+        return tuple(reversed(options))
+
+
+def _filled(groups: Sequence[Options], picks: tuple[int, ...], capacity: int) -> tuple[int, ...]:
+    """`picks`, exchanged one by one for the option that adds the most value within the capacity."""
+    room = capacity - sum(int(group.costs[pick]) for group, pick in zip(groups, picks, strict=True))
+    while True:
+        best: tuple[float, int, int] | None = None
+        for at, (group, pick) in enumerate(zip(groups, picks, strict=True)):
+            fits = np.where(group.costs - group.costs[pick] <= room, group.values - group.values[pick], -np.inf)
+            option = int(np.argmax(fits))
+            if fits[option] > 0 and (best is None or fits[option] > best[0]):
+                best = float(fits[option]), at, option
+        if best is None:
+            return picks
+        _, at, option = best
+        room -= int(groups[at].costs[option] - groups[at].costs[picks[at]])
+        picks = (*picks[:at], option, *picks[at + 1 :])
+
+
+def _value(groups: Sequence[Options], picks: Sequence[int]) -> float:
+    return float(sum(group.values[pick] for group, pick in zip(groups, picks, strict=True)))
+
+
+def _relaxed(groups: Sequence[Options], capacity: int) -> tuple[float, float, tuple[int, ...]]:
+    """min over multipliers m >= 0 of  m * capacity + sum over groups of max over options (value - m * cost).
+
+    Returns the multiplier, that minimum, which no choice within the capacity exceeds, and a choice that fits.
+    """
     spread = max(float(group.values.max() - group.values.min()) for group in groups)
     low, high = 0.0, spread + 1e-12
 
-    def relaxed(multiplier: float) -> tuple[float, int]:
-        picks = [int(np.argmax(group.values - multiplier * group.costs)) for group in groups]
-        value = sum(
-            float(group.values[pick] - multiplier * group.costs[pick])
-            for group, pick in zip(groups, picks, strict=True)
-        )
+    def at(multiplier: float) -> tuple[float, int, tuple[int, ...]]:
+        picks = tuple(int(np.argmax(group.values - multiplier * group.costs)) for group in groups)
         cost = sum(int(group.costs[pick]) for group, pick in zip(groups, picks, strict=True))
-        return value + multiplier * capacity, cost
+        return _value(groups, picks) + multiplier * (capacity - cost), cost, picks
 
-    bound = relaxed(low)[0]
-    for _ in range(100):  # the dual is convex and piecewise linear: its subgradient's sign is (capacity - cost)
+    fitting, best = tuple(int(np.argmin(group.costs)) for group in groups), (at(low)[0], low)
+    for _ in range(HALVINGS):  # the dual is convex and piecewise linear: its subgradient's sign is (capacity - cost)
         middle = (low + high) / 2
-        value, cost = relaxed(middle)
-        bound = min(bound, value)
-        low, high = (middle, high) if cost > capacity else (low, middle)
-    return bound
+        bound, cost, picks = at(middle)
+        best = min(best, (bound, middle))
+        if cost > capacity:
+            low = middle
+        else:
+            high, fitting = middle, picks
+    return best[1], best[0], fitting
