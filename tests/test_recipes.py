@@ -116,6 +116,7 @@ class StandIn:
             "glue/": self.glue,
             "imagenet/deit": self.deit,
             "imagenet/swin": self.swin,
+            "imagenet/efficientnet": self.efficientnet,
             "transfer/vit_base": self.vit_base,
             "transfer/deit": self.deit_cifar,
             "cifar_transfer": self.vit,
@@ -127,6 +128,7 @@ class StandIn:
             "mpnet_": self.glue,
             "quickstart": self.digits,
             "gpt2": self.gpt2,
+            "smollm2": self.llama,
             "segmentation/": self.segmentation,
             "camvid_": self.segmentation,
             "whisper_": self.whisper,
@@ -140,6 +142,13 @@ class StandIn:
         import transformers
 
         config = transformers.GPT2Config(vocab_size=40, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+        folder = _with_tokenizer_of(self.request.getfixturevalue("bert_folder"), self.folder, config)
+        return {"model.source": str(folder), "export.sequence": 24, **self._data(_text, False)}
+
+    def llama(self, recipe: Recipe) -> Settings:
+        import transformers
+
+        config = transformers.LlamaConfig(**SMALL, vocab_size=40, max_position_embeddings=64, num_key_value_heads=2)
         folder = _with_tokenizer_of(self.request.getfixturevalue("bert_folder"), self.folder, config)
         return {"model.source": str(folder), "export.sequence": 24, **self._data(_text, False)}
 
@@ -178,6 +187,11 @@ class StandIn:
         args = {"img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": [2, 1]}
         args["num_heads"] = [2, 4]
         return {"model.args": args, "model.preprocess": {"size": [32, 32]}, **self._data(_folders)}
+
+    def efficientnet(self, recipe: Recipe) -> Settings:
+        # The smallest of the kind whose blocks are given by name.
+        small = {"model.source": "timm:tinynet_e"}
+        return {**small, "model.preprocess": {"size": [32, 32]}, **self._data(_folders)}
 
     def vit_base(self, recipe: Recipe) -> Settings:
         import transformers

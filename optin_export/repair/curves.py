@@ -3,9 +3,8 @@
 Scores of single units do not add up: units replace each other, and the repair compensates most of the loss, more in
 some sub-layers than in others. So every count has a loss of its own: the k units of one group with the best scores
 are kept, and the layers that read them are repaired as in the run (refitted, rescaled, or unchanged). The loss of these
-weights, how far they move trajectory and output, is computed to second order (`second_order`) and corrected by two
-measured points; curves of convolutional models are measured throughout (`measured_points`). Curves under another
-repair would spend the budget in the wrong sub-layers.
+weights, how far they move trajectory and output, is computed to second order (`second_order`) and corrected by a few
+measured points (`measured_points`). Curves under another repair would spend the budget in the wrong sub-layers.
 The search receives these curves as data and spends its budget by them.
 """
 
@@ -24,7 +23,7 @@ from optin_export.objective import Reference, samples_of
 from optin_export.progress import advance, phase, task
 from optin_export.repair.few_rows import FewRows
 from optin_export.repair.least_squares import Moments
-from optin_export.repair.measured_points import THINNED, corrected, is_measured, losses_of, measured_at
+from optin_export.repair.measured_points import corrected, is_measured, losses_of, measured_at, thinned
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.second_order import Tried, second_order_losses
 from optin_export.repair.sensitivity import Weights, sensitivities
@@ -76,7 +75,9 @@ def loss_curves(
     structure = measured(model, structure, (*calibration, *scoring)[0].inputs)
     counts = {group.key: counts_of(group.count, least[group.key]) for group in structure.groups}
     tried, whole = Tried(), is_measured(structure)
-    few = list(range(0, len(scoring), 1 if whole else THINNED))
+    rows = sum(len(batch.rows) for batch in scoring)
+    known = sum(len(batch.rows) for batch in calibration) or rows
+    few = list(range(0, len(scoring), thinned(structure, counts, rows, known)))
     references = Reference(model, structure, [scoring[index] for index in few])
     groups, found = {group.key: group for group in structure.groups}, {}
     try:
@@ -91,14 +92,13 @@ def loss_curves(
             references.observe()  # now, because the model's layers compute with other weights from here on
             phase("losses by measurement")
             for number, key in enumerate(order):
-                at = list(range(tried.counts[number])) if whole else measured_at(counts[key])
+                at = measured_at(structure, counts[key])
                 changes = tried.changes[number]
                 passes = losses_of(model, structure, groups[key], references, settings.temperature, changes, at)
                 if whole:
                     found[key] = passes / samples_of(references)
                 else:
-                    means = sums[number].sum(0) / sum(len(batch.rows) for batch in scoring)
-                    samples = samples_of(references)
+                    means, samples = sums[number].sum(0) / rows, samples_of(references)
                     predicted = sums[number][few][:, at].sum(0) / samples
                     found[key] = corrected(counts[key], means, at, passes / samples, predicted)
                 advance()

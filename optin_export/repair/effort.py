@@ -9,7 +9,7 @@ from optin_export.repair import gauss_newton, second_order, sensitivity
 from optin_export.repair.curves import CALIBRATION_ROWS, counts_of
 from optin_export.repair.few_rows import FEW, WIDE
 from optin_export.repair.least_squares import DAMPINGS
-from optin_export.repair.measured_points import THINNED, is_measured, measured_at
+from optin_export.repair.measured_points import is_measured, measured_at, thinned
 from optin_export.repair.settings import RepairSettings
 from optin_export.repair.trial import TRIAL_ROWS
 from optin_export.units import Effort, LayerSize, Structure, UnitGroup, later_share
@@ -31,10 +31,11 @@ def curves_effort(
     total = Effort() if whole else Effort(graph=scoring, backward=2 * second_order.PROBES * scoring)
     grams = min(calibration - scoring or calibration, CALIBRATION_ROWS) if settings.repair else 0
     total += Effort(forward=grams)
+    all_counts = {group.key: counts_of(group.count, 0) for group in structure.groups}
+    judged = scoring / thinned(structure, all_counts, scoring, calibration)
     for group in structure.groups:
-        counts = counts_of(group.count, 0)
-        measured = (len(counts) - 1) * scoring if whole else len(measured_at(counts)) * scoring / THINNED
-        total += Effort(forward=measured * later_share(structure, group))
+        counts = all_counts[group.key]
+        total += Effort(forward=len(measured_at(structure, counts)) * judged * later_share(structure, group))
         for size in (sizes[path] for path in group.reads):
             weights = size.inputs * size.outputs
             if not whole:

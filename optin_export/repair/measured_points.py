@@ -1,16 +1,17 @@
 """Correct second-order losses by measured ones: large changes cost more or less than their second order.
 
-Two candidates of every group are measured by forward passes of a few rows: the smallest count, and a quarter of the
-units. The ratio of both losses there, interpolated over the counts (its logarithm; 1 for the unchanged model),
-multiplies the curve. These passes replay the blocks before the group, and are few: the rest of the work is linear in
-the depth of the model.
+A few candidates of every group are measured by forward passes: the smallest count and a quarter of the units, of
+convolutional models also a half and three quarters, because their curves depart more from the second order. The ratio
+of both losses there, interpolated over the counts (its logarithm; 1 for the unchanged model), multiplies the curve.
+These passes replay the blocks before the group, and are few: the rest of the work is linear in the depth of the model.
+A quarter of the rows is measured; of convolutional models as many as MOST_PASSES allow.
 
-Curves of convolutional models, and of models that let no gradients through, are measured at every count on all rows.
+Curves of models that let no gradients through are measured at every count on all rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,30 +24,48 @@ from optin_export.units import (
     UnitGroup,
     block_outputs,
     get_layer,
+    later_share,
     refitted,
     replayed,
     tensor_in,
 )
 
-#: Share of the units at the second measured point; the first is the smallest count.
-SHARE = 0.25
-#: One in THINNED batches is measured.
-THINNED = 4
+#: Shares of the units at the measured points after the first, the smallest count; and of convolutional models.
+SHARES, CONVOLUTIONAL_SHARES = (0.25,), (0.25, 0.5, 0.75)
+#: One in THINNED batches is measured: of convolutional models fewer are left out, if the passes of all groups are no
+#: more work than MOST_PASSES of all calibration rows.
+THINNED, MOST_PASSES = 4, 6
 #: Limits of the ratio: beyond them, one of both losses is rounding noise.
 LIMITS = (0.05, 20.0)
 
 
 def is_measured(structure: Structure) -> bool:
     """Whether curves are measured at every count, instead of to second order."""
-    return structure.convolutional or bool(structure.walk is not None and structure.walk.blind)
+    return bool(structure.walk is not None and structure.walk.blind)
 
 
-def measured_at(counts: Sequence[int]) -> list[int]:
-    """Which of the counts (ascending, the last is all units) are measured."""
+def measured_at(structure: Structure, counts: Sequence[int]) -> list[int]:
+    """Which of a group's counts (ascending, the last is all units) are measured."""
     if len(counts) < 2:
         return []
-    near = int(np.argmin(np.abs(np.array(counts[:-1]) - SHARE * counts[-1])))
-    return sorted({0, near})
+    if is_measured(structure):
+        return list(range(len(counts) - 1))
+    shares = CONVOLUTIONAL_SHARES if structure.convolutional else SHARES
+    known = np.array(counts[:-1])
+    return sorted({0, *(int(np.argmin(np.abs(known - share * counts[-1]))) for share in shares)})
+
+
+def thinned(structure: Structure, counts: Mapping[str, Sequence[int]], judged: int, calibration: int) -> int:
+    """One in how many batches is measured. judged: rows of all these batches; calibration: all rows; counts: of every
+    group."""
+    if is_measured(structure):
+        return 1
+    if not structure.convolutional:
+        return THINNED
+    groups = structure.groups
+    passes = sum(len(measured_at(structure, counts[group.key])) * later_share(structure, group) for group in groups)
+    fits = (one for one in range(1, THINNED) if passes * judged <= one * MOST_PASSES * calibration)
+    return next(fits, THINNED)
 
 
 def losses_of(

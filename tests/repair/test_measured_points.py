@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,17 +13,43 @@ from optin_export.models import TaskModel
 from optin_export.objective import ROWS, observe, output_losses, trajectory_losses
 from optin_export.recipe import Budget, PruneSection
 from optin_export.repair import RepairSettings, loss_curves
-from optin_export.repair.measured_points import corrected, measured_at
+from optin_export.repair.measured_points import corrected, measured_at, thinned
 from optin_export.scoring import score
-from optin_export.units import Structure, UnitGroup, block_outputs, find_structure, masked
+from optin_export.units import Structure, UnitGroup, Walk, block_outputs, find_structure, masked
 from tests.units.models import batches_for, small_model
 
 
 @pytest.mark.parametrize(
-    ("counts", "expected"), [([0, 1, 2, 4], [0, 1]), ([1, 10, 20, 40], [0, 1]), ([0, 2], [0]), ([3], []), ([8, 8], [0])]
+    ("counts", "two", "four"),
+    [
+        ([0, 1, 2, 4], [0, 1], [0, 1, 2]),
+        ([1, 10, 20, 40], [0, 1], [0, 1, 2]),
+        ([1, 8, 16, 24, 32, 40], [0, 1], [0, 1, 2, 4]),
+        ([0, 2], [0], [0]),
+        ([3], [], []),
+        ([8, 8], [0], [0]),
+    ],
 )
-def test_which_counts_are_measured(counts: list[int], expected: list[int]) -> None:
-    assert measured_at(counts) == expected
+def test_which_counts_are_measured(counts: list[int], two: list[int], four: list[int]) -> None:
+    structures = [find_structure(small_model(name)[0]) for name in ("bert", "resnet-cifar")]
+    assert [measured_at(structure, counts) for structure in structures] == [two, four]
+    blind = replace(structures[1], walk=Walk(order=(), blind=("conv",)))
+    assert measured_at(blind, counts) == list(range(len(counts) - 1))
+
+
+def test_rows_are_left_out_of_convolutional_models_where_they_would_cost_too_much() -> None:
+    transformer, network = (find_structure(small_model(name)[0]) for name in ("bert", "resnet-cifar"))
+    counts = {group.key: [1, 8, 16, 24, 32, 40] for group in network.groups}
+    # Four points per group, each a pass through the blocks that follow.
+    passes = sum(4 * len(network.after(group)) / len(network.observed) for group in network.groups)
+    for calibration, expected in (
+        (10_000, 1),
+        (int(passes * 64 / 6 / 1.5), 2),
+        (int(passes * 64 / 6 / 2.5), 3),
+        (1, 4),
+    ):
+        assert thinned(network, counts, 64, calibration) == expected
+    assert thinned(transformer, {group.key: [1, 40] for group in transformer.groups}, 64, 10_000) == 4
 
 
 def test_corrections_are_interpolated_and_end_at_the_unchanged_model() -> None:
@@ -51,7 +79,7 @@ def test_at_the_measured_counts_a_curve_is_the_loss_of_masking(name: str) -> Non
     found = loss_curves(model, structure, scores, (), batches, RepairSettings(False), least=least)
     for group in structure.groups[:3]:
         order, curve = np.argsort(-scores[group.key], kind="stable"), found[group.key]
-        for at in measured_at(curve[:, 0].astype(int).tolist()):
+        for at in measured_at(structure, curve[:, 0].astype(int).tolist()):
             mask = torch.zeros(group.count)
             mask[order[: int(curve[at, 0])].copy()] = 1.0
             expected = _masked(model, structure, group, mask, batches[0])

