@@ -25,6 +25,7 @@ from optin_export.repair.few_rows import FewRows
 from optin_export.repair.least_squares import Moments
 from optin_export.repair.measured_points import corrected, is_measured, losses_of, measured_at, thinned
 from optin_export.repair.paired_forward import Stream
+from optin_export.repair.read_steps import steps_of
 from optin_export.repair.second_order import Tried, second_order_losses
 from optin_export.repair.sensitivity import Weights, sensitivities
 from optin_export.repair.settings import RepairSettings
@@ -167,22 +168,17 @@ def _grams(
         return group, grams
 
     stream = Stream(model, structure, [calibration[index] for index in chosen])
+    steps = steps_of(stream, repaired)
     try:
-        for block in structure.order:
-            path, last = structure.blocks[block], block == structure.order[-1]
-            groups = [group for group in structure.groups if group.block == block and not group.coupled]
-            readers, until = [path for group in groups for path in repaired[group.key]], path
-            for reader in (reader for group in structure.groups if group.coupled for reader in repaired[group.key]):
-                inside = reader.startswith(path + ".")
-                # The last stream is read after the last block.
-                if inside or (last and reader not in moments):
-                    readers.append(reader)
-                    until = path if inside else reader
-            outputs = None if last else OffloadedTensors("the loss curves", "use fewer data.calibration.samples")
-            moments |= _moments(stream, chosen, readers, weights, until, outputs)
-            yield from map(of, groups)
+        for number, step in enumerate(steps):
+            outputs = None
+            if stream.kept and number + 1 < len(steps):
+                outputs = OffloadedTensors("the loss curves", "use fewer data.calibration.samples")
+            readers = [path for path in step.readers if path not in moments]
+            moments |= _moments(stream, chosen, readers, weights, step.until, outputs)
+            yield from map(of, step.groups)
             if outputs is not None:
-                stream.advance(block, lambda index, *_, outputs=outputs: outputs[index])
+                stream.advance(step.block, lambda index, *_, outputs=outputs: outputs[index])
                 outputs.close()
         yield from (of(group) for group in structure.groups if group.coupled)
     finally:

@@ -55,6 +55,11 @@ class Stream:
         self.merged_before: dict[int, MergedTokens] = {}
         self.merged: dict[int, MergedTokens] = {}
 
+    @property
+    def kept(self) -> bool:
+        """Whether outputs of finished blocks are kept, and passes compute only what follows them."""
+        return self.walk is None or self.walk.whole is None
+
     def see(self, index: int, points: Sequence[Point], until: str) -> dict[Point, Any]:
         """Run batch `index` up to the module `until`, computing only what follows the finished blocks.
 
@@ -79,7 +84,7 @@ class Stream:
         """The observed values, call by call, and whether the model has overwritten any of them since."""
         calls, keep = {} if self.walk is None else self.walk.calls, _Copies() if self.copies else _Versions()
         stop: str | None = None
-        if self.walk is None or self.walk.whole is None:
+        if self.kept:
             # Modules that run several times are observed at each call, which is complete only at the end of the block.
             if any(calls.get(path, 1) > 1 for path in (until, *(path for path, _ in points))):
                 until = self._end_of(until)
@@ -110,7 +115,7 @@ class Stream:
         """
         see = see or self.see
         walk, path = self.walk, self.structure.blocks[block]
-        if walk is not None and walk.whole is not None:
+        if not self.kept:
             return
         position = len(self.walked) + 1
         lasting = walk is not None and walk.last_reader(path) > position
