@@ -123,6 +123,7 @@ def measure_engines(
     rows: Callable[[int, bool], Arrays],
     data: Dataset | None,
     settings: MeasureSettings,
+    roundings: Mapping[str, Callable[[Arrays], float | None]] | None = None,
 ) -> Measured:
     """Measure parity, then accuracy, then latency; engines that fail parity are neither evaluated nor timed.
 
@@ -131,6 +132,7 @@ def measure_engines(
             for parity and accuracy, and several times for latency.
         references: the torch models they were built from, as functions of named arrays.
         rows: (batch, distinct) -> that many real rows at the shipped shape, distinct or all the same.
+        roundings: by how much these models in fp32 differ from themselves in fp64, see `parity.compare`.
     """
     precision, batches = settings.precision, settings.batches
     loaded = {target: {name: load() for name, load in loads.items()} for target, loads in engines.items()}
@@ -151,6 +153,7 @@ def measure_engines(
                     rows=kind,
                     precision=precision_of(name),
                     classes=settings.classes,
+                    rounding=None if roundings is None else roundings[model],
                 )
                 for target, built in loaded.items()
                 for name, engine in built.items()

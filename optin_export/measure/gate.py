@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optin_export.measure.doubts import CLOCKS, is_busy, is_implausible
 from optin_export.measure.latency import Latency
-from optin_export.measure.parity import TOLERANCES, ParityCase
+from optin_export.measure.parity import ROUNDINGS, TOLERANCES, ParityCase
 from optin_export.measure.rounds import latency_of
 from optin_export.recipe import Budget, Gates, engine_name
 
@@ -150,6 +150,10 @@ def _parity(precision: str, cases: list[ParityCase], missing: str, unseen: str) 
         note += f"; worst cosine {min(case.cosine for case in cases):.4f} (at least {tolerance.cosine:g})"
         if choices:
             note += f", choices that agree {min(choices):.1%} (at least {tolerance.agreement:.0%})"
+    limit = max((case.limit for case in cases), default=tolerance.error)
+    if limit > tolerance.error:
+        own = max(case.rounding or 0.0 for case in cases)
+        note += f"; the model itself rounds by {own:.1g} (fp32 against fp64), an engine may by {ROUNDINGS:g} times that"
     failure = next((f"{case.model} on {case.target} {case.failure}" for case in cases if case.failure), None)
     note = f"the engine {failure}" if failure else note
     worst = max((max(case.max_error, case.spread) for case in cases), default=None)
@@ -162,7 +166,7 @@ def _parity(precision: str, cases: list[ParityCase], missing: str, unseen: str) 
         "parity" if precision == "fp32" else f"parity.{precision}",
         "parity" if evaluated else "gate",
         "<=",
-        tolerance.error,
+        limit,
         worst if evaluated else None,
         evaluated and right,
         note + unseen,

@@ -13,6 +13,7 @@ from optin_export.models.given import load_given, task_of_module, unwrapped
 from optin_export.models.loading import LoadedModel, build, build_module, load_model
 from optin_export.models.lookup import Lookup, needs_download, no_downloads, not_cached, traced, untraced
 from optin_export.models.placement import Placement, device_of
+from optin_export.models.rounding import rounding_of
 from optin_export.models.tasks import (
     IGNORED,
     Inputs,
@@ -54,6 +55,7 @@ __all__ = [
     "no_downloads",
     "not_cached",
     "refuse_merging",
+    "rounding_of",
     "task_of_class",
     "task_of_module",
     "traced",

@@ -104,7 +104,9 @@ def parity_of(measured: Measured) -> Parity:
     cases = tuple(ParityResult(**case.to_json()) for case in measured.parity)
     return Parity(
         passed=all(case.passed for case in cases),
-        tolerance=TOLERANCES["fp32"].error,
+        tolerance=max(
+            (case.limit for case in measured.parity if case.precision == "fp32"), default=TOLERANCES["fp32"].error
+        ),
         max_error=max((case.max_error for case in cases if case.precision == "fp32"), default=0.0),
         tolerances={
             name: ToleranceResult(**asdict(TOLERANCES[name]))

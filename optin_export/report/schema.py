@@ -100,6 +100,9 @@ class ParityResult(_Part):
     cosine: float = Field(1.0, description="cosine between the worst row and its reference")
     agreement: float | None = Field(None, description="share of rows with the reference's class; null: no classes")
     failure: str | None = Field(None, description="what the engine said, if it could not run these inputs")
+    rounding: float | None = Field(
+        None, description="max_error of the torch model in fp32 against itself in fp64; null: not needed, or not known"
+    )
 
 
 class ToleranceResult(_Part):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -33,7 +33,13 @@ class Constant:
         return {"y": self.rows}
 
 
-def judged(expected: np.ndarray, got: np.ndarray, precision: str, classes: int | None = None) -> ParityCase:
+def judged(
+    expected: np.ndarray,
+    got: np.ndarray,
+    precision: str,
+    classes: int | None = None,
+    rounding: Callable[[Mapping[str, np.ndarray]], float | None] | None = None,
+) -> ParityCase:
     return compare(
         Constant(got),
         lambda inputs: expected,
@@ -43,6 +49,7 @@ def judged(expected: np.ndarray, got: np.ndarray, precision: str, classes: int |
         rows="distinct",
         precision=precision,
         classes=classes,
+        rounding=rounding,
     )
 
 
@@ -111,3 +118,24 @@ def test_the_share_of_agreeing_choices(precision: str) -> None:
     assert exchanged(allowed + 1).agreement == pytest.approx(agreement - 0.05)
     assert not exchanged(allowed + 1).passed
     assert exchanged(20, 0.5 * tie).agreement == 1.0  # ties are no disagreement
+
+
+@pytest.mark.parametrize(
+    ("own", "share", "passed"), [(4e-4, 3.9, True), (4e-4, 4.1, False), (2.1e-3, 1.0, False), (None, 1.0, False)]
+)
+def test_an_engine_may_round_as_its_model_does(own: float | None, share: float, passed: bool) -> None:
+    """Four times what the model differs from itself in fp64, if that is little enough for a wrong graph to show."""
+    expected, got = np.ones((2, 4000)), np.ones((2, 4000))
+    got[1, 7] += share * (own or 4e-4)
+    found = judged(expected, got, "fp32", rounding=lambda inputs: own)
+    assert (found.passed, found.rounding) == (passed, own)
+    assert found.limit == (pytest.approx(4 * 4e-4) if own == 4e-4 else 1e-4)
+
+
+def test_a_model_is_run_in_fp64_only_where_an_fp32_engine_differs() -> None:
+    def fails(inputs: Mapping[str, np.ndarray]) -> float:
+        raise AssertionError
+
+    expected = np.ones((2, 40))
+    assert judged(expected, expected, "fp32", rounding=fails).rounding is None
+    assert not judged(expected, -expected, "fp16", rounding=fails).passed
