@@ -150,7 +150,8 @@ def _parity(precision: str, cases: list[ParityCase], missing: str, unseen: str) 
         note += f"; worst cosine {min(case.cosine for case in cases):.4f} (at least {tolerance.cosine:g})"
         if choices:
             note += f", choices that agree {min(choices):.1%} (at least {tolerance.agreement:.0%})"
-    limit = max((case.limit for case in cases), default=tolerance.error)
+    wrong = [case.limit for case in cases if not case.passed]
+    limit = min(wrong) if wrong else max((case.limit for case in cases), default=tolerance.error)
     if limit > tolerance.error:
         own = max(case.rounding or 0.0 for case in cases)
         note += f"; the model itself rounds by {own:.1g} (fp32 against fp64), an engine may by {ROUNDINGS:g} times that"

@@ -73,13 +73,13 @@ class Frontier:
         # Only what exceeds each group's cheapest option has to be distributed.
         extra = [group.costs - group.costs.min() for group in groups]
         room = capacity - sum(int(group.costs.min()) for group in groups)
+        room = min(room, sum(int(costs.max()) for costs in extra))  # beyond the dearest choice there is nothing to gain
         cell = max(math.gcd(*(int(cost) for costs in extra for cost in costs)), 1)
         self.exact = room // cell <= MAX_CELLS
         if not self.exact:
             cell = -(-room // MAX_CELLS)
-        # Beyond the dearest choice there is nothing to gain.
         self._sizes = [-(-costs // cell) for costs in extra]
-        cells = min(room // cell, sum(int(sizes.max()) for sizes in self._sizes))
+        cells = room // cell
         self.best = np.zeros(cells + 1)
         self._picks: list[np.ndarray] = []
         for group, sizes in zip(groups, self._sizes, strict=True):

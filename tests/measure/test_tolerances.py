@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
-from optin_export.measure import ParityCase
+from optin_export.measure import Measured, ParityCase, judge
 from optin_export.measure.parity import compare
+from optin_export.recipe import Budget, Gates
 
 #: precision -> (largest relative error, smallest cosine, smallest share of agreeing choices). Written out here, so that
 #: no tolerance is loosened unnoticed.
@@ -139,3 +140,14 @@ def test_a_model_is_run_in_fp64_only_where_an_fp32_engine_differs() -> None:
     expected = np.ones((2, 40))
     assert judged(expected, expected, "fp32", rounding=fails).rounding is None
     assert not judged(expected, -expected, "fp16", rounding=fails).passed
+
+
+def test_the_gate_names_the_limit_that_was_missed() -> None:
+    """A case of rounding may differ by more; one without is judged by the tolerance, and the gate says which failed."""
+    allowed = ParityCase("t", "base", 1, "distinct", 1e-3, 0.0, True, rounding=4e-4)
+    failed = ParityCase("t", "pruned", 1, "distinct", 5e-4, 0.0, False)
+    for cases, limit in (([allowed], 1.6e-3), ([allowed, failed], 1e-4)):
+        measured = Measured(tuple(cases), None, ())
+        gate = next(one for one in judge(Gates(), Budget(macs=0.5), 0.5, measured) if one.name == "parity")
+        assert gate.required == pytest.approx(limit) and gate.passed == (limit > 1e-4)
+        assert ("the model itself rounds by 0.0004" in gate.note) == gate.passed

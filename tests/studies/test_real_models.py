@@ -7,6 +7,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.test_docs import load_tool
 
 
@@ -80,3 +82,18 @@ def test_every_way_is_a_valid_recipe(tmp_path: Path) -> None:
             assert recipe.prune.budget.macs == 0.5 and recipe.data.evaluation is not None
     ways = study.MODELS["deit-tiny"].ways
     assert len(ways) == 4 and "tokens.keep=1.0" in ways["units"]
+
+
+def test_wikitext_is_halved_by_articles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = load_tool("studies/study_real_models")
+    (tmp_path / "wikitext2").mkdir()
+    long = [f"{name} {'word ' * 50}" for name in "abcd"]
+    lines = [" = A = ", long[0], long[1], " = B = ", long[2], " short ", long[3], ""]
+    (tmp_path / "wikitext2" / "valid.txt").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(study, "SHARED", tmp_path)
+    halves = study._wikitext(tmp_path / "made")
+    found = {section: path.read_text(encoding="utf-8").splitlines() for section, path in halves.items()}
+    assert found == {
+        "calibration": ["text", *(one.strip() for one in long[:2])],
+        "evaluation": ["text", *(one.strip() for one in long[2:])],
+    }

@@ -245,6 +245,29 @@ def _share(content: dict[str, Any]) -> list[str]:
     )
 
 
+def _curves(content: dict[str, Any]) -> list[str]:
+    budgets = list(content["rows"][0]["loss"])
+    least = {row["case"]: row["loss"] for row in content["rows"] if row["way"] == "measured at all counts"}
+    rows = [
+        [
+            f"`{row['case']}`",
+            row["way"],
+            f"{row['passes'] / row['rows']:.0f}",
+            *(f"{row['loss'][budget] / least[row['case']][budget]:.2f}" for budget in budgets),
+        ]
+        for row in content["rows"]
+    ]
+    prose = [
+        "The loss of a plan by curves that are measured at all counts on all rows, relative to the least one, which is",
+        "that of the plan made by these curves; the other plans are made by curves to second order, corrected by the",
+        "points named (`tools/studies/study_curves.py`, seed 0). *Passes*: of these rows, through the whole model.",
+        "A run takes two points on a quarter of the rows; of convolutional models four, on as many rows as six passes",
+        f"of the calibration rows allow. {content['cpu']}.",
+    ]
+    columns = ["case", "curves", "passes", *(f"at {budget} of the MACs" for budget in budgets)]
+    return section("Loss curves to second order, or measured", prose, columns, rows)
+
+
 def _tokens(content: dict[str, Any]) -> list[str]:
     halves, star = marks.halves(content["rows"])
     rows = [
@@ -295,6 +318,7 @@ SECTIONS = {
     "scoring": _scoring,
     "ablation": _ablation,
     "share": _share,
+    "curves": _curves,
     "joint_selection": _joint,
     "rounds": _rounds,
     "latency": render_timing.latency,
