@@ -246,8 +246,11 @@ def small(settings: Settings, path: Path) -> Recipe:
     return load_recipe(path, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
 
 
-#: Mask2Former has the most groups of all, and the family tests take it the same way.
-STAND_INS = [pytest.param(path, marks=pytest.mark.slow) if "mask2former" in path.stem else path for path in RECIPES]
+#: Those with the most groups of all; the family tests take Mask2Former the same way.
+SLOW = ("mask2former", "efficientnet")
+STAND_INS = [
+    pytest.param(path, marks=pytest.mark.slow) if any(one in path.stem for one in SLOW) else path for path in RECIPES
+]
 
 
 @pytest.mark.parametrize("path", STAND_INS, ids=NAMES)
