@@ -123,7 +123,7 @@ def measure_engines(
     rows: Callable[[int, bool], Arrays],
     data: Dataset | None,
     settings: MeasureSettings,
-    roundings: Mapping[str, Callable[[Arrays], float | None]] | None = None,
+    exact: Mapping[str, Callable[[Arrays], np.ndarray | None]] | None = None,
 ) -> Measured:
     """Measure parity, then accuracy, then latency; engines that fail parity are neither evaluated nor timed.
 
@@ -132,7 +132,7 @@ def measure_engines(
             for parity and accuracy, and several times for latency.
         references: the torch models they were built from, as functions of named arrays.
         rows: (batch, distinct) -> that many real rows at the shipped shape, distinct or all the same.
-        roundings: by how much these models in fp32 differ from themselves in fp64, see `parity.compare`.
+        exact: the same models in fp64, see `parity.compare`.
     """
     precision, batches = settings.precision, settings.batches
     loaded = {target: {name: load() for name, load in loads.items()} for target, loads in engines.items()}
@@ -153,7 +153,7 @@ def measure_engines(
                     rows=kind,
                     precision=precision_of(name),
                     classes=settings.classes,
-                    rounding=None if roundings is None else roundings[model],
+                    exact=None if exact is None else exact[model],
                 )
                 for target, built in loaded.items()
                 for name, engine in built.items()

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from optin_export.models.by_type import auto_class, task_of_class
 from optin_export.models.class_names import ClassNames, names_of
+from optin_export.models.float64 import in_float64
 from optin_export.models.given import load_given, task_of_module, unwrapped
 from optin_export.models.loading import LoadedModel, build, build_module, load_model
 from optin_export.models.lookup import Lookup, needs_download, no_downloads, not_cached, traced, untraced
 from optin_export.models.placement import Placement, device_of
-from optin_export.models.rounding import rounding_of
 from optin_export.models.tasks import (
     IGNORED,
     Inputs,
@@ -48,6 +48,7 @@ __all__ = [
     "device_of",
     "fitted_tokenizer",
     "gathered",
+    "in_float64",
     "load_given",
     "load_model",
     "names_of",
@@ -55,7 +56,6 @@ __all__ = [
     "no_downloads",
     "not_cached",
     "refuse_merging",
-    "rounding_of",
     "task_of_class",
     "task_of_module",
     "traced",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from optin_export.search.allocate import counts_of, values_of
-from optin_export.search.knapsack import HALVINGS, ROUNDING, Frontier, Options
+from optin_export.search.knapsack import HALVINGS, ROUNDING, Frontier, Options, possible
 from optin_export.search.plan import Plan
 from optin_export.units import CostKind, Costs
 
@@ -47,14 +47,9 @@ def cheapest(groups: Sequence[Options], known: Sequence[int]) -> tuple[int, ...]
     candidates = [picks for picks in (tuple(known), found) if _sums(groups, picks)[1] >= enough]
     best = min(candidates, key=lambda picks: _sums(groups, picks)[0])
     high = _sums(groups, best)[0]
-    places, rest = [], []
-    for group, option in zip(groups, best, strict=True):
-        priced = group.costs - multiplier * group.values
-        # A choice with this option costs at least the bound and what the option adds to its group's best.
-        possible = priced - priced.min() <= high - bound + 1
-        possible[option] = True
-        places.append(np.flatnonzero(possible))
-        rest.append(Options(group.costs[possible], group.values[possible]))
+    # A choice with an option costs at least the bound and what the option adds to its group's best.
+    priced = [group.costs - multiplier * group.values for group in groups]
+    places, rest = possible(groups, [one - one.min() for one in priced], high - bound + 1, best)
     frontier = Frontier(rest, high)
     enough_at = np.flatnonzero(frontier.best >= enough)
     if len(enough_at):

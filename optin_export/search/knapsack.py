@@ -46,13 +46,8 @@ def solve(groups: Sequence[Options], capacity: int) -> Choice | None:
     known = _value(groups, found)
     # A choice with this option is worth at most the bound, less what the option is worth less than its group's best.
     slack = bound - known + ROUNDING * (abs(bound) + sum(float(np.abs(group.values).max()) for group in groups))
-    places, rest = [], []
-    for group, option in zip(groups, found, strict=True):
-        priced = group.values - multiplier * group.costs
-        possible = priced.max() - priced <= slack
-        possible[option] = True
-        places.append(np.flatnonzero(possible))
-        rest.append(Options(group.costs[possible], group.values[possible]))
+    priced = [group.values - multiplier * group.costs for group in groups]
+    places, rest = possible(groups, [one.max() - one for one in priced], slack, found)
     frontier = Frontier(rest, capacity)
     chosen = frontier.chosen(len(frontier.best) - 1)
     picks = tuple(int(place[one]) for place, one in zip(places, chosen, strict=True))
@@ -60,6 +55,18 @@ def solve(groups: Sequence[Options], capacity: int) -> Choice | None:
         picks, value = found, known
     gap = 0.0 if frontier.exact else max(bound - value, 0.0)
     return Choice(picks, value, gap)
+
+
+def possible(
+    groups: Sequence[Options], lost: Sequence[np.ndarray], slack: float, known: Sequence[int]
+) -> tuple[list[np.ndarray], list[Options]]:
+    """The options with which a choice loses at most `slack`, and those of the choice `known`: their indices, and they.
+
+    lost: per group, what each option loses against the best one by the relaxation.
+    """
+    places = [np.union1d(np.flatnonzero(one <= slack), [pick]) for one, pick in zip(lost, known, strict=True)]
+    rest = [Options(group.costs[place], group.values[place]) for group, place in zip(groups, places, strict=True)]
+    return places, rest
 
 
 class Frontier:

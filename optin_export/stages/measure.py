@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from optin_export import engines, measure
-from optin_export.models import as_function, class_axis, rounding_of
+from optin_export.models import as_function, class_axis, in_float64
 from optin_export.recipe import Target
 from optin_export.report import fleet_gates
 from optin_export.report.schema import CandidateResult
@@ -105,7 +105,7 @@ def _measured(work: RunContext, targets: Sequence[Target]) -> measure.Measured:
             blocks=work.recipe.measure.most_blocks,
             seconds=work.recipe.measure.seconds,
         ),
-        {"base": rounding_of(work.sources.model), "pruned": rounding_of(work.dense)},
+        {"base": in_float64(work.sources.model), "pruned": in_float64(work.dense)},
     )
 
 

@@ -33,8 +33,11 @@ NAME = "curves"
 
 @dataclass(frozen=True)
 class Way:
-    """shares: of the units, at which a group is measured beside its smallest count; None: no point is measured.
-    thinned: one in so many batches is."""
+    """How curves are corrected by measured losses.
+
+    shares: every group is measured at its smallest count and at these shares of its units; None: nothing is measured.
+    thinned: 4 measures every fourth batch of rows, 1 all of them.
+    """
 
     shares: tuple[float, ...] | None
     thinned: int = 1
