@@ -16,19 +16,12 @@ import torch
 from optin_export.data import Batch
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
-from optin_export.objective import (
-    Observation,
-    Reference,
-    mean_output_loss,
-    output_losses,
-    samples_of,
-    trajectory_losses,
-)
+from optin_export.objective import Observation, Reference, mean_output_loss, output_losses, samples_of
 from optin_export.progress import track
-from optin_export.pruning.token_merging import count_tokens, flow_of, insert_merging
+from optin_export.pruning.token_merging import count_tokens, insert_merging
 from optin_export.recipe import TokensSection
 from optin_export.search import Plan, allocate_merging, check_merging, kept_share, most, spread_merging
-from optin_export.units import Costs, Structure, Tokens, block_outputs, find_tokens, measure_costs, tensor_of
+from optin_export.units import Costs, Structure, Tokens, find_tokens, measure_costs, replayed
 
 #: Average shares of kept tokens that `tokens: {keep: auto}` tries.
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -36,6 +29,8 @@ SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 WORSE = 1.1
 #: Numbers of merged tokens at which a block's loss is measured, as shares of the most that it can merge.
 STEPS = (0.15, 0.3, 0.6)
+#: These losses, which only distribute a number of merged tokens over the blocks, are measured on one in THINNED batches.
+THINNED = 4
 
 
 def scheduled(
@@ -86,9 +81,13 @@ def share_budget(
     """
     tokens, blocks = tokens_of(model, structure, one), len(structure.blocks)
     count = count_tokens(model, structure, one)
-    references = Reference(model, structure, scoring, draw=torch.Generator().manual_seed(seed), keep="rows")
+    references = Reference(model, structure, scoring, draw=torch.Generator().manual_seed(seed), keep="output")
     references.observe()
-    curves = merging_curves(model, structure, tokens, count, references, temperature)
+    few = Reference(model, structure, scoring[::THINNED], draw=torch.Generator().manual_seed(seed))
+    try:
+        curves = merging_curves(model, few.structure, tokens, count, few, temperature)
+    finally:
+        few.close()
     best = None if unmerged is None else (unmerged[1], unmerged[0])
     tried = [] if unmerged is None else [(1.0, unmerged[1])]
     for share in track(SHARES if unmerged is None else SHARES[1:]):
@@ -128,38 +127,26 @@ def merging_curves(
     references: Sequence[Observation],
     temperature: float,
 ) -> list[np.ndarray]:
-    """Per block, float64 [points, 3]: tokens merged there and nowhere else, trajectory loss, output loss.
+    """Per block, float64 [points, 2]: tokens merged there and nowhere else, mean output loss.
 
-    Streams of different lengths are compared by un-merging: every token gets the row of the one that represents it.
+    references: with block outputs, from which the blocks before are replayed.
     """
     limit = most(count, tokens.prefix)
     steps = sorted({max(1, round(share * limit)) for share in STEPS}) if limit else []
     curves = []
     for block in range(len(structure.blocks)):
-        points = [(0.0, 0.0, 0.0)]
+        points = [(0.0, 0.0)]
         for step in steps:
             merged = insert_merging(model, structure, tokens, [*[0] * block, step])
-            points.append((float(step), *_both_losses(merged, structure, block, references, temperature)))
+            total = 0.0
+            for reference in references:
+                before = {path: reference.hidden[path] for path in structure.blocks[:block]}
+                with torch.no_grad(), replayed(merged, before, structure.rewritten):
+                    result = merged(**reference.inputs)
+                total += float(output_losses(merged, reference, result, temperature).sum())
+            points.append((float(step), total / samples_of(references)))
         curves.append(np.array(points))
     return curves
-
-
-def _both_losses(
-    merged: TaskModel, structure: Structure, block: int, references: Sequence[Observation], temperature: float
-) -> tuple[float, float]:
-    flow, later = flow_of(merged), structure.blocks[block:]
-    assert flow is not None
-    flow.trace, trajectory, output = True, 0.0, 0.0
-    for reference in references:
-        with torch.no_grad(), block_outputs(merged, later) as outputs:
-            result = merged(**reference.inputs)
-        gone = flow.state()
-        assert gone is not None
-        spread = {path: gone.spread(tensor_of(value)) for path, value in outputs.items()}
-        trajectory += float(trajectory_losses(reference, spread, later, structure.channels_first).sum())
-        output += float(output_losses(merged, reference, result, temperature).sum())
-    samples = samples_of(references)
-    return trajectory / samples, output / samples
 
 
 def tokens_of(model: TaskModel, structure: Structure, one: Inputs) -> Tokens:

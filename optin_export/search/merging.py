@@ -68,14 +68,14 @@ def spread_merging(keep: float, tokens: int, prefix: int, blocks: int) -> tuple[
 def allocate_merging(curves: Sequence[np.ndarray], keep: float, tokens: int, prefix: int) -> list[tuple[int, ...]]:
     """The numbers per block with the least sum of losses such that `kept_share` is at most `keep`; [] if none is found.
 
-    curves: per block [points, 3] with tokens merged (from 0 up), trajectory loss, output loss. A block merges at most
+    curves: per block [points, 2] with tokens merged (from 0 up) and output loss. A block merges at most
     half of what it could merge alone, so that later blocks can merge, too.
     """
     blocks = len(curves)
     counts = np.arange(most(tokens, prefix) // 2 + 1)
     options = []
     for block, curve in enumerate(curves):
-        losses = np.interp(counts, curve[:, 0], np.maximum.accumulate(curve[:, 2]))
+        losses = np.interp(counts, curve[:, 0], np.maximum.accumulate(curve[:, 1]))
         # Tokens that are not merged cost: they pass this block's FFN and every later block.
         options.append(Options((counts[-1] - counts) * (blocks - block), -losses))
     unmerged = sum(int(option.costs.max()) for option in options)

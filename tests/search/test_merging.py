@@ -63,7 +63,7 @@ def test_at_least_two_tokens_stay() -> None:
 
 def test_tokens_are_merged_where_it_costs_least() -> None:
     """Nearly free in the second block, dear in the others."""
-    curves = [np.array([[0, 0, 0], [10, 1, slope], [20, 2, 2 * slope]], dtype=float) for slope in (5.0, 0.01, 5.0)]
+    curves = [np.array([[0, 0], [10, slope], [20, 2 * slope]], dtype=float) for slope in (5.0, 0.01, 5.0)]
     (merged,) = allocate_merging(curves, 0.8, 65, 1)
     assert kept_share(merged, 65, 3) <= 0.8
     assert merged == (3, 15, 0)  # 3 x 3 + 15 x 2 of the 39 token-blocks to save
@@ -73,7 +73,7 @@ def test_tokens_are_merged_where_it_costs_least() -> None:
 def test_the_allocation_is_the_cheapest_of_all() -> None:
     generator = np.random.default_rng(0)
     losses = [np.concatenate([[0.0], np.sort(generator.random(4)).cumsum()]) for _ in range(3)]
-    curves = [np.stack([np.arange(5.0), np.zeros(5), loss], 1) for loss in losses]
+    curves = [np.stack([np.arange(5.0), loss], 1) for loss in losses]
     (merged,) = allocate_merging(curves, 0.75, 17, 1)  # at most 4 per block
     every = [(a, b, c) for a in range(5) for b in range(5) for c in range(5)]
     cheapest = min(
