@@ -36,7 +36,16 @@ from optin_export.repair.residual_branch import affine_of
 from optin_export.repair.sensitivity import Weights, sensitivities
 from optin_export.repair.settings import RepairSettings
 from optin_export.search import GroupPlan
-from optin_export.units import Calls, Structure, UnitGroup, columns_per_unit, get_layer, measured, reads_rows
+from optin_export.units import (
+    Calls,
+    Structure,
+    UnitGroup,
+    columns_per_unit,
+    get_layer,
+    measured,
+    patches_of,
+    reads_rows,
+)
 from optin_export.workdir.peak_memory import release_freed
 
 #: Key of the output layer's repair, which belongs to no group.
@@ -135,13 +144,14 @@ def refit_producers(pair: ModelPair, group: UnitGroup, consumers: Collection[str
         paths = []  # a layer that reads the previous group was refitted as its consumer
     seen = pair.source.see(0, [(path, 0) for path in (*paths, *group.readers)], group.consumer)
     ordered = [path for path, _ in seen] + [path for path in group.readers if (path, 0) not in seen]
-    # Producers that read the same input are refitted together with one Gram matrix.
-    sets: dict[int | str | tuple[int, ...], list[str]] = {}
+    # Producers that read the same rows of the same input are refitted together with one Gram matrix.
+    sets: dict[Any, list[str]] = {}
     for path in ordered:
-        if pair.calls(path) and reads_rows(get_layer(pair.target.model, path)):
+        layer = get_layer(pair.target.model, path)
+        if pair.calls(path) and reads_rows(layer):
             read = seen.get((path, 0))
             same = tuple(map(id, read)) if isinstance(read, Calls) else id(read)
-            sets.setdefault(path if path in group.readers else same, []).append(path)
+            sets.setdefault(path if path in group.readers else (same, patches_of(layer)), []).append(path)
     for together in sets.values():
         if together[0] in group.readers:
             refit_layer(pair, together[0])

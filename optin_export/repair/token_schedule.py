@@ -29,7 +29,7 @@ SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 WORSE = 1.1
 #: Numbers of merged tokens at which a block's loss is measured, as shares of the most that it can merge.
 STEPS = (0.15, 0.3, 0.6)
-#: These losses, which only distribute a number of merged tokens over the blocks, are measured on one in THINNED batches.
+#: These losses only distribute a number of merged tokens over the blocks: one in THINNED batches is measured.
 THINNED = 4
 
 

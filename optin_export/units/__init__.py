@@ -78,6 +78,7 @@ from optin_export.units.rows import (
     input_rows,
     of_units,
     output_rows,
+    patches_of,
     reads_rows,
 )
 from optin_export.units.selected_heads import BUFFER as SELECTED_HEADS
@@ -146,6 +147,7 @@ __all__ = [
     "notices",
     "of_units",
     "output_rows",
+    "patches_of",
     "placeholder",
     "reads_rows",
     "reduced",

@@ -55,6 +55,14 @@ def input_rows(value: Any, layer: nn.Module, inputs: Mapping[str, torch.Tensor],
     return gathered(rows_of(tensor, valid_rows(inputs, tensor)))
 
 
+def patches_of(layer: nn.Module) -> tuple[Any, ...]:
+    """Which part of a tensor each row of `input_rows` is: layers with the same one have the same rows of one tensor."""
+    if not isinstance(layer, Convolution):
+        return ()
+    padding = layer.padding_mode, tuple(layer._reversed_padding_repeated_twice)
+    return layer.kernel_size, layer.stride, layer.dilation, padding
+
+
 def _positions(count: int, batch: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(batch)
     return torch.randperm(count, generator=generator)[:POSITIONS].sort().values

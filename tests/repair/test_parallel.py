@@ -1,13 +1,19 @@
-"""Parallel sub-layers (h + attention + mlp): the later one corrects the stream and the error that the other left."""
+"""Parallel sub-layers (h + attention + mlp): the later one corrects the stream and the error that the other left.
+
+And parallel layers that read one input, each in its own way.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from optin_export.models import build
+from optin_export.data import Batch
+from optin_export.models import build, wrap
 from optin_export.models.tasks import TaskModel
 from optin_export.pruning import verified
 from optin_export.pruning.rebuild import rebuild
@@ -16,10 +22,10 @@ from optin_export.repair.layers import kept_rows
 from optin_export.repair.model_pair import ConsumerRows, ModelPair
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.sensitivity import sensitivities
-from optin_export.repair.sequential import compensate
+from optin_export.repair.sequential import compensate, refit_producers
 from optin_export.units import Structure, find_structure
 from tests.conftest import enlarge
-from tests.repair.plans import halved
+from tests.repair.plans import halved, without
 from tests.units.builders import from_transformers
 from tests.units.models import batches_for, inputs_for
 
@@ -96,3 +102,46 @@ def test_rows_that_no_unit_has_stay_in_the_targets_of_a_fused_layer() -> None:
     repairs = compensate(model, dense, structure, smaller, plan.groups, batches, RepairSettings())
     errors = repairs[heads.key]
     assert errors.before is not None and errors.after is not None and errors.after < errors.before
+
+
+class Branches(torch.nn.Module):
+    """Convolutions of several sizes, dilations and paddings read one image, and add to the same channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 6, 3, padding=1)
+        self.one = torch.nn.Conv2d(6, 12, 1)
+        self.three = torch.nn.Conv2d(6, 12, 3, padding=1)
+        self.dilated = torch.nn.Conv2d(6, 12, 3, padding=2, dilation=2)
+        self.mirrored = torch.nn.Conv2d(6, 12, 3, padding=1, padding_mode="reflect")
+        self.again = torch.nn.Conv2d(6, 12, 3, padding=1)
+        self.last = torch.nn.Conv2d(12, 6, 3, padding=1)
+        self.head = torch.nn.Linear(6, 4)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        image = self.stem(pixel_values)
+        branches = [self.one(image), self.three(image), self.dilated(image), self.mirrored(image), self.again(image)]
+        return self.head(self.last(torch.relu(sum(branches))).mean((2, 3)))
+
+
+def test_layers_that_read_different_patches_of_one_image_are_refitted_apart() -> None:
+    """What they read is unchanged, so that the right weights are those that they have."""
+    torch.manual_seed(0)
+    model = wrap(Branches().eval().requires_grad_(False), "image-classification")
+    batches = [Batch({"pixel_values": torch.randn(8, 3, 12, 12)}, np.arange(8)) for _ in range(6)]
+    structure = find_structure(model, inputs=batches[0].inputs)
+    (group,) = [group for group in structure.groups if group.consumer == "model.last"]
+    names = ["one", "three", "dilated", "mirrored", "again"]
+    assert {producer.path for producer in group.producers} == {f"model.{name}" for name in names}
+    structure = dataclasses.replace(structure, groups=(group,))
+    plan = without(structure, {group.key: [1, 5, 6]})
+    kept = list(plan.groups[group.key].kept)
+    dense, _ = rebuild(model, structure, plan.groups, batches[0].inputs)
+    weights = sensitivities(model, structure, batches, 0)
+    left = {producer.path: torch.tensor(kept) for producer in group.producers}
+    pair = ModelPair(*(Stream(one, structure, batches) for one in (model, dense)), structure, batches, weights, left)
+    refit_producers(pair, group, ())
+    for name in names:
+        before, after = (one.get_submodule(f"model.{name}") for one in (model, dense))
+        assert torch.allclose(after.weight, before.weight[kept], atol=1e-4), name
+        assert torch.allclose(after.bias, before.bias[kept], atol=1e-4), name
