@@ -80,6 +80,18 @@ def test_a_difference_is_relative_and_skips_padding() -> None:
     assert checks.difference(np.full((1, 2), np.nan), np.ones((1, 2))) == float("inf")
 
 
+def test_a_model_that_rounds_is_compared_with_itself_in_float64() -> None:
+    def rounds(given: dict[str, torch.Tensor]) -> torch.Tensor:
+        return given["x"] + 1e6 - 1e6
+
+    def narrow(given: dict[str, torch.Tensor]) -> torch.Tensor:
+        raise RuntimeError("expected scalar type Float but found Double")
+
+    given = {"x": torch.full((2, 3), 0.01), "ids": torch.ones(2, dtype=torch.long)}
+    assert checks.rounding(rounds, lambda: rounds, given) == pytest.approx(1.0)  # 1e6 has steps of 1/16
+    assert checks.rounding(rounds, lambda: narrow, given) == 0.0
+
+
 def test_a_refusal_has_three_lines_and_a_crash_its_last_line() -> None:
     refused = json.dumps({"error": {"what": "no", "why": "it is new", "fix": "wait", "exit_code": 2}})
     assert runs.ending(2, f"{refused}\n", "") == {"reason": "no: it is new", "one_sentence": True}
