@@ -16,6 +16,7 @@ from optin_export.repair.apply import MASKED_TOLERANCE, PrunedModel, apply_plan,
 from optin_export.repair.curves import loss_curves
 from optin_export.repair.effort import (
     curves_effort,
+    merging_effort,
     probed_bytes,
     repair_effort,
     sensitivity_effort,
@@ -46,6 +47,7 @@ __all__ = [
     "judge",
     "loss_curves",
     "masked_difference",
+    "merging_effort",
     "outputs_of",
     "probed_bytes",
     "refine",

@@ -11,6 +11,8 @@ from optin_export.repair.few_rows import FEW, WIDE
 from optin_export.repair.least_squares import DAMPINGS
 from optin_export.repair.measured_points import is_measured, measured_at, thinned
 from optin_export.repair.settings import RepairSettings
+from optin_export.repair.token_schedule import SHARES, STEPS
+from optin_export.repair.token_schedule import THINNED as TOKENS_THINNED
 from optin_export.repair.trial import TRIAL_ROWS
 from optin_export.units import Effort, LayerSize, Structure, UnitGroup, later_share
 
@@ -111,6 +113,13 @@ def trial_effort(
     settings = replace(settings, gauss_newton=False)
     rows = min(calibration - judged or calibration, TRIAL_ROWS)
     return repair_effort(structure, sizes, settings, rows, kept) + Effort(forward=judged * (1 + kept))
+
+
+def merging_effort(blocks: int, judged: int, built: Effort) -> Effort:
+    """At most: the search for a number of merged tokens. judged: rows; built: of every plan that is built."""
+    # The steps replay the blocks before; every number is distributed in two ways, and its plan is judged.
+    steps = len(STEPS) * (blocks + 1) / 2 / TOKENS_THINNED
+    return Effort(forward=judged * (1 + steps + 3 * len(SHARES[1:]))) + len(SHARES[1:]) * built
 
 
 def _systems(group: UnitGroup, sizes: Mapping[str, LayerSize], kept: float) -> list[tuple[float, float, float]]:

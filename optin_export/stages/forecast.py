@@ -22,6 +22,7 @@ from optin_export.data import Batch
 from optin_export.errors import OptinError
 from optin_export.models import Inputs, no_downloads
 from optin_export.recipe import FULL_BLOCKS, MOST_BLOCKS, Recipe
+from optin_export.stages.accuracy_search import can_merge_if_needed
 from optin_export.stages.context import RunContext
 from optin_export.units import Effort, LayerSize, Structure, get_layer, get_weight, layer_outputs, layer_sizes
 from optin_export.workdir import disk_offload
@@ -80,11 +81,16 @@ class Speed:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Stage -> seconds, and bytes at the peak, as far as they can be forecast; and what was timed."""
+    """Stage -> seconds, and bytes at the peak, as far as they can be forecast; and what was timed.
+
+    merging: seconds at most that the search takes in addition, should units alone lose too much and it merge tokens;
+    0: it merges none, or `seconds` has them.
+    """
 
     seconds: Mapping[str, float]
     peak_bytes: Mapping[str, int]
     timed: str
+    merging: float = 0.0
 
     @property
     def total(self) -> float:
@@ -93,7 +99,14 @@ class Forecast:
     def __str__(self) -> str:
         stages = ", ".join(f"{stage} {duration(value)}" for stage, value in self.seconds.items())
         peak = max(self.peak_bytes.values(), default=0) / 2**30
-        return f"{duration(self.total)} and {peak:.1f} GiB ({stages}; from {self.timed})"
+        return f"{duration(self.total)} and {peak:.1f} GiB ({stages}; from {self.timed}){self.more}"
+
+    @property
+    def more(self) -> str:
+        """What the search may take in addition, after a semicolon; "" for nothing."""
+        if not self.merging:
+            return ""
+        return f"; up to {duration(self.merging)} more in search, if units alone lose too much and tokens are merged"
 
 
 def forecast(work: RunContext) -> Forecast:
@@ -112,9 +125,13 @@ def forecast(work: RunContext) -> Forecast:
         weights = Effort()
     kept = recipe.budget.macs or recipe.budget.params or 0.5
     efforts["surgery"] = weights + repair.repair_effort(structure, sizes, settings, rows, kept)
-    if not unforeseen_search(recipe):
-        judged = sum(len(batch.rows) for batch in sources.curves)
+    judged, blocks, merging = sum(len(batch.rows) for batch in sources.curves), len(structure.blocks), Effort()
+    if recipe.tokens.keep == "auto" and not unforeseen_search(recipe):
+        efforts["search"] = repair.merging_effort(blocks, judged, efforts["surgery"])
+    elif not unforeseen_search(recipe):
         efforts["search"] = repair.trial_effort(structure, sizes, settings, rows, judged, kept)
+        if can_merge_if_needed(sources, structure):
+            merging = repair.merging_effort(blocks, judged, efforts["search"])
     if recipe.tuning is not None and recipe.tuning.source is None:
         steps = recipe.tuning.steps * recipe.tuning.batch
         efforts["surgery"] += Effort(forward=steps, graph=kept * steps, backward=2 * kept * steps)
@@ -124,6 +141,7 @@ def forecast(work: RunContext) -> Forecast:
         {stage: round(value, 1) for stage, value in seconds.items()},
         _peaks(work, speed, sizes),
         f"a forward and a backward pass of {speed.rows} rows at a time",
+        round(speed.seconds(merging), 1),
     )
 
 
@@ -144,7 +162,7 @@ def unforeseen(recipe: Recipe) -> list[str]:
 
 
 def unforeseen_search(recipe: Recipe) -> bool:
-    return recipe.budget.kind == "latency" or recipe.searches_by_building
+    return recipe.budget.kind == "latency" or recipe.budget.accuracy_drop is not None
 
 
 def remember_forecast(work: RunContext) -> Forecast | None:
@@ -162,7 +180,7 @@ def recall_forecast(work: RunContext) -> Forecast | None:
     try:
         found = read_json(work.folder / NAME)
         if found["key"] == _key(work):
-            return Forecast(found["seconds"], found["peak_bytes"], found["timed"])
+            return Forecast(found["seconds"], found["peak_bytes"], found["timed"], found.get("merging", 0.0))
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None

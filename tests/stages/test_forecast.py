@@ -13,13 +13,15 @@ import torch
 import yaml
 
 from optin_export import cli, repair, scoring
+from optin_export.pruning import insert_merging
 from optin_export.recipe import validate
 from optin_export.report.schema import Report
 from optin_export.stages.context import RunContext
 from optin_export.stages.forecast import NAME, Forecast, forecast, forecast_of, recall_forecast, remember_forecast
 from optin_export.stages.pipeline import run
-from optin_export.units import Effort, get_module, measured
+from optin_export.units import Effort, find_tokens, get_module, measured
 from tests.conftest import Make
+from tests.repair.plans import halved
 
 
 def context(make: Make, folder: Path, **sections: Any) -> RunContext:
@@ -115,6 +117,7 @@ def test_efforts_add_up() -> None:
         ({"prune": {"budget": {"macs": 0.6}, "gauss_newton": True, "score_samples": 16}}, "surgery"),
         ({"finetune": {"steps": 4000}}, "surgery"),
         ({"export": {"batch": [1, 2, 3, 4]}}, "measure"),
+        ({"tokens": {"keep": "auto"}}, "search"),
     ],
 )
 def test_what_asks_for_more_takes_longer(
@@ -123,6 +126,42 @@ def test_what_asks_for_more_takes_longer(
     _fixed_speed(monkeypatch)
     before, after = forecast(context(vit_recipe, tmp_path)), forecast(context(vit_recipe, tmp_path, **sections))
     assert after.seconds[larger] > before.seconds[larger]
+
+
+def test_the_search_for_merged_tokens_is_counted(
+    vit_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most: it stops when the loss grows. Repairs are counted elsewhere."""
+    work = context(vit_recipe, tmp_path)
+    judged = sum(len(batch.rows) for batch in work.sources.curves)
+    model, structure, plan = work.sources.model, work.structure, halved(work.structure)
+    with counted(work, monkeypatch) as found:
+        repair.share_budget(
+            work.sources.model,
+            work.structure,
+            work.sources.fixed(1),
+            work.costs,
+            work.sources.curves,
+            lambda costs: plan,
+            lambda plan: insert_merging(
+                work.sources.model, work.structure, find_tokens(work.sources.model), plan.merged
+            ),
+            temperature=1.0,
+            seed=0,
+            unmerged=(plan, 1e9),
+        )
+    few = sum(len(batch.rows) for batch in work.sources.curves[::4])
+    most = repair.merging_effort(len(structure.blocks), judged, Effort())
+    steps = 3 * (len(structure.blocks) + 1) / 2
+    assert 0.5 * most.forward < found["forward"] <= most.forward + steps * (few - judged / 4) + few + 20
+
+
+def test_merging_that_may_be_needed_is_told(vit_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fixed_speed(monkeypatch)
+    found = forecast(context(vit_recipe, tmp_path, tokens={"keep": "if-needed"}))
+    assert found.merging > found.seconds["search"] and "more in search, if units alone lose too much" in str(found)
+    fixed = forecast(context(vit_recipe, tmp_path, tokens={"keep": 1.0}))
+    assert fixed.merging == 0 and fixed.more == "" and fixed.seconds == found.seconds
 
 
 def _fixed_speed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,9 @@ def estimate_cost(recipe: Recipe, folder: Path, forecast: Forecast | None = None
             stages.append(StageCost(stage, "measured", entry["seconds"], entry["peak_bytes"], whose))
         elif forecast is not None and stage in forecast.seconds:
             peak = forecast.peak_bytes.get(stage, memory.get(stage))
-            stages.append(StageCost(stage, "forecast", forecast.seconds[stage], peak, f"from {forecast.timed}"))
+            more = forecast.more if stage == "search" else ""
+            basis = f"from {forecast.timed}{more}"
+            stages.append(StageCost(stage, "forecast", forecast.seconds[stage], peak, basis))
         elif stage in seconds or stage in memory:
             least, basis = seconds.get(stage, (None, ""))
             bases = [one for one in (basis, "weights alone" if stage in memory else "") if one]
