@@ -137,15 +137,13 @@ def test_the_search_for_merged_tokens_is_counted(
     model, structure, plan = work.sources.model, work.structure, halved(work.structure)
     with counted(work, monkeypatch) as found:
         repair.share_budget(
-            work.sources.model,
-            work.structure,
+            model,
+            structure,
             work.sources.fixed(1),
             work.costs,
             work.sources.curves,
             lambda costs: plan,
-            lambda plan: insert_merging(
-                work.sources.model, work.structure, find_tokens(work.sources.model), plan.merged
-            ),
+            lambda plan: insert_merging(model, structure, find_tokens(model), plan.merged),
             temperature=1.0,
             seed=0,
             unmerged=(plan, 1e9),
