@@ -33,8 +33,8 @@ See = Callable[[int, Sequence[Point], str], dict[Point, Any]]
 class Stream:
     """One model run block by block: outputs of finished blocks that later blocks read are kept and replayed.
 
-    If that is not possible (see `Walk.whole`), every pass runs the whole model. A structure that was not measured is
-    measured on the first batch.
+    If that is not possible (see `Walk.whole`), every pass begins with the first layer. A structure that was not
+    measured is measured on the first batch.
 
     merged: for a model that merges tokens, per batch the index of the merged token for each token of the unmerged
     stream, [batch, tokens], and their sizes, at the module where the last pass over that batch stopped.
@@ -49,6 +49,7 @@ class Stream:
         self.lasting: dict[str, OffloadedTensors] = {}
         self.walked: list[str] = []
         self.copies = False
+        self.late: set[str] = set()
         self.flow = flow_of(model)
         if self.flow is not None:
             self.flow.trace = True
@@ -84,13 +85,17 @@ class Stream:
         """The observed values, call by call, and whether the model has overwritten any of them since."""
         calls, keep = {} if self.walk is None else self.walk.calls, _Copies() if self.copies else _Versions()
         stop: str | None = None
+        # Modules that run several times are observed at each call, which is complete only at the end of the block.
+        often = any(calls.get(path, 1) > 1 for path in (until, *(path for path, _ in points)))
         if self.kept:
-            # Modules that run several times are observed at each call, which is complete only at the end of the block.
-            if any(calls.get(path, 1) > 1 for path in (until, *(path for path, _ in points))):
-                until = self._end_of(until)
+            until = stop = self._end_of(until) if often else until
+        elif not often and until not in self.late:
             stop = until
         with self._flow_at(index, until), captured(self.model, points, keep, stop, calls.get(until, 1)) as values:
             self.model(**self.batches[index].inputs)
+        if stop is not None and not self.kept and any(point not in values for point in points):
+            self.late.add(until)  # something is observed behind it, since these blocks do not run one after the other
+            return self._pass(index, points, until)
         return values, keep.changed
 
     def _end_of(self, until: str) -> str:

@@ -107,6 +107,7 @@ def compensate(
         left_of = {group.key: group for group in smaller.groups}
         todo = [(group, left_of[group.key]) for group in structure.groups if not group.coupled]
         consumers = {group.consumer: group.key for group, _ in todo}  # the last group of each
+        last_read = _last_read(structure, [group for group, small in todo if small.count])
         shortcuts = [] if only_scale else [one for one in _projections(structure) if pair.calls(one)]
         phase("re-fitting layer by layer", until=0.6)
         try:
@@ -117,7 +118,7 @@ def compensate(
                     refit_layer(pair, projection)
                 for group, small in [(group, small) for group, small in todo if group.block == block]:
                     if not only_scale and small.count:
-                        refit_producers(pair, group, consumers)
+                        refit_producers(pair, group, consumers, last_read)
                     if consumers[group.consumer] == group.key:
                         repairs[group.key] = _repair(refit_consumer(pair, group, small, only_scale))
                     else:
@@ -133,17 +134,21 @@ def compensate(
     return repairs
 
 
-def refit_producers(pair: ModelPair, group: UnitGroup, consumers: Collection[str]) -> None:
+def refit_producers(
+    pair: ModelPair, group: UnitGroup, consumers: Collection[str], last_read: Mapping[str, str]
+) -> None:
     """Refit the layers that make the units to the original's pre-activations of the units that stay, and other readers
     of the units to their original outputs, in forward order.
 
-    consumers: layers that are refitted as consumers, not here.
+    consumers: layers that are refitted as consumers, not here. last_read: reader -> the group with which it is
+    refitted.
     """
+    readers = [path for path in group.readers if last_read[path] == group.key]
     paths = [producer.path for producer in group.producers]
     if any(path in consumers for path in paths):
         paths = []  # a layer that reads the previous group was refitted as its consumer
-    seen = pair.source.see(0, [(path, 0) for path in (*paths, *group.readers)], group.consumer)
-    ordered = [path for path, _ in seen] + [path for path in group.readers if (path, 0) not in seen]
+    seen = pair.source.see(0, [(path, 0) for path in (*paths, *readers)], group.consumer)
+    ordered = [path for path, _ in seen] + [path for path in readers if (path, 0) not in seen]
     # Producers that read the same rows of the same input are refitted together with one Gram matrix.
     sets: dict[Any, list[str]] = {}
     for path in ordered:
@@ -151,12 +156,20 @@ def refit_producers(pair: ModelPair, group: UnitGroup, consumers: Collection[str
         if pair.calls(path) and reads_rows(layer):
             read = seen.get((path, 0))
             same = tuple(map(id, read)) if isinstance(read, Calls) else id(read)
-            sets.setdefault(path if path in group.readers else (same, patches_of(layer)), []).append(path)
+            sets.setdefault(path if path in readers else (same, patches_of(layer)), []).append(path)
     for together in sets.values():
-        if together[0] in group.readers:
+        if together[0] in readers:
             refit_layer(pair, together[0])
         else:
             _refit_together(pair, together)
+
+
+def _last_read(structure: Structure, groups: Sequence[UnitGroup]) -> dict[str, str]:
+    """Reader -> the last of the groups that it reads besides their consumers. Only that refit counts: what it reads of
+    the groups before has been repaired by then."""
+    order = {block: position for position, block in enumerate(structure.order)}
+    running = sorted(groups, key=lambda group: order.get(group.block, 0))
+    return {path: group.key for group in running for path in group.readers}
 
 
 def _refit_together(pair: ModelPair, paths: list[str]) -> None:

@@ -140,7 +140,7 @@ def test_layers_that_read_different_patches_of_one_image_are_refitted_apart() ->
     weights = sensitivities(model, structure, batches, 0)
     left = {producer.path: torch.tensor(kept) for producer in group.producers}
     pair = ModelPair(*(Stream(one, structure, batches) for one in (model, dense)), structure, batches, weights, left)
-    refit_producers(pair, group, ())
+    refit_producers(pair, group, (), {})
     for name in names:
         before, after = (one.get_submodule(f"model.{name}") for one in (model, dense))
         assert torch.allclose(after.weight, before.weight[kept], atol=1e-4), name
