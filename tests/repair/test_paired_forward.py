@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from optin_export.units import (
     get_layer,
     get_module,
     input_rows,
+    measured,
     output_rows,
     tensor_of,
 )
@@ -120,6 +122,27 @@ def test_blocks_behind_are_not_computed_again() -> None:
     stream.advance(1)
     stream.see(0, [(structure.groups[-1].consumer, 0)], structure.groups[-1].consumer)
     assert len(calls) == 2
+    stream.close()
+
+
+def test_without_replay_a_pass_stops_where_everything_was_seen() -> None:
+    """Points behind the module where it may stop are seen all the same."""
+    model, _ = small_model("vit")
+    structure, batches = find_structure(model), batches_for(model, 1, size=3)
+    structure = measured(model, structure, batches[0].inputs)
+    assert structure.walk is not None
+    whole = dataclasses.replace(structure, walk=dataclasses.replace(structure.walk, whole="for this test"))
+    stream, calls = Stream(model, whole, batches), []
+    first, last = structure.groups[0].consumer, structure.groups[-1].consumer
+    get_module(model, last).register_forward_hook(lambda *args: calls.append(1))
+    points: list[paired_forward.Point] = [(first, 0), (last, "output")]
+    (early,) = stream.see(0, points[:1], first).values()
+    assert not calls
+    found = stream.see(0, points, first)
+    assert len(calls) == 1 and torch.equal(found[points[0]], early)
+    with torch.no_grad(), block_outputs(model, [last]) as outputs:
+        model(**batches[0].inputs)
+    assert torch.equal(found[points[1]], outputs[last])
     stream.close()
 
 

@@ -17,8 +17,9 @@ from optin_export.models import build, wrap
 from optin_export.models.tasks import TaskModel
 from optin_export.pruning import verified
 from optin_export.pruning.rebuild import rebuild
-from optin_export.repair import RepairSettings
+from optin_export.repair import RepairSettings, apply_plan, sequential
 from optin_export.repair.layers import kept_rows
+from optin_export.repair.least_squares import Fit
 from optin_export.repair.model_pair import ConsumerRows, ModelPair
 from optin_export.repair.paired_forward import Stream
 from optin_export.repair.sensitivity import sensitivities
@@ -145,3 +146,46 @@ def test_layers_that_read_different_patches_of_one_image_are_refitted_apart() ->
         before, after = (one.get_submodule(f"model.{name}") for one in (model, dense))
         assert torch.allclose(after.weight, before.weight[kept], atol=1e-4), name
         assert torch.allclose(after.bias, before.bias[kept], atol=1e-4), name
+
+
+class DenseBlock(torch.nn.Module):
+    """Every layer reads what all layers before have made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Conv2d(3 + 8 * index, 8, 3, padding=1) for index in range(4))
+        self.last, self.head = torch.nn.Conv2d(35, 6, 1), torch.nn.Linear(6, 4)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        seen = [pixel_values]
+        for layer in self.layers:
+            seen.append(torch.relu(layer(torch.cat(seen, 1))))
+        return self.head(self.last(torch.cat(seen, 1)).mean((2, 3)))
+
+
+def test_a_layer_that_reads_several_groups_is_refitted_with_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = wrap(DenseBlock().eval().requires_grad_(False), "image-classification")
+    batches = [Batch({"pixel_values": torch.randn(8, 3, 10, 10)}, np.arange(8)) for _ in range(6)]
+    structure = find_structure(model, inputs=batches[0].inputs)
+    reading = [path for group in structure.groups for path in group.readers]
+    assert len(reading) > len(set(reading))
+    refit, refitted = sequential.refit_layer, list[str]()
+
+    def counted(pair: ModelPair, path: str) -> Fit:
+        refitted.append(path)
+        return refit(pair, path)
+
+    monkeypatch.setattr(sequential, "refit_layer", counted)
+    plan = halved(structure, share=0.7)
+    plain, repaired = (
+        apply_plan(model, structure, plan, batches, batches[0].inputs, RepairSettings(repair=repair))
+        for repair in (False, True)
+    )
+    assert sorted(path for path in refitted if path in reading) == sorted(set(reading))
+    assert error_of(model, repaired.dense, batches) < 0.6 * error_of(model, plain.dense, batches)
+
+
+def error_of(model: TaskModel, dense: TaskModel, batches: list[Batch]) -> float:
+    with torch.no_grad():
+        return sum(float((model(**one.inputs) - dense(**one.inputs)).square().sum()) for one in batches)
