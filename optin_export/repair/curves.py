@@ -51,6 +51,8 @@ POINTS = 12
 #: Calibration rows from which the refits' Gram matrices are computed.
 CALIBRATION_ROWS = 512
 DAMPING = 1e-2
+#: A layer of which a group feeds less than one in so many inputs is refitted by what leaves, not by what stays.
+FEW_COLUMNS = 3
 #: Columns: units kept, trajectory loss, output loss (means over samples).
 Curve = np.ndarray
 
@@ -251,6 +253,8 @@ def _changes(
         changes = (_rescaled(start, moments, one, width) - start for one in columns)
     elif moments.few is not None:
         changes = _refitted_to_few(start, moments.few, columns, DAMPING * moments.mean_diagonal)
+    elif columns and len(start) > FEW_COLUMNS * (len(start) - 1 - min(map(len, columns))):
+        changes = _refitted_without(start, moments, columns)
     else:
         changes = (solution - start for solution in _refitted(start, moments, columns))
     weight, found = get_weight(layer), []
@@ -303,6 +307,26 @@ def _refitted(start: torch.Tensor, moments: Moments, columns: Sequence[torch.Ten
         result = torch.zeros_like(start)
         result[index[:size]] = torch.linalg.solve_triangular(factor[:size, :size].T, half[:size], upper=True)
         yield result
+
+
+def _refitted_without(start: torch.Tensor, moments: Moments, columns: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The changes of `_refitted` for a layer that keeps most of its inputs in every set.
+
+    With all inputs, `start` is the solution. Without the inputs R it is start - P_R (P_RR)^-1 start_R, where P is the
+    inverse of G + rho I, which is the same for all groups that the layer reads (Hassibi and Stork, "Second order
+    derivatives for network pruning: Optimal Brain Surgeon", NeurIPS 1992, for several inputs at once).
+    """
+    inverse = moments.inverse(DAMPING * moments.mean_diagonal)
+    if inverse is None:
+        yield from (solution - start for solution in _refitted(start, moments, columns))
+        return
+    for some in columns:
+        left = torch.ones(len(start), dtype=torch.bool)
+        left[_and_bias(some, start)] = False
+        gone = left.nonzero()[:, 0].to(start.device)
+        change = -inverse[:, gone] @ torch.linalg.solve(inverse[gone][:, gone], start[gone])
+        change[gone] = -start[gone]  # exactly
+        yield change
 
 
 def _refitted_to_few(

@@ -36,6 +36,7 @@ class Moments:
         # The target's power and the weight of the rows stay on the device while rows are added.
         self.sums, self.rows = torch.zeros(2, dtype=torch.float64, device=work_device()), 0
         self.has_all_rows = False  # the Gram matrix already includes all rows
+        self.inverses: dict[float, torch.Tensor | None] = {}
 
     def _sums(self, features: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
         here: Any = {"dtype": torch.float64, "device": work_device()}
@@ -121,6 +122,14 @@ class Moments:
     def mean_diagonal(self) -> float:
         """Of the Gram matrix."""
         return self.few.mean_diagonal if self.few is not None else float(self.gram.diagonal().mean())
+
+    def inverse(self, rho: float) -> torch.Tensor | None:
+        """(G + rho I)^-1, kept once computed: no rows are added afterwards. None if that is not positive definite."""
+        if rho not in self.inverses:
+            eye = torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
+            factor, info = torch.linalg.cholesky_ex(self.gram + rho * eye)
+            self.inverses[rho] = None if int(info) else torch.cholesky_inverse(factor)
+        return self.inverses[rho]
 
     @property
     def scale(self) -> float:

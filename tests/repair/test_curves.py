@@ -160,6 +160,22 @@ def test_refits_are_those_of_each_count_alone() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
 
 
+def test_refits_by_what_leaves_are_those_by_what_stays() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(31, 4, generator=generator, dtype=torch.float64)
+    some = [one for one in range(30) if one not in (3, 4, 5, 6, 20, 21)]
+    sets = [torch.tensor(sorted([*some, *more])) for more in ([], [3, 4], [3, 4, 20, 21], [3, 4, 5, 6, 20, 21])]
+    for rows in (torch.randn(90, 30, generator=generator, dtype=torch.float64) + 0.3, torch.zeros(9, 30)):
+        moments = _moments(rows.double())
+        every = zip(
+            sets, curves._refitted_without(start, moments, sets), curves._refitted(start, moments, sets), strict=True
+        )
+        for columns, change, solution in every:
+            torch.testing.assert_close(start + change, solution, rtol=1e-9, atol=1e-9)
+            gone = sorted({*range(30)} - {*columns.tolist()})
+            assert (start + change)[gone].abs().sum() == 0
+
+
 def test_rescaled_curves_are_those_of_the_best_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     """One factor per kept head: plain least squares on what the layer reads gives the same weights."""
     monkeypatch.setattr(curves, "DAMPING", 1e-9)
