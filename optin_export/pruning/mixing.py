@@ -1,4 +1,4 @@
-"""Name the module that mixes all heads, such as a norm across their features: the reason why none of them can go."""
+"""Name the module that mixes all units, such as a norm across their features: the reason why none of them can go."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from optin_export.units import Layer, UnitGroup, capture, get_module
 
 
 def module_that_mixes(model: nn.Module, group: UnitGroup, inputs: Inputs) -> str | None:
-    """The first module that reads what a layer next to the group's consumer made, and of which the features of one unit
-    depend on those of another; None if there is none with weights for [..., features of all units]."""
+    """The first module that reads what another one next to the group's consumer made, or a part of it, and of which the
+    features of one unit depend on those of another; None if there is none with weights for [..., features of all
+    units]."""
     paths = [*(one.path for one in group.producers), *group.reads]
     around = posixpath.commonpath([f"/{one.rpartition('.')[0].replace('.', '/')}" for one in paths])
     prefix = f"{around[1:].replace('/', '.')}." if len(around) > 1 else ""
@@ -33,12 +34,15 @@ def module_that_mixes(model: nn.Module, group: UnitGroup, inputs: Inputs) -> str
     others = [
         name for name, module in inside.items() if name not in layers and not any(True for _ in module.children())
     ]
-    with torch.no_grad(), capture(model, dict.fromkeys(others, before), dict.fromkeys(layers, after), group.consumer):
+    makers = dict.fromkeys([*layers, *others], after)
+    with torch.no_grad(), capture(model, dict.fromkeys(others, before), makers, group.consumer):
         model(**inputs)
     return next((path for path, tensor in read.items() if _mixes(get_module(model, path), tensor, group.count)), None)
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr():
+        return True
     return one.shape == other.shape and torch.equal(one, other)
 
 

@@ -64,7 +64,7 @@ def _exact(model: TaskModel, structure: Structure, found: Sequence[UnitGroup], i
     failed: dict[str, Refusal] = {}
     for groups, tried in _checked(model, structure, list(_types(model, structure, found)), variants):
         if isinstance(tried, str):
-            mixing = module_that_mixes(model, groups[0], variants[0]) if groups[0].kind == "heads" else None
+            mixing = module_that_mixes(model, groups[0], variants[0])
             why = tried if mixing is None else f"'{mixing}' mixes the features of all of them"
             failed |= dict.fromkeys((group.key for group in groups), _refusal(groups, why))
         else:

@@ -1,4 +1,4 @@
-"""What mixes all heads is named in the reason why they stay."""
+"""What mixes all units is named in the reason why they stay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from optin_export.models import wrap
+from optin_export.pruning import verified
 from optin_export.pruning.mixing import module_that_mixes
+from optin_export.units import find_structure
 from tests.pruning import forwards
 from tests.pruning.test_code_sizes import structure_of
 
@@ -58,6 +61,31 @@ def test_a_norm_across_heads_is_named() -> None:
     assert refusal.kind == "heads"
     assert refusal.error.what.startswith("the heads that 'blocks.0.attention.proj' and 1 layers like it reads cannot")
     assert refusal.error.why == "'blocks.0.attention.q_norm' mixes the features of all of them"
+
+
+class Gate(nn.Module):
+    """As in gMLP: a norm across one half of the features, which scales the other."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.act, self.norm = nn.Linear(8, 2 * width), nn.GELU(), nn.LayerNorm(width)
+        self.down, self.tail = nn.Linear(width, 8), nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, other = self.act(self.up(x)).chunk(2, -1)
+        x = x + self.down(one * self.norm(other))
+        return x + self.tail(x)
+
+
+def test_a_norm_across_neurons_is_named() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(Gate(16), Gate(16), nn.AvgPool1d(8), nn.Flatten()).eval().requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.data.normal_(0, 0.3)
+    model, inputs = wrap(module, "image-classification"), {"pixel_values": torch.randn(4, 5, 8)}
+    structure = verified(model, find_structure(model, inputs=inputs), inputs)
+    assert [group.consumer for group in structure.groups] == ["model.0.tail.2", "model.1.tail.2"]
+    assert [one.error.why for one in structure.refused] == ["'model.0.norm' mixes the features of all of them"]
 
 
 @pytest.mark.parametrize("kind", forwards.FORWARDS)
