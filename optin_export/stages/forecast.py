@@ -106,7 +106,7 @@ class Forecast:
         """What the search may take in addition, after a semicolon; "" for nothing."""
         if not self.merging:
             return ""
-        return f"; up to {duration(self.merging)} more in search, if units alone lose too much and tokens are merged"
+        return f"; up to {duration(self.merging)} more, if units alone lose too much and the search merges tokens"
 
 
 def forecast(work: RunContext) -> Forecast:

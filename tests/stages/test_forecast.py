@@ -157,7 +157,9 @@ def test_the_search_for_merged_tokens_is_counted(
 def test_merging_that_may_be_needed_is_told(vit_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _fixed_speed(monkeypatch)
     found = forecast(context(vit_recipe, tmp_path, tokens={"keep": "if-needed"}))
-    assert found.merging > found.seconds["search"] and "more in search, if units alone lose too much" in str(found)
+    assert found.merging > found.seconds[
+        "search"
+    ] and "more, if units alone lose too much and the search merges tokens" in str(found)
     fixed = forecast(context(vit_recipe, tmp_path, tokens={"keep": 1.0}))
     assert fixed.merging == 0 and fixed.more == "" and fixed.seconds == found.seconds
 
