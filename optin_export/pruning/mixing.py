@@ -12,9 +12,11 @@ from optin_export.units import Layer, UnitGroup, capture, get_module
 
 
 def module_that_mixes(model: nn.Module, group: UnitGroup, inputs: Inputs) -> str | None:
-    """The first module that reads what another one next to the group's consumer made, or a part of it, and of which the
-    features of one unit depend on those of another; None if there is none with weights for [..., features of all
-    units]."""
+    """The first module next to the group's consumer that computes the features of one unit from those of others.
+
+    It reads the output of another module there, or a part of it, and has a weight as wide as what it reads: a norm.
+    None if there is no such module.
+    """
     paths = [*(one.path for one in group.producers), *group.reads]
     around = posixpath.commonpath([f"/{one.rpartition('.')[0].replace('.', '/')}" for one in paths])
     prefix = f"{around[1:].replace('/', '.')}." if len(around) > 1 else ""
@@ -30,10 +32,11 @@ def module_that_mixes(model: nn.Module, group: UnitGroup, inputs: Inputs) -> str
             made.append(output)
 
     inside = {name: module for name, module in model.named_modules() if name.startswith(prefix)}
-    layers = [name for name, module in inside.items() if isinstance(module, Layer) and name != group.consumer]
+    layers = [name for name, module in inside.items() if isinstance(module, Layer)]
     others = [
         name for name, module in inside.items() if name not in layers and not any(True for _ in module.children())
     ]
+    layers = [name for name in layers if name != group.consumer]
     makers = dict.fromkeys([*layers, *others], after)
     with torch.no_grad(), capture(model, dict.fromkeys(others, before), makers, group.consumer):
         model(**inputs)

@@ -51,8 +51,8 @@ POINTS = 12
 #: Calibration rows from which the refits' Gram matrices are computed.
 CALIBRATION_ROWS = 512
 DAMPING = 1e-2
-#: A layer of which a group feeds less than one in so many inputs is refitted by what leaves, not by what stays.
-FEW_COLUMNS = 3
+#: `_refitted_without` is cheaper than `_refitted` while at most this share of a layer's inputs is removed.
+REMOVED_SHARE = 1 / 3
 #: Columns: units kept, trajectory loss, output loss (means over samples).
 Curve = np.ndarray
 
@@ -253,7 +253,7 @@ def _changes(
         changes = (_rescaled(start, moments, one, width) - start for one in columns)
     elif moments.few is not None:
         changes = _refitted_to_few(start, moments.few, columns, DAMPING * moments.mean_diagonal)
-    elif columns and len(start) > FEW_COLUMNS * (len(start) - 1 - min(map(len, columns))):
+    elif columns and len(start) - 1 - min(map(len, columns)) <= REMOVED_SHARE * len(start):
         changes = _refitted_without(start, moments, columns)
     else:
         changes = (solution - start for solution in _refitted(start, moments, columns))

@@ -46,6 +46,7 @@ class Moments:
         """design: [rows, features]; target: [rows, outputs]; weight: [rows], or None for equal weights."""
         if not len(design):
             return
+        self.inverses.clear()
         # One batch's products in float32 are as exact as its activations; only the sums need more precision.
         augmented = torch.cat([design, design.new_ones(len(design), 1)], 1)
         weights = (design.new_ones(len(design)) if weight is None else weight.to(design))[:, None]
@@ -124,7 +125,7 @@ class Moments:
         return self.few.mean_diagonal if self.few is not None else float(self.gram.diagonal().mean())
 
     def inverse(self, rho: float) -> torch.Tensor | None:
-        """(G + rho I)^-1, kept once computed: no rows are added afterwards. None if that is not positive definite."""
+        """(G + rho I)^-1, kept until rows are added; None if G + rho I is not positive definite."""
         if rho not in self.inverses:
             eye = torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
             factor, info = torch.linalg.cholesky_ex(self.gram + rho * eye)

@@ -167,8 +167,7 @@ def refit_producers(
 def _last_read(structure: Structure, groups: Sequence[UnitGroup]) -> dict[str, str]:
     """Reader -> the last of the groups that it reads besides their consumers. Only that refit counts: what it reads of
     the groups before has been repaired by then."""
-    order = {block: position for position, block in enumerate(structure.order)}
-    running = sorted(groups, key=lambda group: order.get(group.block, 0))
+    running = [group for block in structure.order for group in groups if group.block == block]
     return {path: group.key for group in running for path in group.readers}
 
 

@@ -88,6 +88,28 @@ def test_a_norm_across_neurons_is_named() -> None:
     assert [one.error.why for one in structure.refused] == ["'model.0.norm' mixes the features of all of them"]
 
 
+def test_a_norm_of_other_features_is_not_named() -> None:
+    """As wide as the units, it reads what another layer makes."""
+    torch.manual_seed(0)
+    parts = nn.ModuleDict({"norm": nn.LayerNorm(8), "up": nn.Linear(8, 8), "act": nn.ReLU(), "down": nn.Linear(8, 4)})
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.parts = nn.Linear(6, 8), parts
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.parts.down(self.parts.act(self.parts.up(self.parts.norm(self.first(x)))))
+
+    model, inputs = (
+        wrap(Block().eval().requires_grad_(False), "image-classification"),
+        {"pixel_values": torch.randn(4, 6)},
+    )
+    groups = find_structure(model, inputs=inputs).groups
+    (group,) = [one for one in groups if one.consumer == "model.parts.down"]
+    assert module_that_mixes(model, group, inputs) is None
+
+
 @pytest.mark.parametrize("kind", forwards.FORWARDS)
 def test_no_module_is_named_where_none_mixes(kind: str) -> None:
     made = forwards.model(kind)
