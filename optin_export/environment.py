@@ -79,14 +79,24 @@ def sums_of_int8_overflow() -> bool:
 
     Its kernels for int8 (VPMADDUBSW) then clip sums of two products; weights of 7 bits avoid that.
     """
+    flags = _x86_features()
+    return bool(flags) and not any(flag in ("avx512_vnni", "avx_vnni", "amx_int8") for flag in flags)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16, and torch uses them: x86 with AVX-512 or AMX."""
+    return any(flag in ("avx512_bf16", "amx_bf16") for flag in _x86_features())
+
+
+def _x86_features() -> list[str]:
+    """The features of an x86 processor as Linux names them; none on other processors and systems."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
+        return []
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        flags = next(line.partition(":")[2].split() for line in lines if line.startswith("flags"))
+        return next(line.partition(":")[2].split() for line in lines if line.startswith("flags"))
     except (OSError, StopIteration):
-        return False
-    return not any(flag in ("avx512_vnni", "avx_vnni", "amx_int8") for flag in flags)
+        return []
 
 
 def _cpu_name() -> str:

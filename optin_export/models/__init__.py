@@ -14,6 +14,7 @@ from optin_export.models.given import load_given, task_of_module, unwrapped
 from optin_export.models.loading import LoadedModel, build, build_module, load_model
 from optin_export.models.lookup import Lookup, needs_download, no_downloads, not_cached, traced, untraced
 from optin_export.models.placement import Placement, device_of
+from optin_export.models.reduced_precision import gains_by_bfloat16, passes_in
 from optin_export.models.tasks import (
     IGNORED,
     Inputs,
@@ -47,6 +48,7 @@ __all__ = [
     "counted_rows",
     "device_of",
     "fitted_tokenizer",
+    "gains_by_bfloat16",
     "gathered",
     "in_float64",
     "load_given",
@@ -55,6 +57,7 @@ __all__ = [
     "needs_download",
     "no_downloads",
     "not_cached",
+    "passes_in",
     "refuse_merging",
     "task_of_class",
     "task_of_module",

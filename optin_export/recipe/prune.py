@@ -69,8 +69,11 @@ class PruneSection(Section):
         256, description="number of calibration rows for the loss curves of `allocation: joint`; at most a third of all"
     )
     temperature: Positive = Field(1.0, description="softmax temperature of the distillation loss")
-    autocast: Literal["bfloat16", "float16"] | None = Field(
-        None, description="torch.autocast precision of the scoring passes; default: float32"
+    autocast: Literal["auto", "bfloat16", "float16"] | None = Field(
+        "auto",
+        description="torch.autocast precision of the passes whose gradients score units, predict losses and weigh the "
+        "rows of the repair; null: float32; auto: bfloat16 for models of 4 million weights or more, where the "
+        "processor has instructions for it and the scores of a few rows rank as in float32",
     )
 
     @model_validator(mode="before")

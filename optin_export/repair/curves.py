@@ -132,7 +132,7 @@ def _try_all(
     calibration, fitted = rows
     repaired = {group.key: _repaired(model, group, settings.repair) for group in structure.groups}
     if any(repaired.values()) and weights is None:
-        weights = sensitivities(model, structure, calibration, settings.seed)
+        weights = sensitivities(model, structure, calibration, settings.seed, settings.autocast)
     for group, grams in _grams(model, structure, calibration, fitted, repaired, weights):
         order = np.argsort(-scores[group.key], kind="stable").tolist()
         smaller = counts[group.key][:-1]

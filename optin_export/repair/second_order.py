@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from optin_export.data import Batch
-from optin_export.models import TaskModel, gathered, work_device
+from optin_export.models import TaskModel, gathered, passes_in, work_device
 from optin_export.objective import ROWS, OutputNoise, observation_of, output_probe, trajectory_probe
 from optin_export.progress import advance
-from optin_export.repair.sensitivity import graph
+from optin_export.repair.sensitivity import graph, in_single
 from optin_export.repair.settings import RepairSettings
 from optin_export.units import (
     Structure,
@@ -116,7 +116,8 @@ def _passes(
         layer_outputs(model, paths, structure.rewritten) as made,
         block_outputs(model, structure.observed, structure.rewritten) as hidden,
     ):
-        output = model(**batch.inputs)
+        with passes_in(model, settings.autocast):
+            output = in_single(model(**batch.inputs))
         seen = observation_of(model, structure, batch.inputs, (hidden, output), ROWS, draw)
         # A copy: layers that run again in the backward pass (checkpointing) must not be added to it.
         wanted = {path: [one for one in calls if one.requires_grad] for path, calls in made.items()}
@@ -126,14 +127,17 @@ def _passes(
             trajectory.append(_gradients(trajectory_probe(list(seen.rows.values()), generator), wanted))
             probe = output_probe(model.output_kind, seen.output, settings.temperature, along, seen.weights)
             outputs.append(_gradients(probe, wanted))
-        given = {path: [one.detach() for one in calls_of(value)] for path, value in read.items()}
+        given = {path: [in_single(one.detach()) for one in calls_of(value)] for path, value in read.items()}
     return given, [*trajectory, *outputs]
 
 
 def _gradients(probe: torch.Tensor, wanted: Mapping[str, Sequence[torch.Tensor]]) -> _Gradients:
     every = [one for calls in wanted.values() for one in calls]
     found = iter(torch.autograd.grad(probe, every, retain_graph=True, allow_unused=True))
-    return {path: [next(found) for _ in calls] for path, calls in wanted.items()}
+    return {
+        path: [None if one is None else in_single(one) for one in (next(found) for _ in calls)]
+        for path, calls in wanted.items()
+    }
 
 
 def _products(

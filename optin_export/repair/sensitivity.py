@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from optin_export.data import Batch
-from optin_export.models import TaskModel, block_inputs
+from optin_export.models import TaskModel, block_inputs, passes_in
 from optin_export.objective import ROWS, OutputNoise, observation_of, output_probe, trajectory_probe
 from optin_export.units import Calls, Structure, block_outputs, get_module, layer_outputs, measured, output_rows
 
@@ -35,10 +35,13 @@ class Weights:
         return torch.stack(found).mean(0) if found else None
 
 
-def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batch], seed: int) -> Weights:
+def sensitivities(
+    model: TaskModel, structure: Structure, batches: Sequence[Batch], seed: int, autocast: str | None = None
+) -> Weights:
     """Weights for every layer that makes or reads units, from the original model.
 
-    Both terms, trajectory and output, have the same total weight at every layer on which they depend.
+    Both terms, trajectory and output, have the same total weight at every layer on which they depend. autocast: dtype
+    of the passes, as in `RepairSettings`; one probe per row is a rougher estimate than any rounding.
     """
     structure = measured(model, structure, batches[0].inputs) if batches else structure
     generator = torch.Generator().manual_seed(seed)
@@ -58,7 +61,8 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
             layer_outputs(model, sorted(paths), structure.rewritten) as layers,
             block_outputs(model, structure.observed, structure.rewritten) as hidden,
         ):
-            output = model(**batch.inputs)
+            with passes_in(model, autocast):
+                output = in_single(model(**batch.inputs))
             masked = block_inputs(model, batch.inputs)
             seen = observation_of(model, structure, batch.inputs, (hidden, output), ROWS, generator)
             rows = list(seen.rows.values())
@@ -74,11 +78,11 @@ def sensitivities(model: TaskModel, structure: Structure, batches: Sequence[Batc
                     every = [one for calls in wanted.values() for one in calls]
                     found = iter(torch.autograd.grad(probe, every, retain_graph=True, allow_unused=True))
                     for path, calls in wanted.items():
-                        gradients = [next(found) for _ in calls]
+                        gradients = [None if one is None else in_single(one) for one in (next(found) for _ in calls)]
                         if any(gradient is not None for gradient in gradients):
                             layer, dim = get_module(model, path), batch_dims.get(path, 0)
                             shared = Calls(
-                                torch.zeros_like(output) if gradient is None else _shared(gradient, dim)
+                                torch.zeros_like(in_single(output)) if gradient is None else _shared(gradient, dim)
                                 for output, gradient in zip(calls, gradients, strict=True)
                             )
                             square = output_rows(shared, layer, masked, index).square().sum(1)
@@ -115,6 +119,11 @@ def _shared(gradient: torch.Tensor, batch_dim: int) -> torch.Tensor:
     others = [dim for dim in range(gradient.dim()) if dim != batch_dim]
     mean = gradient.square().mean(others, keepdim=True).sqrt()
     return gradient / torch.where(mean > 0, mean, 1.0)
+
+
+def in_single(tensor: torch.Tensor) -> torch.Tensor:
+    """In float32, if it is of a pass in a shorter precision."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 @contextlib.contextmanager

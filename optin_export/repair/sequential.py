@@ -101,7 +101,8 @@ def compensate(
     head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
     repairs: dict[str, Repair] = {}
     with at_work(original), also_moved(at_work, dense):
-        weights = sensitivities(original, structure, batches, settings.seed) if weights is None else weights
+        if weights is None:
+            weights = sensitivities(original, structure, batches, settings.seed, settings.autocast)
         pair = _paired(original, dense, structure, groups, batches, weights)
         # Channels of a residual stream have no sub-layer: the layers around them compensate for them.
         left_of = {group.key: group for group in smaller.groups}

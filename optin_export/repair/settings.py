@@ -12,10 +12,12 @@ class RepairSettings:
 
     repair: refit the layers around the units by least squares, find one factor per kept unit ("rescale"), or change
     nothing (`prune.compensate`). gauss_newton: then refit gains and biases to the output. temperature: of the
-    divergence between outputs (`prune.temperature`). seed: seed of the probes.
+    divergence between outputs (`prune.temperature`). seed: seed of the probes. autocast: "bfloat16" or "float16" for
+    the passes that only estimate (weights of rows, predicted losses); None: as the model is.
     """
 
     repair: bool | Literal["rescale"] = True
     gauss_newton: bool = False
     temperature: float = 1.0
     seed: int = 0
+    autocast: str | None = None

@@ -14,6 +14,10 @@ PLAIN = {
         "share of units that stay by both halves of the passes",
     ),
     "masked_exactly": ("units tested one by one", "those whose estimate is the least sure"),
+    "bfloat16_agreement": (
+        "rank correlation between bfloat16 and float32",
+        "of gradients on a few rows; scores are computed in bfloat16 from 0.99 on, below it in float32",
+    ),
     "without_effect": ("units without effect", "removing them changes nothing"),
     "bytes": ("file size", ""),
     "build_seconds": ("time to build", ""),
@@ -48,6 +52,6 @@ def with_unit(key: str, value: Any, shown: str) -> str:
         return f"{value / 2**20:.1f} MiB" if value >= 2**20 else f"{value / 2**10:.0f} KiB"
     if key == "memory_gib":
         return f"{value:.1f} GiB"
-    if key in ("rank_correlation", "cut_agreement"):
+    if key in ("rank_correlation", "cut_agreement", "bfloat16_agreement"):
         return f"{value:.1%}" if key == "cut_agreement" else f"{value:.3f}"
     return f"{value:,.0f}" if isinstance(value, float) and value.is_integer() else shown

@@ -14,6 +14,7 @@ from optin_export.progress import phase, task
 from optin_export.recipe import PruneSection
 from optin_export.scoring import activation, magnitude, optin  # noqa: F401 - they register themselves
 from optin_export.scoring.effort import effort
+from optin_export.scoring.precision import precision_of
 from optin_export.scoring.registry import SCORERS, Request, Result, register
 from optin_export.scoring.shards import Map, Partial, Shard, Spread, in_process
 from optin_export.units import Structure, measured
@@ -30,6 +31,7 @@ __all__ = [
     "effort",
     "in_process",
     "methods",
+    "precision_of",
     "register",
     "score",
 ]
@@ -70,6 +72,10 @@ def score(
     info: dict[str, float] = {}
     values: dict[str, np.ndarray] = {}
     parts = _parts(structure, config)
+    if any(SCORERS[method].gradients(group) for method, part in parts for group in part.groups):
+        precision, agreement = precision_of(model, structure, batches, config, seed, placement)
+        config = config.model_copy(update={"autocast": precision})
+        info |= {} if agreement is None else {"bfloat16_agreement": agreement}
     with task(max(1, sum(SCORERS[method].steps(part) for method, part in parts))):
         for method, part in parts:
             phase(" and ".join(sorted({group.kind for group in part.groups})))

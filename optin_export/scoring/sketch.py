@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from optin_export.models import TaskModel
+from optin_export.models import TaskModel, passes_in
 from optin_export.objective import (
     ORTHOGONAL_CLASSES,
     Observation,
@@ -175,10 +175,7 @@ class Sketch:
             group.key: torch.ones(len(reference), group.count, requires_grad=True, device=reference.output.device)
             for group in self.groups
         }
-        computes = "cuda" if any(parameter.is_cuda for parameter in self.model.parameters()) else "cpu"
-        precision = (
-            torch.autocast(computes, getattr(torch, self.autocast)) if self.autocast else contextlib.nullcontext()
-        )
+        precision = passes_in(self.model, self.autocast)
         blocks, rewritten = self.structure.observed, self.structure.rewritten
         with self.structure.gradients():
             with precision, masked(self.model, self.groups, masks), block_outputs(self.model, blocks, rewritten) as out:

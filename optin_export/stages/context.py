@@ -176,7 +176,7 @@ class RunContext:
     @property
     def repair_settings(self) -> repair.RepairSettings:
         prune = self.recipe.prune
-        return repair.RepairSettings(prune.compensate, self.refines, prune.temperature, self.recipe.seed)
+        return repair.RepairSettings(prune.compensate, self.refines, prune.temperature, self.recipe.seed, self.autocast)
 
     @property
     def refines(self) -> bool:
@@ -187,9 +187,23 @@ class RunContext:
         return self.structure.convolutional if prune.gauss_newton == "auto" else prune.gauss_newton
 
     @cached_property
+    def scored_in(self) -> str | None:
+        """The torch.autocast precision of scores; None: the model's own."""
+        sources, prune, seed = self.sources, self.recipe.prune, self.recipe.seed
+        given = (sources.model, self.structure, sources.scoring, prune, seed, self.placement)
+        return scoring.precision_of(*given)[0]
+
+    @property
+    def autocast(self) -> str | None:
+        """ "bfloat16" for the repair's passes whose gradients are estimates; None: as the model is. In float16 small
+        gradients would need the scale that only the scores have."""
+        return "bfloat16" if self.scored_in == "bfloat16" else None
+
+    @cached_property
     def sensitivities(self) -> repair.Weights:
-        with self.placement(self.sources.model):
-            return repair.sensitivities(self.sources.model, self.structure, self.sources.calibration, self.recipe.seed)
+        sources, seed = self.sources, self.recipe.seed
+        with self.placement(sources.model):
+            return repair.sensitivities(sources.model, self.structure, sources.calibration, seed, self.autocast)
 
     @cached_property
     def outputs(self) -> Reference:

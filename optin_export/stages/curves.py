@@ -44,6 +44,7 @@ def measure_curves(work: RunContext, scores: ScoringResult) -> CurvesResult:
         "temperature": prune.temperature,
         "compensate": prune.compensate,
         "curve_samples": prune.curve_samples,
+        "autocast": prune.autocast,
         "seed": work.recipe.seed,
     }
     work.cache.step("repair", "curves", inputs, [path], run)

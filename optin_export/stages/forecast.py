@@ -20,7 +20,7 @@ import torch
 from optin_export import repair, scoring
 from optin_export.data import Batch
 from optin_export.errors import OptinError
-from optin_export.models import Inputs, no_downloads
+from optin_export.models import Inputs, no_downloads, passes_in
 from optin_export.recipe import FULL_BLOCKS, MOST_BLOCKS, Recipe
 from optin_export.stages.accuracy_search import can_merge_if_needed
 from optin_export.stages.context import RunContext
@@ -56,7 +56,8 @@ class Speed:
     layers that make or read units, for one calibration row; of a multiply-add in float32, and in float64 solutions.
 
     row_bytes: memory of a pass with its graph for one row. held_bytes: memory of the process without it. positions:
-    layer -> outputs for one row without their features. rows: rows of data that were timed at once.
+    layer -> outputs for one row without their features. rows: rows of data that were timed at once. reduced: the time
+    of passes with gradients in the precision of the scores, as a share of that in the model's own.
     """
 
     forward: float
@@ -68,12 +69,13 @@ class Speed:
     held_bytes: float
     positions: Mapping[str, float]
     rows: int
+    reduced: float = 1.0
 
-    def seconds(self, effort: Effort) -> float:
+    def seconds(self, effort: Effort, *, estimates: bool = False) -> float:
+        """estimates: its gradients are computed in the precision of the scores."""
         return (
             effort.forward * self.forward
-            + effort.graph * self.graph
-            + effort.backward * self.backward
+            + (effort.graph * self.graph + effort.backward * self.backward) * (self.reduced if estimates else 1.0)
             + effort.multiply * self.multiply
             + effort.solve * self.solve
         )
@@ -135,7 +137,11 @@ def forecast(work: RunContext) -> Forecast:
     if recipe.tuning is not None and recipe.tuning.source is None:
         steps = recipe.tuning.steps * recipe.tuning.batch
         efforts["surgery"] += Effort(forward=steps, graph=kept * steps, backward=2 * kept * steps)
-    seconds = {stage: speed.seconds(effort) for stage, effort in efforts.items()}
+    tuned = recipe.tuning is not None  # its gradients train weights
+    seconds = {
+        stage: speed.seconds(effort, estimates=stage != "surgery" or not (tuned or settings.gauss_newton))
+        for stage, effort in efforts.items()
+    }
     seconds |= _export_and_measure(work, speed, kept)
     return Forecast(
         {stage: round(value, 1) for stage, value in seconds.items()},
@@ -206,6 +212,7 @@ def measure_speed(work: RunContext) -> Speed:
         held = (peak_bytes() or 0) if counted else 0
         found = [_fastest(work, _part(batch, rows), paths) for batch in chosen]
         peak = (peak_bytes() or held) if counted else held
+        reduced = _reduced(work, _part(middle, rows), paths, found[1])
         with torch.no_grad(), layer_outputs(model, paths, structure.rewritten) as outputs:
             model(**_part(middle, rows))
     counts = [min(rows, len(batch.rows)) for batch in chosen]
@@ -213,7 +220,17 @@ def measure_speed(work: RunContext) -> Speed:
     parts = [(weight / 6 / count, times) for weight, count, times in zip((1, 4, 1), counts, found, strict=True)]
     forward, graph, backward = (sum(weight * times[term] for weight, times in parts) for term in range(3))
     positions = {path: _positions(work, path, calls) / counts[1] for path, calls in outputs.items()}
-    return Speed(forward, graph, backward, *_algebra(), (peak - held) / counts[-1], held, positions, rows)
+    memory = (peak - held) / counts[-1], held
+    return Speed(forward, graph, backward, *_algebra(), *memory, positions, rows, reduced)
+
+
+def _reduced(work: RunContext, inputs: Inputs, paths: Sequence[str], own: tuple[float, float, float]) -> float:
+    """Time of a pass with gradients in the precision of the scores, as a share of `own`."""
+    if (dtype := work.scored_in) is None:
+        return 1.0
+    with passes_in(work.sources.model, dtype):
+        _passes(work, inputs, paths)  # prepares kernels
+        return sum(_fastest(work, inputs, paths)[1:]) / sum(own[1:])
 
 
 def _fastest(work: RunContext, inputs: Inputs, paths: Sequence[str]) -> tuple[float, float, float]:

@@ -38,6 +38,7 @@ def apply_plan(work: RunContext, plan: Plan) -> PruneResult:
         **work.calibration_digest,
         "plan": sha256_file(work.folder / "plan" / "plan.json"),
         "compensate": prune.compensate,
+        "autocast": prune.autocast,
         "gauss_newton": {"temperature": prune.temperature} if work.refines else None,
         "folder": folder.name,
         "seed": work.recipe.seed,

@@ -128,6 +128,7 @@ def _step(work: RunContext, table: LatencyTable | None) -> tuple[str, str, dict[
     prune, seed = work.recipe.prune, work.recipe.seed
     trials = {
         "compensate": prune.compensate,
+        "autocast": prune.autocast,
         "temperature": prune.temperature,
         "curve_samples": prune.curve_samples,
         "seed": seed,

@@ -71,15 +71,20 @@ def test_who_runs_a_graph_decides_on_the_bits(
 
 
 @pytest.mark.parametrize(
-    ("machine", "flags", "overflows"),
+    ("machine", "flags", "overflows", "bfloat16"),
     [
-        ("x86_64", "fpu avx2", True),
-        ("x86_64", "fpu avx2 avx512_vnni", False),
-        ("x86_64", "avx2 avx_vnni", False),
-        ("aarch64", "asimd", False),
+        ("x86_64", "fpu avx2", True, False),
+        ("x86_64", "fpu avx2 avx512_vnni", False, False),
+        ("x86_64", "fpu avx2 avx512_vnni avx512_bf16", False, True),
+        ("x86_64", "fpu avx512_vnni amx_bf16 amx_tile", False, True),
+        ("x86_64", "avx2 avx_vnni", False, False),
+        ("aarch64", "asimd bf16", False, False),
     ],
 )
-def test_which_cpus_overflow(machine: str, flags: str, overflows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_cpus_overflow_and_which_have_bfloat16(
+    machine: str, flags: str, overflows: bool, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(environment.platform, "machine", lambda: machine)
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor : 0\nflags\t\t: {flags}\n")
     assert environment.sums_of_int8_overflow() == overflows
+    assert environment.multiplies_bfloat16() == bfloat16

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import marks
+import render_bfloat16
 import render_cost
 import render_cpu_engines
 import render_endurance
@@ -335,6 +336,7 @@ SECTIONS = {
     "cpu_engines": render_cpu_engines.sections,
     "quantizers": render_quantizers.quantizers,
     "cost": render_cost.cost,
+    "bfloat16": render_bfloat16.bfloat16,
     "attacks": _attacks,
     "kills": render_endurance.kills,
     "soak": render_endurance.soak,
