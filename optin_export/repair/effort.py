@@ -11,7 +11,7 @@ from optin_export.repair.few_rows import FEW, WIDE
 from optin_export.repair.least_squares import DAMPINGS
 from optin_export.repair.measured_points import is_measured, measured_at, thinned
 from optin_export.repair.settings import RepairSettings
-from optin_export.repair.token_schedule import SHARES, STEPS
+from optin_export.repair.token_schedule import STEPS, TRIALS
 from optin_export.repair.token_schedule import THINNED as TOKENS_THINNED
 from optin_export.repair.trial import TRIAL_ROWS
 from optin_export.units import Effort, LayerSize, Structure, UnitGroup, later_share
@@ -119,7 +119,7 @@ def merging_effort(blocks: int, judged: int, built: Effort) -> Effort:
     """At most: the search for a number of merged tokens. judged: rows; built: of every plan that is built."""
     # The steps replay the blocks before; every number is distributed in two ways, and its plan is judged.
     steps = len(STEPS) * (blocks + 1) / 2 / TOKENS_THINNED
-    return Effort(forward=judged * (1 + steps + 3 * len(SHARES[1:]))) + len(SHARES[1:]) * built
+    return Effort(forward=judged * (1 + steps + 3 * (TRIALS - 1))) + (TRIALS - 1) * built
 
 
 def _systems(group: UnitGroup, sizes: Mapping[str, LayerSize], kept: float) -> list[tuple[float, float, float]]:

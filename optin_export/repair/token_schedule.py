@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,16 +18,18 @@ from optin_export.data import Batch
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
 from optin_export.objective import Observation, Reference, mean_output_loss, output_losses, samples_of
-from optin_export.progress import track
+from optin_export.progress import advance, task
 from optin_export.pruning.token_merging import count_tokens, insert_merging
 from optin_export.recipe import TokensSection
 from optin_export.search import Plan, allocate_merging, check_merging, kept_share, most, spread_merging
 from optin_export.units import Costs, Structure, Tokens, find_tokens, measure_costs, replayed
 
-#: Average shares of kept tokens that `tokens: {keep: auto}` tries.
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-#: No fewer tokens are tried behind a loss that is above the smallest one by this factor: the loss has one minimum.
-WORSE = 1.1
+#: Average shares of kept tokens that `tokens: {keep: auto}` tries differ by it; and the smallest one.
+STEP, FEWEST = 0.05, 0.3
+#: Plans that are built at most, units alone among them.
+TRIALS = 6
+#: Loss of the most that a block can merge, as a share of the largest one, up to which it costs nothing.
+FREE = 1e-6
 #: Numbers of merged tokens at which a block's loss is measured, as shares of the most that it can merge.
 STEPS = (0.15, 0.3, 0.6)
 #: These losses only distribute a number of merged tokens over the blocks: one in THINNED batches is measured.
@@ -69,14 +72,18 @@ def share_budget(
     plan_of: Callable[[Costs], Plan],
     built: Callable[[Plan], TaskModel],
     *,
+    macs: float,
     temperature: float,
     seed: int,
     unmerged: tuple[Plan, float] | None = None,
 ) -> tuple[Plan, list[tuple[float, float]]]:
-    """The plan whose built model has the least output loss on `scoring`, among plans that merge ever more tokens.
+    """The plan whose built model has the least output loss on `scoring`, among plans that merge more or fewer tokens.
 
-    plan_of: costs -> the units to keep (InputError if the budget cannot be met); built: plan -> the repaired model;
-    unmerged: the plan that keeps all tokens, and its model's output loss, where they are known.
+    Units alone are tried, and tokens alone: as many of them as meet the budget without removing a unit. From there the
+    search goes in steps, first to more tokens and fewer units, then the other way, while the loss falls.
+
+    macs: the budget. plan_of: costs -> the units to keep within it (InputError if it cannot be met); built: plan -> the
+    repaired model; unmerged: the plan that keeps all tokens, and its model's output loss, where they are known.
     Returns the plan, and (share of tokens kept, output loss) of all models that were built.
     """
     tokens, blocks = tokens_of(model, structure, one), len(structure.blocks)
@@ -88,35 +95,86 @@ def share_budget(
         curves = merging_curves(model, few.structure, tokens, count, few, temperature)
     finally:
         few.close()
-    best = None if unmerged is None else (unmerged[1], unmerged[0])
+    free = free_blocks(curves)
+    costs_of = partial(merged_costs, model, structure, tokens, one=one, costs=costs)
+
+    def spread(share: float) -> tuple[int, ...]:
+        return spread_merging(share, count, tokens.prefix, blocks, free)
+
+    def schedule(share: float) -> tuple[int, ...]:
+        """The better one of two ways to distribute that many merged tokens: losses of steps do not add up."""
+        choices = [spread(share), *allocate_merging(curves, share, count, tokens.prefix)]
+        models = (insert_merging(model, structure, tokens, choice) for choice in choices)
+        return choices[int(np.argmin([mean_output_loss(one, references, temperature) for one in models]))]
+
+    best: tuple[float, Plan] | None = None if unmerged is None else (unmerged[1], unmerged[0])
     tried = [] if unmerged is None else [(1.0, unmerged[1])]
-    for share in track(SHARES if unmerged is None else SHARES[1:]):
-        merged: tuple[int, ...] = ()
-        if share < 1:
-            choices = [spread_merging(share, count, tokens.prefix, blocks)]
-            choices += allocate_merging(curves, share, count, tokens.prefix)
-            # Losses of steps do not add up, so both ways of distributing them are measured.
-            merged = min(
-                choices,
-                key=lambda one: mean_output_loss(
-                    insert_merging(model, structure, tokens, one), references, temperature
-                ),
-            )
+    attempts = 0 if unmerged is None else 1
+
+    def improves(share: float) -> bool:
+        """Build the plan with this share of tokens; whether it is the best one so far."""
+        nonlocal best, attempts
+        attempts += 1
         try:
-            plan = plan_of(merged_costs(model, structure, tokens, merged, one, costs) if merged else costs)
+            merged = schedule(share) if share < 1 else ()
+            plan = plan_of(costs_of(merged=merged) if merged else costs).model_copy(update={"merged": merged})
         except InputError:
-            if share == SHARES[-1] and best is None:
-                raise
-            continue
-        plan = plan.model_copy(update={"merged": merged})
+            return False
         loss = mean_output_loss(built(plan), references, temperature)
         tried.append((kept_share(merged, count, blocks), loss))
-        if best is None or loss < best[0]:
-            best = loss, plan
-        elif loss > WORSE * best[0]:
-            break
+        advance()
+        if best is not None and loss >= best[0]:
+            return False
+        best = loss, plan
+        return True
+
+    with task(TRIALS - attempts):
+        if unmerged is None:
+            improves(1.0)
+        enough = _enough(lambda share: costs_of(merged=spread(share)), macs)
+        if enough is not None and enough < 1:
+            improves(enough)
+            for step in (STEP, -STEP):
+                share = enough + step
+                while attempts < TRIALS and FEWEST <= share < 1 - STEP / 2 and improves(share):
+                    share += step
+                if share != enough + step:
+                    break  # the loss falls in this direction, so it rises in the other one
+    if best is None:
+        plan_of(costs)  # raises: no plan meets the budget
     assert best is not None
     return best[1], tried
+
+
+def free_blocks(curves: Sequence[np.ndarray]) -> int:
+    """How many of the last blocks merge tokens without a loss, since nothing reads these behind their attention."""
+    largest, free = max((float(curve[-1, 1]) for curve in curves), default=0.0), 0
+    for curve in reversed(curves):
+        if float(curve[:, 1].max()) > FREE * largest:
+            break
+        free += 1
+    return free if free < len(curves) else 0
+
+
+def _enough(costs_at: Callable[[float], Costs], macs: float) -> float | None:
+    """The largest share of kept tokens, to a hundredth, with which the budget keeps all units; where none does, the
+    smallest one that can be merged. None: nothing can be merged."""
+
+    def meets(hundredths: int) -> bool | None:
+        try:
+            found = costs_at(hundredths / 100)
+        except InputError:  # so many cannot be merged
+            return None
+        return found.of("macs", {}) <= macs * found.whole("macs")
+
+    low = next((share for share in range(round(FEWEST * 100), 100) if meets(share) is not None), None)
+    if low is None:
+        return None
+    high = 100
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if meets(middle) else (low, middle)
+    return low / 100
 
 
 def merging_curves(

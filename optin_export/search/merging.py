@@ -48,14 +48,17 @@ def check_merging(merged: Sequence[int], tokens: int, prefix: int, blocks: int) 
         tokens -= count
 
 
-def spread_merging(keep: float, tokens: int, prefix: int, blocks: int) -> tuple[int, ...]:
+def spread_merging(keep: float, tokens: int, prefix: int, blocks: int, free: int = 0) -> tuple[int, ...]:
     """The same number per block (as nearly as whole numbers allow) such that `kept_share` is at most `keep`.
 
-    The fewest tokens that do it. Raises InputError if not even merging the most does.
+    The fewest tokens that do it. free: as many of the last blocks merge all that they can. Raises InputError if not
+    even merging the most does.
     """
     merged: tuple[int, ...] = (0,) * blocks
     for total in range(blocks * tokens):
-        merged = _even(total, tokens, prefix, blocks)
+        merged = _even(total, tokens, prefix, blocks - free)
+        for _ in range(free):
+            merged += (most(tokens - sum(merged), prefix),)
         if kept_share(merged, tokens, blocks) <= keep + 1e-9:
             return merged
     raise InputError(

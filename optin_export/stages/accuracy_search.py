@@ -58,6 +58,7 @@ def shared_with_tokens(
         sources.curves,
         lambda costs: plan_of(recipe.budget, costs),
         built,
+        macs=recipe.budget.fraction,
         temperature=recipe.prune.temperature,
         seed=recipe.seed,
         unmerged=unmerged,

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from optin_export.errors import InputError
-from optin_export.models import wrap
+from optin_export.models import TaskModel, wrap
 from optin_export.objective import mean_output_loss, observe
 from optin_export.pruning import count_tokens, insert_merging
 from optin_export.pruning.token_merging import DroppedTokens, flow_of, places
 from optin_export.recipe import TokensSection
-from optin_export.repair import scheduled
-from optin_export.repair.token_schedule import merging_curves
+from optin_export.repair import scheduled, token_schedule
+from optin_export.repair.token_schedule import TRIALS, free_blocks, merging_curves, share_budget
+from optin_export.search import Plan, kept_share, spread_merging
 from optin_export.units import count_macs, find_structure, find_tokens, measure_costs
+from tests.repair.plans import halved
 from tests.units.models import batches_for, inputs_for, small_model
 
 
@@ -91,6 +93,64 @@ def test_merging_more_costs_more_and_nothing_costs_nothing() -> None:
         # As in a pass of the whole model.
         merged = insert_merging(model, structure, tokens, [*[0] * block, int(curve[-1, 0])])
         assert curve[-1, 1] == pytest.approx(mean_output_loss(merged, references, 1.0), rel=1e-5)
+
+
+def test_the_last_block_of_a_classifier_merges_for_nothing() -> None:
+    zero, rising = np.array([[0.0, 0.0], [4.0, 0.0]]), np.array([[0.0, 0.0], [4.0, 0.1]])
+    assert [free_blocks(curves) for curves in ([rising, zero], [zero, rising], [zero, zero], [rising, zero, zero])] == [
+        1,
+        0,
+        0,
+        2,
+    ]
+    assert spread_merging(0.8, 17, 1, 3) == (2, 2, 2)
+    assert spread_merging(0.8, 17, 1, 3, free=1) == (1, 1, 7)  # half of the 14 patches that are left
+    assert kept_share((1, 1, 7), 17, 3) <= 0.8 < kept_share((0, 1, 7), 17, 3)
+
+
+@pytest.mark.parametrize("minimum", [1.0, 0.7, 0.62, 0.55])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_search_ends_near_the_least_loss(minimum: float, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss of one minimum, and a budget that about 0.65 of the tokens meet without removing a unit."""
+    model, _ = small_model("vit")
+    structure, one = find_structure(model), inputs_for(model, 1, 0)
+    costs = measure_costs(model, structure, one)
+    plan = halved(structure)
+    kept = {}
+
+    def built(plan: Plan) -> TaskModel:
+        made = insert_merging(model, structure, find_tokens(model), plan.merged)
+        kept[id(made)] = made, kept_share(plan.merged, 17, 3)
+        return made
+
+    def loss(made: TaskModel, references: object, temperature: float) -> float:
+        return abs(kept[id(made)][1] - minimum) if id(made) in kept else 0.0
+
+    monkeypatch.setattr(token_schedule, "mean_output_loss", loss)
+    macs = 0.65
+    found, tried = share_budget(
+        model,
+        structure,
+        one,
+        costs,
+        batches_for(model, 2),
+        lambda costs: plan,
+        built,
+        macs=macs,
+        temperature=1.0,
+        seed=0,
+        unmerged=(plan, 1 - minimum) if known else None,
+    )
+    shares = [share for share, _ in tried]
+    assert shares[0] == 1.0 and len(tried) <= TRIALS
+    alone = shares[1]
+    step = token_schedule.STEP
+    merged = next(made for made, share in kept.values() if share == alone)
+    assert macs - 0.1 < count_macs(merged, one) / costs.macs <= macs
+    assert kept_share(found.merged, 17, 3) == min(tried, key=lambda pair: pair[1])[0]
+    # As far as TRIALS goes from there, in one direction.
+    reached = max(min(minimum, alone + (TRIALS - 3) * step), alone - (TRIALS - 3) * step)
+    assert abs(kept_share(found.merged, 17, 3) - (1.0 if minimum == 1 else reached)) <= step + 0.02
 
 
 def test_un_merging_gives_every_token_the_row_that_stands_for_it() -> None:

@@ -78,7 +78,7 @@ def test_auto_shares_the_budget_between_units_and_tokens(tmp_path: Path, vit_rec
     check_spent(tmp_path, plan, 0.45)
     record = json.loads((tmp_path / ".stages" / "search.accuracy.json").read_text())
     shares = record["result"]["shares"]
-    assert len(shares) >= 4 and shares[0][0] == 1.0
+    assert len(shares) >= 3 and shares[0][0] == 1.0  # units alone, tokens alone, and both
     chosen = min(shares, key=lambda pair: pair[1])
     assert kept_share(plan.merged, 17, 3) == pytest.approx(chosen[0])
     _, repeated = run(recipe, tmp_path / "again", stop_after="search")
