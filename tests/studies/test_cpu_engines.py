@@ -17,14 +17,27 @@ study = load_tool("study_cpu_engines")
 
 
 def test_all_forms_of_a_small_run(
-    finished_vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_measurement: None
+    finished_vit: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    short_measurement: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sys.modules["study_files"], "FOLDER", tmp_path)
     monkeypatch.setattr(study, "BLOCK_SECONDS", 0.002)
-    (tmp_path / "cpu_engines.json").write_text(json.dumps({"rows": [{"run": "another", "batch": 3}]}))
+    name = study.NAMES[not study.sums_of_int8_overflow()]
+    facts = study.machine("onnxruntime", "openvino", "nncf") | {"threads": 1}
+    facts |= {"int8_instructions": not study.sums_of_int8_overflow()}
+    facts |= {"bf16_instructions": not engines.lacks(Target(engine="openvino"), "bf16")}
+    saved = {**facts, "rows": [{"run": "another", "batch": 3}]}
+    (tmp_path / f"{name}.json").write_text(json.dumps({**saved, "cpu": "another"}))
     monkeypatch.setattr(sys, "argv", ["study", str(finished_vit), "--batches", "3", "--blocks", "4"])
+    with pytest.raises(SystemExit):
+        study.main()
+    assert f"{name}.json is of another machine (cpu another, now" in capsys.readouterr().err
+    (tmp_path / f"{name}.json").write_text(json.dumps(saved))
     study.main()
-    content = json.loads((tmp_path / "cpu_engines.json").read_text())
+    content = json.loads((tmp_path / f"{name}.json").read_text())
     other, *rows = content["rows"]
     assert other == {"run": "another", "batch": 3} and {"cpu", "onnxruntime", "openvino", "nncf"} <= content.keys()
     forms = set(study.FORMS) - ({"openvino bf16"} if engines.lacks(Target(engine="openvino"), "bf16") else set())

@@ -50,4 +50,4 @@ def test_where_every_form_loses_more_the_one_that_loses_least_is_named() -> None
 
 def test_the_plot_has_every_form_of_both_batches() -> None:
     ((name, drawn),) = render.figures(CONTENT).items()
-    assert name == "cpu-engines-minilm-sts.svg" and drawn.count("ort static int8") == 2 and "batch 16" in drawn
+    assert name == "cpu-engines-minilm-sts-50.svg" and drawn.count("ort static int8") == 2 and "batch 16" in drawn

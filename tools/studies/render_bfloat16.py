@@ -19,11 +19,11 @@ def bfloat16(content: dict[str, Any]) -> list[str]:
     rows = content["rows"]
     machines = sorted({f"{one['machine']['cpu']}, torch {one['machine']['torch']}" for one in rows})
     prose = [
-        "`prune.autocast: auto` on a processor with instructions for bfloat16 (`tools/studies/study_bfloat16.py`): gradients",
-        "from which scores, weights of the repair's rows and loss curves are estimated, in bfloat16 and in float32, by the",
-        "same probes. *Ranks alike*: Spearman correlation between both, and in brackets by how much one value is off (median);",
-        "for the curves the lower of both losses. *Kept otherwise*: share of the units kept by one plan and not by the other,",
-        "at 70, 50 and 30 % of the MACs. CPU seconds of one thread.",
+        "`prune.autocast: auto` on a processor with instructions for bfloat16 (`tools/studies/study_bfloat16.py`):",
+        "gradients from which scores, weights of the repair's rows and loss curves are estimated, in bfloat16 and",
+        "in float32, by the same probes. *Ranks alike*: Spearman correlation between both, and in brackets by how",
+        "much one value is off (median); for the curves the lower of both losses. *Kept otherwise*: share of the",
+        "units kept by one plan and not by the other, at 70, 50 and 30 % of the MACs. CPU seconds of one thread.",
         f"{'; '.join(machines)}.",
     ]
     columns = ["model", "million parameters", "on a few rows", "scores", "weights", "curves", "kept otherwise"]

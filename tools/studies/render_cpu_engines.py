@@ -1,8 +1,8 @@
-"""The section of docs/results.md about engines of one CPU, from docs/measurements/studies/cpu_engines.json."""
+"""The sections of docs/results.md about engines of one CPU, from docs/measurements/studies/cpu_engines*.json."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -11,51 +11,72 @@ from plots import markdown_table, svg
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAME = "cpu_engines"
-TITLE = "Every engine of one CPU, pruned or not"
+#: Name of the results -> title of the section.
+NAMES_OF = {
+    "cpu_engines": "Every engine of one CPU, pruned or not",
+    "cpu_engines_without_vnni": "The same engines on a CPU without instructions for int8",
+}
 AGAINST = ("base", "onnxruntime fp32")
 #: Goals: run -> batch -> times faster than the unpruned fp32 model in onnxruntime, at most LOST points lost.
-GOALS = {"minilm-sts": {1: 5.0, 8: 8.0}, "mpnet-sts": {1: 5.0, 8: 8.0}, "deit-tiny-tau": {1: 3.0}}
+GOALS = {"minilm-sts": {1: 5.0, 8: 8.0}, "mpnet-sts": {1: 5.0, 8: 8.0}, "deit-tiny-photos": {1: 3.0}}
 LOST = 1.0
 NAMES, COLORS = {"base": "unpruned", "pruned": "pruned"}, {"base": "#7f7f7f", "pruned": "#1f77b4"}
 Row = dict[str, Any]
 
 
-def sections(content: dict[str, Any]) -> list[str]:
+def sections(content: dict[str, Any], name: str = "cpu_engines") -> list[str]:
     """Lines of the section: a table, a plot and the goals of every run."""
-    versions = [f"{name} {content[name]}" for name in ("onnxruntime", "openvino", "nncf") if name in content]
-    lines = [
-        f"## {TITLE}",
-        "",
-        "The unpruned and the pruned graph of a run in every form that a user of one CPU could take",
-        "(`tools/studies/study_cpu_engines.py`): each engine loaded twice in one process, all instances in turns in",
-        "the same blocks, one thread. Times faster than the unpruned model in fp32 onnxruntime, with the interval",
-        "over blocks; by the CPU time of the process in brackets, which other work on the machine disturbs less.",
-        "Points lost against the same model, on the run's evaluation rows, with a 95 % interval. *quantize_dynamic*:",
-        "onnxruntime's function as a user calls it; *dynamic int8*: as a recipe does it. What it says holds for this",
-        "processor; on one with AMX or bf16 instructions the order is another.",
-        f"{content['cpu']}, {'with' if content['int8_instructions'] else 'without'} instructions for int8 (VNNI, AMX); "
-        f"{', '.join(versions)}.",
-    ]
-    for run, rows in _runs(content):
-        lines += ["", f"### {run}, {min(row['macs'] for row in rows):.0%} of the MACs", ""]
+    versions = [f"{key} {content[key]}" for key in ("onnxruntime", "openvino", "nncf") if key in content]
+    lines = [f"## {NAMES_OF[name]}", ""]
+    if name == "cpu_engines":
+        lines += [
+            "The unpruned and the pruned graph of a run in every form that a user of one CPU could take",
+            "(`tools/studies/study_cpu_engines.py`): each engine loaded twice in one process, all instances in",
+            "turns in the same blocks, one thread. Times faster than the unpruned model in fp32 onnxruntime, with",
+            "the interval over blocks; by the CPU time of the process in brackets, which other work on the machine",
+            "disturbs less. Points lost against the same model, on the run's evaluation rows, with a 95 %",
+            "interval. *quantize_dynamic*: onnxruntime's function as a user calls it; *dynamic int8*: as a recipe",
+            "does it. What it says holds for this processor: see the next section for another one.",
+        ]
+    else:
+        lines += ["The same study on another machine."]
+    lines += [f"{content['cpu']}, {_instructions(content)}; {', '.join(versions)}."]
+    for (run, kept), rows in _runs(content):
+        lines += ["", f"### {_titled(run, kept, name)}", ""]
         lines += markdown_table(*_table(rows))
-        lines += ["", *_goals(run, rows), "", _image(run, rows)]
+        lines += ["", *_goals(run, rows), "", _image(run, kept, name, rows)]
     return lines
 
 
-def choices(content: dict[str, Any], run: str) -> list[str]:
-    """Lines of the README about a run: its model as it is and pruned, each in fp32 and in the fastest form that loses
-    at most LOST points at the smallest batch."""
-    rows = dict(_runs(content))[run]
-    batches, lines = _batches(rows), []
-    for model, name in (("base", "as it is"), ("pruned", f"pruned to {min(row['macs'] for row in rows):.0%}")):
-        for form in dict.fromkeys([AGAINST[1], best(rows, batches[0], model)["form"]]):
-            found = {row["batch"]: row for row in rows if (row["model"], row["form"]) == (model, form)}
-            one = found[batches[0]]
-            lost = "-" if (model, form) == AGAINST else f"{one['lost']:z.2f} ({_span(one)})"
-            times = [f"{found[batch]['speedup']['median']:.2f}x" for batch in batches]
-            lines.append([name, form, lost, *times])
+def _instructions(content: dict[str, Any]) -> str:
+    """What the processor computes with."""
+    found = {"int8 (VNNI, AMX)": content["int8_instructions"], "bf16": content.get("bf16_instructions", False)}
+    has = [name for name, there in found.items() if there]
+    lacks = [name for name, there in found.items() if not there]
+    told = [
+        f"{word} instructions for {' and '.join(some)}" for word, some in (("with", has), ("without", lacks)) if some
+    ]
+    return ", ".join(told)
+
+
+def _titled(run: str, kept: float, name: str) -> str:
+    return f"{run}, {kept:.0%} of the MACs" + ("" if name == "cpu_engines" else ", without instructions for int8")
+
+
+def choices(content: dict[str, Any], runs: Sequence[tuple[str, str, float]]) -> list[str]:
+    """Lines of the README about (run, title, share of the MACs): the model as it is and pruned, each in fp32 and in the
+    fastest form that loses at most LOST points at the smallest batch."""
+    stored, lines, batches = dict(_runs(content)), [], list[int]()
+    for run, title, share in runs:
+        rows = next(rows for (name, kept), rows in stored.items() if name == run and abs(kept - share) < 0.01)
+        batches = _batches(rows)
+        for model, state in (("base", "as it is"), ("pruned", f"pruned to {share:.0%}")):
+            for form in dict.fromkeys([AGAINST[1], best(rows, batches[0], model)["form"]]):
+                found = {row["batch"]: row for row in rows if (row["model"], row["form"]) == (model, form)}
+                one = found[batches[0]]
+                lost = "-" if (model, form) == AGAINST else f"{one['lost']:z.2f} ({_span(one)})"
+                times = [f"{found[batch]['speedup']['median']:.2f}x" for batch in batches]
+                lines.append([f"{title}, {state}", form, lost, *times])
     return markdown_table(["model", "engine", "points lost", *(f"batch {batch}" for batch in batches)], lines)
 
 
@@ -63,14 +84,21 @@ def _span(row: Row) -> str:
     return f"{row['lost_low']:z.2f} to {row['lost_high']:z.2f}"
 
 
-def figures(content: dict[str, Any]) -> dict[str, str]:
+def figures(content: dict[str, Any], name: str = "cpu_engines") -> dict[str, str]:
     """{file name: SVG}: points lost against speedup, a plot per run."""
-    return {_file(run): _plot(run, rows) for run, rows in _runs(content)}
+    return {_file(*key, name): _plot(*key, name, rows) for key, rows in _runs(content)}
 
 
-def _runs(content: dict[str, Any]) -> Iterator[tuple[str, list[Row]]]:
-    for run, rows in groupby(sorted(content["rows"], key=lambda row: row["run"]), lambda row: row["run"]):
-        yield run, list(rows)
+def _runs(content: dict[str, Any]) -> Iterator[tuple[tuple[str, float], list[Row]]]:
+    """((run, share of the MACs of its pruned model), rows), the largest share first."""
+    pruned = {row["run"]: row["macs"] for row in content["rows"] if row["model"] == "pruned"}
+
+    def key(row: Row) -> tuple[str, float]:
+        return row["run"], row.get("kept", pruned[row["run"]])
+
+    ordered = sorted(content["rows"], key=lambda row: (key(row)[0], -key(row)[1]))
+    for found, rows in groupby(ordered, key):
+        yield found, list(rows)
 
 
 def _batches(rows: list[Row]) -> list[int]:
@@ -127,18 +155,18 @@ def _goal(goal: float | None, gain: float) -> str:
     return f". Goal {goal:g}x: " + ("met." if gain >= goal else f"missed by {goal - gain:.2f}.")
 
 
-def _file(run: str) -> str:
-    return f"cpu-engines-{run}.svg"
+def _file(run: str, kept: float, name: str) -> str:
+    return f"{name.replace('_', '-')}-{run}-{kept * 100:.0f}.svg"
 
 
-def _image(run: str, rows: list[Row]) -> str:
+def _image(run: str, kept: float, name: str, rows: list[Row]) -> str:
     batch = _batches(rows)[0]
     named = ", ".join(f"{name} {_told(best(rows, batch, model))}" for model, name in NAMES.items())
     said = f"{run}: points lost against times faster, every engine. Fastest at batch {batch}: {named}"
-    return f"![{said}](figures/{_file(run)})"
+    return f"![{said}](figures/{_file(run, kept, name)})"
 
 
-def _plot(run: str, rows: list[Row]) -> str:
+def _plot(run: str, kept: float, name: str, rows: list[Row]) -> str:
     def draw(figure: Figure) -> None:
         batches = _batches(rows)
         for axes, batch in zip(figure.subplots(1, len(batches), squeeze=False)[0], batches, strict=True):
@@ -154,6 +182,6 @@ def _plot(run: str, rows: list[Row]) -> str:
                 )
             axes.set(xlabel="times faster than unpruned fp32 onnxruntime", ylabel="points lost", title=f"batch {batch}")
             axes.grid(True)
-        figure.suptitle(f"{run}: unpruned (grey) and pruned (blue)")
+        figure.suptitle(f"{run}: unpruned (grey), and pruned to {kept:.0%} of the MACs (blue)")
 
-    return svg(_file(run), (9.0, 3.6), draw)
+    return svg(_file(run, kept, name), (9.0, 3.6), draw)

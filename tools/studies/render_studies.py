@@ -7,6 +7,8 @@ Written by benchmark_scoring.py and the study_*.py. What is not there is left ou
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +43,12 @@ def sections(studies: Path) -> list[str]:
 
 def figures(studies: Path) -> dict[str, str]:
     """{file name: SVG} of their plots."""
-    content, engines = _read(studies, "scoring"), _read(studies, render_cpu_engines.NAME)
+    content = _read(studies, "scoring")
     plots = {} if content is None else {WIDTH_PLOT: _width_plot(content["width"])}
-    return plots | ({} if engines is None else render_cpu_engines.figures(engines))
+    for name in render_cpu_engines.NAMES_OF:
+        if (engines := _read(studies, name)) is not None:
+            plots |= render_cpu_engines.figures(engines, name)
+    return plots
 
 
 def _read(studies: Path, name: str) -> dict[str, Any] | None:
@@ -314,7 +319,7 @@ def _attacks(content: dict[str, Any]) -> list[str]:
     return section("Hostile input", prose, ["kind", "attempts", "refused cleanly"], rows)
 
 
-SECTIONS = {
+SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "real_models": render_real_models.real_models,
     "scoring": _scoring,
     "ablation": _ablation,
@@ -333,7 +338,7 @@ SECTIONS = {
     "tokens": _tokens,
     "finetune": _finetune,
     "whisper": render_speech.whisper,
-    "cpu_engines": render_cpu_engines.sections,
+    **{name: partial(render_cpu_engines.sections, name=name) for name in render_cpu_engines.NAMES_OF},
     "quantizers": render_quantizers.quantizers,
     "cost": render_cost.cost,
     "bfloat16": render_bfloat16.bfloat16,

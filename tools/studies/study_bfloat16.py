@@ -5,9 +5,9 @@
     python tools/studies/study_bfloat16.py minilm-stsb deit-tiny  # some of them, again
     python tools/studies/render_results.py                        # the table in docs/results.md
 
-One thread, and CPU time. Both precisions get the same probes, and the curves of both the same scores and weights. Plans:
-of the scores and curves of each precision, by the same budget. Writes docs/measurements/studies/bfloat16.json; wants a
-processor with instructions for bfloat16. Weights of larger models are downloaded as by study_real_models.py.
+One thread, and CPU time. Both precisions get the same probes, and the curves of both the same scores and weights.
+Plans: of the scores and curves of each precision, by the same budget. Writes docs/measurements/studies/bfloat16.json;
+wants a processor with instructions for bfloat16. Weights of larger models are downloaded as by study_real_models.py.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@
 RUN: the folder of a finished run in fp32 with evaluation data, e.g. of recipes/minilm_sts.yaml at 0.5. Both of its
 graphs are built in every form below. Each engine is loaded twice in this process, and all instances take turns in the
 same blocks, in random order. Points are those of the evaluation data of the run, lost against the unpruned model in
-fp32 onnxruntime. Writes docs/measurements/studies/cpu_engines.json: milliseconds per call by the wall clock and by the
-CPU time of the process, of every instance and block; rows of other runs stay. Wants a quiet machine; needs the extra
-openvino.
+fp32 onnxruntime. Writes docs/measurements/studies/cpu_engines.json (cpu_engines_without_vnni.json on a processor
+without such instructions): milliseconds per call by the wall clock and by the CPU time of the process, of every
+instance and block. Rows of other runs stay, if they are of the same processor and libraries. Wants a quiet machine;
+needs the extra openvino.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from study_files import inputs_of, machine, save, saved_rows
+from study_files import inputs_of, machine, save, saved_facts, saved_rows
 
 from optin_export import engines, measure
 from optin_export.data import Sources, load_sources
@@ -35,7 +36,8 @@ from optin_export.measure.bootstrap import ratio_of_medians
 from optin_export.recipe import MODELS, ExportSection, Target, load_recipe
 from optin_export.report.schema import read_report
 
-NAME = "cpu_engines"
+#: Of a processor with instructions for int8, and of one without.
+NAMES = {True: "cpu_engines", False: "cpu_engines_without_vnni"}
 #: What all engines are compared with: the unpruned model in fp32, as a run measures it.
 AGAINST = ("base", "onnxruntime fp32")
 INSTANCES = 2
@@ -161,6 +163,7 @@ def rows_of(run: Path, sources: Sources, args: argparse.Namespace) -> list[dict[
                 rows.append(
                     {
                         "run": report.name,
+                        "kept": round(report.macs.ratio, 4),
                         "macs": round(report.macs.ratio, 4) if model == "pruned" else 1.0,
                         "model": model,
                         "form": form,
@@ -193,12 +196,28 @@ def main() -> None:
     args = parser.parse_args()
     if AGAINST[1] not in args.forms:
         parser.error(f"--forms needs '{AGAINST[1]}', which all are compared with")
+    facts: dict[str, Any] = {
+        **machine("onnxruntime", "openvino", "nncf"),
+        "int8_instructions": not sums_of_int8_overflow(),
+    }
+    facts |= {"bf16_instructions": not engines.lacks(Target(engine="openvino"), "bf16"), "threads": args.threads}
+    name = NAMES[facts["int8_instructions"]]
+    if saved_rows(name) and (others := differing(saved_facts(name), facts)):
+        parser.error(f"{name}.json is of another machine ({others}): move it away, a table is never of two")
     for run in args.runs:
         rows = rows_of(run, load_sources(load_recipe(run / "recipe.yaml")), args)
-        replaced = {(row["run"], row["batch"]) for row in rows}
-        others = [row for row in saved_rows(NAME) if (row["run"], row["batch"]) not in replaced]
-        facts = {**machine("onnxruntime", "openvino", "nncf"), "int8_instructions": not sums_of_int8_overflow()}
-        save(NAME, {**facts, "threads": args.threads, "rows": [*others, *rows]})
+        replaced = {_key(row) for row in rows}
+        kept = [row for row in saved_rows(name) if _key(row) not in replaced]
+        save(name, {**facts, "rows": [*kept, *rows]})
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["run"], row.get("kept"), row["batch"]
+
+
+def differing(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between the machines of saved rows and of new ones, for a message; "" for nothing."""
+    return ", ".join(f"{key} {before.get(key)}, now {value}" for key, value in now.items() if before.get(key) != value)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,12 @@ def saved_rows(name: str) -> list[dict[str, Any]]:
     return rows
 
 
+def saved_facts(name: str) -> dict[str, Any]:
+    """What the same file says of all of its rows."""
+    found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return {key: value for key, value in found.items() if key != "rows"}
+
+
 def save(name: str, content: dict[str, Any]) -> None:
     """Write docs/measurements/studies/NAME.json."""
     FOLDER.mkdir(parents=True, exist_ok=True)
