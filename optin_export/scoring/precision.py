@@ -17,6 +17,8 @@ from optin_export.scoring.sketch import ENOUGH, Sketch
 from optin_export.units import Structure
 
 FAST = "bfloat16"
+#: Probes of each loss: one alone has entries near zero, whose ranks are rounding.
+PROBES = 2
 
 
 def precision_of(
@@ -50,7 +52,7 @@ def agreement_of(scorer: Scorer) -> float:
     """The smaller of the two losses' Spearman correlations between both precisions; 0 if bfloat16 is not finite."""
     from scipy.stats import spearmanr  # slow to import; `init` and `--dry-run` only look at this package
 
-    shard = Shard("pilot", 0, count=1)
+    shard = Shard("pilot", 0, count=PROBES)
     sketches: list[Sketch] = [
         dataclasses.replace(scorer.sketch, references=scorer.few, autocast=one) for one in (None, FAST)
     ]
