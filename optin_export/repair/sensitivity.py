@@ -9,8 +9,9 @@ every output has its own solution, which is the same for any invertible weightin
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -18,6 +19,7 @@ from optin_export.data import Batch
 from optin_export.models import TaskModel, block_inputs, passes_in
 from optin_export.objective import ROWS, OutputNoise, observation_of, output_probe, trajectory_probe
 from optin_export.units import Calls, Structure, block_outputs, get_module, layer_outputs, measured, output_rows
+from optin_export.workdir.peak_memory import release_freed
 
 #: Probes per term and batch; a row's weight is a mean over all its features, so one is enough.
 PROBES = 1
@@ -55,41 +57,61 @@ def sensitivities(
     }
     terms: list[list[dict[str, torch.Tensor]]] = [[], []]
     for index, batch in enumerate(batches):
-        with (
-            structure.gradients(),
-            graph(model),
-            layer_outputs(model, sorted(paths), structure.rewritten) as layers,
-            block_outputs(model, structure.observed, structure.rewritten) as hidden,
-        ):
-            with passes_in(model, autocast):
-                output = in_single(model(**batch.inputs))
-            masked = block_inputs(model, batch.inputs)
-            seen = observation_of(model, structure, batch.inputs, (hidden, output), ROWS, generator)
-            rows = list(seen.rows.values())
-            squares: list[dict[str, torch.Tensor]] = [{}, {}]
-            # A copy: layers that run again in the backward pass (checkpointing) must not be added to it.
-            wanted = {path: [one for one in calls if one.requires_grad] for path, calls in layers.items()}
-            for _ in range(PROBES):
-                probes = (
-                    trajectory_probe(rows, generator),
-                    output_probe(model.output_kind, seen.output, 1.0, noise.draw(index, seen.output), seen.weights),
-                )
-                for term, probe in zip(squares, probes, strict=True):
-                    every = [one for calls in wanted.values() for one in calls]
-                    found = iter(torch.autograd.grad(probe, every, retain_graph=True, allow_unused=True))
-                    for path, calls in wanted.items():
-                        gradients = [None if one is None else in_single(one) for one in (next(found) for _ in calls)]
-                        if any(gradient is not None for gradient in gradients):
-                            layer, dim = get_module(model, path), batch_dims.get(path, 0)
-                            shared = Calls(
-                                torch.zeros_like(in_single(output)) if gradient is None else _shared(gradient, dim)
-                                for output, gradient in zip(calls, gradients, strict=True)
-                            )
-                            square = output_rows(shared, layer, masked, index).square().sum(1)
-                            term[path] = term.get(path, torch.zeros(())) + square
-        for kept, square_of in zip(terms, squares, strict=True):
+        # A function of its own: the batch's graph ends with the call, before the next one's begins.
+        found = _squares(
+            model, structure, batch, index, sorted(paths), batch_dims, generator, partial(noise.draw, index), autocast
+        )
+        for kept, square_of in zip(terms, found, strict=True):
             kept.append(square_of)
+        release_freed()
     return Weights(_combined(terms))
+
+
+def _squares(
+    model: TaskModel,
+    structure: Structure,
+    batch: Batch,
+    index: int,
+    paths: Sequence[str],
+    batch_dims: Mapping[str, int],
+    generator: torch.Generator,
+    noise: Callable[[torch.Tensor], torch.Tensor],
+    autocast: str | None,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Squared gradients of the trajectory's and of the output's probes: layer -> [rows], of one batch."""
+    with (
+        structure.gradients(),
+        graph(model),
+        layer_outputs(model, paths, structure.rewritten) as layers,
+        block_outputs(model, structure.observed, structure.rewritten) as hidden,
+    ):
+        with passes_in(model, autocast):
+            output = in_single(model(**batch.inputs))
+        masked = block_inputs(model, batch.inputs)
+        seen = observation_of(model, structure, batch.inputs, (hidden, output), ROWS, generator)
+        rows = list(seen.rows.values())
+        squares: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = {}, {}
+        # A copy: layers that run again in the backward pass (checkpointing) must not be added to it.
+        wanted = {path: [one for one in calls if one.requires_grad] for path, calls in layers.items()}
+        for _ in range(PROBES):
+            probes = (
+                trajectory_probe(rows, generator),
+                output_probe(model.output_kind, seen.output, 1.0, noise(seen.output), seen.weights),
+            )
+            for term, probe in zip(squares, probes, strict=True):
+                every = [one for calls in wanted.values() for one in calls]
+                found = iter(torch.autograd.grad(probe, every, retain_graph=True, allow_unused=True))
+                for path, calls in wanted.items():
+                    gradients = [None if one is None else in_single(one) for one in (next(found) for _ in calls)]
+                    if any(gradient is not None for gradient in gradients):
+                        layer, dim = get_module(model, path), batch_dims.get(path, 0)
+                        shared = Calls(
+                            torch.zeros_like(in_single(output)) if gradient is None else _shared(gradient, dim)
+                            for output, gradient in zip(calls, gradients, strict=True)
+                        )
+                        square = output_rows(shared, layer, masked, index).square().sum(1)
+                        term[path] = term.get(path, torch.zeros(())) + square
+    return squares
 
 
 def _combined(terms: Sequence[list[dict[str, torch.Tensor]]]) -> list[dict[str, torch.Tensor]]:

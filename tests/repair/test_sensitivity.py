@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -41,6 +42,22 @@ def test_weights_are_finite_with_mean_one(name: str) -> None:
     assert not any(module._forward_hooks for module in model.modules())
     again = weights_of(model, batches)
     assert all(torch.equal(again.values[1][path], rows) for path, rows in weights.values[1].items())
+
+
+def test_one_batchs_graph_is_gone_before_the_next_ones() -> None:
+    """Memory is that of one graph, however many batches there are."""
+    model, _ = small_model("bert")
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def look(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            assert all(one() is None for one in held)
+            held.append(weakref.ref(output))
+
+    with_hook = model.get_submodule("model.classifier").register_forward_hook(look)
+    weights_of(model, batches_for(model, 3, size=3))
+    with_hook.remove()
+    assert len(held) == 3
 
 
 def test_a_classifiers_last_block_reads_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
