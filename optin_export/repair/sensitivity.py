@@ -23,6 +23,8 @@ from optin_export.workdir.peak_memory import release_freed
 
 #: Probes per term and batch; a row's weight is a mean over all its features, so one is enough.
 PROBES = 1
+#: Batches after which freed memory is given back: it takes as long as a small batch.
+RELEASED = 8
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def sensitivities(
         )
         for kept, square_of in zip(terms, found, strict=True):
             kept.append(square_of)
-        release_freed()
+        if index % RELEASED == RELEASED - 1:
+            release_freed()
     return Weights(_combined(terms))
 
 

@@ -80,7 +80,8 @@ def share_budget(
     """The plan whose built model has the least output loss on `scoring`, among plans that merge more or fewer tokens.
 
     Units alone are tried, and tokens alone: as many of them as meet the budget without removing a unit. From there the
-    search goes in steps, first to more tokens and fewer units, then the other way, while the loss falls.
+    search goes in steps, first to more tokens and fewer units, then the other way, while the loss falls; at last by
+    half a step to both sides of the best.
 
     macs: the budget. plan_of: costs -> the units to keep within it (InputError if it cannot be met); built: plan -> the
     repaired model; unmerged: the plan that keeps all tokens, and its model's output loss, where they are known.
@@ -140,6 +141,10 @@ def share_budget(
                     share += step
                 if share != enough + step:
                     break  # the loss falls in this direction, so it rises in the other one
+            middle = enough if best is None or not best[1].merged else kept_share(best[1].merged, count, blocks)
+            for step in (STEP / 2, -STEP / 2):
+                if attempts < TRIALS and FEWEST <= middle + step < 1 and improves(middle + step):
+                    break
     if best is None:
         plan_of(costs)  # raises: no plan meets the budget
     assert best is not None

@@ -56,6 +56,14 @@ def test_a_line_has_means_over_seeds_and_the_target() -> None:
     assert "| 15: met |" in second
 
 
+def test_the_readme_has_the_defaults_alone() -> None:
+    render = load_tool("studies/render_real_models")
+    rows = [row(0, 0.2, merged=[9, 9]), row(1, 0.6, merged=[]), row(0, 9.0, way="units", merged=[])]
+    assert render.expected({"rows": rows})[2:] == [
+        "| DeiT-Tiny, ImageNet photos | 70% | yes | 0.40 ± 0.28 (-0.60 to 1.40) | 2 |"
+    ]
+
+
 def test_the_slices_of_a_download_are_one_zip_file(tmp_path: Path) -> None:
     study = load_tool("studies/study_real_models")
     whole = io.BytesIO()

@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 from held_out import CHOOSE, REPORT
-from plots import section
+from plots import markdown_table, section
 
 TITLES = {
     "deit-tiny": "DeiT-Tiny, ImageNet photos",
@@ -45,6 +45,25 @@ def real_models(content: dict[str, Any]) -> list[str]:
     ]
     columns = ["model", "MACs", "way", "points lost", "on the other half", "target", "predicted", "seeds", "CPU min"]
     return section("Trained models of real size", prose, columns, rows)
+
+
+def expected(content: dict[str, Any]) -> list[str]:
+    """Lines of the README: what the recipes' defaults lose on the half that reports."""
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
+    for row in content["rows"]:
+        if row["way"] == "default":
+            groups[row["case"], row["budget"]].append(row)
+    lines = [
+        [
+            TITLES.get(case, case),
+            f"{budget:.0%}",
+            "yes" if any(any(row["merged"]) for row in found) else "no",
+            _points(found, REPORT),
+            f"{statistics.mean(row['cpu_seconds'] for row in found if row['cpu_seconds'] is not None) / 60:.0f}",
+        ]
+        for (case, budget), found in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1]))
+    ]
+    return markdown_table(["model", "MACs kept", "tokens merged", "points lost", "CPU minutes"], lines)
 
 
 def _line(case: str, way: str, budget: float, found: list[dict[str, Any]]) -> list[str]:
