@@ -154,6 +154,7 @@ def rows_of(run: Path, sources: Sources, args: argparse.Namespace) -> list[dict[
             engine = load()
             predicted[key] = measure.predict(lambda given, one=engine: one.run(given)[one.outputs[0]], data)
         judged = {key: measure.evaluate(predicted[AGAINST], one, data.metric, 0) for key, one in predicted.items()}
+        print(f"{report.name}: timing begins, which wants a quiet machine", flush=True)
         for batch in args.batches:
             some = {name: values[:batch] for name, values in inputs.items()}
             found = timed({" | ".join(key): load for key, load in loads.items()}, some, args.blocks)
@@ -183,6 +184,7 @@ def rows_of(run: Path, sources: Sources, args: argparse.Namespace) -> list[dict[
                     f"{one['run']} batch {batch}, {model:<6} {form:<28} {one['speedup']['median']:.2f}x, by CPU time "
                     f"{one['speedup_cpu']['median']:.2f}x, lost {one['lost']:+.2f}"
                 )
+    print(f"{report.name}: timing has ended", flush=True)
     return rows
 
 
