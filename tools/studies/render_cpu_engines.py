@@ -50,7 +50,7 @@ def sections(content: dict[str, Any], name: str = "cpu_engines") -> list[str]:
 
 def _instructions(content: dict[str, Any]) -> str:
     """What the processor computes with."""
-    found = {"int8 (VNNI, AMX)": content["int8_instructions"], "bf16": content.get("bf16_instructions", False)}
+    found = {"int8 (VNNI or AMX)": content["int8_instructions"], "bf16": content.get("bf16_instructions", False)}
     has = [name for name, there in found.items() if there]
     lacks = [name for name, there in found.items() if not there]
     told = [
