@@ -40,6 +40,8 @@ SIDE = 768
 EXPORT_SECONDS, EXPORT_SECONDS_PER_MODULE = 3.0, 0.05
 #: Seconds of latency measurement for each engine and setting: blocks and warm-up.
 LATENCY_SECONDS = 4.0
+#: Share of the passes for curves and weights of rows that gains by a shorter precision: sums over rows do not.
+ESTIMATES = 0.5
 #: Counts of a loss curve.
 CANDIDATES = 13
 
@@ -71,11 +73,12 @@ class Speed:
     rows: int
     reduced: float = 1.0
 
-    def seconds(self, effort: Effort, *, estimates: bool = False) -> float:
-        """estimates: its gradients are computed in the precision of the scores."""
+    def seconds(self, effort: Effort, *, estimates: float = 0.0) -> float:
+        """estimates: share of the passes with gradients that gains by the precision of the scores."""
+        gain = 1 - estimates * (1 - self.reduced)
         return (
             effort.forward * self.forward
-            + (effort.graph * self.graph + effort.backward * self.backward) * (self.reduced if estimates else 1.0)
+            + gain * (effort.graph * self.graph + effort.backward * self.backward)
             + effort.multiply * self.multiply
             + effort.solve * self.solve
         )
@@ -137,11 +140,10 @@ def forecast(work: RunContext) -> Forecast:
     if recipe.tuning is not None and recipe.tuning.source is None:
         steps = recipe.tuning.steps * recipe.tuning.batch
         efforts["surgery"] += Effort(forward=steps, graph=kept * steps, backward=2 * kept * steps)
-    tuned = recipe.tuning is not None  # its gradients train weights
-    seconds = {
-        stage: speed.seconds(effort, estimates=stage != "surgery" or not (tuned or settings.gauss_newton))
-        for stage, effort in efforts.items()
-    }
+    shares = {**dict.fromkeys(efforts, ESTIMATES), "scoring": 1.0}
+    if recipe.tuning is not None or settings.gauss_newton:
+        shares["surgery"] = 0.0  # its gradients change weights
+    seconds = {stage: speed.seconds(effort, estimates=shares[stage]) for stage, effort in efforts.items()}
     seconds |= _export_and_measure(work, speed, kept)
     return Forecast(
         {stage: round(value, 1) for stage, value in seconds.items()},
