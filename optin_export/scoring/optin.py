@@ -75,7 +75,7 @@ class Scorer:
             self.references,
             config.temperature,
             generator,
-            config.autocast,
+            None if config.autocast == "auto" else config.autocast,  # `score` settles it before
         )
 
     @classmethod
