@@ -138,6 +138,16 @@ def test_architectures_of_any_result_have_their_row() -> None:
     ]
 
 
+def test_an_empty_place_is_filled_and_a_missing_one_is_an_error() -> None:
+    tool = load_tool("render_results")
+    text = tool.README.read_text(encoding="utf-8")
+    before, _, rest = text.partition("<!-- measured: real -->\n")
+    empty = f"{before}<!-- measured: real -->\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    assert tool.readme(empty) == text
+    with pytest.raises(ValueError, match="no place for the numbers of real"):
+        tool.readme(text.replace("<!-- measured: real -->", ""))
+
+
 def test_measured_numbers_are_those_of_the_measurement_files() -> None:
     tool = load_tool("render_results")
     page = tool.PAGE.read_text(encoding="utf-8")

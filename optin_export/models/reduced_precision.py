@@ -9,7 +9,7 @@ import torch
 from optin_export.environment import multiplies_bfloat16
 from optin_export.models.tasks import TaskModel
 
-#: Weights below which the conversions cost about as much as the products save.
+#: Weights from which it is tried: a pass of a smaller model takes little time anyway.
 SMALLEST = 4_000_000
 #: NVIDIA GPUs from here on multiply bfloat16 in their tensor cores.
 AMPERE = (8, 0)

@@ -168,7 +168,7 @@ def _enough(costs_at: Callable[[float], Costs], macs: float) -> float | None:
     def meets(hundredths: int) -> bool | None:
         try:
             found = costs_at(hundredths / 100)
-        except InputError:  # so many cannot be merged
+        except InputError:  # the blocks cannot merge that many tokens
             return None
         return found.of("macs", {}) <= macs * found.whole("macs")
 

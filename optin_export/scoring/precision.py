@@ -49,7 +49,8 @@ def precision_of(
 
 
 def agreement_of(scorer: Scorer) -> float:
-    """The smaller of the two losses' Spearman correlations between both precisions; 0 if bfloat16 is not finite."""
+    """The smaller of the two losses' Spearman correlations between both precisions; 0 if the values in bfloat16 are not
+    finite, or all the same."""
     from scipy.stats import spearmanr  # slow to import; `init` and `--dry-run` only look at this package
 
     shard = Shard("pilot", 0, count=PROBES)
@@ -63,8 +64,9 @@ def agreement_of(scorer: Scorer) -> float:
             np.concatenate([part[f"{term}.{key}"] for key in scorer.groups if f"{term}.{key}" in part])
             for part in (exact, fast)
         )
-        if not np.isfinite(second).all():
+        if len(first) < 2 or not np.ptp(first) > 0:
+            continue  # the term depends on no unit, or on a single one
+        if not np.isfinite(second).all() or not np.ptp(second) > 0:  # a correlation with it would be NaN
             return 0.0
-        if len(first) > 1 and np.ptp(first) > 0:
-            found.append(float(spearmanr(first, second).statistic))
+        found.append(float(spearmanr(first, second).statistic))
     return min(found, default=1.0)

@@ -60,6 +60,21 @@ def test_a_model_that_ranks_otherwise_is_scored_in_float32(monkeypatch: pytest.M
     assert all(np.array_equal(found.values[key], plain.values[key]) for key in plain.values)
 
 
+@pytest.mark.usefixtures("gains")
+@pytest.mark.parametrize("value", [1.0, float("nan")])
+def test_gradients_without_an_order_are_not_taken(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All alike in one of the losses: a correlation with them is NaN, which is smaller than nothing."""
+    work = precision.Sketch.work
+
+    def flat(sketch: Any, shard: Any) -> Any:
+        found = work(sketch, shard)
+        spoilt = {key: np.full_like(one, value) for key, one in found.items() if key.startswith("output")}
+        return found | spoilt if sketch.autocast else found
+
+    monkeypatch.setattr(precision.Sketch, "work", flat)
+    assert chosen() == (None, 0.0)
+
+
 def test_neither_small_models_nor_other_processors_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reduced_precision, "multiplies_bfloat16", lambda: True)
     assert chosen() == (None, None)

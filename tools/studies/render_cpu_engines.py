@@ -51,12 +51,11 @@ def sections(content: dict[str, Any], name: str = "cpu_engines") -> list[str]:
 def _instructions(content: dict[str, Any]) -> str:
     """What the processor computes with."""
     found = {"int8 (VNNI or AMX)": content["int8_instructions"], "bf16": content.get("bf16_instructions", False)}
-    has = [name for name, there in found.items() if there]
-    lacks = [name for name, there in found.items() if not there]
-    told = [
-        f"{word} instructions for {' and '.join(some)}" for word, some in (("with", has), ("without", lacks)) if some
-    ]
-    return ", ".join(told)
+    phrases = []
+    for word, wanted in (("with", True), ("without", False)):
+        some = [name for name, there in found.items() if there is wanted]
+        phrases += [f"{word} instructions for {' and '.join(some)}"] if some else []
+    return ", ".join(phrases)
 
 
 def _titled(run: str, kept: float, name: str) -> str:

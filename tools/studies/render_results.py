@@ -64,7 +64,10 @@ def breadth_page(measurements: Path = MEASUREMENTS) -> str:
 
 
 def readme(text: str, measurements: Path = MEASUREMENTS) -> str:
-    """The README with the text between `<!-- measured: NAME -->` and `<!-- end -->` rendered from the measurements."""
+    """The README with the text between `<!-- measured: NAME -->` and `<!-- end -->` rendered from the measurements.
+
+    Raises ValueError if the README has no place for a part.
+    """
     stored = recipes(measurements)
     engines = json.loads((measurements / "studies" / "cpu_engines.json").read_text(encoding="utf-8"))
     real = json.loads((measurements / "studies" / "real_models.json").read_text(encoding="utf-8"))
@@ -79,9 +82,11 @@ def readme(text: str, measurements: Path = MEASUREMENTS) -> str:
         "cost": "\n".join(render_cost.expected(costs)),
     }
     for name, content in parts.items():
-        start, end = f"<!-- measured: {name} -->\n", "\n<!-- end -->"
-        before, _, rest = text.partition(start)
-        text = before + start + content + end + rest.partition(end)[2]
+        start, end = f"<!-- measured: {name} -->\n", "<!-- end -->"
+        before, found, rest = text.partition(start)
+        if not found:
+            raise ValueError(f"the README has no place for the numbers of {name}: {start.strip()}")
+        text = before + start + content + "\n" + end + rest.partition(end)[2]
     return text
 
 
