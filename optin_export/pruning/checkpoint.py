@@ -18,11 +18,12 @@ from optin_export.errors import InputError, OptinError
 from optin_export.models import Inputs, TaskModel, build
 from optin_export.models.guard import Allocations
 from optin_export.models.state_dicts import versioned
+from optin_export.pruning.narrow_attention import narrow
 from optin_export.pruning.rebuild import rebuild
 from optin_export.pruning.saved_units import SavedUnits, saved_units
 from optin_export.pruning.token_merging import count_tokens, insert_merging, places
 from optin_export.search import Plan, check_merging, keep_first
-from optin_export.units import Structure, find_structure, find_tokens
+from optin_export.units import Structure, find_query_keys, find_structure, find_tokens
 from optin_export.workdir.files import atomic_path, read_json, regular, remove, sha256_json, write_text
 
 #: Maximum bytes of an architecture.json.
@@ -60,6 +61,9 @@ class Architecture(BaseModel):
     merged: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (), description="number of tokens merged in each block; empty: no merging"
     )
+    dimensions: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {}, description="dimensions of queries and keys per head in attentions that have fewer than the unpruned model"
+    )
     units: SavedUnits | None = Field(
         None,
         description="the units, if they were found by measurement or declared by a file of the user; otherwise the "
@@ -93,6 +97,7 @@ def save_model(
         },
         output=dense.output_name,
         merged=plan.merged,
+        dimensions=plan.dimensions,
         units=saved_units(structure),
     )
     tied = _tied(dense)
@@ -195,6 +200,7 @@ def _assembled(
     known = tuple(group for group in structure.groups if group.key in architecture.groups)
     structure = dataclasses.replace(structure, groups=known)
     dense, _ = rebuild(model, structure, groups, inputs)
+    narrow(dense, find_query_keys(model, structure), architecture.dimensions)
     _adopt_new_biases(dense, state)
     state |= {name: state[first] for name, first in _tied(dense).items() if first in state and name not in state}
     try:

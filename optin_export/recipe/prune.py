@@ -12,10 +12,12 @@ from optin_export.recipe.removed import no_comparison, without_rounds
 
 
 class PruneSection(Section):
-    units: tuple[Literal["heads", "neurons", "channels"], ...] = Field(
-        ("heads", "neurons", "channels"),
+    units: tuple[Literal["heads", "neurons", "channels", "dimensions"], ...] = Field(
+        ("heads", "neurons", "channels", "dimensions"),
         min_length=1,
-        description="what may be removed: attention heads, FFN neurons, channels of convolutions",
+        description="what may be removed: attention heads, FFN neurons, channels of convolutions, dimensions of the "
+        "queries and keys within heads (with heads, allocation: joint and compensate: true, under a budget of macs, "
+        "params or accuracy_drop, for plain attention of timm)",
         examples=[["heads", "neurons"]],
     )
     score: Annotated[
@@ -75,6 +77,24 @@ class PruneSection(Section):
         "rows of the repair; null: float32; auto: bfloat16 for models of 4 million weights or more, where the "
         "processor has instructions for it and the scores of a few rows rank as in float32",
     )
+
+    @property
+    def removable(self) -> tuple[Literal["heads", "neurons", "channels"], ...]:
+        """The kinds of units that are whole features of layers."""
+        return tuple(kind for kind in self.units if kind != "dimensions")
+
+    @property
+    def narrows(self) -> bool:
+        """Whether queries and keys may lose dimensions: their loss curves take the least squares, and no table of
+        latencies has them."""
+        takes = "dimensions" in self.units and self.allocation == "joint" and self.compensate is True
+        return takes and self.budget.kind != "latency"
+
+    @model_validator(mode="after")
+    def _heads_with_dimensions(self) -> PruneSection:
+        if "dimensions" in self.units and "heads" not in self.units:
+            raise ValueError("units: dimensions are those within heads: name heads as well")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -13,7 +13,7 @@ from optin_export.data import Batch
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
 from optin_export.objective import Reference
-from optin_export.pruning import insert_merging, rebuild
+from optin_export.pruning import insert_merging, narrow, rebuild
 from optin_export.repair.gauss_newton import OUTPUT, outputs_of, refine
 from optin_export.repair.sensitivity import Weights
 from optin_export.repair.sequential import AtWork, Repair, compensate
@@ -75,8 +75,18 @@ def apply_plan(
     repairs: dict[str, Repair] = {}
     if settings.repair:
         repairs = compensate(
-            model, dense, structure, smaller, plan.groups, batches, settings, weights=weights, at_work=at_work
+            model,
+            dense,
+            structure,
+            smaller,
+            plan.groups,
+            batches,
+            settings,
+            dimensions=plan.dimensions,
+            weights=weights,
+            at_work=at_work,
         )
+    narrow(dense, structure.attentions, plan.dimensions)
     if settings.repair and settings.gauss_newton:
         reference = outputs_of(model, structure, batches, settings.seed) if reference is None else reference
         repairs[OUTPUT] = refine(dense, reference, temperature=settings.temperature, at_work=at_work)

@@ -10,6 +10,7 @@ The search receives these curves as data and spends its budget by them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from optin_export.repair.few_rows import FewRows
 from optin_export.repair.least_squares import Moments
 from optin_export.repair.measured_points import corrected, is_measured, losses_of, measured_at, thinned
 from optin_export.repair.paired_forward import Stream
+from optin_export.repair.query_keys import changes_of
 from optin_export.repair.read_steps import steps_of
 from optin_export.repair.second_order import Tried, second_order_losses
 from optin_export.repair.sensitivity import Weights, sensitivities
@@ -76,6 +78,7 @@ def loss_curves(
     weights: the `sensitivities` of `model` on `calibration`, if they are known.
     """
     structure = measured(model, structure, (*calibration, *scoring)[0].inputs)
+    structure = dataclasses.replace(structure, groups=structure.counted)
     counts = {group.key: counts_of(group.count, least[group.key]) for group in structure.groups}
     tried, whole = Tried(), is_measured(structure)
     rows = sum(len(batch.rows) for batch in scoring)
@@ -130,16 +133,19 @@ def _try_all(
     rows: calibration batches, and which of them the layers are refitted to.
     """
     calibration, fitted = rows
+    attentions = {one.name: one for one in structure.attentions}
     repaired = {group.key: _repaired(model, group, settings.repair) for group in structure.groups}
     if any(repaired.values()) and weights is None:
         weights = sensitivities(model, structure, calibration, settings.seed, settings.autocast)
     for group, grams in _grams(model, structure, calibration, fitted, repaired, weights):
-        order = np.argsort(-scores[group.key], kind="stable").tolist()
-        smaller = counts[group.key][:-1]
-        changes = {
-            path: _changes(model, group, path, order, smaller, grams.get(path), settings.repair == "rescale")
-            for path in group.reads
-        }
+        smaller, rescale = counts[group.key][:-1], settings.repair == "rescale"
+        if group.key in attentions:
+            changes = {group.consumer: changes_of(model, attentions[group.key], grams[group.consumer], smaller)}
+        else:
+            order = np.argsort(-scores[group.key], kind="stable").tolist()
+            changes = {
+                path: _changes(model, group, path, order, smaller, grams.get(path), rescale) for path in group.reads
+            }
         tried.add(changes, len(smaller), group.batch_dim)
         release_freed()
         advance()

@@ -120,6 +120,13 @@ class Moments:
         return max(squared, 0.0) / (self.weight * self.outputs)
 
     @property
+    def full_gram(self) -> torch.Tensor:
+        """The Gram matrix [features + 1, features + 1], also where only the rows are kept."""
+        if self.few is None:
+            return self.gram
+        return torch.stack([rows.double().T @ rows.double() for rows in self.few.inputs]).sum(0)
+
+    @property
     def mean_diagonal(self) -> float:
         """Of the Gram matrix."""
         return self.few.mean_diagonal if self.few is not None else float(self.gram.diagonal().mean())

@@ -31,6 +31,7 @@ from optin_export.repair.least_squares import Fit
 from optin_export.repair.model_pair import ConsumerRows, ModelPair, OutputRows, ProducerRows
 from optin_export.repair.output_layer import output_layer
 from optin_export.repair.paired_forward import Stream
+from optin_export.repair.query_keys import limit
 from optin_export.repair.relu import ReluTarget, relu_of_units, shift_of_block_relu
 from optin_export.repair.residual_branch import affine_of
 from optin_export.repair.sensitivity import Weights, sensitivities
@@ -84,13 +85,15 @@ def compensate(
     batches: Sequence[Batch],
     settings: RepairSettings,
     *,
+    dimensions: Mapping[str, int] | None = None,
     weights: Weights | None = None,
     at_work: AtWork = contextlib.nullcontext,
 ) -> dict[str, Repair]:
     """Refit the layers around every group of `dense` and its output layer, in place; returns the errors by group key.
 
     structure, smaller: the structures of `original` and `dense`; groups: the plan between them. Groups that lost
-    nothing are refitted as well: they correct errors from upstream. weights: the `sensitivities` of `original`, if they
+    nothing are refitted as well: they correct errors from upstream. dimensions: the rank that the queries and keys of
+    an attention are limited to, by its `QueryKeys.name`. weights: the `sensitivities` of `original`, if they
     are already known. at_work: a context held while `original` runs; its method `also`, if it
     has one, moves `dense` to the same device.
     """
@@ -98,6 +101,7 @@ def compensate(
     if batches:
         with at_work(original):
             structure = measured(original, structure, batches[0].inputs)
+    limits = {one.heads: one for one in structure.attentions if one.name in (dimensions or {})}
     head = output_layer(original, batches[0].inputs) if batches and not only_scale else None
     repairs: dict[str, Repair] = {}
     with at_work(original), also_moved(at_work, dense):
@@ -120,6 +124,8 @@ def compensate(
                 for group, small in [(group, small) for group, small in todo if group.block == block]:
                     if not only_scale and small.count:
                         refit_producers(pair, group, consumers, last_read)
+                        if group.key in limits:
+                            limit(pair, limits[group.key], (dimensions or {})[limits[group.key].name])
                     if consumers[group.consumer] == group.key:
                         repairs[group.key] = _repair(refit_consumer(pair, group, small, only_scale))
                     else:

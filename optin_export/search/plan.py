@@ -125,6 +125,9 @@ class Plan(BaseModel):
     merged: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (), description="number of tokens merged in each block; empty: no merging"
     )
+    dimensions: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {}, description="dimensions of queries and keys per head in attentions that have fewer than the unpruned model"
+    )
     rounds: Annotated[int, Field(ge=1)] = Field(1, description="1; more in some plans of earlier versions")
     latency: PlanLatency | None = Field(None, description="only with a budget of speedup or latency_ms")
     trial: PlanTrial | None = Field(None, description="the predicted loss, before the repair")

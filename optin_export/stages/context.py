@@ -19,7 +19,7 @@ from optin_export.objective import Reference
 from optin_export.recipe import Recipe, Target, engine_name, engine_names
 from optin_export.stages.choice import Candidates
 from optin_export.stages.structures import Measured, units_of
-from optin_export.units import Costs, Structure, measured, notices, steps_of
+from optin_export.units import Costs, QueryKeys, Structure, find_query_keys, measured, notices, steps_of
 from optin_export.workdir.cache import StepCache
 from optin_export.workdir.files import remove
 
@@ -73,19 +73,24 @@ class RunContext:
     @cached_property
     def declared(self) -> Structure:
         """The structure as declared by its families, or found and verified by measurement."""
-        return units_of(self.sources, self.recipe.prune.coupled, self.recipe.prune.units, self.around.measured)
+        return units_of(self.sources, self.recipe.prune.coupled, self.recipe.prune.removable, self.around.measured)
 
     @cached_property
     def structure(self) -> Structure:
         """The structure, with how its blocks run and depend on each other measured on two calibration rows."""
         model = self.sources.model
         if self.sources.loaded.looked_up:  # without the weights' values nothing can be measured
-            return self.declared
+            return replace(self.declared, attentions=self.attentions)
         with self.placement(model):
             structure = measured(model, self.declared, self.sources.fixed(2))
         for text in notices(structure):
             self.cache.warn(text)
-        return structure
+        return replace(structure, attentions=self.attentions)
+
+    @property
+    def attentions(self) -> tuple[QueryKeys, ...]:
+        """Attentions whose queries and keys may lose dimensions."""
+        return find_query_keys(self.sources.model, self.declared) if self.recipe.prune.narrows else ()
 
     @cached_property
     def scheduled(self) -> tuple[tuple[int, ...], Costs]:
@@ -99,12 +104,13 @@ class RunContext:
     @cached_property
     def steps(self) -> dict[str, int]:
         """The numbers of units in whose multiples each group is kept."""
-        return steps_of(self.structure.groups, self.recipe.alignment)
+        structure, alignment = self.structure, self.recipe.alignment
+        return steps_of(structure.counted, alignment)
 
     @cached_property
     def least(self) -> dict[str, int]:
         """Units that must stay in each group: none if the whole sub-layer can be removed, otherwise one step."""
-        groups = self.structure.groups
+        groups = self.structure.counted
         return {group.key: 0 if group.sublayer else min(self.steps[group.key], group.count) for group in groups}
 
     @cached_property

@@ -45,6 +45,7 @@ def measure_curves(work: RunContext, scores: ScoringResult) -> CurvesResult:
         "compensate": prune.compensate,
         "curve_samples": prune.curve_samples,
         "autocast": prune.autocast,
+        "dimensions": [one.name for one in work.structure.attentions],
         "seed": work.recipe.seed,
     }
     work.cache.step("repair", "curves", inputs, [path], run)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.numpy import load_file
 
@@ -25,7 +26,7 @@ from optin_export.stages.accuracy_search import (
 from optin_export.stages.context import RunContext
 from optin_export.stages.prediction import is_large, merging, prediction, warning
 from optin_export.stages.results import CurvesResult, ScoringResult, SearchLog, SearchResult
-from optin_export.units import Costs, reduced
+from optin_export.units import Costs, Structure, reduced
 from optin_export.workdir.files import read_json, regular, sha256_file, write_text
 
 #: The latency table in the run folder.
@@ -58,10 +59,13 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
 
     def plan_of(budget: Budget, costs: Costs, table: LatencyTable | None = None) -> search.Plan:
         scores, curves = losses()
+        # What no score orders counts as nothing in their sums; curves say what it is worth.
+        scores = scores | {one.name: np.zeros(one.count) for one in work.structure.attentions}
         found = search.find_plan(scores, costs, budget, work.steps, work.least, curves, table)
         lost = None
         if budget.kind != "latency":
             lost = search.lost_to_alignment(found, scores, costs, budget.kind, work.least, curves)
+        found = _apart(found, work.structure)
         return found.model_copy(update={"merged": work.scheduled[0], "alignment": _alignment(work, lost)})
 
     def run() -> SearchLog:
@@ -99,6 +103,14 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
     if (large := warning(plan, work.sources.model.output_kind)) is not None:
         work.cache.warn(large)
     return SearchResult(plan, tried)
+
+
+def _apart(plan: search.Plan, structure: Structure) -> search.Plan:
+    """The plan with the dimensions of queries and keys apart from the groups of units, where some are removed."""
+    kept = {one.name: len(plan.groups[one.name].kept) for one in structure.attentions if plan.groups[one.heads].kept}
+    fewer = {one.name: kept[one.name] for one in structure.attentions if kept.get(one.name, one.count) < one.count}
+    groups = {group.key: plan.groups[group.key] for group in structure.groups}
+    return plan.model_copy(update={"groups": groups, "dimensions": fewer})
 
 
 def _alignment(work: RunContext, lost: float | None) -> search.PlanAlignment:

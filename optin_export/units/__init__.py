@@ -70,6 +70,7 @@ from optin_export.units.inside import Inside
 from optin_export.units.outputs import Calls, calls_of, map_tensors, placeholder, tensor_of, tensors_in
 from optin_export.units.passes import TOKENS, few_rows
 from optin_export.units.probes import without_zeros
+from optin_export.units.query_keys import DIMENSIONS, QueryKeys
 from optin_export.units.rows import (
     POSITIONS,
     as_matrix,
@@ -87,6 +88,7 @@ from optin_export.units.topology import measured, notices
 from optin_export.units.trace import observe_pass
 
 __all__ = [
+    "DIMENSIONS",
     "POSITIONS",
     "SELECTED_HEADS",
     "TOKENS",
@@ -101,6 +103,7 @@ __all__ = [
     "LayerSize",
     "Point",
     "Producer",
+    "QueryKeys",
     "Refusal",
     "Structure",
     "Table",
@@ -124,6 +127,7 @@ __all__ = [
     "count_params",
     "discover_groups",
     "few_rows",
+    "find_query_keys",
     "find_structure",
     "find_tokens",
     "get_layer",
@@ -327,6 +331,20 @@ def nearest(module: nn.Module, families: Sequence[Family]) -> tuple[Family, str,
             if share > best[0]:
                 best = share, (family, type(part).__name__, path, missing)
     return best[1]
+
+
+def find_query_keys(model: nn.Module, structure: Structure) -> tuple[QueryKeys, ...]:
+    """The attentions of this structure whose queries and keys may have fewer dimensions than their values."""
+    families = {family.name: family for family in _shipped()}
+    found = []
+    for group in structure.groups:
+        family = families.get(structure.families[group.block] if structure.families else structure.family)
+        path = structure.blocks[group.block]
+        if group.kind == "heads" and not group.found and family is not None and family.query_keys is not None:
+            paths = family.query_keys(get_module(model, path), path)
+            if paths is not None:
+                found.append(QueryKeys(group.block, *paths, group.key, group.width))
+    return tuple(found)
 
 
 def find_tokens(model: nn.Module) -> Tokens:

@@ -124,10 +124,19 @@ def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torc
             if parameter is not None:
                 entries = table.entries if table.index is None else len(table.index[0])
                 params[(group.key,)] += entries * parameter.numel() // parameter.shape[table.dim]
+    for one in structure.attentions:
+        # A dimension of all heads: a row of the queries, one of the keys, and a product per pair of tokens.
+        layers = [get_layer(model, path) for path in (one.query, one.key)]
+        sizes = [layer.weight.shape[1] for layer in layers]
+        per_head = positions[one.query] * sum(sizes) + positions[one.query] * tokens[one.key]
+        weights = sum(sizes) + sum(layer.bias is not None for layer in layers)
+        for total, size in ((macs, per_head), (params, weights)):
+            total[(one.heads,)] -= one.count * size
+            total[tuple(sorted((one.name, one.heads)))] += size
     return Costs(
         macs=count_macs(model, inputs),
         params=count_params(model),
-        units={group.key: group.count for group in structure.groups},
+        units={group.key: group.count for group in structure.counted},
         terms={"macs": _terms(macs), "params": _terms(params)},
     )
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from optin_export.errors import InputError
 from optin_export.units.execution_order import Walk
+from optin_export.units.query_keys import DIMENSIONS, QueryKeys
 
-UnitKind = Literal["heads", "neurons", "channels"]
+UnitKind = Literal["heads", "neurons", "channels", "dimensions"]
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ class Structure:
     channels_first: the blocks whose output, if it has four dimensions, is [batch, features, height, width] rather than
     [..., features]. families: the family of each block, if there are several. refused: units that cannot be
     removed, with the reason.
+    attentions: those whose queries and keys may have fewer dimensions (see `find_query_keys`), if they may in this run.
     walk: the order of the blocks and the readers of their outputs, as measured (`families.measured`); None before
     that: they are then taken to run once each, in this order, each read by the next alone.
     """
@@ -203,6 +205,7 @@ class Structure:
     families: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()
     walk: Walk | None = None
+    attentions: tuple[QueryKeys, ...] = ()
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -219,6 +222,16 @@ class Structure:
     def rewritten(self) -> frozenset[str]:
         """Modules whose output is overwritten in place later in the pass: stored values must be copies."""
         return frozenset() if self.walk is None else self.walk.rewritten
+
+    @property
+    def counted(self) -> tuple[UnitGroup, ...]:
+        """All that the search counts: the groups, and the dimensions of the attentions as the units of a group of which
+        only the layer of the queries is changed."""
+        dims = {group.key: group.batch_dim for group in self.groups}
+        return self.groups + tuple(
+            UnitGroup(one.block, DIMENSIONS, one.count, 1, (), one.query, None, None, batch_dim=dims.get(one.heads, 0))
+            for one in self.attentions
+        )
 
     def gradients(self) -> AbstractContextManager[Any]:
         """A context for a forward pass and its backward passes (see `Walk.gradients`)."""
@@ -312,6 +325,8 @@ class Family:
     refusals: the whole module -> refusals that a single block does not show to `groups`.
     tokens: (the whole module, [(path, block)]) -> how its tokens can be merged. Raises InputError for a variant whose
     tokens cannot.
+    query_keys: (a block, its path) -> (its attention, the layers of the queries and of the keys), whose scores nothing but
+    q k^T determines (see `QueryKeys`); None for a variant with a norm or a rotary embedding of them.
     """
 
     name: str
@@ -327,6 +342,7 @@ class Family:
     streams: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], list[UnitGroup]] | None = None
     refusals: Callable[[Any], Sequence[Refusal]] | None = None
     tokens: Callable[[nn.Module, Sequence[tuple[str, nn.Module]]], Tokens] | None = None
+    query_keys: Callable[[Any, str], tuple[str, str, str] | None] | None = None
 
 
 def class_named(*names: str) -> Callable[[nn.Module], bool]:

@@ -59,6 +59,14 @@ def _heads(block: Any, path: str, index: int) -> UnitGroup | Refusal:
     )
 
 
+def _query_keys(block: Any, path: str) -> tuple[str, str, str] | None:
+    attention = block.attn
+    has_norms = any(not isinstance(getattr(attention, name), nn.Identity) for name in ("q_norm", "k_norm"))
+    if type(attention).__module__ != "timm.layers.attention" or type(attention).__name__ != "Attention" or has_norms:
+        return None
+    return (f"{path}.attn", *(f"{path}.attn.qkv",) * 2)
+
+
 def _counts_heads(attention: Any) -> bool:
     own = type(attention).__module__ != "timm.models.beit"
     is_plain = isinstance(getattr(attention, "norm", nn.Identity()), nn.Identity)
@@ -156,4 +164,5 @@ FAMILY = Family(
     groups=_groups,
     refusals=_refusals,
     tokens=_tokens,
+    query_keys=_query_keys,
 )
