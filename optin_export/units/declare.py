@@ -173,7 +173,9 @@ class UnitGroup:
         return [unit * table.entries + entry for unit in units for entry in range(table.entries)]
 
     def step(self, align: int) -> int:
-        """Step in units that keeps layer sizes multiples of `align`; 1 for heads."""
+        """Step in units that keeps layer sizes multiples of `align`; 1 for heads. Of dimensions, a quarter at most."""
+        if self.kind == DIMENSIONS:
+            return math.gcd(align, 1 << (self.count // 4).bit_length() - 1) if self.count >= 4 else 1
         return 1 if self.kind == "heads" else align // math.gcd(align, self.rows_in(self.producers[0]))
 
 
