@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from optin_export.formats.runtime import HOOKS
-from optin_export.models.equivalents import MultiheadAttention, SelfAttention
+from optin_export.models.equivalents import MultiheadAttention, NarrowAttention, NarrowSelfAttention, SelfAttention
 from optin_export.pruning.code_sizes import REPLACED, size_name
 from optin_export.pruning.rebuild import Constant, Passthrough
 
 #: Modules that replace those of a library, by name: made of the module that they replace.
-EQUIVALENTS: dict[str, Any] = {one.__name__: one for one in (MultiheadAttention, SelfAttention)}
+EQUIVALENTS: dict[str, Any] = {
+    one.__name__: one for one in (MultiheadAttention, NarrowAttention, NarrowSelfAttention, SelfAttention)
+}
 #: Attributes that change nothing that a pruned module computes.
 _FREE = ("training", "use_cache")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optin_export.pruning.checkpoint import Architecture, PythonSource, difference, load_model, save_model, save_places
 from optin_export.pruning.family_check import Checked, check_family
-from optin_export.pruning.narrow_attention import NarrowAttention, narrow
+from optin_export.pruning.narrow_attention import narrow, narrowable
 from optin_export.pruning.rebuild import rebuild
 from optin_export.pruning.token_merging import count_tokens, insert_merging
 from optin_export.pruning.verify import verified
@@ -12,7 +12,6 @@ from optin_export.pruning.verify import verified
 __all__ = [
     "Architecture",
     "Checked",
-    "NarrowAttention",
     "PythonSource",
     "check_family",
     "count_tokens",
@@ -20,6 +19,7 @@ __all__ = [
     "insert_merging",
     "load_model",
     "narrow",
+    "narrowable",
     "rebuild",
     "save_model",
     "save_places",

@@ -1,4 +1,4 @@
-"""Attention whose queries and keys have fewer dimensions per head than its values."""
+"""Give attentions fewer dimensions of queries and keys."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from optin_export.errors import InputError
-from optin_export.models import TaskModel
-from optin_export.units import QueryKeys, get_layer, get_module, set_module
+from optin_export.models import Inputs, TaskModel
+from optin_export.models.equivalents import NarrowAttention, NarrowSelfAttention
+from optin_export.units import QueryKeys, Structure, find_query_keys, get_layer, get_module, set_module
+
+#: Largest relative difference between the outputs of a model and of one whose attentions are replaced.
+TOLERANCE = 1e-4
 
 
-class NarrowAttention(nn.Module):
-    """Self-attention of [batch, tokens, features]; one layer makes queries, keys and values, one after another.
+@torch.no_grad()
+def narrowable(model: TaskModel, structure: Structure, inputs: Inputs) -> tuple[QueryKeys, ...]:
+    """The attentions whose queries and keys may have fewer dimensions: their replacement, with all of them, computes the
+    same on these inputs. They are exchanged one after another, and put back."""
+    found = find_query_keys(model, structure)
+    if not found:
+        return ()
+    wanted, before = model(**inputs), {one.path: get_module(model, one.path) for one in found}
 
-    original: timm's attention, whose output layer and scale are kept. dimensions: of queries and keys, per head.
-    """
+    def same(some: Sequence[QueryKeys]) -> bool:
+        try:
+            narrow(model, some, {one.name: one.count for one in some})
+            error = (model(**inputs) - wanted).abs().max()
+            return bool(error <= TOLERANCE * wanted.abs().max())
+        except Exception:  # the model's own code, which may call the attention in another way
+            return False
+        finally:
+            for one in some:
+                set_module(model, one.path, before[one.path], everywhere=True)
 
-    def __init__(self, original: Any, heads: int, dimensions: int) -> None:
-        super().__init__()
-        weight, self.num_heads, self.scale = original.qkv.weight, heads, float(original.scale)
-        features, values = weight.shape[1], original.proj.in_features
-        self.widths = (heads * dimensions, heads * dimensions, values)
-        self.qkv = nn.Linear(features, sum(self.widths), device=weight.device, dtype=weight.dtype)
-        self.attn_drop, self.proj, self.proj_drop = original.attn_drop, original.proj, original.proj_drop
-
-    def forward(
-        self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
-    ) -> torch.Tensor:
-        parts = self.qkv(x).split(self.widths, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
-        dropped = self.attn_drop.p if self.training else 0.0
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask, dropped, is_causal, scale=self.scale)
-        output: torch.Tensor = self.proj_drop(self.proj(seen.transpose(1, 2).flatten(2)))
-        return output
+    return found if same(found) else tuple(one for one in found if same([one]))
 
 
 @torch.no_grad()
@@ -55,27 +56,41 @@ def narrow(model: TaskModel, attentions: Sequence[QueryKeys], dimensions: Mappin
                 "none of its attentions can have them" if one is None else f"the attention has {one.count}",
                 "search again with this model",
             )
-        original = get_module(model, one.path)
-        query, key = (one.heads_of(rows_of(model, one, which)) for which in ("query", "key"))
-        smaller = NarrowAttention(original, len(query), count)
-        rows = torch.cat([*(part.flatten(0, 1) for part in factors(query, key, count)), values_of(model, one)])
-        smaller.qkv.weight.copy_(rows[:, :-1])
-        smaller.qkv.bias.copy_(rows[:, -1])
-        set_module(model, one.path, smaller.requires_grad_(False).train(original.training), everywhere=True)
+        set_module(model, one.path, _smaller(model, one, count), everywhere=True)
+
+
+def _smaller(model: TaskModel, one: QueryKeys, count: int) -> nn.Module:
+    """The attention with so many dimensions of the queries and keys that it has in `model`."""
+    original: Any = get_module(model, one.path)
+    query, key = (one.heads_of(rows_of(model, one, which)) for which in ("query", "key"))
+    heads, parts = len(query), [part.flatten(0, 1) for part in factors(query, key, count)]
+    smaller: Any
+    if one.is_fused:
+        layer = get_layer(model, one.query)
+        values = _with_bias(layer)[one.rows(len(layer.weight), "key").stop :]
+        smaller = NarrowAttention(original, heads, count)
+        layers, parts = [smaller.qkv], [torch.cat([*parts, values])]
+    else:
+        smaller = NarrowSelfAttention(original, heads, count)
+        layers = [getattr(smaller, name) for name in smaller.names[:2]]
+    for layer, rows in zip(layers, parts, strict=True):
+        layer.weight.copy_(rows[:, :-1])
+        layer.bias.copy_(rows[:, -1])
+    # MPNet's numbers of the heads, and what selects their position bias.
+    for name, buffer in original.named_buffers(recurse=False):
+        smaller.register_buffer(name, buffer)
+    for hooks in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
+        getattr(smaller, hooks).update(getattr(original, hooks))
+    return smaller.requires_grad_(False).train(original.training)
 
 
 def rows_of(model: TaskModel, one: QueryKeys, which: str) -> torch.Tensor:
     """The weights and the bias of all heads' queries ("query") or keys ("key"): float64 [rows, inputs + 1]."""
     layer = get_layer(model, one.query if which == "query" else one.key)
-    return with_bias(layer)[one.rows(len(layer.weight), which)]
+    return _with_bias(layer)[one.rows(len(layer.weight), which)]
 
 
-def values_of(model: TaskModel, one: QueryKeys) -> torch.Tensor:
-    layer = get_layer(model, one.query)
-    return with_bias(layer)[one.rows(len(layer.weight), "key").stop :]
-
-
-def with_bias(layer: Any) -> torch.Tensor:
+def _with_bias(layer: Any) -> torch.Tensor:
     """Weights and bias of a linear layer, float64 [outputs, inputs + 1]."""
     bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
     return torch.cat([layer.weight, bias[:, None]], 1).detach().double()

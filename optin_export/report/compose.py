@@ -35,7 +35,7 @@ from optin_export.report.schema import (
     Verdict,
 )
 from optin_export.search import Plan
-from optin_export.units import Structure
+from optin_export.units import DIMENSIONS, Structure
 
 
 def compose(
@@ -135,6 +135,10 @@ def prunings(
                 **({} if repair is None else _errors(repair)),
             )
         )
+    # Dimensions of queries and keys have no scores: the search knows them by their loss curves alone.
+    for one in structure.attentions if plan.dimensions else ():
+        left = plan.dimensions.get(one.name, one.count)
+        results.append(GroupResult(block=one.block, kind=DIMENSIONS, count=one.count, kept=left, score_kept=None))
     return tuple(results)
 
 

@@ -207,7 +207,7 @@ class GroupResult(_Part):
     kind: str
     count: int
     kept: int
-    score_kept: float
+    score_kept: float | None = Field(description="null: dimensions of queries and keys, which are not scored")
     error_before: float | None = None
     error_after: float | None = None
     damping: float | None = Field(

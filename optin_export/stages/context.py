@@ -19,7 +19,7 @@ from optin_export.objective import Reference
 from optin_export.recipe import Recipe, Target, engine_name, engine_names
 from optin_export.stages.choice import Candidates
 from optin_export.stages.structures import Measured, units_of
-from optin_export.units import Costs, QueryKeys, Structure, find_query_keys, measured, notices, steps_of
+from optin_export.units import Costs, Structure, measured, notices, steps_of
 from optin_export.workdir.cache import StepCache
 from optin_export.workdir.files import remove
 
@@ -80,17 +80,15 @@ class RunContext:
         """The structure, with how its blocks run and depend on each other measured on two calibration rows."""
         model = self.sources.model
         if self.sources.loaded.looked_up:  # without the weights' values nothing can be measured
-            return replace(self.declared, attentions=self.attentions)
+            return self.declared
         with self.placement(model):
             structure = measured(model, self.declared, self.sources.fixed(2))
+            if self.recipe.prune.narrows:
+                attentions = pruning.narrowable(model, structure, self.sources.fixed(2))
+                structure = replace(structure, attentions=attentions)
         for text in notices(structure):
             self.cache.warn(text)
-        return replace(structure, attentions=self.attentions)
-
-    @property
-    def attentions(self) -> tuple[QueryKeys, ...]:
-        """Attentions whose queries and keys may lose dimensions."""
-        return find_query_keys(self.sources.model, self.declared) if self.recipe.prune.narrows else ()
+        return structure
 
     @cached_property
     def scheduled(self) -> tuple[tuple[int, ...], Costs]:

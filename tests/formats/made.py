@@ -43,6 +43,9 @@ def made_run(raw: dict[str, Any], folder: Path, report: Report, new_bias: str | 
             part.bias = torch.nn.Parameter(torch.randn(part.out_features), requires_grad=False)
     cost = Cost(macs=1, params=1)
     plan = Plan(budget={"macs": 0.5}, base=cost, predicted=cost, score_kept=1, optimality_gap=None, groups=groups)
+    fewer = {one.name: one.count // 2 for one in work.structure.attentions[:1]}
+    pruning.narrow(dense, work.structure.attentions, fewer)
+    plan = plan.model_copy(update={"dimensions": fewer})
     architecture = pruning.save_model(
         folder / "model", dense, work.sources.loaded.architecture, work.structure, plan, work.sources.fixed(2)
     )

@@ -52,6 +52,24 @@ def test_units_and_tokens_share_one_budget(tmp_path: Path, vit_recipe: Make) -> 
     assert kept[0] > kept[1] and without.merged == ()
 
 
+def test_dimensions_of_queries_and_keys_share_the_budget(tmp_path: Path, vit_recipe: Make) -> None:
+    prune = {**vit_recipe()["prune"], "units": ["heads", "neurons", "dimensions"]}
+    report, plan = run(vit_recipe(prune=prune), tmp_path)
+    assert report is not None and report.parity.passed
+    assert plan.dimensions and all(2 <= kept < 8 for kept in plan.dimensions.values())
+    check_spent(tmp_path, plan, 0.6)
+    assert report.macs.pruned == plan.predicted.macs and report.params.pruned == plan.predicted.params
+    shown = {one.block: one.kept for one in report.pruning.groups if one.kind == "dimensions"}
+    assert shown == {block: plan.dimensions.get(f"block{block:02d}.dimensions", 8) for block in range(3)}
+    # They took their part: more units stay than without them.
+    recipe = vit_recipe(prune={**prune, "units": ["heads", "neurons"]})
+    _, without = run(recipe, tmp_path / "without", stop_after="search")
+    kept = [sum(len(group.kept) for group in one.groups.values()) for one in (plan, without)]
+    assert kept[0] > kept[1] and not without.dimensions
+    assert plan.predicted_loss is not None and without.predicted_loss is not None
+    assert plan.predicted_loss < without.predicted_loss
+
+
 def test_a_schedule_is_carried_out_as_given(tmp_path: Path, vit_recipe: Make) -> None:
     prune = {**vit_recipe()["prune"], "budget": {"macs": 1.0}}
     _, plan = run(vit_recipe(tokens={"schedule": [5, 0, 2]}, prune=prune), tmp_path, stop_after="surgery")

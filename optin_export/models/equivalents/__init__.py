@@ -16,10 +16,12 @@ from optin_export.models.equivalents.fused import SelfAttention, fused_projectio
 from optin_export.models.equivalents.gated import gated_biases
 from optin_export.models.equivalents.inherited import can_be_separate, separate_inherited
 from optin_export.models.equivalents.multihead import MultiheadAttention, call_layers_in_turn
+from optin_export.models.equivalents.narrow import NarrowAttention, NarrowSelfAttention
 from optin_export.models.equivalents.relative import separate_projections_by_head
 from optin_export.models.equivalents.windows import WindowAttention
 
-__all__ = ["MultiheadAttention", "SelfAttention", "WindowAttention", "use_equivalents"]
+__all__ = ["MultiheadAttention", "NarrowAttention", "NarrowSelfAttention", "SelfAttention"]
+__all__ += ["WindowAttention", "use_equivalents"]
 
 #: Models of transformers whose families leave nn.MultiheadAttention whole.
 _KEPT = tuple(f"transformers.models.{name}." for name in ("mask2former", "siglip", "siglip2"))

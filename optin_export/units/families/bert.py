@@ -35,6 +35,11 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     return heads, neurons
 
 
+def _query_keys(block: Any, path: str) -> tuple[str, str, str] | None:
+    where = f"{path}.attention.self"
+    return None if block.attention.self.is_decoder else (where, f"{where}.query", f"{where}.key")
+
+
 def _attend(block: Any, stream: Any, mask: Any) -> Any:
     return block.attention(stream, mask)[0]
 
@@ -64,4 +69,5 @@ FAMILY = Family(
     is_block=class_named("BertLayer", "RobertaLayer", "XLMRobertaLayer", "ElectraLayer", "CamembertLayer"),
     groups=_groups,
     tokens=_tokens,
+    query_keys=_query_keys,
 )

@@ -30,6 +30,10 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     return heads, inside.neurons(["ffn.lin1"], "ffn.lin2", residual=("ffn", 0), sublayer="ffn")
 
 
+def _query_keys(block: Any, path: str) -> tuple[str, str, str]:
+    return f"{path}.attention", f"{path}.attention.q_lin", f"{path}.attention.k_lin"
+
+
 FAMILY = Family(
     name="distilbert",
     library="transformers",
@@ -39,4 +43,5 @@ FAMILY = Family(
     parts=("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2"),
     is_block=_is_block,
     groups=_groups,
+    query_keys=_query_keys,
 )

@@ -37,6 +37,11 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     return replace(heads, tables=(Table(inside.at("attention.attn.heads")),)), neurons
 
 
+def _query_keys(block: Any, path: str) -> tuple[str, str, str]:
+    where = f"{path}.attention.attn"
+    return where, f"{where}.q", f"{where}.k"
+
+
 FAMILY = Family(
     name="mpnet",
     library="transformers",
@@ -53,4 +58,5 @@ FAMILY = Family(
     ),
     is_block=class_named("MPNetLayer"),
     groups=_groups,
+    query_keys=_query_keys,
 )

@@ -39,6 +39,11 @@ def _groups(block: Any, path: str, index: int) -> tuple[UnitGroup, ...]:
     return heads, neurons
 
 
+def _query_keys(block: Any, path: str) -> tuple[str, str, str] | None:
+    has_bias = _is_biased(block) or type(block).__name__ == "BeitLayer"
+    return None if has_bias else (f"{path}.attention", f"{path}.attention.q_proj", f"{path}.attention.k_proj")
+
+
 def _is_biased(block: Any) -> bool:
     return getattr(block, "relative_position_bias", None) is not None
 
@@ -88,4 +93,5 @@ FAMILY = Family(
     groups=_groups,
     refusals=_refusals,
     tokens=_tokens,
+    query_keys=_query_keys,
 )
