@@ -19,8 +19,10 @@ TOLERANCE = 1e-4
 
 @torch.no_grad()
 def narrowable(model: TaskModel, structure: Structure, inputs: Inputs) -> tuple[QueryKeys, ...]:
-    """The attentions whose queries and keys may have fewer dimensions: their replacement, with all of them, computes the
-    same on these inputs. They are exchanged one after another, and put back."""
+    """The attentions whose queries and keys may have fewer dimensions.
+
+    Their replacement, with all of them, computes the same on these inputs; it is tried, and taken out again.
+    """
     found = find_query_keys(model, structure)
     if not found:
         return ()

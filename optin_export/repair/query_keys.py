@@ -6,10 +6,10 @@ their mean (a softmax ignores what all keys have in common), the mean squared ch
     E[(x^T (W_q - W_q')^T W_k x')^2] = || C^1/2 (W_q - W_q')^T W_k C'^1/2 ||^2
 
 for queries and keys that are taken to be independent. Of all changes that leave a rank r, the projection of
-M = C^1/2 W_q^T W_k C'^1/2 = U S V^T on its r first left vectors is the smallest (Eckart and Young, 1936). It is a change of
-the queries' layer alone, W_q'^T = C^-1/2 U_r U_r^T C^1/2 W_q^T, so it has loss curves like that of any other layer.
-CORP (arXiv 2602.05243) removes such dimensions of ViTs, the same share in every block, and corrects the scores; here the
-search shares the budget, and the layers that follow are refitted as behind any other group.
+M = C^1/2 W_q^T W_k C'^1/2 = U S V^T on its r first left vectors is the smallest (Eckart and Young, 1936). It is a
+change of the queries' layer alone, W_q'^T = C^-1/2 U_r U_r^T C^1/2 W_q^T, so it has loss curves like that of any other
+layer. CORP (arXiv 2602.05243) removes such dimensions of ViTs, the same share in every block, and corrects the scores;
+here the search shares the budget, and the layers that follow are refitted as behind any other group.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from optin_export.units import QueryKeys, get_layer, input_rows
 DAMPING = 1e-6
 
 
-def limited(query: torch.Tensor, key: torch.Tensor, gram: torch.Tensor, counts: Iterable[int]) -> Iterator[torch.Tensor]:
+def limited(
+    query: torch.Tensor, key: torch.Tensor, gram: torch.Tensor, counts: Iterable[int]
+) -> Iterator[torch.Tensor]:
     """For each count, the queries' rows with which the scores of every head have that rank.
 
     query, key: float64 [heads, dimensions, inputs + 1], weights and bias; gram: [inputs + 1, inputs + 1], whose last

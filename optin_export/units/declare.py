@@ -327,8 +327,8 @@ class Family:
     refusals: the whole module -> refusals that a single block does not show to `groups`.
     tokens: (the whole module, [(path, block)]) -> how its tokens can be merged. Raises InputError for a variant whose
     tokens cannot.
-    query_keys: (a block, its path) -> (its attention, the layers of the queries and of the keys), whose scores nothing but
-    q k^T determines (see `QueryKeys`); None for a variant with a norm or a rotary embedding of them.
+    query_keys: (a block, its path) -> (its attention, the layers of the queries and of the keys), whose scores are
+    q k^T (see `QueryKeys`); None for a variant with a norm or a rotary embedding of them.
     """
 
     name: str

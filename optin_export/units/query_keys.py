@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 #: The kind of these units in plans and reports.
-DIMENSIONS = "dimensions"
+DIMENSIONS: Literal["dimensions"] = "dimensions"
 
 
 @dataclass(frozen=True)

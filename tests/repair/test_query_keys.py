@@ -13,7 +13,7 @@ import torch
 from optin_export.errors import InputError
 from optin_export.models import TaskModel
 from optin_export.models.equivalents import NarrowAttention
-from optin_export.pruning import narrow, rebuild, save_model
+from optin_export.pruning import narrow, narrowable, rebuild, save_model
 from optin_export.repair import RepairSettings, apply_plan, loss_curves
 from optin_export.repair.query_keys import limited
 from optin_export.units import (
@@ -38,16 +38,12 @@ def vit() -> tuple[TaskModel, Structure]:
     return model, dataclasses.replace(structure, attentions=find_query_keys(model, structure))
 
 
-def attention_scores(query: torch.Tensor, key: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """[heads, samples, tokens, tokens], each row less its mean over the keys, which a softmax does not see."""
-    scores = torch.einsum("hdi,sti,hdj,suj->hstu", query, rows, key, rows)
-    return scores - scores.mean(-1, keepdim=True)
-
-
 def test_no_other_rank_r_change_is_nearer_to_the_scores() -> None:
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(2, 6, 9, generator=generator, dtype=torch.float64) for _ in range(2))
-    rows = torch.randn(400, 9, generator=generator, dtype=torch.float64) @ torch.randn(9, 9, generator=generator).double()
+    rows = (
+        torch.randn(400, 9, generator=generator, dtype=torch.float64) @ torch.randn(9, 9, generator=generator).double()
+    )
     rows[:, -1] = 1.0
     gram, centred = rows.T @ rows / 400, (rows - rows.mean(0)).T @ (rows - rows.mean(0)) / 400
 
@@ -59,7 +55,9 @@ def test_no_other_rank_r_change_is_nearer_to_the_scores() -> None:
         assert torch.linalg.matrix_rank(found, rtol=1e-6).tolist() == [count, count]
         least = error(found)
         # The bound of Eckart and Young, from the singular values themselves.
-        half, other = (torch.linalg.cholesky(one + 1e-12 * torch.eye(9)) for one in (gram, centred + 1e-9 * torch.eye(9)))
+        half, other = (
+            torch.linalg.cholesky(one + 1e-12 * torch.eye(9)) for one in (gram, centred + 1e-9 * torch.eye(9))
+        )
         sizes = torch.linalg.svdvals(half.mT @ query.mT @ key @ other)
         assert least == pytest.approx(float(sizes[:, count:].square().sum()), rel=1e-3)
         for _ in range(20):
@@ -80,8 +78,30 @@ def test_attentions_are_those_without_a_norm_of_queries_and_keys(vit: tuple[Task
     changed = copy.deepcopy(model)
     get_module(changed, "model.blocks.1.attn").q_norm = torch.nn.LayerNorm(8)  # type: ignore[assignment]
     assert [one.block for one in find_query_keys(changed, structure)] == [0, 2]
-    bert, _ = small_model("bert-embedding")
-    assert find_query_keys(bert, find_structure(bert)) == ()
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "mpnet", "distilbert", "vit-transformers", "dinov2"])
+def test_with_all_dimensions_every_family_computes_the_same(name: str) -> None:
+    model, _ = small_model(name)
+    inputs, structure = inputs_for(model, 3, 0), find_structure(model)
+    found = narrowable(model, structure, inputs)
+    assert len(found) == 3
+    with torch.no_grad():
+        wanted = model(**inputs)
+        narrow(model, found, {one.name: one.count for one in found})
+        torch.testing.assert_close(model(**inputs), wanted, rtol=1e-4, atol=1e-5)
+        narrow(model := small_model(name)[0], found, {one.name: 2 for one in found})
+        assert (model(**inputs) - wanted).abs().max() > 1e-3
+
+
+def test_an_attention_that_computes_something_else_is_left_as_it_is(vit: tuple[TaskModel, Structure]) -> None:
+    model, structure = copy.deepcopy(vit[0]), vit[1]
+    inputs, changed = inputs_for(model, 2, 0), get_module(model, "model.blocks.1.attn")
+    changed.register_forward_hook(lambda module, args, output: 2 * output)
+    wanted = model(**inputs)
+    assert [one.block for one in narrowable(model, structure, inputs)] == [0, 2]
+    assert get_module(model, "model.blocks.1.attn") is changed
+    torch.testing.assert_close(model(**inputs), wanted)
 
 
 def reduce_rank(model: TaskModel, one: QueryKeys, count: int) -> None:
@@ -145,9 +165,7 @@ def test_the_repaired_model_is_nearer_than_with_dimensions_at_random(
         layer.weight.data[rows], layer.bias.data[rows] = 0.0, 0.0
     held_out = batches_for(model, 14, size=8)[12:]
     with torch.no_grad():
-        wanted, near, far = (
-            torch.cat([one(**batch.inputs) for batch in held_out]) for one in (model, found, other)
-        )
+        wanted, near, far = (torch.cat([one(**batch.inputs) for batch in held_out]) for one in (model, found, other))
     assert (near - wanted).square().mean() < 0.2 * (far - wanted).square().mean()
     base = {"library": "timm", "task": "image-classification"}
     architecture = save_model(tmp_path, found, base, structure, plan, inputs)

@@ -42,8 +42,12 @@ class NarrowSelfAttention(nn.Module):
     """
 
     #: Names of the layers of queries, keys, values, and of the output, if that belongs to the module.
-    NAMES = (("query", "key", "value"), ("q", "k", "v", "o"), ("q_lin", "k_lin", "v_lin", "out_lin"))
-    NAMES += (("q_proj", "k_proj", "v_proj", "o_proj"),)
+    NAMES: tuple[tuple[str, ...], ...] = (
+        ("query", "key", "value"),
+        ("q", "k", "v", "o"),
+        ("q_lin", "k_lin", "v_lin", "out_lin"),
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+    )
 
     def __init__(self, original: Any, heads: int | None = None, dimensions: int | None = None) -> None:
         super().__init__()
