@@ -78,6 +78,7 @@ def _more(family: Family) -> str:
     """What a family knows beyond units."""
     parts = ["whole sub-layers"] if family.sublayers else []
     parts += ["tokens"] if family.tokens is not None else []
+    parts += ["dimensions of queries and keys"] if family.query_keys is not None else []
     parts += ["residual streams"] if family.streams is not None else []
     return ", ".join(parts)
 
