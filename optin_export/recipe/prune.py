@@ -10,14 +10,22 @@ from optin_export.recipe.budget import Budget
 from optin_export.recipe.fields import Count, Positive, Section
 from optin_export.recipe.removed import no_comparison, without_rounds
 
+#: Units that may be removed by default.
+EVERYTHING: tuple[Literal["heads", "neurons", "channels", "dimensions"], ...] = (
+    "heads",
+    "neurons",
+    "channels",
+    "dimensions",
+)
+
 
 class PruneSection(Section):
     units: tuple[Literal["heads", "neurons", "channels", "dimensions"], ...] = Field(
-        ("heads", "neurons", "channels", "dimensions"),
+        EVERYTHING,
         min_length=1,
-        description="what may be removed: attention heads, FFN neurons, channels of convolutions, dimensions of the "
-        "queries and keys within heads (with heads, allocation: joint and compensate: true, under a budget of macs, "
-        "params or accuracy_drop, for plain attention of timm)",
+        description="what may be removed: attention heads, FFN neurons, channels of convolutions, and, together with "
+        "heads, dimensions of queries and keys, where nothing but their product reads them, and not under a budget of "
+        "time; by default only if all targets are on a CPU (fused attention of GPUs wants equal widths)",
         examples=[["heads", "neurons"]],
     )
     score: Annotated[
@@ -85,8 +93,10 @@ class PruneSection(Section):
 
     @property
     def narrows(self) -> bool:
-        """Whether queries and keys may lose dimensions: their loss curves take the least squares, and no table of
-        latencies has them."""
+        """Whether queries and keys may lose dimensions, as far as the targets allow it.
+
+        Their loss curves take the least squares, and no table of latencies has them.
+        """
         takes = "dimensions" in self.units and self.allocation == "joint" and self.compensate is True
         return takes and self.budget.kind != "latency"
 

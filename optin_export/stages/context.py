@@ -83,7 +83,7 @@ class RunContext:
             return self.declared
         with self.placement(model):
             structure = measured(model, self.declared, self.sources.fixed(2))
-            if self.recipe.prune.narrows:
+            if self.recipe.narrows:
                 attentions = pruning.narrowable(model, structure, self.sources.fixed(2))
                 structure = replace(structure, attentions=attentions)
         for text in notices(structure):
