@@ -71,6 +71,8 @@ def units_are_there(work: RunContext) -> str:
     counts = Counter[str]()
     for group in structure.groups:
         counts[group.kind] += group.count
+    if structure.attentions:
+        counts["dimensions of queries and keys"] = sum(one.count for one in structure.attentions)
     units = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
     where = ""
     if work.sources.loaded.looked_up and any(group.found for group in structure.groups):

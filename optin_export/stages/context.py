@@ -19,7 +19,7 @@ from optin_export.objective import Reference
 from optin_export.recipe import Recipe, Target, engine_name, engine_names
 from optin_export.stages.choice import Candidates
 from optin_export.stages.structures import Measured, units_of
-from optin_export.units import Costs, Structure, measured, notices, steps_of
+from optin_export.units import Costs, Structure, find_query_keys, measured, notices, steps_of
 from optin_export.workdir.cache import StepCache
 from optin_export.workdir.files import remove
 
@@ -80,7 +80,8 @@ class RunContext:
         """The structure, with how its blocks run and depend on each other measured on two calibration rows."""
         model = self.sources.model
         if self.sources.loaded.looked_up:  # without the weights' values nothing can be measured
-            return self.declared
+            attentions = find_query_keys(model, self.declared) if self.recipe.narrows else ()
+            return replace(self.declared, attentions=attentions)
         with self.placement(model):
             structure = measured(model, self.declared, self.sources.fixed(2))
             if self.recipe.narrows:
