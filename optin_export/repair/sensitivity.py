@@ -18,7 +18,16 @@ import torch
 from optin_export.data import Batch
 from optin_export.models import TaskModel, block_inputs, passes_in
 from optin_export.objective import ROWS, OutputNoise, observation_of, output_probe, trajectory_probe
-from optin_export.units import Calls, Structure, block_outputs, get_module, layer_outputs, measured, output_rows
+from optin_export.units import (
+    Calls,
+    Convolution,
+    Structure,
+    block_outputs,
+    get_module,
+    layer_outputs,
+    measured,
+    output_rows,
+)
 from optin_export.workdir.peak_memory import release_freed
 
 #: Probes per term and batch; a row's weight is a mean over all its features, so one is enough.
@@ -105,14 +114,14 @@ def _squares(
                 every = [one for calls in wanted.values() for one in calls]
                 found = iter(torch.autograd.grad(probe, every, retain_graph=True, allow_unused=True))
                 for path, calls in wanted.items():
-                    gradients = [None if one is None else in_single(one) for one in (next(found) for _ in calls)]
+                    gradients = [next(found) for _ in calls]
                     if any(gradient is not None for gradient in gradients):
                         layer, dim = get_module(model, path), batch_dims.get(path, 0)
                         shared = Calls(
-                            torch.zeros_like(in_single(output)) if gradient is None else _shared(gradient, dim)
+                            _shared(torch.zeros_like(output) if gradient is None else gradient, layer, dim)
                             for output, gradient in zip(calls, gradients, strict=True)
                         )
-                        square = output_rows(shared, layer, masked, index).square().sum(1)
+                        square = output_rows(shared, layer, masked, index)[:, 0]
                         term[path] = term.get(path, torch.zeros(())) + square
     return squares
 
@@ -136,14 +145,18 @@ def _combined(terms: Sequence[list[dict[str, torch.Tensor]]]) -> list[dict[str, 
     return combined
 
 
-def _shared(gradient: torch.Tensor, batch_dim: int) -> torch.Tensor:
-    """The gradient with every sample scaled to the same mean square: samples count alike, their rows do not.
+def _shared(gradient: torch.Tensor, layer: torch.nn.Module, batch_dim: int) -> torch.Tensor:
+    """The squared gradient of each row, as one feature, every sample scaled to the same mean.
+
+    So samples count alike, but not their rows.
 
     Otherwise the samples with the least certain output would dominate (the Fisher matrix of a certain one vanishes).
     """
+    features = 1 if isinstance(layer, Convolution) else gradient.dim() - 1
+    squares = torch.linalg.vector_norm(gradient, dim=features, keepdim=True, dtype=torch.float32).square()
     others = [dim for dim in range(gradient.dim()) if dim != batch_dim]
-    mean = gradient.square().mean(others, keepdim=True).sqrt()
-    return gradient / torch.where(mean > 0, mean, 1.0)
+    mean = squares.mean(others, keepdim=True) / gradient.shape[features]
+    return squares / torch.where(mean > 0, mean, 1.0)
 
 
 def in_single(tensor: torch.Tensor) -> torch.Tensor:
