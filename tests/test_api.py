@@ -264,7 +264,7 @@ def test_a_model_that_its_library_builds_otherwise_is_not_saved(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"macs": 0.5, "units": ["head"]}, "prune.units.0: should be 'heads', 'neurons' or 'channels'"),
+        ({"macs": 0.5, "units": ["head"]}, "prune.units.0: should be 'heads', 'neurons', 'channels' or 'dimensions'"),
         ({"macs": 0.5, "units": ["channels"]}, "the model has no channels"),
         ({}, "exactly one of: macs, params"),
         ({"macs": 1.5}, "prune.budget.macs"),

@@ -17,7 +17,7 @@ from optin_export.cli.dry_run.work import planned_work
 from optin_export.data import load_sources
 from optin_export.recipe import Recipe, load_recipe
 from optin_export.report.schema import Report
-from optin_export.units import find_structure
+from optin_export.units import find_query_keys, find_structure
 from optin_export.workdir.run_directory import STAGES
 from tests.conftest import ROOT, sentences, two_tower_folder
 from tests.models.audio_folders import audio_folder, recordings
@@ -263,7 +263,8 @@ def test_every_recipe_prunes_a_small_stand_in(
     made = small(StandIn(request, tmp_path, rows).of(name, recipe), path)
     sources = load_sources(made)
     structure = find_structure(sources.model, made.prune.coupled, inputs=sources.fixed(2))
-    assert {group.kind for group in structure.groups} >= set(made.prune.units)
+    assert {group.kind for group in structure.groups} >= set(made.prune.removable)
+    assert bool(find_query_keys(sources.model, structure)) >= ("dimensions" in made.prune.units)
     report: Report | None = optin_export.run(made, out=tmp_path / "run", stop_after="surgery")
     assert report is None
     assert (tmp_path / "run" / "repaired").exists() == (made.finetune is not None)

@@ -19,7 +19,7 @@ from optin_export.cli.run import exit_code
 from optin_export.displays import Quiet
 from optin_export.errors import InputError
 from optin_export.measure import parity
-from optin_export.recipe import Budget, load_recipe
+from optin_export.recipe import Budget, load_recipe, validate
 from optin_export.report.schema import read_report
 from optin_export.search import find_plan, read_plan
 from optin_export.ship import check_manifest
@@ -281,15 +281,23 @@ def test_the_resolved_recipe_runs_from_the_run_folder(tmp_path: Path, finished_v
 
 
 def test_the_plan_and_the_report_say_what_multiples_cost(finished_vit: Path) -> None:
-    """A plan of any numbers of units that is smaller by `lost` loses no more; one that is smaller still does."""
-    work = RunContext(load_recipe(finished_vit / "recipe.yaml"), finished_vit, False)
     plan, report = read_plan(finished_vit / "plan" / "plan.json"), read_report(finished_vit)
     found = plan.alignment
-    assert found is not None and report.pruning.alignment == found
+    assert found is not None and report.pruning.alignment == found and found.lost is not None and found.lost >= 0
     assert (found.features, found.smaller) == (8, 0) and found.reason == "enough for fp32 on onnxruntime-cpu-1t"
-    assert found.lost is not None and plan.predicted_loss is not None
-    scores = load_file(finished_vit / "scores" / "scores.safetensors")
-    curves = repair.combined(load_file(finished_vit / "scores" / "curves.safetensors"), "logits")
+    page = (finished_vit / "report.html").read_text(encoding="utf-8")
+    assert "multiples of 8 features (enough for fp32 on onnxruntime-cpu-1t)" in page
+
+
+def test_a_plan_of_any_numbers_is_smaller_by_what_multiples_cost(tmp_path: Path, vit_recipe: Make) -> None:
+    """One that is smaller by `lost` loses no more; one that is smaller still does: exactly, where costs are linear."""
+    recipe = validate(vit_recipe(prune={**vit_recipe()["prune"], "units": ["heads", "neurons"]}), tmp_path)
+    optin_export.run(recipe, out=tmp_path, stop_after="search")
+    work, plan = RunContext(recipe, tmp_path, False), read_plan(tmp_path / "plan" / "plan.json")
+    found = plan.alignment
+    assert found is not None and found.lost is not None and plan.predicted_loss is not None
+    scores = load_file(tmp_path / "scores" / "scores.safetensors")
+    curves = repair.combined(load_file(tmp_path / "scores" / "curves.safetensors"), "logits")
     macs = plan.predicted.macs - round(found.lost * work.costs.macs)
 
     def loss_within(macs: int) -> float:
@@ -300,8 +308,6 @@ def test_the_plan_and_the_report_say_what_multiples_cost(finished_vit: Path) -> 
 
     assert loss_within(macs) <= plan.predicted_loss * (1 + 1e-9)
     assert loss_within(macs - 1) > plan.predicted_loss
-    page = (finished_vit / "report.html").read_text(encoding="utf-8")
-    assert "multiples of 8 features (enough for fp32 on onnxruntime-cpu-1t)" in page
 
 
 def test_a_python_source_runs_through(tmp_path: Path, vit_recipe: Make) -> None:

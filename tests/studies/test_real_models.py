@@ -89,7 +89,8 @@ def test_every_way_is_a_valid_recipe(tmp_path: Path) -> None:
             recipe = study.load_recipe(study.ROOT / "recipes" / model.recipe, [*overrides, "prune.budget.macs=0.5"])
             assert recipe.prune.budget.macs == 0.5 and recipe.data.evaluation is not None
     ways = study.MODELS["deit-tiny"].ways
-    assert len(ways) == 4 and "tokens.keep=1.0" in ways["units"]
+    assert len(ways) == 6 and "tokens.keep=1.0" in ways["units"]
+    assert set(ways["heads and neurons"]) - set(ways["units"]) == {"prune.units=[heads, neurons]"}
 
 
 def test_wikitext_is_halved_by_articles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
