@@ -46,7 +46,7 @@ class Rows:
 class LayerProblem:
     """start: X0, [inputs + 1, outputs] in float64; rows: batch number -> its rows; batches: number of batches.
 
-    has_relu: whether the rows have a ReLU.
+    has_relu: whether the rows have a ReLU. read: sums over what the layer reads, after `solve`.
     """
 
     start: torch.Tensor
@@ -54,10 +54,12 @@ class LayerProblem:
     batches: int
     has_relu: bool = False
     kept: dict[int, Rows] = field(default_factory=dict)
+    read: Moments | None = None
 
     def solve(self) -> Fit:
         """Solve by ridge regression; if a ReLU follows, in several rounds, with errors measured after the ReLU."""
         sums, before = self._pass(self.start)
+        self.read = sums[0] + sums[1]
         fit = ridge(*sums, self.start)
         if not self.has_relu:
             return fit

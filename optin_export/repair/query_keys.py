@@ -72,10 +72,13 @@ def changes_of(
 
 
 @torch.no_grad()
-def limit(pair: ModelPair, one: QueryKeys, count: int) -> None:
-    """Reduce the rank of an attention of the smaller model, in place, for the rows that it reads there."""
-    model, moments = pair.target.model, None
-    for index in range(len(pair.batches)):
+def limit(pair: ModelPair, one: QueryKeys, count: int, moments: Moments | None) -> None:
+    """Reduce the rank of an attention of the smaller model, in place, for the rows that it reads there.
+
+    moments: sums over these, if they are known.
+    """
+    model = pair.target.model
+    for index in range(len(pair.batches)) if moments is None else ():
         seen = pair.target.see(index, [(one.query, 0)], one.query)[one.query, 0]
         design = input_rows(seen, get_layer(model, one.query), pair.inputs(index), index)
         moments = Moments(design.shape[1], 0) if moments is None else moments

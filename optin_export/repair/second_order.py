@@ -167,18 +167,18 @@ def _products(
                 continue
             at = torch.tensor(present)
             stacked = torch.stack([_per_sample(directions[number], batch_dim, samples) for number in present])
-            changes = weights.to(inputs.dtype), biases.to(inputs.dtype)
             fast = 1.0 if autocast is None else SHORTER
             if type(layer) is torch.nn.Linear and _fewer_by_gradients(
                 inputs, len(weights) / fast, len(present), samples
             ):
+                changes = weights.to(inputs.dtype), biases.to(inputs.dtype)
                 rows = _per_sample(inputs, batch_dim, samples).view(samples, -1, inputs.shape[-1])
                 total[:, at] += gathered(_by_gradients(rows, stacked, changes).double())
                 continue
-            for candidate, change in enumerate(zip(*changes, strict=True)):
-                with passes_in(model, autocast):
-                    moved = in_single(with_weights(layer, change)(inputs))
-                moved = _per_sample(moved, batch_dim, samples)
+            dtype = inputs.dtype if autocast is None else getattr(torch, autocast)
+            read = inputs.to(dtype)
+            for candidate, change in enumerate(zip(weights.to(dtype), biases.to(dtype), strict=True)):
+                moved = _per_sample(in_single(with_weights(layer, change)(read)), batch_dim, samples)
                 total[candidate, at] += gathered(torch.einsum("psf,sf->ps", stacked, moved).double())
     return total
 

@@ -27,7 +27,7 @@ from optin_export.data import Batch
 from optin_export.models import TaskModel
 from optin_export.progress import phase, report
 from optin_export.repair.layers import constant_of, kept_rows, overwrite, start_of
-from optin_export.repair.least_squares import Fit
+from optin_export.repair.least_squares import Fit, Moments
 from optin_export.repair.model_pair import ConsumerRows, ModelPair, OutputRows, ProducerRows
 from optin_export.repair.output_layer import output_layer
 from optin_export.repair.paired_forward import Stream
@@ -123,9 +123,10 @@ def compensate(
                     refit_layer(pair, projection)
                 for group, small in [(group, small) for group, small in todo if group.block == block]:
                     if not only_scale and small.count:
-                        refit_producers(pair, group, consumers, last_read)
+                        read = refit_producers(pair, group, consumers, last_read)
                         if group.key in limits:
-                            limit(pair, limits[group.key], (dimensions or {})[limits[group.key].name])
+                            one = limits[group.key]
+                            limit(pair, one, (dimensions or {})[one.name], read.get(one.query))
                     if consumers[group.consumer] == group.key:
                         repairs[group.key] = _repair(refit_consumer(pair, group, small, only_scale))
                     else:
@@ -143,12 +144,12 @@ def compensate(
 
 def refit_producers(
     pair: ModelPair, group: UnitGroup, consumers: Collection[str], last_read: Mapping[str, str]
-) -> None:
+) -> dict[str, Moments]:
     """Refit the layers that make the units to the original's pre-activations of the units that stay, and other readers
     of the units to their original outputs, in forward order.
 
     consumers: layers that are refitted as consumers, not here. last_read: reader -> the group with which it is
-    refitted.
+    refitted. Returns sums over what the layers that make the units read.
     """
     readers = [path for path in group.readers if last_read[path] == group.key]
     paths = [producer.path for producer in group.producers]
@@ -164,11 +165,13 @@ def refit_producers(
             read = seen.get((path, 0))
             same = tuple(map(id, read)) if isinstance(read, Calls) else id(read)
             sets.setdefault(path if path in readers else (same, patches_of(layer)), []).append(path)
+    found: dict[str, Moments] = {}
     for together in sets.values():
         if together[0] in readers:
             refit_layer(pair, together[0])
         else:
-            _refit_together(pair, together)
+            found |= dict.fromkeys(together, _refit_together(pair, together))
+    return found
 
 
 def _last_read(structure: Structure, groups: Sequence[UnitGroup]) -> dict[str, str]:
@@ -178,12 +181,15 @@ def _last_read(structure: Structure, groups: Sequence[UnitGroup]) -> dict[str, s
     return {path: group.key for group in running for path in group.readers}
 
 
-def _refit_together(pair: ModelPair, paths: list[str]) -> None:
+def _refit_together(pair: ModelPair, paths: list[str]) -> Moments:
     starts = [start_of(pair.target.model, path) for path in paths]
     rows = ProducerRows(pair, paths, _relu_after(pair, paths))
-    fit = pair.problem(torch.cat(starts, 1), rows).solve()
+    problem = pair.problem(torch.cat(starts, 1), rows)
+    fit = problem.solve()
     for path, part in zip(paths, fit.solution.split([one.shape[1] for one in starts], 1), strict=True):
         overwrite(pair.target.model, path, dataclasses.replace(fit, solution=part))
+    assert problem.read is not None
+    return problem.read
 
 
 def refit_consumer(pair: ModelPair, group: UnitGroup, small: UnitGroup, only_scale: bool) -> Fit:

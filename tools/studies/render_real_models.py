@@ -36,8 +36,9 @@ def real_models(content: dict[str, Any]) -> list[str]:
     facts = sorted({_fact(row) for row in content["rows"]})
     prose = [
         "The recipes of the product, run up to the repaired model (`tools/studies/study_real_models.py`). *default*:",
-        "the recipe says nothing of tokens, which are then merged where heads and neurons alone are predicted to lose",
-        "too much; *units*: heads and neurons alone (`tokens.keep: 1.0`); *distilled*: with `prune.repair: distill`.",
+        "the recipe says nothing of tokens, which are then merged where units alone are predicted to lose too much;",
+        "*units*: `tokens.keep: 1.0`; *heads and neurons*: also without dimensions of queries and keys, which the",
+        "default rows of text models do not have (*with dimensions* does); *distilled*: with `prune.repair: distill`.",
         "Points lost: of the torch model on held-out rows, on the half that reports and on the half by which defaults",
         "may be chosen; the mean over seeds ± their deviation, and the mean of the 95 % intervals by paired bootstrap.",
         "*Predicted*: calibration rows with another class, before the repair, by the plan that was taken.",
