@@ -263,7 +263,7 @@ def test_every_recipe_prunes_a_small_stand_in(
     made = small(StandIn(request, tmp_path, rows).of(name, recipe), path)
     sources = load_sources(made)
     structure = find_structure(sources.model, made.prune.coupled, inputs=sources.fixed(2))
-    assert {group.kind for group in structure.groups} >= set(made.prune.removable)
+    assert {group.kind for group in structure.groups} >= set(made.prune.group_kinds)
     assert bool(find_query_keys(sources.model, structure)) >= ("dimensions" in made.prune.units)
     report: Report | None = optin_export.run(made, out=tmp_path / "run", stop_after="surgery")
     assert report is None

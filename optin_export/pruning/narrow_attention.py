@@ -1,4 +1,4 @@
-"""Give attentions fewer dimensions of queries and keys."""
+"""Replace attentions by smaller ones, whose queries and keys have fewer dimensions per head than their values."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from torch import nn
 from optin_export.errors import InputError
 from optin_export.models import Inputs, TaskModel
 from optin_export.models.equivalents import NarrowAttention, NarrowSelfAttention
-from optin_export.units import QueryKeys, Structure, find_query_keys, get_layer, get_module, set_module
+from optin_export.units import QueryKeys, get_layer, get_module, set_module, tensor_in
 
 #: Largest relative difference between the outputs of a model and of one whose attentions are replaced.
 TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def narrowable(model: TaskModel, structure: Structure, inputs: Inputs) -> tuple[QueryKeys, ...]:
-    """The attentions whose queries and keys may have fewer dimensions.
+def narrowable(model: TaskModel, attentions: Sequence[QueryKeys], inputs: Inputs) -> tuple[QueryKeys, ...]:
+    """Those attentions whose replacement, with all dimensions, computes the same on these inputs.
 
-    Their replacement, with all of them, computes the same on these inputs; it is tried, and taken out again.
+    It is tried in `model`, and taken out again.
     """
-    found = find_query_keys(model, structure)
-    if not found:
+    if not attentions:
         return ()
-    wanted, before = model(**inputs), {one.path: get_module(model, one.path) for one in found}
+    wanted, before = model(**inputs), {one.path: get_module(model, one.path) for one in attentions}
 
     def same(some: Sequence[QueryKeys]) -> bool:
         try:
@@ -39,15 +38,16 @@ def narrowable(model: TaskModel, structure: Structure, inputs: Inputs) -> tuple[
             for one in some:
                 set_module(model, one.path, before[one.path], everywhere=True)
 
-    return found if same(found) else tuple(one for one in found if same([one]))
+    return tuple(attentions) if same(attentions) else tuple(one for one in attentions if same([one]))
 
 
 @torch.no_grad()
 def narrow(model: TaskModel, attentions: Sequence[QueryKeys], dimensions: Mapping[str, int]) -> None:
-    """Give attentions so many dimensions of queries and keys per head, in place.
+    """Replace attentions by smaller ones, whose queries and keys have fewer dimensions, in place.
 
-    dimensions: by `QueryKeys.name`. The model computes the same as before, if the products q k^T of its weights have no
-    higher rank (see `repair.query_keys`); otherwise the nearest ones of that rank, for inputs of equal variance.
+    dimensions: `QueryKeys.name` -> dimensions per head that stay. The model computes the same as before, if the products
+    q k^T of its weights have no higher rank (see `repair.query_keys`); otherwise it uses the nearest ones of that rank,
+    for inputs of equal variance.
     """
     known = {one.name: one for one in attentions}
     for name, count in dimensions.items():
@@ -62,7 +62,7 @@ def narrow(model: TaskModel, attentions: Sequence[QueryKeys], dimensions: Mappin
 
 
 def _smaller(model: TaskModel, one: QueryKeys, count: int) -> nn.Module:
-    """The attention with so many dimensions of the queries and keys that it has in `model`."""
+    """An attention like the one in `model`, with `count` dimensions of queries and keys per head."""
     original: Any = get_module(model, one.path)
     query, key = (one.heads_of(rows_of(model, one, which)) for which in ("query", "key"))
     heads, parts = len(query), [part.flatten(0, 1) for part in factors(query, key, count)]
@@ -94,8 +94,9 @@ def rows_of(model: TaskModel, one: QueryKeys, which: str) -> torch.Tensor:
 
 def _with_bias(layer: Any) -> torch.Tensor:
     """Weights and bias of a linear layer, float64 [outputs, inputs + 1]."""
-    bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
-    return torch.cat([layer.weight, bias[:, None]], 1).detach().double()
+    weight = tensor_in(layer, "weight")
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else tensor_in(layer, "bias")
+    return torch.cat([weight, bias[:, None]], 1).double()
 
 
 def factors(query: torch.Tensor, key: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

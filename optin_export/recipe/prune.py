@@ -87,7 +87,7 @@ class PruneSection(Section):
     )
 
     @property
-    def removable(self) -> tuple[Literal["heads", "neurons", "channels"], ...]:
+    def group_kinds(self) -> tuple[Literal["heads", "neurons", "channels"], ...]:
         """The kinds of units that are whole features of layers."""
         return tuple(kind for kind in self.units if kind != "dimensions")
 
@@ -104,7 +104,17 @@ class PruneSection(Section):
     def _heads_with_dimensions(self) -> PruneSection:
         if "dimensions" in self.units and "heads" not in self.units:
             raise ValueError("units: dimensions are those within heads: name heads as well")
+        if self.lists_dimensions and not self.narrows:
+            raise ValueError(
+                "units: dimensions are removed with allocation: joint and compensate: true, and not under a budget of "
+                "speedup or latency_ms"
+            )
         return self
+
+    @property
+    def lists_dimensions(self) -> bool:
+        """Whether the recipe asks for dimensions, which are otherwise removed where nothing speaks against it."""
+        return "dimensions" in self.units and self.units != EVERYTHING
 
     @model_validator(mode="before")
     @classmethod

@@ -30,7 +30,7 @@ from optin_export.recipe.fields import (
 from optin_export.recipe.gates import Gates
 from optin_export.recipe.measurement import MeasureSection
 from optin_export.recipe.model import ModelSection
-from optin_export.recipe.prune import EVERYTHING, PruneSection
+from optin_export.recipe.prune import PruneSection
 from optin_export.recipe.tasks import LABELLED, METRICS, OWN_METRIC, TEXT_TASKS, Metric
 from optin_export.recipe.tokens import TokensSection
 
@@ -243,8 +243,8 @@ class Recipe(Section):
 
         By default not for a GPU: TensorRT's fused attention, for one, wants them as wide as the values.
         """
-        listed = self.prune.units != EVERYTHING
-        return self.prune.narrows and (listed or all(target.device == "cpu" for target in self.targets))
+        on_cpu = all(target.device == "cpu" for target in self.targets)
+        return self.prune.narrows and (self.prune.lists_dimensions or on_cpu)
 
     @property
     def searches_by_building(self) -> bool:

@@ -78,7 +78,7 @@ def loss_curves(
     weights: the `sensitivities` of `model` on `calibration`, if they are known.
     """
     structure = measured(model, structure, (*calibration, *scoring)[0].inputs)
-    structure = dataclasses.replace(structure, groups=structure.counted)
+    structure = dataclasses.replace(structure, groups=structure.searched_groups)
     counts = {group.key: counts_of(group.count, least[group.key]) for group in structure.groups}
     tried, whole = Tried(), is_measured(structure)
     rows = sum(len(batch.rows) for batch in scoring)

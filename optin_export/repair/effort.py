@@ -33,9 +33,9 @@ def curves_effort(
     total = Effort() if whole else Effort(graph=scoring, backward=2 * second_order.PROBES * scoring)
     grams = min(calibration - scoring or calibration, CALIBRATION_ROWS) if settings.repair else 0
     total += Effort(forward=grams)
-    all_counts = {group.key: counts_of(group.count, 0) for group in structure.counted}
+    all_counts = {group.key: counts_of(group.count, 0) for group in structure.searched_groups}
     judged = scoring / thinned(structure, all_counts, scoring, calibration)
-    for group in structure.counted:
+    for group in structure.searched_groups:
         counts = all_counts[group.key]
         total += Effort(forward=len(measured_at(structure, counts)) * judged * later_share(structure, group))
         for size in (sizes[path] for path in group.reads):
@@ -74,7 +74,7 @@ def system_bytes(size: LayerSize, rows: int) -> float:
 def probed_bytes(structure: Structure, sizes: Mapping[str, LayerSize]) -> float:
     """Bytes that one row takes between the backward passes of the curves and their products: what every layer reads,
     and the gradients of what it makes."""
-    read = [sizes[path] for group in structure.counted for path in group.reads]
+    read = [sizes[path] for group in structure.searched_groups for path in group.reads]
     return sum(4 * size.positions * (size.inputs + 2 * second_order.PROBES * size.outputs) for size in read)
 
 
@@ -84,7 +84,7 @@ def repair_effort(
     """sizes: of the layers that make or read units; kept: the share of the units that stays."""
     if not settings.repair:
         return Effort()
-    each = len(structure.counted) / max(len(structure.blocks), 1)
+    each = len(structure.searched_groups) / max(len(structure.blocks), 1)
     # One pass of the unpruned model; of the smaller one, one for its blocks' outputs and one and a bit per group.
     total = Effort(forward=rows * (1 + kept * (1 + 1.1 * each)))
     for group in structure.groups:

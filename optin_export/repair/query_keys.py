@@ -22,13 +22,13 @@ from optin_export.models import TaskModel
 from optin_export.pruning.narrow_attention import rows_of
 from optin_export.repair.least_squares import Moments
 from optin_export.repair.model_pair import ModelPair
-from optin_export.units import QueryKeys, get_layer, input_rows
+from optin_export.units import QueryKeys, get_layer, input_rows, tensor_in
 
 #: Added to the Gram matrix, as a share of its mean diagonal, so that directions without rows can be inverted.
 DAMPING = 1e-6
 
 
-def limited(
+def of_lower_rank(
     query: torch.Tensor, key: torch.Tensor, gram: torch.Tensor, counts: Iterable[int]
 ) -> Iterator[torch.Tensor]:
     """For each count, the queries' rows with which the scores of every head have that rank.
@@ -56,23 +56,23 @@ def changes_of(
 
     moments: of the layer's inputs.
     """
-    layer = get_layer(model, one.query)
+    whole = tensor_in(get_layer(model, one.query), "weight")
     query, key = (one.heads_of(rows_of(model, one, which)) for which in ("query", "key"))
-    at = one.rows(len(layer.weight), "query")
+    at = one.rows(len(whole), "query")
     weights, biases = [], []
-    for rows in limited(query, key, moments.full_gram, counts):
+    for rows in of_lower_rank(query, key, moments.full_gram, counts):
         change = (rows - query).flatten(0, 1).float()
-        weight, bias = torch.zeros_like(layer.weight), layer.weight.new_zeros(len(layer.weight))
+        weight, bias = torch.zeros_like(whole), whole.new_zeros(len(whole))
         weight[at], bias[at] = change[:, :-1].to(weight), change[:, -1].to(weight)
         weights.append(weight)
         biases.append(bias)
     if not weights:
-        return layer.weight.new_zeros(0, *layer.weight.shape), layer.weight.new_zeros(0, len(layer.weight))
+        return whole.new_zeros(0, *whole.shape), whole.new_zeros(0, len(whole))
     return torch.stack(weights), torch.stack(biases)
 
 
 @torch.no_grad()
-def limit(pair: ModelPair, one: QueryKeys, count: int, moments: Moments | None) -> None:
+def reduce_rank(pair: ModelPair, one: QueryKeys, count: int, moments: Moments | None) -> None:
     """Reduce the rank of an attention of the smaller model, in place, for the rows that it reads there.
 
     moments: sums over these, if they are known.

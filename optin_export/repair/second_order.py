@@ -39,7 +39,7 @@ from optin_export.workdir.peak_memory import release_freed
 PROBES = 2
 #: Bytes of weight gradients that are held at once.
 GRADIENT_BYTES = 1 << 27
-#: How many times faster a product in bfloat16 is.
+#: How many times faster a product in bfloat16 is taken to be, to choose between two ways to compute the same.
 SHORTER = 4.0
 #: Changes below it are stored in float16, which ends at 65504.
 HALF_MAX = 6e4

@@ -31,7 +31,7 @@ from optin_export.repair.least_squares import Fit, Moments
 from optin_export.repair.model_pair import ConsumerRows, ModelPair, OutputRows, ProducerRows
 from optin_export.repair.output_layer import output_layer
 from optin_export.repair.paired_forward import Stream
-from optin_export.repair.query_keys import limit
+from optin_export.repair.query_keys import reduce_rank
 from optin_export.repair.relu import ReluTarget, relu_of_units, shift_of_block_relu
 from optin_export.repair.residual_branch import affine_of
 from optin_export.repair.sensitivity import Weights, sensitivities
@@ -126,7 +126,7 @@ def compensate(
                         read = refit_producers(pair, group, consumers, last_read)
                         if group.key in limits:
                             one = limits[group.key]
-                            limit(pair, one, (dimensions or {})[one.name], read.get(one.query))
+                            reduce_rank(pair, one, (dimensions or {})[one.name], read.get(one.query))
                     if consumers[group.consumer] == group.key:
                         repairs[group.key] = _repair(refit_consumer(pair, group, small, only_scale))
                     else:

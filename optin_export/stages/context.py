@@ -19,7 +19,7 @@ from optin_export.objective import Reference
 from optin_export.recipe import Recipe, Target, engine_name, engine_names
 from optin_export.stages.choice import Candidates
 from optin_export.stages.structures import Measured, units_of
-from optin_export.units import Costs, Structure, find_query_keys, measured, notices, steps_of
+from optin_export.units import Costs, QueryKeys, Structure, find_query_keys, measured, notices, steps_of
 from optin_export.workdir.cache import StepCache
 from optin_export.workdir.files import remove
 
@@ -73,23 +73,40 @@ class RunContext:
     @cached_property
     def declared(self) -> Structure:
         """The structure as declared by its families, or found and verified by measurement."""
-        return units_of(self.sources, self.recipe.prune.coupled, self.recipe.prune.removable, self.around.measured)
+        return units_of(self.sources, self.recipe.prune.coupled, self.recipe.prune.group_kinds, self.around.measured)
 
     @cached_property
     def structure(self) -> Structure:
         """The structure, with how its blocks run and depend on each other measured on two calibration rows."""
         model = self.sources.model
         if self.sources.loaded.looked_up:  # without the weights' values nothing can be measured
-            attentions = find_query_keys(model, self.declared) if self.recipe.narrows else ()
-            return replace(self.declared, attentions=attentions)
+            return replace(self.declared, attentions=self._attentions(self.declared))
         with self.placement(model):
             structure = measured(model, self.declared, self.sources.fixed(2))
-            if self.recipe.narrows:
-                attentions = pruning.narrowable(model, structure, self.sources.fixed(2))
-                structure = replace(structure, attentions=attentions)
         for text in notices(structure):
             self.cache.warn(text)
-        return structure
+        # Not where the model runs: weights that are kept elsewhere could not be exchanged.
+        return replace(structure, attentions=self._attentions(structure))
+
+    def _attentions(self, structure: Structure) -> tuple[QueryKeys, ...]:
+        """The attentions whose queries and keys may lose dimensions in this run; warns of those that may not."""
+        if not self.recipe.narrows:
+            return ()
+        model, listed = self.sources.model, self.recipe.prune.lists_dimensions
+        found = find_query_keys(model, structure)
+        if listed and not found:
+            self.cache.warn(
+                "queries and keys keep all dimensions: no attention of this model is known to work with fewer"
+            )
+        if self.sources.loaded.looked_up:
+            return found
+        usable = pruning.narrowable(model, found, self.sources.fixed(2))
+        if len(usable) < len(found):
+            kept = f"{len(found) - len(usable)} of {len(found)} attentions"
+            self.cache.warn(
+                f"queries and keys of {kept} keep all dimensions: a smaller attention computes something else there"
+            )
+        return usable
 
     @cached_property
     def scheduled(self) -> tuple[tuple[int, ...], Costs]:
@@ -104,12 +121,12 @@ class RunContext:
     def steps(self) -> dict[str, int]:
         """The numbers of units in whose multiples each group is kept."""
         structure, alignment = self.structure, self.recipe.alignment
-        return steps_of(structure.counted, alignment)
+        return steps_of(structure.searched_groups, alignment)
 
     @cached_property
     def least(self) -> dict[str, int]:
         """Units that must stay in each group: none if the whole sub-layer can be removed, otherwise one step."""
-        groups = self.structure.counted
+        groups = self.structure.searched_groups
         return {group.key: 0 if group.sublayer else min(self.steps[group.key], group.count) for group in groups}
 
     @cached_property

@@ -321,7 +321,7 @@ def _peaks(work: RunContext, speed: Speed, sizes: Mapping[str, LayerSize]) -> di
         return max((len(batch.rows) for batch in batches), default=0) * speed.row_bytes
 
     changes = 0
-    for group in structure.counted:
+    for group in structure.searched_groups:
         changes += sum(2 * CANDIDATES * sizes[path].inputs * sizes[path].outputs for path in group.reads)
     probed = max((len(batch.rows) for batch in sources.curves), default=0) * repair.probed_bytes(structure, sizes)
     rows = len(sources.calibration_examples)

@@ -159,7 +159,7 @@ class _Checking:
         """Raises InputError for streams (`prune.coupled`) that no family declares: they are not measured."""
         own, prune = load_own_family(self.recipe.model.family), self.recipe.prune
         try:
-            find_structure(model, prune.coupled, prune.removable, own=own)
+            find_structure(model, prune.coupled, prune.group_kinds, own=own)
         except InputError:
             if prune.coupled:
                 raise

@@ -59,13 +59,13 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
 
     def plan_of(budget: Budget, costs: Costs, table: LatencyTable | None = None) -> search.Plan:
         scores, curves = losses()
-        # What no score orders counts as nothing in their sums; curves say what it is worth.
+        # Dimensions have no scores: they add nothing to the sums, and their curves say what they are worth.
         scores = scores | {one.name: np.zeros(one.count) for one in work.structure.attentions}
         found = search.find_plan(scores, costs, budget, work.steps, work.least, curves, table)
         lost = None
         if budget.kind != "latency":
             lost = search.lost_to_alignment(found, scores, costs, budget.kind, work.least, curves)
-        found = _apart(found, work.structure)
+        found = _with_dimensions_apart(found, work.structure)
         return found.model_copy(update={"merged": work.scheduled[0], "alignment": _alignment(work, lost)})
 
     def run() -> SearchLog:
@@ -105,8 +105,8 @@ def find_plan(work: RunContext, scored: ScoringResult, curved: CurvesResult) -> 
     return SearchResult(plan, tried)
 
 
-def _apart(plan: search.Plan, structure: Structure) -> search.Plan:
-    """The plan with the dimensions of queries and keys apart from the groups of units, where some are removed."""
+def _with_dimensions_apart(plan: search.Plan, structure: Structure) -> search.Plan:
+    """The plan of `searched_groups`, with the attentions that lose dimensions in a field of their own."""
     kept = {one.name: len(plan.groups[one.name].kept) for one in structure.attentions if plan.groups[one.heads].kept}
     fewer = {one.name: kept[one.name] for one in structure.attentions if kept.get(one.name, one.count) < one.count}
     groups = {group.key: plan.groups[group.key] for group in structure.groups}

@@ -334,7 +334,11 @@ def nearest(module: nn.Module, families: Sequence[Family]) -> tuple[Family, str,
 
 
 def find_query_keys(model: nn.Module, structure: Structure) -> tuple[QueryKeys, ...]:
-    """The attentions of this structure whose queries and keys may have fewer dimensions than their values."""
+    """The attentions of this structure whose queries and keys may have fewer dimensions than their values.
+
+    Only those of known families, and with a hidden stream as input that loses no units itself.
+    """
+    read = {path for group in structure.groups for path in group.reads}
     families = {family.name: family for family in _shipped()}
     found = []
     for group in structure.groups:
@@ -342,7 +346,7 @@ def find_query_keys(model: nn.Module, structure: Structure) -> tuple[QueryKeys, 
         path = structure.blocks[group.block]
         if group.kind == "heads" and not group.found and family is not None and family.query_keys is not None:
             paths = family.query_keys(get_module(model, path), path)
-            if paths is not None:
+            if paths is not None and not read.intersection(paths):
                 found.append(QueryKeys(group.block, *paths, group.key, group.width))
     return tuple(found)
 

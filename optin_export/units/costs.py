@@ -136,7 +136,7 @@ def measure_costs(model: nn.Module, structure: Structure, inputs: dict[str, torc
     return Costs(
         macs=count_macs(model, inputs),
         params=count_params(model),
-        units={group.key: group.count for group in structure.counted},
+        units={group.key: group.count for group in structure.searched_groups},
         terms={"macs": _terms(macs), "params": _terms(params)},
     )
 

@@ -226,12 +226,16 @@ class Structure:
         return frozenset() if self.walk is None else self.walk.rewritten
 
     @property
-    def counted(self) -> tuple[UnitGroup, ...]:
-        """All that the search counts: the groups, and the dimensions of the attentions as the units of a group of which
-        only the layer of the queries is changed."""
-        dims = {group.key: group.batch_dim for group in self.groups}
+    def searched_groups(self) -> tuple[UnitGroup, ...]:
+        """What the search shares the budget among: the groups of units, and one group for each of `attentions`.
+
+        The units of the latter are dimensions; removing them changes the layer of the queries alone.
+        """
+        batch_dims = {group.key: group.batch_dim for group in self.groups}
         return self.groups + tuple(
-            UnitGroup(one.block, DIMENSIONS, one.count, 1, (), one.query, None, None, batch_dim=dims.get(one.heads, 0))
+            UnitGroup(
+                one.block, DIMENSIONS, one.count, 1, (), one.query, None, None, batch_dim=batch_dims.get(one.heads, 0)
+            )
             for one in self.attentions
         )
 

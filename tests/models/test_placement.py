@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from optin_export.models import Placement, TaskModel, placement
 from optin_export.recipe import Budget, PruneSection, validate
 from optin_export.repair import RepairSettings, apply_plan, loss_curves, sensitivities
 from optin_export.scoring import score
-from optin_export.units import find_structure
+from optin_export.units import find_query_keys, find_structure
 from tests.conftest import Make
 from tests.repair.plans import halved
 from tests.units.models import batches_for, small_model
@@ -39,10 +40,12 @@ def placed(model: TaskModel, device_map: Any, **more: Any) -> Placement:
 def test_scores_curves_and_repair_are_the_same_to_the_last_bit(name: str) -> None:
     model, _ = small_model(name)
     structure, batches = find_structure(model), batches_for(model, 2, size=4)
+    structure = dataclasses.replace(structure, attentions=find_query_keys(model, structure))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     settings = PruneSection(budget=Budget(macs=0.5), probes=4)
-    least = {group.key: 0 if group.sublayer else 1 for group in structure.groups}
-    plan, inputs = halved(structure), batches[0].inputs
+    least = {group.key: 0 if group.sublayer else 1 for group in structure.searched_groups}
+    fewer = {one.name: one.count // 2 for one in structure.attentions}
+    plan, inputs = halved(structure).model_copy(update={"dimensions": fewer}), batches[0].inputs
     results = []
     for where in (Placement(), placed(model, MAPS[name])):
         scores = score(model, structure, batches, settings, 0, placement=where)

@@ -5,6 +5,7 @@ The device is `tests.devices.elsewhere`, which a machine with a CPU alone has.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from optin_export.recipe import Budget, PruneSection, validate
 from optin_export.repair import RepairSettings, apply_plan, gauss_newton, loss_curves, sensitivities
 from optin_export.repair.least_squares import Moments, ridge
 from optin_export.scoring import score
-from optin_export.units import find_structure
+from optin_export.units import find_query_keys, find_structure
 from tests.conftest import ROOT, Make
 from tests.devices import elsewhere
 from tests.repair.plans import halved
@@ -34,6 +35,7 @@ BACK = {
     "repair/layer_problem.py": 2,
     "repair/least_squares.py": 2,
     "repair/curves.py": 1,
+    "repair/query_keys.py": 1,
     "repair/relu.py": 1,
     "repair/sensitivity.py": 1,
     "repair/gauss_newton.py": 1,
@@ -51,7 +53,11 @@ def device() -> torch.device:
 def test_scores_curves_and_repair_are_computed_there(name: str, device: torch.device) -> None:
     model, _ = small_model(name)
     structure, batches = find_structure(model), batches_for(model, 3, size=4)
-    settings, least = PruneSection(budget=Budget(macs=0.5), probes=4), {group.key: 1 for group in structure.groups}
+    structure = dataclasses.replace(structure, attentions=find_query_keys(model, structure))
+    fewer = {one.name: one.count // 2 for one in structure.attentions}
+    plan = halved(structure).model_copy(update={"dimensions": fewer})
+    settings = PruneSection(budget=Budget(macs=0.5), probes=4)
+    least = {group.key: 1 for group in structure.searched_groups}
     results: list[dict[str, Any]] = []
     for where in (Placement(), Placement(device=str(device))):
         with elsewhere.counting() as copies:
@@ -61,9 +67,7 @@ def test_scores_curves_and_repair_are_computed_there(name: str, device: torch.de
                 curves = loss_curves(
                     model, structure, scores.values, batches, batches, RepairSettings(), least=least, weights=weights
                 )
-            there = apply_plan(
-                model, structure, halved(structure), batches, batches[0].inputs, RepairSettings(), at_work=where
-            )
+            there = apply_plan(model, structure, plan, batches, batches[0].inputs, RepairSettings(), at_work=where)
         moved = {key: max(sizes) for key, sizes in copies.items() if key != "tests"}
         assert {key: most for key, most in moved.items() if most > BACK.get(key.partition(":")[0], 0)} == {}
         results.append({**scores.values, **{f"curve {key}": one for key, one in curves.items()}})

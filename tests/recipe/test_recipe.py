@@ -126,6 +126,9 @@ def test_an_unknown_field_is_named_with_the_nearest_known_one(dotted: str, value
         ("prune.gauss_newton", "often", "prune.gauss_newton"),
         ("prune.units", [], "prune.units:"),
         ("prune.units", ["layers"], "prune.units.0:"),
+        ("prune.units", ["neurons", "dimensions"], "name heads as well"),
+        ("prune", {"budget": {"speedup": 2.0}, "units": ["heads", "dimensions"]}, "not under a budget of speedup"),
+        ("prune", {"budget": {"macs": 0.5}, "units": ["heads", "dimensions"], "compensate": False}, "compensate: true"),
         ("prune.budget", {}, "exactly one of: macs, params"),
         ("prune.budget", {"macs": 0.5, "params": 0.5}, "exactly one of: macs, params"),
         ("prune.budget.macs", 0.0, "prune.budget.macs:"),
@@ -486,3 +489,20 @@ def test_more_than_one_round_is_refused_with_the_measurement(rounds: Any) -> Non
 def test_one_round_of_an_older_recipe_passes() -> None:
     recipe = validate(with_value("prune.rounds", 1), Path.cwd())
     assert "rounds" not in recipe.to_yaml() and recipe == validate(GOOD, Path.cwd())
+
+
+@pytest.mark.parametrize(
+    ("units", "targets", "narrows"),
+    [
+        (None, [{"threads": 1}], True),
+        (None, [{"threads": 1}, {"engine": "tensorrt"}], False),
+        (["heads", "neurons", "dimensions"], [{"engine": "tensorrt"}], True),
+        (["heads", "neurons"], [{"threads": 1}], False),
+    ],
+)
+def test_queries_and_keys_lose_dimensions_for_a_gpu_only_if_asked(units: Any, targets: Any, narrows: bool) -> None:
+    raw = with_value("targets", targets)
+    raw["prune"] |= {} if units is None else {"units": units}
+    recipe = validate(raw, Path())
+    assert recipe.narrows == narrows
+    assert validate(yaml.safe_load(recipe.to_yaml()), Path()).narrows == narrows  # also as a run folder keeps it

@@ -12,11 +12,13 @@ import torch
 import optin_export
 from optin_export.displays import Quiet
 from optin_export.errors import InputError
-from optin_export.pruning import load_model, save_model
+from optin_export.pruning import load_model, narrow_attention, save_model
 from optin_export.pruning.token_merging import insert_merging
+from optin_export.recipe import validate
 from optin_export.repair import RepairSettings, apply_plan
 from optin_export.search import Plan, kept_share
-from optin_export.stages import prediction
+from optin_export.stages import context, prediction
+from optin_export.stages.context import RunContext
 from optin_export.units import count_macs, find_structure, find_tokens
 from tests.conftest import Make
 from tests.repair.plans import halved
@@ -68,6 +70,24 @@ def test_dimensions_of_queries_and_keys_share_the_budget(tmp_path: Path, vit_rec
     assert kept[0] > kept[1] and not without.dimensions
     assert plan.predicted_loss is not None and without.predicted_loss is not None
     assert plan.predicted_loss < without.predicted_loss
+
+
+def test_what_keeps_dimensions_that_the_recipe_lists_is_told(
+    tmp_path: Path, vit_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune = {**vit_recipe()["prune"], "units": ["heads", "neurons", "dimensions"]}
+    recipe = validate(vit_recipe(prune=prune), tmp_path)
+
+    def warned() -> str:
+        work = RunContext(recipe, tmp_path, False)
+        return f"{len(work.structure.attentions)} {' '.join(work.cache.warnings)}"
+
+    assert warned() == "3 "
+    with monkeypatch.context() as patch:
+        patch.setattr(narrow_attention, "TOLERANCE", -1.0)
+        assert "0 queries and keys of 3 of 3 attentions keep all dimensions" in warned()
+    monkeypatch.setattr(context, "find_query_keys", lambda *given: ())
+    assert "no attention of this model is known to do with fewer" in warned()
 
 
 def test_a_schedule_is_carried_out_as_given(tmp_path: Path, vit_recipe: Make) -> None:

@@ -18,7 +18,7 @@ def planned_work(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
     repository = "a Triton model repository if all gates pass, and " if recipe.ship.triton else ""
     return [
         ("sources", f"load {model.source} ({model.task}) and {rows} calibration rows from {data.calibration.source}"),
-        ("scoring", f"score {' and '.join(prune.removable)} with {prune.score}" + _effort(recipe)),
+        ("scoring", f"score {' and '.join(prune.group_kinds)} with {prune.score}" + _effort(recipe)),
         (
             "curves",
             "measure loss curves of all groups" if prune.allocation == "joint" else "nothing, the scores decide",
