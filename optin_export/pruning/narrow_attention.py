@@ -45,8 +45,8 @@ def narrowable(model: TaskModel, attentions: Sequence[QueryKeys], inputs: Inputs
 def narrow(model: TaskModel, attentions: Sequence[QueryKeys], dimensions: Mapping[str, int]) -> None:
     """Replace attentions by smaller ones, whose queries and keys have fewer dimensions, in place.
 
-    dimensions: `QueryKeys.name` -> dimensions per head that stay. The model computes the same as before, if the products
-    q k^T of its weights have no higher rank (see `repair.query_keys`); otherwise it uses the nearest ones of that rank,
+    dimensions: `QueryKeys.name` -> dimensions per head that stay. The model computes the same as before if its products
+    q k^T have no higher rank (see `repair.query_keys`). Otherwise it uses the nearest ones of that rank,
     for inputs of equal variance.
     """
     known = {one.name: one for one in attentions}

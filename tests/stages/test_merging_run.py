@@ -87,7 +87,7 @@ def test_what_keeps_dimensions_that_the_recipe_lists_is_told(
         patch.setattr(narrow_attention, "TOLERANCE", -1.0)
         assert "0 queries and keys of 3 of 3 attentions keep all dimensions" in warned()
     monkeypatch.setattr(context, "find_query_keys", lambda *given: ())
-    assert "no attention of this model is known to do with fewer" in warned()
+    assert "no attention of this model is known to work with fewer" in warned()
 
 
 def test_a_schedule_is_carried_out_as_given(tmp_path: Path, vit_recipe: Make) -> None:
