@@ -25,7 +25,7 @@ class PruneSection(Section):
         min_length=1,
         description="what may be removed: attention heads, FFN neurons, channels of convolutions, and, together with "
         "heads, dimensions of queries and keys, where nothing but their product reads them, and not under a budget of "
-        "time; by default only if all targets are on a CPU (fused attention of GPUs wants equal widths)",
+        "time; by default only of image models with all targets on a CPU (fused attention of GPUs wants equal widths)",
         examples=[["heads", "neurons"]],
     )
     score: Annotated[

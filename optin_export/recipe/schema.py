@@ -241,10 +241,11 @@ class Recipe(Section):
     def narrows(self) -> bool:
         """Whether queries and keys may lose dimensions.
 
-        By default not for a GPU: TensorRT's fused attention, for one, wants them as wide as the values.
+        By default not for a GPU: TensorRT's fused attention, for one, wants them as wide as the values. Nor for texts,
+        where they hardly change what is lost (docs/results.md, trained models of real size).
         """
-        on_cpu = all(target.device == "cpu" for target in self.targets)
-        return self.prune.narrows and (self.prune.lists_dimensions or on_cpu)
+        by_default = not self.is_text and all(target.device == "cpu" for target in self.targets)
+        return self.prune.narrows and (self.prune.lists_dimensions or by_default)
 
     @property
     def searches_by_building(self) -> bool:

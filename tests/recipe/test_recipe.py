@@ -491,17 +491,26 @@ def test_one_round_of_an_older_recipe_passes() -> None:
     assert "rounds" not in recipe.to_yaml() and recipe == validate(GOOD, Path.cwd())
 
 
+CPU, GPU = {"threads": 1}, {"engine": "tensorrt"}
+IMAGES = {"source": "timm:vit_tiny_patch16_224", "task": "image-classification"}
+
+
 @pytest.mark.parametrize(
-    ("units", "targets", "narrows"),
+    ("units", "targets", "images", "narrows"),
     [
-        (None, [{"threads": 1}], True),
-        (None, [{"threads": 1}, {"engine": "tensorrt"}], False),
-        (["heads", "neurons", "dimensions"], [{"engine": "tensorrt"}], True),
-        (["heads", "neurons"], [{"threads": 1}], False),
+        (None, [CPU], True, True),
+        (None, [CPU, GPU], True, False),
+        (None, [CPU], False, False),
+        (["heads", "neurons", "dimensions"], [GPU], True, True),
+        (["heads", "neurons", "dimensions"], [CPU], False, True),
+        (["heads", "neurons"], [CPU], True, False),
     ],
 )
-def test_queries_and_keys_lose_dimensions_for_a_gpu_only_if_asked(units: Any, targets: Any, narrows: bool) -> None:
+def test_when_queries_and_keys_lose_dimensions(units: Any, targets: Any, images: bool, narrows: bool) -> None:
     raw = with_value("targets", targets)
+    if images:
+        raw |= {"model": IMAGES, "data": {"calibration": {"source": "images:photos"}}, "gates": {}}
+        raw["export"].pop("sequence")
     raw["prune"] |= {} if units is None else {"units": units}
     recipe = validate(raw, Path())
     assert recipe.narrows == narrows
