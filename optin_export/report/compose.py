@@ -138,7 +138,9 @@ def prunings(
     # Dimensions of queries and keys have no scores: the search knows them by their loss curves alone.
     for one in structure.attentions if plan.dimensions else ():
         left = plan.dimensions.get(one.name, one.count)
-        results.append(GroupResult(block=one.block, kind=DIMENSIONS, count=one.count, kept=left, score_kept=None))
+        results.append(
+            GroupResult(block=one.block, kind=f"query/key {DIMENSIONS}", count=one.count, kept=left, score_kept=None)
+        )
     return tuple(results)
 
 

@@ -61,7 +61,7 @@ def test_dimensions_of_queries_and_keys_share_the_budget(tmp_path: Path, vit_rec
     assert plan.dimensions and all(2 <= kept < 8 for kept in plan.dimensions.values())
     check_spent(tmp_path, plan, 0.6)
     assert report.macs.pruned == plan.predicted.macs and report.params.pruned == plan.predicted.params
-    shown = {one.block: one.kept for one in report.pruning.groups if one.kind == "dimensions"}
+    shown = {one.block: one.kept for one in report.pruning.groups if one.kind == "query/key dimensions"}
     assert shown == {block: plan.dimensions.get(f"block{block:02d}.dimensions", 8) for block in range(3)}
     # They took their part: more units stay than without them.
     recipe = vit_recipe(prune={**prune, "units": ["heads", "neurons"]})
